@@ -1,0 +1,15 @@
+"""The compiled engine: everything that happens to an event after it was decoded and before it is written.
+
+    state       decide, apply, read: the deterministic state machine over all shards
+      sequencer   clock, lateness, refusals, duplicates: the one place that decides
+      shard       rows of one partition of the key space, applied in position order
+        table       fingerprint → row
+        window      one log per (row, view): exact first, bounded after
+        arena       the memory of a shard
+      program     compiled `where` filters
+      plan        the schema as flat C structs
+      batch       events in columns, the one shape in which they travel
+      hashing     SipHash-2-4-128 keyed fingerprints, CRC32C
+
+Arrows point down only. Nothing here knows a file, a socket, protobuf or the machine's clock.
+"""

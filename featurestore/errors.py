@@ -1,0 +1,65 @@
+"""Every error featurestore raises on purpose: one small tree under FeatureStoreError.
+
+A message says what was wrong, where, and what to do. A late, refused or duplicate *event* is not an error: it is
+a named outcome in the reply (`featurestore.Outcome`). Two tables translate at the edges, and only there: LMDB to
+these classes in `storage`, these classes to gRPC status codes in `server`.
+"""
+
+from __future__ import annotations
+
+
+class FeatureStoreError(Exception):
+    """Root of every error raised on purpose by this package."""
+
+
+class ConfigError(FeatureStoreError):
+    """A setting or command-line value that cannot be used."""
+
+
+class SchemaError(FeatureStoreError):
+    """The schema file is wrong, or a change to it is not allowed. Names the file and line where they are known."""
+
+    def __init__(self, message: str, *, path: str | None = None, line: int | None = None) -> None:
+        self.path, self.line, self.problem = path, line, message
+        where = ":".join(str(part) for part in (path, line) if part is not None)
+        super().__init__(f"{where}: {message}" if where else message)
+
+
+class UnknownNameError(FeatureStoreError):
+    """A request names an event type, service, entity or feature that the schema does not declare."""
+
+
+class SchemaMismatchError(FeatureStoreError):
+    """The client's service fingerprint is not the one being served: its feature order may be stale."""
+
+
+class InvalidEventError(FeatureStoreError):
+    """A request whose events or keys cannot be read: wrong type, wrong length, out of range."""
+
+
+class SequenceError(FeatureStoreError):
+    """A batch's (producer, epoch, sequence) cannot be judged: too old, or from a fenced-off epoch."""
+
+
+class LimitError(FeatureStoreError):
+    """A limit on memory, size or concurrency is reached; nothing was applied and a later retry may succeed."""
+
+
+class StorageError(FeatureStoreError):
+    """A file or the database failed; the cause is chained."""
+
+
+class CorruptRecordError(StorageError):
+    """Stored bytes do not match their checksum or their format. Names the file, the place, and what was found."""
+
+
+class IncompatibleVersionError(StorageError):
+    """A file belongs to another program, another store or a newer version of this one."""
+
+
+class StoreLockedError(StorageError):
+    """Another process holds the data directory."""
+
+
+class UnavailableError(FeatureStoreError):
+    """The server cannot be reached or is shutting down; retrying is safe."""

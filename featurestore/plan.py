@@ -1,0 +1,217 @@
+"""The schema compiled: numbered entities, events, views, columns, features and services, with no name left to look up.
+
+A `Plan` is plain immutable data. `featurestore.schema` makes it from the file people write and, for a change, from
+the plan before it (ids are kept, so that state finds its view again); `featurestore.core.plan` copies it into C
+structs; the journal stores it as JSON in every schema frame, so that replay never compiles again.
+
+Order inside each tuple is the index used everywhere else: `ViewPlan.event` indexes `Plan.events`,
+`ColumnPlan.value` indexes `ViewPlan.values`, and so on. Ids (`*_id`) are given once, never used again, and survive schema changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+class Kind(enum.IntEnum):
+    """How a field's values are kept: the same numbers as `ColumnKind` in core/batch.pxd."""
+
+    NUMBER = 0
+    TEXT = 1
+
+
+class Aggregate(enum.IntEnum):
+    """What a feature says of the events in its window (design §2.5)."""
+
+    COUNT = 0
+    SUM = 1
+    MEAN = 2
+    MIN = 3
+    MAX = 4
+    STDDEV = 5
+    FIRST = 6
+    LAST = 7
+    SINCE_FIRST = 8
+    SINCE_LAST = 9
+
+
+class Part(enum.IntFlag):
+    """What a column keeps in a merged log entry, besides the number n of events that it counts."""
+
+    SUM = 1  # sum of the non-negative and of the negative values
+    EXTREMES = 2  # minimum and maximum
+    MOMENTS = 4  # mean and M2
+    FIRST = 8  # first value and its time
+    LAST = 16  # last value and its time
+
+
+@dataclass(frozen=True)
+class FieldPlan:
+    name: str
+    kind: Kind
+    is_key: bool  # declared `key`: a float is refused unless integral, an integer means its decimal text
+
+
+@dataclass(frozen=True)
+class TimePlan:
+    field: str
+    unit: str  # "s" | "ms" | "us" | "iso"
+
+
+@dataclass(frozen=True)
+class TouchPlan:
+    """One row that an event of this type touches: the entity, and the fields that make its key."""
+
+    entity: int  # index in Plan.entities
+    fields: tuple[int, ...]  # indexes in EventPlan.fields, one per part of the entity
+
+
+@dataclass(frozen=True)
+class EventPlan:
+    event_id: int
+    name: str
+    time: TimePlan
+    fields: tuple[FieldPlan, ...]  # the time field is not among them
+    lateness_ms: int
+    id_field: int | None  # index in fields, of an `ids: {id: ...}` declaration
+    dedupe_ms: int
+    touches: tuple[TouchPlan, ...]  # each entity at most once
+
+
+@dataclass(frozen=True)
+class EntityPlan:
+    entity_id: int
+    parts: tuple[str, ...]  # names of the key's parts, sorted; () is one row for everything
+    keep_keys: bool
+
+
+@dataclass(frozen=True)
+class Op:
+    """One step of a filter program, a stack machine over columns; see core/program.pyx for each code."""
+
+    code: str  # "number" "text" "load_number" "load_text" "add" "sub" "mul" "div" "neg" "eq" "ne" "lt" "le"
+    #            "gt" "ge" "text_eq" "text_ne" "in_numbers" "in_texts" "and" "or" "not" "true" "false" "is_null"
+    field: int = -1  # load_*: index in EventPlan.fields
+    number: float = 0.0  # number
+    numbers: tuple[float, ...] = ()  # in_numbers
+    texts: tuple[str, ...] = ()  # text (one), in_texts
+
+
+@dataclass(frozen=True)
+class Program:
+    event: int
+    source: str
+    ops: tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """What a view keeps of one (field, filter) pair; value None means the event itself (counts and times)."""
+
+    value: int | None  # index in ViewPlan.values
+    filter: int | None  # index in ViewPlan.filters
+    parts: Part
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    view_id: int
+    name: str
+    event: int
+    entity: int
+    where: int | None  # index in Plan.programs
+    offset_ms: int
+    keep_ms: int  # max(window + offset) + lateness
+    floor_ms: int | None  # nothing before this time is kept (after a window was made longer)
+    exact_events: int
+    max_error: float
+    max_entries: int
+    values: tuple[int, ...]  # fields (indexes in EventPlan.fields) whose values the log keeps
+    filters: tuple[int, ...]  # feature-level `where` (indexes in Plan.programs), one bit each; at most 48
+    columns: tuple[ColumnPlan, ...]
+    has_lifetime: bool
+    lifetime_idle_ms: int
+    identity: str  # canonical text of (key, event, filter, columns, offset, error settings): may not change
+
+
+@dataclass(frozen=True)
+class FeaturePlan:
+    name: str  # "customer.mean_tx_amount_7d"
+    view: int
+    aggregate: Aggregate
+    column: int | None  # index in ViewPlan.columns; None: every event of the view (plain count, since_*)
+    window_ms: int  # 0 = lifetime
+    exclude_self: bool
+    live_since_ms: int | None  # now when it was applied; None: at the first event of its type accepted thereafter
+
+
+@dataclass(frozen=True)
+class ServicePlan:
+    name: str
+    features: tuple[int, ...]  # indexes in Plan.features, in the order of the vector
+    fingerprint: str  # 16 hex digits over the ordered feature names and their definitions
+
+
+@dataclass(frozen=True)
+class Plan:
+    version: int  # counts applied schemas of this store, from 1
+    name: str
+    source: str  # the schema file's text
+    entities: tuple[EntityPlan, ...]
+    events: tuple[EventPlan, ...]
+    programs: tuple[Program, ...]
+    views: tuple[ViewPlan, ...]
+    features: tuple[FeaturePlan, ...]
+    services: tuple[ServicePlan, ...]
+    next_event_id: int  # first ids never given yet
+    next_entity_id: int
+    next_view_id: int
+
+    def to_json(self) -> str:
+        """Canonical JSON text: equal plans give equal bytes."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote. Raises ValueError, KeyError or TypeError where the text is not one."""
+        raw = json.loads(text)
+        return cls(
+            **{
+                **raw,
+                "entities": tuple(EntityPlan(**{**e, "parts": tuple(e["parts"])}) for e in raw["entities"]),
+                "events": tuple(_event(e) for e in raw["events"]),
+                "programs": tuple(_program(p) for p in raw["programs"]),
+                "views": tuple(_view(v) for v in raw["views"]),
+                "features": tuple(
+                    FeaturePlan(**{**f, "aggregate": Aggregate(f["aggregate"])}) for f in raw["features"]
+                ),
+                "services": tuple(ServicePlan(**{**s, "features": tuple(s["features"])}) for s in raw["services"]),
+            }
+        )
+
+
+def _event(raw: dict[str, Any]) -> EventPlan:
+    return EventPlan(
+        **{
+            **raw,
+            "time": TimePlan(**raw["time"]),
+            "fields": tuple(FieldPlan(**{**f, "kind": Kind(f["kind"])}) for f in raw["fields"]),
+            "touches": tuple(TouchPlan(t["entity"], tuple(t["fields"])) for t in raw["touches"]),
+        }
+    )
+
+
+def _program(raw: dict[str, Any]) -> Program:
+    ops = tuple(Op(**{**op, "numbers": tuple(op["numbers"]), "texts": tuple(op["texts"])}) for op in raw["ops"])
+    return Program(raw["event"], raw["source"], ops)
+
+
+def _view(raw: dict[str, Any]) -> ViewPlan:
+    columns = tuple(ColumnPlan(c["value"], c["filter"], Part(c["parts"])) for c in raw["columns"])
+    return ViewPlan(
+        **{**raw, "values": tuple(raw["values"]), "filters": tuple(raw["filters"]), "columns": columns}
+    )
