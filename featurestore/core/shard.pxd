@@ -44,6 +44,7 @@ ctypedef struct Shard:
     Arena arena
     Table table
     pthread_mutex_t lock
+    int waiting                  # readers that want the lock: whoever holds it for long lets them in
     uint64_t position            # of the last event applied: earlier parts are skipped
     uint32_t cut                 # counts checkpoints begun; a row changed since has mark == cut
     uint32_t written             # the last cut whose checkpoint was written: rows with mark < written are in it

@@ -72,5 +72,8 @@ cdef class State:
     cdef StateC c
     cdef bint made
     cdef CompiledPlan compiled
+    cdef int64_t* cut_nows       # the clocks at the checkpoint's cut, owned
     cdef const ServiceC* _service(self, service) except? NULL
+    cdef bytes _table(self, bint producers, uint32_t max_places)
+    cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1
