@@ -144,7 +144,7 @@ def main() -> None:
 
     layouts: dict[str, Callable[[Path], Row]] = {"key per row": lambda path: key_per_row(path, parts, tenth)}
     for name, block_bytes in (
-        ("one row", 64), ("2 KiB", 2032), ("4 KiB", 4080), ("8 KiB", 8176), ("16 KiB", 16368)
+        ("one row", 64), ("2 KiB", 2008), ("4 KiB", 4080), ("8 KiB", 8176), ("16 KiB", 16368)
     ):  # fmt: skip
         layouts[name] = lambda path, size=block_bytes: blocks(path, parts, tenth, size)  # type: ignore[misc]
 
