@@ -19,6 +19,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,6 +99,9 @@ def environment(
     preloaded = variables.get("LD_PRELOAD", "")
     # A sanitizer's library must come first.
     variables["LD_PRELOAD"] = f"{preloaded}:{library()}" if preloaded else str(library())
+    variables["PYTHONPATH"] = os.pathsep.join(
+        path for path in sys.path if path
+    )  # a child imports what we import
     variables["FS_SHIM_ROOT"] = str(root)
     variables["FS_SHIM_FAIL"] = fail
     variables["FS_SHIM_SYNC"] = "skip" if skip_syncs else "real"
