@@ -4,7 +4,8 @@
 # itself (texts of columns are not copied), so both must outlive it. A decoder returns WIRE_OK or a WireStatus and then
 # has filled the WireError. What it accepts is well-formed, its names are resolved to the plan's indexes, offsets
 # ascend and end within the bytes, every array has n entries, texts are UTF-8. An event that cannot be kept is refused
-# in `outcomes`, the smallest code that applies; the values of a refused event mean nothing.
+# in `outcomes`: for its time first, then for its fields in the schema's order; its values then mean nothing. What a
+# value means for its field is what featurestore/columns.py says of it.
 #
 # Encoding: appends one message to the caller's Buffer, so a transport may put its framing before it.
 #

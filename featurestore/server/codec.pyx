@@ -24,10 +24,11 @@ from featurestore.plan import Kind
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.math cimport NAN, isfinite
+from libc.math cimport NAN, floor, isfinite, rint
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from featurestore.core.batch cimport (
     COLUMN_NUMBER,
@@ -67,16 +68,17 @@ cdef extern from *:
     #define TIME_MAX_MS 253402300799999LL
     #define TIME_MIN_S (-62135596800LL)
     #define TIME_MAX_S 253402300799LL
-    /* Doubles up to here are integers that can be told from their neighbours: 2^53. */
-    #define EXACT_INTEGERS 9007199254740992.0
+    #define TWO_TO_63 9223372036854775808.0
     """
     const int64_t TIME_MIN_MS
     const int64_t TIME_MAX_MS
     const int64_t TIME_MIN_S
     const int64_t TIME_MAX_S
-    const double EXACT_INTEGERS
+    const double TWO_TO_63
 
 cdef enum:
+    LONGEST_ISO_BYTES = 64           # a time with more than 30 digits of fraction
+    DOUBLE_DIGITS = 320              # the longest whole double: a sign, 309 digits, a terminator
     FIRST_BLOCK_BYTES = 1 << 14
     FIRST_REPLY_BYTES = 1 << 10
 
@@ -144,6 +146,7 @@ ctypedef struct Rows:                # rows being turned into columns; a column 
     uint8_t** present                # [n_fields][n], made with its pieces
     uint32_t* given_in               # [n_fields] row + 1 in which the field was last given
     uint8_t* outcomes                # [n]
+    uint32_t refused_rank            # which field's reason the outcome of the row at hand is, see refuse_row
 
 ctypedef struct EventTime:           # what one event says of its time
     bint by_number                   # time_ms was given
@@ -325,9 +328,16 @@ cdef int no_room(Decoder* d) noexcept nogil:
 
 
 cdef inline void refuse(uint8_t* outcome, uint8_t reason) noexcept nogil:
-    """The smallest reason stays, so that the answer does not depend on the order of fields."""
-    if outcome[0] == OUTCOME_ACCEPTED or reason < outcome[0]:
+    """The first reason stays: of the time, then of the fields in the schema's order."""
+    if outcome[0] == OUTCOME_ACCEPTED:
         outcome[0] = reason
+
+
+cdef inline void refuse_row(Rows* rows, uint32_t row, uint32_t rank, uint8_t reason) noexcept nogil:
+    """The same for fields that come in any order: the time has rank 0, field i has rank i + 1."""
+    if rows.outcomes[row] == OUTCOME_ACCEPTED or rank < rows.refused_rank:
+        rows.outcomes[row] = reason
+        rows.refused_rank = rank
 
 
 # ---- one value ----
@@ -380,11 +390,6 @@ cdef int take_scalar(Decoder* d, Cursor body, bint named, int depth, Scalar* val
         elif not skip(&body, tag, depth):
             return fail(d, WIRE_MALFORMED, body.at)
     return WIRE_OK
-
-
-cdef inline bint is_exact_integer(double number) noexcept nogil:
-    """False for NaN too."""
-    return -EXACT_INTEGERS <= number <= EXACT_INTEGERS and <double><int64_t>number == number
 
 
 cdef int decimal_length(int64_t number) noexcept nogil:
@@ -446,8 +451,8 @@ cdef int64_t days_in_month(int64_t year, int64_t month) noexcept nogil:
 
 
 cdef uint8_t parse_iso(const uint8_t* text, size_t length, int64_t* time_ms) noexcept nogil:
-    """`YYYY-MM-DD`, then optionally `T` or a space, `hh:mm`, `:ss`, a fraction of 1 to 9 digits (kept to the
-    millisecond below), and `Z`, `±hh`, `±hhmm` or `±hh:mm`; without an offset it means UTC. 0, or a reason."""
+    """`YYYY-MM-DD[(T| )hh:mm[:ss[(.|,)f...]][Z|(+|-)hh[[:]mm]]]`, at most 64 bytes; the fraction is kept to the
+    millisecond below, without an offset it means UTC, an empty text is no time. 0, or a reason."""
     cdef Cursor c
     cdef int64_t year, month, day, hour = 0, minute = 0, second = 0, milli = 0, zone_h = 0, zone_m = 0, zone = 0
     cdef int64_t digit
@@ -455,13 +460,17 @@ cdef uint8_t parse_iso(const uint8_t* text, size_t length, int64_t* time_ms) noe
     cdef bint west
     c.at = text
     c.end = text + length
+    if length == 0:
+        return REFUSED_NO_TIME
+    if length > LONGEST_ISO_BYTES:
+        return REFUSED_TYPE
     if not (take_digits(&c, 4, &year) and take_byte(&c, b"-", b"-") and take_digits(&c, 2, &month)
             and take_byte(&c, b"-", b"-") and take_digits(&c, 2, &day)):
         return REFUSED_TYPE
     if not (1 <= month <= 12 and 1 <= day <= days_in_month(year, month)):
         return REFUSED_TYPE
     if c.at < c.end:
-        if not ((take_byte(&c, b"T", b"t") or take_byte(&c, b" ", b" ")) and take_digits(&c, 2, &hour)
+        if not (take_byte(&c, b"T", b" ") and take_digits(&c, 2, &hour)
                 and take_byte(&c, b":", b":") and take_digits(&c, 2, &minute)):
             return REFUSED_TYPE
         if take_byte(&c, b":", b":"):
@@ -473,12 +482,12 @@ cdef uint8_t parse_iso(const uint8_t* text, size_t length, int64_t* time_ms) noe
                     if n_digits < 3:
                         milli = milli * 10 + digit
                     n_digits += 1
-                if not 1 <= n_digits <= 9:
+                if n_digits == 0:
                     return REFUSED_TYPE
                 while n_digits < 3:
                     milli *= 10
                     n_digits += 1
-        if c.at < c.end and not take_byte(&c, b"Z", b"z"):
+        if c.at < c.end and not take_byte(&c, b"Z", b"Z"):
             west = c.at[0] == b"-"
             if not (take_byte(&c, b"+", b"-") and take_digits(&c, 2, &zone_h)):
                 return REFUSED_TYPE
@@ -492,29 +501,109 @@ cdef uint8_t parse_iso(const uint8_t* text, size_t length, int64_t* time_ms) noe
         if c.at < c.end or hour > 23 or minute > 59 or second > 59 or zone_h > 23 or zone_m > 59:
             return REFUSED_TYPE
     time_ms[0] = (((days_from_civil(year, month, day) * 24 + hour) * 60 + minute) * 60 + second) * 1000 + milli - zone
-    return 0 if year >= 1 and TIME_MIN_MS <= time_ms[0] <= TIME_MAX_MS else REFUSED_TIME_RANGE
+    return 0 if TIME_MIN_MS <= time_ms[0] <= TIME_MAX_MS else REFUSED_TIME_RANGE
+
+
+cdef inline int64_t floor_div(int64_t number, int64_t by) noexcept nogil:
+    """Division truncates toward zero; the millisecond below is wanted before 1970 too."""
+    return number // by - (1 if number % by < 0 else 0)
 
 
 cdef uint8_t read_time(uint8_t unit, const Scalar* value, int64_t* time_ms) noexcept nogil:
-    """A time field's value in its declared unit. 0, or the reason why it cannot be read."""
+    """A time field's value in its declared unit. 0, or the reason why it cannot be read.
+
+    Fractions of a millisecond are floored; a double of seconds is first read to the nearest microsecond, so that
+    1.001 is 1001 ms.
+    """
+    cdef int64_t scale = 1000 if unit == TIME_US else 1
     cdef int64_t integer
     if unit == TIME_ISO:
         return parse_iso(value.text, value.length, time_ms) if value.kind == VALUE_TEXT else REFUSED_TYPE
     if value.kind == VALUE_INTEGER:
         integer = value.integer
-    elif value.kind == VALUE_NUMBER and is_exact_integer(value.number):
-        integer = <int64_t>value.number
+        if unit == TIME_S:
+            if not TIME_MIN_S <= integer <= TIME_MAX_S:
+                return REFUSED_TIME_RANGE
+            integer *= 1000
+        integer = floor_div(integer, scale)
+    elif value.kind == VALUE_NUMBER:
+        if value.number != value.number:
+            return REFUSED_NO_TIME
+        if unit == TIME_S:
+            if not <double>TIME_MIN_S <= value.number <= <double>(TIME_MAX_S + 1):
+                return REFUSED_TIME_RANGE
+            integer = floor_div(<int64_t>rint(value.number * 1e6), 1000)
+        elif not <double>(TIME_MIN_MS * scale) <= value.number <= <double>((TIME_MAX_MS + 1) * scale):
+            return REFUSED_TIME_RANGE
+        else:
+            integer = floor_div(<int64_t>floor(value.number), scale)
     else:
         return REFUSED_TYPE
-    if unit == TIME_S:
-        if not TIME_MIN_S <= integer <= TIME_MAX_S:
-            return REFUSED_TIME_RANGE
-        integer *= 1000
-    elif unit == TIME_US:
-        # Division truncates toward zero; the millisecond below is wanted before 1970 too.
-        integer = integer // 1000 - (1 if integer % 1000 < 0 else 0)
     time_ms[0] = integer
     return 0 if TIME_MIN_MS <= integer <= TIME_MAX_MS else REFUSED_TIME_RANGE
+
+
+# ---- texts ----
+
+cdef int text_piece(Decoder* d, const Scalar* value, uint8_t field_kind, TextPiece* piece,
+                    uint8_t* refused) noexcept nogil:
+    """What a key or string field keeps of a value: its text, or the decimals of a whole number."""
+    cdef uint8_t* digits
+    refused[0] = 0
+    piece.text = NULL
+    if value.kind == VALUE_TEXT:
+        piece.text = value.text
+        piece.number = <int64_t>value.length
+        if value.length > MAX_TEXT_BYTES:
+            refused[0] = REFUSED_KEY_TOO_LONG
+    elif value.kind == VALUE_INTEGER:
+        piece.number = value.integer
+    elif value.kind == VALUE_FLAG:
+        refused[0] = REFUSED_TYPE
+    elif not isfinite(value.number) or floor(value.number) != value.number:
+        refused[0] = REFUSED_KEY if field_kind == FIELD_KEY else REFUSED_TYPE
+    elif -TWO_TO_63 <= value.number < TWO_TO_63:
+        piece.number = <int64_t>value.number
+    else:
+        digits = <uint8_t*>arena_alloc(d.arena, DOUBLE_DIGITS, 1)
+        if digits == NULL:
+            return no_room(d)
+        piece.text = digits
+        piece.number = snprintf(<char*>digits, DOUBLE_DIGITS, "%.0f", value.number)
+    return WIRE_OK
+
+
+cdef int lay_out_texts(Decoder* d, const TextPiece* pieces, uint32_t n, const uint8_t* present,
+                       Column* out) noexcept nogil:
+    """Pieces back to back as one text column; `present` NULL: all are given."""
+    cdef uint32_t* offsets = <uint32_t*>arena_alloc(d.arena, <size_t>n + 1, sizeof(uint32_t))
+    cdef uint8_t* bytes
+    cdef uint64_t total = 0
+    cdef uint32_t i
+    if offsets == NULL:
+        return no_room(d)
+    for i in range(n):
+        offsets[i] = <uint32_t>total
+        if present == NULL or present[i]:
+            total += <uint64_t>(pieces[i].number if pieces[i].text != NULL else decimal_length(pieces[i].number))
+    if total > 0xFFFFFFFFu:
+        return no_room(d)
+    offsets[n] = <uint32_t>total
+    bytes = <uint8_t*>arena_alloc(d.arena, <size_t>total, 1)
+    if bytes == NULL:
+        return no_room(d)
+    for i in range(n):
+        if present == NULL or present[i]:
+            if pieces[i].text != NULL:
+                memcpy(bytes + offsets[i], pieces[i].text, offsets[i + 1] - offsets[i])
+            else:
+                write_decimal(pieces[i].number, <int>(offsets[i + 1] - offsets[i]), bytes + offsets[i])
+    memset(out, 0, sizeof(Column))
+    out.kind = COLUMN_TEXT
+    out.offsets = offsets
+    out.bytes = <const char*>bytes
+    out.present = present
+    return WIRE_OK
 
 
 # ---- columns that are not given ----
@@ -577,11 +666,11 @@ cdef int put_number(Decoder* d, Rows* rows, uint32_t row, uint32_t field, const 
     cdef double number
     cdef uint32_t i
     if value.kind == VALUE_TEXT:
-        refuse(&rows.outcomes[row], REFUSED_TYPE)
+        refuse_row(rows, row, field + 1, REFUSED_TYPE)
         return WIRE_OK
     number = value.number if value.kind == VALUE_NUMBER else <double>value.integer
     if not isfinite(number):
-        refuse(&rows.outcomes[row], REFUSED_NOT_FINITE)
+        refuse_row(rows, row, field + 1, REFUSED_NOT_FINITE)
         return WIRE_OK
     if rows.numbers[field] == NULL:
         rows.numbers[field] = <double*>arena_alloc(d.arena, rows.n, sizeof(double))
@@ -595,22 +684,12 @@ cdef int put_number(Decoder* d, Rows* rows, uint32_t row, uint32_t field, const 
 
 cdef int put_text(Decoder* d, Rows* rows, uint32_t row, uint32_t field, const Scalar* value) noexcept nogil:
     cdef TextPiece piece
-    piece.text = NULL
-    if value.kind == VALUE_TEXT:
-        if value.length > MAX_TEXT_BYTES:
-            refuse(&rows.outcomes[row], REFUSED_KEY_TOO_LONG)
-            return WIRE_OK
-        piece.text = value.text
-        piece.number = <int64_t>value.length
-    elif value.kind == VALUE_FLAG or rows.fields.kinds[field] != FIELD_KEY:
-        refuse(&rows.outcomes[row], REFUSED_TYPE)
-        return WIRE_OK
-    elif value.kind == VALUE_INTEGER:
-        piece.number = value.integer
-    elif is_exact_integer(value.number):
-        piece.number = <int64_t>value.number
-    else:
-        refuse(&rows.outcomes[row], REFUSED_KEY)
+    cdef uint8_t refused
+    cdef int status = text_piece(d, value, rows.fields.kinds[field], &piece, &refused)
+    if status != WIRE_OK:
+        return status
+    if refused:
+        refuse_row(rows, row, field + 1, refused)
         return WIRE_OK
     if rows.pieces[field] == NULL:
         rows.pieces[field] = <TextPiece*>arena_alloc(d.arena, rows.n, sizeof(TextPiece))
@@ -637,44 +716,6 @@ cdef int put(Decoder* d, Rows* rows, uint32_t row, uint32_t field, const Scalar*
     return put_text(d, rows, row, field, value)
 
 
-cdef int lay_out_texts(Decoder* d, const Rows* rows, uint32_t field, Column* out) noexcept nogil:
-    """The pieces of one text column, back to back."""
-    cdef const TextPiece* piece
-    cdef uint8_t* present = rows.present[field]
-    cdef uint32_t* offsets = <uint32_t*>arena_alloc(d.arena, <size_t>rows.n + 1, sizeof(uint32_t))
-    cdef uint8_t* bytes
-    cdef uint64_t total = 0
-    cdef uint32_t i, n_present = 0
-    if offsets == NULL:
-        return no_room(d)
-    # Each text is at most MAX_TEXT_BYTES and there are at most MAX_BATCH_EVENTS: the sum stays within 32 bits.
-    for i in range(rows.n):
-        offsets[i] = <uint32_t>total
-        if present[i]:
-            piece = &rows.pieces[field][i]
-            total += <uint64_t>piece.number if piece.text != NULL else <uint64_t>decimal_length(piece.number)
-            n_present += 1
-    if total > 0xFFFFFFFFu:
-        return no_room(d)
-    offsets[rows.n] = <uint32_t>total
-    bytes = <uint8_t*>arena_alloc(d.arena, <size_t>total, 1)
-    if bytes == NULL:
-        return no_room(d)
-    for i in range(rows.n):
-        if present[i]:
-            piece = &rows.pieces[field][i]
-            if piece.text != NULL:
-                memcpy(bytes + offsets[i], piece.text, offsets[i + 1] - offsets[i])
-            else:
-                write_decimal(piece.number, <int>(offsets[i + 1] - offsets[i]), bytes + offsets[i])
-    memset(out, 0, sizeof(Column))
-    out.kind = COLUMN_TEXT
-    out.offsets = offsets
-    out.bytes = <const char*>bytes
-    out.present = <const uint8_t*>NULL if n_present == rows.n else present
-    return WIRE_OK
-
-
 cdef int rows_end(Decoder* d, const Rows* rows, const Column** columns) noexcept nogil:
     cdef Column* made = <Column*>arena_alloc(d.arena, rows.fields.n_fields, sizeof(Column))
     cdef uint32_t field
@@ -683,7 +724,9 @@ cdef int rows_end(Decoder* d, const Rows* rows, const Column** columns) noexcept
         return no_room(d)
     for field in range(rows.fields.n_fields):
         if rows.pieces[field] != NULL:
-            status = lay_out_texts(d, rows, field, &made[field])
+            status = lay_out_texts(d, rows.pieces[field], rows.n, rows.present[field], &made[field])
+            if memchr(rows.present[field], 0, rows.n) == NULL:
+                made[field].present = NULL
         elif rows.numbers[field] != NULL:
             memset(&made[field], 0, sizeof(Column))
             made[field].kind = COLUMN_NUMBER
@@ -770,7 +813,7 @@ cdef int end_event(Decoder* d, Rows* rows, uint32_t row, const EventTime* time, 
     else:
         refused = REFUSED_NO_TIME
     if refused:
-        refuse(&rows.outcomes[row], refused)
+        refuse_row(rows, row, 0, refused)
     return WIRE_OK
 
 
@@ -1036,31 +1079,6 @@ cdef int read_offsets(Decoder* d, const NamedScan* scan, uint32_t n, const uint8
     return WIRE_OK
 
 
-cdef int fill_decimals(Decoder* d, const int64_t* integers, uint32_t n, const uint8_t* present,
-                       Column* out) noexcept nogil:
-    cdef uint32_t* offsets = <uint32_t*>arena_alloc(d.arena, <size_t>n + 1, sizeof(uint32_t))
-    cdef uint8_t* bytes
-    cdef uint32_t i, total = 0   # at most 20 bytes, of -2^63, for each of MAX_BATCH_EVENTS
-    if offsets == NULL:
-        return no_room(d)
-    for i in range(n):
-        offsets[i] = total
-        if present == NULL or present[i]:
-            total += decimal_length(integers[i])
-    offsets[n] = total
-    bytes = <uint8_t*>arena_alloc(d.arena, total, 1)
-    if bytes == NULL:
-        return no_room(d)
-    for i in range(n):
-        if present == NULL or present[i]:
-            write_decimal(integers[i], <int>(offsets[i + 1] - offsets[i]), bytes + offsets[i])
-    out.kind = COLUMN_TEXT
-    out.offsets = offsets
-    out.bytes = <const char*>bytes
-    out.present = present
-    return WIRE_OK
-
-
 cdef void refuse_given(uint8_t* outcomes, const uint8_t* present, uint32_t n, uint8_t reason) noexcept nogil:
     cdef uint32_t i
     for i in range(n):
@@ -1093,27 +1111,33 @@ cdef int fill_numbers(Decoder* d, const NamedScan* scan, uint32_t n, const uint8
     return WIRE_OK
 
 
-cdef int fill_keys(Decoder* d, const NamedScan* scan, uint32_t n, uint8_t* present, Column* out,
-                   uint8_t* outcomes) noexcept nogil:
-    """A key field from numbers or integers: their decimal texts."""
+cdef int fill_texts(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint32_t n, const uint8_t* present,
+                    Column* out, uint8_t* outcomes) noexcept nogil:
+    """A key or string field from numbers or integers: their decimal texts."""
     cdef const uint8_t* raw = joined(d, &scan.values)
-    cdef int64_t* integers = <int64_t*>arena_alloc(d.arena, n, sizeof(int64_t))
-    cdef double number
+    cdef TextPiece* pieces = <TextPiece*>arena_alloc(d.arena, n, sizeof(TextPiece))
+    cdef Scalar value
+    cdef uint8_t refused
     cdef uint32_t i
-    if raw == NULL or integers == NULL:
+    cdef int status
+    if raw == NULL or pieces == NULL:
         return no_room(d)
-    memcpy(integers, raw, <size_t>n * 8)
-    if scan.kind == VALUE_NUMBER:
-        for i in range(n):
-            memcpy(&number, raw + <size_t>i * 8, 8)
-            if present != NULL and not present[i]:
-                continue
-            if is_exact_integer(number):
-                integers[i] = <int64_t>number
-            else:
-                integers[i] = 0
-                refuse(&outcomes[i], REFUSED_KEY)
-    return fill_decimals(d, integers, n, present, out)
+    memset(&value, 0, sizeof(Scalar))
+    value.kind = scan.kind
+    for i in range(n):
+        if present != NULL and not present[i]:
+            continue
+        if scan.kind == VALUE_INTEGER:
+            memcpy(&value.integer, raw + <size_t>i * 8, 8)
+        else:
+            memcpy(&value.number, raw + <size_t>i * 8, 8)
+        status = text_piece(d, &value, field_kind, &pieces[i], &refused)
+        if status != WIRE_OK:
+            return status
+        if refused:
+            refuse(&outcomes[i], refused)
+            pieces[i].number = 0
+    return lay_out_texts(d, pieces, n, present, out)
 
 
 cdef int fill_column(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint32_t n, Column* out,
@@ -1142,11 +1166,10 @@ cdef int fill_column(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint
     elif field_kind == FIELD_NUMBER:
         memset(out, 0, sizeof(Column))
         return fill_numbers(d, scan, n, present, out, outcomes)
-    elif field_kind == FIELD_KEY:
-        memset(out, 0, sizeof(Column))
-        return fill_keys(d, scan, n, present, out, outcomes)
+    else:
+        return fill_texts(d, scan, field_kind, n, present, out, outcomes)
     refuse_given(outcomes, present, n, REFUSED_TYPE)
-    return absent_column(d, field_kind == FIELD_NUMBER, n, out)
+    return absent_column(d, True, n, out)
 
 
 cdef int fill_times(Decoder* d, const NamedScan* scan, uint8_t unit, uint32_t n, int64_t* times,
@@ -1208,46 +1231,43 @@ cdef int fill_columns(Decoder* d, const FieldTable* fields, int unknown, const C
                       const Scans* scans, uint32_t n, int64_t* times, uint8_t* outcomes,
                       const Column** columns) noexcept nogil:
     """All columns of `fields`, and `times` unless it is NULL. `unknown`: the status for a name not among them."""
-    cdef uint32_t n_fields = fields.n_fields
+    cdef uint32_t field, n_fields = fields.n_fields
     cdef Column* made = <Column*>arena_alloc(d.arena, n_fields, sizeof(Column))
-    cdef uint8_t* given = <uint8_t*>arena_alloc(d.arena, <size_t>n_fields + 1, 1)
+    # By field, the time field last.
+    cdef const NamedScan** given = <const NamedScan**>arena_alloc(d.arena, <size_t>n_fields + 1, sizeof(void*))
     cdef const NamedScan* scan = scans.first
     cdef int32_t found = -1
-    cdef uint32_t field
     cdef int status = WIRE_OK
     if made == NULL or given == NULL:
         return no_room(d)
-    memset(given, 0, <size_t>n_fields + 1)
+    memset(given, 0, (<size_t>n_fields + 1) * sizeof(void*))
     memset(outcomes, OUTCOME_ACCEPTED, n)
     while scan != NULL:
         found = name_index(&fields.names, scan.name, scan.name_length, <uint32_t>(found + 1))
         if found < 0:
             return fail_scan(d, unknown, scan, 0)
-        field = <uint32_t>found
         if scan.kind != VALUE_NONE:
-            if given[field]:
+            if given[found] != NULL:
                 return fail_scan(d, WIRE_GIVEN_TWICE, scan, 0)
-            given[field] = 1
-            if field < n_fields:
-                status = fill_column(d, scan, fields.kinds[field], n, &made[field], outcomes)
-            elif sent_times.n_values != 0:
-                status = fail_scan(d, WIRE_TIME_TWICE, scan, 0)
-            else:
-                status = fill_times(d, scan, fields.time_unit, n, times, outcomes)
-            if status != WIRE_OK:
-                return status
+            given[found] = scan
         scan = scan.next
-    for field in range(n_fields):
-        if not given[field]:
-            status = absent_column(d, fields.kinds[field] == FIELD_NUMBER, n, &made[field])
-            if status != WIRE_OK:
-                return status
-    if times != NULL and not given[n_fields]:
-        if sent_times.n_values != 0:
+    if times != NULL:
+        if given[n_fields] != NULL and sent_times.n_values != 0:
+            return fail_scan(d, WIRE_TIME_TWICE, given[n_fields], 0)
+        if given[n_fields] != NULL:
+            status = fill_times(d, given[n_fields], fields.time_unit, n, times, outcomes)
+        elif sent_times.n_values != 0:
             status = copy_times(d, sent_times, n, times, outcomes)
         else:
             memset(times, 0, <size_t>n * 8)
             refuse_given(outcomes, NULL, n, REFUSED_NO_TIME)
+    for field in range(n_fields):
+        if status != WIRE_OK:
+            return status
+        if given[field] != NULL:
+            status = fill_column(d, given[field], fields.kinds[field], n, &made[field], outcomes)
+        else:
+            status = absent_column(d, fields.kinds[field] == FIELD_NUMBER, n, &made[field])
     columns[0] = made
     return status
 
@@ -1854,7 +1874,7 @@ cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, uint8_t ack, uint64_
 cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events, uint8_t ack,
                              uint64_t position, uint64_t sequence, bint duplicate_batch) noexcept nogil:
     cdef uint64_t accepted = 0, late = 0, duplicate = 0, refused = 0, size, refusals_size = 0
-    cdef uint32_t i, n_listed = 0
+    cdef uint32_t i
     cdef uint8_t* at
     for i in range(n_events):
         if outcomes[i] == OUTCOME_ACCEPTED:
@@ -2038,7 +2058,7 @@ def _meant(str name, names):
 
 
 _BAD_KEYS = {
-    REFUSED_KEY: "a key is a number that is not an integer within 2^53; send text or an integer",
+    REFUSED_KEY: "a key is a number that is not whole; send text or an integer",
     REFUSED_KEY_TOO_LONG: f"a key is longer than {MAX_TEXT_BYTES} bytes",
     REFUSED_TYPE: "a key is a truth value; send text or an integer",
 }
@@ -2216,31 +2236,30 @@ cdef class _Reply:
         self._arrays = []
 
     cdef int take(self, values, lower, upper, statuses, coverage) except -1:
-        cdef const double[:, ::1] numbers = self._like(values, np.float64, values)
-        cdef const uint8_t[:, ::1] codes = self._like(statuses, np.uint8, values)
-        cdef const float[:, ::1] shares
-        self.view.n = numbers.shape[0]
-        self.view.width = numbers.shape[1]
-        if numbers.shape[0] == 0 or numbers.shape[1] == 0:
-            return 0
-        self.view.values = &numbers[0, 0]
-        self.view.statuses = &codes[0, 0]
+        cdef const double[::1] numbers = self._flat(values, np.float64, values)
+        cdef const uint8_t[::1] codes = self._flat(statuses, np.uint8, values)
+        cdef const float[::1] shares
+        self.view.n, self.view.width = values.shape
+        self.view.values = &numbers[0]
+        self.view.statuses = &codes[0]
         if lower is not None:
-            numbers = self._like(lower, np.float64, values)
-            self.view.lower = &numbers[0, 0]
-            numbers = self._like(upper, np.float64, values)
-            self.view.upper = &numbers[0, 0]
+            numbers = self._flat(lower, np.float64, values)
+            self.view.lower = &numbers[0]
+            numbers = self._flat(upper, np.float64, values)
+            self.view.upper = &numbers[0]
         if coverage is not None:
-            shares = self._like(coverage, np.float32, values)
-            self.view.coverage = &shares[0, 0]
+            shares = self._flat(coverage, np.float32, values)
+            self.view.coverage = &shares[0]
         return 0
 
-    cdef object _like(self, array, dtype, values):
-        made = np.ascontiguousarray(array, dtype=dtype)
+    cdef object _flat(self, array, dtype, values):
+        """Row-major, and with an address even when there is nothing in it."""
+        made = np.asarray(array, dtype=dtype)
         if made.ndim != 2 or made.shape != values.shape:
             raise ValueError(f"arrays of a vector need the shape of its values, {values.shape}, not {made.shape}")
-        self._arrays.append(made)
-        return made
+        flat = np.ascontiguousarray(made).ravel() if made.size else np.zeros(1, dtype)
+        self._arrays.append(flat)
+        return flat
 
     cdef bytes bytes(self, bint encoded):
         if not encoded:

@@ -30,7 +30,7 @@ integers = st.one_of(
     st.sampled_from([0, 1, -1, 2**63 - 1, -(2**63), 596, 99, 100]), st.integers(-(2**63), 2**63 - 1)
 )
 numbers = st.one_of(
-    st.sampled_from([0.0, -0.0, 596.0, 2.0**53, 2.0**53 + 2, -(2.0**53), 1e300, float("nan"), float("inf"), 0.5]),
+    st.sampled_from([0.0, -0.0, 596.0, 2.0**53, 2.0**63, -(2.0**63), 1e300, -1.7e308, 1.001, 1522540800.0009999, float("nan"), float("inf"), 0.5]),
     st.floats(),
 )
 times = st.one_of(
@@ -64,7 +64,7 @@ def values(draw: st.DrawFn, cls: Any, kinds: str = "tinf", **more: Any) -> Any:
     return message
 
 
-SUITS = {"customer_id": "tin", "ip": "tin", "track": "ti", "note": "t", "title": "t", "tx_amount": "inf", "ok": "inf"}
+SUITS = {"customer_id": "tin", "ip": "tin", "track": "ti", "note": "tin", "title": "tin", "tx_amount": "inf", "ok": "inf"}
 
 
 @st.composite
@@ -102,7 +102,7 @@ def named_columns(draw: st.DrawFn, name: str, kinds: str, n: int) -> Any:
     message = types.NamedColumn(name=name)
     kind = draw(st.sampled_from(kinds))
     present = draw(st.one_of(st.none(), st.lists(st.booleans(), min_size=n, max_size=n)))
-    bits = np.packbits(present or [], bitorder="little").tobytes() if present is not None else b""
+    bits = np.packbits(np.array(present, bool), bitorder="little").tobytes() if present is not None else b""
     if kind == "t":
         pieces = [draw(maybe_iso if name in TIME_NAMES else texts).encode() for _ in range(n)]
         if present is not None and draw(st.integers(0, 9)):
@@ -111,7 +111,7 @@ def named_columns(draw: st.DrawFn, name: str, kinds: str, n: int) -> Any:
         message.texts.lengths.extend(map(len, pieces))
         message.texts.present = bits
         if pieces and draw(st.integers(0, 19)) == 0:
-            message.texts.lengths[draw(st.integers(0, n - 1))] += draw(st.sampled_from([1, 2**32 - 1, 2**31]))
+            message.texts.lengths[draw(st.integers(0, n - 1))] = draw(st.sampled_from([0, 1, 2**32 - 1, 2**31]))
     elif kind == "n":
         message.numbers.values.extend(draw(numbers) for _ in range(n))
         message.numbers.present = bits
@@ -446,7 +446,7 @@ def test_iso_times_are_read_as_datetime_reads_them(text: str) -> None:
     ms, why = oracle.iso_ms(text)
     assert (decoded["times"][0], decoded["outcomes"][0]) == (ms, why)
     if not why and text.count(":") == 2 and len(text) == 19:
-        moment = datetime.fromisoformat(text.replace("t", "T") + "+00:00")
+        moment = datetime.fromisoformat(text + "+00:00")
         assert ms == (moment - datetime.fromisoformat("1970-01-01T00:00:00+00:00")).total_seconds() * 1000
 
 
