@@ -827,10 +827,14 @@ def test_independent_mistakes_come_together_and_those_that_follow_from_them_do_n
 
 
 def test_a_flood_of_mistakes_is_cut() -> None:
-    flood = "".join(f"\nx{n}: 1" for n in range(50))
-    lines = str(refusal(LOGIN + flood)).splitlines()
-    assert len(lines) == 21
-    assert lines[-1] == "and 30 more mistakes"
+    for flood in (
+        LOGIN + "".join(f"\nx{n}: 1" for n in range(50)),
+        LOGIN + "".join(f"\n  s{n}: [account.x]" for n in range(50)),
+        changed("- count", "- count" + "\n      - cuont" * 50),
+    ):
+        lines = str(refusal(flood)).splitlines()
+        assert len(lines) == 21
+        assert lines[-1] == "and more mistakes after these"
 
 
 def test_a_part_of_a_key_is_one_field_within_an_event_type() -> None:
