@@ -30,33 +30,27 @@ cdef int64_t EARLIEST_MS = -62135596800000  # 0001-01-01T00:00:00.000Z
 cdef int64_t LATEST_MS = 253402300799999    # 9999-12-31T23:59:59.999Z
 
 
-# Each refuse_* returns how many events it refused and leaves alone an outcome that is set.
+# Each refuse_* leaves alone an outcome that is set.
 
-cdef uint32_t refuse_times(const int64_t* times, uint32_t n, uint8_t* outcomes) noexcept nogil:
-    cdef uint32_t i, n_refused = 0
+cdef void refuse_times(const int64_t* times, uint32_t n, uint8_t* outcomes) noexcept nogil:
+    cdef uint32_t i
     for i in range(n):
         if (times[i] < EARLIEST_MS or times[i] > LATEST_MS) and outcomes[i] == OUTCOME_ACCEPTED:
             outcomes[i] = REFUSED_TIME_RANGE
-            n_refused += 1
-    return n_refused
 
 
-cdef uint32_t refuse_infinite(const double* numbers, uint32_t n, uint8_t* outcomes) noexcept nogil:
-    cdef uint32_t i, n_refused = 0
+cdef void refuse_infinite(const double* numbers, uint32_t n, uint8_t* outcomes) noexcept nogil:
+    cdef uint32_t i
     for i in range(n):
         if isinf(numbers[i]) and outcomes[i] == OUTCOME_ACCEPTED:
             outcomes[i] = REFUSED_NOT_FINITE
-            n_refused += 1
-    return n_refused
 
 
-cdef uint32_t refuse_long_texts(const uint32_t* offsets, uint32_t n, uint8_t* outcomes) noexcept nogil:
-    cdef uint32_t i, n_refused = 0
+cdef void refuse_long_texts(const uint32_t* offsets, uint32_t n, uint8_t* outcomes) noexcept nogil:
+    cdef uint32_t i
     for i in range(n):
         if offsets[i + 1] - offsets[i] > MAX_TEXT_BYTES and outcomes[i] == OUTCOME_ACCEPTED:
             outcomes[i] = REFUSED_KEY_TOO_LONG
-            n_refused += 1
-    return n_refused
 
 
 cdef uint32_t first_descent(const uint32_t* offsets, uint32_t n) noexcept nogil:

@@ -33,8 +33,8 @@
       fraud: [customer.*, terminal.count_7d]
     keep_keys: [customer_id]             # optional: entities, by key parts, that store raw keys too
 
-`where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, numbers, true, false, and
-texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in SQL, what
+`where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, numbers, true, false
+and texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in SQL, what
 touches an absent field is unknown, and only what is true matches.
 
 A change to a store that has state may add and remove views, services and fields, and change windows,
