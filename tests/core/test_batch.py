@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_the_first_reason_counts() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"seconds": np.zeros(2)}, "play.seconds: 2 entries where 1"),
+        ({"seconds": np.zeros(2)}, "play.seconds: 2 entries where 1 "),
         (
             {"seconds": np.zeros(1, np.float32)},
             "play.seconds: expected a 1-d float64 array, found 1-d float32",
@@ -95,13 +96,13 @@ def test_the_first_reason_counts() -> None:
         ({"seconds": texts([0, 0], b"")}, "found TextColumn"),
         ({"account": np.zeros(1)}, "play.account: expected a TextColumn, found ndarray"),
         ({"account": texts([0], b"")}, "play.account offsets: 1 entries where 2"),
-        ({"account": texts([0, 2], b"a")}, "last offset is 2 and there are 1 bytes"),
+        ({"account": texts([0, 2], b"a")}, "last offset is 2; there are 1 bytes"),
         ({"account": texts([1, 0], b"a")}, r"offset 1 is 0, before offset 0 \(1\)"),
         ({"account": texts([0, 1], b"a", [1, 1])}, "present: 2 entries"),
-        ({"account": TextColumn(np.zeros(2, np.int64), np.zeros(1, np.uint8), None)}, "found 1-d int64"),  # type: ignore[arg-type]
-        ({"account": TextColumn(np.zeros(2, np.uint32), b"a", None)}, "data: .*found bytes"),  # type: ignore[arg-type]
+        ({"account": TextColumn(np.zeros(2, np.int64), np.zeros(1, np.uint8), None)}, "found 1-d int64"),
+        ({"account": TextColumn(np.zeros(2, np.uint32), b"a", None)}, r"data: .*found bytes"),
         ({"outcomes": np.zeros(2, np.uint8)}, "outcomes: 2 entries"),
-        ({"outcomes": [0]}, "outcomes: .*found list"),
+        ({"outcomes": [0]}, r"outcomes: .*found list"),
     ],
 )
 def test_arrays_of_the_wrong_shape_are_errors(change: dict[str, Any], says: str) -> None:
@@ -116,10 +117,10 @@ def test_batches_that_are_too_large_or_of_the_wrong_width_are_errors() -> None:
         EventBatch(EVENT, 0, np.zeros(1, np.int64), [np.zeros(1)])
     with pytest.raises(InvalidEventError, match="event_index is -1"):
         EventBatch(EVENT, -1, np.zeros(0, np.int64), [])
-    with pytest.raises(InvalidEventError, match="times: expected .* found list"):
-        EventBatch(EVENT, 0, [0], [np.zeros(1), texts([0, 0], b"")])  # type: ignore[arg-type]
+    with pytest.raises(InvalidEventError, match=r"times: expected .* found list"):
+        EventBatch(EVENT, 0, [0], [np.zeros(1), texts([0, 0], b"")])
     with pytest.raises(TypeError, match="EventPlan"):
-        EventBatch("play", 0, np.zeros(0, np.int64), [])  # type: ignore[arg-type]
+        EventBatch("play", 0, np.zeros(0, np.int64), [])
 
 
 @given(st.lists(st.integers(0, 12), min_size=3, max_size=6), st.binary(max_size=12))
@@ -132,7 +133,7 @@ def test_any_offsets_are_refused_or_stay_within_the_bytes(offsets: list[int], da
         return
     assert fits
     _, missing = hashing.fingerprints(bytes(16), 0, made, [1])
-    assert missing.tolist() == [a == b for a, b in zip(offsets, offsets[1:], strict=False)]
+    assert missing.tolist() == [a == b for a, b in pairwise(offsets)]
 
 
 def test_arrays_that_are_strided_or_dropped_by_their_owner_stay_readable() -> None:

@@ -190,10 +190,14 @@ def test_wrong_secrets_and_fields_are_errors() -> None:
         hashing.fingerprint(KEY[:15], 0, [b"a"])
     with pytest.raises(ValueError, match="16 bytes, not 17"):
         hashing.sip128(bytes(17), b"")
-    batch = text_batch([text_column(["a"])[0]])
-    for field in (1, -1, 65536):
-        with pytest.raises(ValueError, match="not a text column"):
+    fields = (FieldPlan("account", Kind.TEXT, True), FieldPlan("seconds", Kind.NUMBER, False))
+    event = EventPlan(1, "e", TimePlan("ts", "ms"), fields, 0, None, 0, ())
+    batch = EventBatch(event, 0, np.zeros(1, np.int64), [text_column(["a"])[0], np.zeros(1)])
+    for field in (2, -1, 65536):
+        with pytest.raises(ValueError, match=f"field {field}: this batch has 2 columns"):
             hashing.fingerprints(KEY, 0, batch, [field])
+    with pytest.raises(ValueError, match="field 1 is a column of numbers"):
+        hashing.fingerprints(KEY, 0, batch, [0, 1])
 
 
 # RFC 3720, appendix B.4, and the check value of the CRC catalogues.
