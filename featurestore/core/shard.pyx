@@ -490,24 +490,19 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket, cons
     return freed
 
 
-cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows) noexcept nogil:
-    cdef uint64_t at = 0
-    cdef int64_t freed = 0, some
+cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows, uint64_t* bucket) noexcept nogil:
+    cdef int64_t freed = 0, some = 0
+    cdef uint32_t looked = 0
     pthread_mutex_lock(&shard.lock)
-    while at < shard.table.n_buckets:
-        if at % (LOCKED_PARTS // SLOTS) == 0:
-            pthread_mutex_unlock(&shard.lock)
-            _lock_again(shard)
-            if at >= shard.table.n_buckets:
-                break
-        some = _sweep_bucket(shard, plan, &shard.table.buckets[at], type_nows)
-        if some < 0:
-            freed = -1
-            break
+    while bucket[0] < shard.table.n_buckets and looked < LOCKED_PARTS and some >= 0:
+        some = _sweep_bucket(shard, plan, &shard.table.buckets[bucket[0]], type_nows)
         freed += some
-        at += 1
+        bucket[0] += 1
+        looked += SLOTS
+    if bucket[0] >= shard.table.n_buckets:
+        bucket[0] = 0
     pthread_mutex_unlock(&shard.lock)
-    return freed
+    return freed if some >= 0 else -1
 
 
 # -- checkpoint -----------------------------------------------------------------------------------------------

@@ -434,8 +434,12 @@ cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_by
     origin.given = True
 
 
-cdef uint64_t _content(const StateC* state, const Batch* batch) noexcept nogil:
-    """Fingerprint of all that a batch says, never 0: a retry has the same, another batch (but for 2^-64) has not."""
+cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    state.sequencer.position += 1
+    return shard_forget(&state.shards[_shard_of(state, fp1)], state.plan, fp0, fp1)
+
+
+cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil:
     cdef SipState sip
     cdef const Column* column
     cdef uint64_t out[2]
@@ -490,19 +494,21 @@ class Vectors:
         self.read_at_ms = 0
 
 
-cdef Outputs _outputs(vectors):
-    cdef Outputs out
-    memset(&out, 0, sizeof(out))
-    out.values = <double*><uintptr_t>vectors.values.ctypes.data
-    if vectors.lower is not None:
-        out.lower = <double*><uintptr_t>vectors.lower.ctypes.data
-        out.upper = <double*><uintptr_t>vectors.upper.ctypes.data
-    out.statuses = <uint8_t*><uintptr_t>vectors.statuses.ctypes.data
-    out.coverage = <float*><uintptr_t>vectors.coverage.ctypes.data
-    return out
+cdef object vectors_for(const ServiceC* service, uint32_t n, bint bounds, Outputs* outputs):
+    memset(outputs, 0, sizeof(Outputs))
+    if service == NULL:
+        return None
+    vectors = Vectors(n, service.width, bounds)
+    outputs.values = <double*><uintptr_t>vectors.values.ctypes.data
+    if bounds:
+        outputs.lower = <double*><uintptr_t>vectors.lower.ctypes.data
+        outputs.upper = <double*><uintptr_t>vectors.upper.ctypes.data
+    outputs.statuses = <uint8_t*><uintptr_t>vectors.statuses.ctypes.data
+    outputs.coverage = <float*><uintptr_t>vectors.coverage.ctypes.data
+    return vectors
 
 
-def _verdict_error(int verdict, producer, epoch, sequence):
+cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t sequence):
     who = f"batch (producer {producer!r}, epoch {epoch}, sequence {sequence})"
     if verdict == VERDICT_TOO_OLD:
         return SequenceError(f"{who} is more than 1,024 below this producer's highest sequence, so it cannot be told whether it was "
@@ -622,15 +628,11 @@ cdef class State:
         cdef int status = 0, verdict
         cdef uint32_t i
         self._check_batch(batch)
-        vectors = None
         memset(&work, 0, sizeof(work))
-        memset(&outputs, 0, sizeof(outputs))
+        vectors = vectors_for(target, b.n_events, bounds, &outputs)
         if producer:
-            content = _content(&self.c, b)
+            content = state_content(&self.c, b)
         state_origin(&self.c, producer, len(producer), epoch, sequence, content, &origin)
-        if target != NULL:
-            vectors = Vectors(b.n_events, target.width, bounds)
-            outputs = _outputs(vectors)
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
             status = work_prepare(&self.c, b, &work)
@@ -654,7 +656,7 @@ cdef class State:
         if status < 0:
             raise MemoryError
         if verdict > VERDICT_DUPLICATE:
-            raise _verdict_error(verdict, producer, epoch, sequence)
+            raise verdict_error(verdict, producer, epoch, sequence)
         return vectors
 
     def read(self, service, parts not None, uint32_t n, *, as_of=None, int64_t now_ms=0, bint bounds=False):
@@ -679,8 +681,7 @@ cdef class State:
                 raise InvalidEventError(f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
             times = <const int64_t*><uintptr_t>as_of.ctypes.data
         keys = _keys(list(parts), list(parts.values()), n)
-        vectors = Vectors(n, target.width, bounds)
-        outputs = _outputs(vectors)
+        vectors = vectors_for(target, n, bounds, &outputs)
         memset(&work, 0, sizeof(work))
         columns = <const Column**>calloc(len(self.compiled.part_names) + 1, sizeof(void*))
         if columns == NULL:
@@ -701,35 +702,42 @@ cdef class State:
     def apply_plan(self, plan not None):
         """Serves another plan from here on. Views that it keeps (by id) keep their state; it takes one position."""
         cdef CompiledPlan compiled = CompiledPlan(plan, self.compiled)
+        with nogil:
+            pthread_rwlock_wrlock(&self.c.plan_lock)
+            pthread_mutex_lock(&self.c.order)
+        try:
+            self.swap_plan(compiled)
+        finally:
+            pthread_mutex_unlock(&self.c.order)
+            pthread_rwlock_unlock(&self.c.plan_lock)
+
+    cdef int swap_plan(self, CompiledPlan compiled) except -1:
+        """apply_plan with the plan lock (exclusive) and the order lock held. `compiled` was made with the current one as previous."""
         cdef Sequencer s
         cdef Sequencer* old = &self.c.sequencer
         cdef uint16_t i, j
         if sequencer_init(&s, compiled.c.n_events, old.event_clock, old.max_future_ms, 0, old.max_ids) < 0:
             raise MemoryError
-        with nogil:
-            pthread_rwlock_wrlock(&self.c.plan_lock)
-            pthread_mutex_lock(&self.c.order)
-            for i in range(s.n_types):
-                for j in range(old.n_types):
-                    if compiled.c.events[i].event_id == self.c.plan.events[j].event_id:
-                        s.type_nows[i] = old.type_nows[j]
-                        s.first_nows[i] = old.first_nows[j]
-                        s.ids[i] = old.ids[j]
-                        s.n_ids += old.ids[j].n_used
-                        memset(&old.ids[j], 0, sizeof(old.ids[j]))
-                if not s.event_clock:
-                    s.type_nows[i] = old.now_ms
-            free(s.producers.places)
-            s.producers = old.producers
-            memset(&old.producers, 0, sizeof(old.producers))
-            s.now_ms = old.now_ms
-            s.position = old.position + 1
-            sequencer_clear(old)
-            self.c.sequencer = s
-            self.c.plan = compiled.c
-            pthread_mutex_unlock(&self.c.order)
-            pthread_rwlock_unlock(&self.c.plan_lock)
+        for i in range(s.n_types):
+            for j in range(old.n_types):
+                if compiled.c.events[i].event_id == self.c.plan.events[j].event_id:
+                    s.type_nows[i] = old.type_nows[j]
+                    s.first_nows[i] = old.first_nows[j]
+                    s.ids[i] = old.ids[j]
+                    s.n_ids += old.ids[j].n_used
+                    memset(&old.ids[j], 0, sizeof(old.ids[j]))
+            if not s.event_clock:
+                s.type_nows[i] = old.now_ms
+        free(s.producers.places)
+        s.producers = old.producers
+        memset(&old.producers, 0, sizeof(old.producers))
+        s.now_ms = old.now_ms
+        s.position = old.position + 1
+        sequencer_clear(old)
+        self.c.sequencer = s
+        self.c.plan = compiled.c
         self.compiled = compiled
+        return 0
 
     def fingerprint(self, size_t entity, parts not None):
         """The 16 bytes that stand for one key (bytes per part, in the entity's order), None where a part is empty."""
@@ -761,8 +769,7 @@ cdef class State:
             with nogil:
                 pthread_rwlock_rdlock(&self.c.plan_lock)
                 pthread_mutex_lock(&self.c.order)
-                found = shard_forget(&self.c.shards[_shard_of(&self.c, fp[1])], self.c.plan, fp[0], fp[1])
-                self.c.sequencer.position += 1
+                found = state_forget(&self.c, fp[0], fp[1])
                 pthread_mutex_unlock(&self.c.order)
                 pthread_rwlock_unlock(&self.c.plan_lock)
         return found
@@ -770,17 +777,23 @@ cdef class State:
     def sweep(self):
         """Frees rows and logs that hold nothing any more; says how many rows. Never changes an answer."""
         cdef int64_t freed = 0, some = 0
+        cdef uint64_t bucket
         cdef uint32_t i
         with nogil:
-            pthread_rwlock_rdlock(&self.c.plan_lock)
-            pthread_mutex_lock(&self.c.order)
             for i in range(self.c.n_shards):
-                some = shard_sweep(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows)
+                bucket = 0
+                while True:
+                    pthread_rwlock_rdlock(&self.c.plan_lock)
+                    pthread_mutex_lock(&self.c.order)
+                    some = shard_sweep(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows, &bucket)
+                    pthread_mutex_unlock(&self.c.order)
+                    pthread_rwlock_unlock(&self.c.plan_lock)
+                    if some < 0 or bucket == 0:
+                        break
+                    freed += some
                 if some < 0:
                     break
                 freed += some
-            pthread_mutex_unlock(&self.c.order)
-            pthread_rwlock_unlock(&self.c.plan_lock)
         if some < 0:
             raise MemoryError
         return freed

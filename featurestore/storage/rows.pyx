@@ -71,6 +71,7 @@ cdef bytes IDENTITY_KEY = bytes([KIND_IDENTITY])
 
 DATA_NAME = "data.mdb"
 CREATING_NAME = "creating"
+COMPACTING_NAME = "compacting"
 META_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,%d}" % (MAX_NAME_BYTES - 1))
 
 open_files = set()                # (device, inode) of every data file that this process has open
@@ -669,6 +670,50 @@ cdef class RowStore:
         finally:
             os.close(target_fd)
 
+    def compact(self):
+        """Rewrites the file without its free pages: what was deleted is in it no more, and the file is as small as it can be.
+
+        Needs as much free space as there are rows; whoever reads waits only while the files change places. Raises
+        StorageError if the copy cannot be written (the store goes on as it was).
+        """
+        copy = Path(self.path, COMPACTING_NAME)
+        if self.txn != NULL:
+            raise RuntimeError("compact: a transaction is under way; commit or abort it first")
+        self.remove_copy()
+        self.copy_to(copy)
+        self.close_env()
+        try:
+            (copy / DATA_NAME).replace(Path(self.path, DATA_NAME))
+            sync_directory(self.path)
+            copy.rmdir()
+        except OSError as error:
+            self.failure = f"compacting: {error}"
+            raise StorageError(f"{self.path}: cannot be replaced by its compacted copy: {error}; reopen() it") from error
+        self.give_file()
+        self.take_file()
+        self.open_env(Path(self.path))
+        self.read_identity()
+        self.sign_in()
+
+    # What a compaction that was interrupted left behind.
+    cdef int remove_copy(self) except -1:
+        copy = Path(self.path, COMPACTING_NAME)
+        if copy.exists():
+            for entry in copy.iterdir():
+                entry.unlink()
+            copy.rmdir()
+        return 0
+
+    cdef int give_file(self) except -1:
+        if self.file_id is not None:
+            with open_files_lock:
+                open_files.discard(self.file_id)
+            self.file_id = None
+        if self.fd >= 0:
+            os.close(self.fd)                    # and the flock with it
+            self.fd = -1
+        return 0
+
     def begin(self):
         """Starts the transaction that write_shard and put_meta fill and commit makes durable.
 
@@ -925,13 +970,7 @@ cdef class RowStore:
     def close(self):
         """Aborts a transaction under way, waits for readers and lets the file go. May be called again."""
         self.close_env()
-        if self.file_id is not None:
-            with open_files_lock:
-                open_files.discard(self.file_id)
-            self.file_id = None
-        if self.fd >= 0:
-            os.close(self.fd)                    # and the flock with it
-            self.fd = -1
+        self.give_file()
         self.failure = None
 
     def __enter__(self):
