@@ -5,9 +5,9 @@ log, no merging, no expiry, no filter programs. A view is a list of applied even
 comprehension; a filter is a callable that answers True, False or None (unknown, as in SQL). It promises exact
 truth (sums by `math.fsum`) and says, per value, what the engine owes:
 
-    exact   lower == upper == truth: the kept span of that (row, view) never held more than `exact_events`
-    error   the relative error promised for a count or a sum of non-negative values, or None where none is
-    scale   the size of what was added up, to which a float's rounding is relative
+    exact      lower == upper: the kept span of that (row, view) never held more than `exact_events` events
+    error      the relative error promised for a count or a sum of non-negative values; None: none is
+    tolerance  what rounding may cost: 1e-9 of the absolute values added up, nothing where nothing is added
 
 Time is milliseconds since the epoch. Memory and work grow with the number of events: for tests only.
 """
@@ -93,7 +93,7 @@ class Truth:
     coverage: float = 1.0  # the covered share, where WARMING
     exact: bool = True
     error: float | None = None
-    scale: float = 0.0
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Log:
 
     events: list[Applied] = field(default_factory=list)
     overflowed: bool = False  # the kept span once held more than exact_events: the engine may have merged
-    disordered: bool = False  # an event came late after that: it may have fallen into a merged entry
+    disordered: bool = False  # an event came after that which may have fallen into a merged entry
 
 
 @dataclass
@@ -287,8 +287,8 @@ class Store:
 
     def _apply(self, view: LiveView, key: Key, event: Applied) -> None:
         log = view.logs.setdefault(key, Log())
-        newest = max((e.time for e in log.events), default=event.time)
-        if log.overflowed and event.time < newest:
+        n_newer = sum(e.time > event.time for e in log.events)
+        if log.overflowed and n_newer >= fewest_newer(view.plan.max_error):
             log.disordered = True
         log.events.append(event)
         n_kept = sum(e.time >= self._kept_from(view, event.now) for e in log.events)
@@ -368,12 +368,12 @@ class Store:
             return Truth(UNAVAILABLE, math.nan)
         kept_from = self._kept_from(view, now)
         events = [e for e in log.events if start < e.time <= end and e.time >= kept_from]
-        value, n, scale = _aggregate(feature, events, end)
+        value, n, tolerance = _aggregate(feature, events, end)
         status = WARMING if warming else PRESENT if n else NOT_FOUND
         coverage = 1.0
         if warming:
             coverage = 0.0 if since is None else min(max((end - since) / feature.window_ms, 0.0), 1.0)
-        return Truth(status, value, n, coverage, *self._owed(view, key, feature, log, t), scale)
+        return Truth(status, value, n, coverage, *self._owed(view, key, feature, log, t), tolerance)
 
     def _owed(
         self, view: LiveView, key: Key, feature: Feature, log: Log, t: int
@@ -412,8 +412,8 @@ class Store:
             return Truth(UNAVAILABLE, math.nan)
         if alive and t < min(e.time for e in alive):
             alive = []
-        value, n, scale = _aggregate(feature, alive, t)
-        return Truth(PRESENT if n else NOT_FOUND, value, n, scale=scale)
+        value, n, tolerance = _aggregate(feature, alive, t)
+        return Truth(PRESENT if n else NOT_FOUND, value, n, tolerance=tolerance)
 
     def _keep(self, plan: View) -> int:
         return _reach(plan) + self.schema.events[plan.event].lateness_ms
@@ -434,6 +434,14 @@ class Store:
 
 
 # Pure functions of their arguments
+
+
+def fewest_newer(max_error: float) -> int:
+    """How many events are at least newer than a merged entry: with fewer, a late event cannot fall into one.
+
+    A pair merges while its weight is at most 2 * max_error of what is newer, and the least weight is two.
+    """
+    return math.ceil(1 / max_error)
 
 
 def key_text(value: object) -> str | None:
@@ -512,30 +520,32 @@ def _number(feature: Feature, event: Applied) -> float | None:
 
 
 def _aggregate(feature: Feature, events: Sequence[Applied], end: int) -> tuple[float, int, float]:
-    """(value, n, scale) of one aggregate over the events in its window."""
+    """(value, n, tolerance) of one aggregate over the events in its window."""
     taken = sorted(
         ((e.time, e.position, v) for e in events for v in [_number(feature, e)] if v is not None),
         key=lambda item: item[:2],
     )
-    values = [float(v) for _, _, v in taken]
+    values = [v for _, _, v in taken]
     n = len(values)
     scale = math.fsum(abs(v) for v in values)
     if feature.aggregate == "count":
         return float(n), n, 0.0
     if feature.aggregate == "sum":
-        return math.fsum(values), n, scale
+        return math.fsum(values), n, 1e-9 * scale
     if n == 0:
         return math.nan, 0, 0.0
     mean = math.fsum(values) / n
+    stddev = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / n)
     greatest = max(abs(v) for v in values)
-    value, scale = {
-        "mean": (mean, scale / n),
+    value, tolerance = {
+        "mean": (mean, 1e-9 * scale / n),
         "min": (min(values), 0.0),
         "max": (max(values), 0.0),
-        "stddev": (math.sqrt(math.fsum((v - mean) ** 2 for v in values) / n), greatest),
+        # What is rounded is the square: near 0 its root moves more.
+        "stddev": (stddev, math.sqrt(stddev**2 + 1e-11 * greatest**2) - stddev),
         "first": (values[0], 0.0),
         "last": (values[-1], 0.0),
         "since_first": (float(end - taken[0][0]), 0.0),
         "since_last": (float(end - taken[-1][0]), 0.0),
     }[feature.aggregate]
-    return value, n, scale
+    return value, n, tolerance
