@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Fields = Mapping[str, object]
 Predicate = Callable[[Fields], "bool | None"]
@@ -221,6 +221,22 @@ class Store:
                 floor = max(now_ms - old_keep, EARLIEST_MS if floor is None else floor)
             self.views[name] = LiveView(plan, since, floor, view.logs)
         self.schema = schema
+
+    def copy(self) -> Store:
+        """An independent store in the same state: what is done to it leaves no trace here."""
+        other = Store(self.schema, clock=self.clock)
+        other.position, other.wall_now, other.event_now = self.position, self.wall_now, dict(self.event_now)
+        other.ids = dict(self.ids)
+        other.producers = {name: Producer(p.epoch, dict(p.seen)) for name, p in self.producers.items()}
+        other.views = {
+            name: replace(
+                view,
+                live_since=dict(view.live_since),
+                logs={key: replace(log, events=list(log.events)) for key, log in view.logs.items()},
+            )
+            for name, view in self.views.items()
+        }
+        return other
 
     def now(self, event: str) -> int | None:
         return self.wall_now if self.clock == "wall" else self.event_now.get(event)
@@ -457,18 +473,14 @@ def _check(declared: str, value: object) -> int:
     """The refusal that one field's value deserves, or 0."""
     if value is None:
         return 0
-    types: dict[str, tuple[type, ...]] = {
-        "bool": (bool,),
-        "number": (int, float),
-        "key": (int, float, str),
-        "string": (str,),
-    }
-    if not isinstance(value, types[declared]) or (isinstance(value, bool) and declared != "bool"):
+    if declared in ("number", "bool"):
+        if not isinstance(value, bool | int | float):
+            return BAD_TYPE
+        return 0 if math.isfinite(value) else NOT_FINITE
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         return BAD_TYPE
-    if declared == "number":
-        return 0 if math.isfinite(float(str(value))) else NOT_FINITE
     if isinstance(value, float) and not value.is_integer():
-        return BAD_KEY
+        return BAD_KEY if declared == "key" else BAD_TYPE
     return KEY_TOO_LONG if len(str(value).encode()) > MAX_TEXT_BYTES else 0
 
 
@@ -476,9 +488,12 @@ def _clean(kind: EventType, fields: Fields) -> dict[str, object]:
     clean: dict[str, object] = {}
     for name, declared in kind.fields.items():
         value = fields.get(name)
-        clean[name] = (
-            key_text(value) if declared == "key" else float(value) if isinstance(value, bool) else value
-        )
+        if declared == "key":
+            clean[name] = key_text(value)
+        elif declared == "string":
+            clean[name] = "" if value == "" else key_text(value)
+        else:
+            clean[name] = float(value) if isinstance(value, bool | int | float) else None
     return clean
 
 
@@ -516,7 +531,7 @@ def _number(feature: Feature, event: Applied) -> float | None:
     if not _matches(feature.where, event.fields):
         return None
     value = event.fields.get(feature.value) if feature.value is not None else 1.0
-    return None if value is None else float(str(value))
+    return value if isinstance(value, float) else None
 
 
 def _aggregate(feature: Feature, events: Sequence[Applied], end: int) -> tuple[float, int, float]:
