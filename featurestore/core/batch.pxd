@@ -44,3 +44,16 @@ ctypedef struct Batch:
     const int64_t* times          # [n_events] event time, ms since the epoch
     const Column* columns         # [n_columns]
     uint8_t* outcomes             # [n_events] Outcome; the decoder refuses, the sequencer decides the rest
+
+
+# Owns (or keeps alive) everything its `batch` points to; made and checked once, then passed on under nogil.
+cdef class EventBatch:
+    cdef Batch batch
+    cdef readonly object event             # EventPlan
+    cdef readonly object outcomes          # uint8 array over batch.outcomes: what the engine decides is seen here
+    cdef Column* _columns
+    cdef object _refused                   # outcomes as they were when the batch was made
+    cdef tuple _memory                     # the arrays that batch points into
+    cdef int _take_texts(self, Column* c, object column, str what, list memory) except -1
+    cdef void _refuse(self) noexcept
+    cdef list _no_columns(self)
