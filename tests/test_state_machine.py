@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
-from hypothesis import event, settings
+from hypothesis import Phase, event, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from reference.both import Both
 from reference.naive import EventType, Row, Schema, View
@@ -260,6 +260,11 @@ class TwoStores(RuleBasedStateMachine):
 
     # Everything else
 
+    def key_set(self, **parts: object) -> dict[str, object]:
+        """Those of `parts` that some view has: asking for others is a mistake, not a question."""
+        known = {part for view in self.shown.values() for part in view.key}
+        return {part: value for part, value in parts.items() if part in known}
+
     @rule(name=st.sampled_from(["late", "some", "loud", "all", "other"]))
     def add_or_remove_view(self, name: str) -> None:
         if name in self.shown:
@@ -294,15 +299,15 @@ class TwoStores(RuleBasedStateMachine):
         key=st.sampled_from([*KEYS, "never", None]),
     )
     def get_as_of(self, back_ms: int, key: object) -> None:
-        self.both.read("everything", {"k": key, "q": "q"}, as_of=self.clock_ms - back_ms, **self.now())
+        self.both.read("everything", self.key_set(k=key, q="q"), as_of=self.clock_ms - back_ms, **self.now())
 
     @invariant()
     def everything_readable_agrees(self) -> None:
         if not hasattr(self, "both"):
             return
         for parts in ({"k": "a", "q": "q"}, {"k": "7", "q": "r"}, {"k": "b"}):
-            self.both.read("everything", parts, **self.now())
-        self.both.read("everything", {"k": "a", "q": "q"}, as_of=self.clock_ms, **self.now())
+            self.both.read("everything", self.key_set(**parts), **self.now())
+        self.both.read("everything", self.key_set(k="a", q="q"), as_of=self.clock_ms, **self.now())
 
     def teardown(self) -> None:
         if not hasattr(self, "both"):
@@ -310,13 +315,18 @@ class TwoStores(RuleBasedStateMachine):
         whole, other = self.both.engine, self.both.replayed([1, 3, 2, 50], threads=3)
         assert other.state.digest() == whole.state.digest(), "other batches or threads, another state"
         sharded = self.both.replayed([1_000], threads=2, n_shards=1)
-        for parts in ({"k": ["a"], "q": ["q"]}, {"k": ["7"], "q": ["r"]}):
+        for key in ("a", "7"):
             bits = [
-                engine.read("everything", parts, as_of=self.clock_ms, **self.now()).bits()
+                engine.read(
+                    "everything", self.key_set(k=[key], q=["q"]), as_of=self.clock_ms, **self.now()
+                ).bits()
                 for engine in (whole, other, sharded)
             ]
             assert bits[0] == bits[1] == bits[2]
 
 
+# Explaining a failure runs long histories a hundred times more; the steps themselves say enough.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+
 TestTwoStores = TwoStores.TestCase
-TestTwoStores.settings = settings(max_examples=60, stateful_step_count=30)
+TestTwoStores.settings = settings(max_examples=60, stateful_step_count=30, phases=PHASES)

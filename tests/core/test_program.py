@@ -298,7 +298,23 @@ def test_a_wrong_program_is_refused_naming_the_step(ops: list[Op], says: str) ->
         st.builds(
             Op,
             st.sampled_from(
-                "number text load_number load_text add neg eq lt text_eq in_numbers in_texts and not true is_null".split()
+                [
+                    "number",
+                    "text",
+                    "load_number",
+                    "load_text",
+                    "add",
+                    "neg",
+                    "eq",
+                    "lt",
+                    "text_eq",
+                    "in_numbers",
+                    "in_texts",
+                    "and",
+                    "not",
+                    "true",
+                    "is_null",
+                ]
             ),
             field=st.integers(-1, 4),
             number=NUMBERS,

@@ -52,8 +52,8 @@ PUBLISHED = {
 
 
 def replayed(path: Path, n_rows: int, batch_rows: int, **options: Any) -> tuple[Engine, Vectors]:
-    table = duckdb.execute(
-        f"SELECT {FIELDS} FROM read_parquet(?) WHERE seq < {n_rows} ORDER BY seq", [str(path)]
+    table = duckdb.sql(
+        f"SELECT {FIELDS} FROM read_parquet(?) WHERE seq < {n_rows} ORDER BY seq", params=[str(path)]
     ).to_arrow_table()
     engine = Engine(SCHEMA, **options)
     parts = []
@@ -187,8 +187,8 @@ def test_reads_by_key_equal_what_observe_said_of_their_newest_event(data_file: C
 def test_an_arrow_table_of_other_integer_types_means_the_same(data_file: Callable[[str], Path]) -> None:
     path = data_file("card_transactions.parquet")
     _, plain = replayed(path, 3_000, 3_000)
-    table = duckdb.execute(
-        f"SELECT {FIELDS} FROM read_parquet(?) WHERE seq < 3000 ORDER BY seq", [str(path)]
+    table = duckdb.sql(
+        f"SELECT {FIELDS} FROM read_parquet(?) WHERE seq < 3000 ORDER BY seq", params=[str(path)]
     ).to_arrow_table()
     texts = table.set_column(1, "customer_id", table["customer_id"].cast(pa.string()))
     _, vectors = Engine(SCHEMA).submit("transaction", texts, "fraud")

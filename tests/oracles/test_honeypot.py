@@ -77,7 +77,7 @@ def truth(attacks: duckdb.DuckDBPyConnection) -> dict[str, Oracle]:
 def observed(
     attacks: duckdb.DuckDBPyConnection, text: str, batch_rows: int = 10_000
 ) -> tuple[list[int], Vectors]:
-    table: pa.Table = attacks.execute(
+    table: pa.Table = attacks.sql(
         "SELECT ts, src_ip, dst_port, src_port FROM attacks ORDER BY seq"
     ).to_arrow_table()
     engine, outcomes, parts = Engine(text), [], []

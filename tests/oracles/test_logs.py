@@ -71,9 +71,7 @@ def test_late_web_requests_are_counted_at_their_own_time(
     late = every["t"] < every["now"]
     assert late.mean() > 0.9
 
-    table = connection.execute(
-        "SELECT ts, client_ip, status, bytes FROM requests ORDER BY seq"
-    ).to_arrow_table()
+    table = connection.sql("SELECT ts, client_ip, status, bytes FROM requests ORDER BY seq").to_arrow_table()
     outcomes, vectors = Engine(ACCESS).submit("request", table, "all")
     assert vectors is not None
     assert not any(outcomes)
@@ -101,7 +99,7 @@ def test_filtered_ssh_logins_are_counted_as_sql_counts_them(data_file: Callable[
         name: arrival_order(connection, WINDOWS_MS, lateness_ms=60 * MINUTE_MS, where=condition)
         for name, condition in conditions.items()
     }
-    table = connection.execute("SELECT ts, src_ip, username, event FROM logins ORDER BY seq").to_arrow_table()
+    table = connection.sql("SELECT ts, src_ip, username, event FROM logins ORDER BY seq").to_arrow_table()
     outcomes, vectors = Engine(SSH).submit("login", table, "all")
     assert vectors is not None
     assert np.array_equal(np.array(outcomes) == 0, oracles["ok"].accepted())

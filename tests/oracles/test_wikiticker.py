@@ -52,11 +52,11 @@ services:
 
 @pytest.fixture(scope="module")
 def edits(data_file: Callable[[str], Path]) -> pa.Table:
-    return duckdb.execute(
+    return duckdb.sql(
         """SELECT time, channel, CAST(added AS DOUBLE) AS added, CAST(deleted AS DOUBLE) AS deleted,
                   CAST(delta AS DOUBLE) AS delta
            FROM read_csv(?, types = {'time': 'VARCHAR'}) ORDER BY seq""",
-        [str(data_file(FILE))],
+        params=[str(data_file(FILE))],
     ).to_arrow_table()
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from featurestore.errors import InvalidEventError, SequenceError
+from featurestore.plan import Plan
 from reference.compare import disagreement
 from reference.engine import Engine, Vectors
 from reference.naive import (
@@ -35,8 +36,7 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Applied:
-    schema: Schema
-    now_ms: int | None
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Both:
             _raises(expected, lambda: self.engine.submit(event, self._data(event, rows), service, **options))
             return [], None
         outcomes, vectors = self.engine.submit(event, self._data(event, rows), service, **options)
-        assert outcomes == [answer.outcome for answer in answers]
         self.journal.append(Submitted(event, tuple(rows), options))
+        assert outcomes == [answer.outcome for answer in answers]
         if vectors is not None:
             for i, answer in enumerate(answers):
                 # A malformed event keeps no time to be read at.
@@ -107,7 +107,7 @@ class Both:
         now_ms = self.now_ms()
         self.naive.apply(schema, now_ms)
         self.engine.apply(yaml(schema), now_ms)
-        self.journal.append(Applied(schema, now_ms))
+        self.journal.append(Applied(self.engine.plan))
 
     def restart(self, *, threads: int) -> None:
         before = self.engine.state.digest()
@@ -126,7 +126,7 @@ class Both:
             if isinstance(step, Submitted):
                 engine.submit(step.event, self._data(step.event, step.rows), **step.options)
             elif isinstance(step, Applied):
-                engine.apply(yaml(step.schema), step.now_ms)
+                engine.apply_plan(step.plan)
             else:
                 engine.forget(step.parts)
         return engine

@@ -5,20 +5,23 @@ Imported only by tests that compare; the naive store and the SQL oracles import 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from featurestore.core.state import State
+
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
-from featurestore.core.state import State
-from featurestore.schema import compile_schema
-
 from featurestore.plan import Plan
+from featurestore.schema import compile_schema
 from reference.compare import Floats, Got
 
 SECRET = bytes(range(16))
+
+_compiled = functools.cache(compile_schema)
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Engine:
     """One State and the plan it runs."""
 
     def __init__(self, schema: str, *, clock: str = "event", n_shards: int = 4, threads: int = 1) -> None:
-        self.plan: Plan = compile_schema(schema)
+        self.plan: Plan = _compiled(schema)
         self.state = State(self.plan, clock=clock, secret=SECRET, n_shards=n_shards, threads=threads)
 
     def batch(self, event: str, data: Any) -> EventBatch:
@@ -101,8 +104,11 @@ class Engine:
         return bool(self.state.forget(entity, [parts[name].encode() for name in names]))
 
     def apply(self, schema: str, now_ms: int | None) -> None:
-        self.plan = compile_schema(schema, previous=self.plan, now_ms=now_ms)
-        self.state.apply_plan(self.plan)
+        self.apply_plan(compile_schema(schema, previous=self.plan, now_ms=now_ms))
+
+    def apply_plan(self, plan: Plan) -> None:
+        self.plan = plan
+        self.state.apply_plan(plan)
 
     def restart(self, *, threads: int = 1) -> None:
         self.state = State.restore(self.plan, self.state.snapshot(), threads=threads)

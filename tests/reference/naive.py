@@ -268,17 +268,16 @@ class Store:
         for view in self.views.values():
             if view.plan.event == event:
                 view.live_since = {n: now if since is None else since for n, since in view.live_since.items()}
-        texts = self._parts_of(event, fields)
         names = self.schema.services[service] if service is not None else []
-        before = [self._value(name, texts, time, self.wall_now) for name in names]
+        before = self._vector(event, fields, service, time)
         for view, key in kept:
             self._apply(view, key, Applied(time, self.position, fields, now))
-        after = [self._value(name, texts, time, self.wall_now) for name in names]
+        after = self._vector(event, fields, service, time)
         vector = [b if self._excludes(name) else a for name, b, a in zip(names, before, after, strict=True)]
         return Answer(ACCEPTED, vector if service is not None else None)
 
     def _refused_by_state(self, event: str, time: int, fields: Fields, now: int) -> int:
-        """What the clock and the remembered ids refuse. A known id is a duplicate, however old its event."""
+        """What the clock and the remembered ids refuse. An old event is beyond, known or not."""
         kind = self.schema.events[event]
         if self.clock == "wall" and time > now + self.schema.max_future_ms:
             return FUTURE
@@ -287,10 +286,10 @@ class Store:
         event_id = fields.get(kind.id_field)
         if event_id is None:
             return NO_ID
+        if time < now - kind.dedupe_ms:
+            return BEYOND_DEDUPE
         seen_at = self.ids.get((event, str(event_id)))
-        if seen_at is not None and seen_at >= now - kind.dedupe_ms:
-            return DUPLICATE
-        return BEYOND_DEDUPE if time < now - kind.dedupe_ms else 0
+        return DUPLICATE if seen_at is not None and seen_at >= now - kind.dedupe_ms else 0
 
     def _matching(self, event: str, fields: Fields) -> list[tuple[LiveView, Key]]:
         """The views that match this event, late or not: its type, a key without nulls, `where` true."""
@@ -325,19 +324,25 @@ class Store:
 
     def _plain(self, outcome: int, event: str, row: Row, service: str | None) -> Answer:
         """An event that was not applied gets a plain read at its time (at now if its time is unusable)."""
-        if service is None:
-            return Answer(outcome, None)
         kind = self.schema.events[event]
-        fields = {
-            name: v
-            for name, v in row.fields.items()
-            if name in kind.fields and not _check(kind.fields[name], v)
-        }
         t = row.time if row.time is not None and EARLIEST_MS <= row.time <= LATEST_MS else self.now(event)
-        texts = self._parts_of(event, _clean(kind, fields))
-        return Answer(
-            outcome, [self._value(n, texts, t, self.wall_now) for n in self.schema.services[service]]
-        )
+        right = {n: v for n, v in row.fields.items() if not _check(kind.fields.get(n, "key"), v)}
+        vector = self._vector(event, _clean(kind, right), service, t)
+        return Answer(outcome, None if service is None else vector)
+
+    def _vector(self, event: str, fields: Fields, service: str | None, t: int | None) -> list[Truth]:
+        """What an event of this type reads: it brings the keys of the entities that its type feeds, no others."""
+        fed = [view.plan.key for view in self.views.values() if view.plan.event == event]
+        vector = []
+        for name in [] if service is None else self.schema.services[service]:
+            key = self.views[name.split(".")[0]].plan.key
+            source = next((each for each in fed if _entity(each) == _entity(key)), None)
+            if source is None:
+                vector.append(Truth(UNAVAILABLE, math.nan))
+            else:
+                texts = {part: fields.get(source[part]) for part in key}
+                vector.append(self._value(name, texts, t, self.wall_now))
+        return vector
 
     def _batch_seen(self, name: bytes, epoch: int, sequence: int, content: object) -> bool:
         producer = self.producers.get(name)
@@ -368,8 +373,12 @@ class Store:
         feature = next(f for f in view.plan.features if f.name == feature_name)
         now = wall if self.clock == "wall" else self.event_now.get(view.plan.event)
         key = _key({part: texts.get(part) for part in view.plan.key})
-        if key is None or t is None:
+        if key is None:
             return Truth(UNAVAILABLE, math.nan)
+        if t is None:
+            # Nothing was ever accepted: no now, and no window has begun to live.
+            nothing = _aggregate(feature, [], 0)[0]
+            return Truth(WARMING if feature.window_ms else NOT_FOUND, nothing, coverage=0.0)
         log = view.logs.get(key, Log())
         if feature.window_ms == 0:
             return self._lifetime_value(view, feature, log, t, now)
@@ -417,16 +426,18 @@ class Store:
 
     def _lifetime_value(self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None) -> Truth:
         alive: list[Applied] = []
-        idle_ms = view.plan.lifetime_idle_ms
+        newest = 0
         for event in log.events:
-            if alive and max(e.time for e in alive) < event.now - idle_ms:
+            if alive and newest < event.now - view.plan.lifetime_idle_ms:
                 alive = []
+            newest = max(newest, event.time) if alive else event.time
             alive.append(event)
-        if alive and now is not None and max(e.time for e in alive) < now - idle_ms:
+        if alive and now is not None and newest < now - view.plan.lifetime_idle_ms:
             alive = []
-        if alive and min(e.time for e in alive) <= t < max(e.time for e in alive):
+        oldest = min((event.time for event in alive), default=t)
+        if alive and oldest <= t < newest:
             return Truth(UNAVAILABLE, math.nan)
-        if alive and t < min(e.time for e in alive):
+        if t < oldest:
             alive = []
         value, n, tolerance = _aggregate(feature, alive, t)
         return Truth(PRESENT if n else NOT_FOUND, value, n, tolerance=tolerance)
@@ -443,10 +454,6 @@ class Store:
         view, feature_name = name.split(".")
         feature = next(f for f in self.views[view].plan.features if f.name == feature_name)
         return feature.aggregate == "since_last" if feature.exclude_self is None else feature.exclude_self
-
-    def _parts_of(self, event: str, fields: Fields) -> dict[str, object]:
-        plans = [view.plan for view in self.views.values() if view.plan.event == event]
-        return {part: fields.get(source) for plan in plans for part, source in plan.key.items()}
 
 
 # Pure functions of their arguments

@@ -58,29 +58,31 @@ def yaml(schema: Schema) -> str:
 
 
 def _view(view: View) -> list[str]:
+    key = ", ".join(f"{part}: {source}" for part, source in view.key.items())
     lines = [
         f"event: {view.event}",
-        f"key: {{{', '.join(f'{part}: {source}' for part, source in view.key.items())}}}"
-        if view.key
-        else "key: []",
-        f"offset: {view.offset_ms // 1000}s",
+        f"key: {{{key}}}" if key else "key: []",
         f"exact_events: {view.exact_events}",
         f"max_error: {view.max_error}",
         f"max_entries: {view.max_entries}",
         f"lifetime_idle: {view.lifetime_idle_ms // 1000}s",
     ]
+    if view.offset_ms:
+        lines.append(f"offset: {view.offset_ms // 1000}s")
     if view.where is not None:
         lines.append(f"where: {_text(view.where)}")
     lines.append("features:")
+    items: dict[str, list[str]] = {}  # neighbours that differ in the window only are one item
     for feature in view.features:
         base, window = feature.name.rsplit("_", 1)
         aggregate = feature.aggregate if feature.value is None else f"{feature.aggregate}({feature.value})"
-        item = [f"name: {base}", f"aggregate: {aggregate}", f"windows: [{window}]"]
+        item = f"name: {base}, aggregate: {aggregate}"
         if feature.where is not None:
-            item.append(f"where: {_text(feature.where)}")
+            item += f", where: {_text(feature.where)}"
         if feature.exclude_self is not None:
-            item.append(f"self: {'exclude' if feature.exclude_self else 'include'}")
-        lines.append(f"  - {{{', '.join(item)}}}")
+            item += f", self: {'exclude' if feature.exclude_self else 'include'}"
+        items.setdefault(item, []).append(window)
+    lines += [f"  - {{{item}, windows: [{', '.join(windows)}]}}" for item, windows in items.items()]
     return lines
 
 
