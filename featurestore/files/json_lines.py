@@ -1,0 +1,142 @@
+"""JSON lines: one object a line, UTF-8, read with Python's json module line by line.
+
+pyarrow's JSON reader is several times faster and is not used: it gives up where a key is 7 on one line and
+"7" on the next, takes text that looks like a time for one, and ends the process on a line that holds only
+`null`. Here a key is what was written: an integer of any size or a string.
+
+A line that is not an object is an error that names the line; blank lines are passed over. A field that is
+missing or null is absent; fields the event type does not know are ignored. That a name is wrong can only be
+seen by its absence: where no line of the first chunk has the time field, or a column to keep, that is an
+error too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.errors import InvalidEventError
+from featurestore.files import cells
+from featurestore.files.chunk import Chunk, EventReader
+from featurestore.files.names import did_you_mean
+from featurestore.files.stream import ByteStream
+from featurestore.plan import EventPlan
+
+BLOCK_BYTES = 1 << 20
+MAX_LINE_BYTES = 16 << 20
+
+Row: TypeAlias = dict[str, Any]
+
+
+class JsonLinesReader(EventReader):
+    def __init__(self, stream: ByteStream, event: EventPlan, keep: Sequence[str]) -> None:
+        super().__init__(stream.name, event, keep)
+        self._stream = stream
+        self.size_bytes = stream.size_bytes
+        self._kept_schema = pa.schema([(name, cells.kept_type(event, name)) for name in self.keep])
+
+    @property
+    def kept_schema(self) -> pa.Schema:
+        return self._kept_schema
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]:
+        rows: list[Row] = []
+        row, skip = start_row, start_row
+        first = True
+        for parsed in self._rows():
+            if skip:
+                skip -= 1
+                continue
+            rows.append(parsed)
+            if len(rows) == batch_events:
+                yield self._chunk(rows, row, first)
+                row += len(rows)
+                rows, first = [], False
+        if rows:
+            yield self._chunk(rows, row, first)
+
+    def _rows(self) -> Iterator[Row]:
+        for number, line in enumerate(self._lines(), start=1):
+            try:
+                text = line.decode()
+                if not text.strip(" \t\r"):
+                    continue
+                parsed = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise self._malformed(number, line, str(error)) from error
+            if type(parsed) is not dict:
+                raise self._malformed(number, line, f"a {type(parsed).__name__}, not an object")
+            yield parsed
+
+    def _lines(self) -> Iterator[bytes]:
+        rest = b""
+        n_lines = 0
+        start = True
+        while block := self._stream.read(BLOCK_BYTES):
+            if start:
+                block, start = block.removeprefix(b"\xef\xbb\xbf"), False
+            *lines, rest = (rest + block).split(b"\n")
+            n_lines += len(lines)
+            yield from lines
+            if len(rest) > MAX_LINE_BYTES:
+                raise self._malformed(n_lines + 1, rest, f"longer than {MAX_LINE_BYTES} bytes")
+        if rest:
+            yield rest
+
+    def _malformed(self, number: int, line: bytes, problem: str) -> InvalidEventError:
+        hint = "; this is a JSON array, write one object per line" if number == 1 and line[:1] == b"[" else ""
+        return InvalidEventError(
+            f"{self.name}, line {number} is not a JSON object: {problem}: "
+            f"{line[:100].decode(errors='replace')!r}{hint}"
+        )
+
+    def _chunk(self, rows: list[Row], start_row: int, first: bool) -> Chunk:
+        if first:
+            self._check_first(rows)
+        return Chunk(
+            name=self.name,
+            start_row=start_row,
+            n_events=len(rows),
+            columns={name: [row.get(name) for row in rows] for name in self.fields},
+            kept=pa.RecordBatch.from_arrays(
+                [_kept([row.get(f.name) for row in rows], f.type) for f in self._kept_schema],
+                schema=self._kept_schema,
+            ),
+            refused=np.zeros(len(rows), np.uint8),
+            stored_bytes=self._stream.stored_bytes,
+        )
+
+    def _check_first(self, rows: list[Row]) -> None:
+        for name in (self.event.time.field, *self.keep):
+            if not any(name in row for row in rows):
+                names = list(dict.fromkeys(name for row in rows[:1000] for name in row))
+                raise InvalidEventError(
+                    f"{self.name}: none of the first {len(rows)} lines has a field {name!r}"
+                    f"{did_you_mean(name, names)}"
+                )
+
+
+def _kept(values: list[object], wanted: pa.DataType) -> pa.Array:
+    """Numbers as numbers; else strings as they stand and everything else as its JSON text."""
+    if wanted == pa.float64():
+        return pa.array([_number(value) for value in values], wanted)
+    return pa.array([None if value is None else _text(value) for value in values], wanted)
+
+
+def _number(value: object) -> float | None:
+    try:
+        return float(value) if isinstance(value, (int, float)) else None
+    except OverflowError:
+        return None
+
+
+def _text(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode(errors="replace").decode()
