@@ -69,8 +69,8 @@ def replay(
     """Replays the events of `path` and writes the vectors of `service` beside the columns `keep` to `out`.
 
     `bounds` adds `<feature>.lower` and `<feature>.upper`; `outcome` adds a column of that name that says
-    `accepted`, `late`, `duplicate`, `refused_type`, …; `progress` is called after each batch with the bytes of
-    the file and the events done so far.
+    `accepted`, `late`, `duplicate`, `refused_type`, …; `progress` is called after each batch with the bytes
+    of the file and the events done so far.
 
     Raises UnknownNameError, ConfigError, InvalidEventError or StorageError; `out` is then as it was.
     """

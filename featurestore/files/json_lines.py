@@ -28,6 +28,10 @@ from featurestore.plan import EventPlan
 
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 16 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+WHITESPACE = " \t\r"  # JSON's, but for the end of the line
+
+_scan = json.JSONDecoder().scan_once  # (text, start) → (value, end); half of json.loads is what comes around it
 
 Row: TypeAlias = dict[str, Any]
 
@@ -63,38 +67,57 @@ class JsonLinesReader(EventReader):
             yield self._chunk(rows, row, first)
 
     def _rows(self) -> Iterator[Row]:
-        for number, line in enumerate(self._lines(), start=1):
-            try:
-                text = line.decode()
-                if not text.strip(" \t\r"):
+        number = 0
+        for block in self._blocks():
+            for line in block.split("\n"):
+                number += 1
+                text = line.strip(WHITESPACE)
+                if not text:
                     continue
-                parsed = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise self._malformed(number, line, str(error)) from error
-            if type(parsed) is not dict:
-                raise self._malformed(number, line, f"a {type(parsed).__name__}, not an object")
-            yield parsed
+                try:
+                    parsed, end = _scan(text, 0)
+                except (ValueError, RecursionError) as error:
+                    raise self._malformed(number, text, str(error)) from error
+                except StopIteration as error:
+                    raise self._malformed(number, text, f"no value at character {error.value + 1}") from error
+                if end != len(text):
+                    raise self._malformed(number, text, f"more behind the value, at character {end + 1}")
+                if type(parsed) is not dict:
+                    raise self._malformed(number, text, f"a {type(parsed).__name__} is not an object")
+                yield parsed
 
-    def _lines(self) -> Iterator[bytes]:
+    def _blocks(self) -> Iterator[str]:
+        """Some whole lines at a time, without the end of the last one."""
         rest = b""
         n_lines = 0
-        start = True
         while block := self._stream.read(BLOCK_BYTES):
-            if start:
-                block, start = block.removeprefix(b"\xef\xbb\xbf"), False
-            *lines, rest = (rest + block).split(b"\n")
-            n_lines += len(lines)
-            yield from lines
+            if n_lines == 0 and not rest:
+                block = block.removeprefix(BYTE_ORDER_MARK)
+            whole, newline, tail = block.rpartition(b"\n")
+            if newline:
+                yield self._decoded(rest + whole, n_lines)
+                n_lines += whole.count(b"\n") + 1
+                rest = tail
+            else:
+                rest += block
             if len(rest) > MAX_LINE_BYTES:
-                raise self._malformed(n_lines + 1, rest, f"longer than {MAX_LINE_BYTES} bytes")
+                start = rest[:100].decode(errors="replace")
+                raise self._malformed(n_lines + 1, start, f"longer than {MAX_LINE_BYTES} bytes")
         if rest:
-            yield rest
+            yield self._decoded(rest, n_lines)
 
-    def _malformed(self, number: int, line: bytes, problem: str) -> InvalidEventError:
-        hint = "; this is a JSON array, write one object per line" if number == 1 and line[:1] == b"[" else ""
+    def _decoded(self, block: bytes, n_lines_before: int) -> str:
+        try:
+            return block.decode()
+        except UnicodeDecodeError as error:
+            number = n_lines_before + block.count(b"\n", 0, error.start) + 1
+            line = block[block.rfind(b"\n", 0, error.start) + 1 :].split(b"\n", 1)[0]
+            raise self._malformed(number, line.decode(errors="replace"), "it is not UTF-8") from error
+
+    def _malformed(self, number: int, line: str, problem: str) -> InvalidEventError:
+        hint = "; a JSON array: write one object per line" if number == 1 and line.startswith("[") else ""
         return InvalidEventError(
-            f"{self.name}, line {number} is not a JSON object: {problem}: "
-            f"{line[:100].decode(errors='replace')!r}{hint}"
+            f"{self.name}, line {number} is not a JSON object: {problem}: {line[:100]!r}{hint}"
         )
 
     def _chunk(self, rows: list[Row], start_row: int, first: bool) -> Chunk:
