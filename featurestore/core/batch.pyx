@@ -231,3 +231,22 @@ cdef class EventBatch:
         """Columns of no events, which make an empty batch of this type."""
         empty = TextColumn(np.zeros(1, dtype=np.uint32), np.empty(0, dtype=np.uint8), None)
         return [empty if f.kind == Kind.TEXT else np.empty(0, dtype=np.float64) for f in self.event.fields]
+
+
+def outcome_codes():
+    """The codes of batch.pxd by name, for the test that featurestore.outcome says the same."""
+    return {
+        "ACCEPTED": OUTCOME_ACCEPTED,
+        "LATE": OUTCOME_LATE,
+        "DUPLICATE": OUTCOME_DUPLICATE,
+        "REFUSED_NO_TIME": REFUSED_NO_TIME,
+        "REFUSED_TIME_RANGE": REFUSED_TIME_RANGE,
+        "REFUSED_FUTURE": REFUSED_FUTURE,
+        "REFUSED_NOT_FINITE": REFUSED_NOT_FINITE,
+        "REFUSED_KEY": REFUSED_KEY,
+        "REFUSED_KEY_TOO_LONG": REFUSED_KEY_TOO_LONG,
+        "REFUSED_TYPE": REFUSED_TYPE,
+        "REFUSED_NO_ID": REFUSED_NO_ID,
+        "REFUSED_BEYOND_DEDUPE": REFUSED_BEYOND_DEDUPE,
+        "REFUSED_MEMORY": REFUSED_MEMORY,
+    }

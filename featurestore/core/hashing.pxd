@@ -1,7 +1,7 @@
 # Keyed fingerprints (SipHash-2-4) and the checksum of everything stored (CRC32C). See hashing.pyx.
 #
 # Nothing here allocates or fails. Every pointer is borrowed for the call only.
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Column
 
