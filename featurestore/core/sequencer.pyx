@@ -18,7 +18,7 @@ from featurestore.core.plan cimport UNSET_MS, EventC, PlanC, TouchC, ViewC
 from featurestore.core.window cimport view_horizon
 
 cdef enum:
-    PRODUCER_IDLE_MS = 7 * 86_400_000
+    PRODUCER_IDLE_MS = 604_800_000      # 7 days
 
 
 cdef int sequencer_init(Sequencer* s, uint16_t n_types, bint event_clock, int64_t max_future_ms,
@@ -242,7 +242,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
     cdef const EventC* event = &plan.events[batch.event]
     cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t, then
     cdef IdTable in_batch
-    cdef Id* id_
+    cdef Id* id_ = NULL
     cdef uint64_t n_new = 0
     cdef uint32_t i
     if not s.event_clock and s.now_ms > now:

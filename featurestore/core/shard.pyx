@@ -231,9 +231,6 @@ cdef inline void _raw_entry(const Job* job, const ViewC* view, uint32_t event, W
         raw[1 + view.n_values].u = bits
 
 
-cdef int _copy_row(Shard* shard, const PlanC* plan, const Row* row) noexcept nogil
-
-
 cdef inline bint _due(const Shard* shard, const Row* row) noexcept nogil:
     """Whether the checkpoint under way must have this row as it is now."""
     return shard.copying and shard.written <= row.mark < shard.cut

@@ -13,11 +13,13 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from featurestore.core.batch cimport (
-    OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
+    COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
     REFUSED_NO_ID, REFUSED_NO_TIME, REFUSED_TIME_RANGE, Batch, Column, EventBatch,
 )
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
-from featurestore.core.hashing cimport key_fingerprints, siphash128
+from featurestore.core.hashing cimport (
+    SipState, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
+)
 from featurestore.core.plan cimport UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
@@ -33,7 +35,9 @@ from featurestore.core.shard cimport (
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.window cimport Outputs, read_unavailable
 
+from featurestore.columns import TextColumn
 from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError
+from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
@@ -47,6 +51,13 @@ cdef enum:
     SNAPSHOT_VERSION = 1
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
+
+
+cdef extern from * nogil:
+    """
+    #define fs_bswap64(x) __builtin_bswap64(x)
+    """
+    uint64_t fs_bswap64(uint64_t x) noexcept
 
 
 cdef inline uint32_t _shard_of(const StateC* state, uint64_t fp1) noexcept nogil:
@@ -175,6 +186,12 @@ cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexc
         start = i
     work.n_parts = n_parts
     return 0
+
+
+cdef inline int64_t _now(const StateC* state, uint16_t event, int64_t wall_ms) noexcept nogil:
+    if state.sequencer.event_clock:
+        return state.sequencer.type_nows[event]
+    return wall_ms if wall_ms > state.sequencer.now_ms else state.sequencer.now_ms
 
 
 # -- decide, commit, apply ------------------------------------------------------------------------------------
@@ -415,7 +432,41 @@ cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_by
     origin.given = True
 
 
+cdef uint64_t _content(const StateC* state, const Batch* batch) noexcept nogil:
+    """Fingerprint of all that a batch says, never 0: a retry has the same, another batch (but for 2^-64) has not."""
+    cdef SipState sip
+    cdef const Column* column
+    cdef uint64_t out[2]
+    cdef uint32_t n = batch.n_events, i
+    cdef uint16_t j
+    cdef uint32_t length
+    sip128_init(&sip, state.secret)
+    sip128_update(&sip, &state.plan.events[batch.event].event_id, sizeof(uint16_t))
+    sip128_update(&sip, &n, sizeof(n))
+    sip128_update(&sip, batch.times, n * sizeof(int64_t))
+    for j in range(batch.n_columns):
+        column = &batch.columns[j]
+        if column.kind == COLUMN_NUMBER:
+            sip128_update(&sip, column.numbers, n * sizeof(double))
+            continue
+        for i in range(n):
+            length = column.offsets[i + 1] - column.offsets[i]
+            sip128_update(&sip, &length, sizeof(length))
+        sip128_update(&sip, column.bytes + column.offsets[0], column.offsets[n] - column.offsets[0])
+        if column.present != NULL:
+            sip128_update(&sip, column.present, n)
+    sip128_final(&sip, out)
+    return out[0] if out[0] else 1
+
+
 # -- Python ---------------------------------------------------------------------------------------------------
+
+def _keys(names, columns, n):
+    """Key texts as a batch, which checks them."""
+    fields = tuple(FieldPlan(name, Kind.TEXT, True) for name in names)
+    event = EventPlan(0, "keys", TimePlan("", "ms"), fields, 0, None, 0, ())
+    return EventBatch(event, 0, np.zeros(n, np.int64), columns)
+
 
 class Vectors:
     """Feature vectors, one row per event or key set, columns in the service's order.
@@ -572,7 +623,7 @@ cdef class State:
         memset(&work, 0, sizeof(work))
         memset(&outputs, 0, sizeof(outputs))
         if producer:
-            content = int.from_bytes(batch.fingerprint()[:8], "little")
+            content = _content(&self.c, b)
         state_origin(&self.c, producer, len(producer), epoch, sequence, content, &origin)
         if target != NULL:
             vectors = Vectors(b.n_events, target.width, bounds)
@@ -624,7 +675,7 @@ cdef class State:
             if as_of.shape != (n,):
                 raise InvalidEventError(f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
             times = <const int64_t*><uintptr_t>as_of.ctypes.data
-        keys = EventBatch.of_keys([parts[name] for name in parts], n)
+        keys = _keys(list(parts), list(parts.values()), n)
         vectors = Vectors(n, target.width, bounds)
         outputs = _outputs(vectors)
         memset(&work, 0, sizeof(work))
@@ -686,8 +737,13 @@ cdef class State:
         cdef size_t i
         if entity >= self.c.plan.n_entities or len(parts) != self.c.plan.entities[entity].n_parts:
             raise UnknownNameError(f"entity {entity} with {len(parts)} key parts")
-        keys = EventBatch.of_texts([[part] for part in parts])
-        for i in range(len(parts)):
+        texts = [
+            TextColumn(np.array([0, len(part)], np.uint32), np.frombuffer(part, np.uint8), None) for part in parts
+        ]
+        keys = _keys([str(i) for i in range(len(parts))], texts, 1)
+        if len(parts) and keys.outcomes[0]:
+            raise InvalidEventError(f"a key part is longer than {MAX_TEXT_BYTES} bytes")
+        for i in range(<size_t>len(parts)):
             columns[i] = &keys.batch.columns[i]
         key_fingerprints(self.c.secret, self.c.plan.entities[entity].entity_id, columns, <uint32_t>len(parts), 0, 1, fp, &missing)
         return None if missing else (<char*>fp)[:16]
@@ -846,16 +902,3 @@ cdef class State:
         if status > 0:
             raise CorruptRecordError(f"record at byte {at} of shard {shard} is not a row of this schema")
         self.c.shards[shard].position = self.c.sequencer.position
-
-
-cdef inline int64_t _now(const StateC* state, uint16_t event, int64_t wall_ms) noexcept nogil:
-    if state.sequencer.event_clock:
-        return state.sequencer.type_nows[event]
-    return wall_ms if wall_ms > state.sequencer.now_ms else state.sequencer.now_ms
-
-
-cdef extern from * nogil:
-    """
-    #define fs_bswap64(x) __builtin_bswap64(x)
-    """
-    uint64_t fs_bswap64(uint64_t x) noexcept
