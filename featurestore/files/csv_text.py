@@ -6,15 +6,17 @@ commas, line ends and doubled quotes; blank lines are passed over. The header is
 needed are kept in memory. A row with the wrong number of values is an error that names the row: what shifted
 its columns is unknown.
 
-pyarrow takes a quote that is never closed for a value that runs to the end of the file, and would lose the
-events inside it without a word. So quotes are counted on the way in: an odd number, and a last value that an
-opening quote and nothing else stands before, is an error.
+Blocks are cut between rows here and parsed one at a time, instead of handing pyarrow the stream: its own
+reader takes a quote that is never closed for a value that runs to the end of the file, losing the events
+inside without a word, and it reads from a thread of its own, which neither Ctrl-C nor the end of the process
+may interrupt.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -27,7 +29,10 @@ from featurestore.files.chunk import Chunk, EventReader, recut
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan, Kind
 
-BLOCK_BYTES = 4 << 20  # pyarrow parses a block at a time; no row may be longer
+BLOCK_BYTES = 1 << 20
+MAX_ROW_BYTES = 16 << 20
+# A quote opens a value only at its beginning; inside, two stand for one. Unclosed, it reaches to the end.
+QUOTED = re.compile(rb'(?:\A|(?<=[,\r\n]))"[^"]*+(?:""[^"]*+)*+("?)')
 BYTE_ORDER_MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
@@ -91,26 +96,45 @@ class CsvReader(EventReader):
             row += batch.num_rows
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        """Every column needed, and the file's last one, as bytes, under their numbers in the header."""
-        watched = _Watched(self._stream)
-        if not watched.fill():
-            return
-        last = str(len(self._header) - 1)
-        wanted = sorted({str(self._header.index(name)) for name in self.needed} | {last}, key=int)
-        bad_row: list[pcsv.InvalidRow] = []
+        """The columns needed, as bytes, under their numbers in the header."""
+        rest = b""
+        n_rows = 0
+        while block := self._stream.read(BLOCK_BYTES):
+            data = rest + block
+            end = end_of_rows(data)
+            rest = data[end:]
+            if len(rest) > MAX_ROW_BYTES:
+                raise InvalidEventError(
+                    f"{self.name}, behind row {n_rows}: a row is longer than {MAX_ROW_BYTES} bytes; "
+                    f"is a quote opened and never closed? It begins {rest[:60]!r}"
+                )
+            for batch in self._parsed(data[:end], n_rows):
+                n_rows += batch.num_rows
+                yield batch
+        if ends_inside_quotes(rest):
+            raise InvalidEventError(
+                f"{self.name}, row {n_rows + 1}: a quote is opened and never closed; "
+                f"the row begins {rest[:60]!r}"
+            )
+        yield from self._parsed(rest, n_rows)
+
+    def _parsed(self, rows: bytes, n_rows_before: int) -> list[pa.RecordBatch]:
+        """Whole rows as record batches."""
+        if not rows.strip(b"\r\n"):  # pyarrow takes blank lines alone for a mistake
+            return []
+        wanted = [str(i) for i in sorted({self._header.index(name) for name in self.needed})]
+        bad_rows: list[pcsv.InvalidRow] = []
 
         def stop(bad: pcsv.InvalidRow) -> str:
-            bad_row.append(bad)
+            bad_rows.append(bad)
             return "error"
 
-        last_value = b""
-        reader: pcsv.CSVStreamingReader | None = None
         try:
-            reader = pcsv.open_csv(
-                pa.PythonFile(watched, mode="r"),
+            table = pcsv.read_csv(
+                pa.BufferReader(rows),
                 pcsv.ReadOptions(
-                    use_threads=False,  # row numbers, and one block in memory at a time
-                    block_size=BLOCK_BYTES,
+                    use_threads=False,
+                    block_size=len(rows) + 1,
                     column_names=[str(i) for i in range(len(self._header))],
                 ),
                 pcsv.ParseOptions(newlines_in_values=True, invalid_row_handler=stop),
@@ -122,33 +146,17 @@ class CsvReader(EventReader):
                     quoted_strings_can_be_null=True,
                 ),
             )
-            for batch in reader:
-                if batch.num_rows:
-                    last_value = batch.column(last)[-1].as_py() or b""
-                    yield batch
         except pa.ArrowInvalid as error:
-            raise self._explained(error, bad_row) from error
-        finally:
-            if reader is not None:
-                reader.close()
-        if watched.ends_inside_quotes(last_value):
+            if not bad_rows:
+                raise InvalidEventError(f"{self.name}, behind row {n_rows_before}: {error}") from error
+            bad = bad_rows[0]
             raise InvalidEventError(
-                f"{self.name}: a quote is opened and never closed: the last value begins {last_value[:60]!r} "
-                f"and runs to the end of the file"
-            )
-
-    def _explained(self, error: pa.ArrowInvalid, bad_row: list[pcsv.InvalidRow]) -> InvalidEventError:
-        if bad_row:
-            bad = bad_row[0]
-            return InvalidEventError(
-                f"{self.name}, row {bad.number} (1 is the first after the header): {bad.actual_columns} "
-                f"values where the header has {bad.expected_columns} columns: {bad.text[:100]!r}"
-            )
-        if "straddling object" in str(error):
-            return InvalidEventError(
-                f"{self.name}: a row is longer than {BLOCK_BYTES} bytes; is a quote opened and never closed?"
-            )
-        return InvalidEventError(f"{self.name}: {error}")
+                f"{self.name}, row {n_rows_before + bad.number} (1 is the first after the header): "
+                f"{bad.actual_columns} values where the header has {bad.expected_columns} columns: "
+                f"{bad.text[:100]!r}"
+            ) from error
+        batches: list[pa.RecordBatch] = table.to_batches()
+        return batches
 
     def _chunk(self, batch: pa.RecordBatch, start_row: int) -> Chunk:
         refused = np.zeros(batch.num_rows, np.uint8)
@@ -173,37 +181,19 @@ class CsvReader(EventReader):
         )
 
 
-class _Watched:
-    """The stream as pyarrow reads it, with the quotes in it counted and its last two blocks kept."""
+def end_of_rows(data: bytes) -> int:
+    """Where the last whole row in `data`, which begins with a row, ends: behind an LF outside of quotes."""
+    if b'"' not in data:
+        return data.rfind(b"\n") + 1
+    end = len(data)
+    for start, stop in reversed([match.span() for match in QUOTED.finditer(data)]):
+        newline = data.rfind(b"\n", stop, end)
+        if newline >= 0:
+            return newline + 1
+        end = start
+    return data.rfind(b"\n", 0, end) + 1
 
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-        self._n_quotes = 0
-        self._before, self._latest = b"", b""
-        self.closed = False
 
-    def fill(self) -> bool:
-        """False where no row is left; pyarrow takes such a stream for a mistake."""
-        while data := self._stream.read(BLOCK_BYTES):
-            rows = data.lstrip(b"\r\n")
-            if rows:
-                self._stream.put_back(rows)
-                return True
-        return False
-
-    def read(self, n_bytes: int = -1) -> bytes:
-        data = self._stream.read(n_bytes)
-        if data:
-            self._n_quotes += data.count(b'"')
-            self._before, self._latest = self._latest, data
-        return data
-
-    def ends_inside_quotes(self, last_value: bytes) -> bool:
-        opened = b'"' + last_value.replace(b'"', b'""')
-        return self._n_quotes % 2 == 1 and (self._before + self._latest).endswith(opened)
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self.closed = True
+def ends_inside_quotes(row: bytes) -> bool:
+    """Whether the last quoted value of a row is never closed."""
+    return any(not match[1] for match in QUOTED.finditer(row))

@@ -72,8 +72,8 @@ class VectorWriter:
         if file_format.kind == "csv":
             table = pcsv.CSVWriter(sink, self.schema, write_options=pcsv.WriteOptions(quoting_style="needed"))
         else:
-            kept = [field.name for field in self.schema][: self._n_kept]
-            table = pq.ParquetWriter(sink, self.schema, compression="zstd", use_dictionary=kept)
+            texts = [*self.schema.names[: self._n_kept], *([OUTCOME] if self._outcome else [])]
+            table = pq.ParquetWriter(sink, self.schema, compression="zstd", use_dictionary=texts)
         self._close.insert(0, table.close)
         return table
 

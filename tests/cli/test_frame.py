@@ -78,7 +78,9 @@ def test_version_is_printed(capsys):
     assert capsys.readouterr().out.startswith("featurestore ")
 
 
-@pytest.mark.parametrize("words", [[], ["repaly"], ["--nonsense"], ["check"], ["check", "a.yaml", "-o", "xml"]])
+@pytest.mark.parametrize(
+    "words", [[], ["repaly"], ["--nonsense"], ["check"], ["check", "a.yaml", "-o", "xml"]]
+)
 def test_a_wrong_command_line_is_usage(capsys, words):
     assert main(words) == Exit.USAGE
     captured = capsys.readouterr()
@@ -122,7 +124,9 @@ def test_a_defect_keeps_its_traceback(run_body):
 
 def test_a_missing_dependency_says_how_to_get_it(run_body, capsys):
     assert run_body(raising(ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow"))) == Exit.ERROR
-    assert "needs pyarrow, which is not installed; pip install 'featurestore[server]'" in capsys.readouterr().err
+    assert (
+        "needs pyarrow, which is not installed; pip install 'featurestore[server]'" in capsys.readouterr().err
+    )
 
 
 def test_a_missing_module_of_ours_is_a_defect(run_body):

@@ -47,7 +47,10 @@ def rows_of(chunks_of: Callable[..., list[Chunk]]) -> Callable[..., list[tuple[A
     def read(name: str, content: bytes, **options: Any) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = []
         for chunk in chunks_of(name, content, **options):
-            columns = [*(_values(cells) for cells in chunk.columns.values()), *map(_values, chunk.kept.columns)]
+            columns = [
+                *(_values(cells) for cells in chunk.columns.values()),
+                *map(_values, chunk.kept.columns),
+            ]
             rows += zip(*columns, strict=True)
         return rows
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,17 +27,28 @@ def test_a_key_may_be_a_number_on_one_line_and_a_string_on_the_next(chunks_of, e
     (chunk,) = chunks_of("a.jsonl", line(k=7) + line(k="007") + line(k=2**64) + line(k=7.0) + line(k=None))
     _, (keys, _), outcomes = chunk.event_columns(event)
     data, ends = keys.data.tobytes(), keys.offsets.tolist()
-    assert [data[a:b] for a, b in zip(ends, ends[1:], strict=False)] == [b"7", b"007", b"18446744073709551616", b"7", b""]
+    assert [data[a:b] for a, b in pairwise(ends)] == [
+        b"7",
+        b"007",
+        b"18446744073709551616",
+        b"7",
+        b"",
+    ]
     assert keys.present.tolist() == [1, 1, 1, 1, 0]
     assert not outcomes.any()
 
 
 def test_a_value_of_the_wrong_type_refuses_its_event_alone(chunks_of, event):
-    lines = line(k=True) + line(k="a", n="1") + line(k="b") + line(k=[1]) + line(k="c", ts=5) + line(k="\ud800")
-    (chunk,) = chunks_of("a.jsonl", lines + b'{"ts":"2020-01-01","k":1.5}\n{"ts":"2020-01-01","n":NaN}\n{"k":1}')
+    lines = (
+        line(k=True) + line(k="a", n="1") + line(k="b") + line(k=[1]) + line(k="c", ts=5) + line(k="\ud800")
+    )
+    (chunk,) = chunks_of(
+        "a.jsonl", lines + b'{"ts":"2020-01-01","k":1.5}\n{"ts":"2020-01-01","n":NaN}\n{"k":1}'
+    )
     wrong = int(Outcome.REFUSED_TYPE)
     assert chunk.event_columns(event)[2].tolist() == [
-        wrong, wrong, 0, wrong, wrong, wrong, Outcome.REFUSED_KEY, Outcome.REFUSED_NOT_FINITE, Outcome.REFUSED_NO_TIME,
+        wrong, wrong, 0, wrong, wrong, wrong, Outcome.REFUSED_KEY,
+        Outcome.REFUSED_NOT_FINITE, Outcome.REFUSED_NO_TIME,
     ]  # fmt: skip
 
 
@@ -99,17 +111,19 @@ def test_a_json_array_is_explained(chunks_of):
 def test_a_line_without_end_does_not_fill_the_memory(chunks_of, monkeypatch):
     monkeypatch.setattr(json_lines, "MAX_LINE_BYTES", 1000)
     monkeypatch.setattr(json_lines, "BLOCK_BYTES", 100)
-    with pytest.raises(InvalidEventError, match="line 2 .* longer than 1000 bytes"):
+    with pytest.raises(InvalidEventError, match=r"line 2 .* longer than 1000 bytes"):
         chunks_of("a.jsonl", line(k=1) + b'{"ts":"' + b"x" * 5000)
 
 
 def test_a_time_field_that_no_line_has_is_a_wrong_name(chunks_of):
-    with pytest.raises(InvalidEventError, match=r"none of the first 2 lines has a field 'ts'; did you mean 't'\?"):
+    with pytest.raises(
+        InvalidEventError, match=r"none of the first 2 lines has a field 'ts'; did you mean 't'\?"
+    ):
         chunks_of("a.jsonl", b'{"t":1,"k":2}\n{"t":1}\n')
 
 
 def test_a_kept_column_that_no_line_has_is_a_wrong_name(chunks_of):
-    with pytest.raises(InvalidEventError, match="'label'.*did you mean 'lable'"):
+    with pytest.raises(InvalidEventError, match=r"'label'.*did you mean 'lable'"):
         chunks_of("a.jsonl", line(lable=1), keep=["label"])
 
 
@@ -128,13 +142,10 @@ values = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) 
     keys=st.lists(values | st.lists(values, max_size=2), max_size=40),
     ascii_only=st.booleans(),
     line_end=st.sampled_from([b"\n", b"\r\n", b"\n\n"]),
-    block_bytes=st.integers(1, 100),
-    batch_events=st.integers(1, 15),
-    start_row=st.integers(0, 45),
+    cut=st.tuples(st.integers(1, 100), st.integers(1, 15), st.integers(0, 45)),
 )
-def test_chunks_are_the_lines_cut_exactly(
-    event, keys, ascii_only, line_end, block_bytes, batch_events, start_row
-):
+def test_chunks_are_the_lines_cut_exactly(event, keys, ascii_only, line_end, cut):
+    block_bytes, batch_events, start_row = cut
     lines = [json.dumps({"k": key, "ts": i}, ensure_ascii=ascii_only) for i, key in enumerate(keys)]
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_lines, "BLOCK_BYTES", block_bytes)

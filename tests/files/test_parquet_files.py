@@ -67,12 +67,18 @@ def test_chunks_are_exact_whatever_the_row_groups(chunks_of, row_group_size, bat
 
 
 def test_no_rows_are_no_events(chunks_of):
-    empty = {"ts": pa.array([], pa.timestamp("us")), "k": pa.array([], pa.int64()), "n": pa.array([], pa.float64())}
+    empty = {
+        "ts": pa.array([], pa.timestamp("us")),
+        "k": pa.array([], pa.int64()),
+        "n": pa.array([], pa.float64()),
+    }
     assert chunks_of("a.parquet", parquet(empty)) == []
 
 
 def test_a_compressed_file_is_read_too(rows_of):
-    assert rows_of("a.parquet.gz", gzip.compress(parquet(clicks(2)))) == rows_of("a.parquet", parquet(clicks(2)))
+    assert rows_of("a.parquet.gz", gzip.compress(parquet(clicks(2)))) == rows_of(
+        "a.parquet", parquet(clicks(2))
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def test_a_gzip_file_of_several_members_is_read_to_its_end(chunks_of):
     assert chunk.stored_bytes == len(gzip.compress(CSV)) + len(gzip.compress(b"2020-01-01,b,1\n" * 7))
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.csv.gz", CSV), ("a.jsonl.gz", LINES), ("a.parquet.gz", b"PAR1")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv.gz", CSV), ("a.jsonl.gz", LINES), ("a.parquet.gz", b"PAR1")]
+)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -51,7 +53,9 @@ def test_a_gzip_file_of_several_members_is_read_to_its_end(chunks_of):
     ids=["cut by a byte", "cut in half", "wrong checksum", "garbage behind", "not gzip"],
 )
 def test_damaged_gzip_is_named(chunks_of, name, content, damage):
-    with pytest.raises(InvalidEventError, match=rf"{name}: the gzip data is corrupt or cut short near byte \d+"):
+    with pytest.raises(
+        InvalidEventError, match=rf"{name}: the gzip data is corrupt or cut short near byte \d+"
+    ):
         chunks_of(name, damage(gzip.compress(content)))
 
 
@@ -61,7 +65,7 @@ def test_damaged_zstd_is_named(chunks_of):
 
 
 def test_a_file_that_is_not_there_is_named(event, tmp_path):
-    with pytest.raises(StorageError, match="cannot open .*none.csv: No such file"):
+    with pytest.raises(StorageError, match=r"cannot open .*none.csv: No such file"):
         open_events(str(tmp_path / "none.csv"), event)
 
 
