@@ -151,7 +151,11 @@ def _kept(values: list[object], wanted: pa.DataType) -> pa.Array:
     """Numbers as numbers; else strings as they stand and everything else as its JSON text."""
     if wanted == pa.float64():
         return pa.array([_number(value) for value in values], wanted)
-    return pa.array([None if value is None else _text(value) for value in values], wanted)
+    texts = [value if value is None else _text(value) for value in values]
+    try:
+        return pa.array(texts, wanted)
+    except UnicodeEncodeError:  # half a surrogate pair is no character: it becomes a question mark
+        return pa.array([text and text.encode(errors="replace").decode() for text in texts], wanted)
 
 
 def _number(value: object) -> float | None:
@@ -162,5 +166,6 @@ def _number(value: object) -> float | None:
 
 
 def _text(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.encode(errors="replace").decode()
+    if isinstance(value, str):
+        return value
+    return str(value) if type(value) is int else json.dumps(value, ensure_ascii=False)

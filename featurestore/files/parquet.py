@@ -4,7 +4,8 @@ A kept column keeps its type. Columns of the event go to `featurestore.columns` 
 decoded; a type that cannot be what the schema says (a list, a string for a number) is an error before the
 first event.
 
-Parquet is read from its end, so a pipe or a compressed file is first copied to an unnamed temporary file.
+Parquet is read from its end, so a pipe or a compressed file is first copied to an unnamed temporary file,
+whose folder TMPDIR chooses.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class ParquetReader(EventReader):
         self._stream = stream
         self.size_bytes = stream.size_bytes
         self._copy: IO[bytes] | None = None
+        source: str | IO[bytes] = stream.name
         try:
-            source: str | IO[bytes] = stream.name
             if not seekable:
                 self._copy = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
                 shutil.copyfileobj(stream, self._copy, COPY_BYTES)
@@ -45,19 +46,10 @@ class ParquetReader(EventReader):
                 source, buffer_size=PAGE_BUFFER_BYTES, page_checksum_verification=True
             )
         except pa.ArrowInvalid as error:
-            self.close()
             raise InvalidEventError(f"{self.name}: this is not a whole Parquet file: {error}") from error
         except OSError as error:
-            self.close()
             raise self._unreadable(error) from error
-        except BaseException:
-            self.close()
-            raise
-        try:
-            self._check_types()
-        except InvalidEventError:
-            self.close()
-            raise
+        self._check_types()
 
     @property
     def kept_schema(self) -> pa.Schema:

@@ -6,7 +6,7 @@ cause chained. gzip files of several members are read to the end; anything else 
 error, not ignored.
 
 `stored_bytes` counts what was taken from the file as it is stored, so that progress over a compressed file is
-linear in the file's size. pyarrow reads from a thread of its own: `read` runs there, one call at a time.
+linear in the file's size. Everything is read on the caller's thread, so that Ctrl-C ends a read from a pipe.
 """
 
 from __future__ import annotations

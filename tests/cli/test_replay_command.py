@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -271,6 +272,32 @@ def test_sigterm_in_the_middle_of_a_pipe_leaves_nothing(tmp_path):
         assert process.wait(timeout=30) == Exit.TERMINATED
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()
+    assert names_in(tmp_path) == ["clicks.yaml"]
+
+
+@pytest.mark.parametrize("stated", ["csv", "csv.gz", "jsonl", "parquet"])
+def test_sigterm_ends_a_replay_that_waits_for_a_silent_pipe(tmp_path, stated):
+    (tmp_path / "clicks.yaml").write_text(SCHEMA)
+    command = [
+        sys.executable, "-c",
+        "import sys, pyarrow, featurestore.replay; from featurestore.cli import main;"
+        "print('ready', flush=True); sys.exit(main())",
+        "replay", "-", "--format", stated, "--schema", "clicks.yaml", "--event", "click", "--service", "spam",
+        "--out", "out.csv",
+    ]  # fmt: skip
+    root = str(Path(__file__).resolve().parents[2])
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(0.5)  # until it reads; a signal before that ends it as well
+        process.terminate()
+        assert process.wait(timeout=30) in (Exit.TERMINATED, -signal.SIGTERM)
     assert names_in(tmp_path) == ["clicks.yaml"]
 
 

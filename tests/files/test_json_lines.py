@@ -72,6 +72,11 @@ def test_kept_columns_are_text_as_it_stands_or_json(chunks_of):
     }
 
 
+def test_a_kept_text_with_half_a_surrogate_pair_is_still_text(chunks_of):
+    (chunk,) = chunks_of("a.jsonl", line(z="a\ud800b") + line(z="é"), keep=["z"])
+    assert chunk.kept["z"].to_pylist() == ["a?b", "é"]
+
+
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
