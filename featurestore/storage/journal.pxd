@@ -104,16 +104,13 @@ ctypedef struct JournalState:
     uint64_t segment_bytes        # of a new segment, unless one frame needs more
     uint64_t sync_delay_ns        # MODE_PROCESS: from the first unsynced write to its sync
 
-    pthread_mutex_t append_lock   # held while a frame is written or a segment added; never during a sync of frames
+    pthread_mutex_t append_lock   # held while a frame is written or a segment is added
     int fd                        # the active segment; changed under append_lock and sync_lock
     uint64_t salt                 # of the active segment, as the next four
     uint64_t base_offset
     uint64_t file_bytes
     uint64_t at                   # file offset of the next frame
     uint64_t next_position
-    SegmentEntry* segments        # oldest first, the last is active
-    size_t n_segments
-    size_t segments_capacity
     uint64_t retry_at_ns          # after JOURNAL_FULL: not before this time
     bint full                     # the last append found no space
     bint closed
@@ -128,6 +125,9 @@ ctypedef struct JournalState:
     uint64_t dirty_since_ns       # not after the first write that is not synced
     uint64_t n_appends
     uint64_t n_syncs
+    SegmentEntry* segments        # oldest first, the last is active
+    uint64_t n_segments
+    uint64_t segments_capacity
     bint idle                     # the sync thread waits for `work`
     bint hurry                    # MODE_PROCESS: somebody waits, sync now
     bint stopping

@@ -32,7 +32,8 @@ needs; appends that arrive meanwhile share the next sync. A leader among the wai
 (measured: 12 µs beside a sync of 190 µs), but the front end parks replies and has no thread to lead with, and mode
 `process` needs a timer anyway.
 
-Locks, in the order in which they are taken: truncate_lock, append_lock, sync_lock. hook_lock is taken alone.
+Locks, in the order in which they are taken: truncate_lock, append_lock, sync_lock. hook_lock is taken alone. Only
+sync_lock is taken by those who look: an appender that never pauses would starve them of append_lock.
 """
 import fcntl
 import os
@@ -43,7 +44,7 @@ cimport cython
 from libc.errno cimport EDQUOT, EINTR, EIO, ENOMEM, ENOSPC, ETIMEDOUT, errno as c_errno
 from libc.stddef cimport size_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 
@@ -458,18 +459,18 @@ cdef int give_up(JournalState* j, int error) noexcept nogil:
     return JOURNAL_FAILED
 
 
-cdef int add_segment_entry(JournalState* j, uint64_t first_position, uint64_t file_bytes) noexcept nogil:
+cdef int reserve_segment(JournalState* j) noexcept nogil:
+    """Under sync_lock: room for one more segment in the list, so that adding it cannot fail."""
     cdef SegmentEntry* segments
     cdef size_t capacity
-    if j.n_segments == j.segments_capacity:
-        capacity = 2 * j.segments_capacity + 8
-        segments = <SegmentEntry*> realloc(j.segments, capacity * sizeof(SegmentEntry))
-        if segments == NULL:
-            return JOURNAL_NO_MEMORY
-        j.segments = segments
-        j.segments_capacity = capacity
-    j.segments[j.n_segments] = SegmentEntry(first_position=first_position, file_bytes=file_bytes)
-    j.n_segments += 1
+    if j.n_segments < j.segments_capacity:
+        return JOURNAL_OK
+    capacity = 2 * j.segments_capacity + 8
+    segments = <SegmentEntry*> realloc(j.segments, capacity * sizeof(SegmentEntry))
+    if segments == NULL:
+        return JOURNAL_NO_MEMORY
+    j.segments = segments
+    j.segments_capacity = capacity
     return JOURNAL_OK
 
 
@@ -481,35 +482,34 @@ cdef int replace_active(JournalState* j, uint64_t frame_bytes) noexcept nogil:
     """
     cdef SegmentHeader header
     cdef uint64_t file_bytes = max(j.segment_bytes, <uint64_t> SEGMENT_HEADER_BYTES + frame_bytes)
-    cdef uint64_t previous_position
+    cdef uint64_t previous_position = 0
     cdef bint is_empty = j.at == SEGMENT_HEADER_BYTES
     cdef bint renamed
     cdef int fd = -1, error
     cdef int status = await_durable(j, 0, j.base_offset + j.at, -1)
     if status:
         return status
-    if is_empty:
-        j.n_segments -= 1
-    previous_position = j.segments[j.n_segments - 1].first_position if j.n_segments else 0
-    status = add_segment_entry(j, j.next_position, file_bytes)
+    pthread_mutex_lock(&j.sync_lock)
+    status = reserve_segment(j)
+    if j.n_segments > <uint64_t> is_empty:
+        previous_position = j.segments[j.n_segments - 1 - is_empty].first_position
+    pthread_mutex_unlock(&j.sync_lock)
     if status:
-        return status   # not when is_empty: its entry's place is free
+        return status
     header = new_header(
         j.store_id, j.next_position, previous_position, j.base_offset + (0 if is_empty else j.at), file_bytes,
     )
     error = create_segment(j.directory_fd, &header, &fd, &renamed)
+    if error and renamed:
+        fail(j, error)
+        return JOURNAL_FAILED
     if error:
-        if is_empty:
-            j.segments[j.n_segments - 1].file_bytes = j.file_bytes
-        else:
-            j.n_segments -= 1
-        if renamed:
-            fail(j, error)
-            return JOURNAL_FAILED
         return give_up(j, error)
     pthread_mutex_lock(&j.sync_lock)
     close(j.fd)
     j.fd = fd
+    j.n_segments += not is_empty
+    j.segments[j.n_segments - 1] = SegmentEntry(first_position=header.first_position, file_bytes=file_bytes)
     j.written_offset = header.base_offset + SEGMENT_HEADER_BYTES
     store_atomic_u64(&j.durable_offset, j.written_offset, __ATOMIC_RELEASE)
     pthread_mutex_unlock(&j.sync_lock)
@@ -655,15 +655,14 @@ cdef int delete_before(JournalState* j, uint64_t position, size_t* n_deleted) no
     cdef char name[NAME_BYTES]
     cdef int status = JOURNAL_OK, error
     cdef bint removable
-    cdef size_t i
     n_deleted[0] = 0
     pthread_mutex_lock(&j.truncate_lock)
-    while status == JOURNAL_OK:
-        pthread_mutex_lock(&j.append_lock)
-        removable = not j.closed and j.n_segments > 1 and j.segments[1].first_position <= position
+    while status == JOURNAL_OK and not j.closed:
+        pthread_mutex_lock(&j.sync_lock)
+        removable = j.n_segments > 1 and j.segments[1].first_position <= position
         if removable:
             segment_name(name, j.segments[0].first_position, "")
-        pthread_mutex_unlock(&j.append_lock)
+        pthread_mutex_unlock(&j.sync_lock)
         if not removable:
             break
         error = 0
@@ -675,11 +674,10 @@ cdef int delete_before(JournalState* j, uint64_t position, size_t* n_deleted) no
             fail(j, error)
             status = JOURNAL_FAILED
             break
-        pthread_mutex_lock(&j.append_lock)
+        pthread_mutex_lock(&j.sync_lock)
         j.n_segments -= 1
-        for i in range(j.n_segments):
-            j.segments[i] = j.segments[i + 1]
-        pthread_mutex_unlock(&j.append_lock)
+        memmove(j.segments, j.segments + 1, j.n_segments * sizeof(SegmentEntry))
+        pthread_mutex_unlock(&j.sync_lock)
         n_deleted[0] += 1
     pthread_mutex_unlock(&j.truncate_lock)
     return status
@@ -1103,9 +1101,9 @@ cdef class Journal:
         What an acknowledgement means.
     from_position : int
         The first position the caller needs: one more than its checkpoint's. Segments wholly before it are only
-        checked by their headers. The journal must not end before `from_position - 1`.
+        checked by their headers. The journal must not end before `from_position - 1`. 0: whatever there is.
     create : bool
-        Begin a journal at `from_position` if there is none.
+        Begin a journal at `from_position` (0: at 1) if there is none.
     segment_bytes : int
         Size of new segments, preallocated; a larger frame gets a larger segment.
     sync_delay_ms : int
@@ -1133,7 +1131,7 @@ cdef class Journal:
         pthread_condattr_destroy(&attributes)
 
     def __init__(
-        self, object directory, bytes store_id not None, *, str mode not None="group", uint64_t from_position=1,
+        self, object directory, bytes store_id not None, *, str mode not None="group", uint64_t from_position=0,
         bint create=False, uint64_t segment_bytes=DEFAULT_SEGMENT_BYTES, uint64_t sync_delay_ms=500,
     ):
         cdef JournalState* j = self.state
@@ -1148,8 +1146,8 @@ cdef class Journal:
                 f"a segment has {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES} bytes, a multiple of 8, "
                 f"not {segment_bytes}"
             )
-        if sync_delay_ms > 1000 or from_position == 0:
-            raise ConfigError(f"sync_delay_ms is at most 1000 (not {sync_delay_ms}), positions begin at 1")
+        if sync_delay_ms > 1000:
+            raise ConfigError(f"sync_delay_ms is at most 1000, not {sync_delay_ms}")
         self.directory = os.fspath(directory)
         memcpy(j.store_id, PyBytes_AS_STRING(store_id), 16)
         j.mode = MODES[mode]
@@ -1159,7 +1157,7 @@ cdef class Journal:
             self.lock_directory()
             self.remove_temporaries()
             if create and not any(n.startswith("journal-") for n in os.listdir(j.directory_fd)):
-                self.begin(from_position)
+                self.begin(from_position or 1)
             self.recover(from_position, store_id)
             if pthread_create(&j.thread, NULL, sync_loop, j):
                 raise StorageError(f"cannot start the sync thread of the journal in {self.directory}")
@@ -1238,8 +1236,12 @@ cdef class Journal:
         os.fdatasync(j.fd)
         os.fsync(j.directory_fd)
         for segment in segments:
-            if add_segment_entry(j, segment.first_position, segment.file_bytes):
+            if reserve_segment(j):
                 raise MemoryError
+            j.segments[j.n_segments] = SegmentEntry(
+                first_position=segment.first_position, file_bytes=segment.file_bytes,
+            )
+            j.n_segments += 1
         j.salt = last.salt
         j.base_offset = last.base_offset
         j.file_bytes = last.file_bytes
@@ -1378,7 +1380,8 @@ cdef class Journal:
     def read(self, uint64_t from_position=0):
         """A JournalReader over the frames from that position (0: the oldest) to the last one written by now.
 
-        A frame that holds `from_position` in its middle is included.
+        A frame that holds `from_position` in its middle is included. Segments deleted while it reads are a
+        StorageError: truncate only below what is still to be read.
         """
         cdef uint64_t end
         with nogil:
@@ -1428,9 +1431,9 @@ cdef class Journal:
         """The oldest position that can still be read, or will be when it is written."""
         cdef uint64_t position
         with nogil:
-            pthread_mutex_lock(&self.state.append_lock)
+            pthread_mutex_lock(&self.state.sync_lock)
             position = self.state.segments[0].first_position
-            pthread_mutex_unlock(&self.state.append_lock)
+            pthread_mutex_unlock(&self.state.sync_lock)
         return position
 
     @property
@@ -1439,20 +1442,15 @@ cdef class Journal:
         cdef uint64_t total = 0
         cdef size_t i
         with nogil:
-            pthread_mutex_lock(&self.state.append_lock)
+            pthread_mutex_lock(&self.state.sync_lock)
             for i in range(self.state.n_segments):
                 total += self.state.segments[i].file_bytes
-            pthread_mutex_unlock(&self.state.append_lock)
+            pthread_mutex_unlock(&self.state.sync_lock)
         return total
 
     @property
     def n_segments(self):
-        cdef size_t n
-        with nogil:
-            pthread_mutex_lock(&self.state.append_lock)
-            n = self.state.n_segments
-            pthread_mutex_unlock(&self.state.append_lock)
-        return n
+        return self.under_sync_lock(&self.state.n_segments)
 
     @property
     def n_appends(self):
@@ -1476,10 +1474,10 @@ cdef class Journal:
     def close(self):
         """Syncs what is written, stops the sync thread, gives up the lock. StorageError: the last sync failed."""
         cdef int error
-        had_failed = self.status == "failed"
+        is_news = self.status not in ("failed", "closed")
         with nogil:
             error = stop(self.state)
-        if error and not had_failed:
+        if error and is_news:
             raise self.problem(JOURNAL_FAILED)
 
     def __enter__(self):
