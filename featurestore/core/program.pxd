@@ -1,5 +1,5 @@
 # Compiled `where` filters. See program.pyx for the instructions and the logic.
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 
 from featurestore.core.batch cimport Batch
 
@@ -30,13 +30,19 @@ ctypedef struct ProgramC:
     const OpC* ops                # checked when compiled: the run has no check left to make
 
 # out[i - lo] = 1 iff the filter is TRUE for event i of lo <= i < hi, else 0 (unknown is not TRUE).
-# The batch is of the event type that the program was compiled for. Uses 64 KB of the caller's stack.
+# The batch is of the event type that the program was compiled for. Uses 75 KB of the caller's stack.
 cdef void program_run(const ProgramC* program, const Batch* batch, uint32_t lo, uint32_t hi,
                       uint8_t* out) noexcept nogil
 
 
 cdef class CompiledProgram:
     cdef ProgramC* c              # valid as long as this object lives
-    cdef tuple _memory            # what c points into
     cdef readonly str source
     cdef readonly uint32_t event  # index of the event type it was compiled for
+    cdef ProgramC _program
+    cdef OpC* _ops                # owned, as are the two arrays below that they point into
+    cdef double* _numbers
+    cdef TextOperand* _texts
+    cdef tuple _held              # the bytes of the constants
+    cdef tuple _fields            # of the event it was compiled for
+    cdef int _fill(self, list steps, object event) except -1

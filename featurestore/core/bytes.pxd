@@ -1,0 +1,11 @@
+# A growing byte buffer, for what is written out: checkpoints, digests, frames.
+from libc.stdint cimport uint8_t
+
+ctypedef struct Bytes:
+    uint8_t* data                # owned by whoever holds the struct; bytes_clear gives it back
+    size_t n_bytes
+    size_t capacity
+
+cdef int bytes_reserve(Bytes* bytes, size_t more) noexcept nogil           # 0, or -1 when out of memory
+cdef int bytes_append(Bytes* bytes, const void* data, size_t n) noexcept nogil   # 0, or -1 when out of memory
+cdef void bytes_clear(Bytes* bytes) noexcept nogil

@@ -1,0 +1,161 @@
+# The plan as flat C structs: which rows an event touches, which logs are updated, which values a service reads.
+# `featurestore/plan.py` explains each name; this is its copy for code without the GIL. Owned by CompiledPlan,
+# immutable, and alive as long as any state uses it.
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from featurestore.core.program cimport ProgramC
+
+ctypedef union Word:             # one cell of a log entry
+    double f
+    int64_t i
+    uint64_t u
+
+cdef enum:
+    # Words of a merged ("wide") entry; columns follow. See window.pxd.
+    WIDE_FIRST = 0               # i: time of its oldest event, ms
+    WIDE_LAST = 1                # i: time of its newest event, ms
+    WIDE_COUNT = 2               # i: events
+    WIDE_HEAD = 3
+    MAX_WIDE_WORDS = 1024
+    MAX_VALUES = 64
+    MAX_RAW_WORDS = 2 + MAX_VALUES
+    MAX_VIEWS_PER_ENTITY = 120
+    NO_COLUMN = 0xFFFF
+
+cdef extern from * nogil:
+    """
+    #define FS_UNSET_MS (-4611686018427387904LL)
+    """
+    const int64_t UNSET_MS "FS_UNSET_MS"   # a time that is not known yet, before every event
+
+cdef enum AggregateC:          # plan.Aggregate
+    AGG_COUNT = 0
+    AGG_SUM = 1
+    AGG_MEAN = 2
+    AGG_MIN = 3
+    AGG_MAX = 4
+    AGG_STDDEV = 5
+    AGG_FIRST = 6
+    AGG_LAST = 7
+    AGG_SINCE_FIRST = 8
+    AGG_SINCE_LAST = 9
+
+ctypedef struct ColumnC:
+    int16_t value                # index among the entry's values; -1: the event itself
+    int16_t filter               # bit of the entry's filter word; -1: every event
+    # Where its partials are in a wide entry, in words; 0 = not kept
+    uint16_t n_at                # i: events counted (filter true, value given)
+    uint16_t sum_at              # f, f: sum of the values >= 0, sum of the magnitudes of those < 0
+    uint16_t extremes_at         # f, f: minimum, maximum
+    uint16_t moments_at          # f, f: mean, M2
+    uint16_t first_at            # f, i: value and time of the first
+    uint16_t last_at             # f, i: value and time of the last
+
+ctypedef struct WeightC:         # a partial that the merge criterion weighs
+    uint16_t at                  # word of a wide entry
+    uint16_t is_float
+
+ctypedef struct ViewC:
+    uint16_t view_id
+    uint16_t event               # index
+    uint16_t entity              # index
+    int32_t where                # index in the masks of its event type's programs; -1: every event
+    int64_t offset_ms
+    int64_t keep_ms
+    int64_t floor_ms             # UNSET_MS: none
+    int64_t lifetime_idle_ms
+    double max_error
+    uint32_t exact_events
+    uint32_t max_entries
+    uint16_t n_values
+    uint16_t n_filters
+    uint16_t n_columns
+    uint16_t n_weights
+    uint16_t raw_words           # of an entry that is one event: time, values, filter word if there are filters
+    uint16_t wide_words
+    uint8_t has_lifetime
+    uint16_t* values             # [n_values] index among the event type's fields
+    uint16_t* filters            # [n_filters] index in the masks of its event type's programs
+    ColumnC* columns             # [n_columns]
+    WeightC* weights             # [n_weights]
+
+ctypedef struct TouchC:
+    uint16_t entity              # index
+    uint16_t entity_id
+    uint16_t n_fields
+    uint16_t n_views
+    uint16_t* fields             # [n_fields] index among the event type's fields
+    uint16_t* views              # [n_views] views this event type feeds on this entity
+    uint8_t keep_keys
+
+ctypedef struct EventC:
+    uint16_t event_id
+    uint16_t n_fields
+    uint16_t n_touches
+    uint16_t n_programs
+    int32_t id_field             # -1: none
+    int64_t dedupe_ms
+    int64_t min_keep_ms          # the shortest keep of its views: an event younger than that is late for none
+    int64_t max_floor_ms         # the latest floor of its views
+    TouchC* touches              # [n_touches]
+    ProgramC** programs          # [n_programs] borrowed from the CompiledPrograms that CompiledPlan holds
+
+ctypedef struct ItemC:           # one value of a service
+    int64_t window_ms            # 0 = lifetime
+    int64_t live_since_ms        # UNSET_MS: from the first accepted event of the view's type
+    uint32_t out                 # place in the vector
+    uint16_t column              # NO_COLUMN: every event
+    uint8_t aggregate
+
+ctypedef struct GroupC:          # the values that a service reads from one view, by window, lifetime last
+    uint16_t view                # index
+    uint32_t n_before            # read before the event is applied (`self: exclude`)
+    uint32_t n_after
+    ItemC* before
+    ItemC* after
+
+ctypedef struct SlotC:           # the part of a service that one row answers
+    uint16_t entity              # index
+    uint16_t n_groups
+    GroupC* groups
+
+ctypedef struct ServiceC:
+    uint32_t width
+    uint16_t n_slots
+    SlotC* slots
+    int16_t* slot_of_entity      # [n_entities] index in slots, -1: the service does not read it
+
+ctypedef struct EntityC:
+    uint16_t entity_id
+    uint16_t n_parts
+    uint16_t* parts              # [n_parts] index among the plan's part names
+
+ctypedef struct PlanC:
+    uint16_t n_entities
+    uint16_t n_events
+    uint16_t n_views
+    uint16_t n_services
+    uint16_t n_part_names
+    uint32_t max_view_id         # largest view id in use
+    uint32_t max_raw_words
+    uint32_t max_wide_words
+    EntityC* entities
+    EventC* events
+    ViewC* views
+    ServiceC* services
+    int32_t* view_of_id          # [max_view_id + 1] index, -1: removed
+    const ViewC** layout_of_id   # [max_view_id + 1] also of views removed while the process runs; NULL: unknown
+
+cdef class CompiledPlan:
+    cdef readonly object plan    # featurestore.plan.Plan
+    cdef readonly tuple part_names   # of all entities, sorted
+    cdef PlanC* c
+    cdef list programs           # keeps the CompiledPrograms alive
+    cdef CompiledPlan previous   # keeps the layouts of removed views alive
+    cdef void** blocks           # every array above, owned
+    cdef size_t n_blocks, cap_blocks
+    cdef void* _array(self, size_t n, size_t item_bytes) except NULL
+    cdef uint16_t* _indexes(self, items, size_t limit, str what) except NULL
+    cdef int _weights(self, ViewC* view, size_t n) except -1
+    cdef ItemC* _items(self, list items, size_t view) except NULL
+    cdef int _check_parts(self, feature, ViewC* view, size_t column_index) except -1

@@ -1,0 +1,304 @@
+"""Copies a checked `featurestore.plan.Plan` into C structs; see plan.pxd for what each holds.
+
+The plan was made by `featurestore.schema`, or read back from the journal where a checksum covers it. Its indexes are
+checked here all the same, once, because nothing on the hot path checks them again.
+"""
+
+from libc.stdlib cimport calloc, free, realloc
+from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t
+
+from featurestore.core.program cimport CompiledProgram, ProgramC
+
+from featurestore.plan import Aggregate, Part
+
+
+def _check(bint holds, str what):
+    if not holds:
+        raise ValueError(f"plan: {what}")
+
+
+cdef class CompiledPlan:
+    def __cinit__(self, plan not None, CompiledPlan previous=None):
+        """`previous`: the plan that the state was built with, so that logs of views it loses can still be freed."""
+        cdef size_t i
+        self.plan = plan
+        self.previous = previous
+        self.programs = []
+        _check(len(plan.entities) < 0x7FFF and len(plan.events) < 0x7FFF, "more than 32,767 entities or event types")
+        _check(len(plan.views) < 0x7FFF and len(plan.services) < 0x7FFF, "more than 32,767 views or services")
+        self.c = <PlanC*>self._array(1, sizeof(PlanC))
+        self.c.n_entities = len(plan.entities)
+        self.c.n_events = len(plan.events)
+        self.c.n_views = len(plan.views)
+        self.c.n_services = len(plan.services)
+        self.c.entities = <EntityC*>self._array(len(plan.entities), sizeof(EntityC))
+        self.c.events = <EventC*>self._array(len(plan.events), sizeof(EventC))
+        self.c.views = <ViewC*>self._array(len(plan.views), sizeof(ViewC))
+        self.c.services = <ServiceC*>self._array(len(plan.services), sizeof(ServiceC))
+        self.part_names = tuple(sorted({part for entity in plan.entities for part in entity.parts}))
+        _check(len(self.part_names) < 0x7FFF, "more than 32,767 key parts")
+        self.c.n_part_names = len(self.part_names)
+        for i, entity in enumerate(plan.entities):
+            self.c.entities[i].entity_id = entity.entity_id
+            self.c.entities[i].n_parts = len(entity.parts)
+            self.c.entities[i].parts = self._indexes(
+                [self.part_names.index(part) for part in entity.parts], len(self.part_names), "part")
+        local_programs = self._events()
+        for i in range(len(plan.views)):
+            self._view(i, local_programs)
+        self._touches()
+        for i in range(len(plan.services)):
+            self._service(i)
+
+    def __dealloc__(self):
+        cdef size_t i
+        for i in range(self.n_blocks):
+            free(self.blocks[i])
+        free(self.blocks)
+
+    cdef void* _array(self, size_t n, size_t item_bytes) except NULL:
+        """A zeroed array that lives as long as this object."""
+        cdef void** blocks
+        cdef void* block
+        if self.n_blocks == self.cap_blocks:
+            blocks = <void**>realloc(self.blocks, (self.cap_blocks * 2 + 16) * sizeof(void*))
+            if blocks == NULL:
+                raise MemoryError
+            self.blocks = blocks
+            self.cap_blocks = self.cap_blocks * 2 + 16
+        block = calloc(n if n else 1, item_bytes)
+        if block == NULL:
+            raise MemoryError
+        self.blocks[self.n_blocks] = block
+        self.n_blocks += 1
+        return block
+
+    cdef uint16_t* _indexes(self, items, size_t limit, str what) except NULL:
+        cdef uint16_t* out = <uint16_t*>self._array(len(items), sizeof(uint16_t))
+        cdef size_t i
+        for i, item in enumerate(items):
+            _check(0 <= item < limit, f"{what} {item} does not exist")
+            out[i] = item
+        return out
+
+    def _events(self):
+        """Fills events; returns, per event type, {index in Plan.programs: index among the type's own programs}."""
+        cdef size_t i, j
+        cdef EventC* event
+        cdef CompiledProgram compiled
+        local_programs = [{} for _ in self.plan.events]
+        compiled_of = [[] for _ in self.plan.events]
+        for index, program in enumerate(self.plan.programs):
+            _check(0 <= program.event < len(self.plan.events), f"program {index} is of an unknown event type")
+            compiled = CompiledProgram(program, self.plan.events[program.event])
+            self.programs.append(compiled)
+            local_programs[program.event][index] = len(compiled_of[program.event])
+            compiled_of[program.event].append(compiled)
+        for i, spec in enumerate(self.plan.events):
+            event = &self.c.events[i]
+            event.event_id = spec.event_id
+            event.n_fields = len(spec.fields)
+            event.id_field = -1 if spec.id_field is None else spec.id_field
+            _check(-1 <= event.id_field < event.n_fields, f"id field of {spec.name}")
+            event.dedupe_ms = spec.dedupe_ms
+            event.n_programs = len(compiled_of[i])
+            event.programs = <ProgramC**>self._array(event.n_programs, sizeof(void*))
+            for j in range(event.n_programs):
+                compiled = compiled_of[i][j]
+                event.programs[j] = compiled.c
+        return local_programs
+
+    def _view(self, size_t index, list local_programs):
+        cdef ViewC* view = &self.c.views[index]
+        cdef ColumnC* column
+        cdef size_t i, at = WIDE_HEAD, n_weights = 1
+        spec = self.plan.views[index]
+        _check(0 <= spec.event < len(self.plan.events), f"view {spec.name}: unknown event type")
+        _check(0 <= spec.entity < len(self.plan.entities), f"view {spec.name}: unknown entity")
+        _check(0 <= spec.view_id < 0xFFFF, f"view {spec.name}: view ids are used up")
+        programs = local_programs[spec.event]
+        view.view_id = spec.view_id
+        view.event = spec.event
+        view.entity = spec.entity
+        view.where = -1 if spec.where is None else programs[spec.where]
+        view.offset_ms = spec.offset_ms
+        view.keep_ms = spec.keep_ms
+        view.floor_ms = UNSET_MS if spec.floor_ms is None else spec.floor_ms
+        view.lifetime_idle_ms = spec.lifetime_idle_ms
+        view.max_error = spec.max_error
+        view.exact_events = spec.exact_events
+        view.max_entries = spec.max_entries
+        _check(0 < spec.max_error <= 0.5 and 1 <= spec.exact_events <= 1 << 20, f"view {spec.name}: error settings")
+        _check(spec.exact_events <= spec.max_entries <= 1 << 22, f"view {spec.name}: max_entries")
+        _check(len(spec.filters) <= 48 and len(spec.columns) <= 64, f"view {spec.name}: too many filters or columns")
+        _check(len(spec.values) <= MAX_VALUES, f"view {spec.name}: more than {MAX_VALUES} fields")
+        view.has_lifetime = spec.has_lifetime
+        view.n_values = len(spec.values)
+        view.values = self._indexes(spec.values, len(self.plan.events[spec.event].fields), f"view {spec.name}: field")
+        view.n_filters = len(spec.filters)
+        view.filters = self._indexes([programs[f] for f in spec.filters], len(programs), f"view {spec.name}: filter")
+        view.n_columns = len(spec.columns)
+        view.columns = <ColumnC*>self._array(view.n_columns, sizeof(ColumnC))
+        for i, column_spec in enumerate(spec.columns):
+            column = &view.columns[i]
+            column.value = -1 if column_spec.value is None else column_spec.value
+            column.filter = -1 if column_spec.filter is None else column_spec.filter
+            _check(-1 <= column.value < view.n_values and -1 <= column.filter < view.n_filters,
+                   f"view {spec.name}: column {i}")
+            column.n_at = at
+            at += 1
+            n_weights += 1
+            if Part.SUM in column_spec.parts:
+                column.sum_at = at
+                at += 2
+                n_weights += 2
+            if Part.EXTREMES in column_spec.parts:
+                column.extremes_at = at
+                at += 2
+            if Part.MOMENTS in column_spec.parts:
+                column.moments_at = at
+                at += 2
+            if Part.FIRST in column_spec.parts:
+                column.first_at = at
+                at += 2
+            if Part.LAST in column_spec.parts:
+                column.last_at = at
+                at += 2
+        _check(at <= MAX_WIDE_WORDS, f"view {spec.name}: too many columns")
+        view.wide_words = at
+        view.raw_words = 1 + view.n_values + (1 if view.n_filters else 0)
+        self._weights(view, n_weights)
+        self.c.max_view_id = max(self.c.max_view_id, view.view_id)
+        self.c.max_raw_words = max(self.c.max_raw_words, view.raw_words)
+        self.c.max_wide_words = max(self.c.max_wide_words, view.wide_words)
+
+    cdef int _weights(self, ViewC* view, size_t n) except -1:
+        cdef size_t i
+        view.weights = <WeightC*>self._array(n, sizeof(WeightC))
+        view.weights[0].at = WIDE_COUNT
+        view.n_weights = 1
+        for i in range(view.n_columns):
+            view.weights[view.n_weights].at = view.columns[i].n_at
+            view.n_weights += 1
+            if view.columns[i].sum_at:
+                view.weights[view.n_weights].at = view.columns[i].sum_at
+                view.weights[view.n_weights].is_float = 1
+                view.weights[view.n_weights + 1].at = view.columns[i].sum_at + 1
+                view.weights[view.n_weights + 1].is_float = 1
+                view.n_weights += 2
+        return 0
+
+    def _touches(self):
+        cdef size_t i, j
+        cdef EventC* event
+        cdef TouchC* touch
+        if self.previous is not None:
+            self.c.max_view_id = max(self.c.max_view_id, self.previous.c.max_view_id)
+        self.c.view_of_id = <int32_t*>self._array(self.c.max_view_id + 1, sizeof(int32_t))
+        self.c.layout_of_id = <const ViewC**>self._array(self.c.max_view_id + 1, sizeof(void*))
+        for i in range(self.c.max_view_id + 1):
+            self.c.view_of_id[i] = -1
+            if self.previous is not None and i <= self.previous.c.max_view_id:
+                self.c.layout_of_id[i] = self.previous.c.layout_of_id[i]
+        per_entity = [0] * len(self.plan.entities)
+        for i, view in enumerate(self.plan.views):
+            _check(self.c.view_of_id[view.view_id] == -1, f"view id {view.view_id} is given twice")
+            self.c.view_of_id[view.view_id] = i
+            self.c.layout_of_id[view.view_id] = &self.c.views[i]
+            per_entity[view.entity] += 1
+        _check(max(per_entity, default=0) <= MAX_VIEWS_PER_ENTITY, f"more than {MAX_VIEWS_PER_ENTITY} views of one entity")
+        for i, spec in enumerate(self.plan.events):
+            event = &self.c.events[i]
+            event.n_touches = len(spec.touches)
+            event.touches = <TouchC*>self._array(event.n_touches, sizeof(TouchC))
+            event.min_keep_ms = (<int64_t>1) << 61
+            event.max_floor_ms = UNSET_MS
+            for j, touch_spec in enumerate(spec.touches):
+                touch = &event.touches[j]
+                _check(0 <= touch_spec.entity < len(self.plan.entities), f"event {spec.name}: unknown entity")
+                entity = self.plan.entities[touch_spec.entity]
+                touch.entity = touch_spec.entity
+                touch.entity_id = entity.entity_id
+                touch.keep_keys = entity.keep_keys
+                touch.n_fields = len(touch_spec.fields)
+                _check(touch.n_fields == len(entity.parts), f"event {spec.name}: key of {entity.parts}")
+                touch.fields = self._indexes(touch_spec.fields, len(spec.fields), f"event {spec.name}: field")
+                _check(all(spec.fields[f].kind == 1 for f in touch_spec.fields), f"event {spec.name}: key is not text")
+                views = [k for k, v in enumerate(self.plan.views) if v.event == i and v.entity == touch_spec.entity]
+                touch.n_views = len(views)
+                touch.views = self._indexes(views, len(self.plan.views), "view")
+                for k in views:
+                    event.min_keep_ms = min(event.min_keep_ms, self.c.views[<size_t>k].keep_ms)
+                    event.max_floor_ms = max(event.max_floor_ms, self.c.views[<size_t>k].floor_ms)
+
+    def _service(self, size_t index):
+        cdef ServiceC* service = &self.c.services[index]
+        cdef SlotC* slot
+        cdef GroupC* group
+        cdef size_t i, j
+        spec = self.plan.services[index]
+        _check(len(spec.features) <= 4096, f"service {spec.name}: more than 4,096 features")
+        by_entity = {}
+        for out, feature_index in enumerate(spec.features):
+            _check(0 <= feature_index < len(self.plan.features), f"service {spec.name}: unknown feature")
+            feature = self.plan.features[feature_index]
+            views = by_entity.setdefault(self.plan.views[feature.view].entity, {})
+            views.setdefault(feature.view, []).append((out, feature))
+        service.width = len(spec.features)
+        service.n_slots = len(by_entity)
+        service.slots = <SlotC*>self._array(len(by_entity), sizeof(SlotC))
+        service.slot_of_entity = <int16_t*>self._array(len(self.plan.entities), sizeof(int16_t))
+        for i in range(len(self.plan.entities)):
+            service.slot_of_entity[i] = -1
+        for i, (entity, views) in enumerate(by_entity.items()):
+            slot = &service.slots[i]
+            slot.entity = entity
+            service.slot_of_entity[<size_t>entity] = i
+            slot.n_groups = len(views)
+            slot.groups = <GroupC*>self._array(len(views), sizeof(GroupC))
+            for j, (view, items) in enumerate(views.items()):
+                group = &slot.groups[j]
+                group.view = view
+                items.sort(key=lambda item: (item[1].window_ms == 0, item[1].window_ms, item[0]))
+                group.before = self._items([item for item in items if item[1].exclude_self], view)
+                group.n_before = sum(item[1].exclude_self for item in items)
+                group.after = self._items([item for item in items if not item[1].exclude_self], view)
+                group.n_after = len(items) - group.n_before
+
+    cdef ItemC* _items(self, list items, size_t view) except NULL:
+        cdef ItemC* out = <ItemC*>self._array(len(items), sizeof(ItemC))
+        cdef size_t i
+        for i, (place, feature) in enumerate(items):
+            column = feature.column
+            _check(column is None or 0 <= column < self.c.views[view].n_columns, f"feature {feature.name}: column")
+            out[i].window_ms = feature.window_ms
+            out[i].live_since_ms = UNSET_MS if feature.live_since_ms is None else feature.live_since_ms
+            out[i].out = place
+            out[i].column = NO_COLUMN if column is None else column
+            out[i].aggregate = int(feature.aggregate)
+            self._check_parts(feature, &self.c.views[view], out[i].column)
+        return out
+
+    cdef int _check_parts(self, feature, ViewC* view, size_t column_index) except -1:
+        """A feature reads only what its column keeps."""
+        cdef ColumnC* column = NULL if column_index == NO_COLUMN else &view.columns[column_index]
+        aggregate = feature.aggregate
+        plain = (Aggregate.COUNT, Aggregate.SINCE_FIRST, Aggregate.SINCE_LAST)
+        if column == NULL:
+            _check(aggregate in plain, f"feature {feature.name} needs a column")
+            _check(feature.window_ms != 0 or view.has_lifetime, f"feature {feature.name}: view keeps no lifetime")
+            return 0
+        kept = True
+        if aggregate in (Aggregate.SUM, Aggregate.MEAN):
+            kept = column.sum_at != 0
+        if aggregate == Aggregate.STDDEV:
+            kept = column.moments_at != 0
+        if aggregate in (Aggregate.FIRST, Aggregate.SINCE_FIRST):
+            kept = column.first_at != 0
+        if aggregate in (Aggregate.LAST, Aggregate.SINCE_LAST):
+            kept = column.last_at != 0
+        if aggregate in (Aggregate.MEAN, Aggregate.MIN, Aggregate.MAX, Aggregate.STDDEV, Aggregate.FIRST, Aggregate.LAST):
+            kept = kept and column.extremes_at != 0
+        _check(kept and (aggregate in plain or column.value >= 0), f"feature {feature.name}: its column keeps no {aggregate.name}")
+        _check(feature.window_ms != 0 or view.has_lifetime, f"feature {feature.name}: view keeps no lifetime")
+        return 0

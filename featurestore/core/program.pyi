@@ -1,0 +1,13 @@
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.core.batch import EventBatch
+from featurestore.plan import EventPlan, Program
+
+class CompiledProgram:
+    def __init__(self, program: Program, event: EventPlan) -> None: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def event(self) -> int: ...
+    def run(self, batch: EventBatch, lo: int = 0, hi: int | None = None) -> NDArray[np.uint8]: ...

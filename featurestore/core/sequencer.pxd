@@ -1,0 +1,112 @@
+# The one place that decides: clock, lateness, refusals, duplicates, order.
+#
+# sequencer_decide looks and changes nothing; sequencer_commit makes the decision part of the state and decides nothing. The
+# journal is written in between, and replay only commits, so that it can never decide differently. Both run under the
+# caller's order lock: one batch at a time for the whole store.
+#
+# The state is small and a machine of its own: a position, the clocks, and two tables.
+#   producers   per producer: epoch, highest sequence, and which of the 1,024 below it were seen, with a fingerprint of each
+#   ids         per event type: fingerprint of each id accepted within the dedupe horizon, and when
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from featurestore.core.batch cimport Batch
+from featurestore.core.bytes cimport Bytes
+from featurestore.core.plan cimport PlanC
+
+cdef enum:
+    SEQUENCES = 1025             # the highest sequence and the 1,024 below it
+
+cdef enum Verdict:               # of a whole batch, by its producer, epoch and sequence
+    VERDICT_NEW = 0
+    VERDICT_DUPLICATE = 1        # acknowledged, not applied
+    VERDICT_TOO_OLD = 2          # more than 1,024 below the highest: cannot be judged
+    VERDICT_CONFLICT = 3         # the sequence was seen with other content
+    VERDICT_FENCED = 4           # a newer epoch of this producer has written
+    VERDICT_FULL = 5             # a new producer, and the table is at its cap
+
+ctypedef struct Producer:
+    uint64_t fp0                 # SipHash of its name
+    uint64_t fp1
+    uint64_t epoch
+    uint64_t highest
+    int64_t last_ms              # the store's clock at its last batch
+    uint64_t content[SEQUENCES]  # by sequence % SEQUENCES: fingerprint of the batch, 0 = not seen
+
+ctypedef struct ProducerTable:   # open addressing over owned records
+    Producer** places
+    uint64_t n_places            # a power of two
+    uint64_t n_producers
+    uint64_t max_producers
+
+ctypedef struct Id:
+    uint64_t fp0                 # both 0: empty place
+    uint64_t fp1
+    int64_t seen_at_ms           # the later of the store's clock and the event's time
+
+ctypedef struct IdTable:
+    Id* places
+    uint64_t n_places            # a power of two, 0 before the first id
+    uint64_t n_used              # places not empty; expired ids go when the table is rebuilt
+
+ctypedef struct Sequencer:
+    bint event_clock
+    int64_t max_future_ms        # wall clock only
+    int64_t now_ms               # the latest of all clocks, never decreasing; UNSET_MS at first
+    uint64_t position            # of the last event
+    uint16_t n_types             # event types in the plan
+    int64_t* type_nows           # [n_types] event clock: greatest time accepted; wall: now
+    int64_t* first_nows          # [n_types] now at the first accepted event, UNSET_MS before
+    IdTable* ids                 # [n_types]
+    uint64_t max_ids             # of all types together
+    uint64_t n_ids
+    ProducerTable producers
+
+ctypedef struct Origin:          # who sent a batch; n_bytes 0: nobody says, no deduplication by sequence
+    uint64_t fp0                 # SipHash of the producer's name
+    uint64_t fp1
+    uint64_t epoch
+    uint64_t sequence
+    uint64_t content             # fingerprint of the batch as sent, never 0
+    bint given
+
+cdef int sequencer_init(Sequencer* s, uint16_t n_types, bint event_clock, int64_t max_future_ms,
+                        uint64_t max_producers, uint64_t max_ids) noexcept nogil
+cdef void sequencer_clear(Sequencer* s) noexcept nogil
+
+cdef int sequencer_judge(const Sequencer* s, const Origin* origin) noexcept nogil      # a Verdict
+
+ctypedef struct Facts:           # what is known of a batch before it is decided; everything is borrowed
+    const uint8_t* masks         # [n_programs][n_events] 1 = the program is TRUE
+    const uint8_t* missing       # [n_touches][n_events] 1 = the key of that touch is null or empty
+    const uint8_t* homeless      # [n_events] 1 = it needs a new row and memory is at its cap; NULL: none
+    const uint64_t* id_fps       # [n_events][2] fingerprints of ids, where the event type declares them
+    const uint8_t* id_missing    # [n_events]
+
+# Fills the outcomes that are still 0, and every nows[i]: the clock at event i. 0, or -1 when out of memory.
+cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts, int64_t wall_ms,
+                          int64_t* nows) noexcept nogil
+# Takes the outcomes as they stand, moves the clocks and the position, and remembers ids and the origin. Also fills nows.
+# 0, or -1 when out of memory; nothing is changed then.
+cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin, int64_t wall_ms,
+                          int64_t dedupe_ms, int64_t* nows) noexcept nogil
+
+# The state as bytes, in three streams (format: sequencer.pyx): the head (clocks and position), the ids, the producers.
+#
+# A checkpoint takes the head at its cut and the tables later, in slices between batches: they may then know ids and sequences of
+# events after the cut, which is harmless because replay only commits, and committing those events again changes nothing. The
+# checkpoint must not be kept, though, before the journal is durable up to the last slice.
+ctypedef struct TableCursor:     # all zero: begin
+    uint64_t type_               # index of the event type being copied
+    uint64_t place
+    uint64_t n_places            # of the table when copying it began; a rebuilt table is copied again
+
+cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil      # 0, -1 memory
+cdef int sequencer_copy_ids(const Sequencer* s, const PlanC* plan, TableCursor* cursor, uint32_t max_places,
+                            Bytes* out) noexcept nogil                                                # 1 more, 0 done, -1
+cdef int sequencer_copy_producers(const Sequencer* s, TableCursor* cursor, uint32_t max_places,
+                                  Bytes* out) noexcept nogil                                          # 1 more, 0 done, -1
+cdef void sequencer_sort(Bytes* ids, Bytes* producers) noexcept nogil                                 # into canonical order
+# Into a new sequencer, head first. Event types that the plan does not have are left out. 0, 1 not readable, -1 memory.
+cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil
+cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil
+cdef int sequencer_import_producers(Sequencer* s, const uint8_t* data, size_t n_bytes) noexcept nogil

@@ -1,0 +1,517 @@
+"""Clock, lateness, refusals, duplicates; see sequencer.pxd for who calls what and when.
+
+Both tables are keyed by SipHash with the store's secret: whoever chooses producer names and event ids cannot make them collide.
+Both have a cap, because whoever reaches the port may invent names. At the cap a new id refuses its event (REFUSED_MEMORY), and a
+new producer takes the place of the one silent longest, if that is longer than PRODUCER_IDLE_MS, else its batch is turned away.
+"""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, qsort
+from libc.string cimport memcpy, memset
+
+from featurestore.core.batch cimport (
+    OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
+    REFUSED_NO_ID, Batch,
+)
+from featurestore.core.bytes cimport Bytes, bytes_append
+from featurestore.core.plan cimport UNSET_MS, EventC, PlanC, TouchC, ViewC
+from featurestore.core.window cimport view_horizon
+
+cdef enum:
+    PRODUCER_IDLE_MS = 604_800_000      # 7 days
+
+
+cdef int sequencer_init(Sequencer* s, uint16_t n_types, bint event_clock, int64_t max_future_ms,
+                        uint64_t max_producers, uint64_t max_ids) noexcept nogil:
+    cdef uint16_t i
+    memset(s, 0, sizeof(Sequencer))
+    s.event_clock = event_clock
+    s.max_future_ms = max_future_ms
+    s.now_ms = UNSET_MS
+    s.max_ids = max_ids
+    s.n_types = n_types
+    s.producers.max_producers = max_producers
+    s.producers.n_places = 16
+    s.producers.places = <Producer**>calloc(s.producers.n_places, sizeof(void*))
+    s.type_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
+    s.first_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
+    s.ids = <IdTable*>calloc(n_types + 1, sizeof(IdTable))
+    if s.producers.places == NULL or s.type_nows == NULL or s.first_nows == NULL or s.ids == NULL:
+        sequencer_clear(s)
+        return -1
+    for i in range(n_types):
+        s.type_nows[i] = s.first_nows[i] = UNSET_MS
+    return 0
+
+
+cdef void sequencer_clear(Sequencer* s) noexcept nogil:
+    cdef uint64_t i
+    if s.producers.places != NULL:
+        for i in range(s.producers.n_places):
+            free(s.producers.places[i])
+    if s.ids != NULL:
+        for i in range(s.n_types):
+            free(s.ids[i].places)
+    free(s.producers.places)
+    free(s.type_nows)
+    free(s.first_nows)
+    free(s.ids)
+    memset(s, 0, sizeof(Sequencer))
+
+
+# -- producers ------------------------------------------------------------------------------------------------
+
+cdef Producer** _producer_place(const ProducerTable* table, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    """Its place, or the empty place where it would go: the table is never full."""
+    cdef uint64_t at = fp0 & (table.n_places - 1)
+    while table.places[at] != NULL and (table.places[at].fp0 != fp0 or table.places[at].fp1 != fp1):
+        at = (at + 1) & (table.n_places - 1)
+    return &table.places[at]
+
+
+cdef Producer* _idlest(const ProducerTable* table, int64_t now_ms) noexcept nogil:
+    """The producer that may be forgotten for a new one, or NULL. Depends on content only: ties go by fingerprint."""
+    cdef Producer* best = NULL
+    cdef Producer* other
+    cdef uint64_t i
+    for i in range(table.n_places):
+        other = table.places[i]
+        if other == NULL or now_ms == UNSET_MS or other.last_ms > now_ms - PRODUCER_IDLE_MS:
+            continue
+        if best == NULL or other.last_ms < best.last_ms or (other.last_ms == best.last_ms and other.fp0 < best.fp0):
+            best = other
+    return best
+
+
+cdef int sequencer_judge(const Sequencer* s, const Origin* origin) noexcept nogil:
+    cdef const Producer* producer
+    cdef uint64_t seen
+    if not origin.given:
+        return VERDICT_NEW
+    producer = _producer_place(&s.producers, origin.fp0, origin.fp1)[0]
+    if producer == NULL:
+        if s.producers.n_producers < s.producers.max_producers or _idlest(&s.producers, s.now_ms) != NULL:
+            return VERDICT_NEW
+        return VERDICT_FULL
+    if origin.epoch != producer.epoch:
+        return VERDICT_NEW if origin.epoch > producer.epoch else VERDICT_FENCED
+    if origin.sequence > producer.highest:
+        return VERDICT_NEW
+    if producer.highest - origin.sequence >= SEQUENCES:
+        return VERDICT_TOO_OLD
+    seen = producer.content[origin.sequence % SEQUENCES]
+    if seen == 0:
+        return VERDICT_NEW
+    return VERDICT_DUPLICATE if seen == origin.content else VERDICT_CONFLICT
+
+
+cdef int _grow_producers(ProducerTable* table) noexcept nogil:
+    cdef ProducerTable grown = table[0]
+    cdef uint64_t i
+    grown.n_places = table.n_places * 2
+    grown.places = <Producer**>calloc(grown.n_places, sizeof(void*))
+    if grown.places == NULL:
+        return -1
+    for i in range(table.n_places):
+        if table.places[i] != NULL:
+            _producer_place(&grown, table.places[i].fp0, table.places[i].fp1)[0] = table.places[i]
+    free(table.places)
+    table[0] = grown
+    return 0
+
+
+cdef void _forget_producer(ProducerTable* table, Producer* gone) noexcept nogil:
+    """Removes it and closes the gap, so that no probe ends too early."""
+    cdef uint64_t mask = table.n_places - 1, at = gone.fp0 & mask
+    cdef Producer* moved
+    while table.places[at] != gone:
+        at = (at + 1) & mask
+    table.places[at] = NULL
+    free(gone)
+    table.n_producers -= 1
+    at = (at + 1) & mask
+    while table.places[at] != NULL:
+        moved = table.places[at]
+        table.places[at] = NULL
+        _producer_place(table, moved.fp0, moved.fp1)[0] = moved
+        at = (at + 1) & mask
+
+
+cdef Producer* _make_producer(ProducerTable* table, uint64_t fp0, uint64_t fp1, int64_t now_ms) noexcept nogil:
+    cdef Producer* producer
+    if table.n_producers >= table.max_producers:
+        producer = _idlest(table, now_ms)
+        if producer != NULL:
+            _forget_producer(table, producer)
+    if (table.n_producers + 1) * 4 > table.n_places * 3 and _grow_producers(table) < 0:
+        return NULL
+    producer = <Producer*>calloc(1, sizeof(Producer))
+    if producer != NULL:
+        producer.fp0 = fp0
+        producer.fp1 = fp1
+        _producer_place(table, fp0, fp1)[0] = producer
+        table.n_producers += 1
+    return producer
+
+
+cdef void _remember_sequence(Producer* producer, const Origin* origin, int64_t now_ms) noexcept nogil:
+    cdef uint64_t gap, i
+    if origin.epoch > producer.epoch:
+        memset(producer.content, 0, sizeof(producer.content))
+        producer.epoch = origin.epoch
+        producer.highest = origin.sequence
+    elif origin.sequence > producer.highest:
+        gap = origin.sequence - producer.highest
+        for i in range(1, gap if gap < SEQUENCES else SEQUENCES):
+            producer.content[(producer.highest + i) % SEQUENCES] = 0
+        if gap >= SEQUENCES:
+            memset(producer.content, 0, sizeof(producer.content))
+        producer.highest = origin.sequence
+    producer.content[origin.sequence % SEQUENCES] = origin.content
+    producer.last_ms = now_ms
+
+
+# -- ids ------------------------------------------------------------------------------------------------------
+
+cdef Id* _id_place(const IdTable* table, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    cdef uint64_t at = fp0 & (table.n_places - 1)
+    while (table.places[at].fp0 | table.places[at].fp1) and (
+            table.places[at].fp0 != fp0 or table.places[at].fp1 != fp1):
+        at = (at + 1) & (table.n_places - 1)
+    return &table.places[at]
+
+
+cdef int _reserve_ids(Sequencer* s, uint16_t type_, uint64_t more, int64_t oldest_ms) noexcept nogil:
+    """Room for `more` ids; expired ones (seen before oldest_ms) go when the table is rebuilt."""
+    cdef IdTable* table = &s.ids[type_]
+    cdef IdTable grown
+    cdef uint64_t i, live = 0
+    if (table.n_used + more) * 4 <= table.n_places * 3:
+        return 0
+    for i in range(table.n_places):
+        live += (table.places[i].fp0 | table.places[i].fp1) != 0 and table.places[i].seen_at_ms >= oldest_ms
+    grown.n_places = 64
+    while (live + more) * 2 > grown.n_places:
+        grown.n_places *= 2
+    grown.places = <Id*>calloc(grown.n_places, sizeof(Id))
+    grown.n_used = live
+    if grown.places == NULL:
+        return -1
+    for i in range(table.n_places):
+        if (table.places[i].fp0 | table.places[i].fp1) and table.places[i].seen_at_ms >= oldest_ms:
+            _id_place(&grown, table.places[i].fp0, table.places[i].fp1)[0] = table.places[i]
+    free(table.places)
+    s.n_ids = s.n_ids - table.n_used + live
+    table[0] = grown
+    return 0
+
+
+cdef bint _seen_before(const IdTable* table, const uint64_t* fp, int64_t oldest_ms) noexcept nogil:
+    cdef const Id* id_
+    if table.n_places == 0:
+        return False
+    id_ = _id_place(table, fp[0], fp[1])
+    return (id_.fp0 | id_.fp1) != 0 and id_.seen_at_ms >= oldest_ms
+
+
+# -- decide and commit ----------------------------------------------------------------------------------------
+
+cdef inline bint _is_late(const PlanC* plan, const Batch* batch, const Facts* facts, uint32_t i, int64_t now_ms) noexcept nogil:
+    """Every view that the event matches has dropped its time, and there is one."""
+    cdef const EventC* event = &plan.events[batch.event]
+    cdef const TouchC* touch
+    cdef const ViewC* view
+    cdef bint matched = False
+    cdef uint16_t j, k
+    for j in range(event.n_touches):
+        if facts.missing[<size_t>j * batch.n_events + i]:
+            continue
+        touch = &event.touches[j]
+        for k in range(touch.n_views):
+            view = &plan.views[touch.views[k]]
+            if view.where >= 0 and not facts.masks[<size_t>view.where * batch.n_events + i]:
+                continue
+            if batch.times[i] >= view_horizon(view, now_ms):
+                return False
+            matched = True
+    return matched
+
+
+cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts, int64_t wall_ms,
+                          int64_t* nows) noexcept nogil:
+    cdef const EventC* event = &plan.events[batch.event]
+    cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t, then
+    cdef IdTable in_batch
+    cdef Id* id_ = NULL
+    cdef uint64_t n_new = 0
+    cdef uint32_t i
+    if not s.event_clock and s.now_ms > now:
+        now = s.now_ms
+    memset(&in_batch, 0, sizeof(in_batch))
+    if event.id_field >= 0:
+        in_batch.n_places = 16
+        while in_batch.n_places < <uint64_t>batch.n_events * 2:
+            in_batch.n_places *= 2
+        in_batch.places = <Id*>calloc(in_batch.n_places, sizeof(Id))
+        if in_batch.places == NULL:
+            return -1
+    for i in range(batch.n_events):
+        nows[i] = now
+        if batch.outcomes[i] != OUTCOME_ACCEPTED:
+            continue
+        t = batch.times[i]
+        then = t if s.event_clock and t > now else now       # the clock, if this event is accepted
+        if not s.event_clock and t > now + s.max_future_ms:
+            batch.outcomes[i] = REFUSED_FUTURE
+            continue
+        if event.id_field >= 0:
+            if facts.id_missing[i]:
+                batch.outcomes[i] = REFUSED_NO_ID
+                continue
+            if t < then - event.dedupe_ms:
+                batch.outcomes[i] = REFUSED_BEYOND_DEDUPE
+                continue
+            id_ = _id_place(&in_batch, facts.id_fps[2 * i], facts.id_fps[2 * i + 1])
+            if (id_.fp0 | id_.fp1 and id_.seen_at_ms >= then - event.dedupe_ms) or _seen_before(
+                    &s.ids[batch.event], &facts.id_fps[2 * i], then - event.dedupe_ms):
+                batch.outcomes[i] = OUTCOME_DUPLICATE
+                continue
+        if (t < then - event.min_keep_ms or t < event.max_floor_ms) and _is_late(plan, batch, facts, i, then):
+            batch.outcomes[i] = OUTCOME_LATE
+            continue
+        if facts.homeless != NULL and facts.homeless[i]:
+            batch.outcomes[i] = REFUSED_MEMORY
+            continue
+        if event.id_field >= 0:
+            if s.n_ids + n_new >= s.max_ids:
+                batch.outcomes[i] = REFUSED_MEMORY
+                continue
+            n_new += 1
+            id_.fp0 = facts.id_fps[2 * i]
+            id_.fp1 = facts.id_fps[2 * i + 1]
+            id_.seen_at_ms = t if t > then else then
+        now = nows[i] = then
+    free(in_batch.places)
+    return 0
+
+
+cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin, int64_t wall_ms,
+                          int64_t dedupe_ms, int64_t* nows) noexcept nogil:
+    cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t
+    cdef Producer* producer = NULL
+    cdef IdTable* ids = &s.ids[batch.event]
+    cdef Id* id_
+    cdef uint32_t i, n_accepted = 0
+    if not s.event_clock and s.now_ms > now:
+        now = s.now_ms
+    if origin.given:
+        producer = _producer_place(&s.producers, origin.fp0, origin.fp1)[0]
+        if producer == NULL:
+            producer = _make_producer(&s.producers, origin.fp0, origin.fp1, s.now_ms)
+            if producer == NULL:
+                return -1
+    for i in range(batch.n_events):
+        n_accepted += batch.outcomes[i] == OUTCOME_ACCEPTED
+    if facts.id_fps != NULL and n_accepted and _reserve_ids(s, batch.event, n_accepted, now - dedupe_ms) < 0:
+        return -1
+    for i in range(batch.n_events):
+        if batch.outcomes[i] == OUTCOME_ACCEPTED:
+            t = batch.times[i]
+            if s.event_clock and t > now:
+                now = t
+            if s.first_nows[batch.event] == UNSET_MS:
+                s.first_nows[batch.event] = now
+            if facts.id_fps != NULL:
+                id_ = _id_place(ids, facts.id_fps[2 * i], facts.id_fps[2 * i + 1])
+                if (id_.fp0 | id_.fp1) == 0:
+                    ids.n_used += 1
+                    s.n_ids += 1
+                id_.fp0 = facts.id_fps[2 * i]
+                id_.fp1 = facts.id_fps[2 * i + 1]
+                id_.seen_at_ms = t if t > now else now
+        nows[i] = now
+    s.type_nows[batch.event] = now
+    if now > s.now_ms:
+        s.now_ms = now
+    if not s.event_clock:
+        for i in range(s.n_types):
+            s.type_nows[i] = now
+    s.position += batch.n_events
+    if producer != NULL:
+        _remember_sequence(producer, origin, s.now_ms)
+    return 0
+
+
+# -- bytes ----------------------------------------------------------------------------------------------------
+#
+# Little-endian.
+#   head       u32 version (1), u8 event_clock, u8[3] 0, i64 now, u64 position, u32 event types, u32 0,
+#              then per type: u16 event_id, u8[6] 0, i64 now, i64 now at its first accepted event
+#   ids        per id: u16 event_id, u8[6] 0, u64[2] fingerprint, i64 seen_at
+#   producers  per producer: u64[2] fingerprint, u64 epoch, u64 highest, i64 last, u64[1025] content
+
+cdef enum:
+    HEAD_BYTES = 32
+    TYPE_BYTES = 24
+
+ctypedef struct IdRecord:
+    uint16_t event_id
+    uint16_t zero[3]
+    Id id_
+
+
+cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil:
+    cdef uint8_t head[HEAD_BYTES]
+    cdef uint8_t type_head[TYPE_BYTES]
+    cdef uint32_t version = 1, n = s.n_types
+    cdef uint16_t i
+    memset(head, 0, sizeof(head))
+    memcpy(head, &version, 4)
+    head[4] = s.event_clock
+    memcpy(head + 8, &s.now_ms, 8)
+    memcpy(head + 16, &s.position, 8)
+    memcpy(head + 24, &n, 4)
+    if bytes_append(out, head, HEAD_BYTES) < 0:
+        return -1
+    for i in range(s.n_types):
+        memset(type_head, 0, TYPE_BYTES)
+        memcpy(type_head, &plan.events[i].event_id, 2)
+        memcpy(type_head + 8, &s.type_nows[i], 8)
+        memcpy(type_head + 16, &s.first_nows[i], 8)
+        if bytes_append(out, type_head, TYPE_BYTES) < 0:
+            return -1
+    return 0
+
+
+cdef int sequencer_copy_ids(const Sequencer* s, const PlanC* plan, TableCursor* cursor, uint32_t max_places,
+                            Bytes* out) noexcept nogil:
+    cdef const IdTable* table
+    cdef const Id* id_
+    cdef IdRecord record
+    cdef uint32_t looked = 0
+    memset(&record, 0, sizeof(record))
+    while cursor.type_ < s.n_types:
+        table = &s.ids[cursor.type_]
+        if cursor.n_places != table.n_places:
+            cursor.n_places = table.n_places
+            cursor.place = 0
+        record.event_id = plan.events[cursor.type_].event_id
+        while cursor.place < table.n_places:
+            if looked == max_places:
+                return 1
+            looked += 1
+            id_ = &table.places[cursor.place]
+            if (id_.fp0 | id_.fp1) and id_.seen_at_ms >= s.type_nows[cursor.type_] - plan.events[cursor.type_].dedupe_ms:
+                record.id_ = id_[0]
+                if bytes_append(out, &record, sizeof(record)) < 0:
+                    return -1
+            cursor.place += 1
+        cursor.type_ += 1
+        cursor.n_places = cursor.place = 0
+    return 0
+
+
+cdef int sequencer_copy_producers(const Sequencer* s, TableCursor* cursor, uint32_t max_places,
+                                  Bytes* out) noexcept nogil:
+    cdef uint32_t looked = 0
+    if cursor.n_places != s.producers.n_places:
+        cursor.n_places = s.producers.n_places
+        cursor.place = 0
+    while cursor.place < cursor.n_places:
+        if looked == max_places:
+            return 1
+        looked += 1
+        if s.producers.places[cursor.place] != NULL:
+            if bytes_append(out, s.producers.places[cursor.place], sizeof(Producer)) < 0:
+                return -1
+        cursor.place += 1
+    return 0
+
+
+cdef int _by_words(const uint64_t* x, const uint64_t* y) noexcept nogil:
+    if x[0] != y[0]:
+        return 1 if x[0] > y[0] else -1
+    return 0 if x[1] == y[1] else 1 if x[1] > y[1] else -1
+
+
+cdef int _by_id(const void* a, const void* b) noexcept nogil:
+    cdef const IdRecord* x = <const IdRecord*>a
+    cdef const IdRecord* y = <const IdRecord*>b
+    if x.event_id != y.event_id:
+        return 1 if x.event_id > y.event_id else -1
+    return _by_words(&x.id_.fp0, &y.id_.fp0)
+
+
+cdef int _by_producer(const void* a, const void* b) noexcept nogil:
+    return _by_words(<const uint64_t*>a, <const uint64_t*>b)
+
+
+cdef void sequencer_sort(Bytes* ids, Bytes* producers) noexcept nogil:
+    if ids.n_bytes:
+        qsort(ids.data, ids.n_bytes // sizeof(IdRecord), sizeof(IdRecord), _by_id)
+    if producers.n_bytes:
+        qsort(producers.data, producers.n_bytes // sizeof(Producer), sizeof(Producer), _by_producer)
+
+
+cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil:
+    cdef uint32_t version, n_types, k
+    cdef uint16_t event_id, i
+    cdef const uint8_t* at
+    if n_bytes < HEAD_BYTES:
+        return 1
+    memcpy(&version, data, 4)
+    memcpy(&n_types, data + 24, 4)
+    if version != 1 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * TYPE_BYTES:
+        return 1
+    s.event_clock = data[4] != 0
+    memcpy(&s.now_ms, data + 8, 8)
+    memcpy(&s.position, data + 16, 8)
+    for k in range(n_types):
+        at = data + HEAD_BYTES + <size_t>k * TYPE_BYTES
+        memcpy(&event_id, at, 2)
+        for i in range(s.n_types):
+            if plan.events[i].event_id == event_id:
+                memcpy(&s.type_nows[i], at + 8, 8)
+                memcpy(&s.first_nows[i], at + 16, 8)
+    return 0
+
+
+cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil:
+    cdef IdRecord record
+    cdef Id* id_
+    cdef size_t k
+    cdef uint16_t i
+    if n_bytes % sizeof(IdRecord):
+        return 1
+    for k in range(n_bytes // sizeof(IdRecord)):
+        memcpy(&record, data + k * sizeof(IdRecord), sizeof(IdRecord))
+        if (record.id_.fp0 | record.id_.fp1) == 0:
+            return 1
+        for i in range(s.n_types):
+            if plan.events[i].event_id == record.event_id:
+                if _reserve_ids(s, i, 1, UNSET_MS) < 0:
+                    return -1
+                id_ = _id_place(&s.ids[i], record.id_.fp0, record.id_.fp1)
+                if (id_.fp0 | id_.fp1) == 0:
+                    s.ids[i].n_used += 1
+                    s.n_ids += 1
+                id_[0] = record.id_
+                break
+    return 0
+
+
+cdef int sequencer_import_producers(Sequencer* s, const uint8_t* data, size_t n_bytes) noexcept nogil:
+    cdef Producer producer
+    cdef Producer* made
+    cdef size_t k
+    if n_bytes % sizeof(Producer):
+        return 1
+    for k in range(n_bytes // sizeof(Producer)):
+        memcpy(&producer, data + k * sizeof(Producer), sizeof(Producer))
+        made = _producer_place(&s.producers, producer.fp0, producer.fp1)[0]
+        if made == NULL:
+            made = _make_producer(&s.producers, producer.fp0, producer.fp1, UNSET_MS)
+            if made == NULL:
+                return -1
+        made[0] = producer
+    return 0

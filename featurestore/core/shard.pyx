@@ -1,0 +1,789 @@
+"""One shard: rows, their index and their memory; see shard.pxd for the picture and the bytes of a row."""
+
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, qsort
+from libc.string cimport memcmp, memcpy, memset
+
+from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init
+from featurestore.core.batch cimport OUTCOME_ACCEPTED, Batch, Column
+from featurestore.core.bytes cimport Bytes, bytes_clear, bytes_reserve
+from featurestore.core.plan cimport (
+    MAX_RAW_WORDS, UNSET_MS, GroupC, ItemC, PlanC, SlotC, TouchC, ViewC, Word,
+)
+from featurestore.core.table cimport (
+    SLOTS, Bucket, Table, fs_prefetch, table_clear, table_find, table_guess, table_init, table_insert,
+    table_prefetch, table_remove,
+)
+from featurestore.core.window cimport (
+    LOG_KEY, LOG_LIFETIME, LogHead, Outputs, ReadAt, lifetime_append, log_append, log_clone, log_expired, log_export,
+    log_export_bytes, log_free, log_import, read_unavailable, view_horizon, view_read,
+)
+
+cdef enum:
+    ROW_HEAD_BYTES = 24          # of Row; with one LogHead a row is 32 bytes
+    ROW_EXPORT_BYTES = 8
+    RECORD_HEAD_BYTES = 20
+    FREED = 0xFFFFFFFF
+    AHEAD_INDEX = 12             # parts ahead of the one applied whose bucket, row and log are being fetched
+    AHEAD_ROW = 8
+    AHEAD_LOG = 4
+
+
+cdef extern from * nogil:
+    """
+    #include <sched.h>
+    #define fs_bswap64(x) __builtin_bswap64(x)
+    #define fs_wants(counter) __atomic_fetch_add((counter), 1, __ATOMIC_RELAXED)
+    #define fs_got(counter) __atomic_fetch_sub((counter), 1, __ATOMIC_RELAXED)
+    #define fs_wanted(counter) __atomic_load_n((counter), __ATOMIC_RELAXED)
+    """
+    uint64_t fs_bswap64(uint64_t x) noexcept
+    int fs_wants(int* counter) noexcept
+    int fs_got(int* counter) noexcept
+    int fs_wanted(int* counter) noexcept
+    int sched_yield() noexcept
+
+
+cdef inline void _lock_to_read(Shard* shard) noexcept nogil:
+    fs_wants(&shard.waiting)
+    pthread_mutex_lock(&shard.lock)
+    fs_got(&shard.waiting)
+
+
+cdef inline void _lock_again(Shard* shard) noexcept nogil:
+    """After unlocking in the middle of long work. A mutex alone is not fair: whoever lets go takes it again at once."""
+    cdef int turn
+    for turn in range(64):
+        if fs_wanted(&shard.waiting) == 0:
+            break
+        sched_yield()
+    pthread_mutex_lock(&shard.lock)
+
+
+cdef int shard_init(Shard* shard) noexcept nogil:
+    memset(shard, 0, sizeof(Shard))
+    arena_init(&shard.arena)
+    shard.cut = 1
+    shard.written = 1
+    if table_init(&shard.table) < 0:
+        return -1
+    if pthread_mutex_init(&shard.lock, NULL) != 0:
+        table_clear(&shard.table)
+        return -1
+    return 0
+
+
+cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil:
+    pthread_mutex_destroy(&shard.lock)
+    table_clear(&shard.table)
+    arena_clear(&shard.arena)
+    bytes_clear(&shard.copied)
+    bytes_clear(&shard.freed)
+    bytes_clear(&shard.freed_before)
+
+
+cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil:
+    return shard.arena.used_bytes + shard.table.n_buckets * sizeof(Bucket)
+
+
+# -- rows -----------------------------------------------------------------------------------------------------
+
+cdef inline LogHead* _heads(Row* row) noexcept nogil:
+    return <LogHead*>(<char*>row + ROW_HEAD_BYTES)
+
+
+cdef inline size_t _row_bytes(uint32_t cap_heads) noexcept nogil:
+    return ROW_HEAD_BYTES + cap_heads * sizeof(LogHead)
+
+
+cdef inline LogHead* _find_head(Row* row, uint16_t view_id, bint lifetime) noexcept nogil:
+    cdef LogHead* head = _heads(row)
+    cdef uint8_t i
+    for i in range(row.n_heads):
+        if head[i].view_id == view_id and (head[i].kind == LOG_LIFETIME) == lifetime and head[i].kind != LOG_KEY:
+            return &head[i]
+    return NULL
+
+
+cdef uint32_t _new_row(Arena* arena, uint64_t fp0, uint64_t fp1, uint16_t entity_id, uint8_t cap_heads) noexcept nogil:
+    cdef uint32_t handle = arena_alloc(arena, _row_bytes(cap_heads))
+    cdef Row* row
+    if handle:
+        row = <Row*>arena_at(arena, handle)
+        row.fp0 = fp0
+        row.fp1 = fp1
+        row.entity_id = entity_id
+        row.n_heads = 0
+        row.cap_heads = cap_heads
+        row.mark = 0
+    return handle
+
+
+cdef LogHead* _add_head(Arena* arena, uint32_t* place, uint16_t view_id, uint8_t kind) noexcept nogil:
+    """A new empty head; the row moves when it is full, and *place, which holds its handle, follows. NULL: out of memory."""
+    cdef Row* row = <Row*>arena_at(arena, place[0])
+    cdef Row* grown
+    cdef LogHead* head
+    cdef uint32_t handle
+    if row.n_heads == row.cap_heads:
+        # Two more heads are one more unit of the arena.
+        handle = _new_row(arena, row.fp0, row.fp1, row.entity_id, row.cap_heads + 2)
+        if handle == 0:
+            return NULL
+        grown = <Row*>arena_at(arena, handle)
+        grown.n_heads = row.n_heads
+        grown.mark = row.mark
+        memcpy(_heads(grown), _heads(row), row.n_heads * sizeof(LogHead))
+        arena_free(arena, place[0], _row_bytes(row.cap_heads))
+        place[0] = handle
+        row = grown
+    head = &_heads(row)[row.n_heads]
+    memset(head, 0, sizeof(LogHead))
+    head.view_id = view_id
+    head.kind = kind
+    row.n_heads += 1
+    return head
+
+
+cdef inline const ViewC* _layout(const PlanC* plan, uint16_t view_id) noexcept nogil:
+    return plan.layout_of_id[view_id] if view_id <= plan.max_view_id else NULL
+
+
+cdef void _free_row(Arena* arena, const PlanC* plan, uint32_t handle) noexcept nogil:
+    cdef Row* row = <Row*>arena_at(arena, handle)
+    cdef uint8_t i
+    for i in range(row.n_heads):
+        log_free(arena, &_heads(row)[i], _layout(plan, _heads(row)[i].view_id))
+    arena_free(arena, handle, _row_bytes(row.cap_heads))
+
+
+cdef uint32_t _clone_row(Arena* arena, const PlanC* plan, const Row* row) noexcept nogil:
+    """A row of its own with the same content, not in the index. 0: out of memory."""
+    cdef uint32_t handle = _new_row(arena, row.fp0, row.fp1, row.entity_id, row.cap_heads)
+    cdef Row* clone
+    cdef uint8_t i
+    if handle == 0:
+        return 0
+    clone = <Row*>arena_at(arena, handle)
+    for i in range(row.n_heads):
+        if log_clone(arena, &_heads(<Row*>row)[i], _layout(plan, _heads(<Row*>row)[i].view_id), &_heads(clone)[i]) < 0:
+            _free_row(arena, plan, handle)
+            return 0
+        clone.n_heads += 1
+    return handle
+
+
+cdef bint _head_expired(const Arena* arena, const PlanC* plan, const LogHead* head, const int64_t* type_nows) noexcept nogil:
+    cdef const ViewC* view
+    if head.kind == LOG_KEY:
+        return False
+    if plan.view_of_id[head.view_id] < 0:
+        return True
+    view = &plan.views[plan.view_of_id[head.view_id]]
+    return log_expired(arena, head, view, type_nows[view.event])
+
+
+# -- apply and read -------------------------------------------------------------------------------------------
+
+cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC* slot, Row* row, bint before,
+                              int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows, uint16_t own_type,
+                              int64_t own_now, const Outputs* out) noexcept nogil:
+    """Values of one row. `own_type` reads the clock `own_now` instead of type_nows (0xFFFF: none does)."""
+    cdef const GroupC* group
+    cdef const ViewC* view
+    cdef const LogHead* log
+    cdef const LogHead* lifetime
+    cdef ReadAt when
+    cdef uint16_t i
+    cdef uint32_t n
+    when.at_ms = at_ms
+    for i in range(slot.n_groups):
+        group = &slot.groups[i]
+        n = group.n_before if before else group.n_after
+        if n == 0:
+            continue
+        view = &plan.views[group.view]
+        log = lifetime = NULL
+        if row != NULL:
+            log = _find_head(row, view.view_id, False)
+            if view.has_lifetime:
+                lifetime = _find_head(row, view.view_id, True)
+        when.now_ms = own_now if view.event == own_type else type_nows[view.event]
+        when.first_now_ms = first_nows[view.event]
+        view_read(arena, log, lifetime, view, &when, group.before if before else group.after, n, out)
+
+
+cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const TouchC* touch, uint32_t event) noexcept nogil:
+    """keep_keys: the key as it is hashed, part by part: u16 length, bytes."""
+    cdef LogHead* head = _add_head(arena, place, 0, LOG_KEY)
+    cdef const Column* column
+    cdef uint32_t n_bytes = 0, block
+    cdef uint16_t i, n
+    cdef char* to
+    if head == NULL:
+        return -1
+    for i in range(touch.n_fields):
+        column = &job.batch.columns[touch.fields[i]]
+        n_bytes += 2 + column.offsets[event + 1] - column.offsets[event]
+    block = arena_alloc(arena, sizeof(uint32_t) + n_bytes)
+    if block == 0:
+        (<Row*>arena_at(arena, place[0])).n_heads -= 1
+        return -1
+    head.block = block
+    to = <char*>arena_at(arena, block)
+    memcpy(to, &n_bytes, sizeof(uint32_t))
+    to += sizeof(uint32_t)
+    for i in range(touch.n_fields):
+        column = &job.batch.columns[touch.fields[i]]
+        n = <uint16_t>(column.offsets[event + 1] - column.offsets[event])
+        memcpy(to, &n, 2)
+        memcpy(to + 2, column.bytes + column.offsets[event], n)
+        to += 2 + n
+    return 0
+
+
+cdef inline void _raw_entry(const Job* job, const ViewC* view, uint32_t event, Word* raw) noexcept nogil:
+    cdef uint64_t bits = 0
+    cdef uint16_t i
+    raw[0].i = job.batch.times[event]
+    for i in range(view.n_values):
+        raw[1 + i].f = job.batch.columns[view.values[i]].numbers[event]
+    if view.n_filters:
+        for i in range(view.n_filters):
+            if job.masks[<size_t>view.filters[i] * job.batch.n_events + event]:
+                bits |= <uint64_t>1 << i
+        raw[1 + view.n_values].u = bits
+
+
+cdef inline bint _due(const Shard* shard, const Row* row) noexcept nogil:
+    """Whether the checkpoint under way must have this row as it is now."""
+    return shard.copying and shard.written <= row.mark < shard.cut
+
+
+cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const TouchC* touch,
+                      uint32_t** place) noexcept nogil:
+    """Adds the event to every log of its row that takes it; makes the row when *place is NULL."""
+    cdef Word raw[MAX_RAW_WORDS]
+    cdef Arena* arena = &shard.arena
+    cdef const ViewC* view
+    cdef LogHead* head
+    cdef Row* row
+    cdef uint32_t handle
+    cdef int64_t now = job.nows[part.event]
+    cdef uint16_t i
+    cdef bint touched = False
+    for i in range(touch.n_views):
+        view = &job.plan.views[touch.views[i]]
+        if view.where >= 0 and not job.masks[<size_t>view.where * job.batch.n_events + part.event]:
+            continue
+        if job.batch.times[part.event] < view_horizon(view, now):
+            continue
+        if place[0] == NULL:
+            handle = _new_row(arena, part.fp0, part.fp1, touch.entity_id, 1)
+            if handle == 0:
+                return -1
+            if table_insert(&shard.table, arena, handle) < 0:
+                arena_free(arena, handle, _row_bytes(1))
+                return -1
+            place[0] = table_find(&shard.table, arena, part.fp0, part.fp1)
+            if touch.keep_keys and _remember_key(arena, place[0], job, touch, part.event) < 0:
+                return -1
+        if not touched:
+            touched = True
+            row = <Row*>arena_at(arena, place[0][0])
+            if not job.peek:
+                if _due(shard, row) and _copy_row(shard, job.plan, row) < 0:
+                    return -1
+                row.mark = shard.cut
+        _raw_entry(job, view, part.event, raw)
+        head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, False)
+        if head == NULL:
+            head = _add_head(arena, place[0], view.view_id, 0)
+        if head == NULL or log_append(arena, head, view, raw, now) < 0:
+            return -1
+        if view.has_lifetime:
+            head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, True)
+            if head == NULL:
+                head = _add_head(arena, place[0], view.view_id, LOG_LIFETIME)
+            if head == NULL or lifetime_append(arena, head, view, raw, now) < 0:
+                return -1
+    return 0
+
+
+cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint64_t applied) noexcept nogil:
+    cdef const TouchC* touch = &job.event.touches[part.touch]
+    cdef const SlotC* slot = NULL
+    cdef Arena* arena = &shard.arena
+    cdef uint32_t* place = table_find(&shard.table, arena, part.fp0, part.fp1)
+    cdef uint32_t trial = 0
+    cdef int64_t at_ms = 0, now = job.nows[part.event]
+    cdef uint64_t offset
+    cdef uint16_t event_index = job.batch.event
+    cdef Outputs out
+    cdef int status = 0
+    cdef bint apply = job.batch.outcomes[part.event] == OUTCOME_ACCEPTED
+    if apply and not job.peek and job.first_position + part.event <= applied:
+        apply = False                    # a checkpoint already holds it
+    if job.service != NULL and job.service.slot_of_entity[touch.entity] >= 0:
+        slot = &job.service.slots[job.service.slot_of_entity[touch.entity]]
+        offset = <uint64_t>part.event * job.service.width
+        out = job.outputs
+        out.values += offset
+        if out.lower != NULL:
+            out.lower += offset
+            out.upper += offset
+        out.statuses += offset
+        out.coverage += offset
+        at_ms = job.reads_at[part.event]
+        _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, True, at_ms,
+                     job.type_nows, job.first_nows, event_index, now, &out)
+    if apply and job.peek:
+        # The event goes into a copy of the row, which is read and thrown away.
+        if place != NULL:
+            trial = _clone_row(arena, job.plan, <Row*>arena_at(arena, place[0]))
+        else:
+            trial = _new_row(arena, part.fp0, part.fp1, touch.entity_id, 1)
+        if trial == 0:
+            return -1
+        place = &trial
+    if apply:
+        status = _apply_views(shard, job, part, touch, &place)
+    if slot != NULL and status == 0:
+        _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, False, at_ms,
+                     job.type_nows, job.first_nows, event_index, now, &out)
+    if trial:
+        _free_row(arena, job.plan, trial)
+    return status
+
+
+cdef inline void _prefetch(const Shard* shard, const Part* parts, const uint32_t* order, uint32_t i,
+                           uint32_t n) noexcept nogil:
+    """Part i is next: ask for the bucket, the row and the log of parts a little further on."""
+    cdef uint32_t handle
+    cdef const Row* row
+    cdef const Part* part
+    if i + AHEAD_INDEX < n:
+        table_prefetch(&shard.table, parts[order[i + AHEAD_INDEX]].fp0)
+    if i + AHEAD_ROW < n:
+        part = &parts[order[i + AHEAD_ROW]]
+        handle = table_guess(&shard.table, part.fp0, part.fp1)
+        if handle:
+            fs_prefetch(arena_at(&shard.arena, handle))
+    if i + AHEAD_LOG < n:
+        part = &parts[order[i + AHEAD_LOG]]
+        handle = table_guess(&shard.table, part.fp0, part.fp1)
+        if handle:
+            row = <const Row*>arena_at(&shard.arena, handle)
+            if row.n_heads and _heads(<Row*>row).block:
+                fs_prefetch(arena_at(&shard.arena, _heads(<Row*>row).block))
+                fs_prefetch(<char*>arena_at(&shard.arena, _heads(<Row*>row).block) + 64)
+
+
+cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, const uint32_t* order,
+                     uint32_t n_parts) noexcept nogil:
+    cdef uint64_t applied, position
+    cdef uint32_t i
+    cdef int status = 0
+    if n_parts == 0:
+        return 0
+    pthread_mutex_lock(&shard.lock)
+    applied = shard.position
+    for i in range(n_parts):
+        if i and i % LOCKED_PARTS == 0:
+            pthread_mutex_unlock(&shard.lock)
+            _lock_again(shard)
+        _prefetch(shard, parts, order, i, n_parts)
+        status = _apply_part(shard, job, &parts[order[i]], applied)
+        if status < 0:
+            break
+    if status == 0 and not job.peek:
+        position = job.first_position + parts[order[n_parts - 1]].event
+        if position > shard.position:
+            shard.position = position
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1, int64_t at_ms,
+                     const int64_t* type_nows, const int64_t* first_nows, const Outputs* out) noexcept nogil:
+    cdef uint32_t* place
+    cdef Row* row = NULL
+    _lock_to_read(shard)
+    place = table_find(&shard.table, &shard.arena, fp0, fp1)
+    if place != NULL:
+        row = <Row*>arena_at(&shard.arena, place[0])
+    _read_groups(&shard.arena, plan, slot, row, True, at_ms, type_nows, first_nows, 0xFFFF, 0, out)
+    _read_groups(&shard.arena, plan, slot, row, False, at_ms, type_nows, first_nows, 0xFFFF, 0, out)
+    pthread_mutex_unlock(&shard.lock)
+
+
+cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    cdef bint found
+    _lock_to_read(shard)
+    found = table_find(&shard.table, &shard.arena, fp0, fp1) != NULL
+    pthread_mutex_unlock(&shard.lock)
+    return found
+
+
+# -- freeing --------------------------------------------------------------------------------------------------
+
+cdef int _drop_row(Shard* shard, const PlanC* plan, uint32_t* place) noexcept nogil:
+    """Frees the row and remembers, for the next checkpoint, that it is gone. 0, or -1 when out of memory."""
+    cdef Row* row = <Row*>arena_at(&shard.arena, place[0])
+    cdef uint64_t fp[2]
+    if _due(shard, row) and _copy_row(shard, plan, row) < 0:
+        return -1
+    if bytes_reserve(&shard.freed, 16) < 0:
+        return -1
+    fp[0] = row.fp0
+    fp[1] = row.fp1
+    memcpy(shard.freed.data + shard.freed.n_bytes, fp, 16)
+    shard.freed.n_bytes += 16
+    _free_row(&shard.arena, plan, place[0])
+    table_remove(&shard.table, place)
+    return 0
+
+
+cdef bint shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    cdef uint32_t* place
+    cdef bint found
+    pthread_mutex_lock(&shard.lock)
+    place = table_find(&shard.table, &shard.arena, fp0, fp1)
+    found = place != NULL and _drop_row(shard, plan, place) == 0
+    pthread_mutex_unlock(&shard.lock)
+    return found
+
+
+cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket, const int64_t* type_nows) noexcept nogil:
+    cdef Row* row
+    cdef LogHead* heads
+    cdef int64_t freed = 0
+    cdef uint8_t i, kept, keys
+    cdef int slot
+    for slot in range(SLOTS):
+        if bucket.tags[slot] == 0:
+            continue
+        row = <Row*>arena_at(&shard.arena, bucket.rows[slot])
+        heads = _heads(row)
+        kept = keys = 0
+        for i in range(row.n_heads):
+            keys += heads[i].kind == LOG_KEY
+            kept += not _head_expired(&shard.arena, plan, &heads[i], type_nows)
+        if kept == row.n_heads and kept > keys:
+            continue
+        if kept == keys:
+            if _drop_row(shard, plan, &bucket.rows[slot]) < 0:
+                return -1
+            freed += 1
+            continue
+        if _due(shard, row) and _copy_row(shard, plan, row) < 0:
+            return -1
+        kept = 0
+        for i in range(row.n_heads):
+            if _head_expired(&shard.arena, plan, &heads[i], type_nows):
+                log_free(&shard.arena, &heads[i], _layout(plan, heads[i].view_id))
+            else:
+                heads[kept] = heads[i]
+                kept += 1
+        row.n_heads = kept
+        row.mark = shard.cut
+    return freed
+
+
+cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows) noexcept nogil:
+    cdef uint64_t at = 0
+    cdef int64_t freed = 0, some
+    pthread_mutex_lock(&shard.lock)
+    while at < shard.table.n_buckets:
+        if at % (LOCKED_PARTS // SLOTS) == 0:
+            pthread_mutex_unlock(&shard.lock)
+            _lock_again(shard)
+            if at >= shard.table.n_buckets:
+                break
+        some = _sweep_bucket(shard, plan, &shard.table.buckets[at], type_nows)
+        if some < 0:
+            freed = -1
+            break
+        freed += some
+        at += 1
+    pthread_mutex_unlock(&shard.lock)
+    return freed
+
+
+# -- checkpoint -----------------------------------------------------------------------------------------------
+
+cdef struct Export:
+    uint8_t n_logs
+    size_t n_bytes
+    uint8_t order[255]           # heads that are exported, by (view_id, kind)
+
+
+cdef void _export_plan(const Arena* arena, const PlanC* plan, const Row* row, const int64_t* nows, Export* export) noexcept nogil:
+    cdef const LogHead* heads = _heads(<Row*>row)
+    cdef uint8_t i, j, keys = 0
+    export.n_logs = 0
+    export.n_bytes = ROW_EXPORT_BYTES
+    for i in range(row.n_heads):
+        if _head_expired(arena, plan, &heads[i], nows):
+            continue
+        keys += heads[i].kind == LOG_KEY
+        export.n_bytes += log_export_bytes(arena, &heads[i], _layout(plan, heads[i].view_id))
+        j = export.n_logs
+        while j and (heads[export.order[j - 1]].view_id > heads[i].view_id
+                     or (heads[export.order[j - 1]].view_id == heads[i].view_id
+                         and heads[export.order[j - 1]].kind > heads[i].kind)):
+            export.order[j] = export.order[j - 1]
+            j -= 1
+        export.order[j] = i
+        export.n_logs += 1
+    if export.n_logs == keys:
+        export.n_logs = 0                # nothing but its key: the row is as good as gone
+
+
+cdef int _put_record(Bytes* out, const Arena* arena, const PlanC* plan, const Row* row, const int64_t* nows,
+                     bint gone_too) noexcept nogil:
+    """Appends the row's record. A row with nothing left is recorded as freed if `gone_too`, else left out."""
+    cdef Export export
+    cdef const LogHead* head
+    cdef const ViewC* layout
+    cdef uint64_t fp
+    cdef uint32_t n_bytes
+    cdef uint16_t n_logs
+    cdef uint8_t* at
+    cdef uint8_t i
+    _export_plan(arena, plan, row, nows, &export)
+    if export.n_logs == 0 and not gone_too:
+        return 0
+    if export.n_bytes >= FREED or bytes_reserve(out, RECORD_HEAD_BYTES + export.n_bytes) < 0:
+        return -1
+    at = out.data + out.n_bytes
+    fp = fs_bswap64(row.fp0)
+    memcpy(at, &fp, 8)
+    fp = fs_bswap64(row.fp1)
+    memcpy(at + 8, &fp, 8)
+    n_bytes = <uint32_t>export.n_bytes if export.n_logs else FREED
+    memcpy(at + 16, &n_bytes, 4)
+    out.n_bytes += RECORD_HEAD_BYTES
+    if export.n_logs == 0:
+        return 0
+    at += RECORD_HEAD_BYTES
+    n_logs = export.n_logs
+    memset(at, 0, ROW_EXPORT_BYTES)
+    memcpy(at, &row.entity_id, 2)
+    memcpy(at + 2, &n_logs, 2)
+    at += ROW_EXPORT_BYTES
+    for i in range(export.n_logs):
+        head = &_heads(<Row*>row)[export.order[i]]
+        layout = _layout(plan, head.view_id)
+        log_export(arena, head, layout, at)
+        at += log_export_bytes(arena, head, layout)
+    out.n_bytes += export.n_bytes
+    return 0
+
+
+cdef int _copy_row(Shard* shard, const PlanC* plan, const Row* row) noexcept nogil:
+    return _put_record(&shard.copied, &shard.arena, plan, row, shard.cut_nows, True)
+
+
+cdef void shard_cut(Shard* shard, const int64_t* nows) noexcept nogil:
+    pthread_mutex_lock(&shard.lock)
+    shard.cut += 1
+    shard.copying = 1
+    shard.cut_nows = nows
+    shard.copy_bucket = 0
+    shard.copy_n_buckets = shard.table.n_buckets
+    shard.copied.n_bytes = 0
+    shard.freed_before = shard.freed
+    memset(&shard.freed, 0, sizeof(Bytes))
+    pthread_mutex_unlock(&shard.lock)
+
+
+cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil:
+    cdef Bucket* bucket
+    cdef const Row* row
+    cdef uint32_t copied = 0, looked = 0
+    cdef int slot, status = 0
+    _lock_again(shard)
+    if shard.copy_n_buckets != shard.table.n_buckets:
+        # The table grew and its rows moved. What was copied is copied again: equal records, of which one is kept.
+        shard.copy_n_buckets = shard.table.n_buckets
+        shard.copy_bucket = 0
+    while copied < LOCKED_PARTS and looked < 4 * LOCKED_PARTS and shard.copy_bucket < shard.table.n_buckets and status == 0:
+        bucket = &shard.table.buckets[shard.copy_bucket]
+        for slot in range(SLOTS):
+            if bucket.tags[slot]:
+                looked += 1
+                row = <const Row*>arena_at(&shard.arena, bucket.rows[slot])
+                if _due(shard, row):
+                    copied += 1
+                    status = _copy_row(shard, plan, row)
+                    if status < 0:
+                        break
+        shard.copy_bucket += 1
+    if status == 0 and shard.copy_bucket < shard.table.n_buckets:
+        status = 1
+    pthread_mutex_unlock(&shard.lock)
+    return status
+
+
+cdef int _by_fingerprint(const void* a, const void* b) noexcept nogil:
+    """Orders pointers to records; of one fingerprint, rows come before the mark that it was freed."""
+    cdef const uint8_t* x = (<const uint8_t**>a)[0]
+    cdef const uint8_t* y = (<const uint8_t**>b)[0]
+    cdef int order = memcmp(x, y, 16)
+    if order == 0:
+        order = memcmp(x + 16, y + 16, 4)
+        if order:
+            return 1 if (<const uint32_t*>(x + 16))[0] > (<const uint32_t*>(y + 16))[0] else -1
+    return order
+
+
+cdef int _sorted_records(const Bytes* records, Bytes* out) noexcept nogil:
+    """Appends the records in order of fingerprint, one of each."""
+    cdef const uint8_t** places
+    cdef size_t at = 0, n = 0, i, size
+    cdef uint32_t n_bytes
+    while at < records.n_bytes:
+        memcpy(&n_bytes, records.data + at + 16, 4)
+        at += RECORD_HEAD_BYTES + (0 if n_bytes == FREED else n_bytes)
+        n += 1
+    if n == 0:
+        return 0
+    places = <const uint8_t**>malloc(n * sizeof(void*))
+    if places == NULL:
+        return -1
+    if bytes_reserve(out, records.n_bytes) < 0:
+        free(places)
+        return -1
+    at = n = 0
+    while at < records.n_bytes:
+        places[n] = records.data + at
+        memcpy(&n_bytes, records.data + at + 16, 4)
+        at += RECORD_HEAD_BYTES + (0 if n_bytes == FREED else n_bytes)
+        n += 1
+    qsort(places, n, sizeof(void*), _by_fingerprint)
+    for i in range(n):
+        if i and memcmp(places[i - 1], places[i], 16) == 0:
+            continue
+        memcpy(&n_bytes, places[i] + 16, 4)
+        size = RECORD_HEAD_BYTES + (0 if n_bytes == FREED else n_bytes)
+        memcpy(out.data + out.n_bytes, places[i], size)
+        out.n_bytes += size
+    free(places)
+    return 0
+
+
+cdef int shard_copy_records(Shard* shard, Bytes* out) noexcept nogil:
+    cdef size_t i
+    cdef uint64_t fp[2]
+    cdef uint8_t* at
+    cdef uint32_t freed = FREED
+    cdef int status = 0
+    pthread_mutex_lock(&shard.lock)
+    shard.copying = 0
+    if bytes_reserve(&shard.copied, shard.freed_before.n_bytes // 16 * RECORD_HEAD_BYTES) < 0:
+        status = -1
+    if status == 0:
+        for i in range(shard.freed_before.n_bytes // 16):
+            memcpy(fp, shard.freed_before.data + i * 16, 16)
+            fp[0] = fs_bswap64(fp[0])
+            fp[1] = fs_bswap64(fp[1])
+            at = shard.copied.data + shard.copied.n_bytes
+            memcpy(at, fp, 16)
+            memcpy(at + 16, &freed, 4)
+            shard.copied.n_bytes += RECORD_HEAD_BYTES
+    pthread_mutex_unlock(&shard.lock)
+    return _sorted_records(&shard.copied, out) if status == 0 else -1
+
+
+cdef void shard_copy_end(Shard* shard, bint written) noexcept nogil:
+    pthread_mutex_lock(&shard.lock)
+    shard.copying = 0
+    shard.cut_nows = NULL
+    bytes_clear(&shard.copied)
+    if written:
+        shard.written = shard.cut
+    elif shard.freed_before.n_bytes and bytes_reserve(&shard.freed, shard.freed_before.n_bytes) == 0:
+        memcpy(shard.freed.data + shard.freed.n_bytes, shard.freed_before.data, shard.freed_before.n_bytes)
+        shard.freed.n_bytes += shard.freed_before.n_bytes
+    bytes_clear(&shard.freed_before)
+    pthread_mutex_unlock(&shard.lock)
+
+
+cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows, Bytes* out) noexcept nogil:
+    cdef Bytes records
+    cdef uint64_t at
+    cdef int slot, status = 0
+    memset(&records, 0, sizeof(records))
+    pthread_mutex_lock(&shard.lock)
+    for at in range(shard.table.n_buckets):
+        for slot in range(SLOTS):
+            if status == 0 and shard.table.buckets[at].tags[slot]:
+                status = _put_record(&records, &shard.arena, plan,
+                                     <const Row*>arena_at(&shard.arena, shard.table.buckets[at].rows[slot]), type_nows, False)
+    pthread_mutex_unlock(&shard.lock)
+    if status == 0:
+        status = _sorted_records(&records, out)
+    bytes_clear(&records)
+    return status
+
+
+cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1, const uint8_t* payload,
+                      size_t n_bytes) noexcept nogil:
+    cdef Arena* arena = &shard.arena
+    cdef LogHead head
+    cdef LogHead* added
+    cdef uint16_t entity_id, n_logs, view_id, i
+    cdef uint32_t handle
+    cdef size_t at = ROW_EXPORT_BYTES
+    cdef int64_t used
+    cdef const ViewC* view
+    if n_bytes < ROW_EXPORT_BYTES or table_find(&shard.table, arena, fp0, fp1) != NULL:
+        return 1
+    memcpy(&entity_id, payload, 2)
+    memcpy(&n_logs, payload + 2, 2)
+    if n_logs == 0 or n_logs > 255:
+        return 1
+    handle = _new_row(arena, fp0, fp1, entity_id, 1)
+    if handle == 0:
+        return -1
+    for i in range(n_logs):
+        if n_bytes - at < 16:
+            _free_row(arena, plan, handle)
+            return 1
+        memcpy(&view_id, payload + at, 2)
+        view = NULL
+        if view_id <= plan.max_view_id and plan.view_of_id[view_id] >= 0:
+            view = &plan.views[plan.view_of_id[view_id]]
+        if view == NULL and payload[at + 2] < LOG_KEY:
+            at += _skip_log(payload + at, n_bytes - at)      # of a view that the schema no longer has
+            continue
+        used = log_import(arena, &head, view, payload + at, n_bytes - at)
+        if used > 0:
+            added = _add_head(arena, &handle, head.view_id, head.kind)
+            if added == NULL:
+                log_free(arena, &head, view)
+                used = -1
+            else:
+                added[0] = head
+        if used <= 0:
+            _free_row(arena, plan, handle)
+            return 1 if used == 0 else -1
+        at += <size_t>used
+    if at != n_bytes or (<Row*>arena_at(arena, handle)).n_heads == 0:
+        _free_row(arena, plan, handle)
+        return 1 if at != n_bytes else 0
+    if table_insert(&shard.table, arena, handle) < 0:
+        _free_row(arena, plan, handle)
+        return -1
+    return 0
+
+
+cdef size_t _skip_log(const uint8_t* log, size_t n_bytes) noexcept nogil:
+    """Bytes of one exported log whose layout is unknown; n_bytes when its sizes do not fit."""
+    cdef uint32_t n, stride
+    memcpy(&n, log + 4, 4)
+    memcpy(&stride, log + 12, 4)
+    if stride == 0 or stride > 4096 or n > (n_bytes - 16) // (stride * 8):
+        return n_bytes
+    return 16 + <size_t>n * stride * 8

@@ -1,0 +1,79 @@
+# Decide, apply, read: the deterministic state machine over all shards.
+#
+#   work_prepare     filters, fingerprints, parts by shard            any thread, no lock
+#   state_decide     outcomes and clocks, by the sequencer            order lock held
+#   state_commit     the decision becomes state                       order lock held; the journal is written before
+#   state_apply      parts into their shards, vectors read on the way order lock held
+#   state_read       vectors of given keys                            any thread; each shard's lock in turn
+#
+# Locks, in the order they are taken: plan (shared by every call that uses the plan, exclusive while it changes), order (one
+# batch at a time), then a shard's. A batch and its Work belong to the caller; the state keeps nothing of either.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from featurestore.core.batch cimport Batch, Column, EventBatch
+from featurestore.core.bytes cimport Bytes
+from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
+from featurestore.core.sequencer cimport Facts, Origin, Sequencer
+from featurestore.core.shard cimport Part, Shard, pthread_mutex_t
+from featurestore.core.window cimport Outputs
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_rwlock_t:
+        pass
+    int pthread_rwlock_init(pthread_rwlock_t* lock, void* attributes)
+    int pthread_rwlock_destroy(pthread_rwlock_t* lock)
+    int pthread_rwlock_rdlock(pthread_rwlock_t* lock)
+    int pthread_rwlock_wrlock(pthread_rwlock_t* lock)
+    int pthread_rwlock_unlock(pthread_rwlock_t* lock)
+
+ctypedef struct StateC:
+    const PlanC* plan            # owned by State.compiled
+    Shard* shards                # [n_shards], owned
+    uint32_t n_shards            # a power of two, fixed when the store is created
+    uint32_t shard_bits
+    uint32_t threads             # that apply one large batch together
+    uint8_t secret[16]           # keys every fingerprint; fixed when the store is created
+    uint64_t max_memory_bytes    # 0: no limit
+    Sequencer sequencer
+    pthread_rwlock_t plan_lock
+    pthread_mutex_t order
+    bint broken                  # memory ran out while applying: the state is not to be trusted any more
+
+ctypedef struct Work:            # scratch of one batch; grows, and serves the next batch
+    uint8_t* memory              # owned
+    size_t capacity
+    Facts facts                  # these point into memory
+    uint8_t* homeless
+    int64_t* nows
+    int64_t* reads_at
+    int64_t* type_nows
+    int64_t* first_nows
+    Part* parts
+    uint32_t* order              # part indexes by shard, each shard's in position order
+    uint32_t* starts             # [n_shards + 1] where each shard's begin
+    uint32_t n_parts
+
+# The plan lock must be held (shared) from before the batch was decoded until after state_apply.
+cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexcept nogil         # 0, or -1 memory
+cdef void work_clear(Work* work) noexcept nogil
+cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
+cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin, int64_t wall_ms) noexcept nogil
+# first_position is that of event 0. service and outputs may be NULL: nothing is read. peek: nothing is applied or kept.
+cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position, const ServiceC* service,
+                     const Outputs* outputs, bint peek) noexcept nogil
+# parts: one column of n keys per part name of the plan, NULL where not given. as_of: [n] or NULL for now.
+# 0, or -1 when out of memory. read_at[0] becomes the time of a read without as_of.
+cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
+                    int64_t wall_ms, Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil
+cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_bytes, uint64_t epoch, uint64_t sequence,
+                       uint64_t content, Origin* origin) noexcept nogil
+
+cdef class State:
+    cdef StateC c
+    cdef bint made
+    cdef CompiledPlan compiled
+    cdef int64_t* cut_nows       # the clocks at the checkpoint's cut, owned
+    cdef const ServiceC* _service(self, service) except? NULL
+    cdef bytes _table(self, bint producers, uint32_t max_places)
+    cdef int _imported(self, int status, str what) except -1
+    cdef int _check_batch(self, EventBatch batch) except -1

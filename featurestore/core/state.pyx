@@ -1,0 +1,1028 @@
+"""The state machine over all shards; state.pxd says which step runs under which lock.
+
+The same journal gives the same state and the same answers bit for bit (design §2.11): decisions depend on the sequencer's state and the
+batch, a row depends on its own events in position order, and neither on how events were batched or how many threads ran.
+"""
+
+import hashlib
+
+import numpy as np
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from featurestore.core.batch cimport (
+    COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
+    REFUSED_NO_ID, REFUSED_NO_TIME, REFUSED_TIME_RANGE, Batch, Column, EventBatch,
+)
+from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
+from featurestore.core.hashing cimport (
+    SipState, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
+)
+from featurestore.core.plan cimport UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC
+from featurestore.core.program cimport program_run
+from featurestore.core.sequencer cimport (
+    VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_FULL, VERDICT_NEW, VERDICT_TOO_OLD, Origin, Sequencer,
+    TableCursor, sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers, sequencer_decide,
+    sequencer_export_head, sequencer_import_head, sequencer_import_ids, sequencer_import_producers, sequencer_init,
+    sequencer_judge, sequencer_sort,
+)
+from featurestore.core.shard cimport (
+    Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut,
+    shard_export, shard_forget, shard_holds, shard_import, shard_init,
+    shard_read, shard_sweep, shard_used_bytes,
+)
+from featurestore.core.table cimport table_prefetch
+from featurestore.core.window cimport Outputs, read_unavailable
+
+from featurestore.columns import TextColumn
+from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError
+from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef unsigned long pthread_t
+    int pthread_create(pthread_t* thread, void* attributes, void* (*start)(void*) noexcept nogil, void* argument)
+    int pthread_join(pthread_t thread, void** result)
+
+cdef enum:
+    MAX_SHARDS = 4096
+    MAX_THREADS = 64
+    PARTS_PER_THREAD = 2048      # below that, starting a thread costs more than it saves
+    SNAPSHOT_VERSION = 1
+
+SNAPSHOT_MAGIC = b"FSSNAP\r\n"
+
+
+cdef extern from * nogil:
+    """
+    #define fs_bswap64(x) __builtin_bswap64(x)
+    """
+    uint64_t fs_bswap64(uint64_t x) noexcept
+
+
+cdef inline uint32_t _shard_of(const StateC* state, uint64_t fp1) noexcept nogil:
+    """The top bits of the fingerprint's second half."""
+    return <uint32_t>((fp1 >> 32) >> (32 - state.shard_bits))
+
+
+# -- work -----------------------------------------------------------------------------------------------------
+
+cdef inline size_t _aligned(size_t n_bytes) noexcept nogil:
+    return (n_bytes + 15) & ~<size_t>15
+
+
+cdef int _reserve(Work* work, size_t n_bytes) noexcept nogil:
+    cdef uint8_t* memory
+    if n_bytes <= work.capacity:
+        return 0
+    free(work.memory)
+    work.capacity = 0
+    work.memory = <uint8_t*>malloc(n_bytes + n_bytes // 4)
+    if work.memory == NULL:
+        return -1
+    work.capacity = n_bytes + n_bytes // 4
+    return 0
+
+
+cdef void work_clear(Work* work) noexcept nogil:
+    free(work.memory)
+    memset(work, 0, sizeof(Work))
+
+
+cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept nogil:
+    """Cuts the work's memory into arrays. Sizes cannot overflow: events are at most 2^20, the rest 16-bit counts."""
+    cdef const EventC* event = &state.plan.events[batch.event]
+    cdef size_t n = batch.n_events, at
+    cdef size_t sizes[11]
+    cdef size_t total = 0
+    cdef uint8_t* places[11]
+    cdef int i
+    sizes[0] = n * event.n_programs
+    sizes[1] = n * event.n_touches
+    sizes[2] = n
+    sizes[3] = n * 16 if event.id_field >= 0 else 0
+    sizes[4] = n
+    sizes[5] = n * sizeof(int64_t)
+    sizes[6] = n * sizeof(int64_t)
+    sizes[7] = state.plan.n_events * sizeof(int64_t)
+    sizes[8] = state.plan.n_events * sizeof(int64_t)
+    sizes[9] = n * event.n_touches * (sizeof(Part) + sizeof(uint32_t) + 16)
+    sizes[10] = (state.n_shards + 1) * sizeof(uint32_t)
+    for i in range(11):
+        total += _aligned(sizes[i])
+    if _reserve(work, total) < 0:
+        return -1
+    at = 0
+    for i in range(11):
+        places[i] = work.memory + at
+        at += _aligned(sizes[i])
+    work.facts.masks = places[0]
+    work.facts.missing = places[1]
+    work.homeless = places[2]
+    work.facts.homeless = NULL
+    work.facts.id_fps = <uint64_t*>places[3] if event.id_field >= 0 else NULL
+    work.facts.id_missing = places[4]
+    work.nows = <int64_t*>places[5]
+    work.reads_at = <int64_t*>places[6]
+    work.type_nows = <int64_t*>places[7]
+    work.first_nows = <int64_t*>places[8]
+    work.parts = <Part*>places[9]
+    work.order = <uint32_t*>(places[9] + n * event.n_touches * sizeof(Part))
+    work.starts = <uint32_t*>places[10]
+    return 0
+
+
+cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexcept nogil:
+    cdef const EventC* event = &state.plan.events[batch.event]
+    cdef const Column* columns[256]
+    cdef const TouchC* touch
+    cdef Part* part
+    cdef uint64_t* fps
+    cdef uint8_t* missing
+    cdef uint32_t n = batch.n_events, i, n_parts = 0, shard, start = 0
+    cdef uint16_t j, k
+    if _lay_out(state, batch, work) < 0:
+        return -1
+    for j in range(event.n_programs):
+        program_run(event.programs[j], batch, 0, n, <uint8_t*>work.facts.masks + <size_t>j * n)
+    if event.id_field >= 0:
+        columns[0] = &batch.columns[event.id_field]
+        key_fingerprints(state.secret, event.event_id, columns, 1, 0, n, <uint64_t*>work.facts.id_fps,
+                         <uint8_t*>work.facts.id_missing)
+    # Fingerprints of one touch at a time, then into parts, which are ordered by event: position order.
+    fps = <uint64_t*>(work.order + <size_t>n * event.n_touches)
+    fps = <uint64_t*>(<uintptr_t>(<uint8_t*>fps + 7) & ~<uintptr_t>7)
+    memset(work.starts, 0, (state.n_shards + 1) * sizeof(uint32_t))
+    for j in range(event.n_touches):
+        touch = &event.touches[j]
+        for k in range(touch.n_fields):
+            columns[k] = &batch.columns[touch.fields[k]]
+        missing = <uint8_t*>work.facts.missing + <size_t>j * n
+        key_fingerprints(state.secret, touch.entity_id, columns, touch.n_fields, 0, n, fps, missing)
+        for i in range(n):
+            if (fps[2 * i] | fps[2 * i + 1]) == 0:
+                missing[i] = 1
+            part = &work.parts[<size_t>i * event.n_touches + j]
+            part.event = i
+            part.touch = j
+            part.fp0 = fps[2 * i]
+            part.fp1 = fps[2 * i + 1]
+            if not missing[i]:
+                part.shard = <uint16_t>_shard_of(state, part.fp1)
+                work.starts[part.shard + 1] += 1
+    for shard in range(state.n_shards):
+        work.starts[shard + 1] += work.starts[shard]
+    for i in range(n):
+        for j in range(event.n_touches):
+            if not work.facts.missing[<size_t>j * n + i]:
+                part = &work.parts[<size_t>i * event.n_touches + j]
+                work.order[work.starts[part.shard]] = i * event.n_touches + j
+                work.starts[part.shard] += 1
+                n_parts += 1
+    # Each start has moved to its end, which is the next one's start.
+    for shard in range(state.n_shards):
+        i = work.starts[shard]
+        work.starts[shard] = start
+        start = i
+    work.n_parts = n_parts
+    return 0
+
+
+cdef inline int64_t _now(const StateC* state, uint16_t event, int64_t wall_ms) noexcept nogil:
+    if state.sequencer.event_clock:
+        return state.sequencer.type_nows[event]
+    return wall_ms if wall_ms > state.sequencer.now_ms else state.sequencer.now_ms
+
+
+# -- decide, commit, apply ------------------------------------------------------------------------------------
+
+cdef uint64_t _used_bytes(const StateC* state) noexcept nogil:
+    cdef uint64_t used = 0
+    cdef uint32_t i
+    for i in range(state.n_shards):
+        used += shard_used_bytes(&state.shards[i])
+    return used
+
+
+cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept nogil:
+    """Memory is at its cap: marks events that would make a new row."""
+    cdef const EventC* event = &state.plan.events[batch.event]
+    cdef const Part* part
+    cdef uint32_t i
+    cdef uint16_t j
+    memset(work.homeless, 0, batch.n_events)
+    for i in range(batch.n_events):
+        for j in range(event.n_touches):
+            part = &work.parts[<size_t>i * event.n_touches + j]
+            if not work.facts.missing[<size_t>j * batch.n_events + i] and not shard_holds(
+                    &state.shards[part.shard], part.fp0, part.fp1):
+                work.homeless[i] = 1
+    work.facts.homeless = work.homeless
+
+
+cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil:
+    cdef uint32_t i
+    cdef uint8_t outcome
+    for i in range(batch.n_events):
+        # What a sequencer said before (of a batch that was peeked at, or sent to another store) does not count.
+        outcome = batch.outcomes[i]
+        if (outcome == OUTCOME_LATE or outcome == OUTCOME_DUPLICATE or outcome == REFUSED_FUTURE
+                or outcome == REFUSED_NO_ID or outcome == REFUSED_BEYOND_DEDUPE or outcome == REFUSED_MEMORY):
+            batch.outcomes[i] = OUTCOME_ACCEPTED
+    work.facts.homeless = NULL
+    if state.max_memory_bytes and _used_bytes(state) >= state.max_memory_bytes:
+        _find_homeless(state, batch, work)
+    return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows)
+
+
+cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin, int64_t wall_ms) noexcept nogil:
+    return sequencer_commit(&state.sequencer, batch, &work.facts, origin, wall_ms,
+                            state.plan.events[batch.event].dedupe_ms, work.nows)
+
+
+ctypedef struct Crew:            # one thread's share of a batch: the shards congruent to `first`
+    StateC* state
+    const Job* job
+    const Work* work
+    uint32_t first
+    uint32_t step
+    int status
+
+
+cdef void* _apply_shards(void* argument) noexcept nogil:
+    cdef Crew* crew = <Crew*>argument
+    cdef const Work* work = crew.work
+    cdef uint32_t shard = crew.first, n
+    while shard < crew.state.n_shards and crew.status == 0:
+        n = work.starts[shard + 1] - work.starts[shard]
+        if n:
+            crew.status = shard_apply(&crew.state.shards[shard], crew.job, work.parts, work.order + work.starts[shard], n)
+        shard += crew.step
+    return NULL
+
+
+cdef int _apply_all(StateC* state, const Job* job, const Work* work) noexcept nogil:
+    cdef Crew crews[MAX_THREADS]
+    cdef pthread_t threads[MAX_THREADS]
+    cdef bint started[MAX_THREADS]
+    cdef uint32_t n = 1 + work.n_parts // PARTS_PER_THREAD, i
+    cdef int status = 0
+    if n > state.threads:
+        n = state.threads
+    for i in range(n):
+        crews[i].state = state
+        crews[i].job = job
+        crews[i].work = work
+        crews[i].first = i
+        crews[i].step = n
+        crews[i].status = 0
+    for i in range(1, n):
+        started[i] = pthread_create(&threads[i], NULL, _apply_shards, &crews[i]) == 0
+    _apply_shards(&crews[0])
+    for i in range(1, n):
+        if started[i]:
+            pthread_join(threads[i], NULL)
+        else:
+            _apply_shards(&crews[i])
+    for i in range(n):
+        if crews[i].status < 0:
+            status = -1
+    return status
+
+
+cdef inline void _at_event(const Outputs* outputs, uint64_t offset, Outputs* out) noexcept nogil:
+    out[0] = outputs[0]
+    out.values += offset
+    if out.lower != NULL:
+        out.lower += offset
+        out.upper += offset
+    out.statuses += offset
+    out.coverage += offset
+
+
+cdef void _slot_unavailable(const SlotC* slot, const Outputs* out) noexcept nogil:
+    cdef uint16_t i
+    for i in range(slot.n_groups):
+        read_unavailable(slot.groups[i].before, slot.groups[i].n_before, out)
+        read_unavailable(slot.groups[i].after, slot.groups[i].n_after, out)
+
+
+cdef void _unavailable_keys(const StateC* state, const Batch* batch, const Work* work, const ServiceC* service,
+                            const Outputs* outputs) noexcept nogil:
+    """Values of entities that an event gives no key for. The shards write all others."""
+    cdef const EventC* event = &state.plan.events[batch.event]
+    cdef Outputs out
+    cdef const uint8_t* missing
+    cdef uint32_t i
+    cdef uint16_t j, k
+    for j in range(service.n_slots):
+        missing = NULL
+        for k in range(event.n_touches):
+            if event.touches[k].entity == service.slots[j].entity:
+                missing = work.facts.missing + <size_t>k * batch.n_events
+        for i in range(batch.n_events):
+            if missing == NULL or missing[i]:
+                _at_event(outputs, <uint64_t>i * service.width, &out)
+                _slot_unavailable(&service.slots[j], &out)
+
+
+cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position, const ServiceC* service,
+                     const Outputs* outputs, bint peek) noexcept nogil:
+    cdef Sequencer* s = &state.sequencer
+    cdef Job job
+    cdef uint32_t i
+    cdef int status
+    memset(&job, 0, sizeof(job))
+    memcpy(work.type_nows, s.type_nows, s.n_types * sizeof(int64_t))
+    memcpy(work.first_nows, s.first_nows, s.n_types * sizeof(int64_t))
+    for i in range(batch.n_events):
+        if not s.event_clock and peek:
+            break
+        if peek and work.first_nows[batch.event] == UNSET_MS and batch.outcomes[i] == OUTCOME_ACCEPTED:
+            work.first_nows[batch.event] = work.nows[i]      # what a commit would have made it
+    if not s.event_clock and batch.n_events:
+        for i in range(s.n_types):
+            work.type_nows[i] = work.nows[0]
+        if peek and work.first_nows[batch.event] == UNSET_MS:
+            work.first_nows[batch.event] = work.nows[0]
+    if service != NULL:
+        for i in range(batch.n_events):
+            work.reads_at[i] = batch.times[i]
+            if batch.outcomes[i] == REFUSED_NO_TIME or batch.outcomes[i] == REFUSED_TIME_RANGE:
+                work.reads_at[i] = s.now_ms if s.now_ms > 0 else 0
+        job.outputs = outputs[0]
+        _unavailable_keys(state, batch, work, service, outputs)
+    job.plan = state.plan
+    job.event = &state.plan.events[batch.event]
+    job.batch = batch
+    job.masks = work.facts.masks
+    job.nows = work.nows
+    job.type_nows = work.type_nows
+    job.first_nows = work.first_nows
+    job.reads_at = work.reads_at
+    job.first_position = first_position
+    job.service = service
+    job.peek = peek
+    status = _apply_all(state, &job, work)
+    if status < 0 and not peek:
+        state.broken = True
+    return status
+
+
+# -- read -----------------------------------------------------------------------------------------------------
+
+cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
+                    int64_t wall_ms, Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil:
+    cdef const PlanC* plan = state.plan
+    cdef Sequencer* s = &state.sequencer
+    cdef const Column* columns[256]
+    cdef const SlotC* slot
+    cdef Outputs out
+    cdef int64_t* nows
+    cdef int64_t now = s.now_ms
+    cdef uint64_t* fps
+    cdef uint8_t* missing
+    cdef uint16_t j, k
+    cdef uint32_t i
+    cdef bint given
+    if _reserve(work, _aligned(plan.n_events * 16) + <size_t>n * 17) < 0:
+        return -1
+    nows = <int64_t*>work.memory
+    fps = <uint64_t*>(work.memory + _aligned(plan.n_events * 16))
+    missing = <uint8_t*>(fps + 2 * <size_t>n)
+    if not s.event_clock and wall_ms > now:
+        now = wall_ms
+    for j in range(plan.n_events):
+        nows[j] = s.type_nows[j] if s.event_clock else now
+        nows[plan.n_events + j] = s.first_nows[j]
+    read_at[0] = now if now != UNSET_MS else 0
+    for j in range(service.n_slots):
+        slot = &service.slots[j]
+        given = True
+        for k in range(plan.entities[slot.entity].n_parts):
+            columns[k] = parts[plan.entities[slot.entity].parts[k]]
+            given = given and columns[k] != NULL
+        if given:
+            key_fingerprints(state.secret, plan.entities[slot.entity].entity_id, columns,
+                             plan.entities[slot.entity].n_parts, 0, n, fps, missing)
+            for i in range(n):
+                table_prefetch(&state.shards[_shard_of(state, fps[2 * i + 1])].table, fps[2 * i])
+        for i in range(n):
+            _at_event(outputs, <uint64_t>i * service.width, &out)
+            if not given or missing[i] or (fps[2 * i] | fps[2 * i + 1]) == 0:
+                _slot_unavailable(slot, &out)
+            else:
+                shard_read(&state.shards[_shard_of(state, fps[2 * i + 1])], plan, slot, fps[2 * i], fps[2 * i + 1],
+                           as_of[i] if as_of != NULL else read_at[0], nows, nows + plan.n_events, &out)
+    return 0
+
+
+cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_bytes, uint64_t epoch, uint64_t sequence,
+                       uint64_t content, Origin* origin) noexcept nogil:
+    cdef uint64_t fp[2]
+    memset(origin, 0, sizeof(Origin))
+    if n_bytes == 0:
+        return
+    siphash128(state.secret, producer, n_bytes, fp)
+    origin.fp0 = fp[0]
+    origin.fp1 = fp[1]
+    origin.epoch = epoch
+    origin.sequence = sequence
+    origin.content = content if content else 1
+    origin.given = True
+
+
+cdef uint64_t _content(const StateC* state, const Batch* batch) noexcept nogil:
+    """Fingerprint of all that a batch says, never 0: a retry has the same, another batch (but for 2^-64) has not."""
+    cdef SipState sip
+    cdef const Column* column
+    cdef uint64_t out[2]
+    cdef uint32_t n = batch.n_events, i
+    cdef uint16_t j
+    cdef uint32_t length
+    sip128_init(&sip, state.secret)
+    sip128_update(&sip, &state.plan.events[batch.event].event_id, sizeof(uint16_t))
+    sip128_update(&sip, &n, sizeof(n))
+    sip128_update(&sip, batch.times, n * sizeof(int64_t))
+    for j in range(batch.n_columns):
+        column = &batch.columns[j]
+        if column.kind == COLUMN_NUMBER:
+            sip128_update(&sip, column.numbers, n * sizeof(double))
+            continue
+        for i in range(n):
+            length = column.offsets[i + 1] - column.offsets[i]
+            sip128_update(&sip, &length, sizeof(length))
+        sip128_update(&sip, column.bytes + column.offsets[0], column.offsets[n] - column.offsets[0])
+        if column.present != NULL:
+            sip128_update(&sip, column.present, n)
+    sip128_final(&sip, out)
+    return out[0] if out[0] else 1
+
+
+# -- Python ---------------------------------------------------------------------------------------------------
+
+def _keys(names, columns, n):
+    """Key texts as a batch, which checks them."""
+    fields = tuple(FieldPlan(name, Kind.TEXT, True) for name in names)
+    event = EventPlan(0, "keys", TimePlan("", "ms"), fields, 0, None, 0, ())
+    return EventBatch(event, 0, np.zeros(n, np.int64), columns)
+
+
+class Vectors:
+    """Feature vectors, one row per event or key set, columns in the service's order.
+
+    values, lower, upper: float64 (n, width), the last two None unless bounds were asked for. statuses: uint8 (n, width),
+    see `featurestore.Status`. coverage: float32 (n, width), the share of its window that a WARMING feature has been live for, else 1 (0
+    where UNAVAILABLE). read_at_ms: the time of a read that named none.
+    """
+
+    __slots__ = ("coverage", "lower", "read_at_ms", "statuses", "upper", "values")
+
+    def __init__(self, n, width, bounds):
+        shape = (n, width)
+        self.values = np.empty(shape, np.float64)
+        self.lower = np.empty(shape, np.float64) if bounds else None
+        self.upper = np.empty(shape, np.float64) if bounds else None
+        self.statuses = np.empty(shape, np.uint8)
+        self.coverage = np.empty(shape, np.float32)
+        self.read_at_ms = 0
+
+
+cdef Outputs _outputs(vectors):
+    cdef Outputs out
+    memset(&out, 0, sizeof(out))
+    out.values = <double*><uintptr_t>vectors.values.ctypes.data
+    if vectors.lower is not None:
+        out.lower = <double*><uintptr_t>vectors.lower.ctypes.data
+        out.upper = <double*><uintptr_t>vectors.upper.ctypes.data
+    out.statuses = <uint8_t*><uintptr_t>vectors.statuses.ctypes.data
+    out.coverage = <float*><uintptr_t>vectors.coverage.ctypes.data
+    return out
+
+
+def _verdict_error(int verdict, producer, epoch, sequence):
+    who = f"batch (producer {producer!r}, epoch {epoch}, sequence {sequence})"
+    if verdict == VERDICT_TOO_OLD:
+        return SequenceError(f"{who} is more than 1,024 below this producer's highest sequence, so it cannot be told whether it was "
+                             "applied; do not retry it, or begin a new epoch")
+    if verdict == VERDICT_FENCED:
+        return SequenceError(f"{who} is from a fenced-off epoch: a newer instance of this producer has written; stop this one")
+    if verdict == VERDICT_CONFLICT:
+        return InvalidEventError(f"{who} was seen before with other content; a retry must resend the same bytes under the same sequence, "
+                                 "and other events need a sequence of their own")
+    return LimitError(f"{who}: the store remembers as many producers as it may and none has been silent for 7 days; reuse a producer name")
+
+
+cdef class State:
+    """The whole engine in memory, without journal or files: what replay and tests use, and what the store persists.
+
+    clock: "event" or "wall" (design §2.2). secret: 16 bytes that key every fingerprint. n_shards: a power of two; with the
+    secret part of the store's identity. threads: how many apply one large batch together. max_memory_bytes: rows past this are
+    refused, 0 for no limit.
+    """
+
+    def __init__(self, plan not None, *, str clock="event", bytes secret=bytes(16), uint32_t n_shards=64,
+                 uint32_t threads=1, uint64_t max_memory_bytes=0, int64_t max_future_ms=10_000,
+                 uint64_t max_producers=8192, uint64_t max_ids=10_000_000):
+        cdef uint32_t i
+        if self.made:
+            raise ValueError("a State is made once")
+        if clock not in ("event", "wall"):
+            raise ValueError(f"clock is {clock!r}; it is 'event' or 'wall'")
+        if len(secret) != 16:
+            raise ValueError(f"secret has {len(secret)} bytes; it has 16")
+        if n_shards == 0 or n_shards > MAX_SHARDS or n_shards & (n_shards - 1):
+            raise ValueError(f"n_shards is {n_shards}; it is a power of two up to {MAX_SHARDS}")
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"threads is {threads}; it is 1 to {MAX_THREADS}")
+        self.compiled = CompiledPlan(plan)
+        self.c.plan = self.compiled.c
+        self.c.threads = threads
+        self.c.max_memory_bytes = max_memory_bytes
+        memcpy(self.c.secret, <const char*>secret, 16)
+        if sequencer_init(&self.c.sequencer, self.c.plan.n_events, clock == "event", max_future_ms, max_producers, max_ids) < 0:
+            raise MemoryError
+        self.c.shards = <Shard*>calloc(n_shards, sizeof(Shard))
+        if self.c.shards == NULL:
+            raise MemoryError
+        for i in range(n_shards):
+            if shard_init(&self.c.shards[i]) < 0:
+                raise MemoryError
+            self.c.n_shards += 1
+        self.c.shard_bits = n_shards.bit_length() - 1
+        if pthread_rwlock_init(&self.c.plan_lock, NULL) or pthread_mutex_init(&self.c.order, NULL):
+            raise MemoryError
+        self.made = True
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        for i in range(self.c.n_shards):
+            shard_clear(&self.c.shards[i], self.c.plan)
+        free(self.c.shards)
+        free(self.cut_nows)
+        sequencer_clear(&self.c.sequencer)
+        if self.made:
+            pthread_rwlock_destroy(&self.c.plan_lock)
+            pthread_mutex_destroy(&self.c.order)
+
+    @property
+    def plan(self):
+        """The plan that is being served."""
+        return self.compiled.plan
+
+    @property
+    def position(self):
+        """Position of the last event, schema change or Forget."""
+        return self.c.sequencer.position
+
+    @property
+    def now_ms(self):
+        """The latest clock of all event types, None before the first event."""
+        return None if self.c.sequencer.now_ms == UNSET_MS else self.c.sequencer.now_ms
+
+    def event_now_ms(self, size_t event):
+        """The clock of one event type, None before its first event."""
+        if event >= self.c.plan.n_events:
+            raise IndexError(f"event type {event} of {self.c.plan.n_events}")
+        return None if self.c.sequencer.type_nows[event] == UNSET_MS else self.c.sequencer.type_nows[event]
+
+    cdef const ServiceC* _service(self, service) except? NULL:
+        if service is None:
+            return NULL
+        if not 0 <= service < self.c.plan.n_services:
+            raise UnknownNameError(f"service {service} of {self.c.plan.n_services}")
+        return &self.c.plan.services[<size_t>service]
+
+    cdef int _check_batch(self, EventBatch batch) except -1:
+        if batch.batch.event >= self.c.plan.n_events:
+            raise InvalidEventError(f"batch is of event type {batch.batch.event}; the plan has {self.c.plan.n_events}")
+        if batch.batch.n_columns != self.c.plan.events[batch.batch.event].n_fields:
+            raise InvalidEventError(f"batch has {batch.batch.n_columns} columns; event type "
+                                    f"{self.plan.events[batch.batch.event].name} has {self.c.plan.events[batch.batch.event].n_fields} fields")
+        if self.c.broken:
+            raise MemoryError("memory ran out while a batch was applied; restart from the last checkpoint")
+        return 0
+
+    def observe(self, EventBatch batch not None, service=None, *, int64_t now_ms=0, bint bounds=False, bint peek=False,
+                bytes producer=b"", uint64_t epoch=0, uint64_t sequence=0):
+        """Applies a batch and reads `service` (its index) at every event's position; see design §2.6.
+
+        Returns Vectors with one row per event, or None without a service. What became of each event is in batch.outcomes. A duplicate
+        batch is acknowledged: every event's outcome is DUPLICATE and vectors are plain reads. now_ms: the wall clock, ignored by the
+        event clock. Raises SequenceError, InvalidEventError or LimitError where (producer, epoch, sequence) is turned away.
+        """
+        cdef Batch* b = &batch.batch
+        cdef Work work
+        cdef Origin origin
+        cdef Outputs outputs
+        cdef const ServiceC* target = self._service(service)
+        cdef uint64_t content = 0
+        cdef int status = 0, verdict
+        cdef uint32_t i
+        self._check_batch(batch)
+        vectors = None
+        memset(&work, 0, sizeof(work))
+        memset(&outputs, 0, sizeof(outputs))
+        if producer:
+            content = _content(&self.c, b)
+        state_origin(&self.c, producer, len(producer), epoch, sequence, content, &origin)
+        if target != NULL:
+            vectors = Vectors(b.n_events, target.width, bounds)
+            outputs = _outputs(vectors)
+        with nogil:
+            pthread_rwlock_rdlock(&self.c.plan_lock)
+            status = work_prepare(&self.c, b, &work)
+            pthread_mutex_lock(&self.c.order)
+            verdict = sequencer_judge(&self.c.sequencer, &origin)
+            if status == 0 and verdict <= VERDICT_DUPLICATE:
+                if verdict == VERDICT_DUPLICATE:
+                    for i in range(b.n_events):
+                        b.outcomes[i] = OUTCOME_DUPLICATE
+                        work.nows[i] = _now(&self.c, b.event, now_ms)
+                else:
+                    status = state_decide(&self.c, b, &work, now_ms)
+                    if status == 0 and not peek:
+                        status = state_commit(&self.c, b, &work, &origin, now_ms)
+                if status == 0:
+                    status = state_apply(&self.c, b, &work, self.c.sequencer.position - b.n_events + 1, target, &outputs,
+                                         peek)
+            pthread_mutex_unlock(&self.c.order)
+            pthread_rwlock_unlock(&self.c.plan_lock)
+            work_clear(&work)
+        if status < 0:
+            raise MemoryError
+        if verdict > VERDICT_DUPLICATE:
+            raise _verdict_error(verdict, producer, epoch, sequence)
+        return vectors
+
+    def read(self, service, parts not None, uint32_t n, *, as_of=None, int64_t now_ms=0, bint bounds=False):
+        """Reads `service` (its index) for n key sets. parts: {part name: TextColumn of n keys}; a part that is not given, or a null or
+        empty key, makes its entity's values UNAVAILABLE. as_of: int64 (n) ms, None for now. now_ms as in observe."""
+        cdef const ServiceC* target = self._service(service)
+        cdef const int64_t* times = NULL
+        cdef Work work
+        cdef Outputs outputs
+        cdef EventBatch keys
+        cdef const Column** columns
+        cdef int status
+        cdef int64_t read_at = 0
+        if target == NULL:
+            raise UnknownNameError("read needs a service")
+        unknown = [name for name in parts if name not in self.compiled.part_names]
+        if unknown:
+            raise UnknownNameError(f"no entity has a key part {unknown[0]!r}; there are {', '.join(self.compiled.part_names)}")
+        if as_of is not None:
+            as_of = np.ascontiguousarray(as_of, np.int64)
+            if as_of.shape != (n,):
+                raise InvalidEventError(f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
+            times = <const int64_t*><uintptr_t>as_of.ctypes.data
+        keys = _keys(list(parts), list(parts.values()), n)
+        vectors = Vectors(n, target.width, bounds)
+        outputs = _outputs(vectors)
+        memset(&work, 0, sizeof(work))
+        columns = <const Column**>calloc(len(self.compiled.part_names) + 1, sizeof(void*))
+        if columns == NULL:
+            raise MemoryError
+        for i, name in enumerate(parts):
+            columns[<size_t>self.compiled.part_names.index(name)] = &keys.batch.columns[<size_t>i]
+        with nogil:
+            pthread_rwlock_rdlock(&self.c.plan_lock)
+            status = state_read(&self.c, target, columns, n, times, now_ms, &work, &outputs, &read_at)
+            pthread_rwlock_unlock(&self.c.plan_lock)
+            work_clear(&work)
+            free(columns)
+        if status < 0:
+            raise MemoryError
+        vectors.read_at_ms = read_at
+        return vectors
+
+    def apply_plan(self, plan not None):
+        """Serves another plan from here on. Views that it keeps (by id) keep their state; it takes one position."""
+        cdef CompiledPlan compiled = CompiledPlan(plan, self.compiled)
+        cdef Sequencer s
+        cdef Sequencer* old = &self.c.sequencer
+        cdef uint16_t i, j
+        if sequencer_init(&s, compiled.c.n_events, old.event_clock, old.max_future_ms, 0, old.max_ids) < 0:
+            raise MemoryError
+        with nogil:
+            pthread_rwlock_wrlock(&self.c.plan_lock)
+            pthread_mutex_lock(&self.c.order)
+            for i in range(s.n_types):
+                for j in range(old.n_types):
+                    if compiled.c.events[i].event_id == self.c.plan.events[j].event_id:
+                        s.type_nows[i] = old.type_nows[j]
+                        s.first_nows[i] = old.first_nows[j]
+                        s.ids[i] = old.ids[j]
+                        s.n_ids += old.ids[j].n_used
+                        memset(&old.ids[j], 0, sizeof(old.ids[j]))
+                if not s.event_clock:
+                    s.type_nows[i] = old.now_ms
+            free(s.producers.places)
+            s.producers = old.producers
+            memset(&old.producers, 0, sizeof(old.producers))
+            s.now_ms = old.now_ms
+            s.position = old.position + 1
+            sequencer_clear(old)
+            self.c.sequencer = s
+            self.c.plan = compiled.c
+            pthread_mutex_unlock(&self.c.order)
+            pthread_rwlock_unlock(&self.c.plan_lock)
+        self.compiled = compiled
+
+    def fingerprint(self, size_t entity, parts not None):
+        """The 16 bytes that stand for one key (bytes per part, in the entity's order), None where a part is empty."""
+        cdef EventBatch keys
+        cdef const Column* columns[256]
+        cdef uint64_t fp[2]
+        cdef uint8_t missing = 0
+        cdef size_t i
+        if entity >= self.c.plan.n_entities or len(parts) != self.c.plan.entities[entity].n_parts:
+            raise UnknownNameError(f"entity {entity} with {len(parts)} key parts")
+        texts = [
+            TextColumn(np.array([0, len(part)], np.uint32), np.frombuffer(part, np.uint8), None) for part in parts
+        ]
+        keys = _keys([str(i) for i in range(len(parts))], texts, 1)
+        if len(parts) and keys.outcomes[0]:
+            raise InvalidEventError(f"a key part is longer than {MAX_TEXT_BYTES} bytes")
+        for i in range(<size_t>len(parts)):
+            columns[i] = &keys.batch.columns[i]
+        key_fingerprints(self.c.secret, self.c.plan.entities[entity].entity_id, columns, <uint32_t>len(parts), 0, 1, fp, &missing)
+        return None if missing else (<char*>fp)[:16]
+
+    def forget(self, size_t entity, parts not None):
+        """Drops the row of one key (bytes per part); it takes one position. True if there was a row."""
+        cdef uint64_t fp[2]
+        cdef bint found = False
+        fingerprint = self.fingerprint(entity, parts)
+        if fingerprint is not None:
+            memcpy(fp, <const char*>(<bytes>fingerprint), 16)
+            with nogil:
+                pthread_rwlock_rdlock(&self.c.plan_lock)
+                pthread_mutex_lock(&self.c.order)
+                found = shard_forget(&self.c.shards[_shard_of(&self.c, fp[1])], self.c.plan, fp[0], fp[1])
+                self.c.sequencer.position += 1
+                pthread_mutex_unlock(&self.c.order)
+                pthread_rwlock_unlock(&self.c.plan_lock)
+        return found
+
+    def sweep(self):
+        """Frees rows and logs that hold nothing any more; says how many rows. Never changes an answer."""
+        cdef int64_t freed = 0, some = 0
+        cdef uint32_t i
+        with nogil:
+            pthread_rwlock_rdlock(&self.c.plan_lock)
+            pthread_mutex_lock(&self.c.order)
+            for i in range(self.c.n_shards):
+                some = shard_sweep(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows)
+                if some < 0:
+                    break
+                freed += some
+            pthread_mutex_unlock(&self.c.order)
+            pthread_rwlock_unlock(&self.c.plan_lock)
+        if some < 0:
+            raise MemoryError
+        return freed
+
+    def stats(self):
+        """Counts: rows, used_bytes (rows, logs and index), ids, producers, position."""
+        cdef uint64_t rows = 0
+        cdef uint32_t i
+        for i in range(self.c.n_shards):
+            rows += self.c.shards[i].table.n_rows
+        return {
+            "rows": rows,
+            "used_bytes": _used_bytes(&self.c),
+            "ids": self.c.sequencer.n_ids,
+            "producers": self.c.sequencer.producers.n_producers,
+            "position": self.c.sequencer.position,
+        }
+
+    cdef bytes _table(self, bint producers, uint32_t max_places):
+        """The ids or the producers as bytes, copied in slices of max_places, each under the order lock."""
+        cdef TableCursor cursor
+        cdef Bytes out
+        cdef int status = 1
+        memset(&cursor, 0, sizeof(cursor))
+        memset(&out, 0, sizeof(out))
+        with nogil:
+            while status == 1:
+                pthread_mutex_lock(&self.c.order)
+                if producers:
+                    status = sequencer_copy_producers(&self.c.sequencer, &cursor, max_places, &out)
+                else:
+                    status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, max_places, &out)
+                pthread_mutex_unlock(&self.c.order)
+        try:
+            if status < 0:
+                raise MemoryError
+            return (<char*>out.data)[:out.n_bytes]
+        finally:
+            bytes_clear(&out)
+
+    def cut(self):
+        """Begins a checkpoint: (position, head of the sequencer) as they are now. Then copy_shard for each shard, copy_ids,
+        copy_producers, and copy_end; the plan must not change in between."""
+        cdef Bytes head
+        cdef uint32_t i
+        cdef uint64_t position
+        cdef int status
+        cdef int64_t* nows = <int64_t*>malloc((self.c.plan.n_events + 1) * sizeof(int64_t))
+        if nows == NULL:
+            raise MemoryError
+        memset(&head, 0, sizeof(head))
+        with nogil:
+            pthread_mutex_lock(&self.c.order)
+            memcpy(nows, self.c.sequencer.type_nows, self.c.plan.n_events * sizeof(int64_t))
+            position = self.c.sequencer.position
+            status = sequencer_export_head(&self.c.sequencer, self.c.plan, &head)
+            if status == 0:
+                for i in range(self.c.n_shards):
+                    shard_cut(&self.c.shards[i], nows)
+            pthread_mutex_unlock(&self.c.order)
+        free(self.cut_nows)
+        self.cut_nows = nows
+        try:
+            if status < 0:
+                raise MemoryError
+            return position, (<char*>head.data)[:head.n_bytes]
+        finally:
+            bytes_clear(&head)
+
+    def copy_shard(self, uint32_t shard):
+        """Records (format: shard.pxd) of what changed in one shard between the last checkpoint written and the cut, sorted."""
+        cdef Bytes out
+        cdef int status
+        if shard >= self.c.n_shards:
+            raise IndexError(f"shard {shard} of {self.c.n_shards}")
+        memset(&out, 0, sizeof(out))
+        with nogil:
+            status = shard_copy_slice(&self.c.shards[shard], self.c.plan)
+            while status == 1:
+                status = shard_copy_slice(&self.c.shards[shard], self.c.plan)
+            if status == 0:
+                status = shard_copy_records(&self.c.shards[shard], &out)
+        try:
+            if status < 0:
+                raise MemoryError
+            return (<char*>out.data)[:out.n_bytes]
+        finally:
+            bytes_clear(&out)
+
+    def copy_ids(self):
+        """The event ids remembered, as bytes for import_ids."""
+        return self._table(False, 4096)
+
+    def copy_producers(self):
+        """The producers remembered, as bytes for import_producers."""
+        return self._table(True, 64)
+
+    def copy_end(self, bint written):
+        """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything again."""
+        cdef uint32_t i
+        with nogil:
+            for i in range(self.c.n_shards):
+                shard_copy_end(&self.c.shards[i], written)
+        free(self.cut_nows)
+        self.cut_nows = NULL
+
+    def snapshot(self):
+        """All state as bytes, canonical: equal states give equal bytes. Between batches."""
+        cdef Bytes sections[3]
+        cdef Bytes out
+        cdef TableCursor cursor
+        cdef uint64_t n_bytes
+        cdef uint32_t head[2]
+        cdef uint32_t i
+        cdef int status = 0
+        memset(&out, 0, sizeof(out))
+        memset(sections, 0, sizeof(sections))
+        head[0] = SNAPSHOT_VERSION
+        head[1] = self.c.n_shards
+        with nogil:
+            pthread_rwlock_rdlock(&self.c.plan_lock)
+            pthread_mutex_lock(&self.c.order)
+            memset(&cursor, 0, sizeof(cursor))
+            status = sequencer_export_head(&self.c.sequencer, self.c.plan, &sections[0])
+            if status == 0:
+                status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, 0xFFFFFFFF, &sections[1])
+            memset(&cursor, 0, sizeof(cursor))
+            if status == 0:
+                status = sequencer_copy_producers(&self.c.sequencer, &cursor, 0xFFFFFFFF, &sections[2])
+            sequencer_sort(&sections[1], &sections[2])
+            if status == 0:
+                status = bytes_append(&out, head, 8)
+            for i in range(3):
+                n_bytes = sections[i].n_bytes
+                if status == 0:
+                    status = bytes_append(&out, &n_bytes, 8)
+                if status == 0:
+                    status = bytes_append(&out, sections[i].data, sections[i].n_bytes)
+                bytes_clear(&sections[i])
+            for i in range(self.c.n_shards):
+                if status == 0:
+                    status = shard_export(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows, &sections[0])
+                n_bytes = sections[0].n_bytes
+                if status == 0:
+                    status = bytes_append(&out, &n_bytes, 8)
+                if status == 0:
+                    status = bytes_append(&out, sections[0].data, sections[0].n_bytes)
+                sections[0].n_bytes = 0
+            bytes_clear(&sections[0])
+            pthread_mutex_unlock(&self.c.order)
+            pthread_rwlock_unlock(&self.c.plan_lock)
+        try:
+            if status < 0:
+                raise MemoryError
+            return SNAPSHOT_MAGIC + (<char*>self.c.secret)[:16] + (<char*>out.data)[:out.n_bytes]
+        finally:
+            bytes_clear(&out)
+
+    def digest(self):
+        """16 bytes that stand for all state: equal states (and secrets) give equal digests."""
+        return hashlib.blake2b(self.snapshot(), digest_size=16).digest()
+
+    @classmethod
+    def restore(cls, plan not None, bytes data not None, *, uint32_t threads=1, uint64_t max_memory_bytes=0):
+        """The state that `snapshot` wrote. Raises CorruptRecordError where the bytes are not one."""
+        cdef State state
+        cdef uint32_t head[2]
+        cdef uint64_t n_bytes
+        cdef size_t at = 32, i
+        cdef const uint8_t* raw = <const uint8_t*><const char*>data
+        if len(data) < 32 or data[:8] != SNAPSHOT_MAGIC:
+            raise CorruptRecordError("not a snapshot: it does not begin with its magic")
+        memcpy(head, raw + 24, 8)
+        if head[0] != SNAPSHOT_VERSION:
+            raise CorruptRecordError(f"snapshot version {head[0]}; this program reads version {SNAPSHOT_VERSION}")
+        state = cls(plan, secret=data[8:24], n_shards=head[1], threads=threads, max_memory_bytes=max_memory_bytes)
+        takes = [state.import_head, state.import_ids, state.import_producers]
+        for i in range(state.c.n_shards + 3):
+            if len(data) - at < 8:
+                raise CorruptRecordError(f"snapshot ends at byte {len(data)}, inside a section's length")
+            memcpy(&n_bytes, raw + at, 8)
+            at += 8
+            if n_bytes > len(data) - at:
+                raise CorruptRecordError(f"snapshot section {i} at byte {at} wants {n_bytes} bytes, {len(data) - at} are left")
+            if i < 3:
+                takes[i](data[at:at + n_bytes])
+            else:
+                state.import_shard(<uint32_t>(i - 3), data[at:at + n_bytes])
+            at += n_bytes
+        if at != <size_t>len(data):
+            raise CorruptRecordError(f"snapshot has {len(data) - at} bytes after its end")
+        return state
+
+    cdef int _imported(self, int status, str what) except -1:
+        if status < 0:
+            raise MemoryError
+        if status > 0:
+            raise CorruptRecordError(f"stored {what} cannot be read: lengths do not add up, or a newer version wrote it")
+        return 0
+
+    def import_head(self, bytes data not None):
+        """Clocks and position, into a new State, before everything else that is imported."""
+        self._imported(sequencer_import_head(&self.c.sequencer, self.c.plan, data, len(data)), "clocks")
+
+    def import_ids(self, bytes data not None):
+        """What copy_ids gave."""
+        self._imported(sequencer_import_ids(&self.c.sequencer, self.c.plan, data, len(data)), "event ids")
+
+    def import_producers(self, bytes data not None):
+        """What copy_producers gave."""
+        self._imported(sequencer_import_producers(&self.c.sequencer, data, len(data)), "producers")
+
+    def import_shard(self, uint32_t shard, data not None):
+        """Puts the records of one shard back; its position becomes the sequencer's."""
+        cdef const uint8_t[::1] view = data
+        cdef const uint8_t* raw = NULL
+        cdef size_t n = <size_t>view.shape[0]
+        cdef size_t at = 0
+        cdef uint64_t fp0, fp1
+        cdef uint32_t n_bytes
+        cdef int status = 0
+        if shard >= self.c.n_shards:
+            raise IndexError(f"shard {shard} of {self.c.n_shards}")
+        if n:
+            raw = &view[0]
+        with nogil:
+            while at < n and status == 0:
+                status = 1
+                if n - at < 20:
+                    break
+                memcpy(&fp0, raw + at, 8)
+                memcpy(&fp1, raw + at + 8, 8)
+                memcpy(&n_bytes, raw + at + 16, 4)
+                fp0 = fs_bswap64(fp0)
+                fp1 = fs_bswap64(fp1)
+                if n_bytes > n - at - 20 or _shard_of(&self.c, fp1) != shard:
+                    break
+                status = shard_import(&self.c.shards[shard], self.c.plan, fp0, fp1, raw + at + 20, n_bytes)
+                if status == 0:
+                    at += 20 + <size_t>n_bytes
+        if status < 0:
+            raise MemoryError
+        if status > 0:
+            raise CorruptRecordError(f"record at byte {at} of shard {shard} is not a row of this schema")
+        self.c.shards[shard].position = self.c.sequencer.position

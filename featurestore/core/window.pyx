@@ -1,0 +1,1046 @@
+"""The window log; window.pxd has the picture, the guarantee and the paper.
+
+Three kinds of function below, in this order: partials (what an entry knows of its events), the log (append, expire,
+merge), and the read (one backward scan that ends once per window).
+
+Of the partials, counts, sums, extremes and moments combine associatively and commutatively (floats up to rounding);
+first and last combine in time order only. None is inverted: a window is always built up from its newest end, so no error
+accumulates from subtracting.
+"""
+
+from libc.math cimport INFINITY, NAN, fabs, sqrt
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memmove, memset
+
+from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_free
+from featurestore.core.plan cimport (
+    AGG_COUNT, AGG_FIRST, AGG_LAST, AGG_MAX, AGG_MEAN, AGG_MIN, AGG_SINCE_FIRST, AGG_SINCE_LAST, AGG_STDDEV, AGG_SUM,
+    MAX_WIDE_WORDS, NO_COLUMN, UNSET_MS, WIDE_COUNT, WIDE_FIRST, WIDE_LAST, ColumnC, ItemC, ViewC, Word,
+)
+
+cdef enum:
+    COMPACT_SLACK = 64           # entries a log may grow by, besides half of itself, before it compacts again
+    CAP_SLACK = 8                # at least so many entries over max_entries before the cheapest pairs merge
+    COST_BUCKETS = 4096          # of the logarithmic histogram that finds the cheapest pairs
+    SHRINK_ENTRIES = 128         # a block of at least this capacity, three quarters empty, is given back
+    EXPORT_HEAD_BYTES = 16
+    EXPORT_RAW = 0
+    EXPORT_WIDE = 1
+    EXPORT_LIFETIME = 2
+    EXPORT_KEY = 3
+
+ctypedef struct Entries:         # a log's entries, wherever they are kept
+    Word* words
+    uint32_t n
+    uint32_t stride              # words per entry
+    uint32_t wide
+
+ctypedef struct Edges:           # one window, and the merged entries across its edges
+    int64_t lo                   # the window is lo < time <= hi
+    int64_t hi
+    const Word* left             # or NULL
+    const Word* right            # or NULL; may be the same entry as left
+
+
+# -- partials -------------------------------------------------------------------------------------------------
+
+cdef inline void _wide_clear(const ViewC* view, Word* entry) noexcept nogil:
+    memset(entry, 0, view.wide_words * sizeof(Word))
+
+
+cdef inline void _wide_add(const ViewC* view, Word* entry, const Word* raw, bint older) noexcept nogil:
+    """Adds one event. `older`: it comes before all that the entry holds (by time, then position); else its position
+    is the greatest so far, whatever its time."""
+    cdef int64_t t = raw[0].i, n
+    cdef uint64_t bits = raw[1 + view.n_values].u if view.n_filters else 0
+    cdef double x, delta
+    cdef const ColumnC* column
+    cdef Word* at
+    cdef uint16_t i
+    if entry[WIDE_COUNT].i == 0:
+        entry[WIDE_FIRST].i = entry[WIDE_LAST].i = t
+    elif t < entry[WIDE_FIRST].i:
+        entry[WIDE_FIRST].i = t
+    elif t > entry[WIDE_LAST].i:
+        entry[WIDE_LAST].i = t
+    entry[WIDE_COUNT].i += 1
+    for i in range(view.n_columns):
+        column = &view.columns[i]
+        if column.filter >= 0 and not (bits >> column.filter) & 1:
+            continue
+        x = 0.0
+        if column.value >= 0:
+            x = raw[1 + column.value].f
+            if x != x:
+                continue
+        n = entry[column.n_at].i
+        entry[column.n_at].i = n + 1
+        if column.sum_at:
+            if x >= 0:
+                entry[column.sum_at].f += x
+            else:
+                entry[column.sum_at + 1].f -= x
+        if column.extremes_at:
+            at = &entry[column.extremes_at]
+            if n == 0 or x < at[0].f:
+                at[0].f = x
+            if n == 0 or x > at[1].f:
+                at[1].f = x
+        if column.moments_at:
+            # Welford, "Note on a method for calculating corrected sums of squares and products", 1962.
+            at = &entry[column.moments_at]
+            delta = x - at[0].f
+            at[0].f += delta / <double>(n + 1)
+            at[1].f += delta * (x - at[0].f)
+        if column.first_at:
+            at = &entry[column.first_at]
+            if n == 0 or (t <= at[1].i if older else t < at[1].i):
+                at[0].f = x
+                at[1].i = t
+        if column.last_at:
+            at = &entry[column.last_at]
+            if n == 0 or (t > at[1].i if older else t >= at[1].i):
+                at[0].f = x
+                at[1].i = t
+
+
+cdef inline void _wide_merge(const ViewC* view, Word* into, const Word* older) noexcept nogil:
+    """Adds the events of an entry that lies wholly before `into`."""
+    cdef int64_t n, m
+    cdef double delta
+    cdef const ColumnC* column
+    cdef uint16_t i, at
+    if into[WIDE_COUNT].i == 0:
+        memcpy(into, older, view.wide_words * sizeof(Word))
+        return
+    into[WIDE_FIRST].i = older[WIDE_FIRST].i
+    into[WIDE_COUNT].i += older[WIDE_COUNT].i
+    for i in range(view.n_columns):
+        column = &view.columns[i]
+        m = older[column.n_at].i
+        if m == 0:
+            continue
+        n = into[column.n_at].i
+        into[column.n_at].i = n + m
+        if column.sum_at:
+            into[column.sum_at].f += older[column.sum_at].f
+            into[column.sum_at + 1].f += older[column.sum_at + 1].f
+        if column.extremes_at:
+            at = column.extremes_at
+            if n == 0 or older[at].f < into[at].f:
+                into[at].f = older[at].f
+            if n == 0 or older[at + 1].f > into[at + 1].f:
+                into[at + 1].f = older[at + 1].f
+        if column.moments_at:
+            # Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+            at = column.moments_at
+            delta = older[at].f - into[at].f
+            into[at + 1].f += older[at + 1].f + delta * delta * (<double>n * <double>m / <double>(n + m))
+            into[at].f += delta * (<double>m / <double>(n + m))
+        if column.first_at:
+            into[column.first_at] = older[column.first_at]
+            into[column.first_at + 1] = older[column.first_at + 1]
+        if column.last_at and n == 0:
+            into[column.last_at] = older[column.last_at]
+            into[column.last_at + 1] = older[column.last_at + 1]
+
+
+# -- the log --------------------------------------------------------------------------------------------------
+
+cdef int64_t view_horizon(const ViewC* view, int64_t now_ms) noexcept nogil:
+    cdef int64_t horizon = UNSET_MS
+    if now_ms != UNSET_MS:
+        horizon = now_ms - view.keep_ms
+    return horizon if horizon > view.floor_ms else view.floor_ms
+
+
+cdef inline uint32_t _small_capacity(uint32_t n) noexcept nogil:
+    return 3 if n <= 3 else 6 if n <= 6 else 12 if n <= 12 else SMALL_ENTRIES
+
+
+cdef inline size_t _small_bytes(const ViewC* view, uint32_t n) noexcept nogil:
+    return <size_t>_small_capacity(n) * view.raw_words * sizeof(Word)
+
+
+cdef inline size_t _stride(const ViewC* view, uint32_t wide) noexcept nogil:
+    return view.wide_words if wide else view.raw_words
+
+
+cdef inline size_t _large_bytes(const ViewC* view, const LargeLog* large) noexcept nogil:
+    return sizeof(LargeLog) + <size_t>large.capacity * _stride(view, large.wide) * sizeof(Word)
+
+
+cdef inline Word* _large_words(LargeLog* large, const ViewC* view) noexcept nogil:
+    return <Word*>(large + 1) + <size_t>large.start * _stride(view, large.wide)
+
+
+cdef Entries _entries(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil:
+    cdef Entries entries
+    cdef LargeLog* large
+    memset(&entries, 0, sizeof(Entries))
+    entries.stride = view.raw_words
+    if head == NULL or head.block == 0:
+        return entries
+    if head.kind == LOG_SMALL:
+        entries.words = <Word*>arena_at(arena, head.block)
+        entries.n = head.n_small
+    elif head.kind == LOG_LARGE:
+        large = <LargeLog*>arena_at(arena, head.block)
+        entries.words = _large_words(large, view)
+        entries.n = large.n_entries
+        entries.wide = large.wide
+        entries.stride = <uint32_t>_stride(view, large.wide)
+    else:
+        entries.words = <Word*>arena_at(arena, head.block)
+        entries.n = 1
+        entries.wide = 1
+        entries.stride = view.wide_words
+    return entries
+
+
+cdef inline int64_t _last_of(const Entries* entries, uint32_t i) noexcept nogil:
+    return entries.words[<size_t>i * entries.stride + (WIDE_LAST if entries.wide else 0)].i
+
+
+cdef size_t _block_bytes(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil:
+    if head.kind == LOG_SMALL:
+        return _small_bytes(view, head.n_small)
+    if head.kind == LOG_LARGE:
+        return _large_bytes(view, <LargeLog*>arena_at(arena, head.block))
+    if head.kind == LOG_LIFETIME:
+        return view.wide_words * sizeof(Word)
+    return sizeof(uint32_t) + (<uint32_t*>arena_at(arena, head.block))[0]
+
+
+cdef void log_free(Arena* arena, LogHead* head, const ViewC* view) noexcept nogil:
+    if head.block:
+        arena_free(arena, head.block, _block_bytes(arena, head, view))
+    head.block = 0
+    head.n_small = 0
+    if head.kind == LOG_LARGE:
+        head.kind = LOG_SMALL
+
+
+cdef int log_clone(Arena* arena, const LogHead* head, const ViewC* view, LogHead* copy) noexcept nogil:
+    cdef size_t n_bytes
+    copy[0] = head[0]
+    if head.block == 0:
+        return 0
+    n_bytes = _block_bytes(arena, head, view)
+    copy.block = arena_alloc(arena, n_bytes)
+    if copy.block == 0:
+        return -1
+    memcpy(arena_at(arena, copy.block), arena_at(arena, head.block), n_bytes)
+    return 0
+
+
+cdef int _small_resize(Arena* arena, LogHead* head, const ViewC* view, uint32_t n) noexcept nogil:
+    """Moves the first min(n, n_small) entries to a block for n, if it is of another size. Sets n_small to n."""
+    cdef uint32_t block = head.block, kept = head.n_small if head.n_small < n else n
+    if n == 0:
+        if head.block:
+            arena_free(arena, head.block, _small_bytes(view, head.n_small))
+        head.block = 0
+    elif head.block == 0 or _small_capacity(n) != _small_capacity(head.n_small):
+        block = arena_alloc(arena, _small_bytes(view, n))
+        if block == 0:
+            return -1
+        if head.block:
+            memcpy(arena_at(arena, block), arena_at(arena, head.block), <size_t>kept * view.raw_words * sizeof(Word))
+            arena_free(arena, head.block, _small_bytes(view, head.n_small))
+        head.block = block
+    head.n_small = <uint8_t>n
+    return 0
+
+
+cdef int _small_expire(Arena* arena, LogHead* head, const ViewC* view, int64_t horizon) noexcept nogil:
+    cdef Word* words
+    cdef uint32_t gone = 0, kept
+    if head.n_small == 0:
+        return 0
+    words = <Word*>arena_at(arena, head.block)
+    while gone < head.n_small and words[<size_t>gone * view.raw_words].i < horizon:
+        gone += 1
+    if gone == 0:
+        return 0
+    kept = head.n_small - gone
+    memmove(words, words + <size_t>gone * view.raw_words, <size_t>kept * view.raw_words * sizeof(Word))
+    return _small_resize(arena, head, view, kept)
+
+
+cdef int _large_resize(Arena* arena, LogHead* head, const ViewC* view, uint32_t capacity) noexcept nogil:
+    cdef LargeLog* old = <LargeLog*>arena_at(arena, head.block)
+    cdef LargeLog* new
+    cdef size_t stride = _stride(view, old.wide)
+    cdef uint32_t block = arena_alloc(arena, sizeof(LargeLog) + <size_t>capacity * stride * sizeof(Word))
+    if block == 0:
+        return -1
+    new = <LargeLog*>arena_at(arena, block)
+    new[0] = old[0]
+    new.capacity = capacity
+    new.start = 0
+    memcpy(new + 1, _large_words(old, view), <size_t>old.n_entries * stride * sizeof(Word))
+    arena_free(arena, head.block, _large_bytes(view, old))
+    head.block = block
+    return 0
+
+
+cdef int _large_from(Arena* arena, LogHead* head, const ViewC* view, uint32_t wide) noexcept nogil:
+    """Rebuilds a RAW log, small or large, as a large one with room to grow; wide joins equal times."""
+    cdef Entries old = _entries(arena, head, view)
+    cdef uint32_t capacity = old.n + old.n // 2 + 8, block, i
+    cdef LargeLog* large
+    cdef Word* entry = NULL
+    cdef const Word* raw
+    block = arena_alloc(arena, sizeof(LargeLog) + <size_t>capacity * _stride(view, wide) * sizeof(Word))
+    if block == 0:
+        return -1
+    large = <LargeLog*>arena_at(arena, block)
+    memset(large, 0, sizeof(LargeLog))
+    large.capacity = capacity
+    large.wide = wide
+    large.n_events = old.n
+    if not wide:
+        large.n_entries = old.n
+        memcpy(large + 1, old.words, <size_t>old.n * view.raw_words * sizeof(Word))
+    else:
+        for i in range(old.n):
+            raw = old.words + <size_t>i * view.raw_words
+            if entry == NULL or entry[WIDE_LAST].i != raw[0].i:
+                entry = <Word*>(large + 1) + <size_t>large.n_entries * view.wide_words
+                _wide_clear(view, entry)
+                large.n_entries += 1
+            _wide_add(view, entry, raw, False)
+    if head.block:
+        arena_free(arena, head.block, _block_bytes(arena, head, view))
+    head.block = block
+    head.kind = LOG_LARGE
+    head.n_small = 0
+    return 0
+
+
+cdef int _large_expire(Arena* arena, LogHead* head, const ViewC* view, int64_t horizon) noexcept nogil:
+    cdef LargeLog* large = <LargeLog*>arena_at(arena, head.block)
+    cdef Entries entries = _entries(arena, head, view)
+    cdef uint32_t gone = 0
+    while gone < entries.n and _last_of(&entries, gone) < horizon:
+        large.n_events -= entries.words[<size_t>gone * entries.stride + WIDE_COUNT].i if entries.wide else 1
+        gone += 1
+    large.start += gone
+    large.n_entries -= gone
+    if large.n_entries == 0:
+        log_free(arena, head, view)
+    elif large.capacity >= SHRINK_ENTRIES and large.n_entries * 4 < large.capacity:
+        return _large_resize(arena, head, view, large.n_entries * 2)
+    return 0
+
+
+cdef Word* _large_insert(Arena* arena, LogHead* head, const ViewC* view, uint32_t place) noexcept nogil:
+    """Makes room for an entry before the `place`-th. Returns it, unset; NULL when out of memory."""
+    cdef LargeLog* large = <LargeLog*>arena_at(arena, head.block)
+    cdef size_t stride = _stride(view, large.wide)
+    cdef Word* words
+    if large.start + large.n_entries == large.capacity:
+        if large.start > large.capacity // 4:
+            words = _large_words(large, view)
+            memmove(large + 1, words, <size_t>large.n_entries * stride * sizeof(Word))
+            large.start = 0
+        else:
+            if _large_resize(arena, head, view, large.n_entries + large.n_entries // 2 + 8) < 0:
+                return NULL
+            large = <LargeLog*>arena_at(arena, head.block)
+    words = _large_words(large, view) + <size_t>place * stride
+    memmove(words + stride, words, <size_t>(large.n_entries - place) * stride * sizeof(Word))
+    large.n_entries += 1
+    return words
+
+
+cdef inline uint32_t _count_until(const Entries* entries, int64_t t) noexcept nogil:
+    """How many entries begin at or before t (RAW: are at or before t)."""
+    cdef uint32_t lo = 0, hi = entries.n, mid
+    # Nearly every event is the newest of its log.
+    if hi and entries.words[<size_t>(hi - 1) * entries.stride].i <= t:
+        return hi
+    while lo < hi:
+        mid = lo + (hi - lo) // 2
+        if entries.words[<size_t>mid * entries.stride].i <= t:
+            lo = mid + 1
+        else:
+            hi = mid
+    return lo
+
+
+cdef inline double _weight(const ViewC* view, const Word* entry, uint16_t k) noexcept nogil:
+    cdef const Word* word = &entry[view.weights[k].at]
+    return word.f if view.weights[k].is_float else <double>word.i
+
+
+cdef inline double _pair_cost(const ViewC* view, const Word* a, const Word* b, const double* newer) noexcept nogil:
+    """Largest ratio, over all weights, of the pair's weight to what is newer; infinity where nothing is newer."""
+    cdef double cost = 0.0, together, ratio
+    cdef uint16_t k
+    for k in range(view.n_weights):
+        together = _weight(view, a, k) + _weight(view, b, k)
+        if together > 0.0:
+            ratio = together / newer[k] if newer[k] > 0.0 else INFINITY
+            if ratio > cost:
+                cost = ratio
+    return cost
+
+
+cdef inline uint32_t _cost_bucket(double cost) noexcept nogil:
+    """Order-preserving bucket of a non-negative cost: 16 buckets per doubling."""
+    cdef Word word
+    cdef int64_t bucket
+    word.f = cost
+    bucket = (word.i >> 48) - ((1023 - 64) << 4)
+    return 0 if bucket < 0 else COST_BUCKETS - 1 if bucket >= COST_BUCKETS else <uint32_t>bucket
+
+
+cdef void _merge_pairs(const ViewC* view, LargeLog* large, int64_t limit, double max_cost,
+                       uint32_t max_bucket, uint32_t max_merges) noexcept nogil:
+    """One pass from the newest entry to the oldest that merges neighbours, both at or before `limit`.
+
+    With max_merges 0: greedily, while the pair's cost is at most max_cost (the exponential histogram's invariant).
+    Else: at most max_merges pairs, none twice, whose cost falls in a bucket up to max_bucket.
+    """
+    cdef double newer[3 * 64 + 1]
+    cdef Word* words = _large_words(large, view)
+    cdef size_t stride = view.wide_words
+    cdef uint32_t to = large.n_entries, merges = 0
+    cdef int64_t i                       # signed: it counts down past 0
+    cdef Word* group = NULL
+    cdef Word* entry
+    cdef bint fits, just_merged = False
+    cdef double cost
+    cdef uint16_t k
+    memset(newer, 0, sizeof(newer))
+    for i in range(<int64_t>large.n_entries - 1, -1, -1):
+        entry = words + <size_t>i * stride
+        fits = False
+        if group != NULL and entry[WIDE_LAST].i <= limit:
+            cost = _pair_cost(view, group, entry, newer)
+            if max_merges == 0:
+                fits = cost <= max_cost
+            else:
+                fits = merges < max_merges and not just_merged and _cost_bucket(cost) <= max_bucket
+        if fits:
+            _wide_merge(view, group, entry)
+            merges += 1
+            just_merged = True
+            continue
+        just_merged = False
+        if group != NULL:
+            for k in range(view.n_weights):
+                newer[k] += _weight(view, group, k)
+        to -= 1
+        if <int64_t>to != i:
+            memcpy(words + to * stride, entry, stride * sizeof(Word))
+        group = words + to * stride if entry[WIDE_LAST].i <= limit else NULL
+    large.start += to
+    large.n_entries -= to
+
+
+cdef uint32_t _cheapest_bucket(const ViewC* view, LargeLog* large, int64_t limit, uint32_t wanted) noexcept nogil:
+    """The bucket up to which `wanted` neighbouring pairs cost; COST_BUCKETS when there are fewer pairs."""
+    cdef uint32_t histogram[COST_BUCKETS]
+    cdef double newer[3 * 64 + 1]
+    cdef Word* words = _large_words(large, view)
+    cdef size_t stride = view.wide_words
+    cdef uint32_t bucket, seen = 0
+    cdef int64_t i                       # signed: it counts down past 0
+    cdef Word* entry
+    cdef Word* group = NULL
+    cdef uint16_t k
+    memset(histogram, 0, sizeof(histogram))
+    memset(newer, 0, sizeof(newer))
+    for i in range(<int64_t>large.n_entries - 1, -1, -1):
+        entry = words + <size_t>i * stride
+        if entry[WIDE_LAST].i > limit:
+            continue
+        if group != NULL:
+            histogram[_cost_bucket(_pair_cost(view, group, entry, newer))] += 1
+            for k in range(view.n_weights):
+                newer[k] += _weight(view, group, k)
+        group = entry
+    for bucket in range(<uint32_t>COST_BUCKETS):
+        seen += histogram[bucket]
+        if seen >= wanted:
+            return bucket
+    return COST_BUCKETS
+
+
+cdef void _compact(const ViewC* view, LargeLog* large) noexcept nogil:
+    cdef Word* words = _large_words(large, view)
+    cdef int64_t newest = words[<size_t>(large.n_entries - 1) * view.wide_words + WIDE_LAST].i
+    cdef int64_t limit = newest - view.offset_ms
+    cdef uint32_t bucket
+    if large.n_events > view.exact_events:
+        _merge_pairs(view, large, limit, 2.0 * view.max_error, 0, 0)
+        while large.n_entries > view.max_entries:
+            bucket = _cheapest_bucket(view, large, limit, large.n_entries - view.max_entries)
+            if bucket == COST_BUCKETS:
+                if limit == newest:
+                    bucket = COST_BUCKETS - 1          # fewer pairs than wanted: every second entry goes
+                else:
+                    limit = newest                     # all that is older than the offset is one entry already
+                    continue
+            _merge_pairs(view, large, limit, 0.0, bucket, large.n_entries - view.max_entries)
+    large.compact_at = large.n_entries + large.n_entries // 2 + COMPACT_SLACK
+
+
+cdef int _wide_append(Arena* arena, LogHead* head, const ViewC* view, const Word* raw) noexcept nogil:
+    cdef Entries entries = _entries(arena, head, view)
+    cdef uint32_t place = _count_until(&entries, raw[0].i)
+    cdef LargeLog* large
+    cdef Word* entry = NULL
+    cdef uint32_t slack = view.max_entries // 16
+    if place:
+        entry = entries.words + <size_t>(place - 1) * entries.stride
+        if raw[0].i > entry[WIDE_LAST].i:
+            entry = NULL
+    if entry == NULL:
+        entry = _large_insert(arena, head, view, place)
+        if entry == NULL:
+            return -1
+        _wide_clear(view, entry)
+    _wide_add(view, entry, raw, False)
+    large = <LargeLog*>arena_at(arena, head.block)
+    large.n_events += 1
+    if slack < CAP_SLACK:
+        slack = CAP_SLACK
+    if large.n_entries >= large.compact_at or large.n_entries >= view.max_entries + slack:
+        _compact(view, large)
+    return 0
+
+
+cdef int log_append(Arena* arena, LogHead* head, const ViewC* view, const Word* raw, int64_t now_ms) noexcept nogil:
+    cdef int64_t horizon = view_horizon(view, now_ms)
+    cdef Entries entries
+    cdef LargeLog* large
+    cdef Word* entry
+    cdef uint32_t place
+    if head.kind == LOG_LARGE:
+        if _large_expire(arena, head, view, horizon) < 0:
+            return -1
+    elif _small_expire(arena, head, view, horizon) < 0:
+        return -1
+    if head.kind == LOG_SMALL and head.n_small < SMALL_ENTRIES and head.n_small < view.exact_events:
+        place = head.n_small
+        if _small_resize(arena, head, view, head.n_small + 1) < 0:
+            return -1
+        entry = <Word*>arena_at(arena, head.block)
+        while place and entry[<size_t>(place - 1) * view.raw_words].i > raw[0].i:
+            place -= 1
+        entry += <size_t>place * view.raw_words
+        memmove(entry + view.raw_words, entry,
+                <size_t>(head.n_small - 1 - place) * view.raw_words * sizeof(Word))
+        memcpy(entry, raw, view.raw_words * sizeof(Word))
+        return 0
+    if head.kind == LOG_SMALL:
+        if _large_from(arena, head, view, head.n_small >= view.exact_events) < 0:
+            return -1
+    large = <LargeLog*>arena_at(arena, head.block)
+    if not large.wide and large.n_events >= view.exact_events:
+        if _large_from(arena, head, view, 1) < 0:
+            return -1
+        large = <LargeLog*>arena_at(arena, head.block)
+    if large.wide:
+        return _wide_append(arena, head, view, raw)
+    entries = _entries(arena, head, view)
+    entry = _large_insert(arena, head, view, _count_until(&entries, raw[0].i))
+    if entry == NULL:
+        return -1
+    memcpy(entry, raw, view.raw_words * sizeof(Word))
+    (<LargeLog*>arena_at(arena, head.block)).n_events += 1
+    return 0
+
+
+cdef int lifetime_append(Arena* arena, LogHead* head, const ViewC* view, const Word* raw,
+                         int64_t now_ms) noexcept nogil:
+    cdef Word* entry
+    if head.block == 0:
+        head.block = arena_alloc(arena, view.wide_words * sizeof(Word))
+        if head.block == 0:
+            return -1
+        _wide_clear(view, <Word*>arena_at(arena, head.block))
+    entry = <Word*>arena_at(arena, head.block)
+    if entry[WIDE_COUNT].i and entry[WIDE_LAST].i < now_ms - view.lifetime_idle_ms:
+        _wide_clear(view, entry)
+    _wide_add(view, entry, raw, False)
+    return 0
+
+
+cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view, int64_t now_ms) noexcept nogil:
+    cdef Entries entries
+    if head.kind == LOG_KEY:
+        return False
+    entries = _entries(arena, head, view)
+    if entries.n == 0:
+        return True
+    if head.kind == LOG_LIFETIME:
+        return now_ms != UNSET_MS and _last_of(&entries, 0) < now_ms - view.lifetime_idle_ms
+    return _last_of(&entries, entries.n - 1) < view_horizon(view, now_ms)
+
+
+# -- the read -------------------------------------------------------------------------------------------------
+
+cdef inline void _put(const Outputs* out, const ItemC* item, double value, double lower, double upper) noexcept nogil:
+    if value < lower:
+        value = lower
+    if value > upper:
+        value = upper
+    out.values[item.out] = value
+    if out.lower != NULL:
+        out.lower[item.out] = lower
+        out.upper[item.out] = upper
+
+
+cdef inline void _put_nothing(const Outputs* out, const ItemC* item) noexcept nogil:
+    cdef double value = 0.0 if item.aggregate == AGG_COUNT or item.aggregate == AGG_SUM else NAN
+    _put(out, item, value, value, value)
+    if out.statuses[item.out] == STATUS_PRESENT:
+        out.statuses[item.out] = STATUS_NOT_FOUND
+
+
+cdef inline void _put_unavailable(const Outputs* out, const ItemC* item) noexcept nogil:
+    _put(out, item, NAN, NAN, NAN)
+    out.statuses[item.out] = STATUS_UNAVAILABLE
+    out.coverage[item.out] = 0.0
+
+
+cdef void read_unavailable(const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil:
+    cdef uint32_t i
+    for i in range(n_items):
+        _put_unavailable(out, &items[i])
+
+
+ctypedef struct Uncertain:       # what the entries across a window's edges may add to a column
+    int64_t n                    # at most so many events
+    double above                 # to the sum: at most
+    double below                 # to the sum: at least minus this
+    double least                 # values lie between (n > 0)
+    double most
+    double m2                    # sum of squares about their own mean, at most
+
+
+cdef inline void _doubt(Uncertain* doubt, const ColumnC* column, const Word* entry) noexcept nogil:
+    cdef int64_t n = entry[column.n_at].i
+    cdef double gap
+    if n == 0:
+        return
+    if column.sum_at:
+        doubt.above += entry[column.sum_at].f
+        doubt.below += entry[column.sum_at + 1].f
+    if column.extremes_at:
+        if doubt.n == 0 or entry[column.extremes_at].f < doubt.least:
+            doubt.least = entry[column.extremes_at].f
+        if doubt.n == 0 or entry[column.extremes_at + 1].f > doubt.most:
+            doubt.most = entry[column.extremes_at + 1].f
+    if column.moments_at:
+        # Two entries together: both M2, and what their means may be apart, at most the range of their values.
+        gap = doubt.most - doubt.least
+        doubt.m2 += entry[column.moments_at + 1].f
+        if doubt.n:
+            doubt.m2 += gap * gap * (<double>doubt.n * <double>n / <double>(doubt.n + n))
+    doubt.n += n
+
+
+cdef inline void _read_stddev(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
+                              const Uncertain* doubt) noexcept nogil:
+    """Bounds of a population standard deviation over n sure events and 0..k doubtful ones.
+
+    From below: the sum of squares only grows with events, so sure M2 / (n + k). From above: M2 of the sure, M2 of the doubtful, and
+    n j / (n + j) times the squared distance of the two means, over n + j, at the worst j; never above a quarter of the
+    squared range (Popoviciu).
+    """
+    cdef double n = <double>sure[column.n_at].i, k = <double>doubt.n
+    cdef double least = doubt.least, most = doubt.most, mean, m2, far, share, variance
+    if doubt.n == 0:
+        variance = sqrt(sure[column.moments_at + 1].f / n)
+        _put(out, item, variance, variance, variance)
+        return
+    if n > 0:
+        if sure[column.extremes_at].f < least:
+            least = sure[column.extremes_at].f
+        if sure[column.extremes_at + 1].f > most:
+            most = sure[column.extremes_at + 1].f
+    variance = (most - least) * (most - least) / 4.0
+    if n == 0:
+        _put(out, item, sqrt(doubt.m2 / k), 0.0, sqrt(variance))
+        return
+    mean = sure[column.moments_at].f
+    m2 = sure[column.moments_at + 1].f
+    far = fabs(doubt.most - mean)
+    if fabs(mean - doubt.least) > far:
+        far = fabs(mean - doubt.least)
+    share = 0.25 if k >= n else n * k / ((n + k) * (n + k))
+    if (m2 + doubt.m2) / n + far * far * share < variance:
+        variance = (m2 + doubt.m2) / n + far * far * share
+    _put(out, item, sqrt(m2 / n), sqrt(m2 / (n + k)), sqrt(variance))
+
+
+cdef inline void _read_extreme(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
+                               const Uncertain* doubt) noexcept nogil:
+    cdef bint some = sure[column.n_at].i > 0
+    cdef double lower, upper
+    if item.aggregate == AGG_MIN:
+        lower = upper = sure[column.extremes_at].f if some else doubt.most
+        if doubt.n and doubt.least < lower:
+            lower = doubt.least
+        _put(out, item, lower, lower, upper)
+    else:
+        lower = upper = sure[column.extremes_at + 1].f if some else doubt.least
+        if doubt.n and doubt.most > upper:
+            upper = doubt.most
+        _put(out, item, upper, lower, upper)
+
+
+cdef inline void _read_end(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
+                           const Edges* edges) noexcept nogil:
+    """first and last. The entry across the far edge of the window decides only when nothing sure lies beyond it."""
+    cdef bint want_first = item.aggregate == AGG_FIRST
+    cdef uint16_t at = column.first_at if want_first else column.last_at
+    cdef const Word* near = edges.left if want_first else edges.right
+    cdef const Word* far = edges.right if want_first else edges.left
+    cdef bint some = sure[column.n_at].i > 0
+    cdef Uncertain doubt
+    memset(&doubt, 0, sizeof(doubt))
+    if near != NULL:
+        _doubt(&doubt, column, near)
+    if doubt.n == 0 and some:
+        _put(out, item, sure[at].f, sure[at].f, sure[at].f)
+        return
+    if doubt.n == 0:
+        # Only the entry across the other edge is left; its own first (last) event is inside, or none of the column is.
+        if edges.lo < far[at + 1].i <= edges.hi:
+            _put(out, item, far[at].f, far[at].f, far[at].f)
+        else:
+            _put_nothing(out, item)
+        return
+    if some:
+        if sure[at].f < doubt.least:
+            doubt.least = sure[at].f
+        if sure[at].f > doubt.most:
+            doubt.most = sure[at].f
+    elif far != NULL and far != near:
+        _doubt(&doubt, column, far)
+    _put(out, item, doubt.least + (doubt.most - doubt.least) / 2.0, doubt.least, doubt.most)
+
+
+cdef inline void _read_since(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
+                             const Edges* edges) noexcept nogil:
+    """since_first and since_last: hi minus the time of the first or last event, in ms. column NULL: of any event."""
+    cdef bint want_first = item.aggregate == AGG_SINCE_FIRST
+    cdef uint16_t at                     # word that holds the wanted time
+    cdef uint16_t n_at = WIDE_COUNT
+    cdef const Word* near = edges.left if want_first else edges.right
+    cdef const Word* far = edges.right if want_first else edges.left
+    cdef int64_t earliest, latest
+    if column == NULL:
+        at = WIDE_FIRST if want_first else WIDE_LAST
+    else:
+        at = (column.first_at if want_first else column.last_at) + 1
+        n_at = column.n_at
+    if near == NULL or near[n_at].i == 0:
+        if sure[n_at].i:
+            earliest = latest = sure[at].i
+        elif far != NULL and far[n_at].i and edges.lo < far[at].i <= edges.hi:
+            earliest = latest = far[at].i
+        else:
+            _put_nothing(out, item)
+            return
+    else:
+        # Somewhere in the part of `near` that is inside, or, if its column has none there, at the next sure one.
+        earliest = edges.lo + 1
+        latest = edges.hi
+        if want_first:
+            if sure[n_at].i:
+                latest = sure[at].i
+            elif far == NULL and near[WIDE_LAST].i < latest:
+                latest = near[WIDE_LAST].i
+            if column == NULL and near != far and near[WIDE_LAST].i < latest:
+                latest = near[WIDE_LAST].i
+        else:
+            if sure[n_at].i:
+                earliest = sure[at].i
+            if column == NULL and near != far and near[WIDE_FIRST].i > earliest:
+                earliest = near[WIDE_FIRST].i
+    _put(out, item, <double>(edges.hi - latest) + <double>(latest - earliest) / 2.0,
+         <double>(edges.hi - latest), <double>(edges.hi - earliest))
+
+
+cdef void _read_item(const ViewC* view, const ItemC* item, const Word* sure, const Edges* edges,
+                     const Outputs* out) noexcept nogil:
+    """One value from what is surely inside its window and the entries across the window's edges."""
+    cdef const ColumnC* column = NULL
+    cdef Uncertain doubt
+    cdef int64_t n_lower, n_upper, n
+    cdef double total, lower, upper, least, most
+    memset(&doubt, 0, sizeof(doubt))
+    if item.column == NO_COLUMN:
+        n_lower = n_upper = sure[WIDE_COUNT].i
+        if edges.left != NULL and edges.left == edges.right:
+            n_upper += edges.left[WIDE_COUNT].i - 2      # its first and last event are outside
+        else:
+            # Of an entry across one edge, its event next to the inside is inside and its outermost is not.
+            if edges.left != NULL:
+                n_lower += 1
+                n_upper += edges.left[WIDE_COUNT].i - 1
+            if edges.right != NULL:
+                n_lower += 1
+                n_upper += edges.right[WIDE_COUNT].i - 1
+    else:
+        column = &view.columns[item.column]
+        n_lower = sure[column.n_at].i
+        if edges.left != NULL:
+            _doubt(&doubt, column, edges.left)
+        if edges.right != NULL and edges.right != edges.left:
+            _doubt(&doubt, column, edges.right)
+        n_upper = n_lower + doubt.n
+    if n_upper == 0:
+        _put_nothing(out, item)
+        return
+    if item.aggregate == AGG_COUNT:
+        _put(out, item, (<double>n_lower + <double>n_upper) / 2.0, <double>n_lower, <double>n_upper)
+    elif item.aggregate == AGG_SUM:
+        total = sure[column.sum_at].f - sure[column.sum_at + 1].f
+        _put(out, item, total + (doubt.above - doubt.below) / 2.0, total - doubt.below, total + doubt.above)
+    elif item.aggregate == AGG_MEAN:
+        n = n_lower
+        total = sure[column.sum_at].f - sure[column.sum_at + 1].f
+        if doubt.n == 0:
+            total /= <double>n
+            _put(out, item, total, total, total)
+            return
+        # All k doubtful values at their least, or none: the mean is monotone in k.
+        least = (total + <double>doubt.n * doubt.least) / <double>(n + doubt.n)
+        most = (total + <double>doubt.n * doubt.most) / <double>(n + doubt.n)
+        lower = doubt.least if n == 0 else total / <double>n
+        upper = doubt.most if n == 0 else total / <double>n
+        _put(out, item, (total + (doubt.above - doubt.below) / 2.0) / (<double>n + <double>doubt.n / 2.0),
+             least if least < lower else lower, most if most > upper else upper)
+    elif item.aggregate == AGG_MIN or item.aggregate == AGG_MAX:
+        _read_extreme(out, item, column, sure, &doubt)
+    elif item.aggregate == AGG_STDDEV:
+        _read_stddev(out, item, column, sure, &doubt)
+    elif item.aggregate == AGG_FIRST or item.aggregate == AGG_LAST:
+        _read_end(out, item, column, sure, edges)
+    else:
+        _read_since(out, item, column, sure, edges)
+
+
+cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
+                                const ItemC* item, const Outputs* out) noexcept nogil:
+    cdef Entries entries = _entries(arena, head, view)
+    cdef Edges edges
+    out.statuses[item.out] = STATUS_PRESENT
+    out.coverage[item.out] = 1.0
+    if (entries.n == 0 or log_expired(arena, head, view, when.now_ms)
+            or when.at_ms < entries.words[WIDE_FIRST].i):
+        _put_nothing(out, item)
+    elif when.at_ms < entries.words[WIDE_LAST].i:
+        _put_unavailable(out, item)          # it cannot be taken apart again
+    else:
+        memset(&edges, 0, sizeof(edges))
+        edges.hi = when.at_ms
+        _read_item(view, item, entries.words, &edges, out)
+
+
+cdef inline void _judge(const ViewC* view, const ReadAt* when, const ItemC* item, int64_t lo, int64_t hi,
+                        const Outputs* out) noexcept nogil:
+    """Status and coverage as far as they do not depend on what the log holds."""
+    cdef int64_t live = item.live_since_ms if item.live_since_ms != UNSET_MS else when.first_now_ms
+    cdef double share
+    out.coverage[item.out] = 1.0
+    out.statuses[item.out] = STATUS_PRESENT
+    if when.now_ms != UNSET_MS and lo < when.now_ms - view.keep_ms:
+        out.statuses[item.out] = STATUS_UNAVAILABLE
+        out.coverage[item.out] = 0.0
+    elif live == UNSET_MS:
+        out.statuses[item.out] = STATUS_WARMING
+        out.coverage[item.out] = 0.0
+    elif lo < live:
+        out.statuses[item.out] = STATUS_WARMING
+        share = <double>(hi - live) / <double>item.window_ms
+        out.coverage[item.out] = <float>(0.0 if share < 0.0 else share)
+
+
+cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifetime, const ViewC* view,
+                    const ReadAt* when, const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil:
+    cdef Word sure[MAX_WIDE_WORDS]
+    cdef Entries entries = _entries(arena, log, view)
+    cdef int64_t horizon = view_horizon(view, when.now_ms), lo
+    cdef uint32_t i, left                # entries left to scan: the next one is entries[left - 1]
+    cdef Edges edges
+    cdef const Word* entry
+    memset(&edges, 0, sizeof(edges))
+    edges.hi = when.at_ms - view.offset_ms
+    left = _count_until(&entries, edges.hi)
+    _wide_clear(view, sure)
+    if left and entries.wide:
+        entry = entries.words + <size_t>(left - 1) * entries.stride
+        if entry[WIDE_LAST].i > edges.hi:
+            edges.right = entry
+            left -= 1
+    for i in range(n_items):
+        if items[i].window_ms == 0:
+            _read_lifetime(arena, lifetime, view, when, &items[i], out)
+            continue
+        lo = edges.hi - items[i].window_ms
+        _judge(view, when, &items[i], lo, edges.hi, out)
+        if out.statuses[items[i].out] == STATUS_UNAVAILABLE:
+            _put_unavailable(out, &items[i])
+            continue
+        if lo < horizon - 1:
+            lo = horizon - 1                 # what is older is absent, whether or not it was freed
+        edges.lo = lo
+        edges.left = NULL
+        if edges.right != NULL and edges.right[WIDE_LAST].i <= lo:
+            edges.right = NULL
+        if edges.right != NULL and edges.right[WIDE_FIRST].i <= lo:
+            edges.left = edges.right
+        while left and edges.left == NULL:
+            entry = entries.words + <size_t>(left - 1) * entries.stride
+            if not entries.wide:
+                if entry[0].i <= lo:
+                    break
+                _wide_add(view, sure, entry, True)
+            elif entry[WIDE_FIRST].i > lo:
+                _wide_merge(view, sure, entry)
+            elif entry[WIDE_LAST].i > lo:
+                edges.left = entry
+                break
+            else:
+                break
+            left -= 1
+        _read_item(view, &items[i], sure, &edges, out)
+
+
+# -- bytes ----------------------------------------------------------------------------------------------------
+
+cdef size_t log_export_bytes(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil:
+    cdef Entries entries
+    if head.kind == LOG_KEY:
+        return EXPORT_HEAD_BYTES + ((<size_t>(<uint32_t*>arena_at(arena, head.block))[0] + 7) & ~<size_t>7)
+    entries = _entries(arena, head, view)
+    return EXPORT_HEAD_BYTES + <size_t>entries.n * entries.stride * sizeof(Word)
+
+
+cdef inline void _export_head(uint8_t* out, uint16_t view_id, uint8_t kind, uint32_t n, uint32_t compact_at,
+                              uint32_t stride) noexcept nogil:
+    memset(out, 0, EXPORT_HEAD_BYTES)
+    memcpy(out, &view_id, 2)
+    out[2] = kind
+    memcpy(out + 4, &n, 4)
+    memcpy(out + 8, &compact_at, 4)
+    memcpy(out + 12, &stride, 4)
+
+
+cdef void log_export(const Arena* arena, const LogHead* head, const ViewC* view, uint8_t* out) noexcept nogil:
+    cdef Entries entries
+    cdef uint32_t n, compact_at = 0
+    cdef uint8_t kind = EXPORT_RAW
+    if head.kind == LOG_KEY:
+        n = (<uint32_t*>arena_at(arena, head.block))[0]
+        memset(out, 0, log_export_bytes(arena, head, view))
+        _export_head(out, head.view_id, EXPORT_KEY, n, 0, 1)
+        memcpy(out + EXPORT_HEAD_BYTES, <char*>arena_at(arena, head.block) + sizeof(uint32_t), n)
+        return
+    entries = _entries(arena, head, view)
+    if head.kind == LOG_LIFETIME:
+        kind = EXPORT_LIFETIME
+    elif entries.wide:
+        kind = EXPORT_WIDE
+        compact_at = (<LargeLog*>arena_at(arena, head.block)).compact_at
+    _export_head(out, head.view_id, kind, entries.n, compact_at, entries.stride)
+    memcpy(out + EXPORT_HEAD_BYTES, entries.words, <size_t>entries.n * entries.stride * sizeof(Word))
+
+
+cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t kind, uint32_t n,
+                         uint32_t compact_at, const uint8_t* data) noexcept nogil:
+    """Entries whose size was checked. 0, 1 when they are not in order, -1 when out of memory."""
+    cdef LargeLog* large
+    cdef Entries entries
+    cdef size_t n_bytes
+    cdef uint32_t i
+    if kind == EXPORT_LIFETIME:
+        head.kind = LOG_LIFETIME
+        head.block = arena_alloc(arena, view.wide_words * sizeof(Word))
+        if head.block == 0:
+            return -1
+        memcpy(arena_at(arena, head.block), data, view.wide_words * sizeof(Word))
+        return 0
+    if kind == EXPORT_RAW and n <= SMALL_ENTRIES:
+        head.kind = LOG_SMALL
+        if _small_resize(arena, head, view, n) < 0:
+            return -1
+        memcpy(arena_at(arena, head.block), data, <size_t>n * view.raw_words * sizeof(Word))
+    else:
+        n_bytes = <size_t>(n + n // 2 + 8) * _stride(view, kind == EXPORT_WIDE) * sizeof(Word)
+        head.block = arena_alloc(arena, sizeof(LargeLog) + n_bytes)
+        if head.block == 0:
+            return -1
+        head.kind = LOG_LARGE
+        large = <LargeLog*>arena_at(arena, head.block)
+        memset(large, 0, sizeof(LargeLog))
+        large.capacity = n + n // 2 + 8
+        large.n_entries = n
+        large.n_events = n
+        large.wide = kind == EXPORT_WIDE
+        large.compact_at = compact_at
+        memcpy(large + 1, data, <size_t>n * _stride(view, large.wide) * sizeof(Word))
+        if large.wide:
+            large.n_events = 0
+            entries = _entries(arena, head, view)
+            for i in range(n):
+                large.n_events += <uint64_t>entries.words[<size_t>i * entries.stride + WIDE_COUNT].i
+    entries = _entries(arena, head, view)
+    for i in range(n):
+        if entries.wide and (_last_of(&entries, i) < entries.words[<size_t>i * entries.stride].i
+                             or entries.words[<size_t>i * entries.stride + WIDE_COUNT].i <= 0):
+            return 1
+        if i and entries.words[<size_t>i * entries.stride].i < _last_of(&entries, i - 1):
+            return 1
+    return 0
+
+
+cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const uint8_t* data,
+                        size_t n) noexcept nogil:
+    cdef uint32_t n_entries, compact_at, stride
+    cdef size_t n_bytes
+    cdef uint8_t kind
+    cdef int status
+    memset(head, 0, sizeof(LogHead))
+    if n < EXPORT_HEAD_BYTES:
+        return 0
+    memcpy(&head.view_id, data, 2)
+    kind = data[2]
+    memcpy(&n_entries, data + 4, 4)
+    memcpy(&compact_at, data + 8, 4)
+    memcpy(&stride, data + 12, 4)
+    if kind == EXPORT_KEY:
+        n_bytes = (<size_t>n_entries + 7) & ~<size_t>7
+        if stride != 1 or n_bytes > n - EXPORT_HEAD_BYTES:
+            return 0
+        head.kind = LOG_KEY
+        head.block = arena_alloc(arena, sizeof(uint32_t) + n_entries)
+        if head.block == 0:
+            return -1
+        memcpy(arena_at(arena, head.block), &n_entries, sizeof(uint32_t))
+        memcpy(<char*>arena_at(arena, head.block) + sizeof(uint32_t), data + EXPORT_HEAD_BYTES, n_entries)
+        return <int64_t>(EXPORT_HEAD_BYTES + n_bytes)
+    if view == NULL or kind > EXPORT_LIFETIME or stride != _stride(view, kind != EXPORT_RAW) or n_entries == 0:
+        return 0
+    if kind == EXPORT_LIFETIME and n_entries != 1:
+        return 0
+    if n_entries > (n - EXPORT_HEAD_BYTES) // (stride * sizeof(Word)):
+        return 0
+    n_bytes = <size_t>n_entries * stride * sizeof(Word)
+    status = _import_entries(arena, head, view, kind, n_entries, compact_at, data + EXPORT_HEAD_BYTES)
+    if status < 0:
+        return -1
+    if status > 0:
+        log_free(arena, head, view)
+        return 0
+    return <int64_t>(EXPORT_HEAD_BYTES + n_bytes)

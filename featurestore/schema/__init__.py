@@ -1,0 +1,101 @@
+"""The schema: the file people write, checked and compiled into the `Plan` that the engine runs.
+
+    version: 1                           # of this format
+    name: card-fraud                     # of the store; it may not change later
+    events:                              # what is fed in
+      transaction:
+        time: tx_datetime                # ISO 8601; a number is {field: ts, unit: ms} (or s, us)
+        lateness: 1h                     # default 1h: an event so late still counts in every window
+        ids: {id: tx_id, dedupe: 1h}     # optional, dedupe default 1h: so long the same id counts once
+        fields:                          # key: text or whole number; string: text for `where`
+          {customer_id: key, terminal_id: key, src_ip: key, amount: number, country: string, online: bool}
+    views:                               # what is kept of each key
+      customer:
+        event: transaction
+        key: customer_id                 # or [ip, track], both; {ip: src_ip}, a field as part ip; [], one row
+        where: amount > 0                #   for everything. Views of the same parts share their rows
+        windows: [10m, 1d, lifetime]     # whole s, m, h or d, 1s to 400d; for features that give none
+        features:                        # named customer.count_10m ... customer.large_1h
+          - count                        # also since_first and since_last, in ms
+          - mean(amount)                 # also sum, min, max, stddev, first, last: of a number or a bool
+          - name: large                  # needed where there is a where
+            aggregate: count
+            where: online and (amount > 100 or country not in ("FR", "IT"))
+            windows: [1h]
+            self: exclude                # Observe leaves its own event out; default: only of since_last
+        exact_events: 256                # default 256: a key's values are exact up to so many events,
+        max_error: 0.01                  # default 0.01: beyond, counts and sums are off by at most this part
+        max_entries: 4096                # default 4096, or twice exact_events: while its log needs no more
+        lifetime_idle: 400d              # default 400d: a lifetime not fed for so long starts anew
+      terminal:                          # offset: as it was 7 days before
+        {event: transaction, key: terminal_id, windows: [1d, 7d], offset: 7d, features: [count]}
+    services:                            # what is asked for: each a vector in this order
+      fraud: [customer.*, terminal.count_7d]
+    keep_keys: [customer_id]             # optional: entities, by key parts, that store raw keys too
+
+`where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, numbers, true, false
+and texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in SQL, what
+touches an absent field is unknown, and only what is true matches.
+
+A change to a store that has state may add and remove views, services and fields, and change windows,
+lateness and lifetime_idle. What a view keeps (event, key, where, offset, error settings, the fields and
+filters of its features, whether it has lifetimes) stays: a changed view takes a new name and starts empty.
+
+Text flows one way: `document` reads YAML with its lines, `model` checks it (with `expression` for `where`),
+`compile` numbers it, `evolution` fits it to the plan before. Every mistake is a SchemaError with file, line,
+what is wrong and what was meant.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from featurestore.errors import SchemaError
+from featurestore.plan import Plan
+from featurestore.schema.compile import compile_plan
+from featurestore.schema.document import MAX_BYTES, TOO_LARGE, Mistakes, read_document
+from featurestore.schema.evolution import succeed
+from featurestore.schema.model import read_model
+
+__all__ = ["compile_schema", "load"]
+
+
+def load(path: str | os.PathLike[str], *, previous: Plan | None = None, now_ms: int | None = None) -> Plan:
+    """The plan of the schema file at `path`, as `compile_schema` gives it. Raises SchemaError."""
+    name = os.fspath(path)
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise SchemaError(f"the schema cannot be read: {error.strerror or error}", path=name) from error
+    if len(content) > MAX_BYTES:
+        raise SchemaError(TOO_LARGE, path=name)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        problem = f"the schema is not UTF-8: byte 0x{content[error.start]:02x}; save it as UTF-8"
+        raise SchemaError(problem, path=name, line=line) from None
+    return compile_schema(text, path=name, previous=previous, now_ms=now_ms)
+
+
+def compile_schema(
+    text: str, *, path: str | None = None, previous: Plan | None = None, now_ms: int | None = None
+) -> Plan:
+    """The plan of the schema `text`, as the successor of `previous` where a store already has one.
+
+    Features that are new are live since `now_ms`; None leaves that to the first event. Where nothing but
+    comments and layout has changed, `previous` itself is returned. Raises SchemaError, which names every
+    independent mistake with `path` and line.
+    """
+    mistakes = Mistakes(path)
+    plan = None
+    with mistakes.collect():
+        schema = read_model(read_document(text, mistakes), mistakes)
+        if schema is not None:
+            lines = {view.name: view.line for view in schema.views}
+            plan = succeed(compile_plan(schema, text), previous, now_ms, lines, mistakes)
+    mistakes.report()
+    assert plan is not None  # noqa: S101  # else there was a mistake
+    return plan

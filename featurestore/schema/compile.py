@@ -1,0 +1,233 @@
+"""The checked model → a `Plan`, as a store that was never there before would have it.
+
+Everything inside a view is put in an order of its own (columns by field and filter, values and filters by
+name), never in the file's: features may be written in another order, and others of the same columns added,
+without a change to the state. The order of events, views, features and services is the file's, for people
+to see. Ids count from 1 here; `evolution` gives back those that a store already knows.
+
+A view's `identity` is JSON over everything its state depends on, by names rather than indexes, so that it
+does not change when fields are added to the event type or moved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from featurestore.plan import (
+    ColumnPlan,
+    EntityPlan,
+    EventPlan,
+    FeaturePlan,
+    FieldPlan,
+    Kind,
+    Op,
+    Part,
+    Plan,
+    Program,
+    ServicePlan,
+    TouchPlan,
+    ViewPlan,
+)
+from featurestore.schema.expression import Condition, FieldType
+from featurestore.schema.model import EventModel, FeatureModel, SchemaModel, ViewModel
+
+
+def compile_plan(schema: SchemaModel, source: str) -> Plan:
+    events = {event.name: index for index, event in enumerate(schema.events)}
+    entities: dict[tuple[str, ...], int] = {}
+    for view in schema.views:
+        entities.setdefault(view.parts, len(entities))
+    indexes = _Indexes(events, entities)
+    views: list[ViewPlan] = []
+    features: list[FeaturePlan] = []
+    definitions: dict[str, tuple[int, str]] = {}  # full name → its index, and its definition for fingerprints
+    for index, view in enumerate(schema.views):
+        columns = _columns(view)
+        views.append(_view(index, view, columns, indexes))
+        order = {pair: position for position, pair in enumerate(columns)}
+        for feature in view.features:
+            column = order[feature.field, feature.where] if feature.has_column else None
+            definitions[feature.name] = (len(features), _definition(view, feature))
+            features.append(
+                FeaturePlan(
+                    name=feature.name,
+                    view=index,
+                    aggregate=feature.aggregate,
+                    column=column,
+                    window_ms=feature.window.length_ms,
+                    exclude_self=feature.exclude_self,
+                    live_since_ms=None,
+                )
+            )
+    return Plan(
+        version=1,
+        name=schema.name,
+        source=source,
+        entities=tuple(
+            EntityPlan(entity_id=index + 1, parts=parts, keep_keys=parts in schema.keep_keys)
+            for parts, index in entities.items()
+        ),
+        events=tuple(
+            _event(index, event, [view for view in schema.views if view.event is event], entities)
+            for index, event in enumerate(schema.events)
+        ),
+        programs=tuple(indexes.programs),
+        views=tuple(views),
+        features=tuple(features),
+        services=tuple(
+            ServicePlan(
+                name=name,
+                features=tuple(definitions[member][0] for member in members),
+                fingerprint=_fingerprint(definitions[member][1] for member in members),
+            )
+            for name, members in schema.services.items()
+        ),
+        next_event_id=len(events) + 1,
+        next_entity_id=len(entities) + 1,
+        next_view_id=len(views) + 1,
+    )
+
+
+@dataclass
+class _Indexes:
+    """Where things are in the plan's tuples; `programs` fills with each filter at its first use."""
+
+    events: dict[str, int]
+    entities: dict[tuple[str, ...], int]
+    programs: dict[Program, int] = field(default_factory=dict)
+
+    def program(self, event: int, condition: Condition) -> int:
+        program = Program(event, condition.source, condition.ops)
+        return self.programs.setdefault(program, len(self.programs))
+
+
+def _event(
+    index: int, event: EventModel, views: Iterable[ViewModel], entities: dict[tuple[str, ...], int]
+) -> EventPlan:
+    order = {name: position for position, name in enumerate(event.fields)}
+    touches = {entities[view.parts]: tuple(order[name] for name in view.key.values()) for view in views}
+    return EventPlan(
+        event_id=index + 1,
+        name=event.name,
+        time=event.time,
+        fields=tuple(
+            FieldPlan(name, Kind.TEXT if kind.is_text else Kind.NUMBER, kind is FieldType.KEY)
+            for name, kind in event.fields.items()
+        ),
+        lateness_ms=event.lateness_ms,
+        id_field=None if event.id_field is None else order[event.id_field],
+        dedupe_ms=event.dedupe_ms,
+        touches=tuple(TouchPlan(entity, fields) for entity, fields in sorted(touches.items())),
+    )
+
+
+_Pair = tuple[str | None, Condition | None]  # field and filter
+
+
+def _columns(view: ViewModel) -> dict[_Pair, Part]:
+    """What the view keeps of each pair that its features need, in canonical order."""
+    columns: dict[_Pair, Part] = {}
+    for feature in view.features:
+        if feature.has_column:
+            pair = (feature.field, feature.where)
+            columns[pair] = columns.get(pair, Part(0)) | feature.parts
+    return dict(sorted(columns.items(), key=lambda column: (column[0][0] or "", _source(column[0][1]))))
+
+
+def _source(condition: Condition | None) -> str:
+    return "" if condition is None else condition.source
+
+
+def _view(index: int, view: ViewModel, columns: dict[_Pair, Part], indexes: _Indexes) -> ViewPlan:
+    event = indexes.events[view.event.name]
+    order = {name: position for position, name in enumerate(view.event.fields)}
+    values = sorted({name for name, _ in columns if name is not None})
+    filters = sorted({where for _, where in columns if where is not None}, key=_source)
+    windows_ms = [feature.window.length_ms for feature in view.features]
+    return ViewPlan(
+        view_id=index + 1,
+        name=view.name,
+        event=event,
+        entity=indexes.entities[view.parts],
+        where=None if view.where is None else indexes.program(event, view.where),
+        offset_ms=view.offset_ms,
+        keep_ms=max(windows_ms) + view.offset_ms + view.event.lateness_ms,
+        floor_ms=None,
+        exact_events=view.exact_events,
+        max_error=view.max_error,
+        max_entries=view.max_entries,
+        values=tuple(order[name] for name in values),
+        filters=tuple(indexes.program(event, where) for where in filters),
+        columns=tuple(
+            ColumnPlan(
+                value=None if name is None else values.index(name),
+                filter=None if where is None else filters.index(where),
+                parts=parts,
+            )
+            for (name, where), parts in columns.items()
+        ),
+        has_lifetime=0 in windows_ms,
+        lifetime_idle_ms=view.lifetime_idle_ms,
+        identity=_identity(view, columns),
+    )
+
+
+def _identity(view: ViewModel, columns: dict[_Pair, Part]) -> str:
+    read: set[str] = {name for name, _ in columns if name is not None}
+    names = list(view.event.fields)
+    for condition in [view.where, *(where for _, where in columns)]:
+        read |= {names[op.field] for op in _ops(condition) if op.field >= 0}
+    return _canonical(
+        {
+            "event": view.event.name,
+            "key": view.key,
+            "where": _source(view.where),
+            "offset_ms": view.offset_ms,
+            "exact_events": view.exact_events,
+            "max_error": view.max_error,
+            "max_entries": view.max_entries,
+            "lifetime": any(feature.window.length_ms == 0 for feature in view.features),
+            "columns": [_column_text(name, where, parts) for (name, where), parts in columns.items()],
+            "types": {name: view.event.fields[name].value for name in read},
+        }
+    )
+
+
+def _ops(condition: Condition | None) -> tuple[Op, ...]:
+    return () if condition is None else condition.ops
+
+
+def _column_text(name: str | None, where: Condition | None, parts: Part) -> str:
+    """A column in words: "tx_amount (sum, extremes) where tx_amount > 5"."""
+    kept = ", ".join(part.name.lower() for part in Part if part in parts and part.name is not None)
+    text = f"{name or 'events'} ({kept or 'count'})"
+    return text if where is None else f"{text} where {where.source}"
+
+
+def _definition(view: ViewModel, feature: FeatureModel) -> str:
+    """Everything that says what number a client gets by this name, and nothing else of the schema."""
+    return _canonical(
+        {
+            "name": feature.name,
+            "event": view.event.name,
+            "key": view.key,
+            "view_where": _source(view.where),
+            "offset_ms": view.offset_ms,
+            "aggregate": feature.aggregate.name,
+            "field": feature.field,
+            "where": _source(feature.where),
+            "window_ms": feature.window.length_ms,
+            "exclude_self": feature.exclude_self,
+        }
+    )
+
+
+def _fingerprint(definitions: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(definitions).encode()).hexdigest()[:16]
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True)

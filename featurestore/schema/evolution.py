@@ -1,0 +1,160 @@
+"""A changed schema on a store that has state: which ids go on, what may change, what becomes unknown.
+
+Ids are how state finds its view again, so this file decides what survives:
+
+- A view of the same name goes on with its id if its `identity` is equal; else the change is refused,
+  because its state would answer for something it never counted. A view that is gone takes its state with
+  it; its name starts empty when used again.
+- Event types go on by name, entities by the parts of their key. No id is given twice.
+- Of an event type, fields may be added, removed and moved (views know theirs by name; every batch in the
+  journal is read with the schema of its own time), and time, lateness and ids may change. The type of a
+  field that a view reads is part of that view's identity. After a change of `ids`, duplicates are told only
+  among events accepted since.
+- Windows may be added, removed, shortened and lengthened. A view that now keeps longer has dropped what it
+  kept shorter: `floor_ms` says up to when, and grows only.
+- A feature that was there before (name, view, aggregate, field, filter, window) keeps `live_since_ms`. Any
+  other is live since now, and warms. Whether it includes the event itself does not matter to what it
+  covers.
+- The schema's name may not change: another name is another schema, given to the wrong store.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+
+from featurestore.errors import SchemaError
+from featurestore.plan import FeaturePlan, Plan, ViewPlan
+from featurestore.schema.document import Mistakes, duration_text, shown
+
+MAX_ID = 65535  # an id is a u16 in the journal, in rows and in fingerprints
+
+_FeatureKey = tuple[str, int, int, str | None, str | None, int]
+
+
+def succeed(
+    plan: Plan, previous: Plan | None, now_ms: int | None, lines: Mapping[str, int], mistakes: Mistakes
+) -> Plan:
+    """`plan` as the successor of `previous`, or `previous` itself where nothing but its text has changed.
+
+    `lines` are those of the views, for messages. Every view that may not change so is a mistake, and the plan
+    returned is then no plan.
+    """
+    if previous is None:
+        return replace(
+            plan, features=tuple(replace(feature, live_since_ms=now_ms) for feature in plan.features)
+        )
+    if plan.name != previous.name:
+        raise SchemaError(
+            f"this store holds the schema {previous.name}, not {plan.name}; give the file its name back, "
+            f"or apply it to a store of its own"
+        )
+    event_ids = {event.name: event.event_id for event in previous.events}
+    entity_ids = {entity.parts: entity.entity_id for entity in previous.entities}
+    views_before = {view.name: view for view in previous.views}
+    next_event_id, next_entity_id, next_view_id = (
+        previous.next_event_id,
+        previous.next_entity_id,
+        previous.next_view_id,
+    )
+
+    events = []
+    for event in plan.events:
+        if event.name not in event_ids:
+            event_ids[event.name] = next_event_id
+            next_event_id += 1
+        events.append(replace(event, event_id=event_ids[event.name]))
+    entities = []
+    for entity in plan.entities:
+        if entity.parts not in entity_ids:
+            entity_ids[entity.parts] = next_entity_id
+            next_entity_id += 1
+        entities.append(replace(entity, entity_id=entity_ids[entity.parts]))
+    views = []
+    for view in plan.views:
+        before = views_before.get(view.name)
+        if before is None:
+            views.append(replace(view, view_id=next_view_id))
+            next_view_id += 1
+            continue
+        if before.identity != view.identity:
+            mistakes.add(_refusal(before, view), lines.get(view.name))
+        views.append(replace(view, view_id=before.view_id, floor_ms=_floor_ms(before, view, now_ms)))
+    if max(next_event_id, next_entity_id, next_view_id) > MAX_ID + 1:
+        raise SchemaError(
+            f"this store has given all of its {MAX_ID} ids to earlier schemas; start a new store"
+        )
+
+    changed = replace(
+        plan,
+        version=previous.version + 1,
+        events=tuple(events),
+        entities=tuple(entities),
+        views=tuple(views),
+        next_event_id=next_event_id,
+        next_entity_id=next_entity_id,
+        next_view_id=next_view_id,
+    )
+    live_since_ms = {_feature_key(previous, feature): feature.live_since_ms for feature in previous.features}
+    changed = replace(
+        changed,
+        features=tuple(
+            replace(feature, live_since_ms=live_since_ms.get(_feature_key(changed, feature), now_ms))
+            for feature in changed.features
+        ),
+    )
+    same = replace(changed, version=previous.version, source=previous.source) == previous
+    return previous if same else changed
+
+
+def _floor_ms(before: ViewPlan, view: ViewPlan, now_ms: int | None) -> int | None:
+    """Nothing before this time is kept. Without a now there is nothing to reckon from: the floor stays."""
+    if view.keep_ms <= before.keep_ms or now_ms is None:
+        return before.floor_ms
+    dropped_ms = now_ms - before.keep_ms
+    return dropped_ms if before.floor_ms is None else max(before.floor_ms, dropped_ms)
+
+
+def _feature_key(plan: Plan, feature: FeaturePlan) -> _FeatureKey:
+    """What a feature counts, in words that no later plan gives another meaning."""
+    view = plan.views[feature.view]
+    value = where = None
+    if feature.column is not None:
+        column = view.columns[feature.column]
+        if column.value is not None:
+            value = plan.events[view.event].fields[view.values[column.value]].name
+        if column.filter is not None:
+            where = plan.programs[view.filters[column.filter]].source
+    return feature.name, view.view_id, int(feature.aggregate), value, where, feature.window_ms
+
+
+def _refusal(before: ViewPlan, view: ViewPlan) -> str:
+    old, new = json.loads(before.identity), json.loads(view.identity)
+    changes = [
+        _change(setting, old.get(setting), new.get(setting))
+        for setting in new
+        if old.get(setting) != new[setting]
+    ]
+    return (
+        f"view {view.name} has state that does not fit this change: {'; '.join(changes)}. "
+        f"Undo it, or use a new name for the changed view, which starts empty"
+    )
+
+
+def _change(setting: str, old: object, new: object) -> str:
+    if isinstance(old, list) and isinstance(new, list):
+        changes = [f"without {shown(each)}" for each in old if each not in new]
+        changes += [f"with {shown(each)}" for each in new if each not in old]
+        return f"{setting} {', '.join(changes)}"
+    return f"{setting.removesuffix('_ms')} was {_value(setting, old)}, is {_value(setting, new)}"
+
+
+def _value(setting: str, value: object) -> str:
+    if isinstance(value, int) and setting.endswith("_ms"):
+        return duration_text(value)
+    if isinstance(value, bool):
+        return "kept" if value else "not kept"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {each}" for name, each in value.items()) or "empty"
+    return shown(str(value)) if value != "" else "absent"

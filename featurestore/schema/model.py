@@ -1,0 +1,641 @@
+"""What a schema file declares, checked: every name resolved, every default filled in, nothing numbered yet.
+
+`read_model` is the only place that knows the file's keys and limits. It takes the sections in the order in
+which they refer to each other (events, views, services) and goes on past a mistake wherever the rest does
+not depend on it: a view of a broken event type is skipped silently, and services are read only if every
+view is right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from featurestore.errors import SchemaError
+from featurestore.plan import Aggregate, Part, TimePlan
+from featurestore.schema import document
+from featurestore.schema.document import (
+    DAY_MS,
+    HOUR_MS,
+    SECOND_MS,
+    Listing,
+    Mistakes,
+    Node,
+    Table,
+    Text,
+    described,
+    is_null,
+    shown,
+    suggestion,
+)
+from featurestore.schema.expression import Condition, FieldType, compile_condition
+
+FORMAT_VERSION = 1
+
+MAX_EVENTS = 256
+MAX_FIELDS = 256  # of an event type
+MAX_VIEWS = 256
+MAX_SERVICES = 256
+MAX_PARTS = 16  # of a key
+MAX_WINDOWS = 32  # of a view
+MAX_COLUMNS = 64  # of a view
+MAX_FILTERS = 48  # of a view: a bit each in a log entry
+MAX_FEATURES = 4096  # of a view, and of a service
+
+MAX_DURATION_MS = 400 * DAY_MS
+MAX_IDLE_MS = 4000 * DAY_MS
+MAX_EXACT_EVENTS = 1 << 20
+MAX_ENTRIES = 1 << 21
+DEFAULT_ENTRIES = 4096
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}")
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_SCHEMA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_AGGREGATE = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(?:\(\s*([^()]*?)\s*\))?\s*")
+
+# Aggregate of each word, and what its column keeps. Extremes make the bounds of mean, first and last true.
+_AGGREGATES = {
+    "count": (Aggregate.COUNT, Part(0)),
+    "sum": (Aggregate.SUM, Part.SUM),
+    "mean": (Aggregate.MEAN, Part.SUM | Part.EXTREMES),
+    "min": (Aggregate.MIN, Part.EXTREMES),
+    "max": (Aggregate.MAX, Part.EXTREMES),
+    "stddev": (Aggregate.STDDEV, Part.MOMENTS | Part.EXTREMES),
+    "first": (Aggregate.FIRST, Part.FIRST | Part.EXTREMES),
+    "last": (Aggregate.LAST, Part.LAST | Part.EXTREMES),
+    "since_first": (Aggregate.SINCE_FIRST, Part.FIRST),
+    "since_last": (Aggregate.SINCE_LAST, Part.LAST),
+}
+_WITHOUT_FIELD = (Aggregate.COUNT, Aggregate.SINCE_FIRST, Aggregate.SINCE_LAST)
+
+
+@dataclass(frozen=True)
+class EventModel:
+    name: str
+    time: TimePlan
+    fields: dict[str, FieldType]  # in the order of the columns; the time field is not among them
+    lateness_ms: int
+    id_field: str | None
+    dedupe_ms: int
+
+
+@dataclass(frozen=True)
+class WindowModel:
+    text: str  # as written: the end of the feature's name
+    length_ms: int  # 0 = lifetime
+
+
+@dataclass(frozen=True)
+class FeatureModel:
+    name: str  # in full: "customer.count_1d"
+    aggregate: Aggregate
+    field: str | None
+    where: Condition | None
+    window: WindowModel
+    exclude_self: bool
+
+    @property
+    def has_column(self) -> bool:
+        """Whether it needs a column: plain counts and times are those of the view's log entries."""
+        return self.field is not None or self.where is not None
+
+    @property
+    def parts(self) -> Part:
+        return _PARTS[self.aggregate]
+
+
+_PARTS = dict(_AGGREGATES.values())
+
+
+@dataclass(frozen=True)
+class ViewModel:
+    name: str
+    line: int
+    event: EventModel
+    key: dict[str, str]  # part → field, sorted by part
+    where: Condition | None
+    offset_ms: int
+    features: tuple[FeatureModel, ...]
+    exact_events: int
+    max_error: float
+    max_entries: int
+    lifetime_idle_ms: int
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return tuple(self.key)
+
+
+@dataclass(frozen=True)
+class SchemaModel:
+    name: str
+    events: tuple[EventModel, ...]
+    views: tuple[ViewModel, ...]
+    services: dict[str, tuple[str, ...]]  # full feature names, in the order of the vector
+    keep_keys: frozenset[tuple[str, ...]]  # entities, by their sorted parts
+
+
+_Declared = TypeVar("_Declared")
+
+
+def read_model(root: Table, mistakes: Mistakes) -> SchemaModel | None:
+    """The schema that the document declares, or None where there are mistakes."""
+    # Another version may have other keys, so that nothing after it could be trusted.
+    if "version" not in root.entries:
+        raise SchemaError(
+            f"the schema has no version; begin it with `version: {FORMAT_VERSION}`", line=root.line
+        )
+    version = document.integer(root.entries["version"], "version", 0, 10**9)
+    if version != FORMAT_VERSION:
+        line = root.entries["version"].line
+        raise SchemaError(
+            f"version {version} of the schema format is not known; this one is {FORMAT_VERSION}", line=line
+        )
+
+    known = ("version", "name", "events", "views", "services", "keep_keys")
+    sections = document.settings(root, "the schema", known, ("name", "events", "views"), mistakes)
+    name = ""
+    with mistakes.collect():
+        name = _checked_name(sections["name"], "the schema's name", _SCHEMA_NAME, "letters, digits and . _ -")
+    events = _declared(
+        sections["events"], "event", MAX_EVENTS, mistakes, lambda n, node: _event(n, node, mistakes)
+    )
+    views = _declared(
+        sections["views"], "view", MAX_VIEWS, mistakes, lambda n, node: _view(n, node, events, mistakes)
+    )
+    right_views = [view for view in views.values() if view is not None]
+    _check_parts(right_views, mistakes)
+    keep_keys: frozenset[tuple[str, ...]] = frozenset()
+    services: dict[str, tuple[str, ...] | None] = {}
+    if mistakes:
+        return None
+
+    if "keep_keys" in sections:
+        with mistakes.collect():
+            keep_keys = _keep_keys(sections["keep_keys"], {view.parts for view in right_views})
+    if "services" in sections:
+        features = {view.name: [feature.name for feature in view.features] for view in right_views}
+        services = _declared(
+            sections["services"],
+            "service",
+            MAX_SERVICES,
+            mistakes,
+            lambda n, node: _service(n, node, features),
+        )
+    if mistakes:
+        return None
+    return SchemaModel(
+        name=name,
+        events=tuple(event for event in events.values() if event is not None),
+        views=tuple(right_views),
+        services={name: members for name, members in services.items() if members is not None},
+        keep_keys=keep_keys,
+    )
+
+
+def _declared(
+    node: Node, noun: str, most: int, mistakes: Mistakes, read: Callable[[str, Node], _Declared | None]
+) -> dict[str, _Declared | None]:
+    """A section of named things: each by its name, or None where it is wrong."""
+    found: dict[str, _Declared | None] = {}
+    with mistakes.collect():
+        section = document.table(node, f"section {noun}s")
+        if len(section.entries) > most:
+            raise SchemaError(f"more than {most} {noun}s: {len(section.entries)}", line=section.line)
+        for name, each in section.entries.items():
+            if mistakes.enough:
+                break
+            found[name] = None
+            with mistakes.collect():
+                _check_name(name, f"{noun} {shown(name)}", section.lines[name])
+                found[name] = read(name, each)
+    return found
+
+
+def _check_name(name: str, what: str, line: int) -> None:
+    if not _NAME.fullmatch(name):
+        raise SchemaError(
+            f"{what}: a name is up to 64 lower-case letters, digits and _, and does not begin with a digit",
+            line=line,
+        )
+
+
+def _checked_name(node: Node, what: str, pattern: re.Pattern[str], allowed: str) -> str:
+    name = document.word(node, what)
+    if not pattern.fullmatch(name):
+        raise SchemaError(f"{what} must be up to 64 {allowed}, not {described(node)}", line=node.line)
+    return name
+
+
+def _field_name(node: Node, what: str) -> str:
+    return _checked_name(node, what, _FIELD, "letters, digits and _, not beginning with a digit")
+
+
+# Event types
+
+
+def _event(name: str, node: Node, mistakes: Mistakes) -> EventModel | None:
+    what = f"event {name}"
+    found = document.settings(node, what, ("time", "fields", "lateness", "ids"), ("time",), mistakes)
+    time = _time(found["time"], f"time of {what}")
+    fields = _fields(found["fields"], what, mistakes) if "fields" in found else {}
+    if fields is None:
+        return None
+    declared = fields.pop(time.field, None)
+    misfits = (FieldType.NUMBER, FieldType.BOOL) if time.unit == "iso" else (FieldType.STRING, FieldType.BOOL)
+    if declared in misfits:
+        hint = (
+            f"where it is a number, write {{field: {time.field}, unit: s}} (or ms, us)"
+            if time.unit == "iso"
+            else f"with unit {time.unit} it is a number"
+        )
+        raise SchemaError(
+            f"time field {time.field} of {what} is declared {declared.value}; {hint}", line=node.line
+        )
+    lateness_ms = HOUR_MS
+    if "lateness" in found:
+        lateness_ms = document.duration_ms(found["lateness"], f"lateness of {what}", 0, MAX_DURATION_MS)
+    id_field, dedupe_ms = None, 0
+    if "ids" in found:
+        id_field, dedupe_ms = _ids(found["ids"], what, mistakes)
+        if id_field == time.field:
+            raise SchemaError(
+                f"ids of {what}: {id_field} is the time field; an id needs its own", line=found["ids"].line
+            )
+        id_type = fields.setdefault(id_field, FieldType.STRING)
+        if not id_type.is_text:
+            raise SchemaError(
+                f"ids of {what}: {id_field} is declared {id_type.value}; an id is a key or a string",
+                line=found["ids"].line,
+            )
+    return EventModel(name, time, fields, lateness_ms, id_field, dedupe_ms)
+
+
+def _time(node: Node, what: str) -> TimePlan:
+    if not isinstance(node, Table):
+        return TimePlan(_field_name(node, what), "iso")
+    for key, line in node.lines.items():
+        if key not in ("field", "unit"):
+            raise SchemaError(
+                f"unknown setting {shown(key)} in {what}{suggestion(key, ('field', 'unit'))}", line=line
+            )
+    if "field" not in node.entries:
+        raise SchemaError(f"{what} has no field; write {{field: ts, unit: ms}}", line=node.line)
+    unit = "iso"
+    if "unit" in node.entries:
+        unit = document.choice(node.entries["unit"], f"unit of {what}", ("s", "ms", "us", "iso"))
+    return TimePlan(_field_name(node.entries["field"], f"field of {what}"), unit)
+
+
+def _fields(node: Node, what: str, mistakes: Mistakes) -> dict[str, FieldType] | None:
+    """Every field with its type, or None where one is wrong, which the mistakes then tell."""
+    found = document.table(node, f"fields of {what}")
+    if len(found.entries) > MAX_FIELDS:
+        raise SchemaError(f"more than {MAX_FIELDS} fields in {what}: {len(found.entries)}", line=found.line)
+    fields = {}
+    for name, each in found.entries.items():
+        with mistakes.collect():
+            if not _FIELD.fullmatch(name):
+                allowed = "letters, digits and _, and does not begin with a digit"
+                raise SchemaError(
+                    f"field {shown(name)} of {what}: a name is up to 64 {allowed}", line=found.lines[name]
+                )
+            kinds = [kind.value for kind in FieldType]
+            fields[name] = FieldType(document.choice(each, f"type of field {name} of {what}", kinds))
+    return fields if len(fields) == len(found.entries) else None
+
+
+def _ids(node: Node, what: str, mistakes: Mistakes) -> tuple[str, int]:
+    found = document.settings(node, f"ids of {what}", ("id", "dedupe"), ("id",), mistakes)
+    dedupe_ms = HOUR_MS
+    if "dedupe" in found:
+        dedupe_ms = document.duration_ms(found["dedupe"], f"dedupe of {what}", SECOND_MS, MAX_DURATION_MS)
+    return _field_name(found["id"], f"id of {what}"), dedupe_ms
+
+
+# Views
+
+_VIEW_SETTINGS = (
+    "event",
+    "key",
+    "where",
+    "windows",
+    "offset",
+    "features",
+    "exact_events",
+    "max_error",
+    "max_entries",
+    "lifetime_idle",
+)
+
+
+def _view(
+    name: str, node: Node, events: Mapping[str, EventModel | None], mistakes: Mistakes
+) -> ViewModel | None:
+    what = f"view {name}"
+    line = node.line
+    if isinstance(node, Table) and "lateness" in node.entries:
+        raise SchemaError(
+            f"lateness in {what}: it is a setting of the event type, for all its views",
+            line=node.lines["lateness"],
+        )
+    found = document.settings(node, what, _VIEW_SETTINGS, ("event", "key", "features"), mistakes)
+    event_name = document.word(found["event"], f"event of {what}")
+    if event_name not in events:
+        problem = f"unknown event {shown(event_name)} in {what}{suggestion(event_name, events)}"
+        raise SchemaError(problem, line=found["event"].line)
+    event = events[event_name]
+    if event is None:
+        return None
+
+    key: dict[str, str] = {}
+    with mistakes.collect():
+        key = _key(found["key"], what, event)
+    where = None
+    with mistakes.collect():
+        where = _where(found, what, event)
+    offset_ms = 0
+    with mistakes.collect():
+        if "offset" in found:
+            offset_ms = document.duration_ms(found["offset"], f"offset of {what}", 0, MAX_DURATION_MS)
+    exact_events, max_error, max_entries = _error_settings(found, what)
+    lifetime_idle_ms = MAX_DURATION_MS
+    if "lifetime_idle" in found:
+        lifetime_idle_ms = document.duration_ms(
+            found["lifetime_idle"], f"lifetime_idle of {what}", SECOND_MS, MAX_IDLE_MS
+        )
+    windows = _windows(found["windows"], what) if "windows" in found else ()
+    features = _features(found["features"], name, event, windows, mistakes)
+    view = ViewModel(
+        name,
+        line,
+        event,
+        key,
+        where,
+        offset_ms,
+        features,
+        exact_events,
+        max_error,
+        max_entries,
+        lifetime_idle_ms,
+    )
+    _check_limits(view)
+    return view
+
+
+def _known_field(name: str, what: str, event: EventModel, line: int) -> FieldType:
+    if name == event.time.field:
+        raise SchemaError(
+            f"field {name} in {what} is the time of event {event.name}; it has no other use", line=line
+        )
+    if name not in event.fields:
+        raise SchemaError(f"unknown field {shown(name)} in {what}{suggestion(name, event.fields)}", line=line)
+    return event.fields[name]
+
+
+def _key(node: Node, what: str, event: EventModel) -> dict[str, str]:
+    """Part → field, sorted by part, from any of the four ways to write it."""
+    pairs: list[tuple[str, str, int]]
+    if isinstance(node, Table):
+        pairs = [
+            (part, document.word(each, f"key of {what}"), each.line) for part, each in node.entries.items()
+        ]
+    elif isinstance(node, Listing):
+        words = [(document.word(each, f"key of {what}"), each.line) for each in node.items]
+        pairs = [(field, field, line) for field, line in words]
+    elif is_null(node):
+        raise SchemaError(f"key of {what} is empty; one row for everything is `key: []`", line=node.line)
+    else:
+        pairs = [(node.text, node.text, node.line)]
+    if len(pairs) > MAX_PARTS:
+        raise SchemaError(f"key of {what} has more than {MAX_PARTS} parts: {len(pairs)}", line=node.line)
+    key: dict[str, str] = {}
+    for part, field, line in pairs:
+        if part in key:
+            raise SchemaError(f"key of {what} names {shown(part)} twice", line=line)
+        if not _FIELD.fullmatch(part):
+            allowed = "letters, digits and _, and does not begin with a digit"
+            raise SchemaError(f"key part {shown(part)} of {what}: a name is up to 64 {allowed}", line=line)
+        kind = _known_field(field, what, event, line)
+        if kind is not FieldType.KEY:
+            raise SchemaError(
+                f"key of {what}: {field} is declared {kind.value}; "
+                f"declare it `{field}: key` in event {event.name}",
+                line=line,
+            )
+        key[part] = field
+    return dict(sorted(key.items()))
+
+
+def _where(found: Mapping[str, Node], what: str, event: EventModel) -> Condition | None:
+    if "where" not in found:
+        return None
+    node = found["where"]
+    source = document.word(node, f"where of {what}")
+    return compile_condition(source, event.fields, what=f"where of {what}", line=node.line)
+
+
+def _error_settings(found: Mapping[str, Node], what: str) -> tuple[int, float, int]:
+    exact_events, max_error = 256, 0.01
+    if "exact_events" in found:
+        exact_events = document.integer(found["exact_events"], f"exact_events of {what}", 1, MAX_EXACT_EVENTS)
+    if "max_error" in found:
+        max_error = document.fraction(found["max_error"], f"max_error of {what}", 0.5)
+    max_entries = max(DEFAULT_ENTRIES, 2 * exact_events)
+    if "max_entries" in found:
+        max_entries = document.integer(found["max_entries"], f"max_entries of {what}", 1, MAX_ENTRIES)
+        if max_entries < exact_events:
+            raise SchemaError(
+                f"max_entries of {what} is {max_entries}, fewer than its {exact_events} exact_events; "
+                f"an exact log holds an entry per event",
+                line=found["max_entries"].line,
+            )
+    return exact_events, max_error, max_entries
+
+
+def _windows(node: Node, what: str) -> tuple[WindowModel, ...]:
+    windows: dict[int, WindowModel] = {}
+    for each in document.items(node, f"windows of {what}", "[10m, 1h, lifetime]"):
+        text = document.word(each, f"window of {what}")
+        length_ms = 0
+        if text != "lifetime":
+            length_ms = document.duration_ms(each, f"window of {what}", SECOND_MS, MAX_DURATION_MS)
+        if length_ms in windows:
+            other = windows[length_ms].text
+            same = "given twice" if other == text else f"the same as {other}"
+            raise SchemaError(f"window {text} of {what} is {same}", line=each.line)
+        windows[length_ms] = WindowModel(text, length_ms)
+    return tuple(windows.values())
+
+
+def _features(
+    node: Node, view: str, event: EventModel, windows: tuple[WindowModel, ...], mistakes: Mistakes
+) -> tuple[FeatureModel, ...]:
+    features: list[FeatureModel] = []
+    lines: dict[str, int] = {}  # of the features so far, by full name
+    for each in document.items(node, f"features of view {view}", "[count, mean(amount)]"):
+        if mistakes.enough:
+            break
+        with mistakes.collect():
+            for feature in _feature(each, view, event, windows, mistakes):
+                if feature.name in lines:
+                    raise SchemaError(
+                        f"feature {feature.name} is declared twice, first on line {lines[feature.name]}; "
+                        f"give one of them a name of its own",
+                        line=each.line,
+                    )
+                if len(lines) == MAX_FEATURES:
+                    raise SchemaError(f"more than {MAX_FEATURES} features in view {view}", line=each.line)
+                lines[feature.name] = each.line
+                features.append(feature)
+    return tuple(features)
+
+
+def _feature(
+    node: Node, view: str, event: EventModel, windows: tuple[WindowModel, ...], mistakes: Mistakes
+) -> list[FeatureModel]:
+    """One item of the list, as a feature per window."""
+    what = f"view {view}"
+    if isinstance(node, Text):
+        found: dict[str, Node] = {"aggregate": node}
+    else:
+        known = ("name", "aggregate", "where", "windows", "self")
+        found = document.settings(node, f"a feature of {what}", known, ("aggregate",), mistakes)
+    aggregate, field, name = _aggregate(found["aggregate"], what, event)
+    if "name" in found:
+        name = document.word(found["name"], f"name of a feature of {what}")
+        _check_name(name, f"feature {shown(name)} of {what}", found["name"].line)
+    elif "where" in found:
+        raise SchemaError(f"a feature of {what} has a where but no name; give it one", line=node.line)
+    where = _where(found, f"feature {name} of {what}", event)
+    if "windows" in found:
+        windows = _windows(found["windows"], f"feature {name} of {what}")
+    if not windows:
+        raise SchemaError(
+            f"feature {name} of {what} has no windows; give them to it or to the view", line=node.line
+        )
+    exclude_self = aggregate is Aggregate.SINCE_LAST
+    if "self" in found:
+        exclude_self = (
+            document.choice(found["self"], f"self of feature {name}", ("include", "exclude")) == "exclude"
+        )
+    return [
+        FeatureModel(f"{view}.{name}_{window.text}", aggregate, field, where, window, exclude_self)
+        for window in windows
+    ]
+
+
+def _aggregate(node: Node, what: str, event: EventModel) -> tuple[Aggregate, str | None, str]:
+    """The aggregate, its field, and the name that a feature has by default."""
+    written = document.word(node, f"aggregate in {what}")
+    match = _AGGREGATE.fullmatch(written)
+    if match is None:
+        raise SchemaError(
+            f"an aggregate in {what} must be like count or mean(amount), not {described(node)}",
+            line=node.line,
+        )
+    word, field = match[1], match[2]
+    if word not in _AGGREGATES:
+        raise SchemaError(
+            f"unknown aggregate {shown(word)} in {what}{suggestion(word, _AGGREGATES)}", line=node.line
+        )
+    aggregate, _ = _AGGREGATES[word]
+    if aggregate in _WITHOUT_FIELD:
+        if field is not None:
+            hint = (
+                f"; where {field} is present is `where: {field} is not null`" if field in event.fields else ""
+            )
+            raise SchemaError(f"{word} in {what} is of events and takes no field{hint}", line=node.line)
+        return aggregate, None, word
+    if not field:
+        raise SchemaError(f"{word} in {what} needs a field: {word}(field)", line=node.line)
+    kind = _known_field(field, what, event, node.line)
+    if kind.is_text:
+        raise SchemaError(
+            f"{word}({field}) in {what}: {field} is declared {kind.value}; {word} needs a number or a bool",
+            line=node.line,
+        )
+    return aggregate, field, f"{word}_{field}"
+
+
+def _check_limits(view: ViewModel) -> None:
+    """What the engine's counters and bit sets can hold, and lifetimes, which no offset applies to."""
+    what = f"view {view.name}"
+    windows = {feature.window.length_ms for feature in view.features}
+    columns = {(feature.field, feature.where) for feature in view.features if feature.has_column}
+    filters = {feature.where for feature in view.features if feature.where is not None}
+    for noun, most, found in (
+        ("windows", MAX_WINDOWS, len(windows)),
+        ("columns (pairs of field and where)", MAX_COLUMNS, len(columns)),
+        ("different where of features", MAX_FILTERS, len(filters)),
+    ):
+        if found > most:
+            raise SchemaError(
+                f"{what} has {found} {noun}, more than {most}; split it into two views", line=view.line
+            )
+    if view.offset_ms and 0 in windows:
+        raise SchemaError(
+            f"{what} has an offset, and lifetime features take none; use another view", line=view.line
+        )
+
+
+def _check_parts(views: list[ViewModel], mistakes: Mistakes) -> None:
+    """Within one event type a part of a key is one field, so that an event touches an entity at most once."""
+    fields: dict[tuple[str, str], tuple[str, str]] = {}
+    for view in views:
+        for part, field in view.key.items():
+            other_field, other_view = fields.setdefault((view.event.name, part), (field, view.name))
+            if other_field != field:
+                mistakes.add(
+                    f"key part {part} of view {view.name} is field {field}, but in view {other_view} of the "
+                    f"same event it is {other_field}; give one of the parts another name",
+                    view.line,
+                )
+
+
+# Services, and entities whose keys are kept
+
+
+def _service(name: str, node: Node, features: Mapping[str, list[str]]) -> tuple[str, ...]:
+    what = f"service {name}"
+    chosen: dict[str, int] = {}  # full name → line
+    for each in document.items(node, what, "[customer.*, terminal.count_1d]"):
+        written = document.word(each, f"a feature of {what}")
+        view, dot, feature = written.partition(".")
+        if not dot:
+            hint = f"; all of its features are {view}.*" if view in features else ""
+            raise SchemaError(
+                f"{shown(written)} in {what} is not view.feature or view.*{hint}", line=each.line
+            )
+        if view not in features:
+            raise SchemaError(
+                f"unknown view {shown(view)} in {what}{suggestion(view, features)}", line=each.line
+            )
+        if feature != "*" and written not in features[view]:
+            known = suggestion(written, features[view])
+            raise SchemaError(f"unknown feature {shown(written)} in {what}{known}", line=each.line)
+        for full_name in features[view] if feature == "*" else [written]:
+            if full_name in chosen:
+                first = chosen[full_name]
+                raise SchemaError(f"{full_name} is twice in {what}, first on line {first}", line=each.line)
+            chosen[full_name] = each.line
+        if len(chosen) > MAX_FEATURES:
+            raise SchemaError(f"{what} has more than {MAX_FEATURES} features", line=each.line)
+    return tuple(chosen)
+
+
+def _keep_keys(node: Node, entities: set[tuple[str, ...]]) -> frozenset[tuple[str, ...]]:
+    kept = set()
+    for each in document.items(node, "keep_keys", "[customer_id, [ip, track]]"):
+        members = each.items if isinstance(each, Listing) else (each,)
+        parts = tuple(sorted(document.word(member, "an entity of keep_keys") for member in members))
+        if parts not in entities:
+            written = ", ".join(parts)
+            known = suggestion(written, [", ".join(entity) for entity in entities if entity])
+            raise SchemaError(f"keep_keys: no view has the key {shown(written)}{known}", line=each.line)
+        if parts in kept:
+            raise SchemaError(f"keep_keys names {', '.join(parts)} twice", line=each.line)
+        kept.add(parts)
+    return frozenset(kept)
