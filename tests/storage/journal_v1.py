@@ -1,18 +1,21 @@
 """storage/FORMAT.md "Journal" written down a second time, slowly: what tests compare the compiled code with.
 
-Imports nothing from featurestore. Writes segments, frames and bodies, and reads a directory of segments, taking
-every rule of the format from the document and none from the code.
+Imports nothing from featurestore. Writes segments, frames and bodies, and reads a directory of segments,
+taking every rule of the format from the document and none from the code.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SEGMENT_HEADER = struct.Struct("<4sHH16sQQQQQI")  # then the checksum, u32
 FRAME_HEADER = struct.Struct("<BBHIQIIqQQ")  # after the magic and the checksum, u32 each
 BATCH, SCHEMA, FORGET = 1, 2, 3
+
+Column = Sequence[float | bytes | None]  # all float, or all text with None where it is absent
 
 
 def crc32c(data: bytes, crc: int = 0) -> int:
@@ -30,7 +33,7 @@ def padded(data: bytes) -> bytes:
 
 
 def segment_header(
-    store_id: bytes, salt: int, first: int, previous: int, base: int, size: int, *, version: int = 1
+    store_id: bytes, salt: int, first: int, *, previous: int, base: int, size: int, version: int = 1
 ) -> bytes:
     head = SEGMENT_HEADER.pack(b"FSJS", version, 72, store_id, salt, first, previous, base, size, 0)
     return head + struct.pack("<I", crc32c(head))
@@ -57,7 +60,7 @@ def frame(
 def batch_body(
     outcomes: list[int],
     times: list[int],
-    columns: list[list[float] | list[bytes | None]],
+    columns: list[Column],
     *,
     producer: bytes = b"",
     epoch: int = 0,
@@ -74,7 +77,7 @@ def batch_body(
         if all(isinstance(value, float) for value in column):
             out += struct.pack(f"<BBHI{n}d", 0, 0, 0, 0, *column)
             continue
-        texts = [value or b"" for value in column]
+        texts = [value if isinstance(value, bytes) else b"" for value in column]
         flags = bytes(value is not None for value in column)
         has_flags = 0 in flags
         offsets = [sum(map(len, texts[:i])) for i in range(n + 1)]

@@ -33,12 +33,12 @@ def test_it_fires_once_at_its_count() -> None:
     failpoint.arm("checkpoint.mid:3=enospc, recovery.mid=eio")
     failpoint.reach("checkpoint.mid")
     failpoint.reach("checkpoint.mid")
-    with pytest.raises(OSError, match="checkpoint.mid") as caught:
+    with pytest.raises(OSError, match=r"checkpoint\.mid") as caught:
         failpoint.reach("checkpoint.mid")
     assert caught.value.errno == errno.ENOSPC
     failpoint.reach("checkpoint.mid")
     assert failpoint.hits("checkpoint.mid") == 4
-    with pytest.raises(OSError, match="recovery.mid") as caught:
+    with pytest.raises(OSError, match=r"recovery\.mid") as caught:
         failpoint.reach("recovery.mid")
     assert caught.value.errno == errno.EIO
 

@@ -53,8 +53,8 @@ def golden() -> dict[str, bytes]:
         schema=1,
         now_ms=NOW_MS + 200,
     )
-    first = journal_v1.segment_header(STORE, salts[0], 1, 0, 0, 4096) + schema + batch
-    second = journal_v1.segment_header(STORE, salts[1], 5, 1, used, 4096) + forget
+    first = journal_v1.segment_header(STORE, salts[0], 1, previous=0, base=0, size=4096) + schema + batch
+    second = journal_v1.segment_header(STORE, salts[1], 5, previous=1, base=used, size=4096) + forget
     return {
         "journal-00000000000000000001.seg": first.ljust(4096, b"\0"),
         "journal-00000000000000000005.seg": second.ljust(4096, b"\0"),
@@ -133,7 +133,7 @@ def test_the_second_implementation_reads_what_the_journal_writes(tmp_path: Path)
 
 def segment(directory: Path, *frames: bytes, first: int = 1, salt: int = 5, version: int = 1) -> Path:
     path = directory / f"journal-{first:020}.seg"
-    header = journal_v1.segment_header(STORE, salt, first, 0, 0, 4096, version=version)
+    header = journal_v1.segment_header(STORE, salt, first, previous=0, base=0, size=4096, version=version)
     path.write_bytes((header + b"".join(frames)).ljust(4096, b"\0"))
     return path
 
@@ -173,9 +173,7 @@ def test_an_intact_frame_that_contradicts_its_place_is_refused(
 def test_a_frame_of_another_segment_or_place_is_not_a_frame(tmp_path: Path, change: dict[str, int]) -> None:
     segment(
         tmp_path,
-        journal_v1.frame(
-            **{"salt": 5, "kind": 1, "body": b"", "first": 1, "offset": 72, "durable": 72, **change}
-        ),
+        journal_v1.frame(change.get("salt", 5), 1, b"", first=1, offset=change.get("offset", 72), durable=72),
     )
     with Journal(tmp_path, STORE) as journal:
         assert journal.last_position == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,13 +24,13 @@ from . import journal_v1
 
 OUTCOMES = [0, 1, 2, *range(16, 26)]
 
-Column = list[float] | list[bytes | None]
+Column = journal_v1.Column
 
 
 def as_column(values: Column) -> np.ndarray | TextValues:
     if all(isinstance(value, float) for value in values):
         return np.array(values, np.float64)
-    texts = [value or b"" for value in values]  # type: ignore[misc]
+    texts = [value if isinstance(value, bytes) else b"" for value in values]
     present = np.array([value is not None for value in values], np.uint8)
     return TextValues(
         np.cumsum([0, *map(len, texts)]).astype(np.uint32),
@@ -64,7 +65,7 @@ def batches(draw: st.DrawFn) -> dict[str, object]:
 
 
 @given(batches())
-def test_a_batch_round_trips_and_has_the_documented_bytes(batch: dict) -> None:
+def test_a_batch_round_trips_and_has_the_documented_bytes(batch: dict[str, Any]) -> None:
     columns = batch.pop("columns")
     outcomes, times = batch.pop("outcomes"), batch.pop("times")
     body = batch_body(outcomes, times, [as_column(column) for column in columns], **batch)

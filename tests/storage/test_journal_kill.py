@@ -1,4 +1,4 @@
-"""kill -9 at every failpoint of the journal, in a child: what it acknowledged is there, and the rest is a prefix."""
+"""kill -9 at every failpoint of the journal, in a child: all it acknowledged is there, as a prefix."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -34,10 +35,10 @@ def body(i: int) -> bytes:
 
 def write(directory: Path, n: int, *, synced: bool, start: int = 0) -> None:
     """n frames, each one durable before the next, or none of them while they are written."""
-    mode = "group" if synced else "process"
+    mode: Literal["group", "process"] = "group" if synced else "process"
     with Journal(
         directory, STORE, create=True, segment_bytes=SEGMENT_BYTES, mode=mode, sync_delay_ms=1000
-    ) as journal:  # type: ignore[arg-type]
+    ) as journal:
         for i in range(start, start + n):
             position = journal.append(BATCH, body(i), n_positions=2)
             if synced:
