@@ -421,11 +421,13 @@ def _ms_of_floats(array: NDArray[Any], unit: str, codes: Codes) -> NDArray[np.in
     array = array.astype(np.float64)
     codes[np.isnan(array)] = Outcome.REFUSED_NO_TIME
     if unit == "s":
-        microseconds = np.rint(_within(array, EARLIEST_MS // 1000, LATEST_MS // 1000 + 1, codes) * 1e6)
-        return np.floor_divide(microseconds.astype(np.int64), 1000)
+        microseconds: NDArray[np.float64] = np.rint(
+            _within(array, EARLIEST_MS // 1000, LATEST_MS // 1000 + 1, codes) * 1e6
+        )
+        return microseconds.astype(np.int64) // 1000
     scale = 1000 if unit == "us" else 1
-    whole = np.floor(_within(array, EARLIEST_MS * scale, (LATEST_MS + 1) * scale, codes))
-    return np.floor_divide(whole.astype(np.int64), scale)
+    whole: NDArray[np.float64] = np.floor(_within(array, EARLIEST_MS * scale, (LATEST_MS + 1) * scale, codes))
+    return whole.astype(np.int64) // scale
 
 
 def _ms_of_datetimes(array: NDArray[Any], codes: Codes) -> NDArray[np.int64]:
