@@ -1,11 +1,12 @@
-"""A program that appends to a journal and says what is durable; test_journal_power.py cuts, starves and kills it.
+"""A program that appends to a journal and says what is durable; see test_journal_power.py.
 
     python journal_program.py DIRECTORY MODE N_THREADS N_FRAMES [KEEP]
 
-Each thread appends its frames, numbered on from what the journal already holds, waits until each is acknowledged,
-and says `ack POSITION THREAD NUMBER` on standard output and as a marker. Segments are small, so they roll often.
-With KEEP, all but about the last KEEP positions are deleted now and then: `truncate POSITION` says from where they
-must be kept. A full disk is waited out: `full` is said, and the append tried again.
+Each thread appends its frames, numbered on from what the journal already holds, waits until each is
+acknowledged, and says `ack POSITION THREAD NUMBER` on standard output and as a marker. Segments are small,
+so they roll often. With KEEP, all but about the last KEEP positions are deleted now and then: `truncate
+POSITION` says from where they must be kept. A full disk is waited out: `full` is said, and the append tried
+again.
 """
 
 from __future__ import annotations
