@@ -1,6 +1,6 @@
 """A program that writes checkpoints of rows and says which are durable; see test_rows_power.py.
 
-    python rows_program.py DIRECTORY N_CHECKPOINTS
+    python -m crash.rows_program DIRECTORY N_CHECKPOINTS
 
 A checkpoint is numbered on from what the store holds. It changes, adds and frees rows of some shards and
 puts one meta, all of it following from its number, so that what a store must hold is computed from one
@@ -19,14 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-if __package__:
-    from . import shim
-else:
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from crash import shim
-
 from featurestore.errors import LimitError, StorageError
 from featurestore.storage.rows import RowStore
+
+from . import shim
 
 STORE_ID = bytes(range(16))
 N_SHARDS = 4

@@ -17,7 +17,7 @@ from .kill import History, kill_loop
 
 pytest.importorskip("featurestore.storage.journal")
 
-PROGRAM = [sys.executable, str(Path(program.__file__))]
+PROGRAM = [sys.executable, "-m", program.__name__]
 SLOW_DISK = "op=fdatasync;sticky=1;delay_ms=1"
 """Syncs are answered without being done; so that batches gather behind one, it takes a while all the same."""
 
