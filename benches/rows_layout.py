@@ -1,14 +1,15 @@
 """Rows in LMDB: a key per row, or packed blocks, and of which size?
 
-The same rows are written whole, then a random tenth of them again (the same lengths), then loaded. Every layout
-starts from an empty store in the same file system and commits once per write, synced. `key per row` goes through
-py-lmdb's putmulti in key order, alone in its process, so its times hold some Python; its bytes do not. The others are
-RowStore with other block sizes; `one row` makes each row a block of its own, which is a key per row in the same C code.
+The same rows are written whole, then a random tenth of them again (the same lengths), then loaded. Every
+layout starts from an empty store in the same file system and commits once per write, synced. `key per row`
+goes through py-lmdb's putmulti in key order, alone in its process, so its times hold some Python; its bytes
+do not. The others are RowStore with other block sizes; `one row` makes each row a block of its own, which is
+a key per row in the same C code.
 
     python benches/rows_layout.py --rows 5000000
 
-Written: bytes this process handed to write(), so what LMDB wrote, by any call; over the bytes of the changed rows.
-The numbers that decided are in the head of featurestore/storage/blocks.pyx.
+Written: bytes this process handed to write(), so what LMDB wrote, by any call; over the bytes of the changed
+rows. The numbers that decided are in the head of featurestore/storage/blocks.pyx.
 """
 
 from __future__ import annotations
@@ -53,8 +54,12 @@ def measured(work: Callable[[], int]) -> tuple[float, int, int]:
     return time.perf_counter() - start, written_bytes() - before, result
 
 
-def blocks(directory: Path, parts: list[NDArray[np.uint8]], tenth: list[NDArray[np.uint8]], block_bytes: int) -> Row:
-    store = RowStore.open(directory, store_id=STORE_ID, create=True, block_bytes=block_bytes, map_size_bytes=1 << 36)
+def blocks(
+    directory: Path, parts: list[NDArray[np.uint8]], tenth: list[NDArray[np.uint8]], block_bytes: int
+) -> Row:
+    store = RowStore.open(
+        directory, store_id=STORE_ID, create=True, block_bytes=block_bytes, map_size_bytes=1 << 36
+    )
 
     def write(shards: list[NDArray[np.uint8]], position: int) -> int:
         store.begin()
@@ -123,12 +128,18 @@ Row = tuple[Measure, Measure, Measure, int, int]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--payload-bytes", type=int, default=100)
     parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--changed", type=float, default=0.1, help="share of rows changed in the second write")
-    parser.add_argument("--directory", type=Path, help="file system to measure; a temporary directory by default")
+    parser.add_argument(
+        "--changed", type=float, default=0.1, help="share of rows changed in the second write"
+    )
+    parser.add_argument(
+        "--directory", type=Path, help="file system to measure; a temporary directory by default"
+    )
     parser.add_argument("--only", help="only the layouts whose name contains this")
     arguments = parser.parse_args()
 

@@ -1,13 +1,15 @@
 """LMDB's C functions, called without the GIL.
 
-py-lmdb's own calls give up the GIL and take it back around every put, and wait for it behind any thread that is
-running Python: 500,000 puts took 0.16 s alone, and 20,000 took 18 s beside one spinning thread. A checkpoint must
-not be slowed down by serving threads, nor slow them down. So the C library that py-lmdb brings is called directly.
+py-lmdb's own calls give up the GIL and take it back around every put, and wait for it behind any thread that
+is running Python: 500,000 puts took 0.16 s alone, and 20,000 took 18 s beside one spinning thread. A
+checkpoint must not be slowed down by serving threads, nor slow them down. So the C library that py-lmdb
+brings is called directly.
 
-py-lmdb 3.0 exports LMDB 0.9 from its extension module under the prefix `mdb09_` (beside LMDB 1.0, which has another
-file format). The module is imported, so its file is loaded already; here it is only looked up: `dlopen` with
-RTLD_NOLOAD, then one `dlsym` per function. Nothing is linked against, no second copy of LMDB can come into the
-process, and what is not as expected is a ConfigError that names the version needed, before any file is touched.
+py-lmdb 3.0 exports LMDB 0.9 from its extension module under the prefix `mdb09_` (beside LMDB 1.0, which has
+another file format). The module is imported, so its file is loaded already; here it is only looked up:
+`dlopen` with RTLD_NOLOAD, then one `dlsym` per function. Nothing is linked against, no second copy of LMDB
+can come into the process, and what is not as expected is a ConfigError that names the version needed, before
+any file is touched.
 """
 from featurestore.errors import ConfigError
 

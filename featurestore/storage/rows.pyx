@@ -1,32 +1,34 @@
 """Checkpoints of rows in LMDB: what a restart begins from, so that the journal need not be replayed from its start.
 
-A checkpoint hands over, per shard, the records of its dirty rows, sorted by fingerprint, and the position they
-reflect. All that is written between `begin` and `commit` becomes durable together or not at all. A restart reads
-back, per shard, every record as one buffer, and the position. What a payload holds is not known here.
+A checkpoint hands over, per shard, the records of its dirty rows, sorted by fingerprint, and the position
+they reflect. All that is written between `begin` and `commit` becomes durable together or not at all. A
+restart reads back, per shard, every record as one buffer, and the position. What a payload holds is not known
+here.
 
 Promises:
 
-- After `commit` returned, the transaction survives kill -9 and a power cut: LMDB is always synced, and never maps
-  for writing. Before, none of it is visible, to a reader or after a crash.
-- What is read back is what was written, or a CorruptRecordError names the shard, the key and what was found: every
-  value carries a CRC32C over key and value, every record is checked, and a shard's head says how many rows, bytes
-  and which sum of checksums its blocks must add up to, so that a block of an older state is noticed too.
+- After `commit` returned, the transaction survives kill -9 and a power cut: LMDB is always synced, and never
+  maps for writing. Before, none of it is visible, to a reader or after a crash.
+- What is read back is what was written, or a CorruptRecordError names the shard, the key and what was found:
+  every value carries a CRC32C over key and value, every record is checked, and a shard's head says how many
+  rows, bytes and which sum of checksums its blocks must add up to, so that a block of an older state is
+  noticed too.
 - One call per shard, and none of them holds the GIL while it works.
-- A failed commit closes the environment for good: after an fsync that failed nobody knows what is on the disk, and
-  LMDB would go on. `reopen` starts from the file again.
+- A failed commit closes the environment for good: after an fsync that failed nobody knows what is on the
+  disk, and LMDB would go on. `reopen` starts from the file again.
 
 Records are packed into blocks, of which `blocks` knows the bytes and why.
 
-One process, one writer thread. The file is flock'ed, and a registry refuses to open it twice in one process (closing
-the second LMDB environment would drop the locks of the first). LMDB's own lock file is used all the same (no
-MDB_NOLOCK): its table of readers is what keeps the pages of a snapshot while `copy_to` reads it and checkpoints
-go on, and it makes outside tools such as mdb_stat safe. MDB_NOTLS ties a read transaction to its handle instead of
-to its thread, so any number of threads may load shards side by side. The writer's lock belongs to the thread that
-took it: `begin` to `commit` is one thread.
+One process, one writer thread. The file is flock'ed, and a registry refuses to open it twice in one process
+(closing the second LMDB environment would drop the locks of the first). LMDB's own lock file is used all the
+same (no MDB_NOLOCK): its table of readers is what keeps the pages of a snapshot while `copy_to` reads it and
+checkpoints go on, and it makes outside tools such as mdb_stat safe. MDB_NOTLS ties a read transaction to its
+handle instead of to its thread, so any number of threads may load shards side by side. The writer's lock
+belongs to the thread that took it: `begin` to `commit` is one thread.
 
 Cost: a transaction's changed pages are in RAM until it commits, and pages that it replaced are reused two
-transactions later. A checkpoint of many rows in several transactions, a few shards each, bounds both. The formats are
-in FORMAT_ROWS.md.
+transactions later. A checkpoint of many rows in several transactions, a few shards each, bounds both. The
+formats are in FORMAT_ROWS.md.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -89,13 +91,15 @@ class RowStoreStat:
     file_bytes: int
     map_size_bytes: int
 
+
 @cython.final
 cdef class RowStore:
     """One store of rows in a directory of its own (data.mdb and LMDB's lock.mdb). Made by `open`.
 
-    begin, write_shard, put_meta, commit and abort belong to one thread at a time; everything that reads may be called
-    from any thread, and sees the last commit. Using it wrongly (no transaction, another thread) is a RuntimeError,
-    bad arguments are a ValueError; what files, disks and their contents do is told in featurestore.errors.
+    begin, write_shard, put_meta, commit and abort belong to one thread at a time; everything that reads may
+    be called from any thread, and sees the last commit. Using it wrongly (no transaction, another thread) is
+    a RuntimeError, bad arguments are a ValueError; what files, disks and their contents do is told in
+    featurestore.errors.
     """
     cdef const LmdbApi* api
     cdef MDB_env* env             # NULL: closed, or given up after a failure
@@ -143,12 +147,13 @@ cdef class RowStore:
              size_t max_map_size_bytes=1 << 40, uint64_t headroom_bytes=256 << 20, size_t block_bytes=VALUE_BYTES):
         """Opens the store in the directory `path`; `create` makes a new one there, and refuses if there is one.
 
-        map_size_bytes is address space, not disk; it doubles when it is full, up to max_map_size_bytes. begin refuses
-        while the file system has less than headroom_bytes free. block_bytes is for measuring: any store can be read.
+        map_size_bytes is address space, not disk; it doubles when it is full, up to max_map_size_bytes. begin
+        refuses while the file system has less than headroom_bytes free. block_bytes is for measuring: any
+        store can be read.
 
         Raises ConfigError (arguments, or no usable lmdb), StoreLockedError (open already, here or elsewhere),
-        IncompatibleVersionError (not a row store, another store's, a newer version), CorruptRecordError (truncated or
-        damaged), StorageError (missing, or the system failed).
+        IncompatibleVersionError (not a row store, another store's, a newer version), CorruptRecordError
+        (truncated or damaged), StorageError (missing, or the system failed).
         """
         cdef RowStore store = RowStore.__new__(RowStore)
         if len(store_id) != 16:
@@ -287,8 +292,8 @@ cdef class RowStore:
         self.openings = int.from_bytes(value[32:40], "little")
         return 0
 
-    # Commits something at every opening. What is reported from then on has been through a sync that succeeded, even
-    # if the last one before it failed, and a disk that cannot be written is found now.
+    # Commits something at every opening. What is reported from then on has been through a sync that
+    # succeeded, even if the last one before it failed, and a disk that cannot be written is found now.
     cdef int sign_in(self) except -1:
         self.openings += 1
         self.begin_txn()
@@ -347,7 +352,8 @@ cdef class RowStore:
     def read_shard(self, int shard):
         """(records, position): every record of the shard, sorted by fingerprint; (b"", 0) if it was never written.
 
-        The records are laid out as write_shard takes them, and all of them were checked: CorruptRecordError if not.
+        The records are laid out as write_shard takes them, and all of them were checked: CorruptRecordError
+        if not.
         """
         cdef MDB_txn* txn
         cdef Fault fault
@@ -587,7 +593,7 @@ cdef class RowStore:
 
     cdef int verify_metas(self, list problems) except -1:
         names = []
-        for key, value in self.entries(KIND_META):
+        for key, _ in self.entries(KIND_META):
             if META_NAME.fullmatch(key[1:].decode("latin-1")) is None:
                 problems.append(f"{self.path}: {key_in_words(key, len(key))}: not the name of a meta")
                 continue
@@ -630,8 +636,8 @@ cdef class RowStore:
     def copy_to(self, path):
         """Writes the last commit to the new directory `path`, without free pages; the store goes on meanwhile.
 
-        The copy is complete and synced when this returns, and is not there under its name before. A map that fills
-        meanwhile grows only after the copy. Raises StorageError if `path` exists or cannot be written.
+        The copy is complete and synced when this returns, and is not there under its name before. A map that
+        fills meanwhile grows only after the copy. Raises StorageError if `path` exists or cannot be written.
         """
         cdef int rc, target_fd
         directory = Path(path)
@@ -672,8 +678,8 @@ cdef class RowStore:
     def begin(self):
         """Starts the transaction that write_shard and put_meta fill and commit makes durable.
 
-        Raises LimitError while the file system has less than headroom_bytes free: a disk that is full in the middle
-        of a commit costs the environment, so it is refused before.
+        Raises LimitError while the file system has less than headroom_bytes free: a disk that is full in the
+        middle of a commit costs the environment, so it is refused before.
         """
         self.check_open()
         if self.txn != NULL:
@@ -708,12 +714,14 @@ cdef class RowStore:
     def write_shard(self, int shard, records not None, uint64_t position):
         """Brings the records of one shard in, as of `position`, which never goes back.
 
-        records: any contiguous bytes: 16 bytes fingerprint, u32 payload length, payload, and again; the fingerprints
-        strictly ascending; length 0xFFFFFFFF and no payload deletes the row. They are borrowed, and must not change,
-        until commit or abort: if the map is full, the whole transaction is done again in a larger one.
+        records: any contiguous bytes: 16 bytes fingerprint, u32 payload length, payload, and again; the
+        fingerprints strictly ascending; length 0xFFFFFFFF and no payload deletes the row. They are borrowed,
+        and must not change, until commit or abort: if the map is full, the whole transaction is done again in
+        a larger one.
 
-        Raises ValueError for records that are not as above, before anything is written; CorruptRecordError if a block
-        to be merged is damaged, LimitError if the map cannot grow, StorageError: each ends the transaction.
+        Raises ValueError for records that are not as above, before anything is written; CorruptRecordError if
+        a block to be merged is damaged, LimitError if the map cannot grow, StorageError: each ends the
+        transaction.
         """
         cdef const uint8_t[::1] view = records
         cdef Fault fault
@@ -742,8 +750,8 @@ cdef class RowStore:
     def commit(self):
         """Makes the transaction durable. Any failure but a full map gives the environment up; see reopen.
 
-        Raises StorageError (given up: nothing of it may be trusted until reopen), LimitError (the map cannot grow:
-        the transaction is aborted, the store goes on).
+        Raises StorageError (given up: nothing of it may be trusted until reopen), LimitError (the map cannot
+        grow: the transaction is aborted, the store goes on).
         """
         self.check_writing("commit")
         self.finish()
@@ -907,7 +915,8 @@ cdef class RowStore:
     def reopen(self):
         """Opens the environment again from the file, after a failure gave it up; the lock was kept throughout.
 
-        Raises as open does. What it finds is the last commit, never the one that failed: shards() gives the positions.
+        Raises as open does. What it finds is the last commit, never the one that failed: shards() gives the
+        positions.
         """
         if self.fd < 0:
             raise StorageError(f"{self.path}: is closed; open it again")
