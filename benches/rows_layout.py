@@ -111,12 +111,12 @@ def key_per_row(directory: Path, parts: list[NDArray[np.uint8]], tenth: list[NDA
                         checksum ^= zlib.crc32(first[: 1 << 12])
         return checksum
 
-    pairs = items(parts)
-    full = measured(lambda: write(pairs, True))
+    first = items(parts)
+    full = measured(lambda: write(first, True))
     size = (directory / "data.mdb").stat().st_size
-    pairs = items(tenth)
-    update = measured(lambda: write(pairs, False))
-    del pairs
+    del first[:]
+    second = items(tenth)
+    update = measured(lambda: write(second, False))
     loaded = measured(load)
     grown = (directory / "data.mdb").stat().st_size
     env.close()
@@ -170,8 +170,9 @@ def main() -> None:
         finally:
             shutil.rmtree(directory)
         print(
-            f"{name:12} {full[0]:8.2f} {full[1] / full_bytes:10.2f} {size / full_bytes:7.2f} {update[0]:10.2f} "
-            f"{update[1] / tenth_bytes:10.2f} {grown / full_bytes:7.2f} {loaded[0]:8.2f}  {loaded[2]:08x}"
+            f"{name:12} {full[0]:8.2f} {full[1] / full_bytes:10.2f} {size / full_bytes:7.2f} "
+            f"{update[0]:10.2f} {update[1] / tenth_bytes:10.2f} {grown / full_bytes:7.2f} "
+            f"{loaded[0]:8.2f}  {loaded[2]:08x}"
         )
 
 

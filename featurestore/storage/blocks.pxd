@@ -58,7 +58,7 @@ cdef enum FaultCode:
     FAULT_MEMORY = 2
     FAULT_SHORT = 3               # `found` bytes, `expected` or more needed
     FAULT_CHECKSUM = 4
-    FAULT_LENGTH = 5              # a record at offset `found` runs past the end, or is longer than a row may be
+    FAULT_LENGTH = 5              # a record at offset `found` runs past the end, or is longer than any row
     FAULT_ORDER = 6               # the fingerprint at offset `found` does not ascend
     FAULT_COUNT = 7               # `found` records, `expected` announced
     FAULT_FIRST = 8               # the first record is not the one the key names
@@ -78,7 +78,7 @@ ctypedef struct ShardHead:
     uint64_t position             # of the last event applied to the rows below
     uint64_t n_rows
     uint64_t n_bytes              # of all records: 20 bytes and the payload each
-    uint64_t crc_sum              # sum of the blocks' checksums, modulo 2^64: a block of an older state is noticed
+    uint64_t crc_sum              # sum of the blocks' checksums, modulo 2^64: an older block is noticed
 
 # Growing bytes, owned by a RowStore.
 ctypedef struct Buffer:

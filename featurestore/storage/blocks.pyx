@@ -1,4 +1,4 @@
-"""The row store's entries in LMDB: records in blocks, heads of shards, metas in chunks. All of it without the GIL.
+"""The row store's entries in LMDB: records in blocks, heads of shards, metas in chunks; without the GIL.
 
 Layout: packed blocks, not a key per row. A block is one value of up to 4080 bytes with the records of a range
 of fingerprints, as in the leaves of a B+-tree. Writing merges the dirty records into the blocks that cover
@@ -7,12 +7,16 @@ them (read, merge, write), splits what became too large and merges what became t
     key   02 | shard u16 BE | fingerprint of the first record
     value crc32c u32 | n_records u32 | fingerprint, u32 length, payload | fingerprint, ...
 
-Why, measured with benches/rows_layout.py (5 M rows of 100 bytes in 64 shards, one synced commit each; a key
-per row in the same C code = 1): writing all takes 0.7 of the time, a random tenth about as long, loading
-0.37, and the file is 0.73 of the size. Through py-lmdb's putmulti a key per row takes 3.6 times as long to
-write all. A random tenth touches nearly every page in any layout, so all of them write about 10 times its
-bytes. Larger blocks load no faster, and with 1 % changed those of 16 KiB write 2.5 times what those of 4 KiB
-write.
+Why, measured with benches/rows_layout.py (5 M rows of 100 bytes in 64 shards, one synced commit each):
+
+    of a key per row, through py-lmdb's putmulti: writing all 0.28 of the time, a random tenth 0.84 of it,
+    loading 0.16 of it; 0.91 of the file
+    of a row per block, in the same C code: writing all 0.7, a random tenth 1.2 (1 M rows: 0.34), loading 0.36
+
+A random tenth touches nearly every page in any layout, so each wrote 10 to 11 times the changed bytes, and
+the file then holds its pages twice. Larger blocks load little faster, and with 1 % of the rows changed those of
+16 KiB wrote 2.5 times what those of 4 KiB wrote. Values of half a page are the worst: two share a leaf, and
+an inner split leaves it half empty.
 
 Promise: no function here trusts a byte it read. What is not what was written, under this key, comes back as a
 FaultCode and is never merged, copied out or given a new checksum. All formats are in FORMAT_ROWS.md.
@@ -317,8 +321,8 @@ cdef int walk_blocks(Job* job, Walk* walk, Fault* fault) noexcept nogil:
             return FAULT_NONE
         if rc != 0:
             return fail_lmdb(fault, rc)
-        rc = check_block(<const uint8_t*> key.mv_data, key.mv_size, <const uint8_t*> value.mv_data, value.mv_size,
-                         &n_rows, fault)
+        rc = check_block(<const uint8_t*> key.mv_data, key.mv_size, <const uint8_t*> value.mv_data,
+                         value.mv_size, &n_rows, fault)
         records, size = <const uint8_t*> value.mv_data + BLOCK_HEAD_BYTES, value.mv_size - BLOCK_HEAD_BYTES
         if rc == FAULT_NONE and walk.begun and memcmp(walk.last, records, FINGERPRINT_BYTES) >= 0:
             rc = fail(fault, FAULT_ORDER, 0, 0)
@@ -442,8 +446,8 @@ cdef int get_chunks(const LmdbApi* api, MDB_txn* txn, MDB_dbi dbi, const char* n
             return fail(fault, FAULT_SHORT, size, at)
         if rc != 0:
             return fail_lmdb(fault, rc)
-        rc = check_entry(<const uint8_t*> key.mv_data, key.mv_size, <const uint8_t*> value.mv_data, value.mv_size,
-                         CHUNK_HEAD_BYTES + part, fault)
+        rc = check_entry(<const uint8_t*> key.mv_data, key.mv_size, <const uint8_t*> value.mv_data,
+                         value.mv_size, CHUNK_HEAD_BYTES + part, fault)
         if rc != FAULT_NONE:
             return rc
         memcpy(out + at, <const uint8_t*> value.mv_data + CHUNK_HEAD_BYTES, part)
@@ -513,7 +517,7 @@ cdef object lmdb_error(int code, str doing, str path):
 
 
 def count_records(const uint8_t[::1] key not None, const uint8_t[::1] value not None):
-    """Number of records in a stored block; CorruptRecordError if these bytes are not one. For tests and tools."""
+    """Number of records in a stored block; CorruptRecordError if these bytes are not one. For tools."""
     cdef Fault fault
     cdef uint64_t n_rows = 0
     cdef int rc

@@ -118,13 +118,13 @@ def _walk(fd: int, file: DataFile, path: str) -> None:
             waiting += _children(page, number, n_pages)
         except ValueError as error:
             raise CorruptRecordError(
-                f"{path}: page {number} of {file.page_bytes} bytes {error}; the file has {file.file_bytes} bytes; "
-                f"restore it from a backup"
+                f"{path}: page {number} of {file.page_bytes} bytes {error}; the file has "
+                f"{file.file_bytes} bytes; restore it from a backup"
             ) from None
 
 
 def _children(page: bytes, number: int, n_pages: int) -> list[int]:
-    """The pages of trees that this one leads to. ValueError if it is not a page of a tree within `n_pages`."""
+    """The pages of trees that this one leads to. ValueError if it is no page of a tree within `n_pages`."""
     size = len(page)
     own_number, _, flags, lower, upper = PAGE_HEAD.unpack_from(page)
     if own_number != number or flags not in (BRANCH, LEAF) or not PAGE_HEAD.size <= lower <= upper <= size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from featurestore.errors import ConfigError, LimitError, StorageError, StoreLockedError
 from featurestore.storage.rows import RowStore
-from tests.storage.row_records import pack, some_rows, unpack
+from storage.row_records import pack, some_rows, unpack
 
 STORE_ID = b"0123456789abcdef"
 
@@ -339,7 +338,7 @@ def test_a_creation_that_was_killed_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / "creating" / "data.mdb").write_bytes(b"half")
     with RowStore.open(tmp_path, store_id=STORE_ID, create=True) as store:
         assert store.verify() == []
-    assert sorted(os.listdir(tmp_path)) == ["data.mdb", "lock.mdb"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.mdb", "lock.mdb"]
 
 
 @pytest.mark.parametrize(
@@ -468,7 +467,7 @@ def test_a_copy_is_a_commit_while_the_store_goes_on(tmp_path: Path) -> None:
             store.copy_to(tmp_path / "copy0")
         last = store.shards()[0]
     for number in range(3):
-        assert os.listdir(tmp_path / f"copy{number}") == ["data.mdb"]
+        assert [path.name for path in (tmp_path / f"copy{number}").iterdir()] == ["data.mdb"]
         with RowStore.open(tmp_path / f"copy{number}", store_id=STORE_ID, create=False) as copy:
             records, position = copy.read_shard(0)
             assert 1 <= position <= last

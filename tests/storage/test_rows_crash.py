@@ -1,4 +1,4 @@
-"""Disks that fail, and processes that are killed: the last commit is whole, and nothing after it is believed."""
+"""Disks that fail, processes that are killed: the last commit is whole, and nothing after it is believed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from featurestore.storage.rows import RowStore
-from tests.storage.row_records import pack, some_rows, unpack
+from storage.row_records import pack, some_rows, unpack
 
 STORE_ID = b"0123456789abcdef"
 
@@ -46,12 +46,14 @@ int fdatasync(int fd) {
 #define WRITES(name) \
     ssize_t name(int fd, const void *data, size_t size, off_t at) { \
         if (fails("pwrite")) return -1; \
-        return ((ssize_t (*)(int, const void *, size_t, off_t)) dlsym(RTLD_NEXT, #name))(fd, data, size, at); \
+        ssize_t (*next)(int, const void *, size_t, off_t) = dlsym(RTLD_NEXT, #name); \
+        return next(fd, data, size, at); \
     }
 #define WRITES_MANY(name) \
     ssize_t name(int fd, const struct iovec *parts, int n, off_t at) { \
         if (fails("pwrite")) return -1; \
-        return ((ssize_t (*)(int, const struct iovec *, int, off_t)) dlsym(RTLD_NEXT, #name))(fd, parts, n, at); \
+        ssize_t (*next)(int, const struct iovec *, int, off_t) = dlsym(RTLD_NEXT, #name); \
+        return next(fd, parts, n, at); \
     }
 WRITES(pwrite)
 WRITES(pwrite64)
@@ -63,7 +65,7 @@ FAILING_CHILD = """
 import ctypes, errno, sys
 from featurestore.errors import LimitError, StorageError, StoreLockedError
 from featurestore.storage.rows import RowStore
-from tests.storage.row_records import pack, some_rows, unpack
+from storage.row_records import pack, some_rows, unpack
 
 directory, call, after, code = sys.argv[1], sys.argv[2].encode(), int(sys.argv[3]), int(sys.argv[4])
 disk = ctypes.CDLL(None)
@@ -184,7 +186,7 @@ assert after >= 2, after            # at least one page, then the meta page
 COMMITTING_CHILD = """
 import sys
 from featurestore.storage.rows import RowStore
-from tests.storage.row_records import pack
+from storage.row_records import pack
 directory, first = sys.argv[1], int(sys.argv[2])
 keys = [bytes([shard]) + n.to_bytes(15, "big") for shard in range(4) for n in range(300)]
 store = RowStore.open(directory, store_id=b"0123456789abcdef", create=first == 1, map_size_bytes=1 << 20)
@@ -233,8 +235,9 @@ def test_after_kill_9_the_last_commit_is_whole(tmp_path: Path) -> None:
 def test_a_reader_killed_with_9_does_not_pin_its_pages(tmp_path: Path) -> None:
     script = """
 import sys, time, lmdb
-txn = lmdb.open(sys.argv[1], readonly=True).begin()
-print(txn.get(bytes(1)) is not None, flush=True)
+env = lmdb.open(sys.argv[1], readonly=True)
+txn = env.begin() if sys.argv[2] else None
+print("ready", flush=True)
 time.sleep(60)
 """
     rows = some_rows(2000, seed=1)
@@ -242,11 +245,18 @@ time.sleep(60)
         store.begin()
         store.write_shard(0, pack(rows), 1)
         store.commit()
-        reader = subprocess.Popen([sys.executable, "-c", script, tmp_path], stdout=subprocess.PIPE, text=True)
-        assert reader.stdout is not None
-        assert reader.stdout.readline() == "True\n"
-        reader.kill()
-        reader.wait()
+        # The second stays, with no transaction: while anybody has the file open, LMDB keeps the table of readers.
+        killed, idle = (
+            subprocess.Popen(
+                [sys.executable, "-c", script, tmp_path, begin], stdout=subprocess.PIPE, text=True
+            )
+            for begin in ("begin", "")
+        )
+        for reader in (killed, idle):
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == "ready\n"
+        killed.kill()
+        killed.wait()
     sizes = []
     with RowStore.open(tmp_path, store_id=STORE_ID, create=False) as store:
         for position in range(2, 12):
@@ -254,4 +264,6 @@ time.sleep(60)
             store.write_shard(0, pack(rows), position)
             store.commit()
             sizes.append(store.stat().file_bytes)
+    idle.kill()
+    idle.wait()
     assert sizes[2:] == [sizes[2]] * len(sizes[2:])  # every page replaced is used again two commits later

@@ -1,4 +1,4 @@
-"""Files that are not what they should be: each is refused or reported by name, and none brings the process down."""
+"""Files that are not what they should be: refused or reported by name, and none brings the process down."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from featurestore.errors import CorruptRecordError, FeatureStoreError, IncompatibleVersionError, StorageError
 from featurestore.storage.blocks import count_records
 from featurestore.storage.rows import RowStore
-from tests.storage.row_records import entry, pack, some_rows, unpack
+from storage.row_records import entry, pack, some_rows, unpack
 
 STORE_ID = b"0123456789abcdef"
 ROWS = {shard: some_rows(400, seed=shard) for shard in range(3)}
@@ -280,7 +280,7 @@ def test_missing_and_surplus_entries_are_noticed(directory: Path) -> None:
             store.get_meta("sequencer")
         assert store.get_meta("clock") == b"now"
     for expected in (
-        "shard 0: its blocks hold", "shard 1: has blocks but no sound head", "shard 2, block .*: a key of 8 bytes",
+        "shard 0: its blocks hold", "shard 1: has blocks but no sound head", "shard 2, block .* of 8 bytes",
         "sequencer', chunk 1", "nobody', chunk 0: belongs to nothing", "key 07: belongs to nothing",
         "'Bad name': not the name of a meta",
     ):  # fmt: skip

@@ -1,4 +1,4 @@
-"""Format version 1: bytes written once, and read for ever. The second reader below knows only FORMAT_ROWS.md."""
+"""Format version 1: bytes written once, read for ever. The second reader below knows only FORMAT_ROWS.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import lmdb
 
 from featurestore.storage.rows import RowStore
-from tests.storage.row_records import crc32c, entry, pack, unpack
+from storage.row_records import crc32c, entry, pack, unpack
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "rows_v1"
 STORE_ID = bytes(range(16))
@@ -26,7 +26,7 @@ METAS = {"clock": b"\0\1\2", "empty": b"", "sequencer": bytes(range(256)) * 20}
 
 
 def write_golden(directory: Path) -> None:
-    """How the golden file was made. Not run by a test: the bytes are kept, not the program that wrote them."""
+    """How the golden file was made. No test runs it: the bytes are kept, not the program."""
     with RowStore.open(directory / "made", store_id=STORE_ID, create=True, map_size_bytes=1 << 20) as store:
         store.begin()
         for shard, (rows, position) in SHARDS.items():
