@@ -245,7 +245,7 @@ time.sleep(60)
         store.begin()
         store.write_shard(0, pack(rows), 1)
         store.commit()
-        # The second stays, with no transaction: while anybody has the file open, LMDB keeps the table of readers.
+        # The second stays, with no transaction: while anybody has the file open, the table of readers stays.
         killed, idle = (
             subprocess.Popen(
                 [sys.executable, "-c", script, tmp_path, begin], stdout=subprocess.PIPE, text=True
