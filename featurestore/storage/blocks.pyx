@@ -15,8 +15,8 @@ Why, measured with benches/rows_layout.py (5 M rows of 100 bytes in 64 shards, o
 
 A random tenth touches nearly every page in any layout, so each wrote 10 to 11 times the changed bytes, and
 the file then holds its pages twice. Larger blocks load little faster, and with 1 % of the rows changed those
-of 16 KiB wrote 2.5 times what those of 4 KiB wrote. Values of half a page are the worst: two share a leaf, and
-an inner split leaves it half empty.
+of 16 KiB wrote 2.5 times what those of 4 KiB wrote. Values of half a page are the worst: two share a leaf,
+and an inner split leaves it half empty.
 
 Promise: no function here trusts a byte it read. What is not what was written, under this key, comes back as a
 FaultCode and is never merged, copied out or given a new checksum. All formats are in FORMAT_ROWS.md.
