@@ -49,7 +49,8 @@ cdef int fail_lmdb(Fault* fault, int error) noexcept nogil:
 
 cdef void name_key(Fault* fault, const void* key, size_t key_bytes) noexcept nogil:
     fault.key_bytes = min(key_bytes, sizeof(fault.key))
-    memcpy(fault.key, key, fault.key_bytes)
+    if fault.key_bytes > 0:       # memcpy must not be given a null key, even of no bytes
+        memcpy(fault.key, key, fault.key_bytes)
 
 
 # Of its key, then of its value behind the checksum itself: a value moved to another key is noticed.
