@@ -6,7 +6,7 @@ the file is read first, with `pread`, and refused here.
 
 Promise: after `inspect` returned, the trees of the newest transaction are trees, and all their pages and
 values lie within the file. It says nothing about what the values hold: that is what the checksums of `blocks`
-are for. Read are the pages of the trees, not those of the values: 1 of 100, and about a second for 20 M rows.
+are for. Only the pages of the trees are read, not those of the values: 0.5 s for 5 M rows, cached.
 
 The layout, in the byte order and word size of the machine (64-bit little-endian here), as in LMDB's mdb.c:
 
