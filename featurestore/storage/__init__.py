@@ -6,6 +6,7 @@
       blocks      sorted records packed into checksummed values
       lmdb_file   what can be known of an LMDB data file before it is mapped
       lmdb_api    LMDB's C functions, called without the GIL
+    directory   the data directory: its owner, its identity, its secret, and where each kind of file lives
     failpoint   named places where a test kills the process or makes the disk fail
 
 `FORMAT.md`, beside this file, gives every format byte by byte. A version is never edited: a new one adds a
