@@ -5,28 +5,29 @@
     texts    TextColumn: UTF-8 bytes end to end, offsets between them, presence
     outcomes uint8, one `Outcome` per event: 0, or why this event is refused
 
-One bad value refuses its event and no other; a refused event keeps its place with time 0, NaN and empty texts. Only
-data that cannot be lined up into events at all (a missing time column, columns of different lengths, something that
-is not a column) raises InvalidEventError.
+One bad value refuses its event and no other; a refused event keeps its place with time 0, NaN and empty
+texts. Only data that cannot be lined up into events at all (a missing time column, columns of different
+lengths, something that is not a column) raises InvalidEventError.
 
 What a value means depends on its field, never on its neighbours:
 
 field       taken                                             refused
-key         str; bytes that are UTF-8; integers and floats    other floats, NaN too (KEY); bool, dates, the rest
+key         str; bytes that are UTF-8; integers and floats    other floats and NaN (KEY); bool, dates, others
             that are whole, as decimal text: 596.0 is "596"   (TYPE); more than 4096 bytes (KEY_TOO_LONG)
 string      as key                                            as key, but floats that are not whole are TYPE
-number      int, float, bool, Decimal                         NaN and infinities (NOT_FINITE); texts, dates (TYPE)
+number      int, float, bool, Decimal                         NaN, infinity (NOT_FINITE); texts, dates (TYPE)
 time, s     int, float, Decimal in the declared unit;         null, NaN (NO_TIME); outside the years 1..9999
   ms, us    fractions of a millisecond are floored            (TIME_RANGE); bool, texts (TYPE)
 time, iso   texts YYYY-MM-DD[(T| )hh:mm[:ss[(.|,)f...]][zone]],   as above; numbers (TYPE)
             zone = Z | (+|-)hh[[:]mm], none means UTC
 
-Datetimes that know their own unit (datetime, datetime64, Arrow and pandas timestamps) are taken for a time field of
-any unit; naive means UTC. Null is None, an Arrow null, a masked entry, pandas NA, NaT and NaN (pandas writes NaN for
-null; anywhere else a NaN was sent). A float of seconds is read to the nearest microsecond, so that 1.001 is 1001 ms.
+Datetimes that know their own unit (datetime, datetime64, Arrow and pandas timestamps) are taken for a time
+field of any unit; naive means UTC. Null is None, an Arrow null, a masked entry, pandas NA, NaT and NaN
+(pandas writes NaN for null; anywhere else a NaN was sent). A float of seconds is read to the nearest
+microsecond, so that 1.001 is 1001 ms.
 
-A declared field that the data lacks is absent in every event; columns that are not declared are ignored, so that a
-table with more in it than the schema knows can be handed over as it is.
+A declared field that the data lacks is absent in every event; columns that are not declared are ignored, so
+that a table with more in it than the schema knows can be handed over as it is.
 
 numpy only: pyarrow and pandas are used when handed in, never imported, and the compiled core is not needed.
 """
@@ -67,15 +68,18 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class TextColumn:
-    """Text i is data[offsets[i]:offsets[i + 1]]; present[i] == 0 means null. The arrays are not to be written to."""
+    """Text i is data[offsets[i]:offsets[i + 1]]; present[i] == 0 means null. Not to be written to."""
 
     offsets: NDArray[np.uint32]  # n + 1
     data: NDArray[np.uint8]
     present: NDArray[np.uint8] | None  # None: all given
 
 
-def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[Any], Codes]:
-    """Times, one column per EventPlan.fields and outcomes, from a mapping of columns or an Arrow or pandas table.
+Column = NDArray[np.float64] | TextColumn
+
+
+def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[Column], Codes]:
+    """Times, one column per EventPlan.fields, and outcomes; `data` is a mapping or an Arrow or pandas table.
 
     Raises InvalidEventError where the time column is missing or columns differ in length.
     """
@@ -90,7 +94,7 @@ def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[
         columns[event.time.field], event.time.unit, what=f"{event.name}.{event.time.field}"
     )
     n = len(times)
-    made: list[Any] = []
+    made: list[Column] = []
     for field in event.fields:
         what = f"{event.name}.{field.name}"
         if field.name not in columns:
@@ -99,22 +103,23 @@ def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[
             made.append(empty if field.kind == Kind.TEXT else np.full(n, np.nan))
             continue
         if field.kind == Kind.TEXT:
-            column, codes = text_column(columns[field.name], what=what)
+            texts, codes = text_column(columns[field.name], what=what)
+            made.append(texts)
             if not field.is_key:
                 codes[codes == Outcome.REFUSED_KEY] = Outcome.REFUSED_TYPE
         else:
-            column, codes = number_column(columns[field.name], what=what)
+            numbers, codes = number_column(columns[field.name], what=what)
+            made.append(numbers)
         if len(codes) != n:
             raise InvalidEventError(
                 f"{what} has {len(codes)} values and {event.time.field!r} has {n}: columns of one batch match"
             )
         np.copyto(outcomes, codes, where=outcomes == Outcome.ACCEPTED)
-        made.append(column)
     return times, made, outcomes
 
 
 def _named_columns(event: EventPlan, data: Any) -> Mapping[str, Any]:
-    """The declared columns that `data` has, without touching the others; all names where the time is not there."""
+    """The declared columns that `data` has; all names where the time is not among them."""
     if isinstance(data, Mapping):
         return data
     if _comes_from("pyarrow", data) and hasattr(data, "column_names"):
@@ -141,9 +146,9 @@ def _named_columns(event: EventPlan, data: Any) -> Mapping[str, Any]:
 
 
 def text_column(values: Any, *, what: str = "values") -> tuple[TextColumn, Codes]:
-    """Key texts: strings as they are, whole numbers as their decimal text; and a code per value, 0 or refused.
+    """Key texts: strings as they are, whole numbers as decimal text; and a code per value, 0 or refused.
 
-    `values` is a sequence, numpy array, Arrow array or pandas Series. Offsets start at 0 and end with the bytes.
+    `values` is a sequence, numpy array, Arrow array or pandas Series. Offsets begin at 0 and use all bytes.
     """
     array, nulls = _unwrap(values, what)
     n = _length(array)
@@ -164,14 +169,13 @@ def text_column(values: Any, *, what: str = "values") -> tuple[TextColumn, Codes
     else:  # bool, datetimes, complex numbers, records
         codes[:] = Outcome.REFUSED_TYPE
         column = _joined([b""] * n)
-    if nulls is not None:
-        codes[nulls] = Outcome.ACCEPTED
     codes[_broken_texts(column)] = Outcome.REFUSED_TYPE
     codes[(np.diff(column.offsets) > MAX_TEXT_BYTES) & (codes == 0)] = Outcome.REFUSED_KEY_TOO_LONG
-    without_text = codes != 0 if nulls is None else (codes != 0) | nulls
-    column = _blanked(column, without_text)
-    present = None if nulls is None or not nulls.any() else (~nulls).view(np.uint8)
-    return TextColumn(column.offsets, column.data, present), codes
+    if nulls is None:
+        return _blanked(column, codes != 0), codes
+    column = _blanked(column, (codes != 0) | nulls)  # an Arrow null may have bytes, of any kind
+    codes[nulls] = Outcome.ACCEPTED
+    return TextColumn(column.offsets, column.data, (~nulls).view(np.uint8)), codes
 
 
 def _offsets(lengths: NDArray[Any]) -> NDArray[np.uint32]:
@@ -199,7 +203,7 @@ def _blanked(column: TextColumn, blank: Mask) -> TextColumn:
 
 
 def _broken_texts(column: TextColumn) -> Mask:
-    """Which texts are not UTF-8. Looks at single texts only where the whole is not ASCII and not well cut UTF-8."""
+    """Which texts are not UTF-8. Single texts are looked at only where the whole is not well cut UTF-8."""
     lengths = np.diff(column.offsets)
     broken = np.zeros(len(lengths), np.bool_)
     if column.data.size == 0 or column.data.max() < 0x80:
@@ -298,25 +302,25 @@ def _text_of(value: Any) -> bytes | Outcome:
         return _encoded(value)
     if isinstance(value, bytes):
         return value
-    if isinstance(value, bool | np.bool_):
-        return Outcome.REFUSED_TYPE
-    if isinstance(value, int | np.integer):
-        number = int(value)
-    elif isinstance(value, float | np.floating):
-        if not math.isfinite(value) or value != math.floor(value):
-            return Outcome.REFUSED_KEY
-        number = int(value)
-    elif isinstance(value, Decimal):
-        if not value.is_finite() or value != value.to_integral_value():
-            return Outcome.REFUSED_KEY
-        if value.adjusted() >= MAX_TEXT_BYTES:
-            return Outcome.REFUSED_KEY_TOO_LONG
-        number = int(value)
-    else:
-        return Outcome.REFUSED_TYPE
+    number = _whole_number_of(value)
+    if isinstance(number, Outcome):
+        return number
     # A digit is worth more than 3.32 bits, and Python refuses to print more than 4300 of them.
     too_long = number.bit_length() > 3.33 * MAX_TEXT_BYTES
     return Outcome.REFUSED_KEY_TOO_LONG if too_long else str(number).encode()
+
+
+def _whole_number_of(value: Any) -> int | Outcome:
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        whole = math.isfinite(value) and value == math.floor(value)
+        return int(value) if whole else Outcome.REFUSED_KEY
+    if isinstance(value, Decimal):
+        if not value.is_finite() or value != value.to_integral_value():
+            return Outcome.REFUSED_KEY
+        return int(value) if value.adjusted() < MAX_TEXT_BYTES else Outcome.REFUSED_KEY_TOO_LONG
+    return Outcome.REFUSED_TYPE
 
 
 # ---- numbers
@@ -416,11 +420,13 @@ def _ms_of_floats(array: NDArray[Any], unit: str, codes: Codes) -> NDArray[np.in
     array = array.astype(np.float64)
     codes[np.isnan(array)] = Outcome.REFUSED_NO_TIME
     if unit == "s":
-        seconds = _within(array, EARLIEST_MS // 1000, LATEST_MS // 1000 + 1, codes)
-        return np.rint(seconds * 1e6).astype(np.int64) // 1000
+        microseconds: NDArray[np.float64] = np.rint(
+            _within(array, EARLIEST_MS // 1000, LATEST_MS // 1000 + 1, codes) * 1e6
+        )
+        return microseconds.astype(np.int64) // 1000
     scale = 1000 if unit == "us" else 1
-    whole = np.floor(_within(array, EARLIEST_MS * scale, (LATEST_MS + 1) * scale, codes)).astype(np.int64)
-    return whole // scale
+    whole: NDArray[np.float64] = np.floor(_within(array, EARLIEST_MS * scale, (LATEST_MS + 1) * scale, codes))
+    return whole.astype(np.int64) // scale
 
 
 def _ms_of_datetimes(array: NDArray[Any], codes: Codes) -> NDArray[np.int64]:
@@ -432,7 +438,8 @@ def _ms_of_datetimes(array: NDArray[Any], codes: Codes) -> NDArray[np.int64]:
     if unit in ("Y", "M"):
         months_per_tick = 12 if unit == "Y" else 1
         ticks = _within(ticks, -1970 * 12 // months_per_tick, 8030 * 12 // months_per_tick, codes)
-        return (ticks * months_per_tick).astype("M8[M]").astype("M8[ms]").view(np.int64)
+        months: NDArray[np.datetime64] = (ticks * months_per_tick).astype("M8[M]")
+        return months.astype("M8[ms]").astype(np.int64)
     if unit in _MS_PER_TICK:
         scale = _MS_PER_TICK[unit]
         return _within(ticks, EARLIEST_MS // scale, LATEST_MS // scale, codes) * scale
@@ -474,92 +481,116 @@ def _ms_of(value: Any, unit: str) -> int | Outcome:
         return (value - _EPOCH.date()) // _MILLISECOND
     if unit == "iso" or isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return Outcome.REFUSED_TYPE
+    return _ms_of_number(value, unit)
+
+
+def _ms_of_number(value: int | float | Decimal, unit: str) -> int | Outcome:
     if (isinstance(value, float) and math.isnan(value)) or (isinstance(value, Decimal) and value.is_nan()):
         return Outcome.REFUSED_NO_TIME
     if not -(10**18) < value < 10**18:
         return Outcome.REFUSED_TIME_RANGE
-    if unit == "s" and isinstance(value, float):
-        return round(value * 1e6) // 1000
     if unit == "s":
-        return math.floor(value * 1000)
+        return round(value * 1e6) // 1000 if isinstance(value, float) else math.floor(value * 1000)
     return math.floor(value) if unit == "ms" else math.floor(value) // 1000
 
 
-def _ms_of_iso(column: TextColumn, codes: Codes) -> NDArray[np.int64]:
-    """Read the grammar at the head of this file, one character position of all texts at a time."""
-    starts = column.offsets[:-1].astype(np.int64)
-    lengths = np.diff(column.offsets).astype(np.int64)
-    data = np.append(column.data, np.uint8(0))
+# ---- ISO times: the grammar at the head of this file, read one character position of all texts at a time
 
-    def byte(at: Any) -> NDArray[np.uint8]:
+
+class _Characters:
+    """The characters of every text of a column by their position in it."""
+
+    def __init__(self, column: TextColumn) -> None:
+        self._starts = column.offsets[:-1].astype(np.int64)
+        self._data = np.append(column.data, np.uint8(0))
+        self.lengths = np.diff(column.offsets).astype(np.int64)
+
+    def at(self, position: Any) -> NDArray[np.uint8]:
         """The byte at this position of each text, 0 past its end."""
-        return np.where(at < lengths, data[np.minimum(starts + at, data.size - 1)], np.uint8(0))
+        place = np.minimum(self._starts + position, self._data.size - 1)
+        return np.where(position < self.lengths, self._data[place], np.uint8(0))
 
-    def number(at: Any, n_digits: int) -> tuple[NDArray[np.int64], Mask]:
-        """The number that these digits say, and which texts have digits there."""
-        value, good = np.zeros(len(lengths), np.int64), np.ones(len(lengths), np.bool_)
+    def are(self, position: Any, characters: bytes) -> Mask:
+        """Which texts have one of these characters at the position."""
+        return np.isin(self.at(position), np.frombuffer(characters, np.uint8))
+
+    def number(self, position: Any, n_digits: int) -> tuple[NDArray[np.int64], Mask]:
+        """The number that n digits from the position on say, and which texts have digits there."""
+        value, good = np.zeros(len(self.lengths), np.int64), np.ones(len(self.lengths), np.bool_)
         for k in range(n_digits):
-            digit = byte(at + k) - np.uint8(ord("0"))  # wraps round to 10 or more for what is not a digit
+            digit = self.at(position + k) - np.uint8(ord("0"))  # wraps to 10 or more for what is not a digit
             good &= digit <= 9
             value = value * 10 + digit
         return value, good
 
-    def one_of(at: Any, characters: bytes) -> Mask:
-        return np.isin(byte(at), np.frombuffer(characters, np.uint8))
 
-    (year, good_year), (month, good_month), (day, good_day) = number(0, 4), number(5, 2), number(8, 2)
-    good = good_year & good_month & good_day & (byte(4) == ord("-")) & (byte(7) == ord("-"))
-    good &= (month >= 1) & (month <= 12) & (day >= 1) & (lengths <= _LONGEST_ISO_BYTES)
+def _ms_of_iso(column: TextColumn, codes: Codes) -> NDArray[np.int64]:
+    text = _Characters(column)
+    days, good = _iso_date(text)
+    clock_ms, good_clock, end = _iso_clock(text)
+    east_ms, good_zone = _iso_zone(text, end)
+    has_clock = text.lengths > len("YYYY-MM-DD")
+    good &= (text.lengths <= _LONGEST_ISO_BYTES) & (~has_clock | (good_clock & good_zone))
+    codes[~good] = Outcome.REFUSED_TYPE
+    codes[text.lengths == 0] = Outcome.REFUSED_NO_TIME
+    return np.where(good, days * _MS_PER_TICK["D"] + np.where(has_clock, clock_ms - east_ms, 0), 0)
+
+
+def _iso_date(text: _Characters) -> tuple[NDArray[np.int64], Mask]:
+    """YYYY-MM-DD in days since the epoch, and which texts begin so."""
+    (year, good), (month, good_month), (day, good_day) = (
+        text.number(0, 4),
+        text.number(5, 2),
+        text.number(8, 2),
+    )
+    good &= good_month & good_day & text.are(4, b"-") & text.are(7, b"-") & (month >= 1) & (month <= 12)
     month = np.where(good, month, 1)
     leap = (year % 4 == 0) & ((year % 100 != 0) | (year % 400 == 0))
-    good &= day <= _MONTH_DAYS[month] + (leap & (month == 2))
+    good &= (day >= 1) & (day <= _MONTH_DAYS[month] + (leap & (month == 2)))
+    return _days_from_civil(year, month, day), good
 
-    has_clock = lengths > 10
-    (hour, good_hour), (minute, good_minute) = number(11, 2), number(14, 2)
-    good_clock = good_hour & good_minute & (hour <= 23) & (minute <= 59)
-    good_clock &= one_of(10, b"T ") & (byte(13) == ord(":"))
-    has_seconds = byte(16) == ord(":")
-    second, good_second = number(17, 2)
-    good_clock &= ~has_seconds | (good_second & (second <= 59))
-    cursor = np.where(has_seconds, 19, 16)
 
-    in_fraction = has_seconds & one_of(19, b".,")
-    cursor = np.where(in_fraction, 20, cursor)
-    good_clock &= ~in_fraction | number(20, 1)[1]
-    fraction_ms, weight = np.zeros(len(lengths), np.int64), 100
-    for k in range(20, _LONGEST_ISO_BYTES):
-        digit, is_digit = number(k, 1)
+def _iso_clock(text: _Characters) -> tuple[NDArray[np.int64], Mask, NDArray[np.int64]]:
+    """(T| )hh:mm[:ss[(.|,)f...]] in milliseconds, which texts go on so, and where it ends in each."""
+    (hour, good), (minute, good_minute) = text.number(11, 2), text.number(14, 2)
+    good &= good_minute & (hour <= 23) & (minute <= 59) & text.are(10, b"T ") & text.are(13, b":")
+    has_seconds = text.are(16, b":")
+    second, good_second = text.number(17, 2)
+    good &= ~has_seconds | (good_second & (second <= 59))
+    in_fraction = has_seconds & text.are(19, b".,")
+    good &= ~in_fraction | text.number(20, 1)[1]
+    end = np.where(has_seconds, np.where(in_fraction, 20, 19), 16)
+    ms = (hour * 60 + minute) * 60_000 + np.where(has_seconds, second * 1000, 0)
+    weight = 100
+    for position in range(20, _LONGEST_ISO_BYTES):
+        digit, is_digit = text.number(position, 1)
         in_fraction &= is_digit
         if not in_fraction.any():
             break
-        fraction_ms += np.where(in_fraction, digit * weight, 0)
+        ms += np.where(in_fraction, digit * weight, 0)
         weight //= 10  # 0 from the fourth digit on: the rest is dropped, which floors, before 1970 too
-        cursor = np.where(in_fraction, k + 1, cursor)
+        end = np.where(in_fraction, position + 1, end)
+    return ms, good, end
 
-    sign = byte(cursor)
-    left = lengths - cursor
-    (zone_hour, good_zone_hour), with_colon = number(cursor + 1, 2), byte(cursor + 3) == ord(":")
-    zone_minute, good_zone_minute = number(cursor + np.where(with_colon, 4, 3), 2)
-    whole_hours = left == 3
-    good_zone = good_zone_hour & (zone_hour <= 23) & one_of(cursor, b"+-")
-    good_zone &= whole_hours | (good_zone_minute & (zone_minute <= 59) & (left == np.where(with_colon, 6, 5)))
-    east_minutes = zone_hour * 60 + np.where(whole_hours, 0, zone_minute)
-    east_minutes = np.where(good_zone, np.where(sign == ord("-"), -east_minutes, east_minutes), 0)
-    good_clock &= (left == 0) | good_zone | (one_of(cursor, b"Z") & (left == 1))
-    good &= ~has_clock | good_clock
 
-    minutes = (_days_from_civil(year, month, day) * 24 + np.where(has_clock, hour, 0)) * 60
-    minutes += np.where(has_clock, minute - east_minutes, 0)
-    ms = minutes * 60_000 + np.where(has_clock & has_seconds, second * 1000 + fraction_ms, 0)
-    codes[~good] = Outcome.REFUSED_TYPE
-    codes[lengths == 0] = Outcome.REFUSED_NO_TIME
-    return np.where(good, ms, 0)
+def _iso_zone(text: _Characters, begin: NDArray[np.int64]) -> tuple[NDArray[np.int64], Mask]:
+    """Nothing, Z or (+|-)hh[[:]mm] up to the end, in milliseconds east of UTC, and which texts end so."""
+    left = text.lengths - begin
+    colon = text.are(begin + 3, b":").astype(np.int64)
+    whole_hours = left == len("+hh")
+    (hour, good_hour), (minute, good_minute) = text.number(begin + 1, 2), text.number(begin + 3 + colon, 2)
+    minute = np.where(whole_hours, 0, minute)
+    good = text.are(begin, b"+-") & good_hour & (hour <= 23)
+    good &= whole_hours | (good_minute & (minute <= 59) & (left == len("+hhmm") + colon))
+    east_ms = np.where(good, (hour * 60 + minute) * 60_000, 0)
+    utc = (left == 0) | ((left == 1) & text.are(begin, b"Z"))
+    return np.where(text.are(begin, b"-"), -east_ms, east_ms), good | utc
 
 
 def _days_from_civil(
     year: NDArray[np.int64], month: NDArray[np.int64], day: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Days since 1970-01-01 in the proleptic Gregorian calendar, counting years from March so that leap days end one."""
+    """Days since 1970-01-01, proleptic Gregorian. A year counted from March ends with its leap day."""
     march_year = year - (month <= 2)
     day_of_year = (153 * ((month + 9) % 12) + 2) // 5 + day - 1
     return march_year * 365 + march_year // 4 - march_year // 100 + march_year // 400 + day_of_year - 719_468
@@ -577,7 +608,7 @@ def _comes_from(package: str, value: Any) -> bool:
 
 
 def _unwrap(values: Any, what: str) -> tuple[Any, Mask | None]:
-    """A one-dimensional numpy array, or a TextColumn for Arrow texts; and which entries are null (None: none)."""
+    """A 1-d numpy array, or a TextColumn for Arrow texts; and which entries are null (None: none)."""
     if isinstance(values, TextColumn):
         return values, None
     if _comes_from("pyarrow", values) and hasattr(values, "null_count"):
@@ -600,7 +631,7 @@ def _unwrap(values: Any, what: str) -> tuple[Any, Mask | None]:
 
 
 def _narrowed(objects: list[Any]) -> tuple[NDArray[Any], Mask | None]:
-    """An array of the one type that all values have, where they have one and it is a number's; else of objects."""
+    """An array of the one number type that all values have, or else of objects; and which are null."""
     types = set(map(type, objects))
     null_types = {kind for kind in types if kind is type(None) or kind.__qualname__ in ("NAType", "NaTType")}
     nulls: Mask | None = None
@@ -632,8 +663,6 @@ def _unwrap_arrow(values: Any, what: str) -> tuple[Any, Mask | None]:
     nulls = None if array.null_count == 0 else np.asarray(array.is_null())
     if is_text or is_bytes:
         array = array.cast(pa.large_string() if is_text else pa.large_binary())
-        if nulls is not None:  # a null may have bytes
-            array = array.fill_null("" if is_text else b"")
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
         _, offsets_buffer, data_buffer = array.buffers()

@@ -1,7 +1,8 @@
 """What became of one event: the number that journal, wire and arrays carry, and the reason in words.
 
-The numbers are those of `Outcome` in core/batch.pxd, which this module does not import (clients have no compiled
-core); a test compares the two. They are part of the journal's format and of the proto: never renumbered.
+The numbers are those of `Outcome` in core/batch.pxd, which this module does not import (clients have no
+compiled core); a test compares the two. They are part of the journal's format and of the proto: never
+renumbered.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ ctypedef struct Batch:
 cdef class EventBatch:
     cdef Batch batch
     cdef readonly object event             # EventPlan
-    cdef readonly object outcomes          # uint8 array over batch.outcomes: what the engine decides is seen here
+    cdef readonly object outcomes          # uint8 array over batch.outcomes: shows what the engine decides
     cdef Column* _columns
     cdef object _refused                   # outcomes as they were when the batch was made
     cdef tuple _memory                     # the arrays that batch points into

@@ -2,17 +2,19 @@
 
 Whoever holds an EventBatch may pass its C `Batch` on under nogil and check nothing again. The guarantee:
 
-- every array has n_events entries (offsets one more), n_events <= MAX_BATCH_EVENTS, one column per declared field;
+- every array has n_events entries (offsets one more), n_events <= MAX_BATCH_EVENTS, one column per declared
+  field;
 - offsets ascend and end within the bytes;
-- an event whose outcome is still 0 has a time within the years 1..9999, no infinite number, and no text longer than
-  MAX_TEXT_BYTES. An event that breaks this is refused by its outcome, not by an exception: the others go on.
+- an event whose outcome is still 0 has a time within the years 1..9999, no infinite number, and no text
+  longer than MAX_TEXT_BYTES. An event that breaks this is refused by its outcome, not by an exception: the
+  others go on.
 
-Outcomes given to the constructor (the decoder's refusals) stand; otherwise the first of these reasons counts: the
-time, then the columns in order.
+Outcomes given to the constructor (the decoder's refusals) stand; otherwise the first of these reasons counts:
+the time, then the columns in order.
 
-Memory: times, numbers, presence and bytes are borrowed from the arrays and kept alive, not copied; they must not be
-written to while the batch lives. Offsets are copied, because a changed offset would be a read out of bounds, and
-outcomes are the batch's own.
+Memory: times, numbers, presence and bytes are borrowed from the arrays and kept alive, not copied; they must
+not be written to while the batch lives. Offsets are copied, because a changed offset would be a read out of
+bounds, and outcomes are the batch's own.
 """
 
 cimport cython
@@ -30,33 +32,27 @@ cdef int64_t EARLIEST_MS = -62135596800000  # 0001-01-01T00:00:00.000Z
 cdef int64_t LATEST_MS = 253402300799999    # 9999-12-31T23:59:59.999Z
 
 
-# Each refuse_* returns how many events it refused and leaves alone an outcome that is set.
+# Each refuse_* leaves alone an outcome that is set.
 
-cdef uint32_t refuse_times(const int64_t* times, uint32_t n, uint8_t* outcomes) noexcept nogil:
-    cdef uint32_t i, n_refused = 0
+cdef void refuse_times(const int64_t* times, uint32_t n, uint8_t* outcomes) noexcept nogil:
+    cdef uint32_t i
     for i in range(n):
         if (times[i] < EARLIEST_MS or times[i] > LATEST_MS) and outcomes[i] == OUTCOME_ACCEPTED:
             outcomes[i] = REFUSED_TIME_RANGE
-            n_refused += 1
-    return n_refused
 
 
-cdef uint32_t refuse_infinite(const double* numbers, uint32_t n, uint8_t* outcomes) noexcept nogil:
-    cdef uint32_t i, n_refused = 0
+cdef void refuse_infinite(const double* numbers, uint32_t n, uint8_t* outcomes) noexcept nogil:
+    cdef uint32_t i
     for i in range(n):
         if isinf(numbers[i]) and outcomes[i] == OUTCOME_ACCEPTED:
             outcomes[i] = REFUSED_NOT_FINITE
-            n_refused += 1
-    return n_refused
 
 
-cdef uint32_t refuse_long_texts(const uint32_t* offsets, uint32_t n, uint8_t* outcomes) noexcept nogil:
-    cdef uint32_t i, n_refused = 0
+cdef void refuse_long_texts(const uint32_t* offsets, uint32_t n, uint8_t* outcomes) noexcept nogil:
+    cdef uint32_t i
     for i in range(n):
         if offsets[i + 1] - offsets[i] > MAX_TEXT_BYTES and outcomes[i] == OUTCOME_ACCEPTED:
             outcomes[i] = REFUSED_KEY_TOO_LONG
-            n_refused += 1
-    return n_refused
 
 
 cdef uint32_t first_descent(const uint32_t* offsets, uint32_t n) noexcept nogil:
@@ -69,12 +65,12 @@ cdef uint32_t first_descent(const uint32_t* offsets, uint32_t n) noexcept nogil:
 
 
 cdef object checked_array(object array, object dtype, Py_ssize_t n, str what):
-    """`array` itself where it is fit to be borrowed, else a copy that is; an error where it means something else."""
+    """`array` itself, or a contiguous copy where it is strided; an error where it is something else."""
     if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != dtype:
         found = f"{array.ndim}-d {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise InvalidEventError(f"{what}: expected a 1-d {dtype} array, found {found}; event_columns makes them")
+        raise InvalidEventError(f"{what}: expected a 1-d {dtype} array, found {found}; use event_columns")
     if array.shape[0] != n:
-        raise InvalidEventError(f"{what}: {array.shape[0]} entries where {n} are needed; all columns of a batch match")
+        raise InvalidEventError(f"{what}: {array.shape[0]} entries where {n} are needed, one per event")
     return np.require(array, requirements=["C", "A"])
 
 
@@ -91,17 +87,18 @@ cdef class EventBatch:
     event        the event type's plan
     event_index  its index in Plan.events
     times        int64 (n,), ms since the epoch
-    columns      one per EventPlan.fields, in order: float64 (n,) with NaN = absent for numbers, TextColumn for texts
+    columns      one per EventPlan.fields, in order: float64 (n,), NaN = absent, for numbers;
+                 TextColumn for texts
     outcomes     uint8 (n,), refusals by the decoder; copied. None: none
 
-    Raises InvalidEventError where an array has the wrong type or length, or offsets do not ascend within the bytes.
+    Raises InvalidEventError where an array has the wrong type or length, or offsets leave the bytes.
     """
 
     def __cinit__(self, event not None, int event_index, times not None, columns not None, outcomes=None):
         if not isinstance(event, EventPlan):
             raise TypeError(f"event: expected an EventPlan, found {type(event).__name__}")
         if not 0 <= event_index <= 0xFFFF:
-            raise InvalidEventError(f"event_index is {event_index}; it is an index in Plan.events, at most 65535")
+            raise InvalidEventError(f"event_index is {event_index}; an index in Plan.events is 0 to 65535")
         if not isinstance(times, np.ndarray):
             raise InvalidEventError(f"times: expected a 1-d int64 array, found {type(times).__name__}")
         if times.size > MAX_BATCH_EVENTS:
@@ -113,8 +110,8 @@ cdef class EventBatch:
         columns = tuple(columns)
         if len(columns) != len(event.fields) or len(columns) > 0xFFFF:
             raise InvalidEventError(
-                f"event {event.name!r} declares {len(event.fields)} fields and {len(columns)} columns were given: "
-                "pass one column per field (at most 65535), in the plan's order"
+                f"event {event.name!r} declares {len(event.fields)} fields and {len(columns)} columns were "
+                "given: pass one column per field (at most 65535), in the plan's order"
             )
         if outcomes is None:
             self.outcomes = np.zeros(n, dtype=np.uint8)
@@ -164,10 +161,10 @@ cdef class EventBatch:
         at = first_descent(offsets, <uint32_t>n)
         if at < n:
             raise InvalidEventError(
-                f"{what}: offset {at + 1} is {offsets[at + 1]}, before offset {at} ({offsets[at]}); offsets ascend"
+                f"{what}: offset {at + 1} is {offsets[at + 1]}, before offset {at} ({offsets[at]})"
             )
         if offsets[n] > data.size:
-            raise InvalidEventError(f"{what}: the last offset is {offsets[n]} and there are {data.size} bytes")
+            raise InvalidEventError(f"{what}: the last offset is {offsets[n]}; there are {data.size} bytes")
         c.kind = COLUMN_TEXT
         c.offsets = offsets
         c.bytes = <const char*>address(data)
@@ -200,10 +197,10 @@ cdef class EventBatch:
         return self.batch.n_events
 
     def part(self, Py_ssize_t lo, Py_ssize_t hi):
-        """Events lo..hi-1 as a batch of their own that shares this one's columns (its offsets may start above 0).
+        """Events lo..hi-1 as a batch of their own that shares this one's columns.
 
-        Its outcomes are its own, and those that this batch was made with: what the engine has decided since is not
-        taken over, so that the same events can be applied once whole and once in parts.
+        Its outcomes are its own, and those that this batch was made with: what the engine has decided since
+        is not taken over, so that the same events can be applied once whole and once in parts.
         """
         if not 0 <= lo <= hi <= self.batch.n_events:
             raise IndexError(f"part({lo}, {hi}) of a batch of {self.batch.n_events} events")
@@ -228,7 +225,7 @@ cdef class EventBatch:
         return other
 
     cdef list _no_columns(self):
-        """Columns of no events, which make an empty batch of this type."""
+        """Columns of no events: a part begins as an empty batch."""
         empty = TextColumn(np.zeros(1, dtype=np.uint32), np.empty(0, dtype=np.uint8), None)
         return [empty if f.kind == Kind.TEXT else np.empty(0, dtype=np.float64) for f in self.event.fields]
 

@@ -11,7 +11,7 @@ ctypedef struct SipState:
     uint64_t v1
     uint64_t v2
     uint64_t v3
-    uint64_t tail                 # bytes that do not fill a word yet, the first in the lowest byte; above them 0
+    uint64_t tail                 # bytes that fill no word yet, the first one lowest; above them 0
     uint32_t tail_bits            # 8 * bytes in tail: 0, 8, ..., 56
     uint32_t n_bytes              # length of the message so far; only its lowest byte is hashed
 
@@ -24,14 +24,15 @@ cdef void sip128_final(const SipState* state, uint64_t* out2) noexcept nogil
 cdef void siphash128(const uint8_t* key16, const uint8_t* data, size_t n, uint64_t* out2) noexcept nogil
 cdef uint64_t siphash64(const uint8_t* key16, const uint8_t* data, size_t n) noexcept nogil
 
-# Fingerprint of one key: message = u16 entity_id LE, then per part u16 length LE and the bytes.
-# 0 = out2 is written; 1 = a part is null or empty, out2 is untouched.
-# The parts are COLUMN_TEXT, and the text of `row` is at most MAX_TEXT_BYTES in each (its event was not refused).
-cdef int key_fingerprint(const uint8_t* secret, uint16_t entity_id, const Column* const* parts, uint32_t n_parts,
-                         uint32_t row, uint64_t* out2) noexcept nogil
+# Fingerprint of one key: message = u16 entity_id LE, then per part u16 length LE and the bytes. 0 = out2 is
+# written; 1 = a part is null or empty, out2 is untouched. The parts are COLUMN_TEXT, and the text of `row` is
+# at most MAX_TEXT_BYTES in each (its event was not refused).
+cdef int key_fingerprint(const uint8_t* secret, uint16_t entity_id, const Column* const* parts,
+                         uint32_t n_parts, uint32_t row, uint64_t* out2) noexcept nogil
 
-# The same for rows lo..hi-1: out2s[2 * (i - lo)] and the word after it, missing[i - lo] = 0 or 1 as above (where it
-# is 1, or where a text is longer than MAX_TEXT_BYTES, the words are 0). Returns how many are missing.
+# The same for rows lo..hi-1: out2s[2 * (i - lo)] and the word after it, missing[i - lo] = 0 or 1 as above
+# (where it is 1, or where a text is longer than MAX_TEXT_BYTES, the words are 0). Returns how many are
+# missing.
 cdef uint32_t key_fingerprints(const uint8_t* secret, uint16_t entity_id, const Column* const* parts,
                                uint32_t n_parts, uint32_t lo, uint32_t hi, uint64_t* out2s,
                                uint8_t* missing) noexcept nogil

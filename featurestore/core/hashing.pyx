@@ -1,9 +1,10 @@
 """Keyed fingerprints of keys, and the checksum of everything stored.
 
-SipHash-2-4 with 128 (and 64) bits of output: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012, and
-the authors' reference code, whose published vectors the tests hold this file to. Under a secret key nobody outside
-can choose two keys that collide, so keys that attackers pick (addresses, names) cannot flood a table; and a
-fingerprint does not tell its key. Guarantee: two different keys share a fingerprint with probability 2^-128.
+SipHash-2-4 with 128 (and 64) bits of output: Aumasson and Bernstein, "SipHash: a fast short-input PRF", 2012,
+and the authors' reference code, whose published vectors the tests hold this file to. Under a secret key
+nobody outside can choose two keys that collide, so keys that attackers pick (addresses, names) cannot flood a
+table; and a fingerprint does not tell its key. Guarantee: two different keys share a fingerprint with
+probability 2^-128 for a secret chosen at random.
 
 A key's message is prefix-free, so parts cannot run into each other ("ab","c" is not "a","bc"):
 
@@ -13,13 +14,14 @@ A key's message is prefix-free, so parts cannot run into each other ("ab","c" is
     4       n     its bytes (UTF-8; integers as their decimal text)
     4+n     2     length of the second part ...
 
-A typical key is 10 to 20 bytes, that is 3 words, and the time goes to the 14 rounds, each of which waits for the one
-before. So the parts are never put side by side in a buffer (writing bytes and reading them back as words stalls):
-words are cut from where the text lies, shifted by the bytes left over. Over a batch the processor overlaps the
-rounds of neighbouring keys by itself.
+A typical key is 10 to 20 bytes, that is 3 words, and the time goes to the 14 rounds, each of which waits for
+the one before. So the parts are never put side by side in a buffer (writing bytes and reading them back as
+words stalls): words are cut from where the text lies, shifted by the bytes left over. Over a batch the
+processor overlaps the rounds of neighbouring keys by itself.
 
-CRC32C (Castagnoli, reflected polynomial 0x82F63B78; RFC 3720, appendix B.4): the processor's own instruction where
-there is one (SSE4.2), else eight tables of 256 (Kounavis and Berry, "slicing-by-8", 2005). Both give the same.
+CRC32C (Castagnoli, reflected polynomial 0x82F63B78; RFC 3720, appendix B.4): the processor's own instruction
+where there is one (SSE4.2), else eight tables of 256 (Kounavis and Berry, "slicing-by-8", 2005). Both give
+the same.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -222,8 +224,8 @@ cdef uint64_t siphash64(const uint8_t* key16, const uint8_t* data, size_t n) noe
 
 # ---- keys
 
-cdef inline int fingerprint_row(const SipState* start, const Column* const* parts, uint32_t n_parts, uint32_t row,
-                                uint64_t* out2) noexcept nogil:
+cdef inline int fingerprint_row(const SipState* start, const Column* const* parts, uint32_t n_parts,
+                                uint32_t row, uint64_t* out2) noexcept nogil:
     """`start` has taken in the entity id."""
     cdef SipState s = start[0]
     cdef uint32_t k, begin, n
@@ -246,8 +248,8 @@ cdef inline void start_key(SipState* start, const uint8_t* secret, uint16_t enti
     sip_absorb_length(start, entity_id)
 
 
-cdef int key_fingerprint(const uint8_t* secret, uint16_t entity_id, const Column* const* parts, uint32_t n_parts,
-                         uint32_t row, uint64_t* out2) noexcept nogil:
+cdef int key_fingerprint(const uint8_t* secret, uint16_t entity_id, const Column* const* parts,
+                         uint32_t n_parts, uint32_t row, uint64_t* out2) noexcept nogil:
     cdef SipState start
     start_key(&start, secret, entity_id)
     return fingerprint_row(&start, parts, n_parts, row, out2)
@@ -281,9 +283,10 @@ cdef int crc_by_instruction = 0
 
 cdef void fill_crc_tables() noexcept nogil:
     cdef uint32_t b, k, crc
+    cdef int _bit
     for b in range(256):
         crc = b
-        for k in range(8):
+        for _bit in range(8):
             crc = (crc >> 1) ^ (0x82F63B78u if crc & 1 else 0)
         crc_tables[0][b] = crc
     for b in range(256):
@@ -349,7 +352,7 @@ def sip128(const uint8_t[::1] key16 not None, *pieces):
 
 
 def fingerprint(const uint8_t[::1] secret not None, uint16_t entity_id, parts not None):
-    """The fingerprint of one key, given as a sequence of its parts' bytes: 16 bytes, or None where a part is empty.
+    """The fingerprint of one key, given by its parts' bytes: 16 bytes, or None where a part is empty.
 
     Raises InvalidEventError where a part is longer than MAX_TEXT_BYTES (4096).
     """
@@ -362,7 +365,7 @@ def fingerprint(const uint8_t[::1] secret not None, uint16_t entity_id, parts no
             return None
         if part.shape[0] > MAX_TEXT_BYTES:
             raise InvalidEventError(
-                f"a key part has {part.shape[0]} bytes; the limit is {MAX_TEXT_BYTES}: no such key can be stored"
+                f"a key part of {part.shape[0]} bytes; the limit is {MAX_TEXT_BYTES}: no such key is stored"
             )
         sip_absorb_length(&s, <uint16_t>part.shape[0])
         sip_absorb(&s, &part[0], part.shape[0])
@@ -370,7 +373,8 @@ def fingerprint(const uint8_t[::1] secret not None, uint16_t entity_id, parts no
     return PyBytes_FromStringAndSize(<char*>out2, 16)
 
 
-def fingerprints(const uint8_t[::1] secret not None, uint16_t entity_id, EventBatch batch not None, fields not None):
+def fingerprints(const uint8_t[::1] secret not None, uint16_t entity_id, EventBatch batch not None,
+                 fields not None):
     """Fingerprints of the keys that these text fields make, of every event of the batch.
 
     Returns (uint64 array of shape (n_events, 2), bool array: True where a part is null, empty or too long).
@@ -381,9 +385,11 @@ def fingerprints(const uint8_t[::1] secret not None, uint16_t entity_id, EventBa
     if len(fields) > 64:
         raise ValueError(f"a key of {len(fields)} parts; this function takes at most 64")
     for k in range(n_parts):
-        if not 0 <= fields[k] < batch.batch.n_columns or batch.batch.columns[<int>fields[k]].kind != COLUMN_TEXT:
-            raise ValueError(f"field {fields[k]} is not a text column of this batch: a key is made of text columns")
+        if not 0 <= fields[k] < batch.batch.n_columns:
+            raise ValueError(f"field {fields[k]}: this batch has {batch.batch.n_columns} columns")
         parts[k] = &batch.batch.columns[<int>fields[k]]
+        if parts[k].kind != COLUMN_TEXT:
+            raise ValueError(f"field {fields[k]} is a column of numbers; a key is made of text columns")
     words = np.empty((batch.batch.n_events, 2), dtype=np.uint64)
     missing = np.empty(batch.batch.n_events, dtype=np.uint8)
     cdef uint64_t[:, ::1] words_view = words

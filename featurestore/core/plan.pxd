@@ -21,7 +21,12 @@ cdef enum:
     MAX_RAW_WORDS = 2 + MAX_VALUES
     MAX_VIEWS_PER_ENTITY = 120
     NO_COLUMN = 0xFFFF
-    UNSET_MS = -(1 << 62)        # a time that is not known yet, before every event
+
+cdef extern from * nogil:
+    """
+    #define FS_UNSET_MS (-4611686018427387904LL)
+    """
+    const int64_t UNSET_MS "FS_UNSET_MS"   # a time that is not known yet, before every event
 
 cdef enum AggregateC:          # plan.Aggregate
     AGG_COUNT = 0

@@ -18,7 +18,7 @@ def _check(bint holds, str what):
 
 
 cdef class CompiledPlan:
-    def __init__(self, plan not None, CompiledPlan previous=None):
+    def __cinit__(self, plan not None, CompiledPlan previous=None):
         """`previous`: the plan that the state was built with, so that logs of views it loses can still be freed."""
         cdef size_t i
         self.plan = plan

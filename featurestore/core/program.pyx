@@ -1,19 +1,20 @@
 """Compiled `where` filters: a stack machine whose every step runs over a chunk of 256 events.
 
-Idea: vectorised interpretation (Boncz, Zukowski, Nes, "MonetDB/X100: Hyper-Pipelining Query Execution", CIDR 2005).
-Reading an instruction costs some ten nanoseconds; shared by 256 events that is nothing, and the loops inside are
-plain enough for the compiler to use vector instructions, while a chunk of every slot in use stays in the cache.
+Idea: vectorised interpretation (Boncz, Zukowski, Nes, "MonetDB/X100: Hyper-Pipelining Query Execution", CIDR
+2005). Reading an instruction costs some ten nanoseconds; shared by 256 events that is nothing, and the loops
+inside are plain enough for the compiler to use vector instructions, while a chunk of every slot in use stays
+in the cache.
 
 Logic is SQL's: TRUE, FALSE and UNKNOWN. Guarantee: out = 1 iff the filter is TRUE.
 
-- An absent field is UNKNOWN, and whatever is computed from it or compared with it; so is arithmetic whose result is
-  not finite, division by zero among it. An empty text of a key field counts as null.
-- `and` is FALSE if either side is, `or` is TRUE if either side is, whatever the other; otherwise UNKNOWN if either
-  is. `not` leaves UNKNOWN. `in` is UNKNOWN for null. Only `is_null` never is.
+- An absent field is UNKNOWN, and whatever is computed from it or compared with it; so is arithmetic whose
+  result is not finite, division by zero among it. An empty text of a key field counts as null.
+- `and` is FALSE if either side is, `or` is TRUE if either side is, whatever the other; otherwise UNKNOWN if
+  either is. `not` leaves UNKNOWN. `in` is UNKNOWN for null. Only `is_null` never is.
 
-The three are kept as 0 FALSE, 1 UNKNOWN, 2 TRUE: `and` is the minimum, `or` the maximum, `not` 2 - x, and "TRUE" is
-x >> 1. A comparison is the sum of two tests that agree unless an operand is NaN: (a < b) + not (a >= b) gives 0 or 2,
-and 1 for a NaN.
+The three are kept as 0 FALSE, 1 UNKNOWN, 2 TRUE: `and` is the minimum, `or` the maximum, `not` 2 - x, and
+"TRUE" is x >> 1. A comparison is the sum of two tests that agree unless an operand is NaN: (a < b) +
+not (a >= b) gives 0 or 2, and 1 for a NaN.
 
 code          pops            pushes    reads
 number                        number    Op.number, finite
@@ -31,13 +32,14 @@ and or        truth truth     truth
 not           truth           truth
 true false                    truth
 
-A program leaves one truth. Everything is checked when it is compiled (`CompiledProgram`), so the run checks nothing:
-the types of the slots are known, and every operation is given the slot its result goes to. Texts need no slots at
-all: where a text comes from, a column or a constant, is known too and is written into the operation that reads it.
+A program leaves one truth. Everything is checked when it is compiled (`CompiledProgram`), so the run checks
+nothing: the types of the slots are known, and every operation is given the slot its result goes to. Texts
+need no slots at all: where a text comes from, a column or a constant, is known too and is written into the
+operation that reads it.
 """
 
 cimport cython
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
 
@@ -83,8 +85,8 @@ cdef enum Truth:
 cdef enum:
     FEW_NUMBERS = 8               # up to here every item of a list is compared, beyond it is searched
 
-# What one slot of the stack may hold for a chunk. Not a union: results that overlap operands would keep the compiler
-# from vector instructions.
+# What one slot of the stack may hold for a chunk. Not a union: results that overlap operands would keep the
+# compiler from vector instructions.
 cdef struct Slot:
     double numbers[PROGRAM_CHUNK]
     uint8_t truths[PROGRAM_CHUNK]
@@ -224,13 +226,16 @@ cdef void eq_texts(const OpC* op, const Column* columns, uint32_t row, uint8_t e
     cdef const char* b = NULL
     cdef uint32_t i, n_a = 0, n_b = 0
     for i in range(n):
-        if not text_at(&op.left, columns, row + i, &a, &n_a) or not text_at(&op.right, columns, row + i, &b, &n_b):
+        if not text_at(&op.left, columns, row + i, &a, &n_a):
+            out[i] = UNKNOWN
+        elif not text_at(&op.right, columns, row + i, &b, &n_b):
             out[i] = UNKNOWN
         else:
             out[i] = equal if compare_texts(a, n_a, b, n_b) == 0 else TRUE - equal
 
 
-cdef void in_texts(const OpC* op, const Column* columns, uint32_t row, uint8_t* out, uint32_t n) noexcept nogil:
+cdef void in_texts(const OpC* op, const Column* columns, uint32_t row, uint8_t* out,
+                   uint32_t n) noexcept nogil:
     cdef const char* a = NULL
     cdef uint32_t i, low, high, middle, n_a = 0
     cdef const TextOperand* item
@@ -255,7 +260,8 @@ cdef void in_texts(const OpC* op, const Column* columns, uint32_t row, uint8_t* 
                 high = middle
 
 
-cdef void null_texts(const OpC* op, const Column* columns, uint32_t row, uint8_t* out, uint32_t n) noexcept nogil:
+cdef void null_texts(const OpC* op, const Column* columns, uint32_t row, uint8_t* out,
+                     uint32_t n) noexcept nogil:
     cdef const char* a = NULL
     cdef uint32_t i, n_a = 0
     for i in range(n):
@@ -366,7 +372,7 @@ cdef void run_chunk(const ProgramC* program, const Column* columns, uint32_t row
 
 cdef void program_run(const ProgramC* program, const Batch* batch, uint32_t lo, uint32_t hi,
                       uint8_t* out) noexcept nogil:
-    # One slot more than the stack is deep: an operation at the top names its right neighbour without reading it.
+    # One more than the stack is deep: an operation at the top names its right neighbour without reading it.
     cdef Slot[PROGRAM_MAX_DEPTH + 1] slots
     cdef uint32_t row = lo, n
     while row < hi:
@@ -377,7 +383,7 @@ cdef void program_run(const ProgramC* program, const Batch* batch, uint32_t lo, 
 
 # ---- compiling
 
-# code: (what it pops, what it pushes, operation). The operations of texts depend on where the texts come from.
+# code: (what it pops, what it pushes, operation); those that need a closer look are in _lowered.
 _SIGNATURES = {
     "add": ("number number", "number", OP_ADD),
     "sub": ("number number", "number", OP_SUB),
@@ -427,14 +433,14 @@ def _field(op, event, kind, where):
         raise ValueError(f"{where}: no field {op.field!r}; event {event.name!r} declares {len(event.fields)}")
     field = event.fields[op.field]
     if field.kind != kind:
-        raise ValueError(f"{where}: field {field.name!r} of event {event.name!r} is not a {kind.name.lower()}")
+        raise ValueError(f"{where}: field {field.name!r} of {event.name!r} holds no {kind.name.lower()}")
     return op.field
 
 
 def _lowered(program, event):
-    """The checked steps as (operation, slot, field, number, numbers, texts, text operands), texts' own left out.
+    """The checked steps as (operation, slot, field, number, numbers, texts, text operands).
 
-    A text operand is its bytes, or the index of the field that brings it.
+    A text operand is its bytes, or the index of the field that brings it; steps that load texts are gone.
     """
     steps = []
     stack = []  # ("number", None) | ("truth", None) | ("text", bytes or field index)
@@ -471,22 +477,23 @@ def _lowered(program, event):
         elif op.code == "in_numbers":
             numbers = sorted({_finite(item, where) for item in op.numbers})
         elif op.code == "in_texts":
-            texts = sorted({_text_bytes(item, where) for item in op.texts}, key=lambda item: (len(item), item))
+            texts = {_text_bytes(item, where) for item in op.texts}
+            texts = sorted(texts, key=lambda item: (len(item), item))
         del stack[base:]
         stack.append((pushes, source))
         if len(stack) > PROGRAM_MAX_DEPTH:
-            raise ValueError(f"{where}: more than {PROGRAM_MAX_DEPTH} values wait at once; nest it less deeply")
+            raise ValueError(f"{where}: more than {PROGRAM_MAX_DEPTH} values wait at once; nest less")
         if operation is not None:
             steps.append((operation, base, field, number, numbers, texts, operands))
     if [slot[0] for slot in stack] != ["truth"]:
         left = ", ".join(slot[0] for slot in stack) or "nothing"
-        raise ValueError(f"filter {program.source!r}: leaves {left} on the stack where a filter leaves one truth")
+        raise ValueError(f"filter {program.source!r}: leaves {left} on the stack; a filter leaves one truth")
     return steps
 
 
 @cython.final
 cdef class CompiledProgram:
-    """A filter of `event`'s fields, checked and ready to run; raises ValueError naming the step that is wrong."""
+    """A filter of `event`'s fields, ready to run; raises ValueError naming the step that is wrong."""
 
     def __cinit__(self, program not None, event not None):
         if not isinstance(program, Program) or not isinstance(event, EventPlan):

@@ -90,7 +90,23 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
 cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin, int64_t wall_ms,
                           int64_t dedupe_ms, int64_t* nows) noexcept nogil
 
-# The state as bytes (in checkpoints and digests; the format stands above these functions in sequencer.pyx). `event_ids` name
-# the types, whose indexes may move with the schema. Import takes what the plan still has: 0, 1 not readable, -1 memory.
-cdef int sequencer_export(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil
-cdef int sequencer_import(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil
+# The state as bytes, in three streams (format: sequencer.pyx): the head (clocks and position), the ids, the producers.
+#
+# A checkpoint takes the head at its cut and the tables later, in slices between batches: they may then know ids and sequences of
+# events after the cut, which is harmless because replay only commits, and committing those events again changes nothing. The
+# checkpoint must not be kept, though, before the journal is durable up to the last slice.
+ctypedef struct TableCursor:     # all zero: begin
+    uint64_t type_               # index of the event type being copied
+    uint64_t place
+    uint64_t n_places            # of the table when copying it began; a rebuilt table is copied again
+
+cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil      # 0, -1 memory
+cdef int sequencer_copy_ids(const Sequencer* s, const PlanC* plan, TableCursor* cursor, uint32_t max_places,
+                            Bytes* out) noexcept nogil                                                # 1 more, 0 done, -1
+cdef int sequencer_copy_producers(const Sequencer* s, TableCursor* cursor, uint32_t max_places,
+                                  Bytes* out) noexcept nogil                                          # 1 more, 0 done, -1
+cdef void sequencer_sort(Bytes* ids, Bytes* producers) noexcept nogil                                 # into canonical order
+# Into a new sequencer, head first. Event types that the plan does not have are left out. 0, 1 not readable, -1 memory.
+cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil
+cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil
+cdef int sequencer_import_producers(Sequencer* s, const uint8_t* data, size_t n_bytes) noexcept nogil

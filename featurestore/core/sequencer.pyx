@@ -7,7 +7,7 @@ new producer takes the place of the one silent longest, if that is longer than P
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 from featurestore.core.batch cimport (
     OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
@@ -18,7 +18,7 @@ from featurestore.core.plan cimport UNSET_MS, EventC, PlanC, TouchC, ViewC
 from featurestore.core.window cimport view_horizon
 
 cdef enum:
-    PRODUCER_IDLE_MS = 7 * 86_400_000
+    PRODUCER_IDLE_MS = 604_800_000      # 7 days
 
 
 cdef int sequencer_init(Sequencer* s, uint16_t n_types, bint event_clock, int64_t max_future_ms,
@@ -242,7 +242,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
     cdef const EventC* event = &plan.events[batch.event]
     cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t, then
     cdef IdTable in_batch
-    cdef Id* id_
+    cdef Id* id_ = NULL
     cdef uint64_t n_new = 0
     cdef uint32_t i
     if not s.event_clock and s.now_ms > now:
@@ -344,149 +344,174 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
 
 # -- bytes ----------------------------------------------------------------------------------------------------
 #
-# Little-endian:
-#   u32 version (1), u8 event_clock, u8[3] 0, i64 now, u64 position, u32 event types, u32 producers
-#   per event type: u16 event_id, u8[6] 0, i64 now, i64 first now, u64 ids, then per id, by fingerprint: u64, u64, i64 seen_at
-#   per producer, by fingerprint: u64, u64, u64 epoch, u64 highest, i64 last, u64[1025] content
+# Little-endian.
+#   head       u32 version (1), u8 event_clock, u8[3] 0, i64 now, u64 position, u32 event types, u32 0,
+#              then per type: u16 event_id, u8[6] 0, i64 now, i64 now at its first accepted event
+#   ids        per id: u16 event_id, u8[6] 0, u64[2] fingerprint, i64 seen_at
+#   producers  per producer: u64[2] fingerprint, u64 epoch, u64 highest, i64 last, u64[1025] content
 
-cdef int _by_words(const void* a, const void* b) noexcept nogil:
-    cdef const uint64_t* x = <const uint64_t*>a
-    cdef const uint64_t* y = <const uint64_t*>b
-    if x[0] != y[0]:
-        return 1 if x[0] > y[0] else -1
-    return 0 if x[1] == y[1] else 1 if x[1] > y[1] else -1
+cdef enum:
+    HEAD_BYTES = 32
+    TYPE_BYTES = 24
 
-
-cdef int _by_producer(const void* a, const void* b) noexcept nogil:
-    return _by_words((<const Producer**>a)[0], (<const Producer**>b)[0])
-
-
-cdef int _export_ids(const IdTable* table, int64_t oldest_ms, Bytes* out) noexcept nogil:
-    cdef Id* sorted_ = <Id*>malloc((table.n_used + 1) * sizeof(Id))
-    cdef uint64_t i, n = 0
-    cdef int status = -1
-    if sorted_ == NULL:
-        return -1
-    for i in range(table.n_places):
-        if (table.places[i].fp0 | table.places[i].fp1) and table.places[i].seen_at_ms >= oldest_ms:
-            sorted_[n] = table.places[i]
-            n += 1
-    qsort(sorted_, n, sizeof(Id), _by_words)
-    if bytes_append(out, &n, 8) == 0:
-        status = bytes_append(out, sorted_, n * sizeof(Id))
-    free(sorted_)
-    return status
+ctypedef struct IdRecord:
+    uint16_t event_id
+    uint16_t zero[3]
+    Id id_
 
 
-cdef int sequencer_export(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil:
-    cdef uint8_t head[32]
-    cdef uint8_t type_head[24]
-    cdef uint32_t version = 1, n
-    cdef Producer** producers
-    cdef uint64_t i
-    cdef int status = 0
+cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil:
+    cdef uint8_t head[HEAD_BYTES]
+    cdef uint8_t type_head[TYPE_BYTES]
+    cdef uint32_t version = 1, n = s.n_types
+    cdef uint16_t i
     memset(head, 0, sizeof(head))
     memcpy(head, &version, 4)
     head[4] = s.event_clock
     memcpy(head + 8, &s.now_ms, 8)
     memcpy(head + 16, &s.position, 8)
-    n = s.n_types
     memcpy(head + 24, &n, 4)
-    n = <uint32_t>s.producers.n_producers
-    memcpy(head + 28, &n, 4)
-    if bytes_append(out, head, sizeof(head)) < 0:
+    if bytes_append(out, head, HEAD_BYTES) < 0:
         return -1
     for i in range(s.n_types):
-        memset(type_head, 0, sizeof(type_head))
+        memset(type_head, 0, TYPE_BYTES)
         memcpy(type_head, &plan.events[i].event_id, 2)
         memcpy(type_head + 8, &s.type_nows[i], 8)
         memcpy(type_head + 16, &s.first_nows[i], 8)
-        if bytes_append(out, type_head, sizeof(type_head)) < 0:
+        if bytes_append(out, type_head, TYPE_BYTES) < 0:
             return -1
-        if _export_ids(&s.ids[i], s.type_nows[i] - plan.events[i].dedupe_ms, out) < 0:
-            return -1
-    producers = <Producer**>malloc((s.producers.n_producers + 1) * sizeof(void*))
-    if producers == NULL:
-        return -1
-    n = 0
-    for i in range(s.producers.n_places):
-        if s.producers.places[i] != NULL:
-            producers[n] = s.producers.places[i]
-            n += 1
-    qsort(producers, n, sizeof(void*), _by_producer)
-    for i in range(n):
-        if status == 0:
-            status = bytes_append(out, producers[i], sizeof(Producer))
-    free(producers)
-    return status
-
-
-cdef int _import_type(Sequencer* s, const PlanC* plan, const uint8_t** at, const uint8_t* end) noexcept nogil:
-    cdef uint16_t event_id, i
-    cdef uint64_t n, k
-    cdef Id id_
-    cdef IdTable* table = NULL
-    if end - at[0] < 32:
-        return 1
-    memcpy(&event_id, at[0], 2)
-    memcpy(&n, at[0] + 24, 8)
-    for i in range(s.n_types):
-        if plan.events[i].event_id == event_id:
-            memcpy(&s.type_nows[i], at[0] + 8, 8)
-            memcpy(&s.first_nows[i], at[0] + 16, 8)
-            table = &s.ids[i]
-            break
-    at[0] += 32
-    if n > <uint64_t>(end - at[0]) // sizeof(Id):
-        return 1
-    if table != NULL and n:
-        if _reserve_ids(s, i, n, UNSET_MS) < 0:
-            return -1
-        for k in range(n):
-            memcpy(&id_, at[0] + k * sizeof(Id), sizeof(Id))
-            if (id_.fp0 | id_.fp1) == 0:
-                return 1
-            _id_place(table, id_.fp0, id_.fp1)[0] = id_
-        table.n_used = n
-        s.n_ids += n
-    at[0] += n * sizeof(Id)
     return 0
 
 
-cdef int sequencer_import(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil:
-    cdef const uint8_t* at = data
-    cdef const uint8_t* end = data + n_bytes
-    cdef uint32_t version, n_types, n_producers, i
+cdef int sequencer_copy_ids(const Sequencer* s, const PlanC* plan, TableCursor* cursor, uint32_t max_places,
+                            Bytes* out) noexcept nogil:
+    cdef const IdTable* table
+    cdef const Id* id_
+    cdef IdRecord record
+    cdef uint32_t looked = 0
+    memset(&record, 0, sizeof(record))
+    while cursor.type_ < s.n_types:
+        table = &s.ids[cursor.type_]
+        if cursor.n_places != table.n_places:
+            cursor.n_places = table.n_places
+            cursor.place = 0
+        record.event_id = plan.events[cursor.type_].event_id
+        while cursor.place < table.n_places:
+            if looked == max_places:
+                return 1
+            looked += 1
+            id_ = &table.places[cursor.place]
+            if (id_.fp0 | id_.fp1) and id_.seen_at_ms >= s.type_nows[cursor.type_] - plan.events[cursor.type_].dedupe_ms:
+                record.id_ = id_[0]
+                if bytes_append(out, &record, sizeof(record)) < 0:
+                    return -1
+            cursor.place += 1
+        cursor.type_ += 1
+        cursor.n_places = cursor.place = 0
+    return 0
+
+
+cdef int sequencer_copy_producers(const Sequencer* s, TableCursor* cursor, uint32_t max_places,
+                                  Bytes* out) noexcept nogil:
+    cdef uint32_t looked = 0
+    if cursor.n_places != s.producers.n_places:
+        cursor.n_places = s.producers.n_places
+        cursor.place = 0
+    while cursor.place < cursor.n_places:
+        if looked == max_places:
+            return 1
+        looked += 1
+        if s.producers.places[cursor.place] != NULL:
+            if bytes_append(out, s.producers.places[cursor.place], sizeof(Producer)) < 0:
+                return -1
+        cursor.place += 1
+    return 0
+
+
+cdef int _by_words(const uint64_t* x, const uint64_t* y) noexcept nogil:
+    if x[0] != y[0]:
+        return 1 if x[0] > y[0] else -1
+    return 0 if x[1] == y[1] else 1 if x[1] > y[1] else -1
+
+
+cdef int _by_id(const void* a, const void* b) noexcept nogil:
+    cdef const IdRecord* x = <const IdRecord*>a
+    cdef const IdRecord* y = <const IdRecord*>b
+    if x.event_id != y.event_id:
+        return 1 if x.event_id > y.event_id else -1
+    return _by_words(&x.id_.fp0, &y.id_.fp0)
+
+
+cdef int _by_producer(const void* a, const void* b) noexcept nogil:
+    return _by_words(<const uint64_t*>a, <const uint64_t*>b)
+
+
+cdef void sequencer_sort(Bytes* ids, Bytes* producers) noexcept nogil:
+    if ids.n_bytes:
+        qsort(ids.data, ids.n_bytes // sizeof(IdRecord), sizeof(IdRecord), _by_id)
+    if producers.n_bytes:
+        qsort(producers.data, producers.n_bytes // sizeof(Producer), sizeof(Producer), _by_producer)
+
+
+cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil:
+    cdef uint32_t version, n_types, k
+    cdef uint16_t event_id, i
+    cdef const uint8_t* at
+    if n_bytes < HEAD_BYTES:
+        return 1
+    memcpy(&version, data, 4)
+    memcpy(&n_types, data + 24, 4)
+    if version != 1 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * TYPE_BYTES:
+        return 1
+    s.event_clock = data[4] != 0
+    memcpy(&s.now_ms, data + 8, 8)
+    memcpy(&s.position, data + 16, 8)
+    for k in range(n_types):
+        at = data + HEAD_BYTES + <size_t>k * TYPE_BYTES
+        memcpy(&event_id, at, 2)
+        for i in range(s.n_types):
+            if plan.events[i].event_id == event_id:
+                memcpy(&s.type_nows[i], at + 8, 8)
+                memcpy(&s.first_nows[i], at + 16, 8)
+    return 0
+
+
+cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil:
+    cdef IdRecord record
+    cdef Id* id_
+    cdef size_t k
+    cdef uint16_t i
+    if n_bytes % sizeof(IdRecord):
+        return 1
+    for k in range(n_bytes // sizeof(IdRecord)):
+        memcpy(&record, data + k * sizeof(IdRecord), sizeof(IdRecord))
+        if (record.id_.fp0 | record.id_.fp1) == 0:
+            return 1
+        for i in range(s.n_types):
+            if plan.events[i].event_id == record.event_id:
+                if _reserve_ids(s, i, 1, UNSET_MS) < 0:
+                    return -1
+                id_ = _id_place(&s.ids[i], record.id_.fp0, record.id_.fp1)
+                if (id_.fp0 | id_.fp1) == 0:
+                    s.ids[i].n_used += 1
+                    s.n_ids += 1
+                id_[0] = record.id_
+                break
+    return 0
+
+
+cdef int sequencer_import_producers(Sequencer* s, const uint8_t* data, size_t n_bytes) noexcept nogil:
     cdef Producer producer
     cdef Producer* made
-    cdef int status
-    if n_bytes < 32:
+    cdef size_t k
+    if n_bytes % sizeof(Producer):
         return 1
-    memcpy(&version, at, 4)
-    if version != 1:
-        return 1
-    s.event_clock = at[4] != 0
-    memcpy(&s.now_ms, at + 8, 8)
-    memcpy(&s.position, at + 16, 8)
-    memcpy(&n_types, at + 24, 4)
-    memcpy(&n_producers, at + 28, 4)
-    at += 32
-    for i in range(n_types):
-        status = _import_type(s, plan, &at, end)
-        if status:
-            return status
-    for i in range(n_producers):
-        if <size_t>(end - at) < sizeof(Producer):
-            return 1
-        memcpy(&producer, at, sizeof(Producer))
-        at += sizeof(Producer)
-        if _producer_place(&s.producers, producer.fp0, producer.fp1)[0] != NULL:
-            return 1
-        made = _make_producer(&s.producers, producer.fp0, producer.fp1, UNSET_MS)
+    for k in range(n_bytes // sizeof(Producer)):
+        memcpy(&producer, data + k * sizeof(Producer), sizeof(Producer))
+        made = _producer_place(&s.producers, producer.fp0, producer.fp1)[0]
         if made == NULL:
-            return -1
+            made = _make_producer(&s.producers, producer.fp0, producer.fp1, UNSET_MS)
+            if made == NULL:
+                return -1
         made[0] = producer
-    if not s.event_clock:
-        for i in range(s.n_types):
-            s.type_nows[i] = s.now_ms
-    return 0 if at == end else 1
+    return 0

@@ -44,6 +44,7 @@ ctypedef struct Shard:
     Arena arena
     Table table
     pthread_mutex_t lock
+    int waiting                  # readers that want the lock: whoever holds it for long lets them in
     uint64_t position            # of the last event applied: earlier parts are skipped
     uint32_t cut                 # counts checkpoints begun; a row changed since has mark == cut
     uint32_t written             # the last cut whose checkpoint was written: rows with mark < written are in it
@@ -89,8 +90,9 @@ cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
 # True if the row was there.
 cdef bint shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil
-# Frees logs and rows that hold nothing any more. Number of rows freed, -1 out of memory.
-cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows) noexcept nogil
+# Frees logs and rows that hold nothing any more at type_nows, in some buckets from bucket[0] on, which moves and is 0 again after
+# the last. Under the order lock: type_nows must not be ahead of what is applied. Number of rows freed, -1 out of memory.
+cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows, uint64_t* bucket) noexcept nogil
 
 # Checkpoint. Cut: under the order lock, between batches. Then slices until one returns 0 (1: more, -1: out of memory); rows that
 # change meanwhile are copied as they were at the cut. Then the records, sorted: each is the 16 bytes of the fingerprint in

@@ -31,9 +31,33 @@ cdef enum:
 
 cdef extern from * nogil:
     """
+    #include <sched.h>
     #define fs_bswap64(x) __builtin_bswap64(x)
+    #define fs_wants(counter) __atomic_fetch_add((counter), 1, __ATOMIC_RELAXED)
+    #define fs_got(counter) __atomic_fetch_sub((counter), 1, __ATOMIC_RELAXED)
+    #define fs_wanted(counter) __atomic_load_n((counter), __ATOMIC_RELAXED)
     """
     uint64_t fs_bswap64(uint64_t x) noexcept
+    int fs_wants(int* counter) noexcept
+    int fs_got(int* counter) noexcept
+    int fs_wanted(int* counter) noexcept
+    int sched_yield() noexcept
+
+
+cdef inline void _lock_to_read(Shard* shard) noexcept nogil:
+    fs_wants(&shard.waiting)
+    pthread_mutex_lock(&shard.lock)
+    fs_got(&shard.waiting)
+
+
+cdef inline void _lock_again(Shard* shard) noexcept nogil:
+    """After unlocking in the middle of long work. A mutex alone is not fair: whoever lets go takes it again at once."""
+    cdef int turn
+    for turn in range(64):
+        if fs_wanted(&shard.waiting) == 0:
+            break
+        sched_yield()
+    pthread_mutex_lock(&shard.lock)
 
 
 cdef int shard_init(Shard* shard) noexcept nogil:
@@ -231,9 +255,6 @@ cdef inline void _raw_entry(const Job* job, const ViewC* view, uint32_t event, W
         raw[1 + view.n_values].u = bits
 
 
-cdef int _copy_row(Shard* shard, const PlanC* plan, const Row* row) noexcept nogil
-
-
 cdef inline bint _due(const Shard* shard, const Row* row) noexcept nogil:
     """Whether the checkpoint under way must have this row as it is now."""
     return shard.copying and shard.written <= row.mark < shard.cut
@@ -370,7 +391,7 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, const uint
     for i in range(n_parts):
         if i and i % LOCKED_PARTS == 0:
             pthread_mutex_unlock(&shard.lock)
-            pthread_mutex_lock(&shard.lock)
+            _lock_again(shard)
         _prefetch(shard, parts, order, i, n_parts)
         status = _apply_part(shard, job, &parts[order[i]], applied)
         if status < 0:
@@ -387,7 +408,7 @@ cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
                      const int64_t* type_nows, const int64_t* first_nows, const Outputs* out) noexcept nogil:
     cdef uint32_t* place
     cdef Row* row = NULL
-    pthread_mutex_lock(&shard.lock)
+    _lock_to_read(shard)
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
     if place != NULL:
         row = <Row*>arena_at(&shard.arena, place[0])
@@ -398,7 +419,7 @@ cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
 
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
     cdef bint found
-    pthread_mutex_lock(&shard.lock)
+    _lock_to_read(shard)
     found = table_find(&shard.table, &shard.arena, fp0, fp1) != NULL
     pthread_mutex_unlock(&shard.lock)
     return found
@@ -469,24 +490,19 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket, cons
     return freed
 
 
-cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows) noexcept nogil:
-    cdef uint64_t at = 0
-    cdef int64_t freed = 0, some
+cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows, uint64_t* bucket) noexcept nogil:
+    cdef int64_t freed = 0, some = 0
+    cdef uint32_t looked = 0
     pthread_mutex_lock(&shard.lock)
-    while at < shard.table.n_buckets:
-        if at % (LOCKED_PARTS // SLOTS) == 0:
-            pthread_mutex_unlock(&shard.lock)
-            pthread_mutex_lock(&shard.lock)
-            if at >= shard.table.n_buckets:
-                break
-        some = _sweep_bucket(shard, plan, &shard.table.buckets[at], type_nows)
-        if some < 0:
-            freed = -1
-            break
+    while bucket[0] < shard.table.n_buckets and looked < LOCKED_PARTS and some >= 0:
+        some = _sweep_bucket(shard, plan, &shard.table.buckets[bucket[0]], type_nows)
         freed += some
-        at += 1
+        bucket[0] += 1
+        looked += SLOTS
+    if bucket[0] >= shard.table.n_buckets:
+        bucket[0] = 0
     pthread_mutex_unlock(&shard.lock)
-    return freed
+    return freed if some >= 0 else -1
 
 
 # -- checkpoint -----------------------------------------------------------------------------------------------
@@ -582,7 +598,7 @@ cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil:
     cdef const Row* row
     cdef uint32_t copied = 0, looked = 0
     cdef int slot, status = 0
-    pthread_mutex_lock(&shard.lock)
+    _lock_again(shard)
     if shard.copy_n_buckets != shard.table.n_buckets:
         # The table grew and its rows moved. What was copied is copied again: equal records, of which one is kept.
         shard.copy_n_buckets = shard.table.n_buckets

@@ -65,12 +65,24 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
 # 0, or -1 when out of memory. read_at[0] becomes the time of a read without as_of.
 cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
                     int64_t wall_ms, Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil
+# Frees what one key holds; it takes one position. True if there was a row. Order lock held.
+cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil
+# Fingerprint of all that a batch says, never 0: a retry has the same.
+cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil
 cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_bytes, uint64_t epoch, uint64_t sequence,
                        uint64_t content, Origin* origin) noexcept nogil
+
+# Fresh Vectors for n rows of a service, and where they are; None for no service.
+cdef object vectors_for(const ServiceC* service, uint32_t n, bint bounds, Outputs* outputs)
+cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t sequence)
 
 cdef class State:
     cdef StateC c
     cdef bint made
     cdef CompiledPlan compiled
+    cdef int64_t* cut_nows       # the clocks at the checkpoint's cut, owned
+    cdef int swap_plan(self, CompiledPlan compiled) except -1
     cdef const ServiceC* _service(self, service) except? NULL
+    cdef bytes _table(self, bint producers, uint32_t max_places)
+    cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1

@@ -13,27 +13,33 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from featurestore.core.batch cimport (
-    OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
+    COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
     REFUSED_NO_ID, REFUSED_NO_TIME, REFUSED_TIME_RANGE, Batch, Column, EventBatch,
 )
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
-from featurestore.core.hashing cimport key_fingerprints, siphash128
+from featurestore.core.hashing cimport (
+    SipState, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
+)
 from featurestore.core.plan cimport UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
     VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_FULL, VERDICT_NEW, VERDICT_TOO_OLD, Origin, Sequencer,
-    sequencer_clear, sequencer_commit, sequencer_decide, sequencer_export, sequencer_import, sequencer_init,
-    sequencer_judge,
+    TableCursor, sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers, sequencer_decide,
+    sequencer_export_head, sequencer_import_head, sequencer_import_ids, sequencer_import_producers, sequencer_init,
+    sequencer_judge, sequencer_sort,
 )
 from featurestore.core.shard cimport (
     Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock, shard_apply, shard_clear, shard_export, shard_forget, shard_holds, shard_import, shard_init,
+    pthread_mutex_unlock, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut,
+    shard_export, shard_forget, shard_holds, shard_import, shard_init,
     shard_read, shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.window cimport Outputs, read_unavailable
 
+from featurestore.columns import TextColumn
 from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError
+from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
@@ -47,6 +53,13 @@ cdef enum:
     SNAPSHOT_VERSION = 1
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
+
+
+cdef extern from * nogil:
+    """
+    #define fs_bswap64(x) __builtin_bswap64(x)
+    """
+    uint64_t fs_bswap64(uint64_t x) noexcept
 
 
 cdef inline uint32_t _shard_of(const StateC* state, uint64_t fp1) noexcept nogil:
@@ -175,6 +188,12 @@ cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexc
         start = i
     work.n_parts = n_parts
     return 0
+
+
+cdef inline int64_t _now(const StateC* state, uint16_t event, int64_t wall_ms) noexcept nogil:
+    if state.sequencer.event_clock:
+        return state.sequencer.type_nows[event]
+    return wall_ms if wall_ms > state.sequencer.now_ms else state.sequencer.now_ms
 
 
 # -- decide, commit, apply ------------------------------------------------------------------------------------
@@ -415,7 +434,45 @@ cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_by
     origin.given = True
 
 
+cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    state.sequencer.position += 1
+    return shard_forget(&state.shards[_shard_of(state, fp1)], state.plan, fp0, fp1)
+
+
+cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil:
+    cdef SipState sip
+    cdef const Column* column
+    cdef uint64_t out[2]
+    cdef uint32_t n = batch.n_events, i
+    cdef uint16_t j
+    cdef uint32_t length
+    sip128_init(&sip, state.secret)
+    sip128_update(&sip, &state.plan.events[batch.event].event_id, sizeof(uint16_t))
+    sip128_update(&sip, &n, sizeof(n))
+    sip128_update(&sip, batch.times, n * sizeof(int64_t))
+    for j in range(batch.n_columns):
+        column = &batch.columns[j]
+        if column.kind == COLUMN_NUMBER:
+            sip128_update(&sip, column.numbers, n * sizeof(double))
+            continue
+        for i in range(n):
+            length = column.offsets[i + 1] - column.offsets[i]
+            sip128_update(&sip, &length, sizeof(length))
+        sip128_update(&sip, column.bytes + column.offsets[0], column.offsets[n] - column.offsets[0])
+        if column.present != NULL:
+            sip128_update(&sip, column.present, n)
+    sip128_final(&sip, out)
+    return out[0] if out[0] else 1
+
+
 # -- Python ---------------------------------------------------------------------------------------------------
+
+def _keys(names, columns, n):
+    """Key texts as a batch, which checks them."""
+    fields = tuple(FieldPlan(name, Kind.TEXT, True) for name in names)
+    event = EventPlan(0, "keys", TimePlan("", "ms"), fields, 0, None, 0, ())
+    return EventBatch(event, 0, np.zeros(n, np.int64), columns)
+
 
 class Vectors:
     """Feature vectors, one row per event or key set, columns in the service's order.
@@ -437,19 +494,21 @@ class Vectors:
         self.read_at_ms = 0
 
 
-cdef Outputs _outputs(vectors):
-    cdef Outputs out
-    memset(&out, 0, sizeof(out))
-    out.values = <double*><uintptr_t>vectors.values.ctypes.data
-    if vectors.lower is not None:
-        out.lower = <double*><uintptr_t>vectors.lower.ctypes.data
-        out.upper = <double*><uintptr_t>vectors.upper.ctypes.data
-    out.statuses = <uint8_t*><uintptr_t>vectors.statuses.ctypes.data
-    out.coverage = <float*><uintptr_t>vectors.coverage.ctypes.data
-    return out
+cdef object vectors_for(const ServiceC* service, uint32_t n, bint bounds, Outputs* outputs):
+    memset(outputs, 0, sizeof(Outputs))
+    if service == NULL:
+        return None
+    vectors = Vectors(n, service.width, bounds)
+    outputs.values = <double*><uintptr_t>vectors.values.ctypes.data
+    if bounds:
+        outputs.lower = <double*><uintptr_t>vectors.lower.ctypes.data
+        outputs.upper = <double*><uintptr_t>vectors.upper.ctypes.data
+    outputs.statuses = <uint8_t*><uintptr_t>vectors.statuses.ctypes.data
+    outputs.coverage = <float*><uintptr_t>vectors.coverage.ctypes.data
+    return vectors
 
 
-def _verdict_error(int verdict, producer, epoch, sequence):
+cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t sequence):
     who = f"batch (producer {producer!r}, epoch {epoch}, sequence {sequence})"
     if verdict == VERDICT_TOO_OLD:
         return SequenceError(f"{who} is more than 1,024 below this producer's highest sequence, so it cannot be told whether it was "
@@ -508,6 +567,7 @@ cdef class State:
         for i in range(self.c.n_shards):
             shard_clear(&self.c.shards[i], self.c.plan)
         free(self.c.shards)
+        free(self.cut_nows)
         sequencer_clear(&self.c.sequencer)
         if self.made:
             pthread_rwlock_destroy(&self.c.plan_lock)
@@ -568,15 +628,11 @@ cdef class State:
         cdef int status = 0, verdict
         cdef uint32_t i
         self._check_batch(batch)
-        vectors = None
         memset(&work, 0, sizeof(work))
-        memset(&outputs, 0, sizeof(outputs))
+        vectors = vectors_for(target, b.n_events, bounds, &outputs)
         if producer:
-            content = int.from_bytes(batch.fingerprint()[:8], "little")
+            content = state_content(&self.c, b)
         state_origin(&self.c, producer, len(producer), epoch, sequence, content, &origin)
-        if target != NULL:
-            vectors = Vectors(b.n_events, target.width, bounds)
-            outputs = _outputs(vectors)
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
             status = work_prepare(&self.c, b, &work)
@@ -600,7 +656,7 @@ cdef class State:
         if status < 0:
             raise MemoryError
         if verdict > VERDICT_DUPLICATE:
-            raise _verdict_error(verdict, producer, epoch, sequence)
+            raise verdict_error(verdict, producer, epoch, sequence)
         return vectors
 
     def read(self, service, parts not None, uint32_t n, *, as_of=None, int64_t now_ms=0, bint bounds=False):
@@ -624,9 +680,8 @@ cdef class State:
             if as_of.shape != (n,):
                 raise InvalidEventError(f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
             times = <const int64_t*><uintptr_t>as_of.ctypes.data
-        keys = EventBatch.of_keys([parts[name] for name in parts], n)
-        vectors = Vectors(n, target.width, bounds)
-        outputs = _outputs(vectors)
+        keys = _keys(list(parts), list(parts.values()), n)
+        vectors = vectors_for(target, n, bounds, &outputs)
         memset(&work, 0, sizeof(work))
         columns = <const Column**>calloc(len(self.compiled.part_names) + 1, sizeof(void*))
         if columns == NULL:
@@ -647,35 +702,42 @@ cdef class State:
     def apply_plan(self, plan not None):
         """Serves another plan from here on. Views that it keeps (by id) keep their state; it takes one position."""
         cdef CompiledPlan compiled = CompiledPlan(plan, self.compiled)
+        with nogil:
+            pthread_rwlock_wrlock(&self.c.plan_lock)
+            pthread_mutex_lock(&self.c.order)
+        try:
+            self.swap_plan(compiled)
+        finally:
+            pthread_mutex_unlock(&self.c.order)
+            pthread_rwlock_unlock(&self.c.plan_lock)
+
+    cdef int swap_plan(self, CompiledPlan compiled) except -1:
+        """apply_plan with the plan lock (exclusive) and the order lock held. `compiled` was made with the current one as previous."""
         cdef Sequencer s
         cdef Sequencer* old = &self.c.sequencer
         cdef uint16_t i, j
         if sequencer_init(&s, compiled.c.n_events, old.event_clock, old.max_future_ms, 0, old.max_ids) < 0:
             raise MemoryError
-        with nogil:
-            pthread_rwlock_wrlock(&self.c.plan_lock)
-            pthread_mutex_lock(&self.c.order)
-            for i in range(s.n_types):
-                for j in range(old.n_types):
-                    if compiled.c.events[i].event_id == self.c.plan.events[j].event_id:
-                        s.type_nows[i] = old.type_nows[j]
-                        s.first_nows[i] = old.first_nows[j]
-                        s.ids[i] = old.ids[j]
-                        s.n_ids += old.ids[j].n_used
-                        memset(&old.ids[j], 0, sizeof(old.ids[j]))
-                if not s.event_clock:
-                    s.type_nows[i] = old.now_ms
-            free(s.producers.places)
-            s.producers = old.producers
-            memset(&old.producers, 0, sizeof(old.producers))
-            s.now_ms = old.now_ms
-            s.position = old.position + 1
-            sequencer_clear(old)
-            self.c.sequencer = s
-            self.c.plan = compiled.c
-            pthread_mutex_unlock(&self.c.order)
-            pthread_rwlock_unlock(&self.c.plan_lock)
+        for i in range(s.n_types):
+            for j in range(old.n_types):
+                if compiled.c.events[i].event_id == self.c.plan.events[j].event_id:
+                    s.type_nows[i] = old.type_nows[j]
+                    s.first_nows[i] = old.first_nows[j]
+                    s.ids[i] = old.ids[j]
+                    s.n_ids += old.ids[j].n_used
+                    memset(&old.ids[j], 0, sizeof(old.ids[j]))
+            if not s.event_clock:
+                s.type_nows[i] = old.now_ms
+        free(s.producers.places)
+        s.producers = old.producers
+        memset(&old.producers, 0, sizeof(old.producers))
+        s.now_ms = old.now_ms
+        s.position = old.position + 1
+        sequencer_clear(old)
+        self.c.sequencer = s
+        self.c.plan = compiled.c
         self.compiled = compiled
+        return 0
 
     def fingerprint(self, size_t entity, parts not None):
         """The 16 bytes that stand for one key (bytes per part, in the entity's order), None where a part is empty."""
@@ -686,8 +748,13 @@ cdef class State:
         cdef size_t i
         if entity >= self.c.plan.n_entities or len(parts) != self.c.plan.entities[entity].n_parts:
             raise UnknownNameError(f"entity {entity} with {len(parts)} key parts")
-        keys = EventBatch.of_texts([[part] for part in parts])
-        for i in range(len(parts)):
+        texts = [
+            TextColumn(np.array([0, len(part)], np.uint32), np.frombuffer(part, np.uint8), None) for part in parts
+        ]
+        keys = _keys([str(i) for i in range(len(parts))], texts, 1)
+        if len(parts) and keys.outcomes[0]:
+            raise InvalidEventError(f"a key part is longer than {MAX_TEXT_BYTES} bytes")
+        for i in range(<size_t>len(parts)):
             columns[i] = &keys.batch.columns[i]
         key_fingerprints(self.c.secret, self.c.plan.entities[entity].entity_id, columns, <uint32_t>len(parts), 0, 1, fp, &missing)
         return None if missing else (<char*>fp)[:16]
@@ -702,8 +769,7 @@ cdef class State:
             with nogil:
                 pthread_rwlock_rdlock(&self.c.plan_lock)
                 pthread_mutex_lock(&self.c.order)
-                found = shard_forget(&self.c.shards[_shard_of(&self.c, fp[1])], self.c.plan, fp[0], fp[1])
-                self.c.sequencer.position += 1
+                found = state_forget(&self.c, fp[0], fp[1])
                 pthread_mutex_unlock(&self.c.order)
                 pthread_rwlock_unlock(&self.c.plan_lock)
         return found
@@ -711,17 +777,23 @@ cdef class State:
     def sweep(self):
         """Frees rows and logs that hold nothing any more; says how many rows. Never changes an answer."""
         cdef int64_t freed = 0, some = 0
+        cdef uint64_t bucket
         cdef uint32_t i
         with nogil:
-            pthread_rwlock_rdlock(&self.c.plan_lock)
-            pthread_mutex_lock(&self.c.order)
             for i in range(self.c.n_shards):
-                some = shard_sweep(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows)
+                bucket = 0
+                while True:
+                    pthread_rwlock_rdlock(&self.c.plan_lock)
+                    pthread_mutex_lock(&self.c.order)
+                    some = shard_sweep(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows, &bucket)
+                    pthread_mutex_unlock(&self.c.order)
+                    pthread_rwlock_unlock(&self.c.plan_lock)
+                    if some < 0 or bucket == 0:
+                        break
+                    freed += some
                 if some < 0:
                     break
                 freed += some
-            pthread_mutex_unlock(&self.c.order)
-            pthread_rwlock_unlock(&self.c.plan_lock)
         if some < 0:
             raise MemoryError
         return freed
@@ -740,32 +812,137 @@ cdef class State:
             "position": self.c.sequencer.position,
         }
 
+    cdef bytes _table(self, bint producers, uint32_t max_places):
+        """The ids or the producers as bytes, copied in slices of max_places, each under the order lock."""
+        cdef TableCursor cursor
+        cdef Bytes out
+        cdef int status = 1
+        memset(&cursor, 0, sizeof(cursor))
+        memset(&out, 0, sizeof(out))
+        with nogil:
+            while status == 1:
+                pthread_mutex_lock(&self.c.order)
+                if producers:
+                    status = sequencer_copy_producers(&self.c.sequencer, &cursor, max_places, &out)
+                else:
+                    status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, max_places, &out)
+                pthread_mutex_unlock(&self.c.order)
+        try:
+            if status < 0:
+                raise MemoryError
+            return (<char*>out.data)[:out.n_bytes]
+        finally:
+            bytes_clear(&out)
+
+    def cut(self):
+        """Begins a checkpoint: (position, head of the sequencer) as they are now. Then copy_shard for each shard, copy_ids,
+        copy_producers, and copy_end; the plan must not change in between."""
+        cdef Bytes head
+        cdef uint32_t i
+        cdef uint64_t position
+        cdef int status
+        cdef int64_t* nows = <int64_t*>malloc((self.c.plan.n_events + 1) * sizeof(int64_t))
+        if nows == NULL:
+            raise MemoryError
+        memset(&head, 0, sizeof(head))
+        with nogil:
+            pthread_mutex_lock(&self.c.order)
+            memcpy(nows, self.c.sequencer.type_nows, self.c.plan.n_events * sizeof(int64_t))
+            position = self.c.sequencer.position
+            status = sequencer_export_head(&self.c.sequencer, self.c.plan, &head)
+            if status == 0:
+                for i in range(self.c.n_shards):
+                    shard_cut(&self.c.shards[i], nows)
+            pthread_mutex_unlock(&self.c.order)
+        free(self.cut_nows)
+        self.cut_nows = nows
+        try:
+            if status < 0:
+                raise MemoryError
+            return position, (<char*>head.data)[:head.n_bytes]
+        finally:
+            bytes_clear(&head)
+
+    def copy_shard(self, uint32_t shard):
+        """Records (format: shard.pxd) of what changed in one shard between the last checkpoint written and the cut, sorted."""
+        cdef Bytes out
+        cdef int status
+        if shard >= self.c.n_shards:
+            raise IndexError(f"shard {shard} of {self.c.n_shards}")
+        memset(&out, 0, sizeof(out))
+        with nogil:
+            status = shard_copy_slice(&self.c.shards[shard], self.c.plan)
+            while status == 1:
+                status = shard_copy_slice(&self.c.shards[shard], self.c.plan)
+            if status == 0:
+                status = shard_copy_records(&self.c.shards[shard], &out)
+        try:
+            if status < 0:
+                raise MemoryError
+            return (<char*>out.data)[:out.n_bytes]
+        finally:
+            bytes_clear(&out)
+
+    def copy_ids(self):
+        """The event ids remembered, as bytes for import_ids."""
+        return self._table(False, 4096)
+
+    def copy_producers(self):
+        """The producers remembered, as bytes for import_producers."""
+        return self._table(True, 64)
+
+    def copy_end(self, bint written):
+        """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything again."""
+        cdef uint32_t i
+        with nogil:
+            for i in range(self.c.n_shards):
+                shard_copy_end(&self.c.shards[i], written)
+        free(self.cut_nows)
+        self.cut_nows = NULL
+
     def snapshot(self):
         """All state as bytes, canonical: equal states give equal bytes. Between batches."""
+        cdef Bytes sections[3]
         cdef Bytes out
+        cdef TableCursor cursor
         cdef uint64_t n_bytes
-        cdef size_t at
-        cdef uint32_t i, head[2]
+        cdef uint32_t head[2]
+        cdef uint32_t i
         cdef int status = 0
         memset(&out, 0, sizeof(out))
+        memset(sections, 0, sizeof(sections))
         head[0] = SNAPSHOT_VERSION
         head[1] = self.c.n_shards
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
             pthread_mutex_lock(&self.c.order)
-            status = bytes_append(&out, head, 8)
-            for i in range(self.c.n_shards + 1):
-                n_bytes = 0
+            memset(&cursor, 0, sizeof(cursor))
+            status = sequencer_export_head(&self.c.sequencer, self.c.plan, &sections[0])
+            if status == 0:
+                status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, 0xFFFFFFFF, &sections[1])
+            memset(&cursor, 0, sizeof(cursor))
+            if status == 0:
+                status = sequencer_copy_producers(&self.c.sequencer, &cursor, 0xFFFFFFFF, &sections[2])
+            sequencer_sort(&sections[1], &sections[2])
+            if status == 0:
+                status = bytes_append(&out, head, 8)
+            for i in range(3):
+                n_bytes = sections[i].n_bytes
                 if status == 0:
                     status = bytes_append(&out, &n_bytes, 8)
-                at = out.n_bytes
-                if status == 0 and i == 0:
-                    status = sequencer_export(&self.c.sequencer, self.c.plan, &out)
-                elif status == 0:
-                    status = shard_export(&self.c.shards[i - 1], self.c.plan, self.c.sequencer.type_nows, &out)
                 if status == 0:
-                    n_bytes = out.n_bytes - at
-                    memcpy(out.data + at - 8, &n_bytes, 8)
+                    status = bytes_append(&out, sections[i].data, sections[i].n_bytes)
+                bytes_clear(&sections[i])
+            for i in range(self.c.n_shards):
+                if status == 0:
+                    status = shard_export(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows, &sections[0])
+                n_bytes = sections[0].n_bytes
+                if status == 0:
+                    status = bytes_append(&out, &n_bytes, 8)
+                if status == 0:
+                    status = bytes_append(&out, sections[0].data, sections[0].n_bytes)
+                sections[0].n_bytes = 0
+            bytes_clear(&sections[0])
             pthread_mutex_unlock(&self.c.order)
             pthread_rwlock_unlock(&self.c.plan_lock)
         try:
@@ -793,39 +970,55 @@ cdef class State:
         if head[0] != SNAPSHOT_VERSION:
             raise CorruptRecordError(f"snapshot version {head[0]}; this program reads version {SNAPSHOT_VERSION}")
         state = cls(plan, secret=data[8:24], n_shards=head[1], threads=threads, max_memory_bytes=max_memory_bytes)
-        for i in range(state.c.n_shards + 1):
+        takes = [state.import_head, state.import_ids, state.import_producers]
+        for i in range(state.c.n_shards + 3):
             if len(data) - at < 8:
                 raise CorruptRecordError(f"snapshot ends at byte {len(data)}, inside a section's length")
             memcpy(&n_bytes, raw + at, 8)
             at += 8
             if n_bytes > len(data) - at:
                 raise CorruptRecordError(f"snapshot section {i} at byte {at} wants {n_bytes} bytes, {len(data) - at} are left")
-            if i == 0:
-                state._import_sequencer(data[at:at + n_bytes])
+            if i < 3:
+                takes[i](data[at:at + n_bytes])
             else:
-                state._import_shard(i - 1, data[at:at + n_bytes])
+                state.import_shard(<uint32_t>(i - 3), data[at:at + n_bytes])
             at += n_bytes
         if at != <size_t>len(data):
             raise CorruptRecordError(f"snapshot has {len(data) - at} bytes after its end")
         return state
 
-    def _import_sequencer(self, bytes data not None):
-        cdef int status = sequencer_import(&self.c.sequencer, self.c.plan, <const uint8_t*><const char*>data, len(data))
+    cdef int _imported(self, int status, str what) except -1:
         if status < 0:
             raise MemoryError
         if status > 0:
-            raise CorruptRecordError("the sequencer's state cannot be read: its lengths do not add up")
+            raise CorruptRecordError(f"stored {what} cannot be read: lengths do not add up, or a newer version wrote it")
+        return 0
 
-    def _import_shard(self, uint32_t shard, data not None):
+    def import_head(self, bytes data not None):
+        """Clocks and position, into a new State, before everything else that is imported."""
+        self._imported(sequencer_import_head(&self.c.sequencer, self.c.plan, data, len(data)), "clocks")
+
+    def import_ids(self, bytes data not None):
+        """What copy_ids gave."""
+        self._imported(sequencer_import_ids(&self.c.sequencer, self.c.plan, data, len(data)), "event ids")
+
+    def import_producers(self, bytes data not None):
+        """What copy_producers gave."""
+        self._imported(sequencer_import_producers(&self.c.sequencer, data, len(data)), "producers")
+
+    def import_shard(self, uint32_t shard, data not None):
         """Puts the records of one shard back; its position becomes the sequencer's."""
         cdef const uint8_t[::1] view = data
-        cdef const uint8_t* raw = &view[0] if view.shape[0] else NULL
-        cdef size_t n = <size_t>view.shape[0], at = 0
+        cdef const uint8_t* raw = NULL
+        cdef size_t n = <size_t>view.shape[0]
+        cdef size_t at = 0
         cdef uint64_t fp0, fp1
         cdef uint32_t n_bytes
         cdef int status = 0
         if shard >= self.c.n_shards:
             raise IndexError(f"shard {shard} of {self.c.n_shards}")
+        if n:
+            raw = &view[0]
         with nogil:
             while at < n and status == 0:
                 status = 1
@@ -846,16 +1039,3 @@ cdef class State:
         if status > 0:
             raise CorruptRecordError(f"record at byte {at} of shard {shard} is not a row of this schema")
         self.c.shards[shard].position = self.c.sequencer.position
-
-
-cdef inline int64_t _now(const StateC* state, uint16_t event, int64_t wall_ms) noexcept nogil:
-    if state.sequencer.event_clock:
-        return state.sequencer.type_nows[event]
-    return wall_ms if wall_ms > state.sequencer.now_ms else state.sequencer.now_ms
-
-
-cdef extern from * nogil:
-    """
-    #define fs_bswap64(x) __builtin_bswap64(x)
-    """
-    uint64_t fs_bswap64(uint64_t x) noexcept

@@ -407,15 +407,16 @@ cdef void _merge_pairs(const ViewC* view, LargeLog* large, int64_t limit, double
     cdef double newer[3 * 64 + 1]
     cdef Word* words = _large_words(large, view)
     cdef size_t stride = view.wide_words
-    cdef uint32_t n = large.n_entries, i, to = n, merges = 0
+    cdef uint32_t to = large.n_entries, merges = 0
+    cdef int64_t i                       # signed: it counts down past 0
     cdef Word* group = NULL
     cdef Word* entry
     cdef bint fits, just_merged = False
     cdef double cost
     cdef uint16_t k
     memset(newer, 0, sizeof(newer))
-    for i in range(n - 1, -1, -1):
-        entry = words + i * stride
+    for i in range(<int64_t>large.n_entries - 1, -1, -1):
+        entry = words + <size_t>i * stride
         fits = False
         if group != NULL and entry[WIDE_LAST].i <= limit:
             cost = _pair_cost(view, group, entry, newer)
@@ -433,7 +434,7 @@ cdef void _merge_pairs(const ViewC* view, LargeLog* large, int64_t limit, double
             for k in range(view.n_weights):
                 newer[k] += _weight(view, group, k)
         to -= 1
-        if to != i:
+        if <int64_t>to != i:
             memcpy(words + to * stride, entry, stride * sizeof(Word))
         group = words + to * stride if entry[WIDE_LAST].i <= limit else NULL
     large.start += to
@@ -446,14 +447,15 @@ cdef uint32_t _cheapest_bucket(const ViewC* view, LargeLog* large, int64_t limit
     cdef double newer[3 * 64 + 1]
     cdef Word* words = _large_words(large, view)
     cdef size_t stride = view.wide_words
-    cdef uint32_t i, seen = 0
+    cdef uint32_t bucket, seen = 0
+    cdef int64_t i                       # signed: it counts down past 0
     cdef Word* entry
     cdef Word* group = NULL
     cdef uint16_t k
     memset(histogram, 0, sizeof(histogram))
     memset(newer, 0, sizeof(newer))
-    for i in range(large.n_entries - 1, -1, -1):
-        entry = words + i * stride
+    for i in range(<int64_t>large.n_entries - 1, -1, -1):
+        entry = words + <size_t>i * stride
         if entry[WIDE_LAST].i > limit:
             continue
         if group != NULL:
@@ -461,10 +463,10 @@ cdef uint32_t _cheapest_bucket(const ViewC* view, LargeLog* large, int64_t limit
             for k in range(view.n_weights):
                 newer[k] += _weight(view, group, k)
         group = entry
-    for i in range(COST_BUCKETS):
-        seen += histogram[i]
+    for bucket in range(<uint32_t>COST_BUCKETS):
+        seen += histogram[bucket]
         if seen >= wanted:
-            return i
+            return bucket
     return COST_BUCKETS
 
 

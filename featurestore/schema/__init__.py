@@ -5,7 +5,7 @@
     events:                              # what is fed in
       transaction:
         time: tx_datetime                # ISO 8601; a number is {field: ts, unit: ms} (or s, us)
-        lateness: 1h                     # default 1h: what comes later is dropped
+        lateness: 1h                     # default 1h: an event so late still counts in every window
         ids: {id: tx_id, dedupe: 1h}     # optional, dedupe default 1h: so long the same id counts once
         fields:                          # key: text or whole number; string: text for `where`
           {customer_id: key, terminal_id: key, src_ip: key, amount: number, country: string, online: bool}
@@ -33,8 +33,8 @@
       fraud: [customer.*, terminal.count_7d]
     keep_keys: [customer_id]             # optional: entities, by key parts, that store raw keys too
 
-`where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, numbers, true, false, and
-texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in SQL, what
+`where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, numbers, true, false
+and texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in SQL, what
 touches an absent field is unknown, and only what is true matches.
 
 A change to a store that has state may add and remove views, services and fields, and change windows,

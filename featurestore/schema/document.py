@@ -71,6 +71,11 @@ class Mistakes:
     def __bool__(self) -> bool:
         return bool(self._found)
 
+    @property
+    def enough(self) -> bool:
+        """More have been found than a message can tell: looking for others is not worth its cost."""
+        return len(self._found) > MAX_REPORTED
+
     def add(self, problem: str, line: int | None = None) -> None:
         self._found.append(SchemaError(problem, line=line))
 
@@ -90,7 +95,7 @@ class Mistakes:
             str(SchemaError(each.problem, path=self._path, line=each.line)) for each in found[1:MAX_REPORTED]
         ]
         if len(found) > MAX_REPORTED:
-            located.append(f"and {len(found) - MAX_REPORTED} more mistakes")
+            located.append("and more mistakes after these")
         raise SchemaError("\n".join([found[0].problem, *located]), path=self._path, line=found[0].line)
 
 
@@ -219,7 +224,7 @@ def settings(
     """A mapping whose keys are known. Unknown keys are mistakes of their own; a missing one is raised."""
     found = table(node, what)
     for key, line in found.lines.items():
-        if key not in known:
+        if key not in known and not mistakes.enough:
             mistakes.add(f"unknown setting {shown(key)} in {what}{suggestion(key, known)}", line)
     for key in required:
         if key not in found.entries:

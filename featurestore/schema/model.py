@@ -205,6 +205,8 @@ def _declared(
         if len(section.entries) > most:
             raise SchemaError(f"more than {most} {noun}s: {len(section.entries)}", line=section.line)
         for name, each in section.entries.items():
+            if mistakes.enough:
+                break
             found[name] = None
             with mistakes.collect():
                 _check_name(name, f"{noun} {shown(name)}", section.lines[name])
@@ -474,6 +476,8 @@ def _features(
     features: list[FeatureModel] = []
     lines: dict[str, int] = {}  # of the features so far, by full name
     for each in document.items(node, f"features of view {view}", "[count, mean(amount)]"):
+        if mistakes.enough:
+            break
         with mistakes.collect():
             for feature in _feature(each, view, event, windows, mistakes):
                 if feature.name in lines:

@@ -1,0 +1,699 @@
+"""The store: one data directory, one journal, one state. Read this file for the story.
+
+    write       decide (sequencer) → journal → apply (shards) → acknowledge when durable
+    read        rows as they are, each under its shard's lock
+    checkpoint  cut → copy dirty rows in slices → LMDB, rows and position together → drop old segments
+    recover     rows of the last checkpoint, then the journal from its position on
+
+What the order is for. The journal is written before anything is applied, so whatever a reader saw is found again after a crash of the
+process. It is applied before it is synced, so a sync delays acknowledgements only, never the next batch. A checkpoint never holds what
+the journal might still lose.
+
+This module knows the wall clock; `core` below it does not, and gets it as an argument.
+"""
+
+cimport cython
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurestore.core.batch cimport (
+    OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
+)
+from featurestore.core.plan cimport UNSET_MS, CompiledPlan, ServiceC
+from featurestore.core.sequencer cimport VERDICT_DUPLICATE, VERDICT_NEW, Origin, sequencer_judge
+from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
+from featurestore.core.state cimport (
+    State, StateC, Work, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, state_apply,
+    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for, verdict_error,
+    work_clear, work_prepare,
+)
+from featurestore.core.window cimport Outputs
+from featurestore.storage.failpoint cimport CHECKPOINT_MID, failpoint
+from featurestore.storage.frame cimport (
+    BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, MAX_PRODUCER_BYTES, BatchFrame, BatchHead, ByteBuffer,
+    batch_frame_free, body_error, buffer_free, decode_batch, decode_forget, encode_batch, encode_forget,
+)
+from featurestore.storage.journal cimport (
+    FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal, iovec,
+    journal_append,
+)
+
+from featurestore.errors import (
+    ConfigError, CorruptRecordError, LimitError, SchemaError, StorageError, UnknownNameError,
+)
+from featurestore.plan import Plan
+from featurestore.schema import compile_schema
+from featurestore.storage.directory import DataDirectory, require_clock, write_synced
+from featurestore.storage.rows import RowStore
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec* now)
+    int CLOCK_REALTIME
+
+cdef extern from * nogil:
+    """
+    #define fs_add(counter, n) __atomic_fetch_add((counter), (n), __ATOMIC_RELAXED)
+    """
+    uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
+
+#: The plan of a store before its first schema.
+EMPTY_PLAN = Plan(0, "", "", (), (), (), (), (), (), 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What opening a store found."""
+
+    rows: int  # of the checkpoint
+    checkpoint_position: int
+    frames: int  # replayed from the journal
+    events: int
+    torn: str | None  # what was cut off the journal's end
+    seconds: float
+
+
+# -- the hot path ---------------------------------------------------------------------------------------------
+
+cdef int64_t _wall_ms() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
+
+
+cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin, int64_t wall_ms,
+                        ByteBuffer* body) noexcept nogil:
+    """Writes the decided batch as one frame; an EngineStatus."""
+    cdef BatchHead head
+    cdef Frame frame
+    cdef iovec piece
+    cdef int status
+    memset(&head, 0, sizeof(head))
+    memset(&frame, 0, sizeof(frame))
+    head.producer = <const char*>sender.name
+    head.producer_bytes = <uint8_t>sender.name_bytes
+    head.event_id = engine.state.plan.events[batch.event].event_id
+    head.epoch = sender.epoch
+    head.sequence = sender.sequence
+    head.fingerprint = origin.content
+    status = encode_batch(batch, &head, body)
+    if status != BODY_OK:
+        return ENGINE_TOO_LARGE if status == BODY_TOO_LARGE else ENGINE_NO_MEMORY
+    frame.kind = FRAME_BATCH
+    frame.n_positions = batch.n_events
+    frame.schema_version = engine.schema_version
+    frame.now_ms = wall_ms
+    piece.iov_base = body.data
+    piece.iov_len = body.size
+    status = journal_append(engine.journal, &frame, &piece, 1)
+    if status == JOURNAL_OK:
+        return ENGINE_OK
+    if status == JOURNAL_FULL:
+        return ENGINE_FULL
+    return ENGINE_NO_MEMORY if status == JOURNAL_NO_MEMORY else ENGINE_FAILED
+
+
+cdef void _count(Counters* counters, const Batch* batch) noexcept nogil:
+    cdef uint64_t accepted = 0, late = 0, duplicate = 0
+    cdef uint32_t i
+    for i in range(batch.n_events):
+        accepted += batch.outcomes[i] == OUTCOME_ACCEPTED
+        late += batch.outcomes[i] == OUTCOME_LATE
+        duplicate += batch.outcomes[i] == OUTCOME_DUPLICATE
+    fs_add(&counters.accepted, accepted)
+    fs_add(&counters.late, late)
+    fs_add(&counters.duplicate, duplicate)
+    fs_add(&counters.refused, batch.n_events - accepted - late - duplicate)
+
+
+cdef bint _any_accepted(const Batch* batch) noexcept nogil:
+    cdef uint32_t i
+    for i in range(batch.n_events):
+        if batch.outcomes[i] == OUTCOME_ACCEPTED:
+            return True
+    return False
+
+
+cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin, Work* work,
+                         ByteBuffer* body, const ServiceC* service, const Outputs* outputs, bint peek,
+                         WriteResult* result) noexcept nogil:
+    """With the order lock held."""
+    cdef StateC* state = engine.state
+    cdef int64_t wall_ms = _wall_ms()
+    cdef uint64_t first = state.sequencer.position + 1
+    cdef uint32_t i
+    cdef int status
+    result.verdict = sequencer_judge(&state.sequencer, origin)
+    if result.verdict > VERDICT_DUPLICATE:
+        return ENGINE_VERDICT
+    if result.verdict == VERDICT_DUPLICATE:
+        for i in range(batch.n_events):
+            batch.outcomes[i] = OUTCOME_DUPLICATE
+            work.nows[i] = state.sequencer.type_nows[batch.event]
+            if not state.sequencer.event_clock and wall_ms > work.nows[i]:
+                work.nows[i] = wall_ms
+    else:
+        if state_decide(state, batch, work, wall_ms) < 0:
+            return ENGINE_NO_MEMORY
+        if not peek and (origin.given or _any_accepted(batch)):
+            if engine.failed or state.broken:
+                return ENGINE_FAILED
+            if engine.blocked:
+                return ENGINE_FULL
+            status = _journal_batch(engine, batch, sender, origin, wall_ms, body)
+            if status != ENGINE_OK:
+                engine.failed |= status == ENGINE_FAILED
+                return status
+            result.written = True
+            if state_commit(state, batch, work, origin, wall_ms) < 0:
+                state.broken = True          # the journal has it and the state has not: only a restart brings them together
+                return ENGINE_FAILED
+    result.position = state.sequencer.position
+    # What was not written is only read: at no position, and nothing of it is applied.
+    if state_apply(state, batch, work, first, service, outputs, peek or not result.written) < 0:
+        return ENGINE_NO_MEMORY if peek else ENGINE_FAILED
+    return ENGINE_OK
+
+
+cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
+                      const ServiceC* service, const Outputs* outputs, bint peek, WriteResult* result) noexcept nogil:
+    cdef Origin origin
+    cdef int status
+    memset(result, 0, sizeof(WriteResult))
+    if engine.journal == NULL:
+        return ENGINE_CLOSED
+    if batch.n_events == 0:
+        result.position = engine.state.sequencer.position
+        return ENGINE_OK
+    state_origin(engine.state, sender.name, sender.name_bytes, sender.epoch, sender.sequence,
+                 state_content(engine.state, batch) if sender.name_bytes else 0, &origin)
+    if work_prepare(engine.state, batch, work) < 0:
+        return ENGINE_NO_MEMORY
+    pthread_mutex_lock(&engine.state.order)
+    status = _write_in_order(engine, batch, sender, &origin, work, body, service, outputs, peek, result)
+    pthread_mutex_unlock(&engine.state.order)
+    if status == ENGINE_OK and not peek:
+        if result.verdict == VERDICT_DUPLICATE:
+            fs_add(&engine.counters.batches_duplicate, 1)
+        else:
+            _count(&engine.counters, batch)
+    if status == ENGINE_OK and service != NULL:
+        fs_add(&engine.counters.vectors, batch.n_events)
+    return status
+
+
+cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
+                     Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil:
+    fs_add(&engine.counters.vectors, n)
+    return state_read(engine.state, service, parts, n, as_of, _wall_ms(), work, outputs, read_at)
+
+
+# -- the store ------------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Engine:
+    """An open store. Made by `open`; close it, or use it as a context manager.
+
+    Any thread may call any method. Checkpoints, schema changes, Forget and backups take their turn; none of them stops reads or
+    ingest for longer than the swap itself.
+    """
+
+    def __init__(self):
+        raise TypeError("Engine.open(directory, ...) opens a store")
+
+    @staticmethod
+    def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group", uint32_t threads=1,
+             uint32_t n_shards=64, uint64_t max_memory_bytes=0, uint64_t segment_bytes=64 << 20, bint create=True):
+        """Opens the store in `directory`, creating it where there is none (and `create`).
+
+        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store) or "event"; n_shards:
+        a power of two; both are fixed when a store is created. durability: "group" or "process" (design §2.10). threads: that apply one
+        large batch together. max_memory_bytes: of rows, 0 for no limit. segment_bytes: size of a journal file.
+        """
+        cdef Engine self = Engine.__new__(Engine)
+        path = Path(directory)
+        if durability not in ("group", "process"):
+            raise ConfigError(f"durability is {durability!r}; it is 'group' or 'process'")
+        if clock not in (None, "wall", "event"):
+            raise ConfigError(f"clock is {clock!r}; it is 'wall' or 'event'")
+        self.lock = threading.RLock()
+        self.listeners = []
+        self.stop = threading.Event()
+        is_new = not DataDirectory.exists(path)
+        if is_new:
+            if not create:
+                raise StorageError(f"{path} is not a store")
+            if schema is None:
+                raise ConfigError(f"{path} is not a store yet; give the schema to create one with")
+            compile_schema(schema, path=schema_path)          # a wrong schema must leave no store behind
+            self.directory = DataDirectory.create(path, clock=clock or "wall", n_shards=n_shards)
+        else:
+            self.directory = DataDirectory.open(path)
+        try:
+            require_clock(self.directory.identity, clock)
+            self._recover(durability, threads, max_memory_bytes, segment_bytes)
+            if schema is not None:
+                self.apply_schema(schema, path=schema_path)
+            elif self.state.plan.version == 0:
+                raise ConfigError(f"{path} has no schema yet; give one")
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    # -- recover
+
+    def _recover(self, durability, threads, max_memory_bytes, segment_bytes):
+        began = time.monotonic()
+        identity = self.directory.identity
+        rows_are_new = not (self.directory.rows / "data.mdb").exists()
+        self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=rows_are_new)
+        plan_text = self.rows.get_meta("plan")
+        plan = EMPTY_PLAN if plan_text is None else Plan.from_json(plan_text.decode())
+        self.state = State(plan, clock=identity.clock, secret=self.directory.secret, n_shards=identity.n_shards,
+                           threads=threads, max_memory_bytes=max_memory_bytes)
+        if plan_text is not None:
+            self._load_rows()
+        self.checkpoint_position = self.state.position
+        n_rows = self.state.stats()["rows"]
+        journal_is_new = not self.directory.journal.exists() or not any(self.directory.journal.iterdir())
+        if journal_is_new and self.checkpoint_position and not self._is_restored():
+            raise CorruptRecordError(
+                f"{self.directory.journal} is gone, and the rows reach position {self.checkpoint_position}: restore it from a backup")
+        self.directory.journal.mkdir(exist_ok=True)
+        self.journal = Journal(self.directory.journal, identity.id_bytes, mode=durability,
+                               from_position=self.checkpoint_position + 1, create=journal_is_new,
+                               segment_bytes=segment_bytes)
+        frames = 0
+        for frame in self.journal.read(self.checkpoint_position + 1):
+            self._replay(frame)
+            frames += 1
+        if self.journal.last_position != self.state.position:
+            raise CorruptRecordError(f"the journal ends at position {self.journal.last_position} and its frames lead to "
+                                     f"{self.state.position}; restore {self.directory.path} from a backup")
+        self.c.state = &self.state.c
+        self.c.journal = self.journal.state
+        self.c.schema_version = self.state.plan.version
+        self.recovered = Recovered(n_rows, self.checkpoint_position, frames, self.state.position - self.checkpoint_position,
+                                   self.journal.torn, time.monotonic() - began)
+
+    def _is_restored(self):
+        """A backup has rows and an empty journal; its marker goes with the first segment."""
+        marker = self.directory.path / "RESTORED"
+        if marker.exists():
+            marker.unlink()
+            return True
+        return False
+
+    def _load_rows(self):
+        """The last checkpoint: every shard at the same position as the sequencer's head."""
+        self.state.import_head(self.rows.get_meta("head"))
+        self.state.import_ids(self.rows.get_meta("ids") or b"")
+        self.state.import_producers(self.rows.get_meta("producers") or b"")
+        positions = self.rows.shards()
+        for shard in range(self.directory.identity.n_shards):
+            if positions.get(shard) != self.state.position:
+                raise CorruptRecordError(f"{self.rows.path}: shard {shard} is at position {positions.get(shard)}, the sequencer at "
+                                         f"{self.state.position}; restore it from a backup")
+            records, _ = self.rows.read_shard(shard)
+            self.state.import_shard(shard, records)
+
+    def _replay(self, frame):
+        """One frame of the journal, as it was decided; nothing is decided again."""
+        cdef uint16_t entity_id = 0
+        cdef uint64_t fp[2]
+        cdef bytes body = frame.body
+        cdef Work work
+        if frame.first_position != self.state.position + 1:
+            raise CorruptRecordError(f"journal frame at position {frame.first_position} follows position {self.state.position}")
+        if frame.kind == FRAME_BATCH:
+            memset(&work, 0, sizeof(work))
+            try:
+                self._replay_batch(frame, &work)
+            finally:
+                work_clear(&work)
+        elif frame.kind == FRAME_SCHEMA:
+            try:
+                plan = Plan.from_json(body.decode())
+            except (ValueError, KeyError, TypeError) as error:
+                raise CorruptRecordError(f"schema frame at position {frame.first_position} is no plan: {error}") from error
+            self.state.apply_plan(plan)
+        elif frame.kind == FRAME_FORGET:
+            if decode_forget(body, len(body), &entity_id, <uint8_t*>fp) != BODY_OK:
+                raise CorruptRecordError(f"Forget frame at position {frame.first_position} cannot be read")
+            state_forget(&self.state.c, fp[0], fp[1])
+        else:
+            raise CorruptRecordError(f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
+
+    cdef int _replay_batch(self, object frame, Work* work) except -1:
+        cdef bytearray body = bytearray(frame.body)          # outcomes point into it, and a bytearray is aligned and writable
+        cdef uint8_t* data = body
+        cdef size_t size = len(body)
+        cdef BatchFrame decoded
+        cdef Origin origin
+        cdef Sender sender
+        cdef StateC* state = &self.state.c
+        cdef int64_t wall_ms = frame.now_ms
+        cdef uint64_t first = frame.first_position
+        cdef int status
+        cdef uint16_t i
+        memset(&decoded, 0, sizeof(decoded))
+        try:
+            status = decode_batch(data, size, &decoded)
+            if status != BODY_OK:
+                raise body_error(status, f"batch frame at position {first}")
+            for i in range(state.plan.n_events):
+                if state.plan.events[i].event_id == decoded.head.event_id:
+                    decoded.batch.event = i
+                    break
+            else:
+                raise CorruptRecordError(f"batch frame at position {first} is of event type id {decoded.head.event_id}, which the schema "
+                                         "before it does not declare")
+            if decoded.batch.n_columns != state.plan.events[decoded.batch.event].n_fields or (
+                    decoded.batch.n_events != frame.n_positions):
+                raise CorruptRecordError(f"batch frame at position {first} does not have the columns of its event type")
+            with nogil:
+                state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes, decoded.head.epoch,
+                             decoded.head.sequence, decoded.head.fingerprint, &origin)
+                status = work_prepare(state, &decoded.batch, work)
+                if status == 0:
+                    status = state_commit(state, &decoded.batch, work, &origin, wall_ms)
+                if status == 0:
+                    status = state_apply(state, &decoded.batch, work, first, NULL, NULL, False)
+            if status < 0:
+                raise MemoryError(f"no memory to replay the batch at position {first}")
+        finally:
+            batch_frame_free(&decoded)
+        return 0
+
+    # -- write and read
+
+    def observe(self, EventBatch batch not None, service=None, *, bint bounds=False, bint peek=False, bytes producer=b"",
+                uint64_t epoch=0, uint64_t sequence=0, bint wait=True):
+        """As State.observe, journaled. Returns (Vectors or None, position); with `wait`, when durable in the store's mode."""
+        cdef Work work
+        cdef ByteBuffer body
+        cdef Outputs outputs
+        cdef WriteResult result
+        cdef Sender sender
+        cdef const ServiceC* target
+        cdef const uint8_t* name = producer
+        cdef int status
+        if len(producer) > MAX_PRODUCER_BYTES:
+            raise ConfigError(f"producer has {len(producer)} bytes; it has at most {MAX_PRODUCER_BYTES}")
+        memset(&work, 0, sizeof(work))
+        memset(&body, 0, sizeof(body))
+        memset(&outputs, 0, sizeof(outputs))
+        sender.name = name
+        sender.name_bytes = len(producer)
+        sender.epoch = epoch
+        sender.sequence = sequence
+        self.state._check_batch(batch)
+        target = self.state._service(service)
+        vectors = vectors_for(target, batch.batch.n_events, bounds, &outputs)
+        with nogil:
+            pthread_rwlock_rdlock(&self.c.state.plan_lock)
+            status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek, &result)
+            pthread_rwlock_unlock(&self.c.state.plan_lock)
+            work_clear(&work)
+            buffer_free(&body)
+        if status != ENGINE_OK:
+            raise self._write_error(status, &result, &sender)
+        if wait and not peek:
+            self.wait(result.position)
+        return vectors, result.position
+
+    cdef object _write_error(self, int status, const WriteResult* result, Sender* sender):
+        if status == ENGINE_VERDICT:
+            return verdict_error(result.verdict, (<const char*>sender.name)[:sender.name_bytes], sender.epoch, sender.sequence)
+        return write_error(status)
+
+    def wait(self, uint64_t position, timeout_s=None):
+        """Returns when `position` may be acknowledged in the store's durability mode."""
+        if self.journal.acknowledged_position < position:
+            self.journal.wait_durable(position, timeout_s)
+
+    def read(self, service, parts, uint32_t n, *, as_of=None, bint bounds=False):
+        """As State.read, at the store's now."""
+        vectors = self.state.read(service, parts, n, as_of=as_of, now_ms=_wall_ms(), bounds=bounds)
+        fs_add(&self.c.counters.vectors, n)
+        return vectors
+
+    # -- change
+
+    def add_plan_listener(self, listener):
+        """listener.prepare(plan) makes what it needs of a coming plan (and may refuse it); listener.adopt(prepared) is called as it takes
+        effect, while no request is between decoding and applying. Called once now with the plan being served."""
+        with self.lock:
+            listener.adopt(listener.prepare(self.state.plan))
+            self.listeners.append(listener)
+
+    def remove_plan_listener(self, listener):
+        with self.lock:
+            self.listeners.remove(listener)
+
+    def apply_schema(self, str text, *, path=None, bint dry_run=False):
+        """Checks a schema against the one being served and serves it from now on. Returns the plan (with dry_run: the one it would be)."""
+        cdef CompiledPlan compiled
+        cdef Frame frame
+        cdef iovec piece
+        cdef bytes body
+        cdef int status
+        with self.lock:
+            previous = self.state.plan if self.state.plan.version else None
+            plan = compile_schema(text, path=path, previous=previous, now_ms=self._now_ms())
+            if dry_run or (previous is not None and plan is previous):
+                return plan
+            compiled = CompiledPlan(plan, self.state.compiled)
+            prepared = [listener.prepare(plan) for listener in self.listeners]
+            body = plan.to_json().encode()
+            memset(&frame, 0, sizeof(frame))
+            frame.kind = FRAME_SCHEMA
+            frame.n_positions = 1
+            frame.schema_version = plan.version
+            frame.now_ms = _wall_ms()
+            piece.iov_base = <void*><const char*>body
+            piece.iov_len = len(body)
+            with nogil:
+                pthread_rwlock_wrlock(&self.c.state.plan_lock)
+                pthread_mutex_lock(&self.c.state.order)
+                status = journal_append(self.c.journal, &frame, &piece, 1)
+            try:
+                if status != JOURNAL_OK:
+                    raise self.journal.problem(status)
+                self.state.swap_plan(compiled)
+                self.c.schema_version = plan.version
+                for listener, ready in zip(self.listeners, prepared, strict=True):
+                    listener.adopt(ready)
+                position = self.state.position
+            finally:
+                pthread_mutex_unlock(&self.c.state.order)
+                pthread_rwlock_unlock(&self.c.state.plan_lock)
+            self.journal.wait_durable(position)
+            return plan
+
+    def _now_ms(self):
+        if self.directory.identity.clock == "wall":
+            return max(_wall_ms(), self.state.now_ms or 0)
+        return self.state.now_ms
+
+    def entity_of(self, parts):
+        """Index of the entity whose key has exactly these part names."""
+        wanted = tuple(sorted(parts))
+        for index, entity in enumerate(self.state.plan.entities):
+            if entity.parts == wanted:
+                return index
+        known = ", ".join("(" + ", ".join(entity.parts) + ")" for entity in self.state.plan.entities)
+        raise UnknownNameError(f"no entity has the key parts ({', '.join(wanted)}); there are {known}")
+
+    def forget(self, parts):
+        """Drops all that is kept of one key ({part: text}) and returns (whether there was anything, position) once it is nowhere: a tombstone is
+        journaled, a checkpoint written past it, older segments deleted, and the rows rewritten without the pages it was in."""
+        cdef Frame frame
+        cdef iovec piece
+        cdef uint8_t body[FORGET_BODY_BYTES]
+        cdef uint64_t fp[2]
+        cdef bint found = False
+        cdef int status
+        with self.lock:
+            entity = self.entity_of(parts)
+            names = self.state.plan.entities[entity].parts
+            fingerprint = self.state.fingerprint(entity, [parts[name].encode() for name in names])
+            if fingerprint is None:
+                raise UnknownNameError(f"key ({', '.join(names)}) has an empty part, and no such key is ever kept")
+            memcpy(fp, <const char*>(<bytes>fingerprint), 16)
+            encode_forget(self.state.plan.entities[entity].entity_id, <const uint8_t*>fp, body)
+            memset(&frame, 0, sizeof(frame))
+            frame.kind = FRAME_FORGET
+            frame.n_positions = 1
+            frame.schema_version = self.c.schema_version
+            frame.now_ms = _wall_ms()
+            piece.iov_base = body
+            piece.iov_len = FORGET_BODY_BYTES
+            with nogil:
+                pthread_mutex_lock(&self.c.state.order)
+                status = journal_append(self.c.journal, &frame, &piece, 1)
+                if status == JOURNAL_OK:
+                    found = state_forget(self.c.state, fp[0], fp[1])
+                pthread_mutex_unlock(&self.c.state.order)
+            if status != JOURNAL_OK:
+                raise self.journal.problem(status)
+            position = self.state.position
+            self.checkpoint()
+            self.rows.compact()
+            return found, position
+
+    # -- checkpoint
+
+    def checkpoint(self):
+        """Writes what changed since the last one; returns (position, rows, bytes). Reads and ingest go on."""
+        with self.lock:
+            position, head = self.state.cut()
+            written = False
+            rows = n_bytes = 0
+            try:
+                self.rows.begin()
+                try:
+                    for shard in range(self.directory.identity.n_shards):
+                        records = self.state.copy_shard(shard)
+                        self.rows.write_shard(shard, records, position)
+                        n_bytes += len(records)
+                    self.rows.put_meta("plan", self.state.plan.to_json().encode())
+                    self.rows.put_meta("head", head)
+                    self.rows.put_meta("ids", self.state.copy_ids())
+                    self.rows.put_meta("producers", self.state.copy_producers())
+                    # Ids and producers were copied after the cut and may know of later batches: those must not be lost.
+                    self.journal.wait_durable(self.state.position)
+                    error = failpoint(CHECKPOINT_MID)
+                    if error:
+                        raise StorageError(f"checkpoint: {os.strerror(error)}")
+                    self.rows.commit()
+                except BaseException:
+                    self.rows.abort()
+                    raise
+                written = True
+            finally:
+                self.state.copy_end(written)
+            self.checkpoint_position = position
+            self.checkpointed_at = time.monotonic()
+            self.journal.roll()
+            self.journal.truncate_before(position + 1)
+            return position, n_bytes
+
+    def backup(self, target):
+        """Copies the live store, consistent at one position, to the new directory `target`, which `Engine.open` opens; returns the position."""
+        target = Path(target)
+        with self.lock:
+            if target.exists():
+                raise ConfigError(f"{target} exists; give a directory that does not")
+            position, _ = self.checkpoint()
+            try:
+                target.mkdir(parents=True)
+                self.rows.copy_to(target / "rows")
+                write_synced(target / "secret", self.directory.secret, 0o600)
+                write_synced(target / "RESTORED", b"")
+                write_synced(target / "store.json", (self.directory.path / "store.json").read_bytes())
+            except OSError as error:
+                raise StorageError(f"cannot write the backup {target}: {error.strerror}") from error
+            return position
+
+    def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
+                     double sweep_every_s=300.0, on_failure=None):
+        """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees expired rows.
+
+        A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other failure stops writes for
+        good and calls on_failure(error): a restart then finds everything that was acknowledged in the journal.
+        """
+        with self.lock:
+            if self.upkeep is not None:
+                raise RuntimeError("upkeep runs already")
+            self.upkeep = threading.Thread(
+                target=self._upkeep, name="featurestore-upkeep", daemon=True,
+                args=(checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure))
+            self.upkeep.start()
+
+    def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure):
+        checked = swept = time.monotonic()
+        while not self.stop.wait(0.2):
+            now = time.monotonic()
+            due = now - checked >= checkpoint_every_s and self.state.position > self.checkpoint_position
+            if due or self.c.blocked or self.journal.total_bytes > checkpoint_journal_bytes + 2 * (64 << 20):
+                checked = now
+                try:
+                    self.checkpoint()
+                    self.c.blocked = 0
+                except LimitError:
+                    self.c.blocked = 1
+                    self.stop.wait(1.0)
+                except StorageError as error:
+                    self.c.failed = 1
+                    if on_failure is not None:
+                        on_failure(error)
+                    return
+            if now - swept >= sweep_every_s:
+                swept = now
+                self.state.sweep()
+
+    def stats(self):
+        """Counts and sizes, by name; see StatsResponse in admin_service.proto for each."""
+        counters = self.c.counters
+        return {
+            **self.state.stats(),
+            "schema_version": self.state.plan.version,
+            "events_accepted": counters.accepted,
+            "events_late": counters.late,
+            "events_duplicate": counters.duplicate,
+            "events_refused": counters.refused,
+            "batches_duplicate": counters.batches_duplicate,
+            "vectors_read": counters.vectors,
+            "durable_position": self.journal.durable_position,
+            "checkpoint_position": self.checkpoint_position,
+            "checkpoint_age_ms": -1 if self.checkpointed_at is None else int((time.monotonic() - self.checkpointed_at) * 1000),
+            "journal_bytes": self.journal.total_bytes,
+            "now_ms": self._now_ms(),
+        }
+
+    def close(self, *, bint checkpoint=False):
+        """Stops upkeep, writes a last checkpoint if asked, and lets the directory go. Every thread that calls in must have left."""
+        self.stop.set()
+        if self.upkeep is not None and self.upkeep is not threading.current_thread():
+            self.upkeep.join()
+        with self.lock:
+            try:
+                if checkpoint and self.journal is not None and self.c.journal != NULL and not self.c.failed:
+                    self.checkpoint()
+            finally:
+                self.c.journal = NULL
+                if self.journal is not None:
+                    self.journal.close()
+                if self.rows is not None:
+                    self.rows.close()
+                if self.directory is not None:
+                    self.directory.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def write_error(int status):
+    """The exception for an EngineStatus other than OK and VERDICT."""
+    if status == ENGINE_NO_MEMORY:
+        return LimitError("no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
+    if status == ENGINE_FULL:
+        return LimitError("the disk is full: nothing was applied; writes resume by themselves when there is space")
+    if status == ENGINE_TOO_LARGE:
+        return LimitError("the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
+    if status == ENGINE_CLOSED:
+        return StorageError("the store is closed")
+    return StorageError("the store has failed and takes no more writes; see its log and restart it: nothing acknowledged is lost")

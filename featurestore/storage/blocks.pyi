@@ -1,0 +1,3 @@
+from typing_extensions import Buffer
+
+def count_records(key: Buffer, value: Buffer) -> int: ...

@@ -1,0 +1,27 @@
+# Failpoints for other modules: one global flag, one predictable branch when nothing is armed.
+#
+# A place in the code says `error = failpoint(JOURNAL_BEFORE_SYNC)` and treats a non-zero result as the errno
+# that its own system call had returned. The call may also not come back: action `kill` is SIGKILL to itself.
+
+# The order is that of NAMES in failpoint.pyx; a test compares the two.
+cdef enum Failpoint:
+    JOURNAL_MID_FRAME = 0         # half of a frame is written
+    JOURNAL_BEFORE_SYNC = 1       # frames are written, none of them synced
+    JOURNAL_AFTER_SYNC = 2        # synced, nobody told
+    JOURNAL_ALLOCATE = 3          # a new segment's file exists under its temporary name, no space allocated
+    JOURNAL_ROLL = 4              # the new segment is synced, still under its temporary name
+    JOURNAL_ROLLED = 5            # renamed, the directory not synced
+    JOURNAL_TRUNCATE = 6          # one old segment is deleted, the next is not
+    RECOVERY_MID = 7              # a torn tail was found and partly zeroed
+    CHECKPOINT_MID = 8            # part of a checkpoint is committed
+    N_FAILPOINTS = 9
+
+cdef bint failpoints_armed        # any rule is set; read without a lock, written under the GIL
+
+cdef int failpoint_hit(int point) noexcept nogil
+
+# 0, or the errno to act on.
+cdef inline int failpoint(int point) noexcept nogil:
+    if not failpoints_armed:
+        return 0
+    return failpoint_hit(point)

@@ -1,0 +1,1 @@
+"""The wire's messages and services, generated from proto/featurestore/v1 by proto/generate.py: never edited."""

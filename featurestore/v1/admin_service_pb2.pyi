@@ -1,0 +1,114 @@
+from featurestore.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ApplySchemaRequest(_message.Message):
+    __slots__ = ("source", "path", "dry_run")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    path: str
+    dry_run: bool
+    def __init__(self, source: _Optional[str] = ..., path: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+
+class ApplySchemaResponse(_message.Message):
+    __slots__ = ("version", "position", "added_features", "removed_features")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    position: int
+    added_features: _containers.RepeatedScalarFieldContainer[str]
+    removed_features: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[int] = ..., position: _Optional[int] = ..., added_features: _Optional[_Iterable[str]] = ..., removed_features: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class StatsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatsResponse(_message.Message):
+    __slots__ = ("schema_version", "events_accepted", "events_late", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms")
+    SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_LATE_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_READ_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_POSITION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_MS_FIELD_NUMBER: _ClassVar[int]
+    schema_version: int
+    events_accepted: int
+    events_late: int
+    events_duplicate: int
+    events_refused: int
+    batches_duplicate: int
+    vectors_read: int
+    rows: int
+    row_bytes: int
+    position: int
+    durable_position: int
+    checkpoint_position: int
+    checkpoint_age_ms: int
+    journal_bytes: int
+    now_ms: int
+    uptime_ms: int
+    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ...) -> None: ...
+
+class CheckpointRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CheckpointResponse(_message.Message):
+    __slots__ = ("position", "rows_written", "bytes_written", "duration_ms")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ROWS_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    DURATION_MS_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    rows_written: int
+    bytes_written: int
+    duration_ms: int
+    def __init__(self, position: _Optional[int] = ..., rows_written: _Optional[int] = ..., bytes_written: _Optional[int] = ..., duration_ms: _Optional[int] = ...) -> None: ...
+
+class ForgetRequest(_message.Message):
+    __slots__ = ("parts",)
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    parts: _containers.RepeatedCompositeFieldContainer[_types_pb2.Field]
+    def __init__(self, parts: _Optional[_Iterable[_Union[_types_pb2.Field, _Mapping]]] = ...) -> None: ...
+
+class ForgetResponse(_message.Message):
+    __slots__ = ("found", "position")
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    found: bool
+    position: int
+    def __init__(self, found: _Optional[bool] = ..., position: _Optional[int] = ...) -> None: ...
+
+class BackupRequest(_message.Message):
+    __slots__ = ("directory",)
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    def __init__(self, directory: _Optional[str] = ...) -> None: ...
+
+class BackupResponse(_message.Message):
+    __slots__ = ("position", "bytes_written")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    BYTES_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    bytes_written: int
+    def __init__(self, position: _Optional[int] = ..., bytes_written: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,146 @@
+from featurestore.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ObserveRequest(_message.Message):
+    __slots__ = ("event_type", "event", "service", "peek", "ack", "bounds", "coverage", "fingerprint", "producer", "epoch", "sequence")
+    EVENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    PEEK_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PRODUCER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    event_type: str
+    event: _types_pb2.Event
+    service: str
+    peek: bool
+    ack: _types_pb2.Ack
+    bounds: bool
+    coverage: bool
+    fingerprint: int
+    producer: str
+    epoch: int
+    sequence: int
+    def __init__(self, event_type: _Optional[str] = ..., event: _Optional[_Union[_types_pb2.Event, _Mapping]] = ..., service: _Optional[str] = ..., peek: _Optional[bool] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., bounds: _Optional[bool] = ..., coverage: _Optional[bool] = ..., fingerprint: _Optional[int] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class ObserveResponse(_message.Message):
+    __slots__ = ("outcome", "ack", "position", "vectors")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    outcome: _types_pb2.Outcome
+    ack: _types_pb2.Ack
+    position: int
+    vectors: _types_pb2.Vectors
+    def __init__(self, outcome: _Optional[_Union[_types_pb2.Outcome, str]] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., position: _Optional[int] = ..., vectors: _Optional[_Union[_types_pb2.Vectors, _Mapping]] = ...) -> None: ...
+
+class IngestRequest(_message.Message):
+    __slots__ = ("event_type", "producer", "epoch", "sequence", "ack", "rows", "columns")
+    EVENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    PRODUCER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    event_type: str
+    producer: str
+    epoch: int
+    sequence: int
+    ack: _types_pb2.Ack
+    rows: _containers.RepeatedCompositeFieldContainer[_types_pb2.Event]
+    columns: _types_pb2.EventColumns
+    def __init__(self, event_type: _Optional[str] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., rows: _Optional[_Iterable[_Union[_types_pb2.Event, _Mapping]]] = ..., columns: _Optional[_Union[_types_pb2.EventColumns, _Mapping]] = ...) -> None: ...
+
+class IngestResponse(_message.Message):
+    __slots__ = ("accepted", "late", "duplicate", "refused", "refusals", "position", "ack", "duplicate_batch", "sequence")
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    REFUSALS_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ACK_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_BATCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    accepted: int
+    late: int
+    duplicate: int
+    refused: int
+    refusals: _containers.RepeatedCompositeFieldContainer[Refusal]
+    position: int
+    ack: _types_pb2.Ack
+    duplicate_batch: bool
+    sequence: int
+    def __init__(self, accepted: _Optional[int] = ..., late: _Optional[int] = ..., duplicate: _Optional[int] = ..., refused: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., position: _Optional[int] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., duplicate_batch: _Optional[bool] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("index", "reason")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    reason: _types_pb2.Outcome
+    def __init__(self, index: _Optional[int] = ..., reason: _Optional[_Union[_types_pb2.Outcome, str]] = ...) -> None: ...
+
+class IngestStreamRequest(_message.Message):
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: IngestRequest
+    def __init__(self, batch: _Optional[_Union[IngestRequest, _Mapping]] = ...) -> None: ...
+
+class IngestStreamResponse(_message.Message):
+    __slots__ = ("batch",)
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    batch: IngestResponse
+    def __init__(self, batch: _Optional[_Union[IngestResponse, _Mapping]] = ...) -> None: ...
+
+class GetFeaturesRequest(_message.Message):
+    __slots__ = ("service", "key_sets", "key_columns", "as_of_ms", "as_of_each_ms", "bounds", "coverage", "fingerprint")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    KEY_SETS_FIELD_NUMBER: _ClassVar[int]
+    KEY_COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_MS_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_EACH_MS_FIELD_NUMBER: _ClassVar[int]
+    BOUNDS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    key_sets: _containers.RepeatedCompositeFieldContainer[_types_pb2.KeySet]
+    key_columns: _types_pb2.KeyColumns
+    as_of_ms: int
+    as_of_each_ms: _containers.RepeatedScalarFieldContainer[int]
+    bounds: bool
+    coverage: bool
+    fingerprint: int
+    def __init__(self, service: _Optional[str] = ..., key_sets: _Optional[_Iterable[_Union[_types_pb2.KeySet, _Mapping]]] = ..., key_columns: _Optional[_Union[_types_pb2.KeyColumns, _Mapping]] = ..., as_of_ms: _Optional[int] = ..., as_of_each_ms: _Optional[_Iterable[int]] = ..., bounds: _Optional[bool] = ..., coverage: _Optional[bool] = ..., fingerprint: _Optional[int] = ...) -> None: ...
+
+class GetFeaturesResponse(_message.Message):
+    __slots__ = ("vectors", "now_ms")
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    vectors: _types_pb2.Vectors
+    now_ms: int
+    def __init__(self, vectors: _Optional[_Union[_types_pb2.Vectors, _Mapping]] = ..., now_ms: _Optional[int] = ...) -> None: ...
+
+class GetFeaturesStreamRequest(_message.Message):
+    __slots__ = ("read",)
+    READ_FIELD_NUMBER: _ClassVar[int]
+    read: GetFeaturesRequest
+    def __init__(self, read: _Optional[_Union[GetFeaturesRequest, _Mapping]] = ...) -> None: ...
+
+class GetFeaturesStreamResponse(_message.Message):
+    __slots__ = ("read",)
+    READ_FIELD_NUMBER: _ClassVar[int]
+    read: GetFeaturesResponse
+    def __init__(self, read: _Optional[_Union[GetFeaturesResponse, _Mapping]] = ...) -> None: ...

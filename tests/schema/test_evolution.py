@@ -1,0 +1,308 @@
+"""A schema applied to a store that has one: which ids and times go on, what is refused, what starts empty."""
+
+from collections.abc import Callable
+
+import pytest
+
+from featurestore.errors import SchemaError
+from featurestore.plan import FeaturePlan, Plan, ViewPlan
+from featurestore.schema import compile_schema
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+SIGNUP_EVENT = """\
+  signup:
+    time: ts
+    fields: {ip: key}
+"""
+IP_VIEW = """\
+  ip:
+    event: login
+    key: ip
+    windows: [1h, lifetime]
+    features: [count]
+"""
+SIGNUPS_VIEW = """\
+  signups: {event: signup, key: ip, windows: [1h], features: [count]}
+"""
+BASE = f"""\
+version: 1
+name: logins
+events:
+  login:
+    time: ts
+    fields: {{account: key, ip: key, country: string, score: number, robot: bool}}
+{SIGNUP_EVENT}\
+views:
+  account:
+    event: login
+    key: account
+    where: not robot
+    windows: [1h, 1d]
+    features:
+      - count
+      - mean(score)
+      - {{name: low, aggregate: count, where: score < 1}}
+{IP_VIEW}\
+{SIGNUPS_VIEW}\
+services:
+  all: [account.*]
+"""
+FIRST_MS = 1_700_000_000_000
+
+
+def changed(old: str, new: str, base: str = BASE) -> str:
+    assert base.count(old) == 1, f"{old!r} must name one place"
+    return base.replace(old, new)
+
+
+def first() -> Plan:
+    return compile_schema(BASE, now_ms=FIRST_MS)
+
+
+def applied(source: str, previous: Plan, *, days: int = 10) -> Plan:
+    return compile_schema(source, previous=previous, now_ms=FIRST_MS + days * DAY_MS)
+
+
+def view(plan: Plan, name: str) -> ViewPlan:
+    return next(each for each in plan.views if each.name == name)
+
+
+def feature(plan: Plan, name: str) -> FeaturePlan:
+    return next(each for each in plan.features if each.name == name)
+
+
+def test_a_first_schema_is_live_since_it_was_applied() -> None:
+    assert {each.live_since_ms for each in first().features} == {FIRST_MS}
+    assert {each.live_since_ms for each in compile_schema(BASE).features} == {None}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        BASE,
+        changed("where: not robot", "where: (not (robot))  # a comment"),
+        changed("windows: [1h, 1d]", "exact_events: 256\n    max_error: 0.010\n    windows: [1h, 1d]"),
+        changed("key: account", "key: [account]"),
+    ],
+)
+def test_a_schema_that_says_the_same_is_the_plan_there_was(source: str) -> None:
+    plan = first()
+    assert applied(source, plan) is plan
+    assert applied(source, Plan.from_json(plan.to_json())) == plan
+    assert compile_schema(source, previous=plan) is plan
+
+
+def test_each_change_is_a_new_version() -> None:
+    plan = first()
+    second = applied(changed("account.*", "account.count_1h"), plan)
+    third = applied(BASE, second)
+    assert [plan.version, second.version, third.version] == [1, 2, 3]
+    assert second.source == changed("account.*", "account.count_1h")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ("key: account\n", "key: ip\n", "key was account: account, is ip: ip"),
+        ("key: account\n", "key: {who: account}\n", "key was account: account, is who: account"),
+        ("where: not robot", "where: robot", "where was not robot, is robot"),
+        ("    where: not robot\n", "", "where was not robot, is absent"),
+        ("windows: [1h, 1d]", "windows: [1h, 1d]\n    offset: 7d", "offset was 0s, is 7d"),
+        ("windows: [1h, 1d]", "windows: [1h, 1d]\n    exact_events: 32", "exact_events was 256, is 32"),
+        ("windows: [1h, 1d]", "windows: [1h, 1d]\n    max_error: 0.1", "max_error was 0.01, is 0.1"),
+        ("windows: [1h, 1d]", "windows: [1h, 1d]\n    max_entries: 9999", "max_entries was 4096, is 9999"),
+        ("windows: [1h, 1d]", "windows: [1h, 1d, lifetime]", "lifetime was not kept, is kept"),
+        ("- mean(score)", "- stddev(score)", "without score (sum, extremes), with score (extremes, moments)"),
+        ("      - mean(score)\n", "", "columns without score (sum, extremes)"),
+        ("- mean(score)", "- mean(score)\n      - sum(robot)", "columns with robot (sum)"),
+        (
+            "score < 1",
+            "score < 2",
+            "columns without events (count) where score < 1, with events (count) where score < 2",
+        ),
+        (
+            "robot: bool",
+            "robot: number",
+            "types was robot: bool, score: number, is robot: number, score: number",
+        ),
+    ],
+)
+def test_a_view_keeps_what_its_state_was_made_of(old: str, new: str, what: str) -> None:
+    source = changed(old, new)
+    if "robot: number" in source:
+        source = changed("where: not robot", "where: robot > 0", source)
+    with pytest.raises(SchemaError) as caught:
+        compile_schema(source, path="a.yaml", previous=first())
+    message = str(caught.value)
+    assert message.startswith("a.yaml:12: view account has state that does not fit this change: ")
+    assert what in message
+    assert "use a new name" in message
+    renamed = changed("\n  account:\n", "\n  account2:\n", source).replace("account.*", "account2.*")
+    assert view(applied(renamed, first()), "account2").view_id == 4
+
+
+def test_another_event_is_another_view() -> None:
+    with pytest.raises(SchemaError, match="event was signup, is login"):
+        applied(changed("{event: signup", "{event: login"), first())
+
+
+def test_every_refused_view_is_named() -> None:
+    source = changed("where: not robot", "where: robot", changed("key: ip\n", "key: account\n"))
+    with pytest.raises(SchemaError) as caught:
+        applied(source, first())
+    assert [line.split(" has ")[0] for line in str(caught.value).splitlines()] == [
+        "12: view account",
+        "21: view ip",
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: changed("{account: key, ip: key,", "{referrer: string, ip: key, account: key,", s),
+        lambda s: changed("country: string, ", "", s),
+        lambda s: changed("country: string", "country: key", s),
+        lambda s: changed("windows: [1h, 1d]", "windows: [10m, 1d]", s),
+        lambda s: changed("windows: [1h, lifetime]", "windows: [1h, lifetime]\n    lifetime_idle: 30d", s),
+        lambda s: changed(
+            "    time: ts\n    fields: {acc", "    time: ts\n    lateness: 2h\n    fields: {acc", s
+        ),
+        lambda s: changed(
+            "    time: ts\n    fields: {acc", "    time: at\n    ids: {id: n}\n    fields: {acc", s
+        ),
+        lambda s: changed(
+            "      - count\n      - mean(score)\n", "      - mean(score)\n      - sum(score)\n", s
+        ),
+        lambda s: changed("name: low, aggregate: count", "name: few, aggregate: count, self: exclude", s),
+        lambda s: changed("  all: [account.*]", "  some: [ip.*]\nkeep_keys: [ip]", s),
+    ],
+)
+def test_what_touches_no_state_may_change(change: Callable[[str], str]) -> None:
+    plan = first()
+    second = applied(change(BASE), plan)
+    assert second.version == 2
+    assert [each.view_id for each in second.views] == [1, 2, 3]
+    assert [each.identity for each in second.views] == [each.identity for each in plan.views]
+    assert [each.event_id for each in second.events] == [1, 2]
+    assert [(each.entity_id, each.parts) for each in second.entities] == [(1, ("account",)), (2, ("ip",))]
+
+
+def test_moved_fields_move_their_indexes() -> None:
+    second = applied(changed("{account: key, ip: key,", "{referrer: string, ip: key, account: key,"), first())
+    assert view(second, "account").values == (4,)
+    assert second.events[0].touches[0].fields == (2,)
+    low = second.programs[view(second, "account").filters[0]]
+    assert (low.source, low.ops[0].field) == ("score < 1", 4)
+
+
+def test_what_is_removed_and_added_again_is_new_and_no_id_is_given_twice() -> None:
+    plan = first()
+    gone = applied(changed(IP_VIEW + SIGNUPS_VIEW, ""), plan)
+    assert [each.name for each in gone.views] == ["account"]
+    assert [each.parts for each in gone.entities] == [("account",)]
+    back = applied(BASE, gone, days=20)
+    assert [each.view_id for each in back.views] == [1, 4, 5]
+    assert [each.entity_id for each in back.entities] == [1, 3]
+    assert [each.event_id for each in back.events] == [1, 2]
+    assert feature(back, "ip.count_1h").live_since_ms == FIRST_MS + 20 * DAY_MS
+    assert feature(back, "account.count_1h").live_since_ms == FIRST_MS
+    assert (back.next_view_id, back.next_entity_id, back.next_event_id) == (6, 4, 3)
+
+    no_event = applied(changed(SIGNUP_EVENT, "", changed(SIGNUPS_VIEW, "")), plan)
+    assert [each.event_id for each in applied(BASE, no_event).events] == [1, 3]
+
+
+def test_ids_follow_names_in_any_order() -> None:
+    second = applied(changed("views:\n", f"views:\n{IP_VIEW}", changed(IP_VIEW, "")), first())
+    assert [(each.name, each.view_id) for each in second.views] == [("ip", 2), ("account", 1), ("signups", 3)]
+    assert [(each.parts, each.entity_id) for each in second.entities] == [(("ip",), 2), (("account",), 1)]
+
+
+def test_new_features_warm_and_old_ones_go_on() -> None:
+    source = changed(
+        "windows: [1h, 1d]",
+        "windows: [1h, 2d]",
+        changed("- count\n      - mean", "- count\n      - sum(score)\n      - mean"),
+    )
+    second = applied(
+        changed("name: low, aggregate: count", "name: low, aggregate: count, self: exclude", source), first()
+    )
+    now_ms = FIRST_MS + 10 * DAY_MS
+    live_since_ms = {each.name: each.live_since_ms for each in second.features}
+    assert live_since_ms == {
+        "account.count_1h": FIRST_MS,
+        "account.count_2d": now_ms,
+        "account.sum_score_1h": now_ms,
+        "account.sum_score_2d": now_ms,
+        "account.mean_score_1h": FIRST_MS,
+        "account.mean_score_2d": now_ms,
+        "account.low_1h": FIRST_MS,  # leaving out the event itself changes nothing that it covers
+        "account.low_2d": now_ms,
+        "ip.count_1h": FIRST_MS,
+        "ip.count_lifetime": FIRST_MS,
+        "signups.count_1h": FIRST_MS,
+    }
+    assert feature(compile_schema(source, previous=first()), "account.count_2d").live_since_ms is None
+
+
+def test_a_name_that_means_something_else_warms() -> None:
+    plan = first()
+    other = applied(
+        changed("- mean(score)", "- {name: mean_score, aggregate: min(score)}\n      - sum(score)"), plan
+    )
+    assert feature(other, "account.mean_score_1h").live_since_ms == FIRST_MS + 10 * DAY_MS
+    swapped = changed(
+        "{name: low, aggregate: count, where: score < 1}", "{name: any, aggregate: count, where: score < 1}"
+    )
+    swapped = changed("- count\n", "- {name: low, aggregate: count}\n", swapped)
+    assert feature(applied(swapped, plan), "account.low_1h").live_since_ms == FIRST_MS + 10 * DAY_MS
+
+
+def test_a_view_that_keeps_longer_has_a_floor_that_only_rises() -> None:
+    def windows(last: str) -> str:
+        return changed("windows: [1h, 1d]", f"windows: [1h, {last}]")
+
+    plan = first()
+    assert view(plan, "account").keep_ms == DAY_MS + HOUR_MS
+    longer = applied(windows("30d"), plan, days=10)
+    assert view(longer, "account").keep_ms == 30 * DAY_MS + HOUR_MS
+    assert view(longer, "account").floor_ms == FIRST_MS + 9 * DAY_MS - HOUR_MS
+    assert {each.floor_ms for each in longer.views if each.name != "account"} == {None}
+
+    # At day 11 the view keeps 30 days in name, but nothing before the floor.
+    longest = applied(windows("60d"), longer, days=11)
+    assert view(longest, "account").floor_ms == view(longer, "account").floor_ms
+    shorter = applied(windows("2h"), longest, days=12)
+    assert view(shorter, "account").floor_ms == view(longer, "account").floor_ms
+    again = applied(windows("1d"), shorter, days=20)
+    assert view(again, "account").floor_ms == FIRST_MS + 20 * DAY_MS - 3 * HOUR_MS
+
+    assert view(compile_schema(windows("30d"), previous=plan), "account").floor_ms is None
+    assert (
+        view(compile_schema(windows("90d"), previous=again), "account").floor_ms
+        == view(again, "account").floor_ms
+    )
+
+
+def test_more_lateness_raises_the_floor_of_every_view_of_the_event() -> None:
+    source = changed("    time: ts\n    fields: {acc", "    time: ts\n    lateness: 2h\n    fields: {acc")
+    second = applied(source, first())
+    assert view(second, "account").floor_ms == FIRST_MS + 9 * DAY_MS - HOUR_MS
+    assert view(second, "ip").floor_ms == FIRST_MS + 10 * DAY_MS - 2 * HOUR_MS
+    assert view(second, "signups").floor_ms is None
+
+
+def test_a_schema_of_another_name_is_for_another_store() -> None:
+    with pytest.raises(SchemaError, match="this store holds the schema logins, not payments"):
+        applied(changed("name: logins", "name: payments"), first())
+
+
+def test_ids_run_out_loudly() -> None:
+    plan = first()
+    worn = Plan.from_json(plan.to_json().replace('"next_view_id":4', '"next_view_id":65535'))
+    last = applied(changed("  ip:\n", "  ip2:\n"), worn)
+    assert view(last, "ip2").view_id == 65535
+    with pytest.raises(SchemaError, match="all of its 65535 ids"):
+        applied(changed("  ip:\n", "  ip3:\n"), last)
