@@ -331,7 +331,7 @@ class Store:
         return Answer(outcome, None if service is None else vector)
 
     def _vector(self, event: str, fields: Fields, service: str | None, t: int | None) -> list[Truth]:
-        """What an event of this type reads: it brings the keys of the entities that its type feeds, no others."""
+        """What an event reads: it brings the keys of the entities that its type feeds, and no others."""
         fed = [view.plan.key for view in self.views.values() if view.plan.event == event]
         vector = []
         for name in [] if service is None else self.schema.services[service]:
