@@ -1,5 +1,6 @@
 """One shard: rows, their index and their memory; see shard.pxd for the picture and the bytes of a row."""
 
+from libc.math cimport NAN
 from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp, memcpy, memset
@@ -244,10 +245,12 @@ cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const Touc
 
 cdef inline void _raw_entry(const Job* job, const ViewC* view, uint32_t event, Word* raw) noexcept nogil:
     cdef uint64_t bits = 0
+    cdef double x
     cdef uint16_t i
     raw[0].i = job.batch.times[event]
     for i in range(view.n_values):
-        raw[1 + i].f = job.batch.columns[view.values[i]].numbers[event]
+        x = job.batch.columns[view.values[i]].numbers[event]
+        raw[1 + i].f = x if x == x else NAN      # absent has one bit pattern, or equal states would differ in bytes
     if view.n_filters:
         for i in range(view.n_filters):
             if job.masks[<size_t>view.filters[i] * job.batch.n_events + event]:

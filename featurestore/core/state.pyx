@@ -8,13 +8,15 @@ import hashlib
 
 import numpy as np
 
+from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from featurestore.core.batch cimport (
     COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
-    REFUSED_NO_ID, REFUSED_NO_TIME, REFUSED_TIME_RANGE, Batch, Column, EventBatch,
+    REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME, REFUSED_NOT_FINITE, REFUSED_TIME_RANGE,
+    REFUSED_TYPE, Batch, Column, EventBatch,
 )
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
 from featurestore.core.hashing cimport (
@@ -439,28 +441,41 @@ cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil
     return shard_forget(&state.shards[_shard_of(state, fp1)], state.plan, fp0, fp1)
 
 
+cdef inline bint _readable(uint8_t outcome) noexcept nogil:
+    """Whether the decoder could read the event; the values of one that it refused mean nothing."""
+    return not (outcome == REFUSED_NO_TIME or outcome == REFUSED_TIME_RANGE or outcome == REFUSED_NOT_FINITE
+                or outcome == REFUSED_KEY or outcome == REFUSED_KEY_TOO_LONG or outcome == REFUSED_TYPE)
+
+
 cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil:
     cdef SipState sip
     cdef const Column* column
     cdef uint64_t out[2]
-    cdef uint32_t n = batch.n_events, i
+    cdef uint32_t n = batch.n_events, i, length
+    cdef uint8_t present, outcome
+    cdef double number
     cdef uint16_t j
-    cdef uint32_t length
     sip128_init(&sip, state.secret)
     sip128_update(&sip, &state.plan.events[batch.event].event_id, sizeof(uint16_t))
     sip128_update(&sip, &n, sizeof(n))
-    sip128_update(&sip, batch.times, n * sizeof(int64_t))
-    for j in range(batch.n_columns):
-        column = &batch.columns[j]
-        if column.kind == COLUMN_NUMBER:
-            sip128_update(&sip, column.numbers, n * sizeof(double))
+    for i in range(n):
+        outcome = batch.outcomes[i]
+        if not _readable(outcome):
+            sip128_update(&sip, &outcome, 1)
             continue
-        for i in range(n):
-            length = column.offsets[i + 1] - column.offsets[i]
+        sip128_update(&sip, &batch.times[i], sizeof(int64_t))
+        for j in range(batch.n_columns):
+            column = &batch.columns[j]
+            if column.kind == COLUMN_NUMBER:
+                number = column.numbers[i] if column.numbers[i] == column.numbers[i] else NAN
+                sip128_update(&sip, &number, sizeof(double))
+                continue
+            present = column.present == NULL or column.present[i] != 0
+            length = column.offsets[i + 1] - column.offsets[i] if present else 0
+            sip128_update(&sip, &present, 1)
             sip128_update(&sip, &length, sizeof(length))
-        sip128_update(&sip, column.bytes + column.offsets[0], column.offsets[n] - column.offsets[0])
-        if column.present != NULL:
-            sip128_update(&sip, column.present, n)
+            if length:
+                sip128_update(&sip, column.bytes + column.offsets[i], length)
     sip128_final(&sip, out)
     return out[0] if out[0] else 1
 
