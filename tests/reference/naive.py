@@ -196,13 +196,14 @@ class Store:
         return [self._value(name, texts, t, wall) for name in self.schema.services[service]]
 
     def forget(self, parts: Mapping[str, object]) -> bool:
-        """Drops the row of one entity key. True if anything had been applied to it."""
+        """Drops the row of one entity key. True if it held an event that is still kept."""
         self.position += 1
         names, key = _entity(parts), _key({part: key_text(value) for part, value in parts.items()})
         found = False
         for view in self.views.values():
             if _entity(view.plan.key) == names and key is not None:
-                found |= view.logs.pop(key, None) is not None
+                kept_from = self._kept_from(view, self.now(view.plan.event))
+                found |= any(e.time >= kept_from for e in view.logs.pop(key, Log()).events)
         return found
 
     def apply(self, schema: Schema, now_ms: int | None) -> None:
