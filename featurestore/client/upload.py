@@ -258,9 +258,9 @@ class Upload:
             return error
         batch = self._unanswered[0]
         ticket = batch.ticket
-        before = f"rows 0 to {batch.begin - 1} are in, " if batch.begin else ""
+        size = batch.end - batch.begin
         return type(error)(
-            f"{error}; {before}it happened at rows {batch.begin} to {batch.end - 1} "
+            f"{error}; the first {batch.begin} rows are in, it happened in the {size} after them "
             f"(producer {ticket.producer!r}, epoch {ticket.epoch}, sequence {ticket.sequence})"
         )
 
