@@ -1,4 +1,6 @@
-"""Ours → gRPC status: the one table. Knows the codes' numbers and nothing else of gRPC, so that any transport may use it."""
+"""Ours → gRPC status: the one table. Knows the codes' numbers and nothing else of gRPC, so that any transport
+may use it.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,9 @@ def status_of(error: BaseException) -> Status:
 
 
 def words_of(error: BaseException) -> str:
-    """What the client is told: our own messages, and nothing of the inside for an error that nobody raised on purpose."""
+    """What the client is told: our own messages, and nothing of the inside for an error that nobody raised on
+    purpose.
+    """
     if isinstance(error, FeatureStoreError | TimeoutError):
         return str(error)[:MAX_WORDS]
     if isinstance(error, MemoryError):
