@@ -1,7 +1,8 @@
 """Generates featurestore/v1/ from proto/: run `python proto/generate.py` after every change to a .proto file.
 
-Needs grpcio-tools (the `dev` extra). The generated files are committed, so that neither a user nor a wheel needs a
-compiler for them; tests/server/test_codec_proto.py fails when they are not what this script would write.
+Needs grpcio-tools (the `dev` extra). The generated files are committed, so that neither a user nor a wheel
+needs a compiler for them; tests/server/test_codec_proto.py fails when they are not what this script would
+write.
 """
 
 from __future__ import annotations

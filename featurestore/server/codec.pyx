@@ -1,43 +1,34 @@
-"""The hot codec: requests in protobuf's wire format become C structs, results become replies, all without the GIL.
+"""Hot requests: protobuf's wire format to C structs, without the GIL or libprotobuf.
 
-Idea. A message is walked twice at most: once over its top level (names, flags, how many rows), once into arrays of the
-size then known. Columns are Arrow-like on the wire, so that a packed column is checked and copied (or, for texts,
-only pointed at) in one pass. Nothing is allocated but from the caller's arena, which has a limit: a small message
-that would become a large batch is refused, not served.
+Idea. A message is walked twice at most: once over its top level (names, flags, how many rows), once into
+arrays of the size then known. Columns are Arrow-like on the wire, so that a packed column is checked and
+copied (or, for texts, only pointed at) in one pass. Nothing is allocated but from the caller's arena, which
+has a limit: a small message that would become a large batch is refused, not served.
 
-Guarantee. Any bytes whatever are either decoded to what the official runtime and the schema say, or refused with a
-status; nothing outside them is read (see cursor.pxd). The tests hold this codec to the official runtime, byte for
-byte where it encodes. Two messages are refused that the official runtime would take: one that is larger than
-max_message_bytes, and one whose meaning is ambiguous or wrong for the schema (WireStatus, codec.pxd).
+Guarantee. Any bytes whatever are either decoded to what the official runtime and the schema say, or refused
+with a status; nothing outside them is read (see cursor.pxd). The tests hold it to the official runtime. Two
+kinds of message are refused that the official runtime would take: those larger than max_message_bytes, and
+those whose meaning is ambiguous or wrong for the schema (WireStatus, names.pxd).
 
 A text or number of the wrong type refuses its event only; an unknown name, a field given twice, or columns of
 different lengths are mistakes of the program that sends, and refuse the request.
 """
 
-import difflib
 import sys
 
 import numpy as np
 
-from featurestore.errors import InvalidEventError, LimitError, SchemaMismatchError, UnknownNameError
-from featurestore.plan import Kind
-
-cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.math cimport NAN, floor, isfinite, rint
+from libc.math cimport NAN, floor, isfinite
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memchr, memcmp, memcpy, memset
+from libc.string cimport memchr, memcpy, memset
 
 from featurestore.core.batch cimport (
     COLUMN_NUMBER,
     COLUMN_TEXT,
-    MAX_BATCH_EVENTS,
     MAX_TEXT_BYTES,
     OUTCOME_ACCEPTED,
-    OUTCOME_DUPLICATE,
-    OUTCOME_LATE,
     REFUSED_KEY,
     REFUSED_KEY_TOO_LONG,
     REFUSED_NO_TIME,
@@ -57,39 +48,58 @@ from featurestore.server.cursor cimport (
     take_varint,
     unzigzag,
 )
+from featurestore.server.eventtime cimport (
+    TIME_MAX_MS,
+    TIME_MIN_MS,
+    VALUE_FLAG,
+    VALUE_INTEGER,
+    VALUE_NONE,
+    VALUE_NUMBER,
+    VALUE_TEXT,
+    Scalar,
+    read_time,
+)
+from featurestore.server.memory cimport Arena, arena_alloc, arena_free
+from featurestore.server.names cimport (
+    FIELD_KEY,
+    FIELD_NUMBER,
+    MAX_PRODUCER_BYTES,
+    WIRE_AS_OF_RANGE,
+    WIRE_AS_OF_TWICE,
+    WIRE_BAD_COLUMN,
+    WIRE_BAD_KEY,
+    WIRE_BAD_UTF8,
+    WIRE_FINGERPRINT,
+    WIRE_GIVEN_TWICE,
+    WIRE_LENGTHS_DIFFER,
+    WIRE_MALFORMED,
+    WIRE_NO_ROOM,
+    WIRE_OK,
+    WIRE_PRODUCER_TOO_LONG,
+    WIRE_ROWS_AND_COLUMNS,
+    WIRE_TIME_TWICE,
+    WIRE_TOO_LARGE,
+    WIRE_TOO_MANY_POSITIONS,
+    WIRE_TOO_MANY_ROWS,
+    WIRE_TOO_MANY_VALUES,
+    WIRE_UNKNOWN_ACK,
+    WIRE_UNKNOWN_EVENT,
+    WIRE_UNKNOWN_FIELD,
+    WIRE_UNKNOWN_PART,
+    WIRE_UNKNOWN_SERVICE,
+    FieldTable,
+    WireError,
+    WireSchema,
+    WireTables,
+    name_index,
+    wire_exception,
+)
 
 if sys.byteorder != "little":
     raise ImportError("featurestore needs a little-endian machine: packed numbers are copied as they are")
 
-cdef extern from *:
-    """
-    /* The range of times, years 1..9999. */
-    #define TIME_MIN_MS (-62135596800000LL)
-    #define TIME_MAX_MS 253402300799999LL
-    #define TIME_MIN_S (-62135596800LL)
-    #define TIME_MAX_S 253402300799LL
-    #define TWO_TO_63 9223372036854775808.0
-    """
-    const int64_t TIME_MIN_MS
-    const int64_t TIME_MAX_MS
-    const int64_t TIME_MIN_S
-    const int64_t TIME_MAX_S
-    const double TWO_TO_63
-
 cdef enum:
-    LONGEST_ISO_BYTES = 64           # a time with more than 30 digits of fraction
     DOUBLE_DIGITS = 320              # the longest whole double: a sign, 309 digits, a terminator
-    FIRST_BLOCK_BYTES = 1 << 14
-    FIRST_REPLY_BYTES = 1 << 10
-
-# Values of featurestore.v1 enums.
-cdef enum:
-    WIRE_ACCEPTED = 3                # Outcome; 0 stays unspecified there
-    STATUS_PRESENT = 1               # FeatureStatus
-    STATUS_WARMING = 3
-    BOUNDS_EXACT = 1                 # Bounds
-    BOUNDS_CERTAIN = 2
-    BOUNDS_CONFIDENCE = 3
 
 # Tags: field number << 3 | wire type.
 cdef enum:
@@ -119,20 +129,6 @@ cdef enum:
     LENGTH_8 = 0x42
     LENGTH_9 = 0x4A
     LENGTH_10 = 0x52
-
-cdef enum ValueKind:                 # the members of Value.kind, of NamedColumn.kind as far as they go
-    VALUE_NONE = 0
-    VALUE_TEXT = 1
-    VALUE_INTEGER = 2
-    VALUE_NUMBER = 3
-    VALUE_FLAG = 4
-
-ctypedef struct Scalar:              # one Value
-    int kind                         # ValueKind
-    const uint8_t* text              # VALUE_TEXT, in the message
-    size_t length                    # bytes of text
-    int64_t integer                  # VALUE_INTEGER; VALUE_FLAG: 0 or 1
-    double number                    # VALUE_NUMBER
 
 ctypedef struct TextPiece:           # one text of a row, before its column is laid out
     const uint8_t* text              # in the message; NULL: the text is the decimals of `number`
@@ -187,125 +183,6 @@ ctypedef struct Decoder:             # one request being decoded
     const double* no_numbers         # [n] NaN, what columns that are not given share; NULL = not made
     const uint32_t* no_offsets       # [n + 1] 0
     const uint8_t* no_present        # [n] 0
-
-
-# ---- memory ----
-
-cdef void* arena_alloc(Arena* arena, size_t count, size_t size) noexcept nogil:
-    cdef ArenaBlock* block = arena.newest
-    cdef size_t bytes, capacity
-    cdef void* room
-    if size != 0 and count > (<size_t>-1 - 15) // size:
-        return NULL
-    bytes = (count * size + 15) & ~<size_t>15
-    if block == NULL or block.capacity - block.used < bytes:
-        if bytes > arena.max_bytes or arena.taken_bytes > arena.max_bytes - bytes:
-            return NULL
-        # Each block is as large as all before it, so that their number stays small.
-        capacity = arena.taken_bytes if arena.taken_bytes > FIRST_BLOCK_BYTES else FIRST_BLOCK_BYTES
-        if capacity > arena.max_bytes - arena.taken_bytes:
-            capacity = arena.max_bytes - arena.taken_bytes
-        if capacity < bytes:
-            capacity = bytes
-        block = <ArenaBlock*>malloc(sizeof(ArenaBlock) + 16 + capacity)
-        if block == NULL:
-            return NULL
-        block.next = arena.newest
-        block.capacity = capacity
-        block.used = 0
-        arena.newest = block
-        arena.taken_bytes += capacity
-    room = <uint8_t*>block + ((sizeof(ArenaBlock) + 15) & ~<size_t>15) + block.used
-    block.used += bytes
-    return room
-
-
-cdef void arena_reset(Arena* arena, size_t keep_bytes) noexcept nogil:
-    cdef ArenaBlock* kept = arena.newest
-    cdef ArenaBlock* block
-    cdef ArenaBlock* following
-    if kept == NULL:
-        return
-    # The newest block is the largest: the one most likely to hold all of the next request.
-    if kept.capacity > keep_bytes:
-        arena_free(arena)
-        return
-    block = kept.next
-    while block != NULL:
-        following = block.next
-        free(block)
-        block = following
-    kept.next = NULL
-    kept.used = 0
-    arena.taken_bytes = kept.capacity
-
-
-cdef void arena_free(Arena* arena) noexcept nogil:
-    cdef ArenaBlock* block = arena.newest
-    cdef ArenaBlock* following
-    while block != NULL:
-        following = block.next
-        free(block)
-        block = following
-    arena.newest = NULL
-    arena.taken_bytes = 0
-
-
-cdef uint8_t* buffer_extend(Buffer* buffer, uint64_t more) noexcept nogil:
-    """Room for `more` bytes at the end, counted as written, or NULL and nothing changed."""
-    cdef size_t capacity = buffer.capacity
-    cdef uint8_t* data
-    if buffer.size > buffer.max_bytes or more > buffer.max_bytes - buffer.size:
-        return NULL
-    if buffer.data == NULL or more > capacity - buffer.size:
-        capacity = FIRST_REPLY_BYTES if capacity < FIRST_REPLY_BYTES else capacity
-        while capacity < buffer.size + more:
-            capacity = capacity * 2 if capacity <= buffer.max_bytes // 2 else buffer.size + <size_t>more
-        data = <uint8_t*>realloc(buffer.data, capacity)
-        if data == NULL:
-            return NULL
-        buffer.data = data
-        buffer.capacity = capacity
-    data = buffer.data + buffer.size
-    buffer.size += <size_t>more
-    return data
-
-
-cdef void buffer_free(Buffer* buffer) noexcept nogil:
-    free(buffer.data)
-    buffer.data = NULL
-    buffer.size = 0
-    buffer.capacity = 0
-
-
-# ---- names ----
-
-cdef uint32_t name_hash(const uint8_t* text, size_t length) noexcept nogil:
-    """FNV-1a. Unkeyed, for the names come from the schema: a sender can only choose which of them to look up."""
-    cdef uint32_t value = 2166136261u
-    cdef size_t i
-    for i in range(length):
-        value = (value ^ text[i]) * 16777619u
-    return value
-
-
-cdef inline bint is_name(const Name* name, const uint8_t* text, size_t length) noexcept nogil:
-    return name.length == length and memcmp(name.text, text, length) == 0
-
-
-cdef int32_t name_index(const NameTable* table, const uint8_t* text, size_t length, uint32_t guess) noexcept nogil:
-    cdef uint32_t hashed, slot, found
-    if guess < table.n and is_name(&table.names[guess], text, length):
-        return <int32_t>guess
-    hashed = name_hash(text, length)
-    slot = hashed & table.mask
-    while True:
-        found = table.slots[slot]
-        if found == 0:
-            return -1
-        if table.names[found - 1].hash == hashed and is_name(&table.names[found - 1], text, length):
-            return <int32_t>(found - 1)
-        slot = (slot + 1) & table.mask
 
 
 # ---- errors ----
@@ -411,138 +288,6 @@ cdef void write_decimal(int64_t number, int length, uint8_t* out) noexcept nogil
         out[0] = 45
 
 
-# ---- time ----
-
-cdef bint take_digits(Cursor* c, int n, int64_t* value) noexcept nogil:
-    cdef int i
-    if c.end - c.at < n:
-        return False
-    value[0] = 0
-    for i in range(n):
-        if not 48 <= c.at[i] <= 57:
-            return False
-        value[0] = value[0] * 10 + (c.at[i] - 48)
-    c.at += n
-    return True
-
-
-cdef inline bint take_byte(Cursor* c, uint8_t one, uint8_t other) noexcept nogil:
-    if c.at < c.end and (c.at[0] == one or c.at[0] == other):
-        c.at += 1
-        return True
-    return False
-
-
-cdef int64_t days_from_civil(int64_t year, int64_t month, int64_t day) noexcept nogil:
-    """Days since 1970-01-01 of a Gregorian date, year 0 or later: the year taken to begin in March, so that the leap
-    day is its last (H. Hinnant, chrono-compatible low-level date algorithms)."""
-    cdef int64_t y, era, year_of_era, day_of_year
-    y = year + 399 if month <= 2 else year + 400   # 400 years on, so that no quotient is negative
-    era = y // 400
-    year_of_era = y - era * 400
-    day_of_year = (153 * (month - 3 if month > 2 else month + 9) + 2) // 5 + day - 1
-    return (era - 1) * 146097 + year_of_era * 365 + year_of_era // 4 - year_of_era // 100 + day_of_year - 719468
-
-
-cdef int64_t days_in_month(int64_t year, int64_t month) noexcept nogil:
-    if month == 2:
-        return 29 if year % 4 == 0 and (year % 100 != 0 or year % 400 == 0) else 28
-    return 30 if month == 4 or month == 6 or month == 9 or month == 11 else 31
-
-
-cdef uint8_t parse_iso(const uint8_t* text, size_t length, int64_t* time_ms) noexcept nogil:
-    """`YYYY-MM-DD[(T| )hh:mm[:ss[(.|,)f...]][Z|(+|-)hh[[:]mm]]]`, at most 64 bytes; the fraction is kept to the
-    millisecond below, without an offset it means UTC, an empty text is no time. 0, or a reason."""
-    cdef Cursor c
-    cdef int64_t year, month, day, hour = 0, minute = 0, second = 0, milli = 0, zone_h = 0, zone_m = 0, zone = 0
-    cdef int64_t digit
-    cdef int n_digits
-    cdef bint west
-    c.at = text
-    c.end = text + length
-    if length == 0:
-        return REFUSED_NO_TIME
-    if length > LONGEST_ISO_BYTES:
-        return REFUSED_TYPE
-    if not (take_digits(&c, 4, &year) and take_byte(&c, b"-", b"-") and take_digits(&c, 2, &month)
-            and take_byte(&c, b"-", b"-") and take_digits(&c, 2, &day)):
-        return REFUSED_TYPE
-    if not (1 <= month <= 12 and 1 <= day <= days_in_month(year, month)):
-        return REFUSED_TYPE
-    if c.at < c.end:
-        if not (take_byte(&c, b"T", b" ") and take_digits(&c, 2, &hour)
-                and take_byte(&c, b":", b":") and take_digits(&c, 2, &minute)):
-            return REFUSED_TYPE
-        if take_byte(&c, b":", b":"):
-            if not take_digits(&c, 2, &second):
-                return REFUSED_TYPE
-            if take_byte(&c, b".", b","):
-                n_digits = 0
-                while take_digits(&c, 1, &digit):
-                    if n_digits < 3:
-                        milli = milli * 10 + digit
-                    n_digits += 1
-                if n_digits == 0:
-                    return REFUSED_TYPE
-                while n_digits < 3:
-                    milli *= 10
-                    n_digits += 1
-        if c.at < c.end and not take_byte(&c, b"Z", b"Z"):
-            west = c.at[0] == b"-"
-            if not (take_byte(&c, b"+", b"-") and take_digits(&c, 2, &zone_h)):
-                return REFUSED_TYPE
-            if c.at < c.end:
-                take_byte(&c, b":", b":")
-                if not take_digits(&c, 2, &zone_m):
-                    return REFUSED_TYPE
-            zone = (zone_h * 60 + zone_m) * 60000
-            if west:
-                zone = -zone
-        if c.at < c.end or hour > 23 or minute > 59 or second > 59 or zone_h > 23 or zone_m > 59:
-            return REFUSED_TYPE
-    time_ms[0] = (((days_from_civil(year, month, day) * 24 + hour) * 60 + minute) * 60 + second) * 1000 + milli - zone
-    return 0 if TIME_MIN_MS <= time_ms[0] <= TIME_MAX_MS else REFUSED_TIME_RANGE
-
-
-cdef inline int64_t floor_div(int64_t number, int64_t by) noexcept nogil:
-    """Division truncates toward zero; the millisecond below is wanted before 1970 too."""
-    return number // by - (1 if number % by < 0 else 0)
-
-
-cdef uint8_t read_time(uint8_t unit, const Scalar* value, int64_t* time_ms) noexcept nogil:
-    """A time field's value in its declared unit. 0, or the reason why it cannot be read.
-
-    Fractions of a millisecond are floored; a double of seconds is first read to the nearest microsecond, so that
-    1.001 is 1001 ms.
-    """
-    cdef int64_t scale = 1000 if unit == TIME_US else 1
-    cdef int64_t integer
-    if unit == TIME_ISO:
-        return parse_iso(value.text, value.length, time_ms) if value.kind == VALUE_TEXT else REFUSED_TYPE
-    if value.kind == VALUE_INTEGER:
-        integer = value.integer
-        if unit == TIME_S:
-            if not TIME_MIN_S <= integer <= TIME_MAX_S:
-                return REFUSED_TIME_RANGE
-            integer *= 1000
-        integer = floor_div(integer, scale)
-    elif value.kind == VALUE_NUMBER:
-        if value.number != value.number:
-            return REFUSED_NO_TIME
-        if unit == TIME_S:
-            if not <double>TIME_MIN_S <= value.number <= <double>(TIME_MAX_S + 1):
-                return REFUSED_TIME_RANGE
-            integer = floor_div(<int64_t>rint(value.number * 1e6), 1000)
-        elif not <double>(TIME_MIN_MS * scale) <= value.number <= <double>((TIME_MAX_MS + 1) * scale):
-            return REFUSED_TIME_RANGE
-        else:
-            integer = floor_div(<int64_t>floor(value.number), scale)
-    else:
-        return REFUSED_TYPE
-    time_ms[0] = integer
-    return 0 if TIME_MIN_MS <= integer <= TIME_MAX_MS else REFUSED_TIME_RANGE
-
-
 # ---- texts ----
 
 cdef int text_piece(Decoder* d, const Scalar* value, uint8_t field_kind, TextPiece* piece,
@@ -562,7 +307,7 @@ cdef int text_piece(Decoder* d, const Scalar* value, uint8_t field_kind, TextPie
         refused[0] = REFUSED_TYPE
     elif not isfinite(value.number) or floor(value.number) != value.number:
         refused[0] = REFUSED_KEY if field_kind == FIELD_KEY else REFUSED_TYPE
-    elif -TWO_TO_63 <= value.number < TWO_TO_63:
+    elif -9223372036854775808.0 <= value.number < 9223372036854775808.0:
         piece.number = <int64_t>value.number
     else:
         digits = <uint8_t*>arena_alloc(d.arena, DOUBLE_DIGITS, 1)
@@ -579,13 +324,15 @@ cdef int lay_out_texts(Decoder* d, const TextPiece* pieces, uint32_t n, const ui
     cdef uint32_t* offsets = <uint32_t*>arena_alloc(d.arena, <size_t>n + 1, sizeof(uint32_t))
     cdef uint8_t* bytes
     cdef uint64_t total = 0
+    cdef int64_t length
     cdef uint32_t i
     if offsets == NULL:
         return no_room(d)
     for i in range(n):
         offsets[i] = <uint32_t>total
         if present == NULL or present[i]:
-            total += <uint64_t>(pieces[i].number if pieces[i].text != NULL else decimal_length(pieces[i].number))
+            length = pieces[i].number if pieces[i].text != NULL else decimal_length(pieces[i].number)
+            total += <uint64_t>length
     if total > 0xFFFFFFFFu:
         return no_room(d)
     offsets[n] = <uint32_t>total
@@ -742,7 +489,8 @@ cdef int rows_end(Decoder* d, const Rows* rows, const Column** columns) noexcept
 
 cdef int take_event(Decoder* d, Cursor body, int depth, Rows* rows, uint32_t row,
                     uint32_t* position, EventTime* time) noexcept nogil:
-    """An Event, or one of several that merge into one: `position` and `time` go on where the last one ended."""
+    """An Event, or one of several that merge into one: `position` and `time` go on where the last one
+    ended."""
     cdef uint32_t tag, n_fields = rows.fields.n_fields
     cdef uint64_t raw = 0
     cdef int32_t field = -1
@@ -795,7 +543,8 @@ cdef int take_event(Decoder* d, Cursor body, int depth, Rows* rows, uint32_t row
     return WIRE_OK
 
 
-cdef int end_event(Decoder* d, Rows* rows, uint32_t row, const EventTime* time, int64_t* time_ms) noexcept nogil:
+cdef int end_event(Decoder* d, Rows* rows, uint32_t row, const EventTime* time,
+                   int64_t* time_ms) noexcept nogil:
     cdef uint8_t refused = 0
     time_ms[0] = 0
     if time.by_number and time.by_field:
@@ -847,7 +596,8 @@ cdef int take_key_set(Decoder* d, Cursor body, int depth, Rows* rows, uint32_t r
 
 # ---- columns ----
 
-cdef int add_chunk(Decoder* d, Chunks* chunks, const uint8_t* bytes, size_t size, uint64_t n_values) noexcept nogil:
+cdef int add_chunk(Decoder* d, Chunks* chunks, const uint8_t* bytes, size_t size,
+                   uint64_t n_values) noexcept nogil:
     cdef Chunk* chunk
     if size == 0:
         return WIRE_OK
@@ -879,7 +629,8 @@ cdef int take_fixed64s(Decoder* d, Cursor* c, bint packed, Chunks* chunks) noexc
         if not take_fixed64(c, &ignored):
             return fail(d, WIRE_MALFORMED, c.at)
         slice.end = c.at
-    return add_chunk(d, chunks, slice.at, <size_t>(slice.end - slice.at), <uint64_t>(slice.end - slice.at) // 8)
+    return add_chunk(d, chunks, slice.at, <size_t>(slice.end - slice.at),
+                     <uint64_t>(slice.end - slice.at) // 8)
 
 
 cdef int take_varints(Decoder* d, Cursor* c, bint packed, Chunks* chunks) noexcept nogil:
@@ -983,7 +734,8 @@ cdef int scan_column(Decoder* d, Cursor body, int depth, Scans* scans) noexcept 
     return WIRE_OK
 
 
-cdef int scan_columns(Decoder* d, Cursor body, bint events, int depth, Chunks* times, Scans* scans) noexcept nogil:
+cdef int scan_columns(Decoder* d, Cursor body, bint events, int depth, Chunks* times,
+                      Scans* scans) noexcept nogil:
     """An EventColumns (times, then columns) or a KeyColumns (columns only)."""
     cdef uint32_t tag, column_tag = LENGTH_2 if events else LENGTH_1
     cdef int status
@@ -1050,7 +802,8 @@ cdef int spread_bitmap(Decoder* d, const NamedScan* scan, uint32_t n, uint8_t** 
 
 cdef int read_offsets(Decoder* d, const NamedScan* scan, uint32_t n, const uint8_t* present,
                       const uint32_t** offsets) noexcept nogil:
-    """Offsets from lengths, held against the data: they end with it, cut no character, and absent texts are empty."""
+    """Offsets from lengths, held against the data: they end with it, cut no character, and absent texts are
+    empty."""
     cdef Cursor lengths
     cdef uint32_t* made = <uint32_t*>arena_alloc(d.arena, <size_t>n + 1, sizeof(uint32_t))
     cdef const uint8_t* data = scan.data.at
@@ -1142,7 +895,8 @@ cdef int fill_texts(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint3
 
 cdef int fill_column(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint32_t n, Column* out,
                      uint8_t* outcomes) noexcept nogil:
-    """Column `out` of a field of `field_kind` from what was sent for it; values that do not suit refuse their row."""
+    """Column `out` of a field of `field_kind` from what was sent for it; values that do not suit refuse their
+    row."""
     cdef uint8_t* present = NULL
     cdef const uint32_t* offsets = NULL
     cdef uint32_t i
@@ -1213,7 +967,8 @@ cdef int fill_times(Decoder* d, const NamedScan* scan, uint8_t unit, uint32_t n,
     return WIRE_OK
 
 
-cdef int copy_times(Decoder* d, const Chunks* sent, uint32_t n, int64_t* times, uint8_t* outcomes) noexcept nogil:
+cdef int copy_times(Decoder* d, const Chunks* sent, uint32_t n, int64_t* times,
+                    uint8_t* outcomes) noexcept nogil:
     """Times from times_ms."""
     cdef const uint8_t* raw = joined(d, sent)
     cdef uint32_t i
@@ -1230,11 +985,13 @@ cdef int copy_times(Decoder* d, const Chunks* sent, uint32_t n, int64_t* times, 
 cdef int fill_columns(Decoder* d, const FieldTable* fields, int unknown, const Chunks* sent_times,
                       const Scans* scans, uint32_t n, int64_t* times, uint8_t* outcomes,
                       const Column** columns) noexcept nogil:
-    """All columns of `fields`, and `times` unless it is NULL. `unknown`: the status for a name not among them."""
+    """All columns of `fields`, and `times` unless it is NULL. `unknown`: the status for a name not among
+    them."""
     cdef uint32_t field, n_fields = fields.n_fields
     cdef Column* made = <Column*>arena_alloc(d.arena, n_fields, sizeof(Column))
     # By field, the time field last.
-    cdef const NamedScan** given = <const NamedScan**>arena_alloc(d.arena, <size_t>n_fields + 1, sizeof(void*))
+    cdef const NamedScan** given = <const NamedScan**>arena_alloc(d.arena, <size_t>n_fields + 1,
+                                                                  sizeof(void*))
     cdef const NamedScan* scan = scans.first
     cdef int32_t found = -1
     cdef int status = WIRE_OK
@@ -1351,7 +1108,8 @@ cdef int find_event(Decoder* d, const uint8_t* name, size_t length, IngestCall* 
     return WIRE_OK
 
 
-cdef int find_service(Decoder* d, const uint8_t* name, size_t length, bint has_fingerprint, uint64_t fingerprint,
+cdef int find_service(Decoder* d, const uint8_t* name, size_t length, bint has_fingerprint,
+                      uint64_t fingerprint,
                       int32_t* service) noexcept nogil:
     service[0] = name_index(&d.tables.service_names, name, length, 0)
     if service[0] < 0:
@@ -1500,7 +1258,8 @@ cdef int ingest_rows(Decoder* d, Cursor again, int depth, uint32_t n, Batch* bat
     return rows_end(d, &rows, &batch.columns)
 
 
-cdef int ingest_columns(Decoder* d, const Chunks* sent_times, const Scans* scans, Batch* batch) noexcept nogil:
+cdef int ingest_columns(Decoder* d, const Chunks* sent_times, const Scans* scans,
+                        Batch* batch) noexcept nogil:
     cdef uint32_t n = 0
     cdef int64_t* times
     cdef int status = count_rows(d, sent_times, scans, &n)
@@ -1524,6 +1283,7 @@ cdef int wire_decode_ingest(const WireTables* tables, Arena* arena, const uint8_
     cdef Cursor again                    # from the first row on
     cdef uint32_t tag
     cdef uint64_t n_rows = 0, ack = 0
+    cdef uint64_t* number
     cdef bint has_columns = False
     cdef int depth = 1 if streamed else 0
     cdef const uint8_t* event_name = message
@@ -1558,7 +1318,8 @@ cdef int wire_decode_ingest(const WireTables* tables, Arena* arena, const uint8_
         elif tag == LENGTH_2:
             status = take_text(&d, &c, &call.producer, &call.producer_length)
         elif tag == VARINT_3 or tag == VARINT_4 or tag == VARINT_5:
-            if not take_varint(&c, &call.epoch if tag == VARINT_3 else &call.sequence if tag == VARINT_4 else &ack):
+            number = &call.epoch if tag == VARINT_3 else &call.sequence if tag == VARINT_4 else &ack
+            if not take_varint(&c, number):
                 return fail(&d, WIRE_MALFORMED, c.at)
         elif not skip(&c, tag, depth):
             return fail(&d, WIRE_MALFORMED, c.at)
@@ -1725,7 +1486,8 @@ cdef int wire_decode_read(const WireTables* tables, Arena* arena, const uint8_t*
         outcomes = <uint8_t*>arena_alloc(arena, call.n, 1)
         if outcomes == NULL:
             return no_room(&d)
-        status = fill_columns(&d, &tables.parts, WIRE_UNKNOWN_PART, &none, &scans, call.n, NULL, outcomes, &call.parts)
+        status = fill_columns(&d, &tables.parts, WIRE_UNKNOWN_PART, &none, &scans, call.n, NULL, outcomes,
+                              &call.parts)
     if status != WIRE_OK:
         return status
     for i in range(call.n):
@@ -1734,402 +1496,6 @@ cdef int wire_decode_read(const WireTables* tables, Arena* arena, const uint8_t*
             error.reason = outcomes[i]
             return fail(&d, WIRE_BAD_KEY, again.at)
     return WIRE_OK
-
-
-# ---- replies ----
-
-ctypedef struct VectorsLayout:       # which fields of a Vectors message are sent, and how long it gets
-    uint64_t n_values
-    bint statuses
-    bint coverage
-    bint lower_upper
-    uint8_t bounds                   # featurestore.v1.Bounds
-    double confidence                # 0 = not sent
-    uint64_t size                    # bytes of the message, without its own tag and length
-
-
-cdef inline uint64_t varint_size(uint64_t value) noexcept nogil:
-    cdef uint64_t size = 1
-    while value >= 0x80:
-        value >>= 7
-        size += 1
-    return size
-
-
-cdef inline uint8_t* put_varint(uint8_t* at, uint64_t value) noexcept nogil:
-    while value >= 0x80:
-        at[0] = <uint8_t>(value | 0x80)
-        at += 1
-        value >>= 7
-    at[0] = <uint8_t>value
-    return at + 1
-
-
-# A field that holds its default is not sent, as in the official runtime; all tags here are one byte.
-cdef inline uint64_t number_size(uint64_t value) noexcept nogil:
-    return 1 + varint_size(value) if value != 0 else 0
-
-
-cdef inline uint8_t* put_number_field(uint8_t* at, uint8_t tag, uint64_t value) noexcept nogil:
-    if value == 0:
-        return at
-    at[0] = tag
-    return put_varint(at + 1, value)
-
-
-cdef inline uint64_t bytes_size(uint64_t size) noexcept nogil:
-    return 1 + varint_size(size) + size if size != 0 else 0
-
-
-cdef inline uint8_t* put_bytes_field(uint8_t* at, uint8_t tag, const void* data, uint64_t size) noexcept nogil:
-    if size == 0:
-        return at
-    at[0] = tag
-    at = put_varint(at + 1, size)
-    memcpy(at, data, <size_t>size)
-    return at + size
-
-
-cdef inline uint8_t* put_fixed64_field(uint8_t* at, uint8_t tag, const void* value) noexcept nogil:
-    at[0] = tag
-    memcpy(at + 1, value, 8)
-    return at + 9
-
-
-cdef inline bint is_exact(double value, double lower, double upper) noexcept nogil:
-    return (lower == value and upper == value) or (value != value and lower != lower and upper != upper)
-
-
-cdef void lay_out_vectors(const VectorsView* v, uint64_t fingerprint, double confidence,
-                          VectorsLayout* layout) noexcept nogil:
-    cdef uint64_t i, n = <uint64_t>v.n * v.width
-    memset(layout, 0, sizeof(VectorsLayout))
-    layout.n_values = n
-    for i in range(n):
-        if v.statuses[i] != STATUS_PRESENT:
-            layout.statuses = True
-            layout.coverage |= v.statuses[i] == STATUS_WARMING
-    layout.coverage &= v.coverage != NULL
-    if v.lower != NULL:
-        layout.bounds = BOUNDS_EXACT
-        for i in range(n):
-            if not is_exact(v.values[i], v.lower[i], v.upper[i]):
-                layout.lower_upper = True
-                layout.bounds = BOUNDS_CERTAIN if confidence >= 1.0 else BOUNDS_CONFIDENCE
-                break
-    if layout.bounds == BOUNDS_CONFIDENCE:
-        layout.confidence = confidence
-    layout.size = ((9 if fingerprint != 0 else 0) + number_size(v.n) + number_size(v.width) + bytes_size(n * 8)
-                   + (bytes_size(n) if layout.statuses else 0) + number_size(layout.bounds)
-                   + (2 * bytes_size(n * 8) if layout.lower_upper else 0) + (9 if layout.confidence != 0 else 0)
-                   + (bytes_size(n * 4) if layout.coverage else 0))
-
-
-cdef uint8_t* put_vectors(uint8_t* at, const VectorsView* v, uint64_t fingerprint,
-                          const VectorsLayout* layout) noexcept nogil:
-    cdef uint64_t n = layout.n_values
-    if fingerprint != 0:
-        at = put_fixed64_field(at, FIXED64_1, &fingerprint)
-    at = put_number_field(at, VARINT_2, v.n)
-    at = put_number_field(at, VARINT_3, v.width)
-    at = put_bytes_field(at, LENGTH_4, v.values, n * 8)
-    if layout.statuses:
-        at = put_bytes_field(at, LENGTH_5, v.statuses, n)
-    at = put_number_field(at, VARINT_6, layout.bounds)
-    if layout.lower_upper:
-        at = put_bytes_field(at, LENGTH_7, v.lower, n * 8)
-        at = put_bytes_field(at, LENGTH_8, v.upper, n * 8)
-    if layout.confidence != 0:
-        at = put_fixed64_field(at, FIXED64_9, &layout.confidence)
-    if layout.coverage:
-        at = put_bytes_field(at, LENGTH_10, v.coverage, n * 4)
-    return at
-
-
-cdef inline uint8_t on_wire(uint8_t outcome) noexcept nogil:
-    return WIRE_ACCEPTED if outcome == OUTCOME_ACCEPTED else outcome
-
-
-cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, uint8_t ack, uint64_t position,
-                              const VectorsView* vectors, uint64_t fingerprint, double confidence) noexcept nogil:
-    cdef VectorsLayout layout
-    cdef uint64_t size = number_size(on_wire(outcome)) + number_size(ack) + number_size(position)
-    cdef uint8_t* at
-    if vectors != NULL:
-        lay_out_vectors(vectors, fingerprint, confidence, &layout)
-        size += 1 + varint_size(layout.size) + layout.size
-    at = buffer_extend(out, size)
-    if at == NULL:
-        return False
-    at = put_number_field(at, VARINT_1, on_wire(outcome))
-    at = put_number_field(at, VARINT_2, ack)
-    at = put_number_field(at, VARINT_3, position)
-    if vectors != NULL:
-        at[0] = LENGTH_4
-        at = put_varint(at + 1, layout.size)
-        put_vectors(at, vectors, fingerprint, &layout)
-    return True
-
-
-cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events, uint8_t ack,
-                             uint64_t position, uint64_t sequence, bint duplicate_batch) noexcept nogil:
-    cdef uint64_t accepted = 0, late = 0, duplicate = 0, refused = 0, size, refusals_size = 0
-    cdef uint32_t i
-    cdef uint8_t* at
-    for i in range(n_events):
-        if outcomes[i] == OUTCOME_ACCEPTED:
-            accepted += 1
-        elif outcomes[i] == OUTCOME_LATE:
-            late += 1
-        elif outcomes[i] == OUTCOME_DUPLICATE:
-            duplicate += 1
-        else:
-            refused += 1
-            if refused <= MAX_REFUSALS:
-                refusals_size += 2 + number_size(i) + number_size(outcomes[i])
-    size = (number_size(accepted) + number_size(late) + number_size(duplicate) + number_size(refused) + refusals_size
-            + number_size(position) + number_size(ack) + number_size(duplicate_batch) + number_size(sequence))
-    at = buffer_extend(out, size + (1 + varint_size(size) if streamed else 0))
-    if at == NULL:
-        return False
-    if streamed:
-        at[0] = LENGTH_1
-        at = put_varint(at + 1, size)
-    at = put_number_field(at, VARINT_1, accepted)
-    at = put_number_field(at, VARINT_2, late)
-    at = put_number_field(at, VARINT_3, duplicate)
-    at = put_number_field(at, VARINT_4, refused)
-    i = 0
-    while refusals_size != 0:
-        if outcomes[i] > OUTCOME_DUPLICATE:
-            # A refusal takes at most 8 bytes, so its length is one.
-            size = number_size(i) + number_size(outcomes[i])
-            at[0] = LENGTH_5
-            at[1] = <uint8_t>size
-            at = put_number_field(at + 2, VARINT_1, i)
-            at = put_number_field(at, VARINT_2, outcomes[i])
-            refusals_size -= 2 + size
-        i += 1
-    at = put_number_field(at, VARINT_6, position)
-    at = put_number_field(at, VARINT_7, ack)
-    at = put_number_field(at, VARINT_8, duplicate_batch)
-    put_number_field(at, VARINT_9, sequence)
-    return True
-
-
-cdef bint wire_encode_read(Buffer* out, bint streamed, const VectorsView* vectors, uint64_t fingerprint,
-                           double confidence, const int64_t* now_ms) noexcept nogil:
-    cdef VectorsLayout layout
-    cdef uint64_t size, now_zigzag = 0
-    cdef uint8_t* at
-    lay_out_vectors(vectors, fingerprint, confidence, &layout)
-    size = 1 + varint_size(layout.size) + layout.size
-    if now_ms != NULL:
-        now_zigzag = (<uint64_t>now_ms[0] << 1) ^ (<uint64_t>-1 if now_ms[0] < 0 else 0)
-        size += 1 + varint_size(now_zigzag)
-    at = buffer_extend(out, size + (1 + varint_size(size) if streamed else 0))
-    if at == NULL:
-        return False
-    if streamed:
-        at[0] = LENGTH_1
-        at = put_varint(at + 1, size)
-    at[0] = LENGTH_1
-    at = put_varint(at + 1, layout.size)
-    at = put_vectors(at, vectors, fingerprint, &layout)
-    if now_ms != NULL:
-        # Present even when 0: 1970 is a time like any other.
-        at[0] = VARINT_2
-        put_varint(at + 1, now_zigzag)
-    return True
-
-
-# ---- the schema ----
-
-_UNITS = {"s": TIME_S, "ms": TIME_MS, "us": TIME_US, "iso": TIME_ISO}
-
-
-@cython.final
-cdef class WireSchema:
-    """The names of a plan as tables, and the limits of a request: what the codec needs to know.
-
-    `max_message_bytes` bounds a request, `max_rows` the events of a batch and the key sets of a read, `max_values`
-    the key sets × features of a read. Read-only once made; a new plan gets a new one.
-    """
-
-    def __cinit__(self):
-        self._memory.max_bytes = 1 << 30
-
-    def __init__(
-        self,
-        plan not None,
-        *,
-        Py_ssize_t max_message_bytes=16 << 20,
-        Py_ssize_t max_rows=MAX_BATCH_EVENTS,
-        Py_ssize_t max_values=1 << 22,
-    ):
-        cdef ServiceEntry* services
-        cdef FieldTable* events
-        if self.plan is not None:
-            raise ValueError("a WireSchema is made once; make another one for another plan")
-        # Lengths and offsets are 32 bits wide, and protobuf knows no message of 2 GiB.
-        if not 0 < max_message_bytes < 1 << 31:
-            raise ValueError(f"max_message_bytes must be within 1 and {(1 << 31) - 1}, not {max_message_bytes}")
-        if not 0 < max_rows <= MAX_BATCH_EVENTS:
-            raise ValueError(f"max_rows must be within 1 and {MAX_BATCH_EVENTS}, not {max_rows}")
-        if max_values <= 0:
-            raise ValueError(f"max_values must be positive, not {max_values}")
-        self.plan = plan
-        self.parts = tuple(sorted({part for entity in plan.entities for part in entity.parts}))
-        self.tables.max_message_bytes = max_message_bytes
-        self.tables.max_rows = max_rows
-        self.tables.max_values = max_values
-        self._fill_fields(&self.tables.parts, list(self.parts), [FIELD_KEY] * len(self.parts))
-
-        events = <FieldTable*>arena_alloc(&self._memory, len(plan.events), sizeof(FieldTable))
-        services = <ServiceEntry*>arena_alloc(&self._memory, len(plan.services), sizeof(ServiceEntry))
-        if events == NULL or services == NULL:
-            raise MemoryError
-        self._fill_names(&self.tables.event_names, [event.name for event in plan.events])
-        for i, event in enumerate(plan.events):
-            kinds = [
-                FIELD_NUMBER if field.kind == Kind.NUMBER else FIELD_KEY if field.is_key else FIELD_STRING
-                for field in event.fields
-            ]
-            self._fill_fields(&events[i], [*(field.name for field in event.fields), event.time.field], kinds)
-            events[i].time_unit = _UNITS[event.time.unit]
-        self.tables.events = events
-        self._fill_names(&self.tables.service_names, [service.name for service in plan.services])
-        for i, service in enumerate(plan.services):
-            services[i].fingerprint = int(service.fingerprint, 16)
-            services[i].width = len(service.features)
-        self.tables.services = services
-
-    cdef int _fill_names(self, NameTable* table, list names) except -1:
-        cdef uint32_t n_slots = 2, i, slot
-        cdef Name* made
-        cdef uint32_t* slots
-        cdef uint8_t* text
-        while n_slots < 2 * len(names):
-            n_slots *= 2
-        made = <Name*>arena_alloc(&self._memory, len(names), sizeof(Name))
-        slots = <uint32_t*>arena_alloc(&self._memory, n_slots, sizeof(uint32_t))
-        if made == NULL or slots == NULL:
-            raise MemoryError
-        memset(slots, 0, n_slots * sizeof(uint32_t))
-        for i in range(<uint32_t>len(names)):
-            encoded = (<str>names[i]).encode()
-            text = <uint8_t*>arena_alloc(&self._memory, len(encoded), 1)
-            if text == NULL:
-                raise MemoryError
-            memcpy(text, PyBytes_AS_STRING(encoded), len(encoded))
-            made[i].text = text
-            made[i].length = len(encoded)
-            made[i].hash = name_hash(text, len(encoded))
-            slot = made[i].hash & (n_slots - 1)
-            while slots[slot] != 0:
-                slot = (slot + 1) & (n_slots - 1)
-            slots[slot] = i + 1
-        table.n = len(names)
-        table.mask = n_slots - 1
-        table.names = made
-        table.slots = slots
-        return 0
-
-    cdef int _fill_fields(self, FieldTable* table, list names, list kinds) except -1:
-        cdef uint8_t* made = <uint8_t*>arena_alloc(&self._memory, len(kinds), 1)
-        if made == NULL:
-            raise MemoryError
-        for i, kind in enumerate(kinds):
-            made[i] = kind
-        self._fill_names(&table.names, names)
-        table.n_fields = len(kinds)
-        table.kinds = made
-        return 0
-
-    def __dealloc__(self):
-        arena_free(&self._memory)
-
-
-# ---- errors in words ----
-
-def _meant(str name, names):
-    close = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {close[0]}?" if close else f"; there is {', '.join(sorted(names)) or 'none'}"
-
-
-_BAD_KEYS = {
-    REFUSED_KEY: "a key is a number that is not whole; send text or an integer",
-    REFUSED_KEY_TOO_LONG: f"a key is longer than {MAX_TEXT_BYTES} bytes",
-    REFUSED_TYPE: "a key is a truth value; send text or an integer",
-}
-
-
-cdef object wire_exception(WireSchema schema, const WireError* error):
-    cdef int code = error.code
-    plan = schema.plan
-    name = "" if error.text == NULL else error.text[:error.text_length].decode("utf-8", "replace")
-    event = plan.events[error.event] if error.event >= 0 else None
-    where = f"event type {event.name}" if event else "the request"
-    if code == WIRE_MALFORMED:
-        return InvalidEventError(f"the request is not a valid protobuf message: malformed near byte {error.offset}")
-    if code == WIRE_BAD_UTF8:
-        return InvalidEventError(f"a text near byte {error.offset} of the request is not UTF-8; keys and names must be")
-    if code == WIRE_TOO_LARGE:
-        return LimitError(f"the request is larger than {schema.tables.max_message_bytes} bytes; send smaller batches")
-    if code == WIRE_TOO_MANY_ROWS:
-        return LimitError(f"the request has more than {schema.tables.max_rows} rows; send smaller batches")
-    if code == WIRE_TOO_MANY_VALUES:
-        return LimitError(
-            f"the request reads more than {schema.tables.max_values} values (key sets × features); "
-            "ask for fewer key sets at a time"
-        )
-    if code == WIRE_NO_ROOM:
-        return LimitError("the request would take more memory than one request may; send smaller batches")
-    if code == WIRE_UNKNOWN_EVENT:
-        return UnknownNameError(f"unknown event type {name!r}{_meant(name, [e.name for e in plan.events])}")
-    if code == WIRE_UNKNOWN_FIELD:
-        names = [*(field.name for field in event.fields), event.time.field]
-        return UnknownNameError(f"unknown field {name!r} of {where}{_meant(name, names)}")
-    if code == WIRE_UNKNOWN_SERVICE:
-        return UnknownNameError(f"unknown service {name!r}{_meant(name, [s.name for s in plan.services])}")
-    if code == WIRE_UNKNOWN_PART:
-        return UnknownNameError(f"unknown key part {name!r}{_meant(name, schema.parts)}")
-    if code == WIRE_GIVEN_TWICE:
-        return InvalidEventError(f"row {error.row} of {where} gives {name!r} twice; give it once, by name or position")
-    if code == WIRE_TIME_TWICE:
-        return InvalidEventError(
-            f"{where} is given its time twice, as milliseconds and as the field {event.time.field!r}; give one of them"
-        )
-    if code == WIRE_TOO_MANY_POSITIONS:
-        return InvalidEventError(
-            f"row {error.row} of {where} has more values than the {len(event.fields)} fields declared; "
-            "its time goes into time_ms"
-        )
-    if code == WIRE_ROWS_AND_COLUMNS:
-        return InvalidEventError("the request has rows and columns; send one or the other")
-    if code == WIRE_LENGTHS_DIFFER:
-        what = f"column {name!r}" if error.text != NULL else "as_of_each_ms"
-        return InvalidEventError(f"{what} has another number of rows than the rest of the request")
-    if code == WIRE_BAD_COLUMN:
-        return InvalidEventError(
-            f"column {name!r} contradicts itself at row {error.row}: lengths must add up to the data, absent texts have "
-            "length 0, and `present` needs one bit per row"
-        )
-    if code == WIRE_UNKNOWN_ACK:
-        return InvalidEventError("unknown value of ack; it is ACK_APPLIED, ACK_DURABLE or left out")
-    if code == WIRE_PRODUCER_TOO_LONG:
-        return InvalidEventError(f"the producer's name is longer than {MAX_PRODUCER_BYTES} bytes")
-    if code == WIRE_BAD_KEY:
-        return InvalidEventError(f"key set {error.row}: {_BAD_KEYS[error.reason]}")
-    if code == WIRE_AS_OF_RANGE:
-        return InvalidEventError(f"as_of of key set {error.row} is outside the years 1 to 9999; it is milliseconds")
-    if code == WIRE_AS_OF_TWICE:
-        return InvalidEventError("as_of_ms and as_of_each_ms are both given; send one of them")
-    if code == WIRE_FINGERPRINT:
-        return SchemaMismatchError(
-            f"service {name!r} is not the one that the fingerprint stands for; fetch its features again with GetSchema"
-        )
-    raise AssertionError(f"no words for wire status {code}")
 
 
 # ---- for Python: one message at a time, into copies ----
@@ -2142,7 +1508,8 @@ cdef object _column(const Column* column, size_t n):
     if column.kind == COLUMN_NUMBER:
         return _copied(column.numbers, n, 8, "<f8")
     present = None if column.present == NULL else _copied(column.present, n, 1, "u1")
-    return _copied(column.offsets, n + 1, 4, "<u4"), _copied(column.bytes, column.offsets[n], 1, "u1"), present
+    data = _copied(column.bytes, column.offsets[n], 1, "u1")
+    return _copied(column.offsets, n + 1, 4, "<u4"), data, present
 
 
 cdef dict _write(const IngestCall* call):
@@ -2179,7 +1546,8 @@ def decode_observe(bytes data not None, WireSchema schema not None, *, size_t ma
         arena_free(&arena)
 
 
-def decode_ingest(bytes data not None, WireSchema schema not None, *, bint streamed=False, size_t max_bytes=1 << 28):
+def decode_ingest(bytes data not None, WireSchema schema not None, *, bint streamed=False,
+                  size_t max_bytes=1 << 28):
     cdef Arena arena
     cdef IngestCall call
     cdef WireError error
@@ -2198,7 +1566,8 @@ def decode_ingest(bytes data not None, WireSchema schema not None, *, bint strea
         arena_free(&arena)
 
 
-def decode_read(bytes data not None, WireSchema schema not None, *, bint streamed=False, size_t max_bytes=1 << 28):
+def decode_read(bytes data not None, WireSchema schema not None, *, bint streamed=False,
+                size_t max_bytes=1 << 28):
     cdef Arena arena
     cdef ReadCall call
     cdef WireError error
@@ -2222,125 +1591,3 @@ def decode_read(bytes data not None, WireSchema schema not None, *, bint streame
         }
     finally:
         arena_free(&arena)
-
-
-@cython.final
-cdef class _Reply:
-    """A Buffer that is freed whatever happens, and vectors borrowed from arrays that it keeps alive."""
-    cdef Buffer buffer
-    cdef VectorsView view
-    cdef list _arrays
-
-    def __cinit__(self, size_t max_bytes):
-        self.buffer.max_bytes = max_bytes
-        self._arrays = []
-
-    cdef int take(self, values, lower, upper, statuses, coverage) except -1:
-        cdef const double[::1] numbers = self._flat(values, np.float64, values)
-        cdef const uint8_t[::1] codes = self._flat(statuses, np.uint8, values)
-        cdef const float[::1] shares
-        self.view.n, self.view.width = values.shape
-        self.view.values = &numbers[0]
-        self.view.statuses = &codes[0]
-        if lower is not None:
-            numbers = self._flat(lower, np.float64, values)
-            self.view.lower = &numbers[0]
-            numbers = self._flat(upper, np.float64, values)
-            self.view.upper = &numbers[0]
-        if coverage is not None:
-            shares = self._flat(coverage, np.float32, values)
-            self.view.coverage = &shares[0]
-        return 0
-
-    cdef object _flat(self, array, dtype, values):
-        """Row-major, and with an address even when there is nothing in it."""
-        made = np.asarray(array, dtype=dtype)
-        if made.ndim != 2 or made.shape != values.shape:
-            raise ValueError(f"arrays of a vector need the shape of its values, {values.shape}, not {made.shape}")
-        flat = np.ascontiguousarray(made).ravel() if made.size else np.zeros(1, dtype)
-        self._arrays.append(flat)
-        return flat
-
-    cdef bytes bytes(self, bint encoded):
-        if not encoded:
-            raise LimitError(f"the reply is larger than {self.buffer.max_bytes} bytes; ask for less at a time")
-        return PyBytes_FromStringAndSize(<char*>self.buffer.data, self.buffer.size)
-
-    def __dealloc__(self):
-        buffer_free(&self.buffer)
-
-
-def encode_observe(
-    uint8_t outcome,
-    uint8_t ack,
-    uint64_t position,
-    values=None,
-    *,
-    statuses=None,
-    lower=None,
-    upper=None,
-    coverage=None,
-    uint64_t fingerprint=0,
-    double confidence=1.0,
-    size_t max_bytes=1 << 28,
-):
-    cdef _Reply reply = _Reply(max_bytes)
-    if values is not None:
-        reply.take(values, lower, upper, statuses, coverage)
-    return reply.bytes(
-        wire_encode_observe(
-            &reply.buffer, outcome, ack, position, NULL if values is None else &reply.view, fingerprint, confidence
-        )
-    )
-
-
-def encode_ingest(
-    const uint8_t[::1] outcomes not None,
-    uint8_t ack,
-    uint64_t position,
-    uint64_t sequence,
-    *,
-    bint duplicate_batch=False,
-    bint streamed=False,
-    size_t max_bytes=1 << 28,
-):
-    cdef _Reply reply = _Reply(max_bytes)
-    cdef uint32_t n_events
-    if outcomes.shape[0] > MAX_BATCH_EVENTS:
-        raise ValueError(f"a batch has at most {MAX_BATCH_EVENTS} events, not {outcomes.shape[0]}")
-    n_events = outcomes.shape[0]
-    return reply.bytes(
-        wire_encode_ingest(
-            &reply.buffer,
-            streamed,
-            &outcomes[0] if n_events else NULL,
-            n_events,
-            ack,
-            position,
-            sequence,
-            duplicate_batch,
-        )
-    )
-
-
-def encode_read(
-    values not None,
-    *,
-    statuses not None,
-    lower=None,
-    upper=None,
-    coverage=None,
-    uint64_t fingerprint=0,
-    double confidence=1.0,
-    now_ms=None,
-    bint streamed=False,
-    size_t max_bytes=1 << 28,
-):
-    cdef _Reply reply = _Reply(max_bytes)
-    cdef int64_t now = 0 if now_ms is None else now_ms
-    reply.take(values, lower, upper, statuses, coverage)
-    return reply.bytes(
-        wire_encode_read(
-            &reply.buffer, streamed, &reply.view, fingerprint, confidence, NULL if now_ms is None else &now
-        )
-    )

@@ -1,7 +1,7 @@
 # Bytes from outside, read so that nothing past their end is ever touched.
 #
-# A Cursor is what is left of a piece of a message. Every read goes through `take`, the one function that moves it,
-# and `take` checks first; the rest are readings of the protobuf wire format built on it:
+# A Cursor is what is left of a piece of a message. Every read goes through `take`, the one function that
+# moves it, and `take` checks first; the rest are readings of the protobuf wire format built on it:
 #
 #     message  := (tag value)*            tag := varint of field number << 3 | wire type
 #     VARINT   := 1 to 10 bytes, 7 bits each, least significant first, the high bit set in all but the last
@@ -9,9 +9,10 @@
 #     LENGTH   := varint n, n bytes       (texts, bytes, sub-messages, packed numbers)
 #     START_GROUP := message END_GROUP    (with the same field number; only ever skipped)
 #
-# They return False (or NULL) when the bytes are malformed or end too early; the cursor then stands where it failed.
-# What the official runtime takes is taken here, and what it refuses is refused: an eleventh varint byte, a tag past
-# 32 bits, field number 0, wire types 6 and 7, an END_GROUP without its start, nesting beyond MAX_NESTING.
+# They return False (or NULL) when the bytes are malformed or end too early; the cursor then stands where it
+# failed. What the official runtime takes is taken here, and what it refuses is refused: an eleventh varint
+# byte, a tag past 32 bits, field number 0, wire types 6 and 7, an END_GROUP without its start, nesting beyond
+# MAX_NESTING.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 

@@ -1,4 +1,4 @@
-"""The proto files themselves: generated code is current, everything is explained, numbers are those of the core."""
+"""The proto files: generated code is current, everything is explained, numbers are those of the core."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet, SourceCodeInfo
 from featurestore.v1 import types_pb2 as types
 
 ROOT = Path(__file__).resolve().parents[2]
-protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is not installed: proto files are not checked")
+protoc = pytest.importorskip(
+    "grpc_tools.protoc", reason="grpcio-tools is not installed: proto files are not checked"
+)
 
 
 def test_generated_files_are_what_the_script_writes(tmp_path: Path) -> None:
     runpy.run_path(str(ROOT / "proto/generate.py"))["generate"](tmp_path)
     made = {path.name: path.read_text() for path in (tmp_path / "featurestore/v1").iterdir()}
-    kept = {p.name: p.read_text() for p in (ROOT / "featurestore/v1").glob("*_pb2*.py*") if p.suffix in (".py", ".pyi")}
+    kept = {
+        p.name: p.read_text()
+        for p in (ROOT / "featurestore/v1").glob("*_pb2*.py*")
+        if p.suffix in (".py", ".pyi")
+    }
     assert sorted(made) == sorted(kept)
     for name, text in made.items():
         assert text == kept[name], f"featurestore/v1/{name} is stale: run python proto/generate.py"
@@ -36,7 +42,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return FileDescriptorSet.FromString(target.read_bytes()).file
 
 
-# Paths in a file descriptor: message 4, enum 5, service 6; in a message field 2; in an enum value 2; in a service rpc 2.
+# Paths in a file descriptor: message 4, enum 5, service 6; in a message field 2; in an enum value 2; in a
+# service rpc 2.
 EXPLAINED = {(4,), (4, 2), (5,), (5, 2), (6,), (6, 2)}
 
 
@@ -45,7 +52,11 @@ def test_every_message_field_enum_value_and_call_is_explained(files: Any) -> Non
     for file in files:
         places: list[SourceCodeInfo.Location] = list(file.source_code_info.location)
         for place in places:
-            if tuple(place.path[::2]) in EXPLAINED and len(place.path) % 2 == 0 and not place.leading_comments:
+            if (
+                tuple(place.path[::2]) in EXPLAINED
+                and len(place.path) % 2 == 0
+                and not place.leading_comments
+            ):
                 bare.append(f"{file.name}:{place.span[0] + 1}")
     assert bare == []
 
@@ -70,7 +81,11 @@ def test_names_follow_the_buf_standard(files: Any) -> None:
 def test_outcomes_have_the_numbers_of_the_core_but_for_accepted() -> None:
     """0 must stay unspecified on the wire, so ACCEPTED, 0 in the core, is 3 there."""
     core = dict(
-        re.findall(r"^    (OUTCOME_\w+|REFUSED_\w+) = (\d+)", (ROOT / "featurestore/core/batch.pxd").read_text(), re.M)
+        re.findall(
+            r"^    (OUTCOME_\w+|REFUSED_\w+) = (\d+)",
+            (ROOT / "featurestore/core/batch.pxd").read_text(),
+            re.M,
+        )
     )
     numbers = {("" if name.startswith("OUTCOME_") else "OUTCOME_") + name: int(n) for name, n in core.items()}
     assert numbers.pop("OUTCOME_ACCEPTED") == 0

@@ -1,4 +1,4 @@
-"""The encoder against the official runtime: what it writes is, byte for byte, what the official runtime would."""
+"""The encoder against the official runtime: what it writes is, byte for byte, what that would write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from featurestore import errors
-from featurestore.server import codec
+from featurestore.server import replies
 from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import types_pb2 as types
 
@@ -65,38 +65,42 @@ def official(values: np.ndarray[Any, Any], rest: dict[str, Any]) -> Any:
 
 @settings(max_examples=300, deadline=None)
 @given(vectors(), st.one_of(st.none(), st.just(0), st.integers(-(2**63), 2**63 - 1)), st.booleans())
-def test_a_read_reply_is_what_the_official_runtime_writes(made: Any, now_ms: int | None, streamed: bool) -> None:
+def test_a_read_reply_is_what_the_official_runtime_writes(
+    made: Any, now_ms: int | None, streamed: bool
+) -> None:
     values, rest = made
     reply: Any = pb.GetFeaturesResponse(vectors=official(values, rest), now_ms=now_ms)
     if streamed:
         reply = pb.GetFeaturesStreamResponse(read=reply)
-    assert codec.encode_read(values, now_ms=now_ms, streamed=streamed, **rest) == reply.SerializeToString()
+    assert replies.encode_read(values, now_ms=now_ms, streamed=streamed, **rest) == reply.SerializeToString()
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(st.none(), vectors()), st.sampled_from([0, 1, 2, 16, 25]), acks, u64)
-def test_an_observe_reply_is_what_the_official_runtime_writes(made: Any, outcome: int, ack: int, position: int) -> None:
+def test_an_observe_reply_is_what_the_official_runtime_writes(
+    made: Any, outcome: int, ack: int, position: int
+) -> None:
     on_wire = types.OUTCOME_ACCEPTED if outcome == ACCEPTED else outcome
     reply = pb.ObserveResponse(outcome=on_wire, ack=ack, position=position)
     if made is None:
-        assert codec.encode_observe(outcome, ack, position) == reply.SerializeToString()
+        assert replies.encode_observe(outcome, ack, position) == reply.SerializeToString()
         return
     values, rest = made
     reply.vectors.CopyFrom(official(values, rest))
-    assert codec.encode_observe(outcome, ack, position, values, **rest) == reply.SerializeToString()
+    assert replies.encode_observe(outcome, ack, position, values, **rest) == reply.SerializeToString()
 
 
 @settings(max_examples=200, deadline=None)
 @given(
-    hnp.arrays(np.uint8, st.integers(0, 400), elements=st.sampled_from([0, 0, 0, 1, 2, 16, 20, 25])),
-    acks,
-    u64,
-    u64,
-    st.booleans(),
-    st.booleans(),
+    outcomes=hnp.arrays(np.uint8, st.integers(0, 400), elements=st.sampled_from([0, 0, 0, 1, 2, 16, 20, 25])),
+    ack=acks,
+    position=u64,
+    sequence=u64,
+    duplicate_batch=st.booleans(),
+    streamed=st.booleans(),
 )
 def test_an_ingest_reply_is_what_the_official_runtime_writes(
-    outcomes: Any, ack: int, position: int, sequence: int, duplicate_batch: bool, streamed: bool
+    outcomes: Any, *, ack: int, position: int, sequence: int, duplicate_batch: bool, streamed: bool
 ) -> None:
     refused = [(i, code) for i, code in enumerate(outcomes.tolist()) if code >= 16]
     reply: Any = pb.IngestResponse(
@@ -112,7 +116,7 @@ def test_an_ingest_reply_is_what_the_official_runtime_writes(
     )
     if streamed:
         reply = pb.IngestStreamResponse(batch=reply)
-    encoded = codec.encode_ingest(
+    encoded = replies.encode_ingest(
         outcomes, ack, position, sequence, duplicate_batch=duplicate_batch, streamed=streamed
     )
     assert encoded == reply.SerializeToString()
@@ -121,22 +125,30 @@ def test_an_ingest_reply_is_what_the_official_runtime_writes(
 def test_refusals_far_into_a_batch_keep_their_index() -> None:
     outcomes = np.zeros(300_000, np.uint8)
     outcomes[[0, 127, 128, 16_384, 299_999]] = [16, 17, 18, 19, 25]
-    reply = pb.IngestResponse.FromString(codec.encode_ingest(outcomes, 2, 1, 1))
-    assert [(r.index, r.reason) for r in reply.refusals] == [(0, 16), (127, 17), (128, 18), (16_384, 19), (299_999, 25)]
+    reply = pb.IngestResponse.FromString(replies.encode_ingest(outcomes, 2, 1, 1))
+    assert [(r.index, r.reason) for r in reply.refusals] == [
+        (0, 16),
+        (127, 17),
+        (128, 18),
+        (16_384, 19),
+        (299_999, 25),
+    ]
     assert (reply.accepted, reply.refused) == (299_995, 5)
 
 
 def test_a_reply_past_its_limit_is_refused_and_one_byte_less_is_not() -> None:
     values = np.ones((10, 10))
     statuses = np.ones((10, 10), np.uint8)
-    size = len(codec.encode_read(values, statuses=statuses))
-    assert len(codec.encode_read(values, statuses=statuses, max_bytes=size)) == size
+    size = len(replies.encode_read(values, statuses=statuses))
+    assert len(replies.encode_read(values, statuses=statuses, max_bytes=size)) == size
     with pytest.raises(errors.LimitError, match=f"larger than {size - 1} bytes"):
-        codec.encode_read(values, statuses=statuses, max_bytes=size - 1)
+        replies.encode_read(values, statuses=statuses, max_bytes=size - 1)
 
 
 def test_arrays_of_another_shape_are_refused() -> None:
     with pytest.raises(ValueError, match="shape"):
-        codec.encode_read(np.ones((2, 3)), statuses=np.ones((3, 2), np.uint8))
+        replies.encode_read(np.ones((2, 3)), statuses=np.ones((3, 2), np.uint8))
     with pytest.raises(ValueError, match="shape"):
-        codec.encode_read(np.ones((2, 3)), statuses=np.ones((2, 3), np.uint8), lower=np.ones((2, 2)), upper=np.ones((2, 3)))
+        replies.encode_read(
+            np.ones((2, 3)), statuses=np.ones((2, 3), np.uint8), lower=np.ones((2, 2)), upper=np.ones((2, 3))
+        )

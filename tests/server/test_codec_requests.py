@@ -14,23 +14,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore import errors
-from featurestore.server import codec
+from featurestore.server import codec, names
 from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import types_pb2 as types
 
-SCHEMA = codec.WireSchema(oracle.PLAN)
+SCHEMA = names.WireSchema(oracle.PLAN)
 
 FIELD_NAMES = [f.name for event in oracle.PLAN.events for f in event.fields]
 TIME_NAMES = [event.time.field for event in oracle.PLAN.events]
 
 texts = st.one_of(
-    st.sampled_from(["", "596", "a", "ünïcödé", "🎧" * 3, "x" * 4096, "x" * 4097, "é" * 2048]), st.text(max_size=8)
+    st.sampled_from(["", "596", "a", "ünïcödé", "🎧" * 3, "x" * 4096, "x" * 4097, "é" * 2048]),
+    st.text(max_size=8),
 )
 integers = st.one_of(
     st.sampled_from([0, 1, -1, 2**63 - 1, -(2**63), 596, 99, 100]), st.integers(-(2**63), 2**63 - 1)
 )
 numbers = st.one_of(
-    st.sampled_from([0.0, -0.0, 596.0, 2.0**53, 2.0**63, -(2.0**63), 1e300, -1.7e308, 1.001, 1522540800.0009999, float("nan"), float("inf"), 0.5]),
+    st.sampled_from(
+        [
+            0.0,
+            -0.0,
+            596.0,
+            2.0**53,
+            2.0**63,
+            -(2.0**63),
+            1e300,
+            -1.7e308,
+            1.001,
+            1522540800.0009999,
+            float("nan"),
+            float("inf"),
+            0.5,
+        ]
+    ),
     st.floats(),
 )
 times = st.one_of(
@@ -43,9 +60,15 @@ moments = st.builds(
 )
 maybe_iso = st.one_of(
     moments,
-    st.builds(lambda text, at, c: text[:at] + c + text[at + 1 :], moments, st.integers(0, 25), st.text(max_size=2)),
-    st.sampled_from(["0000-02-29", "0000-13-01", "1900-02-29", "2000-02-29", "9999-12-31T23:59:59.999-00:01"]),
-    st.sampled_from(["0001-01-01T00:00+00:01", "2018-04-01T00:07:60", "2018-04-01T24:00", "1969-12-31 23:59:59.9999"]),
+    st.builds(
+        lambda text, at, c: text[:at] + c + text[at + 1 :], moments, st.integers(0, 25), st.text(max_size=2)
+    ),
+    st.sampled_from(
+        ["0000-02-29", "0000-13-01", "1900-02-29", "2000-02-29", "9999-12-31T23:59:59.999-00:01"]
+    ),
+    st.sampled_from(
+        ["0001-01-01T00:00+00:01", "2018-04-01T00:07:60", "2018-04-01T24:00", "1969-12-31 23:59:59.9999"]
+    ),
 )
 
 
@@ -64,7 +87,15 @@ def values(draw: st.DrawFn, cls: Any, kinds: str = "tinf", **more: Any) -> Any:
     return message
 
 
-SUITS = {"customer_id": "tin", "ip": "tin", "track": "ti", "note": "tin", "title": "tin", "tx_amount": "inf", "ok": "inf"}
+SUITS = {
+    "customer_id": "tin",
+    "ip": "tin",
+    "track": "ti",
+    "note": "tin",
+    "title": "tin",
+    "tx_amount": "inf",
+    "ok": "inf",
+}
 
 
 @st.composite
@@ -81,17 +112,23 @@ def events(draw: st.DrawFn, event_type: str) -> Any:
         elif plan.time.unit == "iso":
             time.text = draw(maybe_iso)
         else:
-            time.integer = draw(times) * {"s": 1, "ms": 1, "us": 1}[plan.time.unit] // (1000 if plan.time.unit == "s" else 1)
-    names = [f.name for f in plan.fields]
-    by_name = draw(st.lists(st.sampled_from(names), unique=True)) if names else []
+            time.integer = (
+                draw(times)
+                * {"s": 1, "ms": 1, "us": 1}[plan.time.unit]
+                // (1000 if plan.time.unit == "s" else 1)
+            )
+    known = [f.name for f in plan.fields]
+    by_name = draw(st.lists(st.sampled_from(known), unique=True)) if known else []
     for name in by_name:
         kinds = SUITS[name] if draw(st.integers(0, 9)) else "tinf"
         message.fields.append(draw(values(types.Field, kinds, name=name)))
     if not by_name or draw(st.integers(0, 9)) == 0:
-        for name in names[: draw(st.integers(0, len(names)))]:
-            message.values.append(draw(values(types.Value, SUITS[name] if draw(st.integers(0, 9)) else "tinf")))
+        for name in known[: draw(st.integers(0, len(known)))]:
+            message.values.append(
+                draw(values(types.Value, SUITS[name] if draw(st.integers(0, 9)) else "tinf"))
+            )
     if draw(st.integers(0, 19)) == 0:
-        message.fields.append(draw(values(types.Field, name=draw(st.sampled_from([*names, "tx_amnt", ""])))))
+        message.fields.append(draw(values(types.Field, name=draw(st.sampled_from([*known, "tx_amnt", ""])))))
     if draw(st.integers(0, 19)) == 0:
         message.values.add()
     return message
@@ -111,7 +148,9 @@ def named_columns(draw: st.DrawFn, name: str, kinds: str, n: int) -> Any:
         message.texts.lengths.extend(map(len, pieces))
         message.texts.present = bits
         if pieces and draw(st.integers(0, 19)) == 0:
-            message.texts.lengths[draw(st.integers(0, n - 1))] = draw(st.sampled_from([0, 1, 2**32 - 1, 2**31]))
+            message.texts.lengths[draw(st.integers(0, n - 1))] = draw(
+                st.sampled_from([0, 1, 2**32 - 1, 2**31])
+            )
     elif kind == "n":
         message.numbers.values.extend(draw(numbers) for _ in range(n))
         message.numbers.present = bits
@@ -147,7 +186,9 @@ def ingests(draw: st.DrawFn) -> Any:
         size = n if draw(st.integers(0, 29)) else n + 1
         message.columns.columns.append(draw(named_columns(name, kinds, size)))
     if draw(st.integers(0, 19)) == 0:
-        message.columns.columns.append(draw(named_columns(draw(st.sampled_from(["ip", "tx_amnt"])), "tin-", n)))
+        message.columns.columns.append(
+            draw(named_columns(draw(st.sampled_from(["ip", "tx_amnt"])), "tin-", n))
+        )
     return message
 
 
@@ -170,18 +211,24 @@ def observes(draw: st.DrawFn) -> Any:
 
 @st.composite
 def reads(draw: st.DrawFn) -> Any:
-    message = pb.GetFeaturesRequest(service=draw(st.sampled_from(["fraud", "fraud", "plays", "nothing", "fruad", ""])))
-    names = [*oracle.PARTS, *oracle.PARTS, *oracle.PARTS, "costumer_id"]
+    message = pb.GetFeaturesRequest(
+        service=draw(st.sampled_from(["fraud", "fraud", "plays", "nothing", "fruad", ""]))
+    )
+    known = [*oracle.PARTS, *oracle.PARTS, *oracle.PARTS, "costumer_id"]
     n = draw(st.sampled_from([0, 1, 2, 5]))
     if draw(st.booleans()):
         for _ in range(n):
             key_set = message.key_sets.add()
-            for name in draw(st.lists(st.sampled_from(names), unique=draw(st.integers(0, 9)) > 0, max_size=3)):
-                key_set.parts.append(draw(values(types.Field, "tin" if draw(st.integers(0, 9)) else "f", name=name)))
+            for name in draw(
+                st.lists(st.sampled_from(known), unique=draw(st.integers(0, 9)) > 0, max_size=3)
+            ):
+                key_set.parts.append(
+                    draw(values(types.Field, "tin" if draw(st.integers(0, 9)) else "f", name=name))
+                )
         if draw(st.integers(0, 9)) == 0:
             message.key_columns.SetInParent()
     else:
-        for name in draw(st.lists(st.sampled_from(names), unique=draw(st.integers(0, 9)) > 0, max_size=3)):
+        for name in draw(st.lists(st.sampled_from(known), unique=draw(st.integers(0, 9)) > 0, max_size=3)):
             message.key_columns.parts.append(draw(named_columns(name, "tti-", n)))
     if draw(st.integers(0, 2)) == 0:
         message.as_of_ms = draw(times)
@@ -235,7 +282,9 @@ def raises(expected: oracle.Wrong, call: Any) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(ingests(), st.integers(0, 2**32), st.booleans())
-def test_ingest_means_what_the_official_runtime_and_the_schema_say(message: Any, seed: int, streamed: bool) -> None:
+def test_ingest_means_what_the_official_runtime_and_the_schema_say(
+    message: Any, seed: int, streamed: bool
+) -> None:
     outer = pb.IngestStreamRequest(batch=message) if streamed else message
     data = written(outer, seed)
     expected = oracle.ingest(message)
@@ -267,7 +316,9 @@ def test_observe_means_what_the_official_runtime_and_the_schema_say(message: Any
 
 @settings(max_examples=300, deadline=None)
 @given(reads(), st.integers(0, 2**32), st.booleans())
-def test_a_read_means_what_the_official_runtime_and_the_schema_say(message: Any, seed: int, streamed: bool) -> None:
+def test_a_read_means_what_the_official_runtime_and_the_schema_say(
+    message: Any, seed: int, streamed: bool
+) -> None:
     data = written(pb.GetFeaturesStreamRequest(read=message) if streamed else message, seed)
     expected = oracle.read(message)
     if isinstance(expected, oracle.Wrong):
@@ -306,24 +357,36 @@ def agrees(cls: Any, decode: Any, data: bytes) -> None:
         decode(data)
     except errors.FeatureStoreError as error:
         said_malformed = "not a valid protobuf message" in str(error) or ("near byte" in str(error))
-        column_text = "near byte" in str(error) and is_well_formed(cls, data)  # `bytes` that must be UTF-8 here
+        column_text = "near byte" in str(error) and is_well_formed(
+            cls, data
+        )  # `bytes` that must be UTF-8 here
         assert not said_malformed or column_text or not is_well_formed(cls, data), str(error)
     else:
         assert is_well_formed(cls, data)
 
 
 def examples() -> list[tuple[Any, Any, bytes]]:
-    row = types.Event(time_ms=5, fields=[types.Field(name="ip", text="1.2.3.4"), types.Field(name="note", text="é")])
-    named = types.Event(values=[types.Value(integer=596), types.Value(number=1.5), types.Value(), types.Value(text="x")])
+    row = types.Event(
+        time_ms=5, fields=[types.Field(name="ip", text="1.2.3.4"), types.Field(name="note", text="é")]
+    )
+    named = types.Event(
+        values=[types.Value(integer=596), types.Value(number=1.5), types.Value(), types.Value(text="x")]
+    )
     named.fields.add(name="tx_datetime", text="2018-04-01T00:07:56Z")
     columns = types.EventColumns(times_ms=[1, 2])
-    columns.columns.add(name="ip").texts.CopyFrom(types.TextColumn(data=b"ab\xc3\xa9", lengths=[1, 3], present=b"\x03"))
+    columns.columns.add(name="ip").texts.CopyFrom(
+        types.TextColumn(data=b"ab\xc3\xa9", lengths=[1, 3], present=b"\x03")
+    )
     columns.columns.add(name="tx_amount").numbers.values.extend([1.0, 2.0])
     columns.columns.add(name="customer_id").integers.values.extend([1, -2])
     by_rows = pb.IngestRequest(event_type="transaction", producer="p", sequence=9, rows=[row, named])
     by_columns = pb.IngestRequest(event_type="transaction", epoch=1, ack=2, columns=columns)
-    observe = pb.ObserveRequest(event_type="transaction", event=named, service="fraud", bounds=True, fingerprint=255)
-    read = pb.GetFeaturesRequest(service="fraud", as_of_ms=77, key_sets=[types.KeySet(parts=[types.Field(name="ip", text="a")])])
+    observe = pb.ObserveRequest(
+        event_type="transaction", event=named, service="fraud", bounds=True, fingerprint=255
+    )
+    read = pb.GetFeaturesRequest(
+        service="fraud", as_of_ms=77, key_sets=[types.KeySet(parts=[types.Field(name="ip", text="a")])]
+    )
     many = pb.GetFeaturesRequest(service="fraud", as_of_each_ms=[1, 2], fingerprint=255)
     many.key_columns.parts.add(name="track").integers.values.extend([1, 2])
     messages = [observe, by_rows, by_columns, pb.IngestStreamRequest(batch=by_rows), read, many]
@@ -335,14 +398,18 @@ def examples() -> list[tuple[Any, Any, bytes]]:
 EXAMPLES = examples()
 
 
-@pytest.mark.parametrize(("cls", "decode", "data"), EXAMPLES, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("cls", "decode", "data"), EXAMPLES, ids=lambda value: getattr(value, "__name__", None)
+)
 def test_every_truncation_is_judged_as_the_official_runtime_does(cls: Any, decode: Any, data: bytes) -> None:
     decode(data)
     for end in range(len(data)):
         agrees(cls, decode, data[:end])
 
 
-@pytest.mark.parametrize(("cls", "decode", "data"), EXAMPLES, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("cls", "decode", "data"), EXAMPLES, ids=lambda value: getattr(value, "__name__", None)
+)
 def test_every_flipped_bit_is_judged_as_the_official_runtime_does(cls: Any, decode: Any, data: bytes) -> None:
     for bit in range(len(data) * 8):
         flipped = bytearray(data)
@@ -367,7 +434,9 @@ def test_random_bytes_are_judged_as_the_official_runtime_does(decoder: Any, data
     agrees(*decoder, data)
 
 
-@pytest.mark.parametrize(("cls", "decode", "data"), EXAMPLES, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    ("cls", "decode", "data"), EXAMPLES, ids=lambda value: getattr(value, "__name__", None)
+)
 @pytest.mark.parametrize(
     "tail",
     [
@@ -393,7 +462,9 @@ def test_random_bytes_are_judged_as_the_official_runtime_does(decoder: Any, data
     ],
     ids=lambda tail: tail[:8].hex() + f"-{len(tail)}",
 )
-def test_the_limits_of_the_format_are_the_official_ones(cls: Any, decode: Any, data: bytes, tail: bytes) -> None:
+def test_the_limits_of_the_format_are_the_official_ones(
+    cls: Any, decode: Any, data: bytes, tail: bytes
+) -> None:
     agrees(cls, decode, data + tail)
 
 
@@ -403,12 +474,23 @@ def test_groups_deep_inside_count_from_the_outermost_message(inner: int) -> None
     inside = oracle._framed(2, group, random.Random(3))  # a Field of nothing but unknown fields, with no name
     row = oracle._framed(6, inside, random.Random(3))
     agrees(pb.IngestRequest, DECODERS[1][1], b"\x0a\x04ping" + row)
-    column = oracle._framed(7, oracle._framed(2, oracle._framed(3, group, random.Random(3)), random.Random(3)), random.Random(3))
+    column = oracle._framed(
+        7, oracle._framed(2, oracle._framed(3, group, random.Random(3)), random.Random(3)), random.Random(3)
+    )
     agrees(pb.IngestRequest, DECODERS[1][1], b"\x0a\x04ping" + column)
 
 
 @pytest.mark.parametrize(
-    "text", [b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe0\x9f\xbf", b"\xff", b"a" * 9 + b"\xc3", b"\xf0\x8f\xbf\xbf"]
+    "text",
+    [
+        b"\xc0\x80",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        b"\xe0\x9f\xbf",
+        b"\xff",
+        b"a" * 9 + b"\xc3",
+        b"\xf0\x8f\xbf\xbf",
+    ],
 )
 def test_text_that_is_not_utf8_is_refused(text: bytes) -> None:
     framed = oracle._framed(2, b"\x0a\x02ip" + oracle._framed(2, text, random.Random(1)), random.Random(1))
@@ -442,7 +524,9 @@ def test_pieces_of_a_streamed_batch_must_each_be_whole() -> None:
 @given(maybe_iso)
 def test_iso_times_are_read_as_datetime_reads_them(text: str) -> None:
     event = types.Event(fields=[types.Field(name="tx_datetime", text=text)])
-    decoded = codec.decode_observe(pb.ObserveRequest(event_type="transaction", event=event).SerializeToString(), SCHEMA)
+    decoded = codec.decode_observe(
+        pb.ObserveRequest(event_type="transaction", event=event).SerializeToString(), SCHEMA
+    )
     ms, why = oracle.iso_ms(text)
     assert (decoded["times"][0], decoded["outcomes"][0]) == (ms, why)
     if not why and text.count(":") == 2 and len(text) == 19:
@@ -452,21 +536,32 @@ def test_iso_times_are_read_as_datetime_reads_them(text: str) -> None:
 
 def test_a_time_in_microseconds_is_kept_to_the_millisecond_below() -> None:
     sent = [-1, -1000, -1001, 999, 1000, 1999]
-    columns = types.EventColumns(columns=[types.NamedColumn(name="at_us", integers=types.IntegerColumn(values=sent))])
-    decoded = codec.decode_ingest(pb.IngestRequest(event_type="play", columns=columns).SerializeToString(), SCHEMA)
+    columns = types.EventColumns(
+        columns=[types.NamedColumn(name="at_us", integers=types.IntegerColumn(values=sent))]
+    )
+    decoded = codec.decode_ingest(
+        pb.IngestRequest(event_type="play", columns=columns).SerializeToString(), SCHEMA
+    )
     assert decoded["times"].tolist() == [-1, -1, -2, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (pb.IngestRequest(event_type="transactoin"), "unknown event type 'transactoin'; did you mean transaction"),
         (
-            pb.IngestRequest(event_type="transaction", rows=[types.Event(fields=[types.Field(name="tx_amnt")])]),
+            pb.IngestRequest(event_type="transactoin"),
+            "unknown event type 'transactoin'; did you mean transaction",
+        ),
+        (
+            pb.IngestRequest(
+                event_type="transaction", rows=[types.Event(fields=[types.Field(name="tx_amnt")])]
+            ),
             "unknown field 'tx_amnt' of event type transaction; did you mean tx_amount",
         ),
         (
-            pb.IngestRequest(event_type="login", rows=[types.Event()] * 2 + [types.Event(values=[types.Value()] * 3)]),
+            pb.IngestRequest(
+                event_type="login", rows=[types.Event()] * 2 + [types.Event(values=[types.Value()] * 3)]
+            ),
             "row 2 of event type login has more values than the 2 fields declared",
         ),
         (
@@ -494,17 +589,21 @@ def test_a_stale_fingerprint_is_a_schema_mismatch() -> None:
 
 
 def test_limits_are_refused_as_limits() -> None:
-    small = codec.WireSchema(oracle.PLAN, max_message_bytes=100, max_rows=3, max_values=6)
+    small = names.WireSchema(oracle.PLAN, max_message_bytes=100, max_rows=3, max_values=6)
     four = pb.IngestRequest(event_type="ping", rows=[types.Event(time_ms=1)] * 4)
     with pytest.raises(errors.LimitError, match="more than 3 rows"):
         codec.decode_ingest(four.SerializeToString(), small)
     with pytest.raises(errors.LimitError, match="more than 3 rows"):
-        data = pb.IngestRequest(event_type="ping", columns=types.EventColumns(times_ms=[1] * 4)).SerializeToString()
+        data = pb.IngestRequest(
+            event_type="ping", columns=types.EventColumns(times_ms=[1] * 4)
+        ).SerializeToString()
         codec.decode_ingest(data, small)
     with pytest.raises(errors.LimitError, match="larger than 100 bytes"):
         codec.decode_ingest(b"\x0a\x04ping" + b"\xd2\x05\x60" + b"x" * 96, small)
     with pytest.raises(errors.LimitError, match="more than 6 values"):
-        codec.decode_read(pb.GetFeaturesRequest(service="fraud", key_sets=[types.KeySet()] * 3).SerializeToString(), small)
+        codec.decode_read(
+            pb.GetFeaturesRequest(service="fraud", key_sets=[types.KeySet()] * 3).SerializeToString(), small
+        )
     assert codec.decode_ingest(four.SerializeToString()[:-4], small)["times"].tolist() == [1, 1, 1]
 
 
@@ -529,11 +628,13 @@ def test_an_arena_too_small_at_any_point_is_a_limit_and_nothing_else() -> None:
 
 
 def test_a_schema_of_many_names_finds_each() -> None:
-    names = [f"f{i}" for i in range(700)]
-    fields = tuple(oracle.FieldPlan(name, oracle.Kind.NUMBER, False) for name in names)
+    wide = [f"f{i}" for i in range(700)]
+    fields = tuple(oracle.FieldPlan(name, oracle.Kind.NUMBER, False) for name in wide)
     event = oracle.EventPlan(0, "wide", oracle.TimePlan("t", "ms"), fields, 0, None, 0, ())
     plan = oracle.Plan(1, "wide", "", (), (event,), (), (), (), (), 1, 0, 0)
-    row = types.Event(time_ms=1, fields=[types.Field(name=n, integer=i) for i, n in reversed(list(enumerate(names)))])
+    row = types.Event(
+        time_ms=1, fields=[types.Field(name=n, integer=i) for i, n in reversed(list(enumerate(wide)))]
+    )
     data = pb.IngestRequest(event_type="wide", rows=[row]).SerializeToString()
-    decoded = codec.decode_ingest(data, codec.WireSchema(plan))
+    decoded = codec.decode_ingest(data, names.WireSchema(plan))
     assert [column[0] for column in decoded["columns"]] == list(range(700))

@@ -1,8 +1,9 @@
-"""What a request means, said slowly: official messages in, plain Python values out. Knows nothing of the codec.
+"""What a request means, said slowly: official messages in, plain Python values out. Knows nothing of the
+codec.
 
-A request is `Meaning` (rows of plain values and the outcome of each) or `Wrong` (the names of every error that applies;
-which of several is reported is free). `scrambled` writes a message by hand in one of the many ways in which the
-wire format allows it to be written.
+A request is `Meaning` (rows of plain values and the outcome of each) or `Wrong` (the names of every error
+that applies; which of several is reported is free). `scrambled` writes a message by hand in one of the many
+ways in which the wire format allows it to be written.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ PLAN = Plan(
     version=1,
     name="wire",
     source="",
-    entities=(EntityPlan(0, ("customer_id",), False), EntityPlan(1, ("ip", "track"), False), EntityPlan(2, (), False)),
+    entities=(
+        EntityPlan(0, ("customer_id",), False),
+        EntityPlan(1, ("ip", "track"), False),
+        EntityPlan(2, (), False),
+    ),
     events=(
         _event(
             "transaction",
@@ -119,7 +124,7 @@ def time_ms(unit: str, kind: str, value: Any) -> tuple[int, int]:
         return iso_ms(value) if kind == "text" else (0, BAD_TYPE)
     if kind not in ("integer", "number"):
         return 0, BAD_TYPE
-    if value != value:
+    if math.isnan(value):
         return 0, NO_TIME
     if abs(value) > 10**18:
         return 0, TIME_RANGE
@@ -154,7 +159,9 @@ def _sent(message: Any) -> Sent:
     return None if kind is None else (kind, getattr(message, kind))
 
 
-def _resolve(event: EventPlan, given: dict[str, Sent], rows: Rows, errors: set[str], number_ms: int | None) -> None:
+def _resolve(
+    event: EventPlan, given: dict[str, Sent], rows: Rows, errors: set[str], number_ms: int | None
+) -> None:
     """Adds one row from the values given by name; the time field is one of the names."""
     values: dict[str, Any] = {}
     refused = []
@@ -236,7 +243,9 @@ def column(message: Any, errors: set[str]) -> list[Sent] | None:
     return values
 
 
-def _columns(messages: Any, known: set[str], more: list[int], errors: set[str]) -> tuple[dict[str, list[Sent]], int]:
+def _columns(
+    messages: Any, known: set[str], more: list[int], errors: set[str]
+) -> tuple[dict[str, list[Sent]], int]:
     """The columns by name and the number of rows; `more`: lengths of what else must agree."""
     given: dict[str, list[Sent]] = {}
     lengths = set(more)
@@ -321,24 +330,19 @@ def read(message: Any) -> tuple[list[dict[str, bytes]], int, list[int] | None] |
         given, n = _columns(message.key_columns.parts, set(PARTS), [len(each)] if each else [], errors)
         if not errors:
             sent = [{name: values[i] for name, values in given.items()} for i in range(n)]
-    for one in sent:
+    for by_name in sent:
         key_set = {}
-        for name, value in one.items():
+        for name, value in by_name.items():
             if value is not None:
                 key, why = kept(_key(name), *value)
                 if why:
                     errors.add("InvalidEventError")
                 key_set[name] = key
         key_sets.append(key_set)
-    as_of = each or None
-    if message.HasField("as_of_ms"):
-        if each:
-            errors.add("InvalidEventError")
-        as_of = [message.as_of_ms] * len(sent)
-        if not FIRST_MS <= message.as_of_ms <= LAST_MS:
-            errors.add("InvalidEventError")
-    if any(not FIRST_MS <= ms <= LAST_MS for ms in each):
+    one = [message.as_of_ms] if message.HasField("as_of_ms") else []
+    if (one and each) or any(not FIRST_MS <= ms <= LAST_MS for ms in one + each):
         errors.add("InvalidEventError")
+    as_of = each or one * len(sent) if each or one else None
     return Wrong(errors) if errors else (key_sets, service, as_of)
 
 
@@ -394,7 +398,9 @@ def unknown(rng: random.Random, depth: int = 0) -> bytes:
     if wire == 3:
         inner = b"".join(unknown(rng, depth + 1) for _ in range(rng.randrange(3)))
         return varint(number << 3 | 3) + inner + varint(number << 3 | 4)
-    data = {0: varint(rng.getrandbits(64)), 1: rng.randbytes(8), 5: rng.randbytes(4), 2: b"\x03\xff\x00\x80"}[wire]
+    data = {0: varint(rng.getrandbits(64)), 1: rng.randbytes(8), 5: rng.randbytes(4), 2: b"\x03\xff\x00\x80"}[
+        wire
+    ]
     return varint(number << 3 | wire) + data
 
 
@@ -412,33 +418,36 @@ def _superseded(field: FieldDescriptor, rng: random.Random) -> bytes:
     return _tagged(field.number, wire, data, rng)
 
 
+def _occurrences(desc: FieldDescriptor, value: Any, rng: random.Random) -> list[bytes]:
+    """One field, in as many pieces as it may be written in; their order matters."""
+    group: list[bytes] = []
+    if desc.is_repeated and desc.type == F.TYPE_MESSAGE:
+        group = [_framed(desc.number, scrambled(item, rng), rng) for item in value]
+    elif desc.is_repeated:
+        for piece in _cut(list(value), rng):
+            encoded = [_scalar(desc, item, rng) for item in piece]
+            if rng.random() < 0.3:
+                group += [_tagged(desc.number, wire, data, rng) for wire, data in encoded]
+            else:
+                group.append(_framed(desc.number, b"".join(data for _, data in encoded), rng))
+    elif desc.type == F.TYPE_MESSAGE:
+        if desc.containing_oneof is not None and rng.random() < 0.2:
+            others = [f for f in desc.containing_oneof.fields if f is not desc]
+            group.append(_framed(rng.choice(others).number, b"\x1a\x01\x00", rng))
+        group += [_framed(desc.number, piece, rng) for piece in _split_message(value, rng)]
+    else:
+        oneof = desc.containing_oneof
+        if rng.random() < 0.2:
+            group.append(_superseded(rng.choice(oneof.fields) if oneof else desc, rng))
+        wire, data = _scalar(desc, value, rng)
+        group.append(_tagged(desc.number, wire, data, rng))
+    return group
+
+
 def scrambled(message: Any, rng: random.Random) -> bytes:
-    """The message in one of the ways in which it may be written: fields in any order, sub-messages and packed numbers
-    in pieces, numbers unpacked, varints too long, scalars overruled, unknown fields between."""
-    groups: list[list[bytes]] = []
-    for desc, value in message.ListFields():
-        group: list[bytes] = []
-        if desc.is_repeated and desc.type == F.TYPE_MESSAGE:
-            group = [_framed(desc.number, scrambled(item, rng), rng) for item in value]
-        elif desc.is_repeated:
-            for piece in _cut(list(value), rng):
-                encoded = [_scalar(desc, item, rng) for item in piece]
-                if rng.random() < 0.3:
-                    group += [_tagged(desc.number, wire, data, rng) for wire, data in encoded]
-                else:
-                    group.append(_framed(desc.number, b"".join(data for _, data in encoded), rng))
-        elif desc.type == F.TYPE_MESSAGE:
-            if desc.containing_oneof is not None and rng.random() < 0.2:
-                others = [f for f in desc.containing_oneof.fields if f is not desc]
-                group.append(_framed(rng.choice(others).number, b"\x1a\x01\x00", rng))
-            group += [_framed(desc.number, piece, rng) for piece in _split_message(value, rng)]
-        else:
-            oneof = desc.containing_oneof
-            if rng.random() < 0.2:
-                group.append(_superseded(rng.choice(oneof.fields) if oneof else desc, rng))
-            wire, data = _scalar(desc, value, rng)
-            group.append(_tagged(desc.number, wire, data, rng))
-        groups.append(group)
+    """The message in one of the ways in which it may be written: fields in any order, sub-messages and packed
+    numbers in pieces, numbers unpacked, varints too long, scalars overruled, unknown fields between."""
+    groups = [_occurrences(desc, value, rng) for desc, value in message.ListFields()]
     while rng.random() < 0.2:
         groups.append([unknown(rng)])
     # Any order between fields, the order within each kept.
@@ -476,5 +485,11 @@ def iso_texts(moment: datetime, rng: random.Random) -> str:
     if rng.random() < 0.8:
         text += moment.strftime(":%S")
         if rng.random() < 0.6:
-            text += rng.choice(".,") + "".join(rng.choices("0123456789", k=rng.choice([1, 2, 3, 4, 9, 40, 50])))
-    return f"{moment.year:04d}-" + text + rng.choice(["", "", "Z", "z", "+02:00", "-0530", "+14", "-23:59", "+24:00"])
+            text += rng.choice(".,") + "".join(
+                rng.choices("0123456789", k=rng.choice([1, 2, 3, 4, 9, 40, 50]))
+            )
+    return (
+        f"{moment.year:04d}-"
+        + text
+        + rng.choice(["", "", "Z", "z", "+02:00", "-0530", "+14", "-23:59", "+24:00"])
+    )

@@ -1,0 +1,144 @@
+"""Times in s, ms, us or ISO 8601, read as featurestore/columns.py reads them, so that a model is served what
+it was trained on. Nothing is guessed: the unit is the schema's, and a time without an offset means UTC.
+"""
+
+from libc.math cimport floor, rint
+from libc.stdint cimport int64_t, uint8_t
+
+from featurestore.core.batch cimport REFUSED_NO_TIME, REFUSED_TIME_RANGE, REFUSED_TYPE
+from featurestore.server.cursor cimport Cursor
+
+cdef enum:
+    LONGEST_ISO_BYTES = 64           # a time with more than 30 digits of fraction
+
+
+cdef bint take_digits(Cursor* c, int n, int64_t* value) noexcept nogil:
+    cdef int i
+    if c.end - c.at < n:
+        return False
+    value[0] = 0
+    for i in range(n):
+        if not 48 <= c.at[i] <= 57:
+            return False
+        value[0] = value[0] * 10 + (c.at[i] - 48)
+    c.at += n
+    return True
+
+
+cdef inline bint take_byte(Cursor* c, uint8_t one, uint8_t other) noexcept nogil:
+    if c.at < c.end and (c.at[0] == one or c.at[0] == other):
+        c.at += 1
+        return True
+    return False
+
+
+cdef int64_t days_from_civil(int64_t year, int64_t month, int64_t day) noexcept nogil:
+    """Days since 1970-01-01 of a Gregorian date, year 0 or later: the year taken to begin in March, so that
+    the leap day is its last (H. Hinnant, chrono-compatible low-level date algorithms)."""
+    cdef int64_t y, era, year_of_era, day_of_year
+    y = year + 399 if month <= 2 else year + 400   # 400 years on, so that no quotient is negative
+    era = y // 400
+    year_of_era = y - era * 400
+    day_of_year = (153 * (month - 3 if month > 2 else month + 9) + 2) // 5 + day - 1
+    return ((era - 1) * 146097 + year_of_era * 365 + year_of_era // 4 - year_of_era // 100 + day_of_year
+            - 719468)
+
+
+cdef int64_t days_in_month(int64_t year, int64_t month) noexcept nogil:
+    if month == 2:
+        return 29 if year % 4 == 0 and (year % 100 != 0 or year % 400 == 0) else 28
+    return 30 if month == 4 or month == 6 or month == 9 or month == 11 else 31
+
+
+cdef uint8_t parse_iso(const uint8_t* text, size_t length, int64_t* time_ms) noexcept nogil:
+    """`YYYY-MM-DD[(T| )hh:mm[:ss[(.|,)f...]][Z|(+|-)hh[[:]mm]]]`, at most 64 bytes; the fraction is kept to
+    the millisecond below, without an offset it means UTC, an empty text is no time. 0, or a reason."""
+    cdef Cursor c
+    cdef int64_t year, month, day, hour = 0, minute = 0, second = 0, milli = 0
+    cdef int64_t digit, zone_h = 0, zone_m = 0, zone = 0
+    cdef int n_digits
+    cdef bint west
+    c.at = text
+    c.end = text + length
+    if length == 0:
+        return REFUSED_NO_TIME
+    if length > LONGEST_ISO_BYTES:
+        return REFUSED_TYPE
+    if not (take_digits(&c, 4, &year) and take_byte(&c, b"-", b"-") and take_digits(&c, 2, &month)
+            and take_byte(&c, b"-", b"-") and take_digits(&c, 2, &day)):
+        return REFUSED_TYPE
+    if not (1 <= month <= 12 and 1 <= day <= days_in_month(year, month)):
+        return REFUSED_TYPE
+    if c.at < c.end:
+        if not (take_byte(&c, b"T", b" ") and take_digits(&c, 2, &hour)
+                and take_byte(&c, b":", b":") and take_digits(&c, 2, &minute)):
+            return REFUSED_TYPE
+        if take_byte(&c, b":", b":"):
+            if not take_digits(&c, 2, &second):
+                return REFUSED_TYPE
+            if take_byte(&c, b".", b","):
+                n_digits = 0
+                while take_digits(&c, 1, &digit):
+                    if n_digits < 3:
+                        milli = milli * 10 + digit
+                    n_digits += 1
+                if n_digits == 0:
+                    return REFUSED_TYPE
+                while n_digits < 3:
+                    milli *= 10
+                    n_digits += 1
+        if c.at < c.end and not take_byte(&c, b"Z", b"Z"):
+            west = c.at[0] == b"-"
+            if not (take_byte(&c, b"+", b"-") and take_digits(&c, 2, &zone_h)):
+                return REFUSED_TYPE
+            if c.at < c.end:
+                take_byte(&c, b":", b":")
+                if not take_digits(&c, 2, &zone_m):
+                    return REFUSED_TYPE
+            zone = (zone_h * 60 + zone_m) * 60000
+            if west:
+                zone = -zone
+        if c.at < c.end or hour > 23 or minute > 59 or second > 59 or zone_h > 23 or zone_m > 59:
+            return REFUSED_TYPE
+    time_ms[0] = (((days_from_civil(year, month,
+                                    day) * 24 + hour) * 60 + minute) * 60 + second) * 1000 + milli - zone
+    return 0 if TIME_MIN_MS <= time_ms[0] <= TIME_MAX_MS else REFUSED_TIME_RANGE
+
+
+cdef inline int64_t floor_div(int64_t number, int64_t by) noexcept nogil:
+    """Division truncates toward zero; the millisecond below is wanted before 1970 too."""
+    return number // by - (1 if number % by < 0 else 0)
+
+
+cdef uint8_t read_time(uint8_t unit, const Scalar* value, int64_t* time_ms) noexcept nogil:
+    """A time field's value in its declared unit. 0, or the reason why it cannot be read.
+
+    Fractions of a millisecond are floored; a double of seconds is first read to the nearest microsecond, so
+    that 1.001 is 1001 ms.
+    """
+    cdef int64_t scale = 1000 if unit == TIME_US else 1
+    cdef int64_t integer
+    if unit == TIME_ISO:
+        return parse_iso(value.text, value.length, time_ms) if value.kind == VALUE_TEXT else REFUSED_TYPE
+    if value.kind == VALUE_INTEGER:
+        integer = value.integer
+        if unit == TIME_S:
+            if not TIME_MIN_S <= integer <= TIME_MAX_S:
+                return REFUSED_TIME_RANGE
+            integer *= 1000
+        integer = floor_div(integer, scale)
+    elif value.kind == VALUE_NUMBER:
+        if value.number != value.number:
+            return REFUSED_NO_TIME
+        if unit == TIME_S:
+            if not <double>TIME_MIN_S <= value.number <= <double>(TIME_MAX_S + 1):
+                return REFUSED_TIME_RANGE
+            integer = floor_div(<int64_t>rint(value.number * 1e6), 1000)
+        elif not <double>(TIME_MIN_MS * scale) <= value.number <= <double>((TIME_MAX_MS + 1) * scale):
+            return REFUSED_TIME_RANGE
+        else:
+            integer = floor_div(<int64_t>floor(value.number), scale)
+    else:
+        return REFUSED_TYPE
+    time_ms[0] = integer
+    return 0 if TIME_MIN_MS <= integer <= TIME_MAX_MS else REFUSED_TIME_RANGE

@@ -1,0 +1,11 @@
+from typing import Final, final
+
+from featurestore.plan import Plan
+
+@final
+class WireSchema:
+    plan: Final[Plan]
+    parts: Final[tuple[str, ...]]
+    def __init__(
+        self, plan: Plan, *, max_message_bytes: int = ..., max_rows: int = ..., max_values: int = ...
+    ) -> None: ...

@@ -1,0 +1,29 @@
+# Results to protobuf's wire format: each function appends one message to the caller's Buffer, so that a
+# transport may put its framing before it.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from featurestore.server.memory cimport Buffer
+
+cdef enum:
+    MAX_REFUSALS = 100               # listed in an IngestResponse
+
+ctypedef struct VectorsView:         # n vectors of `width` values, row-major; borrowed
+    uint32_t n
+    uint32_t width
+    const double* values             # [n × width]
+    const double* lower              # [n × width], NULL when not asked for
+    const double* upper              # [n × width], NULL when lower is
+    const uint8_t* statuses          # [n × width] FeatureStatus
+    const float* coverage            # [n × width], NULL when not asked for
+
+# Each appends one message and returns True, or changes nothing and returns False when it would not fit in
+# max_bytes. `vectors` NULL: nothing was read. `confidence` 1.0 means that bounds are certain. `now_ms` NULL:
+# there is no now. `outcomes` are the batch's, after the sequencer; none for a duplicate batch.
+cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, uint8_t ack, uint64_t position,
+                              const VectorsView* vectors, uint64_t fingerprint,
+                              double confidence) noexcept nogil
+cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events,
+                             uint8_t ack, uint64_t position, uint64_t sequence,
+                             bint duplicate_batch) noexcept nogil
+cdef bint wire_encode_read(Buffer* out, bint streamed, const VectorsView* vectors, uint64_t fingerprint,
+                           double confidence, const int64_t* now_ms) noexcept nogil

@@ -1,0 +1,396 @@
+"""Replies, byte for byte what the official runtime would write, without the GIL or libprotobuf.
+
+Sizes are known before the first byte is written: each reply is one extension of the buffer and one pass over
+its arrays. What says nothing is left out: statuses when all are PRESENT, bounds when all are exact, coverage
+when nothing is WARMING.
+"""
+
+import sys
+
+import numpy as np
+
+from featurestore.errors import LimitError
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from featurestore.core.batch cimport MAX_BATCH_EVENTS, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE
+from featurestore.server.memory cimport Buffer, buffer_extend, buffer_free
+
+if sys.byteorder != "little":
+    raise ImportError("featurestore needs a little-endian machine: packed numbers are copied as they are")
+
+# Values of featurestore.v1 enums.
+cdef enum:
+    WIRE_ACCEPTED = 3                # Outcome; 0 stays unspecified there
+    STATUS_PRESENT = 1               # FeatureStatus
+    STATUS_WARMING = 3
+    BOUNDS_EXACT = 1                 # Bounds
+    BOUNDS_CERTAIN = 2
+    BOUNDS_CONFIDENCE = 3
+
+# Tags: field number << 3 | wire type.
+cdef enum:
+    VARINT_1 = 0x08
+    VARINT_2 = 0x10
+    VARINT_3 = 0x18
+    VARINT_4 = 0x20
+    VARINT_6 = 0x30
+    VARINT_7 = 0x38
+    VARINT_8 = 0x40
+    VARINT_9 = 0x48
+    FIXED64_1 = 0x09
+    FIXED64_9 = 0x49
+    LENGTH_1 = 0x0A
+    LENGTH_4 = 0x22
+    LENGTH_5 = 0x2A
+    LENGTH_7 = 0x3A
+    LENGTH_8 = 0x42
+    LENGTH_10 = 0x52
+
+ctypedef struct VectorsLayout:       # which fields of a Vectors message are sent, and how long it gets
+    uint64_t n_values
+    bint statuses
+    bint coverage
+    bint lower_upper
+    uint8_t bounds                   # featurestore.v1.Bounds
+    double confidence                # 0 = not sent
+    uint64_t size                    # bytes of the message, without its own tag and length
+
+
+cdef inline uint64_t varint_size(uint64_t value) noexcept nogil:
+    cdef uint64_t size = 1
+    while value >= 0x80:
+        value >>= 7
+        size += 1
+    return size
+
+
+cdef inline uint8_t* put_varint(uint8_t* at, uint64_t value) noexcept nogil:
+    while value >= 0x80:
+        at[0] = <uint8_t>(value | 0x80)
+        at += 1
+        value >>= 7
+    at[0] = <uint8_t>value
+    return at + 1
+
+
+# A field that holds its default is not sent, as in the official runtime; all tags here are one byte.
+cdef inline uint64_t number_size(uint64_t value) noexcept nogil:
+    return 1 + varint_size(value) if value != 0 else 0
+
+
+cdef inline uint8_t* put_number_field(uint8_t* at, uint8_t tag, uint64_t value) noexcept nogil:
+    if value == 0:
+        return at
+    at[0] = tag
+    return put_varint(at + 1, value)
+
+
+cdef inline uint64_t bytes_size(uint64_t size) noexcept nogil:
+    return 1 + varint_size(size) + size if size != 0 else 0
+
+
+cdef inline uint8_t* put_bytes_field(uint8_t* at, uint8_t tag, const void* data,
+                                     uint64_t size) noexcept nogil:
+    if size == 0:
+        return at
+    at[0] = tag
+    at = put_varint(at + 1, size)
+    memcpy(at, data, <size_t>size)
+    return at + size
+
+
+cdef inline uint8_t* put_fixed64_field(uint8_t* at, uint8_t tag, const void* value) noexcept nogil:
+    at[0] = tag
+    memcpy(at + 1, value, 8)
+    return at + 9
+
+
+cdef inline bint is_exact(double value, double lower, double upper) noexcept nogil:
+    return (lower == value and upper == value) or (value != value and lower != lower and upper != upper)
+
+
+cdef void lay_out_vectors(const VectorsView* v, uint64_t fingerprint, double confidence,
+                          VectorsLayout* layout) noexcept nogil:
+    cdef uint64_t i, n = <uint64_t>v.n * v.width
+    memset(layout, 0, sizeof(VectorsLayout))
+    layout.n_values = n
+    for i in range(n):
+        if v.statuses[i] != STATUS_PRESENT:
+            layout.statuses = True
+            layout.coverage |= v.statuses[i] == STATUS_WARMING
+    layout.coverage &= v.coverage != NULL
+    if v.lower != NULL:
+        layout.bounds = BOUNDS_EXACT
+        for i in range(n):
+            if not is_exact(v.values[i], v.lower[i], v.upper[i]):
+                layout.lower_upper = True
+                layout.bounds = BOUNDS_CERTAIN if confidence >= 1.0 else BOUNDS_CONFIDENCE
+                break
+    if layout.bounds == BOUNDS_CONFIDENCE:
+        layout.confidence = confidence
+    layout.size = (
+        (9 if fingerprint != 0 else 0)
+        + number_size(v.n)
+        + number_size(v.width)
+        + bytes_size(n * 8)
+        + (bytes_size(n) if layout.statuses else 0)
+        + number_size(layout.bounds)
+        + (2 * bytes_size(n * 8) if layout.lower_upper else 0)
+        + (9 if layout.confidence != 0 else 0)
+        + (bytes_size(n * 4) if layout.coverage else 0)
+    )
+
+
+cdef uint8_t* put_vectors(uint8_t* at, const VectorsView* v, uint64_t fingerprint,
+                          const VectorsLayout* layout) noexcept nogil:
+    cdef uint64_t n = layout.n_values
+    if fingerprint != 0:
+        at = put_fixed64_field(at, FIXED64_1, &fingerprint)
+    at = put_number_field(at, VARINT_2, v.n)
+    at = put_number_field(at, VARINT_3, v.width)
+    at = put_bytes_field(at, LENGTH_4, v.values, n * 8)
+    if layout.statuses:
+        at = put_bytes_field(at, LENGTH_5, v.statuses, n)
+    at = put_number_field(at, VARINT_6, layout.bounds)
+    if layout.lower_upper:
+        at = put_bytes_field(at, LENGTH_7, v.lower, n * 8)
+        at = put_bytes_field(at, LENGTH_8, v.upper, n * 8)
+    if layout.confidence != 0:
+        at = put_fixed64_field(at, FIXED64_9, &layout.confidence)
+    if layout.coverage:
+        at = put_bytes_field(at, LENGTH_10, v.coverage, n * 4)
+    return at
+
+
+cdef inline uint8_t on_wire(uint8_t outcome) noexcept nogil:
+    return WIRE_ACCEPTED if outcome == OUTCOME_ACCEPTED else outcome
+
+
+cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, uint8_t ack, uint64_t position,
+                              const VectorsView* vectors, uint64_t fingerprint,
+                              double confidence) noexcept nogil:
+    cdef VectorsLayout layout
+    cdef uint64_t size = number_size(on_wire(outcome)) + number_size(ack) + number_size(position)
+    cdef uint8_t* at
+    if vectors != NULL:
+        lay_out_vectors(vectors, fingerprint, confidence, &layout)
+        size += 1 + varint_size(layout.size) + layout.size
+    at = buffer_extend(out, size)
+    if at == NULL:
+        return False
+    at = put_number_field(at, VARINT_1, on_wire(outcome))
+    at = put_number_field(at, VARINT_2, ack)
+    at = put_number_field(at, VARINT_3, position)
+    if vectors != NULL:
+        at[0] = LENGTH_4
+        at = put_varint(at + 1, layout.size)
+        put_vectors(at, vectors, fingerprint, &layout)
+    return True
+
+
+cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events,
+                             uint8_t ack, uint64_t position, uint64_t sequence,
+                             bint duplicate_batch) noexcept nogil:
+    cdef uint64_t accepted = 0, late = 0, duplicate = 0, refused = 0, size, refusals_size = 0
+    cdef uint32_t i
+    cdef uint8_t* at
+    for i in range(n_events):
+        if outcomes[i] == OUTCOME_ACCEPTED:
+            accepted += 1
+        elif outcomes[i] == OUTCOME_LATE:
+            late += 1
+        elif outcomes[i] == OUTCOME_DUPLICATE:
+            duplicate += 1
+        else:
+            refused += 1
+            if refused <= MAX_REFUSALS:
+                refusals_size += 2 + number_size(i) + number_size(outcomes[i])
+    size = (number_size(accepted) + number_size(late) + number_size(duplicate) + number_size(refused)
+            + refusals_size + number_size(position) + number_size(ack) + number_size(duplicate_batch)
+            + number_size(sequence))
+    at = buffer_extend(out, size + (1 + varint_size(size) if streamed else 0))
+    if at == NULL:
+        return False
+    if streamed:
+        at[0] = LENGTH_1
+        at = put_varint(at + 1, size)
+    at = put_number_field(at, VARINT_1, accepted)
+    at = put_number_field(at, VARINT_2, late)
+    at = put_number_field(at, VARINT_3, duplicate)
+    at = put_number_field(at, VARINT_4, refused)
+    i = 0
+    while refusals_size != 0:
+        if outcomes[i] > OUTCOME_DUPLICATE:
+            # A refusal takes at most 8 bytes, so its length is one.
+            size = number_size(i) + number_size(outcomes[i])
+            at[0] = LENGTH_5
+            at[1] = <uint8_t>size
+            at = put_number_field(at + 2, VARINT_1, i)
+            at = put_number_field(at, VARINT_2, outcomes[i])
+            refusals_size -= 2 + size
+        i += 1
+    at = put_number_field(at, VARINT_6, position)
+    at = put_number_field(at, VARINT_7, ack)
+    at = put_number_field(at, VARINT_8, duplicate_batch)
+    put_number_field(at, VARINT_9, sequence)
+    return True
+
+
+cdef bint wire_encode_read(Buffer* out, bint streamed, const VectorsView* vectors, uint64_t fingerprint,
+                           double confidence, const int64_t* now_ms) noexcept nogil:
+    cdef VectorsLayout layout
+    cdef uint64_t size, now_zigzag = 0
+    cdef uint8_t* at
+    lay_out_vectors(vectors, fingerprint, confidence, &layout)
+    size = 1 + varint_size(layout.size) + layout.size
+    if now_ms != NULL:
+        now_zigzag = (<uint64_t>now_ms[0] << 1) ^ (<uint64_t>-1 if now_ms[0] < 0 else 0)
+        size += 1 + varint_size(now_zigzag)
+    at = buffer_extend(out, size + (1 + varint_size(size) if streamed else 0))
+    if at == NULL:
+        return False
+    if streamed:
+        at[0] = LENGTH_1
+        at = put_varint(at + 1, size)
+    at[0] = LENGTH_1
+    at = put_varint(at + 1, layout.size)
+    at = put_vectors(at, vectors, fingerprint, &layout)
+    if now_ms != NULL:
+        # Present even when 0: 1970 is a time like any other.
+        at[0] = VARINT_2
+        put_varint(at + 1, now_zigzag)
+    return True
+
+
+# ---- for Python: one message at a time, from arrays ----
+
+@cython.final
+cdef class _Reply:
+    """A Buffer that is freed whatever happens, and vectors borrowed from arrays that it keeps alive."""
+    cdef Buffer buffer
+    cdef VectorsView view
+    cdef list _arrays
+
+    def __cinit__(self, size_t max_bytes):
+        self.buffer.max_bytes = max_bytes
+        self._arrays = []
+
+    cdef int take(self, values, lower, upper, statuses, coverage) except -1:
+        cdef const double[::1] numbers = self._flat(values, np.float64, values)
+        cdef const uint8_t[::1] codes = self._flat(statuses, np.uint8, values)
+        cdef const float[::1] shares
+        self.view.n, self.view.width = values.shape
+        self.view.values = &numbers[0]
+        self.view.statuses = &codes[0]
+        if lower is not None:
+            numbers = self._flat(lower, np.float64, values)
+            self.view.lower = &numbers[0]
+            numbers = self._flat(upper, np.float64, values)
+            self.view.upper = &numbers[0]
+        if coverage is not None:
+            shares = self._flat(coverage, np.float32, values)
+            self.view.coverage = &shares[0]
+        return 0
+
+    cdef object _flat(self, array, dtype, values):
+        """Row-major, and with an address even when there is nothing in it."""
+        made = np.asarray(array, dtype=dtype)
+        if made.ndim != 2 or made.shape != values.shape:
+            raise ValueError(f"arrays of a vector share one shape, {values.shape}, not {made.shape}")
+        flat = np.ascontiguousarray(made).ravel() if made.size else np.zeros(1, dtype)
+        self._arrays.append(flat)
+        return flat
+
+    cdef bytes bytes(self, bint encoded):
+        if not encoded:
+            raise LimitError(f"the reply is larger than {self.buffer.max_bytes} bytes; ask for less at once")
+        return PyBytes_FromStringAndSize(<char*>self.buffer.data, self.buffer.size)
+
+    def __dealloc__(self):
+        buffer_free(&self.buffer)
+
+
+def encode_observe(
+    uint8_t outcome,
+    uint8_t ack,
+    uint64_t position,
+    values=None,
+    *,
+    statuses=None,
+    lower=None,
+    upper=None,
+    coverage=None,
+    uint64_t fingerprint=0,
+    double confidence=1.0,
+    size_t max_bytes=1 << 28,
+):
+    cdef _Reply reply = _Reply(max_bytes)
+    if values is not None:
+        reply.take(values, lower, upper, statuses, coverage)
+    return reply.bytes(
+        wire_encode_observe(
+            &reply.buffer,
+            outcome,
+            ack,
+            position,
+            NULL if values is None else &reply.view,
+            fingerprint,
+            confidence,
+        )
+    )
+
+
+def encode_ingest(
+    const uint8_t[::1] outcomes not None,
+    uint8_t ack,
+    uint64_t position,
+    uint64_t sequence,
+    *,
+    bint duplicate_batch=False,
+    bint streamed=False,
+    size_t max_bytes=1 << 28,
+):
+    cdef _Reply reply = _Reply(max_bytes)
+    cdef uint32_t n_events
+    if outcomes.shape[0] > MAX_BATCH_EVENTS:
+        raise ValueError(f"a batch has at most {MAX_BATCH_EVENTS} events, not {outcomes.shape[0]}")
+    n_events = outcomes.shape[0]
+    return reply.bytes(
+        wire_encode_ingest(
+            &reply.buffer,
+            streamed,
+            &outcomes[0] if n_events else NULL,
+            n_events,
+            ack,
+            position,
+            sequence,
+            duplicate_batch,
+        )
+    )
+
+
+def encode_read(
+    values not None,
+    *,
+    statuses not None,
+    lower=None,
+    upper=None,
+    coverage=None,
+    uint64_t fingerprint=0,
+    double confidence=1.0,
+    now_ms=None,
+    bint streamed=False,
+    size_t max_bytes=1 << 28,
+):
+    cdef _Reply reply = _Reply(max_bytes)
+    cdef int64_t now = 0 if now_ms is None else now_ms
+    reply.take(values, lower, upper, statuses, coverage)
+    return reply.bytes(
+        wire_encode_read(
+            &reply.buffer, streamed, &reply.view, fingerprint, confidence, NULL if now_ms is None else &now
+        )
+    )
