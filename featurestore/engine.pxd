@@ -63,6 +63,8 @@ cdef class Engine:
     cdef readonly object directory       # DataDirectory
     cdef readonly uint64_t checkpoint_position
     cdef readonly object checkpointed_at # time.monotonic() of the last checkpoint of this process, None before
+    cdef readonly object last_checkpoint # Checkpointed: that checkpoint, None before
+    cdef readonly uint64_t schema_position   # of the last schema change of this process, 0 before
     cdef readonly object recovered       # Recovered: what opening found
     cdef object lock                     # checkpoints, schema changes, Forget and closing: one at a time
     cdef object listeners                # see add_plan_listener

@@ -81,6 +81,16 @@ class Recovered:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Checkpointed:
+    """A checkpoint that was written."""
+
+    position: int
+    rows: int
+    n_bytes: int
+    seconds: float
+
+
 # -- the hot path ---------------------------------------------------------------------------------------------
 
 cdef int64_t _wall_ms() noexcept nogil:
@@ -497,6 +507,7 @@ cdef class Engine:
             finally:
                 pthread_mutex_unlock(&self.c.state.order)
                 pthread_rwlock_unlock(&self.c.state.plan_lock)
+            self.schema_position = position
             self.journal.wait_durable(position)
             return plan
 
@@ -554,8 +565,9 @@ cdef class Engine:
     # -- checkpoint
 
     def checkpoint(self):
-        """Writes what changed since the last one; returns (position, rows, bytes). Reads and ingest go on."""
+        """Writes what changed since the last one; returns (position, bytes). Reads and ingest go on."""
         with self.lock:
+            began = time.monotonic()
             position, head = self.state.cut()
             written = False
             rows = n_bytes = 0
@@ -565,6 +577,7 @@ cdef class Engine:
                     for shard in range(self.directory.identity.n_shards):
                         records = self.state.copy_shard(shard)
                         self.rows.write_shard(shard, records, position)
+                        rows += count_records(records)
                         n_bytes += len(records)
                     self.rows.put_meta("plan", self.state.plan.to_json().encode())
                     self.rows.put_meta("head", head)
@@ -584,6 +597,7 @@ cdef class Engine:
                 self.state.copy_end(written)
             self.checkpoint_position = position
             self.checkpointed_at = time.monotonic()
+            self.last_checkpoint = Checkpointed(position, rows, n_bytes, self.checkpointed_at - began)
             self.journal.roll()
             self.journal.truncate_before(position + 1)
             return position, n_bytes
@@ -642,6 +656,11 @@ cdef class Engine:
                 swept = now
                 self.state.sweep()
 
+    @property
+    def failed(self):
+        """Writes are over until a restart: a disk failed, or memory ran out half-way."""
+        return bool(self.c.failed or self.c.state.broken or self.journal.status == "failed")
+
     def stats(self):
         """Counts and sizes, by name; see StatsResponse in admin_service.proto for each."""
         counters = self.c.counters
@@ -684,6 +703,19 @@ cdef class Engine:
 
     def __exit__(self, *_):
         self.close()
+
+
+cdef uint64_t count_records(bytes records):
+    """How many records (16 bytes of key, u32 length, value) a shard's copy has."""
+    cdef const uint8_t* data = records
+    cdef size_t size = len(records), at = 0
+    cdef uint64_t n = 0
+    cdef uint32_t n_bytes
+    while size - at >= 20:
+        memcpy(&n_bytes, data + at + 16, 4)
+        at += 20 + <size_t>n_bytes
+        n += 1
+    return n
 
 
 def write_error(int status):

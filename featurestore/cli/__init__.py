@@ -3,6 +3,7 @@
     frame      main: arguments, errors in one line, signals, exit codes
     exits      every exit code, in one table
     progress   the bar with the rate
+    reaching   what the commands that talk to a server share: its address, TLS, key=value words
     one module per command, named in COMMANDS
 
 A command is a module with `add_arguments(parser)`, which says what it takes, and `run(arguments) -> Exit`.
@@ -20,6 +21,13 @@ COMMANDS = (
         "featurestore.cli.replay",
         "make a training set: events in, the vectors Observe would return out",
     ),
+    Command("ingest", "featurestore.cli.ingest", "send a file of events to a server, each counted once"),
+    Command("get", "featurestore.cli.get", "read vectors: what a service says of some keys"),
+    Command("apply", "featurestore.cli.apply", "change the schema of a live store"),
+    Command("forget", "featurestore.cli.forget", "delete one key from a live store and all its files"),
+    Command("stats", "featurestore.cli.stats", "what a live store holds and has done"),
+    Command("checkpoint", "featurestore.cli.checkpoint", "have a live store write its rows to disk now"),
+    Command("backup", "featurestore.cli.backup", "copy a live store to a directory on its machine"),
 )
 
 
