@@ -15,8 +15,9 @@ yet. The copy is a data directory like any other: `featurestore serve --data` op
 secret, so keep it as safe as the store."""
 
 EPILOG = """\
-example:
-  featurestore backup /backup/fs-2024-05-01 --admin unix:/var/lib/featurestore/admin.sock"""
+examples:
+  featurestore backup /backup/fs-2024-05-01 --admin unix:/var/lib/featurestore/admin.sock
+  featurestore serve --data /backup/fs-2024-05-01      the copy is a store like any other"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,8 +13,9 @@ Has a live store write what changed since its last checkpoint, and returns when 
 does so by itself; do it by hand before a planned restart, which then has little left to replay."""
 
 EPILOG = """\
-example:
-  featurestore checkpoint --admin unix:/var/lib/featurestore/admin.sock"""
+examples:
+  featurestore checkpoint --admin unix:/var/lib/featurestore/admin.sock
+  featurestore checkpoint --admin unix:/var/lib/featurestore/admin.sock -o json | jq .duration_ms"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
