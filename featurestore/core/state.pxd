@@ -20,7 +20,6 @@ from featurestore.core.window cimport Outputs
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_rwlock_t:
         pass
-    int pthread_rwlock_init(pthread_rwlock_t* lock, void* attributes)
     int pthread_rwlock_destroy(pthread_rwlock_t* lock)
     int pthread_rwlock_rdlock(pthread_rwlock_t* lock)
     int pthread_rwlock_wrlock(pthread_rwlock_t* lock)

@@ -55,13 +55,27 @@ cdef enum:
     SNAPSHOT_VERSION = 1
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
+EARLIEST_MS = -62_135_596_800_000      # 0001-01-01
+LATEST_MS = 253_402_300_799_999        # 9999-12-31
 
 
 cdef extern from * nogil:
     """
     #define fs_bswap64(x) __builtin_bswap64(x)
+    /* The default prefers readers, and a schema change would wait for ever under load. */
+    static int fs_fair_rwlock(pthread_rwlock_t* lock) {
+        pthread_rwlockattr_t attributes;
+        int error = pthread_rwlockattr_init(&attributes);
+        if (error == 0) {
+            pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+            error = pthread_rwlock_init(lock, &attributes);
+            pthread_rwlockattr_destroy(&attributes);
+        }
+        return error;
+    }
     """
     uint64_t fs_bswap64(uint64_t x) noexcept
+    int fs_fair_rwlock(pthread_rwlock_t* lock) noexcept
 
 
 cdef inline uint32_t _shard_of(const StateC* state, uint64_t fp1) noexcept nogil:
@@ -573,7 +587,7 @@ cdef class State:
                 raise MemoryError
             self.c.n_shards += 1
         self.c.shard_bits = n_shards.bit_length() - 1
-        if pthread_rwlock_init(&self.c.plan_lock, NULL) or pthread_mutex_init(&self.c.order, NULL):
+        if fs_fair_rwlock(&self.c.plan_lock) or pthread_mutex_init(&self.c.order, NULL):
             raise MemoryError
         self.made = True
 
@@ -694,6 +708,8 @@ cdef class State:
             as_of = np.ascontiguousarray(as_of, np.int64)
             if as_of.shape != (n,):
                 raise InvalidEventError(f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
+            if n and not (EARLIEST_MS <= as_of.min() and as_of.max() <= LATEST_MS):
+                raise InvalidEventError("as_of is outside the years 1 to 9999")
             times = <const int64_t*><uintptr_t>as_of.ctypes.data
         keys = _keys(list(parts), list(parts.values()), n)
         vectors = vectors_for(target, n, bounds, &outputs)
