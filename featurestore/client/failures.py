@@ -47,10 +47,17 @@ _ERRORS: dict[grpc.StatusCode, type[FeatureStoreError]] = {
     Code.UNKNOWN: FeatureStoreError,
 }
 _RETRIED = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED}
-# gRPC's own words for a connection that broke under a call; the status it gives them differs from case to
-# case
+# gRPC's own words where no connection could be made,
 _UNREACHED = ("connect", "resolution failed", "Name or service not known", "Socket closed", "No such file")
-_BROKEN = ("RST_STREAM", "GOAWAY", "Socket closed", "Stream removed", "Connection reset")
+# and where one broke under a call: the status it gives them then differs from case to case.
+_BROKEN = (
+    "Internal error from Core",  # grpc.aio of a write that the server's own status overtook (grpc#36066)
+    "RST_STREAM",
+    "GOAWAY",
+    "Socket closed",
+    "Stream removed",
+    "Connection reset",
+)
 
 
 @dataclass(frozen=True)
