@@ -706,14 +706,14 @@ cdef class Engine:
 
 
 cdef uint64_t count_records(bytes records):
-    """How many records (16 bytes of key, u32 length, value) a shard's copy has."""
+    """How many records a shard's copy has: 16 bytes of key, u32 length (all ones: the row is gone), value."""
     cdef const uint8_t* data = records
     cdef size_t size = len(records), at = 0
     cdef uint64_t n = 0
     cdef uint32_t n_bytes
-    while size - at >= 20:
+    while at + 20 <= size:
         memcpy(&n_bytes, data + at + 16, 4)
-        at += 20 + <size_t>n_bytes
+        at += 20 + (<size_t>n_bytes if n_bytes != 0xFFFFFFFFu else 0)
         n += 1
     return n
 
