@@ -105,6 +105,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     ack = None if arguments.ack is None else Ack[arguments.ack.upper()]
     report = IngestReport()
     with (
+        # its producer sends nothing: the batches have that of the source, under the same epoch
         client_of(arguments, producer="cli", epoch=arguments.epoch) as client,
         open_events(
             arguments.file, event_plan(client.schema(), arguments.event), stated_format=arguments.format

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from featurestore.engine import Engine
 
+from featurestore import config
 from featurestore.cli import main
-from featurestore.client import Client, Status
+from featurestore.client import Client, Status, Tls
 from featurestore.config import ServeConfig
-from featurestore.errors import InvalidEventError
+from featurestore.engine import Engine
+from featurestore.errors import ConfigError, InvalidEventError, UnavailableError
 from featurestore.outcome import Outcome
 from featurestore.server.serve import Server, open_store
 
@@ -71,11 +74,11 @@ class House:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    config = ServeConfig(
+    settings = ServeConfig(
         data=tmp_path / "store", schema=SCHEMA, listen="localhost:0", clock="event", durability="process"
     )
-    engine = open_store(config)
-    with Server(engine, config) as server:
+    engine = open_store(settings)
+    with Server(engine, settings) as server:
         yield House(tmp_path, engine, server)
     engine.close()
 
@@ -133,14 +136,74 @@ def test_observe_reads_with_the_event_and_a_peek_leaves_no_trace(
     assert client.observe("transaction", event, "fraud").vector["customer.count_1h"] == 2.0
 
 
+def test_threads_may_share_a_client(house: House) -> None:
+    errors: list[BaseException] = []
+    with Client(house.target, backoff=FAST) as client:
+
+        def work(number: int) -> None:
+            try:
+                for i in range(20):
+                    event = {"tx_datetime": "2018-04-01", "customer_id": number, "tx_amount": i}
+                    client.observe("transaction", event, "fraud")
+                    client.get("fraud", {"customer_id": number})
+                client.ingest("transaction", rows(500), batch_events=50)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(100 + number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        many = client.get_many("fraud", {"customer_id": [*range(10), *range(100, 106)]})
+    assert many.values[:, 1].tolist() == [300.0] * 10 + [20.0] * 6
+
+
+def certificates(directory: Path) -> Tls:
+    """A certificate for localhost that vouches for itself, made with openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command")
+    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout key.pem"
+    words += " -out cert.pem -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run(words.split(), cwd=directory, check=True, capture_output=True)
+    return Tls(ca=str(directory / "cert.pem"))
+
+
+def test_tls_is_spoken_and_plain_text_is_not_answered(
+    tmp_path: Path, make_client: MakeClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tls = certificates(tmp_path)
+    serving = config.Tls(certificate=tmp_path / "cert.pem", key=tmp_path / "key.pem")
+    settings = ServeConfig(
+        data=tmp_path / "store", schema=SCHEMA, listen="localhost:0", tls=serving, clock="event"
+    )
+    engine = open_store(settings)
+    try:
+        with Server(engine, settings) as server:
+            target = str(server.address)
+            assert make_client(target, tls=tls).schema().name == "card-fraud"
+            words = ("get", "--service", "fraud", "customer_id=1", "--server", target)
+            assert run(*words, "--tls-ca", str(tmp_path / "cert.pem"), capsys=capsys)[0] == 0
+            assert run(*words, capsys=capsys)[0] == 4
+            with pytest.raises(UnavailableError):
+                make_client(target, tls=Tls()).schema()  # a certificate that nobody vouches for
+    finally:
+        engine.close()
+    with pytest.raises(ConfigError, match=r"cannot read .*no\.pem"):
+        make_client("localhost:1", tls=Tls(ca=str(tmp_path / "no.pem")))
+    with pytest.raises(ConfigError, match="given together"):
+        make_client("localhost:1", tls=Tls(cert=str(tmp_path / "cert.pem")))
+
+
 def test_a_server_that_restarts_in_the_midst_of_an_ingest_counts_each_event_once(
     tmp_path: Path, make_client: MakeClient
 ) -> None:
-    config = ServeConfig(
+    settings = ServeConfig(
         data=tmp_path / "store", schema=SCHEMA, listen=f"unix:{tmp_path / 'public.sock'}", clock="event"
     )
-    engine = open_store(config)
-    server = Server(engine, config)
+    engine = open_store(settings)
+    server = Server(engine, settings)
     server.start()
     client = make_client(str(server.address))
     data = rows(3000)
@@ -152,8 +215,8 @@ def test_a_server_that_restarts_in_the_midst_of_an_ingest_counts_each_event_once
             if begin in (1000, 2000):
                 server.stop(0)
                 engine.close()
-                engine = open_store(config)
-                server = Server(engine, config)
+                engine = open_store(settings)
+                server = Server(engine, settings)
                 server.start()
                 restarts += 1
             yield {name: values[begin : begin + 100] for name, values in data.items()}
