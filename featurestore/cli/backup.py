@@ -15,7 +15,7 @@ yet. The copy is a data directory like any other: `featurestore serve --data` op
 secret, so keep it as safe as the store."""
 
 EPILOG = """\
-example:
+examples:
   featurestore backup /backup/fs-2024-05-01 --admin unix:/var/lib/featurestore/admin.sock"""
 
 

@@ -13,7 +13,7 @@ Has a live store write what changed since its last checkpoint, and returns when 
 does so by itself; do it by hand before a planned restart, which then has little left to replay."""
 
 EPILOG = """\
-example:
+examples:
   featurestore checkpoint --admin unix:/var/lib/featurestore/admin.sock"""
 
 

@@ -65,8 +65,10 @@ class Client:
             self._channel = grpc.insecure_channel(target, made)
         else:
             self._channel = grpc.secure_channel(target, tls.credentials(), made)
-        self._methods = {method: self._channel.unary_unary(method.value) for method in Method}
-        self._ingest_stream = self._channel.stream_stream(INGEST_STREAM)
+        self._methods: dict[Method, Any] = {
+            method: self._channel.unary_unary(method.value) for method in Method
+        }
+        self._ingest_stream: Any = self._channel.stream_stream(INGEST_STREAM)
 
     @property
     def producer(self) -> str:

@@ -97,6 +97,19 @@ def test_tries_have_an_end_and_the_error_has_the_servers_words(server: FakeServe
     assert server.calls["get"] == 5
 
 
+def test_a_message_that_is_too_large_is_not_sent_again(server: FakeServer, client: Any) -> None:
+    def script(method: str, n: int) -> None:
+        if method in ("get", "batch"):
+            raise Abort(Code.RESOURCE_EXHAUSTED, "Received message larger than max (5 vs. 4)")
+
+    server.before = script
+    with pytest.raises(LimitError, match="larger than max"):
+        client.get("fraud", {"customer_id": 1})
+    with pytest.raises(LimitError, match="larger than max"):
+        client.ingest("transaction", events(1))
+    assert (server.calls["get"], server.calls["batch"]) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("code", "error"),
     [
