@@ -12,6 +12,7 @@ The package, from the outside in; each knows only what is below it:
     demo       real logs through a real server, and who stands out in them
     client     Client and AsyncClient: writing and reading over gRPC       (needs numpy, grpcio, protobuf)
     server     the wire and the dispatcher: the only place that knows gRPC's server side
+    config     settings and limits of a server, checked before anything is opened
     replay     history in, training set out, through the engine that serves
     engine     the store as one: journal, rows and state; observe, read, recover, forget, back up
     storage    the journal's segments and the rows in LMDB: the only place that knows record bytes

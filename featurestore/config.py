@@ -37,7 +37,7 @@ class Address:
             n_bytes = len(os.fsencode(path))
             if n_bytes > MAX_SOCKET_PATH_BYTES:
                 raise ConfigError(
-                    f"{setting}: the socket's path {path} has {n_bytes} bytes and a Unix socket's has at most "
+                    f"{setting}: the socket's path {path} has {n_bytes} bytes and a socket's has at most "
                     f"{MAX_SOCKET_PATH_BYTES}; give a shorter one with unix:PATH"
                 )
             return cls(path=path)
@@ -145,8 +145,8 @@ class ServeConfig:
         public, admin, metrics = self.public_address, self.admin_address, self.metrics_address
         if admin.path is None and (self.admin_tls is None or self.admin_tls.client_ca is None):
             raise ConfigError(
-                f"admin is {admin}: over TCP it needs a certificate, a key and a client CA (mutual TLS), because "
-                "whoever reaches it may delete and copy everything; or leave it a Unix socket"
+                f"admin is {admin}: over TCP it needs a certificate, a key and a client CA (mutual TLS), "
+                "because whoever reaches it may delete and copy everything; or leave it a Unix socket"
             )
         if metrics is not None and metrics.path is not None:
             raise ConfigError(f"metrics is {metrics}; it is host:port")
@@ -179,5 +179,5 @@ def _check_files(tls: Tls, name: str) -> None:
     for what, path in (("certificate", tls.certificate), ("key", tls.key), ("client CA", tls.client_ca)):
         if path is not None and not os.access(path, os.R_OK):
             raise ConfigError(
-                f"{name}: the {what} {path} cannot be read; give the path of a PEM file that this user may read"
+                f"{name}: the {what} {path} cannot be read; give a PEM file that this user may read"
             )

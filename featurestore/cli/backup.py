@@ -16,8 +16,7 @@ secret, so keep it as safe as the store."""
 
 EPILOG = """\
 examples:
-  featurestore backup /backup/fs-2024-05-01 --admin unix:/var/lib/featurestore/admin.sock
-  featurestore serve --data /backup/fs-2024-05-01      the copy is a store like any other"""
+  featurestore backup /backup/fs-2024-05-01 --admin unix:/var/lib/featurestore/admin.sock"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,8 +14,7 @@ does so by itself; do it by hand before a planned restart, which then has little
 
 EPILOG = """\
 examples:
-  featurestore checkpoint --admin unix:/var/lib/featurestore/admin.sock
-  featurestore checkpoint --admin unix:/var/lib/featurestore/admin.sock -o json | jq .duration_ms"""
+  featurestore checkpoint --admin unix:/var/lib/featurestore/admin.sock"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

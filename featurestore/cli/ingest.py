@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -104,6 +105,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     ack = None if arguments.ack is None else Ack[arguments.ack.upper()]
     report = IngestReport()
     with (
+        # its producer sends nothing: the batches have that of the source, under the same epoch
         client_of(arguments, producer="cli", epoch=arguments.epoch) as client,
         open_events(
             arguments.file, event_plan(client.schema(), arguments.event), stated_format=arguments.format
@@ -154,17 +156,17 @@ class _Read:
 def source_of(path: str, event: str) -> str:
     """The name that the file's batches are numbered under: its whole content and what it is sent as.
 
-    Neither the path nor the time it was changed: those say nothing of what is in it.
+    Neither the path nor the time it was changed: those say nothing of what is in it. A pipe has no content to
+    read ahead, so its name is a random one: it is counted once, and cannot be resumed.
     """
     if path == "-" or not Path(path).is_file():
-        return f"pipe-{hashlib.blake2b(str(time.time_ns()).encode(), digest_size=16).hexdigest()}"
+        return f"pipe-{secrets.token_hex(16)}"
     try:
         with Path(path).open("rb") as file:
-            content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32))
+            content = hashlib.file_digest(file, "sha256")
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    of_both = hashlib.blake2b(content.digest() + event.encode(), digest_size=16)
-    return f"file-{of_both.hexdigest()}"
+    return f"file-{hashlib.sha256(content.digest() + event.encode()).hexdigest()[:32]}"
 
 
 def again(arguments: argparse.Namespace) -> str:

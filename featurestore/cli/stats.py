@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> Exit:
 
 
 def row(name: str, value: Any) -> list[str]:
-    """Name and value for people: thousands apart, times as dates, durations in days and hours."""
-    words = name.removesuffix("_ms").removesuffix("_bytes").replace("_", " ")
+    """Name and value for people: thousands apart, times as dates, durations in days and clock time."""
+    words = name.removesuffix("_ms").replace("_", " ")
     if value is None:
         return [words, "none"]
     if name == "now_ms":
@@ -70,4 +70,4 @@ def row(name: str, value: Any) -> list[str]:
         return [words, now.isoformat(" ", "milliseconds")]
     if name.endswith("_ms"):
         return [words, str(timedelta(seconds=value // 1000))]
-    return [words, f"{value:,} B" if name.endswith("_bytes") else f"{value:,}"]
+    return [words, f"{value:,}"]

@@ -53,8 +53,10 @@ class AsyncClient:
             self._channel = grpc.aio.insecure_channel(target, made)
         else:
             self._channel = grpc.aio.secure_channel(target, tls.credentials(), made)
-        self._methods = {method: self._channel.unary_unary(method.value) for method in Method}
-        self._ingest_stream = self._channel.stream_stream(INGEST_STREAM)
+        self._methods: dict[Method, Any] = {
+            method: self._channel.unary_unary(method.value) for method in Method
+        }
+        self._ingest_stream: Any = self._channel.stream_stream(INGEST_STREAM)
 
     @property
     def producer(self) -> str:
@@ -146,6 +148,9 @@ class AsyncClient:
         """Sends and takes answers on one stream until all is done (None) or the stream fails."""
         call = self._ingest_stream()
         try:
+            for first in upload.unanswered()[:1]:
+                await self._in_time(call.write(first.message))
+                upload.answered(await self._answer(call))
             for batch in upload.unanswered():
                 await self._in_time(call.write(batch.message))
             while True:
@@ -162,11 +167,9 @@ class AsyncClient:
                     await self._in_time(call.done_writing())
                     await self._in_time(call.read())
                     return None
-                reply = await self._in_time(call.read())
-                if reply is grpc.aio.EOF:
-                    code = Code.UNAVAILABLE
-                    return Failure(code, "the server ended the stream before its last answer")
-                upload.answered(reply)
+                upload.answered(await self._answer(call))
+        except _Ended:
+            return Failure(Code.UNAVAILABLE, "the server ended the stream before its last answer")
         except TimeoutError:
             return Failure(Code.DEADLINE_EXCEEDED, f"no answer to a batch within {self.timeout_s:g} s")
         except grpc.RpcError as error:
@@ -175,6 +178,13 @@ class AsyncClient:
             return Failure(await call.code(), await call.details() or "")
         finally:
             call.cancel()
+
+    async def _answer(self, call: Any) -> bytes:
+        reply = await self._in_time(call.read())
+        if reply is grpc.aio.EOF:
+            raise _Ended
+        answer: bytes = reply
+        return answer
 
     async def _in_time(self, what: Any) -> Any:
         return await asyncio.wait_for(what, self.timeout_s)
@@ -223,6 +233,10 @@ class AsyncClient:
                 await asyncio.sleep(wait_s)
             else:
                 return Reply(reply, attempts.made)
+
+
+class _Ended(Exception):
+    """The server ended a stream, without an error, that answers were waited for on."""
 
 
 async def _items(columns: Any, batch_events: int) -> AsyncIterator[Any]:

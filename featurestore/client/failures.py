@@ -1,9 +1,9 @@
 """When a call fails: the one table from gRPC status to featurestore.errors, and how long to wait before
 trying again.
 
-What is tried again: UNAVAILABLE, RESOURCE_EXHAUSTED and broken connections, because every request may be sent
-twice: reads change nothing, writes carry (producer, epoch, sequence). What is not: whatever the server said
-about the request itself.
+What is tried again: UNAVAILABLE, RESOURCE_EXHAUSTED (but for a message that is too large) and broken
+connections, because every request may be sent twice: reads change nothing, writes carry (producer, epoch,
+sequence). What is not: whatever the server said about the request itself.
 """
 
 from __future__ import annotations
@@ -47,10 +47,19 @@ _ERRORS: dict[grpc.StatusCode, type[FeatureStoreError]] = {
     Code.UNKNOWN: FeatureStoreError,
 }
 _RETRIED = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED}
-# gRPC's own words for a connection that broke under a call; the status it gives them differs from case to
-# case
+# gRPC's own words where no connection could be made,
 _UNREACHED = ("connect", "resolution failed", "Name or service not known", "Socket closed", "No such file")
-_BROKEN = ("RST_STREAM", "GOAWAY", "Socket closed", "Stream removed", "Connection reset")
+# and where one broke under a call: the status it gives them then differs from case to case.
+_BROKEN = (
+    "Internal error from Core",  # grpc.aio of a write that the server's own status overtook (grpc#36066)
+    "RST_STREAM",
+    "GOAWAY",
+    "Socket closed",
+    "Stream removed",
+    "Connection reset",
+)
+# A message over the limit is over it every time: gRPC's words, and the server's.
+_TOO_LARGE = "larger than"
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Failure:
 
     @property
     def may_be_retried(self) -> bool:
+        if self.code is Code.RESOURCE_EXHAUSTED and _TOO_LARGE in self.details:
+            return False
         broken = self.code in (Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED)
         return self.code in _RETRIED or (broken and any(words in self.details for words in _BROKEN))
 

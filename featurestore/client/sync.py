@@ -65,8 +65,10 @@ class Client:
             self._channel = grpc.insecure_channel(target, made)
         else:
             self._channel = grpc.secure_channel(target, tls.credentials(), made)
-        self._methods = {method: self._channel.unary_unary(method.value) for method in Method}
-        self._ingest_stream = self._channel.stream_stream(INGEST_STREAM)
+        self._methods: dict[Method, Any] = {
+            method: self._channel.unary_unary(method.value) for method in Method
+        }
+        self._ingest_stream: Any = self._channel.stream_stream(INGEST_STREAM)
 
     @property
     def producer(self) -> str:
@@ -180,9 +182,15 @@ class Client:
     def _stream(self, upload: Upload, items: Iterator[Any]) -> Failure | None:
         """Sends and takes answers on one stream until all is done (None) or the stream fails."""
         messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        for batch in upload.unanswered():
-            messages.put(batch.message)
         with _Stream(self._ingest_stream, messages) as stream:
+            for first in upload.unanswered()[:1]:
+                messages.put(first.message)
+                reply = stream.reply(self.timeout_s)
+                if isinstance(reply, Failure):
+                    return reply
+                upload.answered(reply)
+            for batch in upload.unanswered():
+                messages.put(batch.message)
             while True:
                 while not upload.is_full:
                     cut = upload.cut()

@@ -195,7 +195,11 @@ class Upload:
     # ---- out and back
 
     def unanswered(self) -> list[Batch]:
-        """What to send again on a new stream, in order."""
+        """What to send again on a new stream, in order.
+
+        The first is sent alone and its answer waited for: a server at its limit is not flooded, and what it
+        says of that batch is heard even where a failed write behind it would hide it (grpc#36066).
+        """
         return list(self._unanswered)
 
     def answered(self, message: bytes) -> None:

@@ -47,6 +47,9 @@ VECTORS_BOUNDS, VECTORS_LOWER, VECTORS_UPPER, VECTORS_COVERAGE = 6, 7, 8, 10
 BOUNDS_EXACT = 1
 OUTCOME_ACCEPTED = 3
 
+KNOWN_STATUSES = bytes(Status)
+DOUBLES, FLOATS, BYTES = np.dtype("<f8"), np.dtype("<f4"), np.dtype("u1")
+
 # ---- encoding
 
 
@@ -205,12 +208,13 @@ def decode_vectors(data: bytes, span: Span, service: ServiceSchema, now_ms: int 
         raise _unreadable(f"vectors of {width} values for a service of {len(service.names)} features")
 
     def numbers_of(which: int) -> NDArray[np.float64]:
-        return _array(data, spans.get(which), "<f8", n, width)
+        return _array(data, spans.get(which), DOUBLES, n, width)
 
     values = numbers_of(VECTORS_VALUES)
     if VECTORS_STATUSES in spans:
-        statuses: NDArray[np.uint8] = _array(data, spans[VECTORS_STATUSES], "u1", n, width)
-        if statuses.size and not Status.PRESENT <= statuses.min() <= statuses.max() <= Status.UNAVAILABLE:
+        statuses: NDArray[np.uint8] = _array(data, spans[VECTORS_STATUSES], BYTES, n, width)
+        begin, end = spans[VECTORS_STATUSES]
+        if data[begin:end].translate(None, KNOWN_STATUSES):
             raise _unreadable("a status that this client does not know")
     else:
         statuses = np.full((n, width), Status.PRESENT, np.uint8)
@@ -220,15 +224,15 @@ def decode_vectors(data: bytes, span: Span, service: ServiceSchema, now_ms: int 
     elif VECTORS_LOWER in spans:
         lower, upper = numbers_of(VECTORS_LOWER), numbers_of(VECTORS_UPPER)
     if VECTORS_COVERAGE in spans:
-        coverage: NDArray[np.float32] = _array(data, spans[VECTORS_COVERAGE], "<f4", n, width)
+        coverage: NDArray[np.float32] = _array(data, spans[VECTORS_COVERAGE], FLOATS, n, width)
     else:
         coverage = np.ones((n, width), np.float32)
     return Vectors(service.names, values, statuses, coverage, lower, upper, now_ms)
 
 
-def _array(data: bytes, span: Span | None, dtype: str, n: int, width: int) -> NDArray[Any]:
+def _array(data: bytes, span: Span | None, dtype: np.dtype[Any], n: int, width: int) -> NDArray[Any]:
     begin, end = span or (0, 0)
-    size = n * width * np.dtype(dtype).itemsize
+    size = n * width * dtype.itemsize
     if end - begin != size:
         raise _unreadable(f"{end - begin} bytes for {n} × {width} values, {size} are needed")
     return np.frombuffer(data, dtype, n * width, begin).reshape(n, width)

@@ -55,13 +55,27 @@ cdef enum:
     SNAPSHOT_VERSION = 1
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
+EARLIEST_MS = -62_135_596_800_000      # 0001-01-01
+LATEST_MS = 253_402_300_799_999        # 9999-12-31
 
 
 cdef extern from * nogil:
     """
     #define fs_bswap64(x) __builtin_bswap64(x)
+    /* The default prefers readers, and a schema change would wait for ever under load. */
+    static int fs_fair_rwlock(pthread_rwlock_t* lock) {
+        pthread_rwlockattr_t attributes;
+        int error = pthread_rwlockattr_init(&attributes);
+        if (error == 0) {
+            pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+            error = pthread_rwlock_init(lock, &attributes);
+            pthread_rwlockattr_destroy(&attributes);
+        }
+        return error;
+    }
     """
     uint64_t fs_bswap64(uint64_t x) noexcept
+    int fs_fair_rwlock(pthread_rwlock_t* lock) noexcept
 
 
 cdef inline uint32_t _shard_of(const StateC* state, uint64_t fp1) noexcept nogil:
@@ -123,6 +137,7 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     work.facts.masks = places[0]
     work.facts.missing = places[1]
     work.homeless = places[2]
+    work.first_of_type = False
     work.facts.homeless = NULL
     work.facts.id_fps = <uint64_t*>places[3] if event.id_field >= 0 else NULL
     work.facts.id_missing = places[4]
@@ -136,7 +151,7 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     return 0
 
 
-cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexcept nogil:
+cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil:
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef const Column* columns[256]
     cdef const TouchC* touch
@@ -162,6 +177,9 @@ cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexc
         for k in range(touch.n_fields):
             columns[k] = &batch.columns[touch.fields[k]]
         missing = <uint8_t*>work.facts.missing + <size_t>j * n
+        if touch.n_views == 0 and not to_read:
+            memset(missing, 1, n)
+            continue
         key_fingerprints(state.secret, touch.entity_id, columns, touch.n_fields, 0, n, fps, missing)
         for i in range(n):
             if (fps[2 * i] | fps[2 * i + 1]) == 0:
@@ -234,12 +252,14 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
                 or outcome == REFUSED_NO_ID or outcome == REFUSED_BEYOND_DEDUPE or outcome == REFUSED_MEMORY):
             batch.outcomes[i] = OUTCOME_ACCEPTED
     work.facts.homeless = NULL
+    work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
     if state.max_memory_bytes and _used_bytes(state) >= state.max_memory_bytes:
         _find_homeless(state, batch, work)
     return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows)
 
 
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin, int64_t wall_ms) noexcept nogil:
+    work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
     return sequencer_commit(&state.sequencer, batch, &work.facts, origin, wall_ms,
                             state.plan.events[batch.event].dedupe_ms, work.nows)
 
@@ -339,16 +359,17 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     memset(&job, 0, sizeof(job))
     memcpy(work.type_nows, s.type_nows, s.n_types * sizeof(int64_t))
     memcpy(work.first_nows, s.first_nows, s.n_types * sizeof(int64_t))
-    for i in range(batch.n_events):
-        if not s.event_clock and peek:
-            break
-        if peek and work.first_nows[batch.event] == UNSET_MS and batch.outcomes[i] == OUTCOME_ACCEPTED:
-            work.first_nows[batch.event] = work.nows[i]      # what a commit would have made it
     if not s.event_clock and batch.n_events:
         for i in range(s.n_types):
             work.type_nows[i] = work.nows[0]
-        if peek and work.first_nows[batch.event] == UNSET_MS:
-            work.first_nows[batch.event] = work.nows[0]
+    # A view of this type is live from its first accepted event on: events before that one in this batch do not know it yet.
+    job.own_first_now = work.first_nows[batch.event]
+    if work.first_of_type:
+        job.own_first_now = UNSET_MS
+        while job.first_accepted < batch.n_events and batch.outcomes[job.first_accepted] != OUTCOME_ACCEPTED:
+            job.first_accepted += 1
+        if job.first_accepted < batch.n_events:
+            job.own_first_now = work.nows[job.first_accepted]
     if service != NULL:
         for i in range(batch.n_events):
             work.reads_at[i] = batch.times[i]
@@ -573,7 +594,7 @@ cdef class State:
                 raise MemoryError
             self.c.n_shards += 1
         self.c.shard_bits = n_shards.bit_length() - 1
-        if pthread_rwlock_init(&self.c.plan_lock, NULL) or pthread_mutex_init(&self.c.order, NULL):
+        if fs_fair_rwlock(&self.c.plan_lock) or pthread_mutex_init(&self.c.order, NULL):
             raise MemoryError
         self.made = True
 
@@ -650,7 +671,7 @@ cdef class State:
         state_origin(&self.c, producer, len(producer), epoch, sequence, content, &origin)
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
-            status = work_prepare(&self.c, b, &work)
+            status = work_prepare(&self.c, b, target != NULL, &work)
             pthread_mutex_lock(&self.c.order)
             verdict = sequencer_judge(&self.c.sequencer, &origin)
             if status == 0 and verdict <= VERDICT_DUPLICATE:
@@ -694,6 +715,8 @@ cdef class State:
             as_of = np.ascontiguousarray(as_of, np.int64)
             if as_of.shape != (n,):
                 raise InvalidEventError(f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
+            if n and not (EARLIEST_MS <= as_of.min() and as_of.max() <= LATEST_MS):
+                raise InvalidEventError("as_of is outside the years 1 to 9999")
             times = <const int64_t*><uintptr_t>as_of.ctypes.data
         keys = _keys(list(parts), list(parts.values()), n)
         vectors = vectors_for(target, n, bounds, &outputs)

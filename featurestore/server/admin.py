@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 
@@ -38,7 +38,8 @@ class Admin(pb_grpc.AdminServiceServicer):
         self._changing = threading.Lock()  # from one schema to the next, so that a reply tells its own change
 
     def add_to(self, server: grpc.Server) -> None:
-        pb_grpc.add_AdminServiceServicer_to_server(self, server)
+        add: Any = pb_grpc.add_AdminServiceServicer_to_server  # generated, without types
+        add(self, server)
 
     def ApplySchema(
         self, request: pb.ApplySchemaRequest, context: grpc.ServicerContext
@@ -83,13 +84,15 @@ class Admin(pb_grpc.AdminServiceServicer):
         return response
 
     def _checkpoint(self) -> pb.CheckpointResponse:
-        self._engine.checkpoint()
+        began = time.monotonic()
+        position, n_bytes = self._engine.checkpoint()
+        took_s = time.monotonic() - began
         last = self._engine.last_checkpoint
         return pb.CheckpointResponse(
-            position=last.position,
-            rows_written=last.rows,
-            bytes_written=last.n_bytes,
-            duration_ms=int(last.seconds * 1000),
+            position=position,
+            rows_written=0 if last is None else last.rows,
+            bytes_written=n_bytes,
+            duration_ms=int(took_s * 1000),
         )
 
     def _forget(self, request: pb.ForgetRequest) -> pb.ForgetResponse:

@@ -1,18 +1,22 @@
-# Request bytes in, reply bytes out: what every transport does with a hot call, without the GIL and without waiting.
+# Request bytes in, reply bytes out: what every transport does with a hot call, without the GIL and without
+# waiting.
 #
 #   take ──► run ──► DONE                      send reply
-#                ├─► PARKED                    keep reply and position; send it when `check` (or `wait`) says DONE
+#                ├─► PARKED                    keep reply and position; send it when `check` (or `wait`) says
+# DONE
 #                └─► ERROR ──► exception       with the GIL: the words; then its status
 #   finish                                     counts the call and its time
 #   give                                       the Call is somebody else's
 #
-# A Call is taken from a bounded pool and belongs to one thread at a time; it keeps its memory for the next request.
-# The message must stay where it is until `give`. A reply is encoded before its write is durable, since nothing in it
-# can change any more, so a transport may take the reply out of the Call, give the Call back, and park bytes only.
+# A Call is taken from a bounded pool and belongs to one thread at a time; it keeps its memory for the next
+# request. The message must stay where it is until `give`. A reply is encoded before its write is durable,
+# since nothing in it can change any more, so a transport may take the reply out of the Call, give the Call
+# back, and park bytes only.
 #
-# A DispatcherC belongs to one Dispatcher: whoever uses it keeps a reference to that object. Any number of threads may
-# call in. `run` holds the store's plan lock (shared) from decoding to applying, so that names and plan are of one
-# version in every call; it waits for locks that are held for microseconds, and for nothing else.
+# A DispatcherC belongs to one Dispatcher: whoever uses it keeps a reference to that object. Any number of
+# threads may call in. `run` holds the store's plan lock (shared) from decoding to applying, so that names and
+# plan are of one version in every call; it waits for locks that are held for microseconds, and for nothing
+# else.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from featurestore.core.state cimport Work
@@ -45,7 +49,7 @@ cdef enum Fault:
     FAULT_PRODUCER = 3               # its name is longer than a journal frame can hold
     FAULT_REPLY = 4                  # the reply would exceed the limit on messages; nothing was written
     FAULT_MEMORY = 5                 # no memory for the reply
-    FAULT_LOST = 6                   # written, and then the journal failed: it may or may not be there after a restart
+    FAULT_LOST = 6                   # written, then the journal failed: a restart shows whether it is kept
     FAULT_TIMEOUT = 7                # written, and not durable in the time that the caller had
 
 cdef enum:
@@ -97,9 +101,12 @@ ctypedef struct DispatcherC:
 # A Call, or NULL: as many as allowed are in use, or there is no memory. Answer RESOURCE_EXHAUSTED.
 cdef Call* dispatcher_take(DispatcherC* d) noexcept nogil
 # An Answer. The reply is appended to call.reply, behind what a transport has put there.
-cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* message, size_t size) noexcept nogil
-# As run, or -1 and nothing done where the plan is being changed just now: for a caller that must not be held up.
-cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* message, size_t size) noexcept nogil
+cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* message,
+                        size_t size) noexcept nogil
+# As run, or -1 and nothing done where the plan is being changed just now: for a caller that must not be held
+# up.
+cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* message,
+                        size_t size) noexcept nogil
 # What has become of a PARKED call, an Answer. `wait` blocks, for ever with timeout_ns < 0.
 cdef int dispatcher_check(DispatcherC* d, Call* call) noexcept nogil
 cdef int dispatcher_wait(DispatcherC* d, Call* call, int64_t timeout_ns) noexcept nogil
@@ -111,7 +118,7 @@ cdef class Dispatcher:
     cdef DispatcherC c
     cdef readonly Engine engine
     cdef readonly dict limits        # of WireSchema
-    cdef list served                 # Served: the one in use, then those whose errors are still being put in words
+    cdef list served                 # Served: the one in use, then those whose errors still await words
     cdef bint made
     # The exception of featurestore.errors for a call that failed; releases what it held.
     cdef object exception(self, Call* call)

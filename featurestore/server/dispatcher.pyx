@@ -1,13 +1,18 @@
-"""Request bytes in, reply bytes out: what every transport does with a hot call; dispatcher.pxd draws the way of a call.
+"""Request bytes in, reply bytes out: what every transport does with a hot call; dispatcher.pxd draws the way
+of a call.
 
 What it promises:
 
-- A call is of one schema from its first byte to its last: names, plan and reply change together, under the plan lock.
-- Nothing is acknowledged that the store may still lose in the mode that the caller asked for. A duplicate waits for
+- A call is of one schema from its first byte to its last: names, plan and reply change together, under the
+plan lock.
+- Nothing is acknowledged that the store may still lose in the mode that the caller asked for. A duplicate
+waits for
   what it repeats.
-- Whatever the bytes are, the answer is a reply or a named fault, memory stays within its limits, and a call that is
-  answered with a fault has changed nothing. (Two exceptions, both named: FAULT_LOST and FAULT_TIMEOUT were written,
-  and only whether a power cut would spare them is not known. A retry with the same sequence finds out.)
+- Whatever the bytes are, the answer is a reply or a named fault, memory stays within its limits, and a call
+that is
+  answered with a fault has changed nothing. (Two exceptions, both named: FAULT_LOST and FAULT_TIMEOUT were
+  written, and only whether a power cut would spare them is not known. A retry with the same sequence finds
+  out.)
 - In the steady state a call allocates nothing: its memory is that of a call before it.
 
 Words are made outside: `Dispatcher.exception` takes the GIL after every lock has been let go.
@@ -23,22 +28,25 @@ from featurestore.core.batch cimport OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, Batch,
 from featurestore.core.plan cimport UNSET_MS, ServiceC
 from featurestore.core.sequencer cimport VERDICT_DUPLICATE
 from featurestore.core.state cimport (
-    Work, pthread_rwlock_rdlock, pthread_rwlock_t, pthread_rwlock_unlock, work_clear,
+    pthread_rwlock_rdlock, pthread_rwlock_t, pthread_rwlock_unlock, work_clear,
 )
 from featurestore.core.window cimport Outputs
-from featurestore.engine cimport (
-    ENGINE_NO_MEMORY, ENGINE_OK, Engine, EngineC, Sender, WriteResult, engine_read, engine_write,
-)
+from featurestore.engine cimport ENGINE_NO_MEMORY, ENGINE_OK, Engine, Sender, engine_read, engine_write
 from featurestore.server.codec cimport (
-    ACK_APPLIED, ACK_DEFAULT, ACK_DURABLE, IngestCall, ObserveCall, ReadCall, wire_decode_ingest, wire_decode_observe,
-    wire_decode_read,
+    ACK_APPLIED, ACK_DEFAULT, ACK_DURABLE, IngestCall, ObserveCall, ReadCall, wire_decode_ingest,
+    wire_decode_observe, wire_decode_read,
 )
-from featurestore.server.memory cimport Arena, Buffer, arena_alloc, arena_free, arena_reset, buffer_extend, buffer_free
+from featurestore.server.memory cimport (
+    Arena, Buffer, arena_alloc, arena_free, arena_reset, buffer_extend, buffer_free,
+)
 from featurestore.server.names cimport WIRE_OK, WireSchema, wire_exception
-from featurestore.server.replies cimport MAX_REFUSALS, VectorsView, wire_encode_ingest, wire_encode_observe, wire_encode_read
-from featurestore.storage.frame cimport MAX_PRODUCER_BYTES, ByteBuffer, buffer_free as body_free
+from featurestore.server.replies cimport (
+    MAX_REFUSALS, VectorsView, wire_encode_ingest, wire_encode_observe, wire_encode_read,
+)
+from featurestore.storage.frame cimport MAX_PRODUCER_BYTES, buffer_free as body_free
 from featurestore.storage.journal cimport (
-    JOURNAL_OK, JOURNAL_TIMEOUT, MODE_PROCESS, journal_acknowledged, journal_durable, journal_hurry, journal_wait,
+    JOURNAL_OK, JOURNAL_TIMEOUT, MODE_PROCESS, journal_acknowledged, journal_durable, journal_hurry,
+    journal_wait,
 )
 
 from featurestore.errors import InvalidEventError, LimitError, StorageError
@@ -79,7 +87,7 @@ cdef enum:
     HEAD_BYTES = 256                 # everything but the next two
     VALUE_BYTES = 29                 # per value: itself, lower, upper, status, coverage
     REFUSAL_BYTES = 10               # per refusal listed
-    SHORT_READ_BYTES = 4096          # a read of so few bytes takes less time than giving the GIL away and back
+    SHORT_READ_BYTES = 4096          # a shorter read takes less time than giving the GIL away and back
 
 #: What a client calls each method, by its number.
 METHODS = ("Observe", "Ingest", "GetFeatures", "IngestStream", "GetFeaturesStream")
@@ -92,7 +100,8 @@ cdef uint64_t _monotonic_ns() noexcept nogil:
     return <uint64_t>now.tv_sec * 1_000_000_000 + <uint64_t>now.tv_nsec
 
 
-# -- the pool -------------------------------------------------------------------------------------------------
+# -- the pool
+# -------------------------------------------------------------------------------------------------
 
 cdef Call* dispatcher_take(DispatcherC* d) noexcept nogil:
     cdef Call* call
@@ -151,7 +160,8 @@ cdef void dispatcher_give(DispatcherC* d, Call* call) noexcept nogil:
     pthread_mutex_unlock(&d.pool_lock)
 
 
-# -- one call -------------------------------------------------------------------------------------------------
+# -- one call
+# -------------------------------------------------------------------------------------------------
 
 cdef int _failed(Call* call, int fault) noexcept nogil:
     call.fault = fault
@@ -159,7 +169,9 @@ cdef int _failed(Call* call, int fault) noexcept nogil:
 
 
 cdef int _unreadable(Call* call, Edition* edition) noexcept nogil:
-    """The request could not be decoded. The words for it need the edition, which a schema change may replace."""
+    """The request could not be decoded. The words for it need the edition, which a schema change may
+    replace.
+    """
     call.edition = edition
     fs_add(&edition.users, 1)
     return _failed(call, FAULT_WIRE)
@@ -185,7 +197,9 @@ cdef bint _room_for_vectors(Arena* arena, uint64_t n_values, bint bounds, Output
 
 
 cdef int _make_sure(Buffer* reply, uint64_t n_bytes) noexcept nogil:
-    """A Fault unless the reply can take n_bytes: after a write there is no way back, so this is asked before it."""
+    """A Fault unless the reply can take n_bytes: after a write there is no way back, so this is asked before
+    it.
+    """
     if n_bytes > reply.max_bytes - reply.size:
         return FAULT_REPLY
     if buffer_extend(reply, n_bytes) == NULL:
@@ -238,7 +252,8 @@ cdef bint _is_kept(const Batch* batch) noexcept nogil:
 
 
 cdef int _settle(DispatcherC* d, Call* call, const Batch* batch, uint8_t wanted, uint8_t* ack) noexcept nogil:
-    """What a write that the engine took may be answered with, and when: an Answer. `ack` is what will then be true.
+    """What a write that the engine took may be answered with, and when: an Answer. `ack` is what will then be
+    true.
 
     A write that kept nothing has nothing to survive: its ack stays unspecified and it waits for nothing.
     """
@@ -260,7 +275,8 @@ cdef int _settle(DispatcherC* d, Call* call, const Batch* batch, uint8_t wanted,
     return ANSWER_DONE
 
 
-cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t size) noexcept nogil:
+cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message,
+                      size_t size) noexcept nogil:
     cdef Edition* edition = d.edition
     cdef ObserveCall request
     cdef Outputs outputs
@@ -283,8 +299,8 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
     call.fault = _make_sure(&call.reply, n_bytes)
     if call.fault != FAULT_NONE:
         return ANSWER_ERROR
-    call.engine_status = engine_write(d.engine, &request.write.batch, &call.sender, &call.work, &call.body, service,
-                                      &outputs, request.peek, &call.result)
+    call.engine_status = engine_write(d.engine, &request.write.batch, &call.sender, &call.work, &call.body,
+                                      service, &outputs, request.peek, &call.result)
     if call.engine_status != ENGINE_OK:
         return _failed(call, FAULT_ENGINE)
     if not request.peek:
@@ -300,21 +316,23 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
     return answer
 
 
-cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t size, bint streamed) noexcept nogil:
+cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t size,
+                     bint streamed) noexcept nogil:
     cdef Edition* edition = d.edition
     cdef IngestCall request
     cdef uint8_t ack = ACK_DEFAULT
     cdef bint duplicate
     cdef int answer
-    if wire_decode_ingest(edition.tables, &call.arena, message, size, streamed, &request, &call.wire) != WIRE_OK:
+    if wire_decode_ingest(edition.tables, &call.arena, message, size, streamed, &request,
+                          &call.wire) != WIRE_OK:
         return _unreadable(call, edition)
     if not _sender_of(&request, &call.sender):
         return _failed(call, FAULT_PRODUCER)
     call.fault = _make_sure(&call.reply, HEAD_BYTES + MAX_REFUSALS * REFUSAL_BYTES)
     if call.fault != FAULT_NONE:
         return ANSWER_ERROR
-    call.engine_status = engine_write(d.engine, &request.batch, &call.sender, &call.work, &call.body, NULL, NULL, False,
-                                      &call.result)
+    call.engine_status = engine_write(d.engine, &request.batch, &call.sender, &call.work, &call.body,
+                                      NULL, NULL, False, &call.result)
     if call.engine_status != ENGINE_OK:
         return _failed(call, FAULT_ENGINE)
     duplicate = call.result.verdict == VERDICT_DUPLICATE
@@ -323,13 +341,15 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
     answer = _settle(d, call, &request.batch, request.ack, &ack)
     if answer == ANSWER_ERROR:
         return answer
-    if not wire_encode_ingest(&call.reply, streamed, request.batch.outcomes, 0 if duplicate else request.batch.n_events,
-                              ack, call.result.position, request.sequence, duplicate):
+    if not wire_encode_ingest(&call.reply, streamed, request.batch.outcomes,
+                              0 if duplicate else request.batch.n_events, ack, call.result.position,
+                              request.sequence, duplicate):
         return _failed(call, FAULT_MEMORY)
     return answer
 
 
-cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t size, bint streamed) noexcept nogil:
+cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t size,
+                   bint streamed) noexcept nogil:
     cdef Edition* edition = d.edition
     cdef ReadCall request
     cdef Outputs outputs
@@ -340,7 +360,8 @@ cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t si
     cdef uint64_t n_values
     cdef uint32_t i
     cdef bint had_now
-    if wire_decode_read(edition.tables, &call.arena, message, size, streamed, &request, &call.wire) != WIRE_OK:
+    if wire_decode_read(edition.tables, &call.arena, message, size, streamed, &request,
+                        &call.wire) != WIRE_OK:
         return _unreadable(call, edition)
     service = &d.engine.state.plan.services[request.service]
     n_values = <uint64_t>request.n * service.width
@@ -351,18 +372,22 @@ cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t si
         return _failed(call, FAULT_MEMORY)
     for i in range(request.n_parts):
         parts[i] = &request.parts[i]
-    # An event-clock store has no now before its first event; it then reads at 0, which is also a time like any other.
+    # An event-clock store has no now before its first event. It then reads at 0, which may also be its now:
+    # only the store's own clock tells the two apart.
     had_now = not d.engine.state.sequencer.event_clock or d.engine.state.sequencer.now_ms != UNSET_MS
-    if engine_read(d.engine, service, parts, request.n, request.as_of, &call.work, &outputs, &read_at) < 0:
+    if engine_read(d.engine, service, parts, request.n, request.as_of, &call.work, &outputs,
+                   &read_at) < 0:
         return _untaken(call, ENGINE_NO_MEMORY)
     view = _view(&outputs, request.n, service.width, request.coverage)
-    if not wire_encode_read(&call.reply, streamed, &view, edition.tables.services[request.service].fingerprint, 1.0,
+    if not wire_encode_read(&call.reply, streamed, &view,
+                            edition.tables.services[request.service].fingerprint, 1.0,
                             &read_at if had_now or read_at != 0 else NULL):
         return _failed(call, FAULT_REPLY)
     return ANSWER_DONE
 
 
-cdef int _run_locked(DispatcherC* d, Call* call, int method, const uint8_t* message, size_t size) noexcept nogil:
+cdef int _run_locked(DispatcherC* d, Call* call, int method, const uint8_t* message,
+                     size_t size) noexcept nogil:
     """With the plan lock held, shared."""
     call.method = method
     call.began_ns = _monotonic_ns()
@@ -373,7 +398,8 @@ cdef int _run_locked(DispatcherC* d, Call* call, int method, const uint8_t* mess
     return _run_read(d, call, message, size, method == METHOD_READ_STREAM)
 
 
-cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* message, size_t size) noexcept nogil:
+cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* message,
+                        size_t size) noexcept nogil:
     cdef int answer
     pthread_rwlock_rdlock(&d.engine.state.plan_lock)
     answer = _run_locked(d, call, method, message, size)
@@ -381,7 +407,8 @@ cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* m
     return answer
 
 
-cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* message, size_t size) noexcept nogil:
+cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* message,
+                        size_t size) noexcept nogil:
     cdef int answer
     if pthread_rwlock_tryrdlock(&d.engine.state.plan_lock) != 0:
         return -1
@@ -416,7 +443,8 @@ cdef void dispatcher_finish(DispatcherC* d, int method, uint64_t began_ns, int s
     fs_add(&counts.calls, 1)
 
 
-# -- Python ---------------------------------------------------------------------------------------------------
+# -- Python
+# ---------------------------------------------------------------------------------------------------
 
 @cython.final
 cdef class Served:
@@ -433,9 +461,10 @@ cdef class Served:
 cdef class Dispatcher:
     """Answers the hot methods of one store.
 
-    max_calls: requests in work at once; further ones are a LimitError. max_message_bytes: of a request and of a reply.
-    max_rows: events of a batch, key sets of a read. max_call_bytes: memory that one request may take when decoded.
-    Close it before the store: `close` ends its part in schema changes. Any thread may call any method.
+    max_calls: requests in work at once; further ones are a LimitError. max_message_bytes: of a request and of
+    a reply. max_rows: events of a batch, key sets of a read. max_call_bytes: memory that one request may take
+    when decoded. Close it before the store: `close` ends its part in schema changes. Any thread may call any
+    method.
     """
 
     def __cinit__(self):
@@ -481,7 +510,9 @@ cdef class Dispatcher:
         return Served(WireSchema(plan, **self.limits))
 
     def adopt(self, Served served not None):
-        """Answers with these names from now on; the plan lock is held exclusively (or nobody has called yet)."""
+        """Answers with these names from now on; the plan lock is held exclusively (or nobody has called
+        yet).
+        """
         cdef Served old
         self.served = [served] + [old for old in self.served if fs_load(&old.edition.users)]
         self.c.edition = &served.edition
@@ -500,17 +531,21 @@ cdef class Dispatcher:
         if call.fault == FAULT_ENGINE:
             return self.engine._write_error(call.engine_status, &call.result, &call.sender)
         if call.fault == FAULT_PRODUCER:
-            return InvalidEventError(f"the producer's name is longer than {MAX_PRODUCER_BYTES} bytes; shorten it")
+            return InvalidEventError(
+                f"the producer's name is longer than {MAX_PRODUCER_BYTES} bytes; shorten it")
         if call.fault == FAULT_REPLY:
-            return LimitError(f"the reply would be larger than {self.c.max_reply_bytes} bytes; ask for fewer key sets at a time, "
-                              "or without bounds")
+            return LimitError(f"the reply would be larger than {self.c.max_reply_bytes} bytes; ask for fewer "
+                              "key sets at a time, or without bounds")
         if call.fault == FAULT_MEMORY:
-            return LimitError("the request would take more memory than one request may; ask for less at a time")
+            return LimitError(
+                "the request would take more memory than one request may; ask for less at a time")
         if call.fault == FAULT_TIMEOUT:
-            return TimeoutError(f"applied at position {call.position}, and not on disk in the time given; send it again "
-                                "with the same producer, epoch and sequence to wait for it")
-        return StorageError(f"the store failed before position {call.position} was on disk: whether it is kept shows after "
-                            "a restart; send it again then, with the same producer, epoch and sequence")
+            return TimeoutError(
+                f"applied at position {call.position}, and not on disk in the time given; send it again with "
+                "the same producer, epoch and sequence to wait for it")
+        return StorageError(
+            f"the store failed before position {call.position} was on disk: whether it is kept shows after a "
+            "restart; send it again then, with the same producer, epoch and sequence")
 
     cdef Call* taken(self, int method) except NULL:
         cdef Call* call
@@ -518,7 +553,8 @@ cdef class Dispatcher:
             raise ValueError(f"method {method} of {N_METHODS}")
         call = dispatcher_take(&self.c)
         if call == NULL:
-            raise LimitError(f"{self.c.max_calls} requests are in work, as many as may be; try again in a moment")
+            raise LimitError(
+                f"{self.c.max_calls} requests are in work, as many as may be; try again in a moment")
         return call
 
     cdef object refusal(self, Call* call):
@@ -533,7 +569,9 @@ cdef class Dispatcher:
     # -- calls
 
     def call(self, int method, bytes message not None, timeout_s=None):
-        """The reply to one message, when it may be sent. Raises the errors that featurestore.server.status names."""
+        """The reply to one message, when it may be sent. Raises the errors that featurestore.server.status
+        names.
+        """
         cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(message)
         cdef size_t size = len(message)
         cdef int64_t timeout_ns = -1 if timeout_s is None else max(0, int(timeout_s * 1e9))
@@ -587,8 +625,8 @@ cdef class Dispatcher:
         dispatcher_finish(&self.c, method, began_ns, 0)
 
     def counts(self):
-        """Since it was made. By method: calls, seconds, latencies ((bound in seconds, calls) not cumulative, the last bound
-        infinite) and failures by gRPC status code; and refused events by Outcome."""
+        """Since it was made. By method: calls, seconds, latencies ((bound in seconds, calls) not cumulative,
+        the last bound infinite) and failures by gRPC status code; and refused events by Outcome."""
         cdef MethodCounts* counts
         cdef int i, j
         methods = {}
@@ -598,10 +636,12 @@ cdef class Dispatcher:
             methods[METHODS[i]] = {
                 "calls": fs_load(&counts.calls),
                 "seconds": fs_load(&counts.total_ns) / 1e9,
-                "latencies": [(bounds[j], fs_load(&counts.latencies[j])) for j in range(N_LATENCIES)],
-                "failed": {j: fs_load(&counts.statuses[j]) for j in range(1, N_STATUSES) if counts.statuses[j]},
+                "latencies": [(bounds[j], fs_load(&counts.latencies[j])) for j in range(<int>N_LATENCIES)],
+                "failed": {j: fs_load(&counts.statuses[j]) for j in range(1, <int>N_STATUSES)
+                           if counts.statuses[j]},
             }
-        refused = {FIRST_REASON + i: fs_load(&self.c.refused[i]) for i in range(N_REASONS) if self.c.refused[i]}
+        refused = {FIRST_REASON + i: fs_load(&self.c.refused[i]) for i in range(<int>N_REASONS)
+                   if self.c.refused[i]}
         return {"methods": methods, "refused": refused}
 
     @property

@@ -52,11 +52,11 @@ class Streams:
     def __init__(self, most: int) -> None:
         self._most = most
         self._lock = threading.Lock()
-        self._stops: set[Callable[[], None]] = set()
+        self._stops: set[Callable[[], object]] = set()
         self._draining = False
 
     @contextlib.contextmanager
-    def slot(self, context: grpc.ServicerContext, stop: Callable[[], None]) -> Iterator[None]:
+    def slot(self, context: grpc.ServicerContext, stop: Callable[[], object]) -> Iterator[None]:
         """For the life of a stream; aborts it where there is no room. `stop` is called at drain, from another
         thread.
         """
@@ -190,7 +190,7 @@ class Front:
         self._writers = ThreadPoolExecutor(write_threads, "featurestore-write")
 
     def add_to(self, server: grpc.Server) -> None:
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Observe": grpc.unary_unary_rpc_method_handler(self._writing(hot.OBSERVE)),
             "Ingest": grpc.unary_unary_rpc_method_handler(self._writing(hot.INGEST)),
             "GetFeatures": grpc.unary_unary_rpc_method_handler(self._reading()),

@@ -48,7 +48,8 @@ def _add(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -
         return int(server.add_secure_port(str(address), _credentials(tls)))
     except RuntimeError as error:
         raise ConfigError(
-            f"{setting}: cannot listen on {address}{_why(address)}; stop what listens there, or give another address"
+            f"{setting}: cannot listen on {address}{_why(address)}; "
+            "stop what listens there, or give another address"
         ) from error
 
 

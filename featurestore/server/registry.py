@@ -7,6 +7,8 @@ carries another.
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 
 from featurestore.engine import Engine
@@ -47,7 +49,7 @@ def _event_type(event: EventPlan) -> pb.EventTypeSchema:
     )
 
 
-def _kind(field: FieldPlan) -> pb.FieldKind.ValueType:
+def _kind(field: FieldPlan) -> pb.FieldKind:
     if field.kind is Kind.NUMBER:
         return pb.FIELD_KIND_NUMBER
     return pb.FIELD_KIND_KEY if field.is_key else pb.FIELD_KIND_STRING
@@ -106,7 +108,7 @@ class Registry:
         self._replies = replies
 
     def add_to(self, server: grpc.Server) -> None:
-        handlers = {
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "GetSchema": grpc.unary_unary_rpc_method_handler(
                 self._get_schema, request_deserializer=pb.GetSchemaRequest.FromString
             )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -34,14 +34,14 @@ LOOK_EVERY_S = 0.2
 _log = logging.getLogger("featurestore.server")
 
 
-class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc]
+class _Reflection(reflection.ReflectionServicer):
     """Reflection calls are streams too, and count as such."""
 
     def __init__(self, names: tuple[str, ...], streams: grpc_front.Streams) -> None:
         super().__init__(names)
         self._streams = streams
 
-    def ServerReflectionInfo(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+    def ServerReflectionInfo(self, requests: Iterable[Any], context: Any) -> Iterator[Any]:
         with self._streams.slot(context, context.cancel):
             yield from super().ServerReflectionInfo(requests, context)
 
@@ -110,7 +110,8 @@ class Server:
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         names = (grpc_front.SERVICE, registry.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflected = _Reflection(names, self._front.streams)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, self._public)
+        add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server  # generated, without types
+        add(reflected, self._public)
 
     def start(self) -> None:
         """Binds the listeners and serves. Raises ConfigError where an address cannot be had; nothing listens

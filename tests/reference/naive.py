@@ -332,17 +332,15 @@ class Store:
         return Answer(outcome, None if service is None else vector)
 
     def _vector(self, event: str, fields: Fields, service: str | None, t: int | None) -> list[Truth]:
-        """What an event reads: it brings the keys of the entities that its type feeds, and no others."""
-        fed = [view.plan.key for view in self.views.values() if view.plan.event == event]
+        """What an event reads: it brings the key parts that its views name, and its key fields by their names."""
+        source = {name: name for name, kind in self.schema.events[event].fields.items() if kind == "key"}
+        for view in self.views.values():
+            source.update(view.plan.key if view.plan.event == event else {})
         vector = []
         for name in [] if service is None else self.schema.services[service]:
             key = self.views[name.split(".")[0]].plan.key
-            source = next((each for each in fed if _entity(each) == _entity(key)), None)
-            if source is None:
-                vector.append(Truth(UNAVAILABLE, math.nan))
-            else:
-                texts = {part: fields.get(source[part]) for part in key}
-                vector.append(self._value(name, texts, t, self.wall_now))
+            texts = {part: fields.get(source[part]) if part in source else None for part in key}
+            vector.append(self._value(name, texts, t, self.wall_now))
         return vector
 
     def _batch_seen(self, name: bytes, epoch: int, sequence: int, content: object) -> bool:
