@@ -148,7 +148,7 @@ def as_lines(result: Result) -> list[str]:
     for log in result.logs:
         lines += [*_table(log), ""]
     vectors = [found.vector for log in result.logs for group in log.groups for found in group.found]
-    return [*lines, *_legend(vectors), "", *_summary(result)]
+    return [*lines, *legend(vectors), "", *_summary(result)]
 
 
 def _table(result: LogResult) -> list[str]:
@@ -193,7 +193,8 @@ def _row(found: Found, shape: tuple[Column, ...]) -> list[str]:
     return [f"  {address}", at, *(column.cell(found.vector) for column in shape), _status(found.vector)]
 
 
-def _legend(vectors: list[Vector]) -> list[str]:
+def legend(vectors: list[Vector]) -> list[str]:
+    """What the marks in the table mean, of those that occur."""
     lines = ["Each line is one vector, read over gRPC as of the address's worst moment."]
     if any(_is_bounded(vector) for vector in vectors):
         lines.append(

@@ -1,0 +1,50 @@
+"""`featurestore serve` as a child process, for tests that need a whole one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Serve = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """serve(*options) → the process and its ready line. What still runs at the end of the test is killed."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+        log = tmp_path / f"serve-{len(running)}.log"
+        with log.open("w") as stderr:
+            child = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "featurestore",
+                    "serve",
+                    "--listen",
+                    "localhost:0",
+                    "-o",
+                    "json",
+                    *options,
+                ],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+        running.append(child)
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        assert line, log.read_text()
+        return child, json.loads(line)
+
+    yield start
+    for child in running:
+        child.kill()
+        child.communicate()

@@ -1,0 +1,263 @@
+"""`featurestore serve`: starts, says where it listens, serves, drains, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from featurestore.cli import main
+from featurestore.cli import serve as command
+from featurestore.cli.exits import Exit
+from featurestore.client import AdminClient, Client
+from featurestore.config import Limits, ServeConfig, Tls
+from featurestore.errors import ConfigError
+
+SCHEMA = """\
+version: 1
+name: clicks
+events:
+  click: {time: {field: at, unit: s}, fields: {user: key}}
+views:
+  user: {event: click, key: user, windows: [1h], features: [count]}
+services:
+  spam: [user.*]
+"""
+
+
+@pytest.fixture
+def schema(tmp_path):
+    path = tmp_path / "clicks.yaml"
+    path.write_text(SCHEMA)
+    return path
+
+
+def run(*words, timeout_s=30):
+    """The whole command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "featurestore", "serve", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def test_a_new_store_serves_stops_on_sigterm_and_has_its_data_when_started_again(serve, schema, tmp_path):
+    data = tmp_path / "store"
+    child, ready = serve("--schema", str(schema), "--data", str(data), "--clock", "event")
+    assert (ready["schema"], ready["schema_version"], ready["clock"]) == ("clicks", 1, "event")
+    assert ready["admin"] == f"unix:{data}/admin.sock"
+    with Client(ready["listen"]) as client:
+        client.ingest("click", {"at": [1000, 1001, 1002], "user": ["a", "a", "b"]})
+        before = client.get("spam", {"user": "a"}).to_dict()
+    assert before == {"user.count_1h": 2.0}
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(30) == 0
+    log = (tmp_path / "serve-0.log").read_text()
+    for words in ("opened in", f"listening on {ready['listen']}", "told to stop", "stopped; the checkpoint"):
+        assert words in log
+
+    _, ready = serve("--data", str(data))
+    assert ready["rows"] == 2
+    assert ready["recovered"]["checkpoint_position"] == ready["position"] == 4
+    assert ready["recovered"]["journal_frames"] == 0, "the checkpoint at the end left nothing to replay"
+    with Client(ready["listen"]) as client:
+        assert client.get("spam", {"user": "a"}).to_dict() == before
+
+
+def test_killed_it_replays_the_journal_and_says_so(serve, schema, tmp_path):
+    child, ready = serve("--schema", str(schema), "--data", str(tmp_path / "store"), "--clock", "event")
+    with Client(ready["listen"]) as client:
+        client.ingest("click", {"at": [1000, 1001], "user": ["a", "b"]})
+    child.kill()
+    child.wait(30)
+    _, ready = serve("--data", str(tmp_path / "store"))
+    assert ready["recovered"]["checkpoint_position"] == 0
+    assert ready["recovered"]["journal_frames"] == 2  # the schema's and the batch's
+    assert ready["rows"] == 2
+
+
+def test_for_people_the_ready_lines_name_every_address(schema, tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-m", "featurestore", "serve", "--schema", str(schema), "--data",
+         str(tmp_path / "s"), "--listen", "localhost:0", "--metrics-listen", "localhost:0", "--log-level", "error"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        lines = [child.stdout.readline() for _ in range(5)]
+        assert lines[0].startswith("serving clicks (schema version 1) on localhost:")
+        assert "a new store" in lines[1]
+        assert "wall; durability group" in lines[2]
+        assert f"unix:{tmp_path}/s/admin.sock" in lines[3]
+        url = lines[4].split()[1]
+        with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310  our own listener
+            assert b"featurestore_rows" in reply.read()
+        child.send_signal(signal.SIGINT)
+        assert child.wait(30) == 0
+        assert child.stderr.read() == "", "at --log-level error nothing is said when nothing is wrong"
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_a_port_in_use_is_named_and_is_a_wrong_setting(schema, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("--schema", schema, "--data", tmp_path / "store", "--listen", f"127.0.0.1:{port}")
+    assert done.returncode == Exit.USAGE
+    assert f"127.0.0.1:{port} (the port is in use)" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_wrong_schema_is_named_by_its_line_and_leaves_no_store(schema, tmp_path):
+    schema.write_text(SCHEMA.replace("key: user,", "key: usr,"))
+    done = run("--schema", schema, "--data", tmp_path / "store", "--listen", "localhost:0")
+    assert done.returncode == Exit.ERROR
+    assert f"featurestore: error: {schema}:6: " in done.stderr
+    assert "did you mean" in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_new_store_needs_a_schema(tmp_path):
+    done = run("--data", tmp_path / "store")
+    assert done.returncode == Exit.USAGE
+    assert "give the schema to create one with" in done.stderr
+
+
+def test_a_second_process_on_the_directory_is_turned_away_and_the_first_goes_on(serve, schema, tmp_path):
+    _, ready = serve("--schema", str(schema), "--data", str(tmp_path / "store"), "--clock", "event")
+    done = run("--data", tmp_path / "store", "--listen", "localhost:0")
+    assert done.returncode == Exit.ERROR
+    assert "is in use by another process" in done.stderr
+    with Client(ready["listen"]) as client:
+        assert client.ingest("click", {"at": [1], "user": ["a"]}).accepted == 1
+
+
+def test_the_clock_of_a_store_cannot_be_changed(serve, schema, tmp_path):
+    child, _ = serve("--schema", str(schema), "--data", str(tmp_path / "store"), "--clock", "event")
+    child.terminate()
+    child.wait(30)
+    done = run("--data", tmp_path / "store", "--clock", "wall")
+    assert done.returncode == Exit.USAGE
+    assert "created with the event clock" in done.stderr
+
+
+def test_a_changed_schema_is_applied_at_start(serve, schema, tmp_path):
+    child, _ = serve("--schema", str(schema), "--data", str(tmp_path / "store"), "--clock", "event")
+    child.terminate()
+    child.wait(30)
+    schema.write_text(SCHEMA.replace("[1h]", "[10m, 1h]"))
+    _, ready = serve("--schema", str(schema), "--data", str(tmp_path / "store"))
+    assert ready["schema_version"] == 2
+    with Client(ready["listen"]) as client:
+        assert client.get("spam", {"user": "a"}).names == ("user.count_10m", "user.count_1h")
+
+
+def test_the_memory_cap_refuses_new_keys(serve, schema, tmp_path):
+    _, ready = serve(
+        "--schema", str(schema), "--data", str(tmp_path / "s"), "--clock", "event", "--max-memory", "64K"
+    )
+    users = [f"user-{i}" for i in range(20_000)]
+    with Client(ready["listen"]) as client, AdminClient(ready["admin"]) as admin:
+        report = client.ingest("click", {"at": [1000] * len(users), "user": users}, batch_events=500)
+        assert 0 < report.accepted < len(users)
+        assert report.accepted + report.refused == len(users)
+        assert admin.stats().rows == report.accepted
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make a certificate")
+def test_tls_serves_those_who_trust_its_certificate(serve, schema, tmp_path):
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+         "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+         "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    from featurestore.client import Tls as ClientTls
+
+    _, ready = serve(
+        "--schema", str(schema), "--data", str(tmp_path / "s"), "--clock", "event",
+        "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"),
+    )  # fmt: skip
+    with Client(ready["listen"], tls=ClientTls(ca=str(tmp_path / "cert.pem"))) as client:
+        assert client.ingest("click", {"at": [1], "user": ["a"]}).accepted == 1
+
+
+# -- settings
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.config_of(parser.parse_args(["--data", "store", *words]))
+
+
+def test_without_flags_the_settings_are_the_defaults_of_the_config():
+    assert parsed() == ServeConfig(data=Path("store"))
+
+
+def test_every_setting_has_a_flag(tmp_path, schema):
+    pem = tmp_path / "any.pem"
+    pem.write_text("")
+    assert parsed(
+        "--schema", str(schema), "--listen", "0.0.0.0:1", "--tls-cert", str(pem), "--tls-key", str(pem),
+        "--tls-client-ca", str(pem), "--admin", "localhost:2", "--admin-tls-cert", str(pem),
+        "--admin-tls-key", str(pem), "--admin-tls-client-ca", str(pem), "--metrics-listen", "localhost:3",
+        "--clock", "event", "--durability", "process", "--threads", "2", "--max-memory", "4G",
+        "--checkpoint-every", "5m", "--checkpoint-journal", "512M", "--read-threads", "3",
+        "--write-threads", "4", "--drain", "1.5s", "--max-message", "1M", "--max-batch-events", "5",
+        "--max-call-memory", "2m", "--max-concurrent-calls", "6", "--max-streams", "7",
+        "--max-streams-per-connection", "8", "--stream-window", "9", "--min-ping-interval", "500ms",
+        "--durable-wait", "11",
+    ) == ServeConfig(
+        data=Path("store"), schema=SCHEMA, schema_path=str(schema), listen="0.0.0.0:1",
+        tls=Tls(pem, pem, pem), admin="localhost:2", admin_tls=Tls(pem, pem, pem), metrics="localhost:3", clock="event",
+        durability="process", engine_threads=2, max_memory_bytes=4 << 30, checkpoint_every_s=300.0,
+        checkpoint_journal_bytes=512 << 20, read_threads=3, write_threads=4, drain_s=1.5,
+        limits=Limits(
+            max_message_bytes=1 << 20, max_batch_events=5, max_call_bytes=2 << 20, max_concurrent_calls=6,
+            max_streams=7, max_streams_per_connection=8, stream_window=9, min_ping_interval_ms=500,
+            durable_wait_s=11.0,
+        ),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--max-memory", "4 gigs"], "--max-memory is '4 gigs'; write a whole number with K, M, G or T"),
+        (["--drain", "-1"], "--drain is '-1'"),
+        (["--tls-cert", "x"], "--tls-cert and --tls-key belong together"),
+        (["--listen", "50051"], "listen is '50051'; it is host:port"),
+        (["--read-threads", "0"], "read_threads is 0; it is 1 to 256"),
+        (["--admin", "localhost:1"], "over TCP it needs a certificate"),
+    ],
+)
+def test_a_wrong_setting_says_what_it_may_be(words, said):
+    with pytest.raises(ConfigError) as caught:
+        parsed(*words)
+    assert said in str(caught.value)
+
+
+def test_a_schema_that_cannot_be_read_is_an_error_of_one_line(tmp_path, capsys):
+    assert main(["serve", "--data", str(tmp_path / "s"), "--schema", str(tmp_path / "no.yaml")]) == Exit.ERROR
+    assert capsys.readouterr().err == (
+        f"featurestore: error: cannot read {tmp_path / 'no.yaml'}: No such file or directory\n"
+    )
+
+
+def test_the_ready_line_is_one_line_of_json(serve, schema, tmp_path):
+    child, ready = serve("--schema", str(schema), "--data", str(tmp_path / "s"))
+    child.terminate()
+    rest, _ = child.communicate(timeout=30)
+    assert rest == "", "nothing but the ready line goes to standard output"
+    assert json.loads(json.dumps(ready)) == ready
