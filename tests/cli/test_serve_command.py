@@ -89,7 +89,8 @@ def test_killed_it_replays_the_journal_and_says_so(serve, schema, tmp_path):
 def test_for_people_the_ready_lines_name_every_address(schema, tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-m", "featurestore", "serve", "--schema", str(schema), "--data",
-         str(tmp_path / "s"), "--listen", "localhost:0", "--metrics-listen", "localhost:0", "--log-level", "error"],
+         str(tmp_path / "s"), "--listen", "localhost:0", "--metrics-listen", "localhost:0",
+         "--log-level", "error"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -220,7 +221,8 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         "--durable-wait", "11",
     ) == ServeConfig(
         data=Path("store"), schema=SCHEMA, schema_path=str(schema), listen="0.0.0.0:1",
-        tls=Tls(pem, pem, pem), admin="localhost:2", admin_tls=Tls(pem, pem, pem), metrics="localhost:3", clock="event",
+        tls=Tls(pem, pem, pem), admin="localhost:2", admin_tls=Tls(pem, pem, pem),
+        metrics="localhost:3", clock="event",
         durability="process", engine_threads=2, max_memory_bytes=4 << 30, checkpoint_every_s=300.0,
         checkpoint_journal_bytes=512 << 20, read_threads=3, write_threads=4, drain_s=1.5,
         limits=Limits(
