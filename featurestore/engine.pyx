@@ -5,9 +5,9 @@
     checkpoint  cut → copy dirty rows in slices → LMDB, rows and position together → drop old segments
     recover     rows of the last checkpoint, then the journal from its position on
 
-What the order is for. The journal is written before anything is applied, so whatever a reader saw is found again after a crash of the
-process. It is applied before it is synced, so a sync delays acknowledgements only, never the next batch. A checkpoint never holds what
-the journal might still lose.
+What the order is for. The journal is written before anything is applied, so whatever a reader saw is found
+again after a crash of the process. It is applied before it is synced, so a sync delays acknowledgements only,
+never the next batch. A checkpoint never holds what the journal might still lose.
 
 This module knows the wall clock; `core` below it does not, and gets it as an argument.
 """
@@ -25,13 +25,13 @@ from pathlib import Path
 from featurestore.core.batch cimport (
     OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
 )
-from featurestore.core.plan cimport UNSET_MS, CompiledPlan, ServiceC
-from featurestore.core.sequencer cimport VERDICT_DUPLICATE, VERDICT_NEW, Origin, sequencer_judge
+from featurestore.core.plan cimport CompiledPlan, ServiceC
+from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin, sequencer_judge
 from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
 from featurestore.core.state cimport (
     State, StateC, Work, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, state_apply,
-    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for, verdict_error,
-    work_clear, work_prepare,
+    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for,
+    verdict_error, work_clear, work_prepare,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_MID, failpoint
@@ -40,12 +40,12 @@ from featurestore.storage.frame cimport (
     batch_frame_free, body_error, buffer_free, decode_batch, decode_forget, encode_batch, encode_forget,
 )
 from featurestore.storage.journal cimport (
-    FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal, iovec,
-    journal_append,
+    FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal,
+    iovec, journal_append,
 )
 
 from featurestore.errors import (
-    ConfigError, CorruptRecordError, LimitError, SchemaError, StorageError, UnknownNameError,
+    ConfigError, CorruptRecordError, LimitError, StorageError, UnknownNameError,
 )
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
@@ -91,7 +91,7 @@ class Checkpointed:
     seconds: float
 
 
-# -- the hot path ---------------------------------------------------------------------------------------------
+# -- the hot path --------------------------------------------------------------------------------------------
 
 cdef int64_t _wall_ms() noexcept nogil:
     cdef timespec now
@@ -99,8 +99,8 @@ cdef int64_t _wall_ms() noexcept nogil:
     return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
 
 
-cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin, int64_t wall_ms,
-                        ByteBuffer* body) noexcept nogil:
+cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
+                        int64_t wall_ms, ByteBuffer* body) noexcept nogil:
     """Writes the decided batch as one frame; an EngineStatus."""
     cdef BatchHead head
     cdef Frame frame
@@ -152,9 +152,9 @@ cdef bint _any_accepted(const Batch* batch) noexcept nogil:
     return False
 
 
-cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin, Work* work,
-                         ByteBuffer* body, const ServiceC* service, const Outputs* outputs, bint peek,
-                         WriteResult* result) noexcept nogil:
+cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
+                         Work* work, ByteBuffer* body, const ServiceC* service, const Outputs* outputs,
+                         bint peek, WriteResult* result) noexcept nogil:
     """With the order lock held."""
     cdef StateC* state = engine.state
     cdef int64_t wall_ms = _wall_ms()
@@ -184,7 +184,8 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
                 return status
             result.written = True
             if state_commit(state, batch, work, origin, wall_ms) < 0:
-                state.broken = True          # the journal has it and the state has not: only a restart brings them together
+                # The journal has it and the state has not: only a restart brings them together.
+                state.broken = True
                 return ENGINE_FAILED
     result.position = state.sequencer.position
     # What was not written is only read: at no position, and nothing of it is applied.
@@ -194,7 +195,8 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
 
 
 cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
-                      const ServiceC* service, const Outputs* outputs, bint peek, WriteResult* result) noexcept nogil:
+                      const ServiceC* service, const Outputs* outputs, bint peek,
+                      WriteResult* result) noexcept nogil:
     cdef Origin origin
     cdef int status
     memset(result, 0, sizeof(WriteResult))
@@ -220,33 +222,36 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
     return status
 
 
-cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
-                     Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil:
+cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n,
+                     const int64_t* as_of, Work* work, const Outputs* outputs,
+                     int64_t* read_at) noexcept nogil:
     fs_add(&engine.counters.vectors, n)
     return state_read(engine.state, service, parts, n, as_of, _wall_ms(), work, outputs, read_at)
 
 
-# -- the store ------------------------------------------------------------------------------------------------
+# -- the store -----------------------------------------------------------------------------------------------
 
 @cython.final
 cdef class Engine:
     """An open store. Made by `open`; close it, or use it as a context manager.
 
-    Any thread may call any method. Checkpoints, schema changes, Forget and backups take their turn; none of them stops reads or
-    ingest for longer than the swap itself.
+    Any thread may call any method. Checkpoints, schema changes, Forget and backups take their turn; none of
+    them stops reads or ingest for longer than the swap itself.
     """
 
     def __init__(self):
         raise TypeError("Engine.open(directory, ...) opens a store")
 
     @staticmethod
-    def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group", uint32_t threads=1,
-             uint32_t n_shards=64, uint64_t max_memory_bytes=0, uint64_t segment_bytes=64 << 20, bint create=True):
+    def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group",
+             uint32_t threads=1, uint32_t n_shards=64, uint64_t max_memory_bytes=0,
+             uint64_t segment_bytes=64 << 20, bint create=True):
         """Opens the store in `directory`, creating it where there is none (and `create`).
 
-        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store) or "event"; n_shards:
-        a power of two; both are fixed when a store is created. durability: "group" or "process" (design §2.10). threads: that apply one
-        large batch together. max_memory_bytes: of rows, 0 for no limit. segment_bytes: size of a journal file.
+        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store)
+        or "event"; n_shards: a power of two; both are fixed when a store is created. durability: "group" or
+        "process" (design §2.10). threads: that apply one large batch together. max_memory_bytes: of rows, 0
+        for no limit. segment_bytes: size of a journal file.
         """
         cdef Engine self = Engine.__new__(Engine)
         path = Path(directory)
@@ -288,8 +293,8 @@ cdef class Engine:
         self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=rows_are_new)
         plan_text = self.rows.get_meta("plan")
         plan = EMPTY_PLAN if plan_text is None else Plan.from_json(plan_text.decode())
-        self.state = State(plan, clock=identity.clock, secret=self.directory.secret, n_shards=identity.n_shards,
-                           threads=threads, max_memory_bytes=max_memory_bytes)
+        self.state = State(plan, clock=identity.clock, secret=self.directory.secret,
+                           n_shards=identity.n_shards, threads=threads, max_memory_bytes=max_memory_bytes)
         if plan_text is not None:
             self._load_rows()
         self.checkpoint_position = self.state.position
@@ -297,7 +302,8 @@ cdef class Engine:
         journal_is_new = not self.directory.journal.exists() or not any(self.directory.journal.iterdir())
         if journal_is_new and self.checkpoint_position and not self._is_restored():
             raise CorruptRecordError(
-                f"{self.directory.journal} is gone, and the rows reach position {self.checkpoint_position}: restore it from a backup")
+                f"{self.directory.journal} is gone, and the rows reach position {self.checkpoint_position}: "
+                "restore it from a backup")
         self.directory.journal.mkdir(exist_ok=True)
         self.journal = Journal(self.directory.journal, identity.id_bytes, mode=durability,
                                from_position=self.checkpoint_position + 1, create=journal_is_new,
@@ -307,13 +313,15 @@ cdef class Engine:
             self._replay(frame)
             frames += 1
         if self.journal.last_position != self.state.position:
-            raise CorruptRecordError(f"the journal ends at position {self.journal.last_position} and its frames lead to "
-                                     f"{self.state.position}; restore {self.directory.path} from a backup")
+            raise CorruptRecordError(
+                f"the journal ends at position {self.journal.last_position} and its frames lead to "
+                f"{self.state.position}; restore {self.directory.path} from a backup")
         self.c.state = &self.state.c
         self.c.journal = self.journal.state
         self.c.schema_version = self.state.plan.version
-        self.recovered = Recovered(n_rows, self.checkpoint_position, frames, self.state.position - self.checkpoint_position,
-                                   self.journal.torn, time.monotonic() - began)
+        self.recovered = Recovered(n_rows, self.checkpoint_position, frames,
+                                   self.state.position - self.checkpoint_position, self.journal.torn,
+                                   time.monotonic() - began)
 
     def _is_restored(self):
         """A backup has rows and an empty journal; its marker goes with the first segment."""
@@ -331,8 +339,9 @@ cdef class Engine:
         positions = self.rows.shards()
         for shard in range(self.directory.identity.n_shards):
             if positions.get(shard) != self.state.position:
-                raise CorruptRecordError(f"{self.rows.path}: shard {shard} is at position {positions.get(shard)}, the sequencer at "
-                                         f"{self.state.position}; restore it from a backup")
+                raise CorruptRecordError(
+                    f"{self.rows.path}: shard {shard} is at position {positions.get(shard)}, the sequencer "
+                    f"at {self.state.position}; restore it from a backup")
             records, _ = self.rows.read_shard(shard)
             self.state.import_shard(shard, records)
 
@@ -343,7 +352,8 @@ cdef class Engine:
         cdef bytes body = frame.body
         cdef Work work
         if frame.first_position != self.state.position + 1:
-            raise CorruptRecordError(f"journal frame at position {frame.first_position} follows position {self.state.position}")
+            raise CorruptRecordError(
+                f"journal frame at position {frame.first_position} follows position {self.state.position}")
         if frame.kind == FRAME_BATCH:
             memset(&work, 0, sizeof(work))
             try:
@@ -354,22 +364,24 @@ cdef class Engine:
             try:
                 plan = Plan.from_json(body.decode())
             except (ValueError, KeyError, TypeError) as error:
-                raise CorruptRecordError(f"schema frame at position {frame.first_position} is no plan: {error}") from error
+                raise CorruptRecordError(
+                    f"schema frame at position {frame.first_position} is no plan: {error}") from error
             self.state.apply_plan(plan)
         elif frame.kind == FRAME_FORGET:
             if decode_forget(body, len(body), &entity_id, <uint8_t*>fp) != BODY_OK:
                 raise CorruptRecordError(f"Forget frame at position {frame.first_position} cannot be read")
             state_forget(&self.state.c, fp[0], fp[1])
         else:
-            raise CorruptRecordError(f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
+            raise CorruptRecordError(
+                f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
 
     cdef int _replay_batch(self, object frame, Work* work) except -1:
-        cdef bytearray body = bytearray(frame.body)          # outcomes point into it, and a bytearray is aligned and writable
+        # Outcomes point into it, and a bytearray is aligned and writable.
+        cdef bytearray body = bytearray(frame.body)
         cdef uint8_t* data = body
         cdef size_t size = len(body)
         cdef BatchFrame decoded
         cdef Origin origin
-        cdef Sender sender
         cdef StateC* state = &self.state.c
         cdef int64_t wall_ms = frame.now_ms
         cdef uint64_t first = frame.first_position
@@ -385,14 +397,16 @@ cdef class Engine:
                     decoded.batch.event = i
                     break
             else:
-                raise CorruptRecordError(f"batch frame at position {first} is of event type id {decoded.head.event_id}, which the schema "
-                                         "before it does not declare")
+                raise CorruptRecordError(
+                    f"batch frame at position {first} is of event type id {decoded.head.event_id}, which "
+                    "the schema before it does not declare")
             if decoded.batch.n_columns != state.plan.events[decoded.batch.event].n_fields or (
                     decoded.batch.n_events != frame.n_positions):
-                raise CorruptRecordError(f"batch frame at position {first} does not have the columns of its event type")
+                raise CorruptRecordError(
+                    f"batch frame at position {first} does not have the columns of its event type")
             with nogil:
-                state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes, decoded.head.epoch,
-                             decoded.head.sequence, decoded.head.fingerprint, &origin)
+                state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes,
+                             decoded.head.epoch, decoded.head.sequence, decoded.head.fingerprint, &origin)
                 status = work_prepare(state, &decoded.batch, False, work)
                 if status == 0:
                     status = state_commit(state, &decoded.batch, work, &origin, wall_ms)
@@ -406,9 +420,10 @@ cdef class Engine:
 
     # -- write and read
 
-    def observe(self, EventBatch batch not None, service=None, *, bint bounds=False, bint peek=False, bytes producer=b"",
-                uint64_t epoch=0, uint64_t sequence=0, bint wait=True):
-        """As State.observe, journaled. Returns (Vectors or None, position); with `wait`, when durable in the store's mode."""
+    def observe(self, EventBatch batch not None, service=None, *, bint bounds=False, bint peek=False,
+                bytes producer=b"", uint64_t epoch=0, uint64_t sequence=0, bint wait=True):
+        """As State.observe, journaled. Returns (Vectors or None, position); with `wait`, when durable in the
+        store's mode."""
         cdef Work work
         cdef ByteBuffer body
         cdef Outputs outputs
@@ -431,7 +446,8 @@ cdef class Engine:
         vectors = vectors_for(target, batch.batch.n_events, bounds, &outputs)
         with nogil:
             pthread_rwlock_rdlock(&self.c.state.plan_lock)
-            status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek, &result)
+            status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek,
+                                  &result)
             pthread_rwlock_unlock(&self.c.state.plan_lock)
             work_clear(&work)
             buffer_free(&body)
@@ -443,7 +459,8 @@ cdef class Engine:
 
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender):
         if status == ENGINE_VERDICT:
-            return verdict_error(result.verdict, (<const char*>sender.name)[:sender.name_bytes], sender.epoch, sender.sequence)
+            return verdict_error(result.verdict, (<const char*>sender.name)[:sender.name_bytes], sender.epoch,
+                                 sender.sequence)
         return write_error(status)
 
     def wait(self, uint64_t position, timeout_s=None):
@@ -460,8 +477,9 @@ cdef class Engine:
     # -- change
 
     def add_plan_listener(self, listener):
-        """listener.prepare(plan) makes what it needs of a coming plan (and may refuse it); listener.adopt(prepared) is called as it takes
-        effect, while no request is between decoding and applying. Called once now with the plan being served."""
+        """listener.prepare(plan) makes what it needs of a coming plan (and may refuse it);
+        listener.adopt(prepared) is called as it takes effect, while no request is between decoding and
+        applying. Called once now with the plan being served."""
         with self.lock:
             listener.adopt(listener.prepare(self.state.plan))
             self.listeners.append(listener)
@@ -471,7 +489,8 @@ cdef class Engine:
             self.listeners.remove(listener)
 
     def apply_schema(self, str text, *, path=None, bint dry_run=False):
-        """Checks a schema against the one being served and serves it from now on. Returns the plan (with dry_run: the one it would be)."""
+        """Checks a schema against the one being served and serves it from now on. Returns the plan (with
+        dry_run: the one it would be)."""
         cdef CompiledPlan compiled
         cdef Frame frame
         cdef iovec piece
@@ -526,8 +545,9 @@ cdef class Engine:
         raise UnknownNameError(f"no entity has the key parts ({', '.join(wanted)}); there are {known}")
 
     def forget(self, parts):
-        """Drops all that is kept of one key ({part: text}) and returns (whether there was anything, position) once it is nowhere: a tombstone is
-        journaled, a checkpoint written past it, older segments deleted, and the rows rewritten without the pages it was in."""
+        """Drops all that is kept of one key ({part: text}) and returns (whether there was anything, position)
+        once it is nowhere: a tombstone is journaled, a checkpoint written past it, older segments deleted,
+        and the rows rewritten without the pages it was in."""
         cdef Frame frame
         cdef iovec piece
         cdef uint8_t body[FORGET_BODY_BYTES]
@@ -539,7 +559,8 @@ cdef class Engine:
             names = self.state.plan.entities[entity].parts
             fingerprint = self.state.fingerprint(entity, [parts[name].encode() for name in names])
             if fingerprint is None:
-                raise UnknownNameError(f"key ({', '.join(names)}) has an empty part, and no such key is ever kept")
+                raise UnknownNameError(
+                    f"key ({', '.join(names)}) has an empty part, and no such key is ever kept")
             memcpy(fp, <const char*>(<bytes>fingerprint), 16)
             encode_forget(self.state.plan.entities[entity].entity_id, <const uint8_t*>fp, body)
             memset(&frame, 0, sizeof(frame))
@@ -583,7 +604,8 @@ cdef class Engine:
                     self.rows.put_meta("head", head)
                     self.rows.put_meta("ids", self.state.copy_ids())
                     self.rows.put_meta("producers", self.state.copy_producers())
-                    # Ids and producers were copied after the cut and may know of later batches: those must not be lost.
+                    # Ids and producers were copied after the cut and may know of later batches: those must
+                    # not be lost.
                     self.journal.wait_durable(self.state.position)
                     error = failpoint(CHECKPOINT_MID)
                     if error:
@@ -603,7 +625,8 @@ cdef class Engine:
             return position, n_bytes
 
     def backup(self, target):
-        """Copies the live store, consistent at one position, to the new directory `target`, which `Engine.open` opens; returns the position."""
+        """Copies the live store, consistent at one position, to the new directory `target`, which
+        `Engine.open` opens; returns the position."""
         target = Path(target)
         with self.lock:
             if target.exists():
@@ -621,10 +644,12 @@ cdef class Engine:
 
     def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
                      double sweep_every_s=300.0, on_failure=None):
-        """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees expired rows.
+        """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees
+        expired rows.
 
-        A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other failure stops writes for
-        good and calls on_failure(error): a restart then finds everything that was acknowledged in the journal.
+        A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other
+        failure stops writes for good and calls on_failure(error): a restart then finds everything that was
+        acknowledged in the journal.
         """
         with self.lock:
             if self.upkeep is not None:
@@ -675,13 +700,16 @@ cdef class Engine:
             "vectors_read": counters.vectors,
             "durable_position": self.journal.durable_position,
             "checkpoint_position": self.checkpoint_position,
-            "checkpoint_age_ms": -1 if self.checkpointed_at is None else int((time.monotonic() - self.checkpointed_at) * 1000),
+            "checkpoint_age_ms": (
+                -1 if self.checkpointed_at is None
+                else int((time.monotonic() - self.checkpointed_at) * 1000)),
             "journal_bytes": self.journal.total_bytes,
             "now_ms": self._now_ms(),
         }
 
     def close(self, *, bint checkpoint=False):
-        """Stops upkeep, writes a last checkpoint if asked, and lets the directory go. Every thread that calls in must have left."""
+        """Stops upkeep, writes a last checkpoint if asked, and lets the directory go. Every thread that calls
+        in must have left."""
         self.stop.set()
         if self.upkeep is not None and self.upkeep is not threading.current_thread():
             self.upkeep.join()
@@ -721,11 +749,16 @@ cdef uint64_t count_records(bytes records):
 def write_error(int status):
     """The exception for an EngineStatus other than OK and VERDICT."""
     if status == ENGINE_NO_MEMORY:
-        return LimitError("no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
+        return LimitError(
+            "no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
     if status == ENGINE_FULL:
-        return LimitError("the disk is full: nothing was applied; writes resume by themselves when there is space")
+        return LimitError(
+            "the disk is full: nothing was applied; writes resume by themselves when there is space")
     if status == ENGINE_TOO_LARGE:
-        return LimitError("the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
+        return LimitError(
+            "the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
     if status == ENGINE_CLOSED:
         return StorageError("the store is closed")
-    return StorageError("the store has failed and takes no more writes; see its log and restart it: nothing acknowledged is lost")
+    return StorageError(
+        "the store has failed and takes no more writes; see its log and restart it: nothing acknowledged "
+        "is lost")

@@ -688,10 +688,11 @@ cdef class RowStore:
             os.close(target_fd)
 
     def compact(self):
-        """Rewrites the file without its free pages: what was deleted is in it no more, and the file is as small as it can be.
+        """Rewrites the file without its free pages: what was deleted is in it no more, and the file is as
+        small as it can be.
 
-        Needs as much free space as there are rows; whoever reads waits only while the files change places. Raises
-        StorageError if the copy cannot be written (the store goes on as it was).
+        Needs as much free space as there are rows; whoever reads waits only while the files change places.
+        Raises StorageError if the copy cannot be written (the store goes on as it was).
         """
         copy = Path(self.path, COMPACTING_NAME)
         if self.txn != NULL:
@@ -705,7 +706,8 @@ cdef class RowStore:
             copy.rmdir()
         except OSError as error:
             self.failure = f"compacting: {error}"
-            raise StorageError(f"{self.path}: cannot be replaced by its compacted copy: {error}; reopen() it") from error
+            raise StorageError(
+                f"{self.path}: cannot be replaced by its compacted copy: {error}; reopen() it") from error
         self.give_file()
         self.take_file()
         self.open_env(Path(self.path))
