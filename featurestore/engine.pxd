@@ -4,7 +4,7 @@
 # state.plan_lock (shared) before decoding a request against the plan, and let it go after the call that uses what was decoded.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from featurestore.core.batch cimport Batch, Column
+from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.plan cimport ServiceC
 from featurestore.core.state cimport State, StateC, Work
 from featurestore.core.window cimport Outputs
@@ -65,10 +65,13 @@ cdef class Engine:
     cdef readonly object checkpointed_at # time.monotonic() of the last checkpoint of this process, None before
     cdef readonly object last_checkpoint # Checkpointed: that checkpoint, None before
     cdef readonly uint64_t schema_position   # of the last schema change of this process, 0 before
+    cdef readonly object failure         # the exception that ended writes, where one did
     cdef readonly object recovered       # Recovered: what opening found
     cdef object lock                     # checkpoints, schema changes, Forget and closing: one at a time
     cdef object listeners                # see add_plan_listener
     cdef object upkeep                   # the thread of start_upkeep
     cdef object stop
+    cdef uint64_t segment_bytes
+    cdef int _check_batch(self, EventBatch batch) except -1
     cdef int _replay_batch(self, object frame, Work* work) except -1
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender)
