@@ -42,6 +42,12 @@ from featurestore.errors import CorruptRecordError, InvalidEventError, LimitErro
 from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
 
 cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_rwlockattr_t:
+        pass
+    int PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP
+    int pthread_rwlockattr_init(pthread_rwlockattr_t* attributes)
+    int pthread_rwlockattr_setkind_np(pthread_rwlockattr_t* attributes, int kind)
+    int pthread_rwlockattr_destroy(pthread_rwlockattr_t* attributes)
     ctypedef unsigned long pthread_t
     int pthread_create(pthread_t* thread, void* attributes, void* (*start)(void*) noexcept nogil, void* argument)
     int pthread_join(pthread_t thread, void** result)
@@ -533,6 +539,7 @@ cdef class State:
                  uint32_t threads=1, uint64_t max_memory_bytes=0, int64_t max_future_ms=10_000,
                  uint64_t max_producers=8192, uint64_t max_ids=10_000_000):
         cdef uint32_t i
+        cdef pthread_rwlockattr_t writers_first
         if self.made:
             raise ValueError("a State is made once")
         if clock not in ("event", "wall"):
@@ -558,8 +565,13 @@ cdef class State:
                 raise MemoryError
             self.c.n_shards += 1
         self.c.shard_bits = n_shards.bit_length() - 1
-        if pthread_rwlock_init(&self.c.plan_lock, NULL) or pthread_mutex_init(&self.c.order, NULL):
+        # By default readers go first, and a busy store would keep a schema change waiting for minutes. The price: nobody may
+        # take the lock twice.
+        pthread_rwlockattr_init(&writers_first)
+        pthread_rwlockattr_setkind_np(&writers_first, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP)
+        if pthread_rwlock_init(&self.c.plan_lock, &writers_first) or pthread_mutex_init(&self.c.order, NULL):
             raise MemoryError
+        pthread_rwlockattr_destroy(&writers_first)
         self.made = True
 
     def __dealloc__(self):
