@@ -1,14 +1,15 @@
 """Rows in LMDB: a key per row, or packed blocks, and of which size?
 
-The same rows are written whole, then a random tenth of them again (the same lengths), then loaded. Every layout
-starts from an empty store in the same file system and commits once per write, synced. `key per row` goes through
-py-lmdb's putmulti in key order, alone in its process, so its times hold some Python; its bytes do not. The others are
-RowStore with other block sizes; `one row` makes each row a block of its own, which is a key per row in the same C code.
+The same rows are written whole, then a random tenth of them again (the same lengths), then loaded. Every
+layout starts from an empty store in the same file system and commits once per write, synced. `key per row`
+goes through py-lmdb's putmulti in key order, alone in its process, so its times hold some Python; its bytes
+do not. The others are RowStore with other block sizes; `one row` makes each row a block of its own, which is
+a key per row in the same C code.
 
     python benches/rows_layout.py --rows 5000000
 
-Written: bytes this process handed to write(), so what LMDB wrote, by any call; over the bytes of the changed rows.
-The numbers that decided are in the head of featurestore/storage/blocks.pyx.
+Written: bytes this process handed to write(), so what LMDB wrote, by any call; over the bytes of the changed
+rows. The numbers that decided are in the head of featurestore/storage/blocks.pyx.
 """
 
 from __future__ import annotations
@@ -53,8 +54,12 @@ def measured(work: Callable[[], int]) -> tuple[float, int, int]:
     return time.perf_counter() - start, written_bytes() - before, result
 
 
-def blocks(directory: Path, parts: list[NDArray[np.uint8]], tenth: list[NDArray[np.uint8]], block_bytes: int) -> Row:
-    store = RowStore.open(directory, store_id=STORE_ID, create=True, block_bytes=block_bytes, map_size_bytes=1 << 36)
+def blocks(
+    directory: Path, parts: list[NDArray[np.uint8]], tenth: list[NDArray[np.uint8]], block_bytes: int
+) -> Row:
+    store = RowStore.open(
+        directory, store_id=STORE_ID, create=True, block_bytes=block_bytes, map_size_bytes=1 << 36
+    )
 
     def write(shards: list[NDArray[np.uint8]], position: int) -> int:
         store.begin()
@@ -106,12 +111,12 @@ def key_per_row(directory: Path, parts: list[NDArray[np.uint8]], tenth: list[NDA
                         checksum ^= zlib.crc32(first[: 1 << 12])
         return checksum
 
-    pairs = items(parts)
-    full = measured(lambda: write(pairs, True))
+    first = items(parts)
+    full = measured(lambda: write(first, True))
     size = (directory / "data.mdb").stat().st_size
-    pairs = items(tenth)
-    update = measured(lambda: write(pairs, False))
-    del pairs
+    del first[:]
+    second = items(tenth)
+    update = measured(lambda: write(second, False))
     loaded = measured(load)
     grown = (directory / "data.mdb").stat().st_size
     env.close()
@@ -123,12 +128,18 @@ Row = tuple[Measure, Measure, Measure, int, int]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--payload-bytes", type=int, default=100)
     parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--changed", type=float, default=0.1, help="share of rows changed in the second write")
-    parser.add_argument("--directory", type=Path, help="file system to measure; a temporary directory by default")
+    parser.add_argument(
+        "--changed", type=float, default=0.1, help="share of rows changed in the second write"
+    )
+    parser.add_argument(
+        "--directory", type=Path, help="file system to measure; a temporary directory by default"
+    )
     parser.add_argument("--only", help="only the layouts whose name contains this")
     arguments = parser.parse_args()
 
@@ -159,8 +170,9 @@ def main() -> None:
         finally:
             shutil.rmtree(directory)
         print(
-            f"{name:12} {full[0]:8.2f} {full[1] / full_bytes:10.2f} {size / full_bytes:7.2f} {update[0]:10.2f} "
-            f"{update[1] / tenth_bytes:10.2f} {grown / full_bytes:7.2f} {loaded[0]:8.2f}  {loaded[2]:08x}"
+            f"{name:12} {full[0]:8.2f} {full[1] / full_bytes:10.2f} {size / full_bytes:7.2f} "
+            f"{update[0]:10.2f} {update[1] / tenth_bytes:10.2f} {grown / full_bytes:7.2f} "
+            f"{loaded[0]:8.2f}  {loaded[2]:08x}"
         )
 
 

@@ -169,14 +169,13 @@ def text_column(values: Any, *, what: str = "values") -> tuple[TextColumn, Codes
     else:  # bool, datetimes, complex numbers, records
         codes[:] = Outcome.REFUSED_TYPE
         column = _joined([b""] * n)
-    if nulls is not None:
-        codes[nulls] = Outcome.ACCEPTED
     codes[_broken_texts(column)] = Outcome.REFUSED_TYPE
     codes[(np.diff(column.offsets) > MAX_TEXT_BYTES) & (codes == 0)] = Outcome.REFUSED_KEY_TOO_LONG
-    without_text = codes != 0 if nulls is None else (codes != 0) | nulls
-    column = _blanked(column, without_text)
-    present = None if nulls is None or not nulls.any() else (~nulls).view(np.uint8)
-    return TextColumn(column.offsets, column.data, present), codes
+    if nulls is None:
+        return _blanked(column, codes != 0), codes
+    column = _blanked(column, (codes != 0) | nulls)  # an Arrow null may have bytes, of any kind
+    codes[nulls] = Outcome.ACCEPTED
+    return TextColumn(column.offsets, column.data, (~nulls).view(np.uint8)), codes
 
 
 def _offsets(lengths: NDArray[Any]) -> NDArray[np.uint32]:
@@ -421,11 +420,13 @@ def _ms_of_floats(array: NDArray[Any], unit: str, codes: Codes) -> NDArray[np.in
     array = array.astype(np.float64)
     codes[np.isnan(array)] = Outcome.REFUSED_NO_TIME
     if unit == "s":
-        microseconds = np.rint(_within(array, EARLIEST_MS // 1000, LATEST_MS // 1000 + 1, codes) * 1e6)
-        return np.floor_divide(microseconds.astype(np.int64), 1000)
+        microseconds: NDArray[np.float64] = np.rint(
+            _within(array, EARLIEST_MS // 1000, LATEST_MS // 1000 + 1, codes) * 1e6
+        )
+        return microseconds.astype(np.int64) // 1000
     scale = 1000 if unit == "us" else 1
-    whole = np.floor(_within(array, EARLIEST_MS * scale, (LATEST_MS + 1) * scale, codes))
-    return np.floor_divide(whole.astype(np.int64), scale)
+    whole: NDArray[np.float64] = np.floor(_within(array, EARLIEST_MS * scale, (LATEST_MS + 1) * scale, codes))
+    return whole.astype(np.int64) // scale
 
 
 def _ms_of_datetimes(array: NDArray[Any], codes: Codes) -> NDArray[np.int64]:
@@ -662,8 +663,6 @@ def _unwrap_arrow(values: Any, what: str) -> tuple[Any, Mask | None]:
     nulls = None if array.null_count == 0 else np.asarray(array.is_null())
     if is_text or is_bytes:
         array = array.cast(pa.large_string() if is_text else pa.large_binary())
-        if nulls is not None:  # a null may have bytes
-            array = array.fill_null("" if is_text else b"")
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
         _, offsets_buffer, data_buffer = array.buffers()

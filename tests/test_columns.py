@@ -113,6 +113,7 @@ def test_bytes_must_be_utf8() -> None:
     values = ["é".encode(), b"\xff", "é".encode()[:1], "é".encode()[1:], b"a"]
     assert said(values) == ["é", TYPE, TYPE, TYPE, "a"]
     assert said(pa.array(values)) == ["é", TYPE, TYPE, TYPE, "a"]
+    assert said(["é".encode()[:1], "é".encode()[1:]]) == [TYPE, TYPE]
     assert said(["\ud800", "ok", "\ud83d\ude00"]) == [TYPE, "ok", TYPE]
 
 
@@ -194,6 +195,10 @@ def test_nulls_of_every_library() -> None:
 def test_an_arrow_null_that_has_bytes_is_null() -> None:
     buffers = [pa.py_buffer(b"\x01"), pa.py_buffer(np.array([0, 1, 9], np.int32)), pa.py_buffer(b"abbbbbbbb")]
     assert said(pa.Array.from_buffers(pa.string(), 2, buffers)) == ["a", None]
+    buffers[2] = pa.py_buffer(b"a\xffbbbbbbb")
+    assert said(pa.Array.from_buffers(pa.string(), 2, buffers)) == ["a", None]
+    buffers[1:] = [pa.py_buffer(np.array([0, 1, 5001], np.int32)), pa.py_buffer(b"b" * 5001)]
+    assert said(pa.Array.from_buffers(pa.string(), 2, buffers)) == ["b", None]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,15 +7,16 @@ from numpy.typing import NDArray
 from featurestore.columns import TextColumn
 from featurestore.plan import EventPlan
 
+@final
 class EventBatch:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         event: EventPlan,
         event_index: int,
         times: NDArray[np.int64],
         columns: Sequence[NDArray[np.float64] | TextColumn],
         outcomes: NDArray[np.uint8] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def event(self) -> EventPlan: ...
     @property

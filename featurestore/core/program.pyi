@@ -1,11 +1,14 @@
+from typing import Self, final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.core.batch import EventBatch
 from featurestore.plan import EventPlan, Program
 
+@final
 class CompiledProgram:
-    def __init__(self, program: Program, event: EventPlan) -> None: ...
+    def __new__(cls, program: Program, event: EventPlan) -> Self: ...
     @property
     def source(self) -> str: ...
     @property

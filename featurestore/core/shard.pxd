@@ -71,6 +71,8 @@ ctypedef struct Job:             # one batch being applied and read; everything 
     const int64_t* nows          # [n_events] the store's clock as each event was decided
     const int64_t* type_nows     # [events in the plan] the clock of each event type; see first_nows
     const int64_t* first_nows    # [events in the plan] now at its first accepted event, UNSET_MS before
+    uint32_t first_accepted      # events before this one, and their reads, come before own_first_now
+    int64_t own_first_now        # now at the first accepted event of the batch's own type; UNSET_MS: none yet
     const int64_t* reads_at      # [n_events] when the vector is read: the event's time, or now where it has none
     uint64_t first_position      # of event 0
     const ServiceC* service      # NULL: nothing is read

@@ -1,5 +1,6 @@
 """One shard: rows, their index and their memory; see shard.pxd for the picture and the bytes of a row."""
 
+from libc.math cimport NAN
 from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp, memcpy, memset
@@ -187,8 +188,8 @@ cdef bint _head_expired(const Arena* arena, const PlanC* plan, const LogHead* he
 
 cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC* slot, Row* row, bint before,
                               int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows, uint16_t own_type,
-                              int64_t own_now, const Outputs* out) noexcept nogil:
-    """Values of one row. `own_type` reads the clock `own_now` instead of type_nows (0xFFFF: none does)."""
+                              int64_t own_now, int64_t own_first_now, const Outputs* out) noexcept nogil:
+    """Values of one row. Views of `own_type` (0xFFFF: none) go by own_now and own_first_now instead of the arrays."""
     cdef const GroupC* group
     cdef const ViewC* view
     cdef const LogHead* log
@@ -209,7 +210,7 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
             if view.has_lifetime:
                 lifetime = _find_head(row, view.view_id, True)
         when.now_ms = own_now if view.event == own_type else type_nows[view.event]
-        when.first_now_ms = first_nows[view.event]
+        when.first_now_ms = own_first_now if view.event == own_type else first_nows[view.event]
         view_read(arena, log, lifetime, view, &when, group.before if before else group.after, n, out)
 
 
@@ -244,10 +245,12 @@ cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const Touc
 
 cdef inline void _raw_entry(const Job* job, const ViewC* view, uint32_t event, Word* raw) noexcept nogil:
     cdef uint64_t bits = 0
+    cdef double x
     cdef uint16_t i
     raw[0].i = job.batch.times[event]
     for i in range(view.n_values):
-        raw[1 + i].f = job.batch.columns[view.values[i]].numbers[event]
+        x = job.batch.columns[view.values[i]].numbers[event]
+        raw[1 + i].f = x if x == x else NAN      # absent has one bit pattern, or equal states would differ in bytes
     if view.n_filters:
         for i in range(view.n_filters):
             if job.masks[<size_t>view.filters[i] * job.batch.n_events + event]:
@@ -317,6 +320,7 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint64_t ap
     cdef uint32_t* place = table_find(&shard.table, arena, part.fp0, part.fp1)
     cdef uint32_t trial = 0
     cdef int64_t at_ms = 0, now = job.nows[part.event]
+    cdef int64_t first_now = job.own_first_now if part.event >= job.first_accepted else UNSET_MS
     cdef uint64_t offset
     cdef uint16_t event_index = job.batch.event
     cdef Outputs out
@@ -336,7 +340,7 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint64_t ap
         out.coverage += offset
         at_ms = job.reads_at[part.event]
         _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, True, at_ms,
-                     job.type_nows, job.first_nows, event_index, now, &out)
+                     job.type_nows, job.first_nows, event_index, now, first_now, &out)
     if apply and job.peek:
         # The event goes into a copy of the row, which is read and thrown away.
         if place != NULL:
@@ -350,7 +354,7 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint64_t ap
         status = _apply_views(shard, job, part, touch, &place)
     if slot != NULL and status == 0:
         _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, False, at_ms,
-                     job.type_nows, job.first_nows, event_index, now, &out)
+                     job.type_nows, job.first_nows, event_index, now, first_now, &out)
     if trial:
         _free_row(arena, job.plan, trial)
     return status
@@ -412,8 +416,8 @@ cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
     if place != NULL:
         row = <Row*>arena_at(&shard.arena, place[0])
-    _read_groups(&shard.arena, plan, slot, row, True, at_ms, type_nows, first_nows, 0xFFFF, 0, out)
-    _read_groups(&shard.arena, plan, slot, row, False, at_ms, type_nows, first_nows, 0xFFFF, 0, out)
+    _read_groups(&shard.arena, plan, slot, row, True, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, out)
+    _read_groups(&shard.arena, plan, slot, row, False, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, out)
     pthread_mutex_unlock(&shard.lock)
 
 

@@ -20,7 +20,6 @@ from featurestore.core.window cimport Outputs
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_rwlock_t:
         pass
-    int pthread_rwlock_init(pthread_rwlock_t* lock, void* attributes)
     int pthread_rwlock_destroy(pthread_rwlock_t* lock)
     int pthread_rwlock_rdlock(pthread_rwlock_t* lock)
     int pthread_rwlock_wrlock(pthread_rwlock_t* lock)
@@ -52,9 +51,11 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     uint32_t* order              # part indexes by shard, each shard's in position order
     uint32_t* starts             # [n_shards + 1] where each shard's begin
     uint32_t n_parts
+    bint first_of_type           # no event of its type had been accepted before this batch
 
-# The plan lock must be held (shared) from before the batch was decoded until after state_apply.
-cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexcept nogil         # 0, or -1 memory
+# The plan lock must be held (shared) from before the batch was decoded until after state_apply. 0, or -1 when out of memory.
+# to_read: vectors will be read too, so rows that the events only read need their fingerprints.
+cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil
 cdef void work_clear(Work* work) noexcept nogil
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin, int64_t wall_ms) noexcept nogil

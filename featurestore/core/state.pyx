@@ -8,13 +8,15 @@ import hashlib
 
 import numpy as np
 
+from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
 from featurestore.core.batch cimport (
     COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
-    REFUSED_NO_ID, REFUSED_NO_TIME, REFUSED_TIME_RANGE, Batch, Column, EventBatch,
+    REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME, REFUSED_NOT_FINITE, REFUSED_TIME_RANGE,
+    REFUSED_TYPE, Batch, Column, EventBatch,
 )
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
 from featurestore.core.hashing cimport (
@@ -42,12 +44,6 @@ from featurestore.errors import CorruptRecordError, InvalidEventError, LimitErro
 from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_rwlockattr_t:
-        pass
-    int PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP
-    int pthread_rwlockattr_init(pthread_rwlockattr_t* attributes)
-    int pthread_rwlockattr_setkind_np(pthread_rwlockattr_t* attributes, int kind)
-    int pthread_rwlockattr_destroy(pthread_rwlockattr_t* attributes)
     ctypedef unsigned long pthread_t
     int pthread_create(pthread_t* thread, void* attributes, void* (*start)(void*) noexcept nogil, void* argument)
     int pthread_join(pthread_t thread, void** result)
@@ -59,13 +55,27 @@ cdef enum:
     SNAPSHOT_VERSION = 1
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
+EARLIEST_MS = -62_135_596_800_000      # 0001-01-01
+LATEST_MS = 253_402_300_799_999        # 9999-12-31
 
 
 cdef extern from * nogil:
     """
     #define fs_bswap64(x) __builtin_bswap64(x)
+    /* The default prefers readers, and a schema change would wait for ever under load. */
+    static int fs_fair_rwlock(pthread_rwlock_t* lock) {
+        pthread_rwlockattr_t attributes;
+        int error = pthread_rwlockattr_init(&attributes);
+        if (error == 0) {
+            pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+            error = pthread_rwlock_init(lock, &attributes);
+            pthread_rwlockattr_destroy(&attributes);
+        }
+        return error;
+    }
     """
     uint64_t fs_bswap64(uint64_t x) noexcept
+    int fs_fair_rwlock(pthread_rwlock_t* lock) noexcept
 
 
 cdef inline uint32_t _shard_of(const StateC* state, uint64_t fp1) noexcept nogil:
@@ -127,6 +137,7 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     work.facts.masks = places[0]
     work.facts.missing = places[1]
     work.homeless = places[2]
+    work.first_of_type = False
     work.facts.homeless = NULL
     work.facts.id_fps = <uint64_t*>places[3] if event.id_field >= 0 else NULL
     work.facts.id_missing = places[4]
@@ -140,7 +151,7 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     return 0
 
 
-cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexcept nogil:
+cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil:
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef const Column* columns[256]
     cdef const TouchC* touch
@@ -166,6 +177,9 @@ cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexc
         for k in range(touch.n_fields):
             columns[k] = &batch.columns[touch.fields[k]]
         missing = <uint8_t*>work.facts.missing + <size_t>j * n
+        if touch.n_views == 0 and not to_read:
+            memset(missing, 1, n)
+            continue
         key_fingerprints(state.secret, touch.entity_id, columns, touch.n_fields, 0, n, fps, missing)
         for i in range(n):
             if (fps[2 * i] | fps[2 * i + 1]) == 0:
@@ -238,12 +252,14 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
                 or outcome == REFUSED_NO_ID or outcome == REFUSED_BEYOND_DEDUPE or outcome == REFUSED_MEMORY):
             batch.outcomes[i] = OUTCOME_ACCEPTED
     work.facts.homeless = NULL
+    work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
     if state.max_memory_bytes and _used_bytes(state) >= state.max_memory_bytes:
         _find_homeless(state, batch, work)
     return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows)
 
 
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin, int64_t wall_ms) noexcept nogil:
+    work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
     return sequencer_commit(&state.sequencer, batch, &work.facts, origin, wall_ms,
                             state.plan.events[batch.event].dedupe_ms, work.nows)
 
@@ -343,16 +359,17 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     memset(&job, 0, sizeof(job))
     memcpy(work.type_nows, s.type_nows, s.n_types * sizeof(int64_t))
     memcpy(work.first_nows, s.first_nows, s.n_types * sizeof(int64_t))
-    for i in range(batch.n_events):
-        if not s.event_clock and peek:
-            break
-        if peek and work.first_nows[batch.event] == UNSET_MS and batch.outcomes[i] == OUTCOME_ACCEPTED:
-            work.first_nows[batch.event] = work.nows[i]      # what a commit would have made it
     if not s.event_clock and batch.n_events:
         for i in range(s.n_types):
             work.type_nows[i] = work.nows[0]
-        if peek and work.first_nows[batch.event] == UNSET_MS:
-            work.first_nows[batch.event] = work.nows[0]
+    # A view of this type is live from its first accepted event on: events before that one in this batch do not know it yet.
+    job.own_first_now = work.first_nows[batch.event]
+    if work.first_of_type:
+        job.own_first_now = UNSET_MS
+        while job.first_accepted < batch.n_events and batch.outcomes[job.first_accepted] != OUTCOME_ACCEPTED:
+            job.first_accepted += 1
+        if job.first_accepted < batch.n_events:
+            job.own_first_now = work.nows[job.first_accepted]
     if service != NULL:
         for i in range(batch.n_events):
             work.reads_at[i] = batch.times[i]
@@ -445,28 +462,41 @@ cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil
     return shard_forget(&state.shards[_shard_of(state, fp1)], state.plan, fp0, fp1)
 
 
+cdef inline bint _readable(uint8_t outcome) noexcept nogil:
+    """Whether the decoder could read the event; the values of one that it refused mean nothing."""
+    return not (outcome == REFUSED_NO_TIME or outcome == REFUSED_TIME_RANGE or outcome == REFUSED_NOT_FINITE
+                or outcome == REFUSED_KEY or outcome == REFUSED_KEY_TOO_LONG or outcome == REFUSED_TYPE)
+
+
 cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil:
     cdef SipState sip
     cdef const Column* column
     cdef uint64_t out[2]
-    cdef uint32_t n = batch.n_events, i
+    cdef uint32_t n = batch.n_events, i, length
+    cdef uint8_t present, outcome
+    cdef double number
     cdef uint16_t j
-    cdef uint32_t length
     sip128_init(&sip, state.secret)
     sip128_update(&sip, &state.plan.events[batch.event].event_id, sizeof(uint16_t))
     sip128_update(&sip, &n, sizeof(n))
-    sip128_update(&sip, batch.times, n * sizeof(int64_t))
-    for j in range(batch.n_columns):
-        column = &batch.columns[j]
-        if column.kind == COLUMN_NUMBER:
-            sip128_update(&sip, column.numbers, n * sizeof(double))
+    for i in range(n):
+        outcome = batch.outcomes[i]
+        if not _readable(outcome):
+            sip128_update(&sip, &outcome, 1)
             continue
-        for i in range(n):
-            length = column.offsets[i + 1] - column.offsets[i]
+        sip128_update(&sip, &batch.times[i], sizeof(int64_t))
+        for j in range(batch.n_columns):
+            column = &batch.columns[j]
+            if column.kind == COLUMN_NUMBER:
+                number = column.numbers[i] if column.numbers[i] == column.numbers[i] else NAN
+                sip128_update(&sip, &number, sizeof(double))
+                continue
+            present = column.present == NULL or column.present[i] != 0
+            length = column.offsets[i + 1] - column.offsets[i] if present else 0
+            sip128_update(&sip, &present, 1)
             sip128_update(&sip, &length, sizeof(length))
-        sip128_update(&sip, column.bytes + column.offsets[0], column.offsets[n] - column.offsets[0])
-        if column.present != NULL:
-            sip128_update(&sip, column.present, n)
+            if length:
+                sip128_update(&sip, column.bytes + column.offsets[i], length)
     sip128_final(&sip, out)
     return out[0] if out[0] else 1
 
@@ -539,7 +569,6 @@ cdef class State:
                  uint32_t threads=1, uint64_t max_memory_bytes=0, int64_t max_future_ms=10_000,
                  uint64_t max_producers=8192, uint64_t max_ids=10_000_000):
         cdef uint32_t i
-        cdef pthread_rwlockattr_t writers_first
         if self.made:
             raise ValueError("a State is made once")
         if clock not in ("event", "wall"):
@@ -565,13 +594,8 @@ cdef class State:
                 raise MemoryError
             self.c.n_shards += 1
         self.c.shard_bits = n_shards.bit_length() - 1
-        # By default readers go first, and a busy store would keep a schema change waiting for minutes. The price: nobody may
-        # take the lock twice.
-        pthread_rwlockattr_init(&writers_first)
-        pthread_rwlockattr_setkind_np(&writers_first, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP)
-        if pthread_rwlock_init(&self.c.plan_lock, &writers_first) or pthread_mutex_init(&self.c.order, NULL):
+        if fs_fair_rwlock(&self.c.plan_lock) or pthread_mutex_init(&self.c.order, NULL):
             raise MemoryError
-        pthread_rwlockattr_destroy(&writers_first)
         self.made = True
 
     def __dealloc__(self):
@@ -647,7 +671,7 @@ cdef class State:
         state_origin(&self.c, producer, len(producer), epoch, sequence, content, &origin)
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
-            status = work_prepare(&self.c, b, &work)
+            status = work_prepare(&self.c, b, target != NULL, &work)
             pthread_mutex_lock(&self.c.order)
             verdict = sequencer_judge(&self.c.sequencer, &origin)
             if status == 0 and verdict <= VERDICT_DUPLICATE:
@@ -691,6 +715,8 @@ cdef class State:
             as_of = np.ascontiguousarray(as_of, np.int64)
             if as_of.shape != (n,):
                 raise InvalidEventError(f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
+            if n and not (EARLIEST_MS <= as_of.min() and as_of.max() <= LATEST_MS):
+                raise InvalidEventError("as_of is outside the years 1 to 9999")
             times = <const int64_t*><uintptr_t>as_of.ctypes.data
         keys = _keys(list(parts), list(parts.values()), n)
         vectors = vectors_for(target, n, bounds, &outputs)

@@ -864,6 +864,10 @@ cdef inline void _judge(const ViewC* view, const ReadAt* when, const ItemC* item
         out.statuses[item.out] = STATUS_WARMING
         share = <double>(hi - live) / <double>item.window_ms
         out.coverage[item.out] = <float>(0.0 if share < 0.0 else share)
+    elif lo < view.floor_ms:
+        # What it once held was dropped before the view's windows were made longer. (A new, longer window is WARMING.)
+        out.statuses[item.out] = STATUS_UNAVAILABLE
+        out.coverage[item.out] = 0.0
 
 
 cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifetime, const ViewC* view,

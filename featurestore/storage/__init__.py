@@ -1,13 +1,15 @@
 """Everything that touches a disk, and the only place that knows record bytes.
 
-    journal     the truth: append-only segment files, one fdatasync for many appends, recovery after a power cut
+    journal     the truth: append-only segments, one fdatasync for many appends, recovery after a power cut
     frame       what a journal frame's body holds: a batch in columns, a schema, a Forget
     rows        checkpoints of the rows in LMDB: what bounds how much of the journal is replayed
       blocks      sorted records packed into checksummed values
       lmdb_file   what can be known of an LMDB data file before it is mapped
       lmdb_api    LMDB's C functions, called without the GIL
+    directory   the data directory: its owner, its identity, its secret, and where each kind of file lives
     failpoint   named places where a test kills the process or makes the disk fail
 
-`FORMAT.md`, beside this file, gives every format byte by byte. A version is never edited: a new one adds a reader
-and a golden file. Nothing here knows gRPC, and nothing here decides what an event means: that is `core`.
+`FORMAT.md`, beside this file, gives every format byte by byte. A version is never edited: a new one adds a
+reader and a golden file. Nothing here knows gRPC, and nothing here decides what an event means: that is
+`core`.
 """

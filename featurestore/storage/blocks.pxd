@@ -1,8 +1,8 @@
 # The row store's bytes: what a record, a block and a key are, and the functions that check and move them. See
 # blocks.pyx.
 #
-# Every pointer is borrowed for the call only. A function that takes a Fault returns 0 or a FaultCode, and then says in
-# `fault` what it found. Nothing allocates, except through a Buffer that its caller owns.
+# Every pointer is borrowed for the call only. A function that takes a Fault returns 0 or a FaultCode, and
+# then says in `fault` what it found. Nothing allocates, except through a Buffer that its caller owns.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from featurestore.storage.lmdb_api cimport LmdbApi, MDB_cursor, MDB_dbi, MDB_txn
@@ -36,8 +36,8 @@ cdef enum:
     CHUNK_HEAD_BYTES = 4          # u32 CRC32C
     MAX_NAME_BYTES = 48           # of a meta
     MAX_ROW_BYTES = 1 << 30
-    # What LMDB keeps in exactly one overflow page of 4096 bytes. One page is always to be had from the free list,
-    # where two in a row need a search.
+    # What LMDB keeps in exactly one overflow page of 4096 bytes. One page is always to be had from the free
+    # list, where two in a row need a search.
     VALUE_BYTES = 4080
     CHUNK_BYTES = 4076            # of a meta in one chunk: VALUE_BYTES less its head
 
@@ -58,7 +58,7 @@ cdef enum FaultCode:
     FAULT_MEMORY = 2
     FAULT_SHORT = 3               # `found` bytes, `expected` or more needed
     FAULT_CHECKSUM = 4
-    FAULT_LENGTH = 5              # a record at offset `found` runs past the end, or is longer than a row may be
+    FAULT_LENGTH = 5              # a record at offset `found` runs past the end, or is longer than any row
     FAULT_ORDER = 6               # the fingerprint at offset `found` does not ascend
     FAULT_COUNT = 7               # `found` records, `expected` announced
     FAULT_FIRST = 8               # the first record is not the one the key names
@@ -78,7 +78,7 @@ ctypedef struct ShardHead:
     uint64_t position             # of the last event applied to the rows below
     uint64_t n_rows
     uint64_t n_bytes              # of all records: 20 bytes and the payload each
-    uint64_t crc_sum              # sum of the blocks' checksums, modulo 2^64: a block of an older state is noticed
+    uint64_t crc_sum              # sum of the blocks' checksums, modulo 2^64: an older block is noticed
 
 # Growing bytes, owned by a RowStore.
 ctypedef struct Buffer:
@@ -109,8 +109,10 @@ cdef void start_job(Job* job, const LmdbApi* api, MDB_txn* txn, MDB_dbi dbi, uin
 
 cdef int fail_lmdb(Fault* fault, int error) noexcept nogil
 
-# Are these whole records in strictly ascending order? `may_free`: FREED is a length. n_rows counts all of them.
-cdef int check_records(const uint8_t* data, size_t size, bint may_free, uint64_t* n_rows, Fault* fault) noexcept nogil
+# Are these whole records in strictly ascending order? `may_free`: FREED is a length. n_rows counts all of
+# them.
+cdef int check_records(const uint8_t* data, size_t size, bint may_free, uint64_t* n_rows,
+                       Fault* fault) noexcept nogil
 
 # Is this value of `least_bytes` or more what was stored under this key?
 cdef int check_entry(const uint8_t* key, size_t key_bytes, const uint8_t* value, size_t value_bytes,
@@ -127,7 +129,8 @@ cdef int put_head(const Job* job, Fault* fault) noexcept nogil
 # Brings checked records into the shard's blocks; job.head follows, except for its position.
 cdef int write_records(Job* job, const uint8_t* records, size_t size, Fault* fault) noexcept nogil
 
-# 0 at the end of the shard. After any fault but FAULT_LMDB the walk may go on: it has passed the block at fault.
+# 0 at the end of the shard. After any fault but FAULT_LMDB the walk may go on: it has passed the block at
+# fault.
 cdef int walk_blocks(Job* job, Walk* walk, Fault* fault) noexcept nogil
 
 # A meta's bytes, cut into chunks of one page each; put takes the place of what was there.

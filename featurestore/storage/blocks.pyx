@@ -1,13 +1,22 @@
-"""The row store's entries in LMDB: records in blocks, heads of shards, metas in chunks. All of it without the GIL.
+"""The row store's entries in LMDB: records in blocks, heads of shards, metas in chunks; without the GIL.
 
-Layout: packed blocks, not a key per row. A block is one value of up to 4080 bytes with the records of a range of
-fingerprints, as in the leaves of a B+-tree. Writing merges the dirty records into the blocks that cover them (read,
-merge, write), splits what became too large and merges what became too small:
+Layout: packed blocks, not a key per row. A block is one value of up to 4080 bytes with the records of a range
+of fingerprints, as in the leaves of a B+-tree. Writing merges the dirty records into the blocks that cover
+them (read, merge, write), splits what became too large and merges what became too small:
 
     key   02 | shard u16 BE | fingerprint of the first record
     value crc32c u32 | n_records u32 | fingerprint, u32 length, payload | fingerprint, ...
 
-@@MEASURED@@
+Why, measured with benches/rows_layout.py (5 M rows of 100 bytes in 64 shards, one synced commit each):
+
+    of a key per row, through py-lmdb's putmulti: writing all 0.28 of the time, a random tenth 0.84 of it,
+    loading 0.16 of it; 0.91 of the file
+    of a row per block, in the same C code: writing all 0.7, a random tenth 1.2 (1 M rows: 0.34), loading 0.36
+
+A random tenth touches nearly every page in any layout, so each wrote 10 to 11 times the changed bytes, and
+the file then holds its pages twice. Larger blocks load little faster, and with 1 % of the rows changed those
+of 16 KiB wrote 2.5 times what those of 4 KiB wrote. Values of half a page are the worst: two share a leaf,
+and an inner split leaves it half empty.
 
 Promise: no function here trusts a byte it read. What is not what was written, under this key, comes back as a
 FaultCode and is never merged, copied out or given a new checksum. All formats are in FORMAT_ROWS.md.
@@ -40,11 +49,13 @@ cdef int fail_lmdb(Fault* fault, int error) noexcept nogil:
 
 cdef void name_key(Fault* fault, const void* key, size_t key_bytes) noexcept nogil:
     fault.key_bytes = min(key_bytes, sizeof(fault.key))
-    memcpy(fault.key, key, fault.key_bytes)
+    if fault.key_bytes > 0:       # memcpy must not be given a null key, even of no bytes
+        memcpy(fault.key, key, fault.key_bytes)
 
 
 # Of its key, then of its value behind the checksum itself: a value moved to another key is noticed.
-cdef uint32_t entry_crc(const uint8_t* key, size_t key_bytes, const uint8_t* value, size_t value_bytes) noexcept nogil:
+cdef uint32_t entry_crc(const uint8_t* key, size_t key_bytes, const uint8_t* value,
+                        size_t value_bytes) noexcept nogil:
     return crc32c(crc32c(0, key, key_bytes), value + 4, value_bytes - 4)
 
 
@@ -60,7 +71,8 @@ cdef int check_entry(const uint8_t* key, size_t key_bytes, const uint8_t* value,
     return FAULT_NONE
 
 
-cdef int check_records(const uint8_t* data, size_t size, bint may_free, uint64_t* n_rows, Fault* fault) noexcept nogil:
+cdef int check_records(const uint8_t* data, size_t size, bint may_free, uint64_t* n_rows,
+                       Fault* fault) noexcept nogil:
     cdef size_t at = 0, length
     cdef const uint8_t* before = NULL
     n_rows[0] = 0
@@ -120,8 +132,9 @@ cdef void shard_key(uint8_t* key, int kind, uint32_t shard) noexcept nogil:
     key[0], key[1], key[2] = <uint8_t> kind, <uint8_t> (shard >> 8), <uint8_t> shard
 
 
-# Appends old and new records below `upper` (NULL: all) in one order; a new record replaces an old one of the same
-# fingerprint, and a freed one leaves nothing. Returns a FaultCode; at[0] is moved past the new records taken.
+# Appends old and new records below `upper` (NULL: all) in one order; a new record replaces an old one of the
+# same fingerprint, and a freed one leaves nothing. Returns a FaultCode; at[0] is moved past the new records
+# taken.
 cdef int merge_records(Buffer* into, const uint8_t* old, size_t old_size, const uint8_t* new, size_t new_size,
                        size_t* at, const uint8_t* upper) noexcept nogil:
     cdef size_t i = 0, length
@@ -165,7 +178,8 @@ cdef bint is_block_of(const Job* job, const MDB_val* key) noexcept nogil:
 
 # Moves to the block that covers `fingerprint`: the last that begins at or before it, else the shard's first.
 # found[0] = 0: the shard has no blocks. Returns LMDB's code.
-cdef int seek_block(Job* job, const uint8_t* fingerprint, MDB_val* key, MDB_val* value, bint* found) noexcept nogil:
+cdef int seek_block(Job* job, const uint8_t* fingerprint, MDB_val* key, MDB_val* value,
+                    bint* found) noexcept nogil:
     cdef uint8_t[BLOCK_KEY_BYTES] sought
     cdef int rc
     shard_key(sought, KIND_BLOCK, job.shard)
@@ -187,7 +201,8 @@ cdef int seek_block(Job* job, const uint8_t* fingerprint, MDB_val* key, MDB_val*
     return 0 if rc == MDB_NOTFOUND else rc
 
 
-cdef int put_block(Job* job, const uint8_t* records, size_t size, uint32_t n_records, Fault* fault) noexcept nogil:
+cdef int put_block(Job* job, const uint8_t* records, size_t size, uint32_t n_records,
+                   Fault* fault) noexcept nogil:
     cdef uint8_t[BLOCK_KEY_BYTES] key_bytes
     cdef MDB_val key, value
     cdef uint8_t* to
@@ -307,8 +322,8 @@ cdef int walk_blocks(Job* job, Walk* walk, Fault* fault) noexcept nogil:
             return FAULT_NONE
         if rc != 0:
             return fail_lmdb(fault, rc)
-        rc = check_block(<const uint8_t*> key.mv_data, key.mv_size, <const uint8_t*> value.mv_data, value.mv_size,
-                         &n_rows, fault)
+        rc = check_block(<const uint8_t*> key.mv_data, key.mv_size, <const uint8_t*> value.mv_data,
+                         value.mv_size, &n_rows, fault)
         records, size = <const uint8_t*> value.mv_data + BLOCK_HEAD_BYTES, value.mv_size - BLOCK_HEAD_BYTES
         if rc == FAULT_NONE and walk.begun and memcmp(walk.last, records, FINGERPRINT_BYTES) >= 0:
             rc = fail(fault, FAULT_ORDER, 0, 0)
@@ -432,8 +447,8 @@ cdef int get_chunks(const LmdbApi* api, MDB_txn* txn, MDB_dbi dbi, const char* n
             return fail(fault, FAULT_SHORT, size, at)
         if rc != 0:
             return fail_lmdb(fault, rc)
-        rc = check_entry(<const uint8_t*> key.mv_data, key.mv_size, <const uint8_t*> value.mv_data, value.mv_size,
-                         CHUNK_HEAD_BYTES + part, fault)
+        rc = check_entry(<const uint8_t*> key.mv_data, key.mv_size, <const uint8_t*> value.mv_data,
+                         value.mv_size, CHUNK_HEAD_BYTES + part, fault)
         if rc != FAULT_NONE:
             return rc
         memcpy(out + at, <const uint8_t*> value.mv_data + CHUNK_HEAD_BYTES, part)
@@ -503,7 +518,7 @@ cdef object lmdb_error(int code, str doing, str path):
 
 
 def count_records(const uint8_t[::1] key not None, const uint8_t[::1] value not None):
-    """Number of records in a stored block; CorruptRecordError if these bytes are not one. For tests and tools."""
+    """Number of records in a stored block; CorruptRecordError if these bytes are not one. For tools."""
     cdef Fault fault
     cdef uint64_t n_rows = 0
     cdef int rc

@@ -1,7 +1,7 @@
 """Named places where a test makes the process die or the disk fail, compiled in always.
 
-Unarmed, a failpoint costs one load and one predictable branch. It is armed from the environment, which is read
-when this module is imported, or with `arm`:
+Unarmed, a failpoint costs one load and one predictable branch. It is armed from the environment, which is
+read when this module is imported, or with `arm`:
 
     FEATURESTORE_FAILPOINT="name[:count][=action]"      several are separated by commas
 
@@ -11,7 +11,8 @@ when this module is imported, or with `arm`:
              enospc the system call at that place reports ENOSPC
 
 NAMES is the one table of names. An unknown name or action is a ConfigError: a typo would make a test pass for
-nothing. Rules are counted with atomics and may be reached by any thread; they are armed before those threads run.
+nothing. Rules are counted with atomics and may be reached by any thread; they are armed before those threads
+run.
 """
 import os
 
@@ -105,7 +106,7 @@ def hits(str name not None):
 
 
 def reach(str name not None):
-    """The place itself, for Python code: returns, raises OSError with the rule's errno, or does not come back."""
+    """The place itself, for Python: returns, raises OSError with the rule's errno, or does not come back."""
     cdef int error
     if not failpoints_armed:
         return

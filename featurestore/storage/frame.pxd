@@ -60,7 +60,9 @@ cdef void batch_frame_free(BatchFrame* frame) noexcept nogil
 
 # Writes FORGET_BODY_BYTES.
 cdef void encode_forget(uint16_t entity_id, const uint8_t* fingerprint, uint8_t* out) noexcept nogil
-cdef int decode_forget(const uint8_t* body, size_t size, uint16_t* entity_id, uint8_t* fingerprint) noexcept nogil
+cdef int decode_forget(
+    const uint8_t* body, size_t size, uint16_t* entity_id, uint8_t* fingerprint,
+) noexcept nogil
 
 cdef object body_error(int status, str where)
 

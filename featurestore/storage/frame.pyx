@@ -1,7 +1,7 @@
 """Bodies of journal frames: a batch in columns, a schema's JSON, a Forget. FORMAT.md gives them byte by byte.
 
-A batch is stored as it is used: the arrays of a `Batch`, each 8-byte aligned, so that replay decodes a body by
-setting pointers into it.
+A batch is stored as it is used: the arrays of a `Batch`, each 8-byte aligned, so that replay decodes a body
+by setting pointers into it.
 
     ┌ head ────────────┬ producer ┬ outcomes ┬ times  ┬ column 0 ──────────────┬ column 1 ...
     │ epoch, sequence, │ bytes    │ u8[n]    │ i64[n] │ kind, then f64[n]      │
@@ -11,10 +11,10 @@ setting pointers into it.
 That is why the flags of present texts are bytes and not bits: they are used in place, and a column without an
 absent text stores none at all.
 
-Guarantee: `decode_batch` accepts exactly what `encode_batch` can write. Every length is checked against what is
-left before it is used, offsets ascend, codes are known and padding is zero, so any other bytes get a status, never
-a read outside the body. It does not judge what the events mean: whether a time is in range or a text too long was
-decided before the batch was journaled, and the frame's checksum vouches for it since.
+Guarantee: `decode_batch` accepts exactly what `encode_batch` can write. Every length is checked against what
+is left before it is used, offsets ascend, codes are known and padding is zero, so any other bytes get a
+status, never a read outside the body. It does not judge what the events mean: whether a time is in range or a
+text too long was decided before the batch was journaled, and the frame's checksum vouches for it since.
 """
 import sys
 from typing import NamedTuple
@@ -48,7 +48,7 @@ PROBLEMS = {
     BODY_OFFSETS: "has text offsets that do not ascend from 0 to the size of the text",
     BODY_PRESENT: "has a presence flag that is neither 0 nor 1",
     BODY_PADDING: "has a non-zero byte in its padding",
-    BODY_TOO_LARGE: f"would exceed {MAX_BODY_BYTES} bytes, or its producer {MAX_PRODUCER_BYTES}: send smaller batches",
+    BODY_TOO_LARGE: f"exceeds {MAX_BODY_BYTES} bytes, or its producer {MAX_PRODUCER_BYTES}: send less",
 }
 
 
@@ -86,7 +86,7 @@ cdef inline size_t text_bytes(const Column* column, uint32_t n) noexcept nogil:
 
 
 cdef size_t batch_bytes(const Batch* batch, const BatchHead* head) noexcept nogil:
-    """Size of the body. Cannot wrap: at most 2^16 columns of 2^20 events of 13 bytes and 2^32 bytes of text."""
+    """Size of the body. Cannot wrap: 2^16 columns of 2^20 events of 13 bytes and 2^32 bytes of text."""
     cdef size_t n = batch.n_events
     cdef size_t total = BATCH_HEAD_BYTES + align8(head.producer_bytes) + align8(n) + 8 * n
     cdef const Column* column
@@ -291,7 +291,9 @@ cdef void encode_forget(uint16_t entity_id, const uint8_t* fingerprint, uint8_t*
     memcpy(out + 8, fingerprint, 16)
 
 
-cdef int decode_forget(const uint8_t* body, size_t size, uint16_t* entity_id, uint8_t* fingerprint) noexcept nogil:
+cdef int decode_forget(
+    const uint8_t* body, size_t size, uint16_t* entity_id, uint8_t* fingerprint,
+) noexcept nogil:
     cdef int i
     if size != FORGET_BODY_BYTES:
         return BODY_SHORT if size < FORGET_BODY_BYTES else BODY_LONG
@@ -304,7 +306,7 @@ cdef int decode_forget(const uint8_t* body, size_t size, uint16_t* entity_id, ui
 
 
 class TextValues(NamedTuple):
-    """One text column: `data[offsets[i]:offsets[i + 1]]` is event i's text; `present` None means all are given."""
+    """One text column: event i's text is `data[offsets[i]:offsets[i + 1]]`; `present` None: all are given."""
 
     offsets: np.ndarray
     data: np.ndarray
@@ -312,7 +314,7 @@ class TextValues(NamedTuple):
 
 
 class BatchBody(NamedTuple):
-    """A batch body as numpy arrays of its own, for `inspect` and tests; columns are float64 arrays or TextValues."""
+    """A batch body as numpy arrays of its own; columns are float64 arrays or TextValues."""
 
     producer: bytes
     epoch: int
@@ -350,12 +352,13 @@ cdef object text_column(object column, uint32_t n, Column* out, list keep):
 
 def batch_body(
     object outcomes not None, object times not None, object columns not None, *,
-    bytes producer not None=b"", uint64_t epoch=0, uint64_t sequence=0, uint64_t fingerprint=0, uint16_t event_id=0,
+    bytes producer not None=b"", uint64_t epoch=0, uint64_t sequence=0, uint64_t fingerprint=0,
+    uint16_t event_id=0,
 ):
     """The BATCH body of n events as bytes.
 
-    outcomes (n,) uint8, times (n,) int64 ms; each column (n,) float64, or anything with `offsets` (n + 1,) uint32,
-    `data` uint8 and `present` (n,) uint8 or None. Raises InvalidEventError where lengths disagree.
+    outcomes (n,) uint8, times (n,) int64 ms; each column (n,) float64, or anything with `offsets` (n + 1,)
+    uint32, `data` uint8 and `present` (n,) uint8 or None. Raises InvalidEventError where lengths disagree.
     """
     cdef const uint8_t[::1] outcome_array = np.ascontiguousarray(outcomes, np.uint8)
     cdef const int64_t[::1] time_array = np.ascontiguousarray(times, np.int64)
@@ -369,7 +372,7 @@ def batch_body(
     cdef int status
     cdef list keep = []
     if not 0 < outcome_array.shape[0] <= MAX_BATCH_EVENTS or time_array.shape[0] != outcome_array.shape[0]:
-        raise InvalidEventError(f"a batch has 1 to {MAX_BATCH_EVENTS} events, each with an outcome and a time")
+        raise InvalidEventError(f"a batch has 1 to {MAX_BATCH_EVENTS} events, each with outcome and time")
     if len(producer) > MAX_PRODUCER_BYTES or len(columns) > 0xFFFF:
         raise LimitError(f"a producer's name has at most {MAX_PRODUCER_BYTES} bytes, a batch 65535 columns")
     array = <Column*> calloc(len(columns) + 1, sizeof(Column))
@@ -421,7 +424,8 @@ def parse_batch_body(bytes body not None):
     """The BatchBody that these bytes hold; CorruptRecordError says what is wrong with others."""
     cdef BatchFrame frame
     cdef size_t size = len(body)
-    cdef uint8_t* copy = <uint8_t*> malloc(size or 1)   # of the body's size: a sanitizer sees a read past its end
+    # Of the body's own size, so that a sanitizer sees a read past its end.
+    cdef uint8_t* copy = <uint8_t*> malloc(size or 1)
     cdef int status
     memset(&frame, 0, sizeof(BatchFrame))
     if copy == NULL:
@@ -439,7 +443,10 @@ def parse_batch_body(bytes body not None):
             frame.head.event_id,
             copied(frame.batch.outcomes, frame.batch.n_events, np.uint8),
             copied(frame.batch.times, 8 * <size_t> frame.batch.n_events, np.int64),
-            tuple([column_values(&frame.columns[c], frame.batch.n_events) for c in range(frame.batch.n_columns)]),
+            tuple([
+                column_values(&frame.columns[c], frame.batch.n_events)
+                for c in range(frame.batch.n_columns)
+            ]),
         )
     finally:
         batch_frame_free(&frame)
@@ -459,7 +466,8 @@ def parse_forget_body(bytes body not None):
     """(entity_id, fingerprint) of a FORGET body; CorruptRecordError says what is wrong with other bytes."""
     cdef uint16_t entity_id
     cdef uint8_t fingerprint[16]
-    cdef int status = decode_forget(<const uint8_t*> PyBytes_AS_STRING(body), len(body), &entity_id, fingerprint)
+    cdef const uint8_t* at = <const uint8_t*> PyBytes_AS_STRING(body)
+    cdef int status = decode_forget(at, len(body), &entity_id, fingerprint)
     if status:
         raise body_error(status, "forget body")
     return entity_id, PyBytes_FromStringAndSize(<char*> fingerprint, 16)

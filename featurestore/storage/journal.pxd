@@ -1,7 +1,7 @@
 # The journal for other Cython modules: append, wait, read, without the GIL.
 #
-# A JournalState belongs to one Journal object: whoever calls these functions keeps a reference to that object.
-# Appending and waiting are safe from any number of threads. A JournalReader belongs to one thread.
+# A JournalState belongs to one Journal object: whoever calls these functions keeps a reference to that
+# object. Appending and waiting are safe from any number of threads. A JournalReader belongs to one thread.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.storage.frame cimport ByteBuffer
@@ -84,8 +84,8 @@ ctypedef struct Frame:
     uint32_t body_bytes           # from a reader only, as is
     uint8_t* body                 # 8-byte aligned, valid until the reader moves on
 
-# Called by the sync thread, without the GIL, each time more is durable (error 0) and once when the journal has
-# failed (error = errno). Must neither block nor add or remove hooks.
+# Called by the sync thread, without the GIL, each time more is durable (error 0) and once when the journal
+# has failed (error = errno). Must neither block nor add or remove hooks.
 ctypedef void (*DurableHook)(void* context, uint64_t durable_position, int error) noexcept nogil
 
 ctypedef struct Hook:
@@ -104,16 +104,13 @@ ctypedef struct JournalState:
     uint64_t segment_bytes        # of a new segment, unless one frame needs more
     uint64_t sync_delay_ns        # MODE_PROCESS: from the first unsynced write to its sync
 
-    pthread_mutex_t append_lock   # held while a frame is written or a segment added; never during a sync of frames
+    pthread_mutex_t append_lock   # held while a frame is written or a segment is added
     int fd                        # the active segment; changed under append_lock and sync_lock
     uint64_t salt                 # of the active segment, as the next four
     uint64_t base_offset
     uint64_t file_bytes
     uint64_t at                   # file offset of the next frame
     uint64_t next_position
-    SegmentEntry* segments        # oldest first, the last is active
-    size_t n_segments
-    size_t segments_capacity
     uint64_t retry_at_ns          # after JOURNAL_FULL: not before this time
     bint full                     # the last append found no space
     bint closed
@@ -128,6 +125,9 @@ ctypedef struct JournalState:
     uint64_t dirty_since_ns       # not after the first write that is not synced
     uint64_t n_appends
     uint64_t n_syncs
+    SegmentEntry* segments        # oldest first, the last is active
+    uint64_t n_segments
+    uint64_t segments_capacity
     bint idle                     # the sync thread waits for `work`
     bint hurry                    # MODE_PROCESS: somebody waits, sync now
     bint stopping
@@ -139,9 +139,10 @@ ctypedef struct JournalState:
     Hook hooks[MAX_HOOKS]
     int n_hooks
 
-    pthread_mutex_t truncate_lock # one truncation at a time; taken before append_lock
+    pthread_mutex_t truncate_lock  # one truncation at a time; taken before append_lock
 
-# Writes one frame whose body is the pieces one after the other. On JOURNAL_OK it has been handed to the kernel.
+# Writes one frame whose body is the pieces one after the other. On JOURNAL_OK it has been handed to the
+# kernel.
 cdef int journal_append(JournalState* j, Frame* frame, const iovec* pieces, int n_pieces) noexcept nogil
 # Blocks until `position` is durable; timeout_ns < 0 waits for ever. Makes MODE_PROCESS sync at once.
 cdef int journal_wait(JournalState* j, uint64_t position, int64_t timeout_ns) noexcept nogil
@@ -154,7 +155,8 @@ cdef uint64_t journal_acknowledged(JournalState* j) noexcept nogil
 cdef int journal_add_hook(JournalState* j, DurableHook call, void* context) noexcept nogil
 # When it returns the hook is not running and will not be called again.
 cdef void journal_remove_hook(JournalState* j, DurableHook call, void* context) noexcept nogil
-# Begins a new segment, unless the active one is empty, so that truncation can reach everything written so far.
+# Begins a new segment, unless the active one is empty, so that truncation can reach everything written so
+# far.
 cdef int journal_roll(JournalState* j) noexcept nogil
 
 ctypedef struct SegmentScan:
@@ -191,7 +193,7 @@ cdef class JournalReader:
 cdef class Journal:
     cdef JournalState* state
     cdef readonly str directory
-    cdef readonly object torn             # str: what opening found torn and cut off; None: the journal ended cleanly
+    cdef readonly object torn     # str: what opening found torn and cut off; None: it ended cleanly
 
     # Steps of opening.
     cdef int lock_directory(self) except -1

@@ -59,7 +59,7 @@ class Journal:
         store_id: bytes,
         *,
         mode: Literal["group", "process"] = "group",
-        from_position: int = 1,
+        from_position: int = 0,
         create: bool = False,
         segment_bytes: int = ...,
         sync_delay_ms: int = 500,

@@ -1,38 +1,39 @@
 """The journal: append-only segment files, many appends to one fdatasync, and recovery after a power cut.
 
     position       1 ... 3   4     5 ... 9        10 ... 12
-    journal-…001   ▐ header │ BATCH │ SCHEMA │ BATCH │ 0 0 0 ▌   sealed: its successor exists, so all of it is durable
-    journal-…010   ▐ header │ BATCH │ BATCH │ BA░░░ 0 0 0 0 ▌    active: preallocated zeros beyond the last frame
+    journal-…001   ▐ header │ BATCH │ SCHEMA │ BATCH │ 0 0 0 ▌   sealed: has a successor, so it is durable
+    journal-…010   ▐ header │ BATCH │ BATCH │ BA░░░ 0 0 0 0 ▌    active: zeros beyond the last frame
                                     ▲       ▲
                               durable       written
 
 Promises (design §2.10):
   - `append` returns after write(): what it wrote survives kill -9.
-  - what `durable_position` covers survives a power cut, and only that is acknowledged in mode `group`. In mode
-    `process` a frame is synced at most a second after its write. Either way a power cut leaves a prefix.
-  - the first failed sync or write is the last: nothing more is acknowledged, and every later call says why. A sync
-    must not be tried again, because Linux marks the pages clean that it could not write.
+  - what `durable_position` covers survives a power cut, and only that is acknowledged in mode `group`. In
+    mode `process` a frame is synced at most a second after its write. Either way a power cut leaves a prefix.
+  - the first failed sync or write is the last: nothing more is acknowledged, and every later call says why. A
+    sync must not be tried again, because Linux marks the pages clean that it could not write.
   - a full disk is not a failure: the append is refused whole, and a later one succeeds when there is space.
   - nothing that was recorded as durable disappears silently: opening refuses instead.
 
-Logical offset. Segments are numbered through: a segment's base offset is its predecessor's base plus the bytes
-used there, so a frame's logical offset is base + offset in its file. Each frame records the logical offset before
-which everything was durable when it was written.
+Logical offset. Segments are numbered through: a segment's base offset is its predecessor's base plus the
+bytes used there, so a frame's logical offset is base + offset in its file. Each frame records the logical
+offset before which everything was durable when it was written.
 
-Recovery. Frames are read until the first bad one, X. Behind X in the same file a valid frame may follow, because
-unsynced blocks reach the disk in any order; if one recorded a durable offset beyond X, X was durable once and has
-been damaged: CorruptRecordError. A successor file proves the same, since it is created only when all before it is
-durable. Otherwise X and what follows were never acknowledged: they are cut off and zeroed. Two frames cannot be
-confused with what happened to lie there: the checksum is salted per segment and the header holds its own offset.
-A damaged *last* durable frame cannot be told from a torn one here; the store passes its checkpoint's position to
-notice a journal that ends before it.
+Recovery. Frames are read until the first bad one, X. Behind X in the same file a valid frame may follow,
+because unsynced blocks reach the disk in any order; if one recorded a durable offset beyond X, X was durable
+once and has been damaged: CorruptRecordError. A successor file proves the same, since it is created only when
+all before it is durable. Otherwise X and what follows were never acknowledged: they are cut off and zeroed.
+Two frames cannot be confused with what happened to lie there: the checksum is salted per segment and the
+header holds its own offset. A damaged *last* durable frame cannot be told from a torn one here; the store
+passes its checkpoint's position to notice a journal that ends before it.
 
 Syncing. One thread per journal syncs whatever has been written, over and over, without a lock that an append
 needs; appends that arrive meanwhile share the next sync. A leader among the waiters would save the hand-over
-(measured: 12 µs beside a sync of 190 µs), but the front end parks replies and has no thread to lead with, and mode
-`process` needs a timer anyway.
+(measured: 12 µs beside a sync of 190 µs), but the front end parks replies and has no thread to lead with, and
+mode `process` needs a timer anyway.
 
 Locks, in the order in which they are taken: truncate_lock, append_lock, sync_lock. hook_lock is taken alone.
+Only sync_lock is taken by those who look: an appender that never pauses would starve them of append_lock.
 """
 import fcntl
 import os
@@ -43,14 +44,14 @@ cimport cython
 from libc.errno cimport EDQUOT, EINTR, EIO, ENOMEM, ENOSPC, ETIMEDOUT, errno as c_errno
 from libc.stddef cimport size_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 
 from featurestore.core.hashing cimport crc32c
 from featurestore.storage.failpoint cimport (
-    JOURNAL_AFTER_SYNC, JOURNAL_ALLOCATE, JOURNAL_BEFORE_SYNC, JOURNAL_MID_FRAME, JOURNAL_ROLL, JOURNAL_ROLLED,
-    JOURNAL_TRUNCATE, failpoint, failpoints_armed,
+    JOURNAL_AFTER_SYNC, JOURNAL_ALLOCATE, JOURNAL_BEFORE_SYNC, JOURNAL_MID_FRAME, JOURNAL_ROLL,
+    JOURNAL_ROLLED, JOURNAL_TRUNCATE, failpoint, failpoints_armed,
 )
 from featurestore.storage.frame cimport (
     MAX_BODY_BYTES, Cursor, align8, buffer_free, buffer_reserve, load_u64, take,
@@ -234,8 +235,9 @@ cdef int fill_segment(int fd, SegmentHeader* header) noexcept nogil:
 cdef int create_segment(int directory_fd, SegmentHeader* header, int* out_fd, bint* renamed) noexcept nogil:
     """A synced segment under its name, in a synced directory; 0 or errno.
 
-    It takes its name only when it is whole, so a file of that name with a bad header is damage and not a crash.
-    Once it has the name (`renamed`), an error is for good: which file a power cut would leave is unknown.
+    It takes its name only when it is whole, so a file of that name with a bad header is damage and not a
+    crash. Once it has the name (`renamed`), an error is for good: which file a power cut would leave is
+    unknown.
     """
     cdef char name[NAME_BYTES]
     cdef char temporary[NAME_BYTES]
@@ -370,7 +372,9 @@ cdef void* sync_loop(void* argument) noexcept nogil:
     return NULL
 
 
-cdef int await_durable(JournalState* j, uint64_t position, uint64_t offset, int64_t timeout_ns) noexcept nogil:
+cdef int await_durable(
+    JournalState* j, uint64_t position, uint64_t offset, int64_t timeout_ns,
+) noexcept nogil:
     """Until both are durable. Under no lock but, in a roll, append_lock."""
     cdef int status = JOURNAL_OK
     cdef timespec due
@@ -458,58 +462,58 @@ cdef int give_up(JournalState* j, int error) noexcept nogil:
     return JOURNAL_FAILED
 
 
-cdef int add_segment_entry(JournalState* j, uint64_t first_position, uint64_t file_bytes) noexcept nogil:
+cdef int reserve_segment(JournalState* j) noexcept nogil:
+    """Under sync_lock: room for one more segment in the list, so that adding it cannot fail."""
     cdef SegmentEntry* segments
     cdef size_t capacity
-    if j.n_segments == j.segments_capacity:
-        capacity = 2 * j.segments_capacity + 8
-        segments = <SegmentEntry*> realloc(j.segments, capacity * sizeof(SegmentEntry))
-        if segments == NULL:
-            return JOURNAL_NO_MEMORY
-        j.segments = segments
-        j.segments_capacity = capacity
-    j.segments[j.n_segments] = SegmentEntry(first_position=first_position, file_bytes=file_bytes)
-    j.n_segments += 1
+    if j.n_segments < j.segments_capacity:
+        return JOURNAL_OK
+    capacity = 2 * j.segments_capacity + 8
+    segments = <SegmentEntry*> realloc(j.segments, capacity * sizeof(SegmentEntry))
+    if segments == NULL:
+        return JOURNAL_NO_MEMORY
+    j.segments = segments
+    j.segments_capacity = capacity
     return JOURNAL_OK
 
 
 cdef int replace_active(JournalState* j, uint64_t frame_bytes) noexcept nogil:
     """Under append_lock: the next frame goes to a new segment that has room for it.
 
-    Everything before is made durable first. So a segment with a successor is durable in full, and only one file
-    ever has unsynced frames. An active segment that is still empty is replaced by the new one under its name.
+    Everything before is made durable first. So a segment with a successor is durable in full, and only one
+    file ever has unsynced frames. An active segment that is still empty is replaced by the new one under its
+    name.
     """
     cdef SegmentHeader header
     cdef uint64_t file_bytes = max(j.segment_bytes, <uint64_t> SEGMENT_HEADER_BYTES + frame_bytes)
-    cdef uint64_t previous_position
+    cdef uint64_t previous_position = 0
     cdef bint is_empty = j.at == SEGMENT_HEADER_BYTES
     cdef bint renamed
     cdef int fd = -1, error
     cdef int status = await_durable(j, 0, j.base_offset + j.at, -1)
     if status:
         return status
-    if is_empty:
-        j.n_segments -= 1
-    previous_position = j.segments[j.n_segments - 1].first_position if j.n_segments else 0
-    status = add_segment_entry(j, j.next_position, file_bytes)
+    pthread_mutex_lock(&j.sync_lock)
+    status = reserve_segment(j)
+    if j.n_segments > <uint64_t> is_empty:
+        previous_position = j.segments[j.n_segments - 1 - is_empty].first_position
+    pthread_mutex_unlock(&j.sync_lock)
     if status:
-        return status   # not when is_empty: its entry's place is free
+        return status
     header = new_header(
         j.store_id, j.next_position, previous_position, j.base_offset + (0 if is_empty else j.at), file_bytes,
     )
     error = create_segment(j.directory_fd, &header, &fd, &renamed)
+    if error and renamed:
+        fail(j, error)
+        return JOURNAL_FAILED
     if error:
-        if is_empty:
-            j.segments[j.n_segments - 1].file_bytes = j.file_bytes
-        else:
-            j.n_segments -= 1
-        if renamed:
-            fail(j, error)
-            return JOURNAL_FAILED
         return give_up(j, error)
     pthread_mutex_lock(&j.sync_lock)
     close(j.fd)
     j.fd = fd
+    j.n_segments += not is_empty
+    j.segments[j.n_segments - 1] = SegmentEntry(first_position=header.first_position, file_bytes=file_bytes)
     j.written_offset = header.base_offset + SEGMENT_HEADER_BYTES
     store_atomic_u64(&j.durable_offset, j.written_offset, __ATOMIC_RELEASE)
     pthread_mutex_unlock(&j.sync_lock)
@@ -546,10 +550,10 @@ cdef int write_frame(
     frame.offset = j.base_offset + j.at
     frame.durable_offset = load_atomic_u64(&j.durable_offset, __ATOMIC_ACQUIRE)
     header = FrameHeader(
-        magic=FRAME_MAGIC, checksum=0, version=FRAME_VERSION, kind=frame.kind, header_bytes=FRAME_HEADER_BYTES,
-        body_bytes=frame.body_bytes, first_position=frame.first_position, n_positions=frame.n_positions,
-        schema_version=frame.schema_version, now_ms=frame.now_ms, durable_offset=frame.durable_offset,
-        offset=frame.offset,
+        magic=FRAME_MAGIC, checksum=0, version=FRAME_VERSION, kind=frame.kind,
+        header_bytes=FRAME_HEADER_BYTES, body_bytes=frame.body_bytes, first_position=frame.first_position,
+        n_positions=frame.n_positions, schema_version=frame.schema_version, now_ms=frame.now_ms,
+        durable_offset=frame.durable_offset, offset=frame.offset,
     )
     header.checksum = frame_checksum(body_crc, j.salt, &header)
     pieces[0] = iovec(iov_base=&header, iov_len=FRAME_HEADER_BYTES)
@@ -560,8 +564,8 @@ cdef int write_frame(
     if error == 0:
         return JOURNAL_OK
     if is_full(error):
-        # What was written has no valid checksum and the next frame overwrites it; zeros keep the file tidy, and
-        # a disk too full even for them harms nothing.
+        # What was written has no valid checksum and the next frame overwrites it; zeros keep the file tidy,
+        # and a disk too full even for them harms nothing.
         zero_error = write_zeros(j.fd, j.at, frame_bytes)
         if zero_error and not is_full(zero_error):
             error = zero_error
@@ -655,15 +659,14 @@ cdef int delete_before(JournalState* j, uint64_t position, size_t* n_deleted) no
     cdef char name[NAME_BYTES]
     cdef int status = JOURNAL_OK, error
     cdef bint removable
-    cdef size_t i
     n_deleted[0] = 0
     pthread_mutex_lock(&j.truncate_lock)
-    while status == JOURNAL_OK:
-        pthread_mutex_lock(&j.append_lock)
-        removable = not j.closed and j.n_segments > 1 and j.segments[1].first_position <= position
+    while status == JOURNAL_OK and not j.closed:
+        pthread_mutex_lock(&j.sync_lock)
+        removable = j.n_segments > 1 and j.segments[1].first_position <= position
         if removable:
             segment_name(name, j.segments[0].first_position, "")
-        pthread_mutex_unlock(&j.append_lock)
+        pthread_mutex_unlock(&j.sync_lock)
         if not removable:
             break
         error = 0
@@ -675,11 +678,10 @@ cdef int delete_before(JournalState* j, uint64_t position, size_t* n_deleted) no
             fail(j, error)
             status = JOURNAL_FAILED
             break
-        pthread_mutex_lock(&j.append_lock)
+        pthread_mutex_lock(&j.sync_lock)
         j.n_segments -= 1
-        for i in range(j.n_segments):
-            j.segments[i] = j.segments[i + 1]
-        pthread_mutex_unlock(&j.append_lock)
+        memmove(j.segments, j.segments + 1, j.n_segments * sizeof(SegmentEntry))
+        pthread_mutex_unlock(&j.sync_lock)
         n_deleted[0] += 1
     pthread_mutex_unlock(&j.truncate_lock)
     return status
@@ -716,7 +718,7 @@ VERDICTS = {
 
 
 cdef uint8_t* scan_bytes(SegmentScan* scan, uint64_t offset, size_t n) noexcept nogil:
-    """File bytes [offset, offset + n), which the caller has checked against the limit. NULL: see scan.error."""
+    """File bytes [offset, offset + n), which the caller checked against the limit. NULL: see scan.error."""
     cdef size_t wanted
     cdef Py_ssize_t got
     if offset >= scan.buffered_from and offset + n <= scan.buffered_from + scan.buffer.size:
@@ -749,7 +751,8 @@ cdef inline int read_failed(const SegmentScan* scan) noexcept nogil:
 cdef int read_frame(SegmentScan* scan, uint64_t at, uint64_t min_durable, Frame* out) noexcept nogil:
     """Judges the bytes at file offset `at` as a frame of this place, whatever its position.
 
-    `min_durable` other than 0 asks only for a frame that recorded at least that, and saves the others' checksum.
+    `min_durable` other than 0 asks only for a frame that recorded at least that, and saves the others'
+    checksum.
     """
     cdef FrameHeader header
     cdef Cursor cursor
@@ -809,10 +812,11 @@ cdef int next_frame(SegmentScan* scan, Frame* out) noexcept nogil:
 
 
 cdef int look_beyond(SegmentScan* scan, uint64_t* proof, bint* all_zero) noexcept nogil:
-    """After a bad frame at scan.at: searches the rest of the segment for a frame to which that one was durable.
+    """After a bad frame at scan.at: searches the rest of the segment for a frame to which that one was
+    durable.
 
-    `proof` gets its file offset, or 0. The header tests come before the checksum, and one of them is the frame's
-    own offset, so bodies made of lookalikes cannot make this quadratic.
+    `proof` gets its file offset, or 0. The header tests come before the checksum, and one of them is the
+    frame's own offset, so bodies made of lookalikes cannot make this quadratic.
     """
     cdef Frame frame
     cdef uint64_t at = scan.at, end, word
@@ -896,7 +900,8 @@ cdef object read_segment(int directory_fd, str directory, str name, bytes store_
         raise IncompatibleVersionError(f"{path} is not a journal segment: move it out of the directory")
     if header.version != SEGMENT_VERSION:
         raise IncompatibleVersionError(
-            f"{path} has format version {header.version}, this program reads {SEGMENT_VERSION}: use a newer one"
+            f"{path} has format version {header.version}, this program reads {SEGMENT_VERSION}: "
+            "use a newer one"
         )
     if len(data) < SEGMENT_HEADER_BYTES:
         raise CorruptRecordError(f"{path} was cut to {size} bytes: restore it from a backup")
@@ -912,13 +917,16 @@ cdef object read_segment(int directory_fd, str directory, str name, bytes store_
             f"{path} belongs to store {header.store_id[:16].hex()}, not to {store_id.hex()}"
         )
     if header.first_position != int(match[1]) or header.header_bytes != SEGMENT_HEADER_BYTES:
-        raise CorruptRecordError(f"{path} begins at position {header.first_position}: it was renamed or damaged")
+        raise CorruptRecordError(
+            f"{path} begins at position {header.first_position}: it was renamed or damaged"
+        )
     if header.file_bytes != size:
         raise CorruptRecordError(
             f"{path} has {size} bytes, its header says {header.file_bytes}: restore it from a backup"
         )
     return Segment(
-        name, header.first_position, header.previous_position, header.base_offset, header.file_bytes, header.salt,
+        name, header.first_position, header.previous_position, header.base_offset, header.file_bytes,
+        header.salt,
     )
 
 
@@ -929,10 +937,11 @@ cdef list read_segments(int directory_fd, str directory, bytes store_id):
     segments = [read_segment(directory_fd, directory, name, store_id) for name in names]
     for before, after in zip(segments, segments[1:]):
         used = after.base_offset - before.base_offset
-        if after.previous_position != before.first_position or not SEGMENT_HEADER_BYTES < used <= before.file_bytes:
+        fits = SEGMENT_HEADER_BYTES < used <= before.file_bytes
+        if after.previous_position != before.first_position or not fits:
             raise CorruptRecordError(
-                f"{directory}: {after.name} does not follow {before.name} but a segment that begins at position "
-                f"{after.previous_position}: restore the missing segments from a backup"
+                f"{directory}: {after.name} does not follow {before.name} but a segment that begins at "
+                f"position {after.previous_position}: restore the missing segments from a backup"
             )
     return segments
 
@@ -941,14 +950,16 @@ cdef list read_segments(int directory_fd, str directory, bytes store_id):
 cdef class JournalReader:
     """Iterates frames in the order of their positions, reading only: no lock, no repair.
 
-    On the directory of a store that is not open, it ends where recovery would cut, and `torn` then says what is
-    there; it raises CorruptRecordError where opening would refuse. Use it from one thread.
+    On the directory of a store that is not open, it ends where recovery would cut, and `torn` then says what
+    is there; it raises CorruptRecordError where opening would refuse. Use it from one thread.
     """
 
     def __cinit__(self):
         self.scan.fd = -1
 
-    def __init__(self, object directory, uint64_t from_position=0, bytes store_id=None, *, uint64_t _live_end=0):
+    def __init__(
+        self, object directory, uint64_t from_position=0, bytes store_id=None, *, uint64_t _live_end=0,
+    ):
         cdef list segments
         if self.scan.fd >= 0:
             raise TypeError("a JournalReader is initialised once")
@@ -960,7 +971,9 @@ cdef class JournalReader:
         try:
             directory_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise StorageError(f"cannot open the journal's directory {self.directory}: {error.strerror}") from error
+            raise StorageError(
+                f"cannot open the journal's directory {self.directory}: {error.strerror}"
+            ) from error
         try:
             segments = read_segments(directory_fd, self.directory, store_id)
         finally:
@@ -1004,8 +1017,8 @@ cdef class JournalReader:
         self.scan.limit &= ~<uint64_t> 7
         if index and self.scan.next_position != segment.first_position:
             raise CorruptRecordError(
-                f"{self.directory}/{segment.name} begins at position {segment.first_position}, the segment before "
-                f"ends before {self.scan.next_position}: restore the journal from a backup"
+                f"{self.directory}/{segment.name} begins at position {segment.first_position}, the segment "
+                f"before ends before {self.scan.next_position}: restore the journal from a backup"
             )
         self.scan.next_position = segment.first_position
         self.scan.at = SEGMENT_HEADER_BYTES
@@ -1022,10 +1035,12 @@ cdef class JournalReader:
             raise StorageError(f"{where} cannot be read") from os_error(self.scan.error)
         if verdict == FRAME_NEWER:
             raise IncompatibleVersionError(f"{where}: {VERDICTS[verdict]}: use a newer program")
-        raise CorruptRecordError(f"{where} was durable and is damaged: {VERDICTS[verdict]}: restore it from a backup")
+        raise CorruptRecordError(
+            f"{where} was durable and is damaged: {VERDICTS[verdict]}: restore it from a backup"
+        )
 
     cdef int end(self, int verdict) except -1:
-        """At the last segment's first bad frame: the end of the journal, unless something proves it was durable."""
+        """At the last segment's first bad frame: the journal ends, unless something proves it was durable."""
         cdef uint64_t proof
         cdef bint all_zero
         cdef int status
@@ -1038,8 +1053,9 @@ cdef class JournalReader:
         name = self.segments[self.index].name
         if proof:
             raise CorruptRecordError(
-                f"{self.directory}/{name}: the frame at offset {self.scan.at} is damaged ({VERDICTS[verdict]}), and "
-                f"the frame at offset {proof} proves that it was durable: restore the journal from a backup"
+                f"{self.directory}/{name}: the frame at offset {self.scan.at} is damaged "
+                f"({VERDICTS[verdict]}), and the frame at offset {proof} proves that it was durable: "
+                "restore the journal from a backup"
             )
         if not all_zero:
             self.torn = f"{name} at offset {self.scan.at}: {VERDICTS[verdict]}"
@@ -1073,8 +1089,9 @@ cdef class JournalReader:
         if not self.advance():
             raise StopIteration
         return JournalFrame(
-            frame.kind, frame.first_position, frame.n_positions, frame.now_ms, frame.schema_version, frame.offset,
-            frame.durable_offset, PyBytes_FromStringAndSize(<char*> frame.body, frame.body_bytes),
+            frame.kind, frame.first_position, frame.n_positions, frame.now_ms, frame.schema_version,
+            frame.offset, frame.durable_offset,
+            PyBytes_FromStringAndSize(<char*> frame.body, frame.body_bytes),
         )
 
     @property
@@ -1102,17 +1119,18 @@ cdef class Journal:
     mode : "group" or "process"
         What an acknowledgement means.
     from_position : int
-        The first position the caller needs: one more than its checkpoint's. Segments wholly before it are only
-        checked by their headers. The journal must not end before `from_position - 1`.
+        The first position the caller needs: one more than its checkpoint's. Segments wholly before it are
+        only checked by their headers. The journal must not end before `from_position - 1`. 0: whatever there
+        is.
     create : bool
-        Begin a journal at `from_position` if there is none.
+        Begin a journal at `from_position` (0: at 1) if there is none.
     segment_bytes : int
         Size of new segments, preallocated; a larger frame gets a larger segment.
     sync_delay_ms : int
         Mode `process`: from the first unsynced write to its sync. At most 1000.
 
-    Raises StoreLockedError, ConfigError, CorruptRecordError, IncompatibleVersionError, StorageError, LimitError.
-    Appending and waiting are safe from any number of threads.
+    Raises StoreLockedError, ConfigError, CorruptRecordError, IncompatibleVersionError, StorageError,
+    LimitError. Appending and waiting are safe from any number of threads.
     """
 
     def __cinit__(self):
@@ -1133,8 +1151,9 @@ cdef class Journal:
         pthread_condattr_destroy(&attributes)
 
     def __init__(
-        self, object directory, bytes store_id not None, *, str mode not None="group", uint64_t from_position=1,
-        bint create=False, uint64_t segment_bytes=DEFAULT_SEGMENT_BYTES, uint64_t sync_delay_ms=500,
+        self, object directory, bytes store_id not None, *, str mode not None="group",
+        uint64_t from_position=0, bint create=False, uint64_t segment_bytes=DEFAULT_SEGMENT_BYTES,
+        uint64_t sync_delay_ms=500,
     ):
         cdef JournalState* j = self.state
         if j.directory_fd >= 0:
@@ -1148,8 +1167,8 @@ cdef class Journal:
                 f"a segment has {MIN_SEGMENT_BYTES} to {MAX_SEGMENT_BYTES} bytes, a multiple of 8, "
                 f"not {segment_bytes}"
             )
-        if sync_delay_ms > 1000 or from_position == 0:
-            raise ConfigError(f"sync_delay_ms is at most 1000 (not {sync_delay_ms}), positions begin at 1")
+        if sync_delay_ms > 1000:
+            raise ConfigError(f"sync_delay_ms is at most 1000, not {sync_delay_ms}")
         self.directory = os.fspath(directory)
         memcpy(j.store_id, PyBytes_AS_STRING(store_id), 16)
         j.mode = MODES[mode]
@@ -1159,7 +1178,7 @@ cdef class Journal:
             self.lock_directory()
             self.remove_temporaries()
             if create and not any(n.startswith("journal-") for n in os.listdir(j.directory_fd)):
-                self.begin(from_position)
+                self.begin(from_position or 1)
             self.recover(from_position, store_id)
             if pthread_create(&j.thread, NULL, sync_loop, j):
                 raise StorageError(f"cannot start the sync thread of the journal in {self.directory}")
@@ -1204,7 +1223,8 @@ cdef class Journal:
         return 0
 
     cdef int begin(self, uint64_t first_position) except -1:
-        cdef SegmentHeader header = new_header(self.state.store_id, first_position, 0, 0, self.state.segment_bytes)
+        cdef JournalState* j = self.state
+        cdef SegmentHeader header = new_header(j.store_id, first_position, 0, 0, j.segment_bytes)
         cdef bint renamed
         cdef int fd = -1
         cdef int error = create_segment(self.state.directory_fd, &header, &fd, &renamed)
@@ -1218,7 +1238,7 @@ cdef class Journal:
         return 0
 
     cdef int recover(self, uint64_t from_position, bytes store_id) except -1:
-        """Reads to the end, cuts what is torn there, and makes durable what is not: after it all frames count."""
+        """Reads to the end, cuts what is torn there, makes durable what is not: after it all frames count."""
         cdef JournalState* j = self.state
         cdef JournalReader reader = JournalReader(self.directory, from_position, store_id)
         cdef list segments = read_segments(j.directory_fd, self.directory, store_id)
@@ -1227,8 +1247,8 @@ cdef class Journal:
         last = segments[len(segments) - 1]
         if reader.scan.next_position < from_position:
             raise CorruptRecordError(
-                f"{self.directory}: the journal ends before position {reader.scan.next_position}, the checkpoint is "
-                f"at {from_position - 1}: restore the journal from a backup"
+                f"{self.directory}: the journal ends before position {reader.scan.next_position}, the "
+                f"checkpoint is at {from_position - 1}: restore the journal from a backup"
             )
         self.torn = reader.torn
         j.fd = os.open(last.name, os.O_RDWR | os.O_CLOEXEC, dir_fd=j.directory_fd)
@@ -1238,8 +1258,12 @@ cdef class Journal:
         os.fdatasync(j.fd)
         os.fsync(j.directory_fd)
         for segment in segments:
-            if add_segment_entry(j, segment.first_position, segment.file_bytes):
+            if reserve_segment(j):
                 raise MemoryError
+            j.segments[j.n_segments] = SegmentEntry(
+                first_position=segment.first_position, file_bytes=segment.file_bytes,
+            )
+            j.n_segments += 1
         j.salt = last.salt
         j.base_offset = last.base_offset
         j.file_bytes = last.file_bytes
@@ -1261,8 +1285,8 @@ cdef class Journal:
     cdef int rewrite(self, uint64_t start, uint64_t end) except -1:
         """Writes frames over themselves that may not be on disk.
 
-        If the process before this one died after a failed sync, their pages are in memory but marked clean: a sync
-        would report success without writing them.
+        If the process before this one died after a failed sync, their pages are in memory but marked clean: a
+        sync would report success without writing them.
         """
         for at in range(start, end, READ_BYTES):
             os.pwrite(self.state.fd, os.pread(self.state.fd, min(READ_BYTES, end - at), at), at)
@@ -1274,11 +1298,13 @@ cdef class Journal:
         """The exception for a JournalStatus."""
         cdef int error = load_atomic_int(&self.state.error, __ATOMIC_ACQUIRE)
         if status == JOURNAL_FULL:
-            return LimitError(f"no space left for the journal in {self.directory}: nothing was written; free space")
+            return LimitError(
+                f"no space left for the journal in {self.directory}: nothing was written; free space"
+            )
         if status == JOURNAL_FAILED:
             failure = StorageError(
-                f"the journal in {self.directory} has failed: {os.strerror(error)}: nothing more is acknowledged; "
-                "check the disk and restart"
+                f"the journal in {self.directory} has failed: {os.strerror(error)}: nothing more is "
+                "acknowledged; check the disk and restart"
             )
             failure.__cause__ = os_error(error)
             return failure
@@ -1289,16 +1315,18 @@ cdef class Journal:
         if status == JOURNAL_NO_MEMORY:
             return MemoryError()
         return ValueError(
-            f"not a frame (kinds {KINDS}, at least 1 position, at most {MAX_PIECES} pieces) or a position not written"
+            f"not a frame (kinds {KINDS}, at least 1 position, at most {MAX_PIECES} pieces), "
+            "or a position not written"
         )
 
     def append(
         self, uint8_t kind, *pieces, uint32_t n_positions=1, int64_t now_ms=0, uint32_t schema_version=0,
     ):
-        """Writes one frame whose body is the given bytes objects one after the other; returns its first position.
+        """Writes one frame whose body is the given bytes objects one after the other; returns its first
+        position.
 
-        When it returns, the frame survives the death of the process. LimitError: the disk is full, nothing was
-        written, try again later. StorageError: the journal has failed.
+        When it returns, the frame survives the death of the process. LimitError: the disk is full, nothing
+        was written, try again later. StorageError: the journal has failed.
         """
         cdef iovec parts[MAX_PIECES]
         cdef Frame frame
@@ -1365,7 +1393,7 @@ cdef class Journal:
         return n_deleted
 
     def add_eventfd(self, int fd):
-        """Adds 1 to this eventfd each time more is durable and when the journal fails, until it is removed."""
+        """Adds 1 to this eventfd each time more is durable and when the journal fails, until removed."""
         if journal_add_hook(self.state, signal_eventfd, <void*> <size_t> fd):
             raise LimitError(f"a journal has at most {MAX_HOOKS} hooks")
 
@@ -1378,7 +1406,8 @@ cdef class Journal:
     def read(self, uint64_t from_position=0):
         """A JournalReader over the frames from that position (0: the oldest) to the last one written by now.
 
-        A frame that holds `from_position` in its middle is included.
+        A frame that holds `from_position` in its middle is included. Segments deleted while it reads are a
+        StorageError: truncate only below what is still to be read.
         """
         cdef uint64_t end
         with nogil:
@@ -1388,7 +1417,7 @@ cdef class Journal:
         return JournalReader(self.directory, from_position, self.state.store_id[:16], _live_end=end)
 
     def verify(self):
-        """Reads every frame written so far and returns their number; CorruptRecordError names the first bad one."""
+        """Reads every frame written so far, returns how many; CorruptRecordError names the first bad one."""
         cdef JournalReader reader = self.read()
         cdef uint64_t n_frames = 0
         while reader.advance():
@@ -1428,9 +1457,9 @@ cdef class Journal:
         """The oldest position that can still be read, or will be when it is written."""
         cdef uint64_t position
         with nogil:
-            pthread_mutex_lock(&self.state.append_lock)
+            pthread_mutex_lock(&self.state.sync_lock)
             position = self.state.segments[0].first_position
-            pthread_mutex_unlock(&self.state.append_lock)
+            pthread_mutex_unlock(&self.state.sync_lock)
         return position
 
     @property
@@ -1439,20 +1468,15 @@ cdef class Journal:
         cdef uint64_t total = 0
         cdef size_t i
         with nogil:
-            pthread_mutex_lock(&self.state.append_lock)
+            pthread_mutex_lock(&self.state.sync_lock)
             for i in range(self.state.n_segments):
                 total += self.state.segments[i].file_bytes
-            pthread_mutex_unlock(&self.state.append_lock)
+            pthread_mutex_unlock(&self.state.sync_lock)
         return total
 
     @property
     def n_segments(self):
-        cdef size_t n
-        with nogil:
-            pthread_mutex_lock(&self.state.append_lock)
-            n = self.state.n_segments
-            pthread_mutex_unlock(&self.state.append_lock)
-        return n
+        return self.under_sync_lock(&self.state.n_segments)
 
     @property
     def n_appends(self):
@@ -1474,12 +1498,12 @@ cdef class Journal:
         return "full" if self.state.full else "open"
 
     def close(self):
-        """Syncs what is written, stops the sync thread, gives up the lock. StorageError: the last sync failed."""
+        """Syncs what is written, stops the sync thread, unlocks. StorageError: the last sync failed."""
         cdef int error
-        had_failed = self.status == "failed"
+        is_news = self.status not in ("failed", "closed")
         with nogil:
             error = stop(self.state)
-        if error and not had_failed:
+        if error and is_news:
             raise self.problem(JOURNAL_FAILED)
 
     def __enter__(self):

@@ -1,7 +1,8 @@
 # LMDB's C functions as pointers, for code that must not touch the GIL. See lmdb_api.pyx.
 #
-# Opaque handles, values and codes are those of <lmdb.h> 0.9. Ownership: an MDB_val that LMDB fills points into
-# the map and is valid until the next write in the same transaction or that transaction's end, whichever is first.
+# Opaque handles, values and codes are those of <lmdb.h> 0.9. Ownership: an MDB_val that LMDB fills points
+# into the map and is valid until the next write in the same transaction or that transaction's end, whichever
+# is first.
 cdef extern from * nogil:
     """
     #include <stddef.h>

@@ -1,32 +1,34 @@
-"""Checkpoints of rows in LMDB: what a restart begins from, so that the journal need not be replayed from its start.
+"""Checkpoints of rows in LMDB: what a restart begins from, instead of the journal's first event.
 
-A checkpoint hands over, per shard, the records of its dirty rows, sorted by fingerprint, and the position they
-reflect. All that is written between `begin` and `commit` becomes durable together or not at all. A restart reads
-back, per shard, every record as one buffer, and the position. What a payload holds is not known here.
+A checkpoint hands over, per shard, the records of its dirty rows, sorted by fingerprint, and the position
+they reflect. All that is written between `begin` and `commit` becomes durable together or not at all. A
+restart reads back, per shard, every record as one buffer, and the position. What a payload holds is not known
+here.
 
 Promises:
 
-- After `commit` returned, the transaction survives kill -9 and a power cut: LMDB is always synced, and never maps
-  for writing. Before, none of it is visible, to a reader or after a crash.
-- What is read back is what was written, or a CorruptRecordError names the shard, the key and what was found: every
-  value carries a CRC32C over key and value, every record is checked, and a shard's head says how many rows, bytes
-  and which sum of checksums its blocks must add up to, so that a block of an older state is noticed too.
+- After `commit` returned, the transaction survives kill -9 and a power cut: LMDB is always synced, and never
+  maps for writing. Before, none of it is visible, to a reader or after a crash.
+- What is read back is what was written, or a CorruptRecordError names the shard, the key and what was found:
+  every value carries a CRC32C over key and value, every record is checked, and a shard's head says how many
+  rows, bytes and which sum of checksums its blocks must add up to, so that a block of an older state is
+  noticed too.
 - One call per shard, and none of them holds the GIL while it works.
-- A failed commit closes the environment for good: after an fsync that failed nobody knows what is on the disk, and
-  LMDB would go on. `reopen` starts from the file again.
+- A failed commit closes the environment for good: after an fsync that failed nobody knows what is on the
+  disk, and LMDB would go on. `reopen` starts from the file again.
 
 Records are packed into blocks, of which `blocks` knows the bytes and why.
 
-One process, one writer thread. The file is flock'ed, and a registry refuses to open it twice in one process (closing
-the second LMDB environment would drop the locks of the first). LMDB's own lock file is used all the same (no
-MDB_NOLOCK): its table of readers is what keeps the pages of a snapshot while `copy_to` reads it and checkpoints
-go on, and it makes outside tools such as mdb_stat safe. MDB_NOTLS ties a read transaction to its handle instead of
-to its thread, so any number of threads may load shards side by side. The writer's lock belongs to the thread that
-took it: `begin` to `commit` is one thread.
+One process, one writer thread. The file is flock'ed, and a registry refuses to open it twice in one process
+(closing the second LMDB environment would drop the locks of the first). LMDB's own lock file is used all the
+same (no MDB_NOLOCK): its table of readers is what keeps the pages of a snapshot while `copy_to` reads it and
+checkpoints go on, and it makes outside tools such as mdb_stat safe. MDB_NOTLS ties a read transaction to its
+handle instead of to its thread, so any number of threads may load shards side by side. The writer's lock
+belongs to the thread that took it: `begin` to `commit` is one thread.
 
 Cost: a transaction's changed pages are in RAM until it commits, and pages that it replaced are reused two
-transactions later. A checkpoint of many rows in several transactions, a few shards each, bounds both. The formats are
-in FORMAT_ROWS.md.
+transactions later. A checkpoint of many rows in several transactions, a few shards each, bounds both. The
+formats are in FORMAT_ROWS.md.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -42,11 +44,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.storage.blocks cimport (
-    FAULT_LMDB, FAULT_MEMORY, FAULT_NONE, FORMAT_VERSION, KIND_BLOCK, KIND_CHUNK, KIND_IDENTITY, KIND_META,
-    KIND_SHARD, MAX_NAME_BYTES, META_VALUE_BYTES, SHARD_KEY_BYTES, SHARD_VALUE_BYTES, VALUE_BYTES, Buffer, Fault,
-    Job, ShardHead, Walk, check_entry, check_records, corrupt, fail_lmdb, fault_in_words, get_chunks, get_head,
-    key_in_words, lmdb_error, load_u32, load_u64, put_chunks, put_entry, put_head, start_job, store_u32, store_u64,
-    walk_blocks, write_records,
+    FAULT_LMDB, FAULT_MEMORY, FAULT_NONE, FORMAT_VERSION, KIND_BLOCK, KIND_CHUNK, KIND_IDENTITY,
+    KIND_META, KIND_SHARD, MAX_NAME_BYTES, META_VALUE_BYTES, SHARD_KEY_BYTES, SHARD_VALUE_BYTES,
+    VALUE_BYTES, Buffer, Fault, Job, ShardHead, Walk, check_entry, check_records, corrupt, fail_lmdb,
+    fault_in_words, get_chunks, get_head, key_in_words, lmdb_error, load_u32, load_u64, put_chunks,
+    put_entry, put_head, start_job, store_u32, store_u64, walk_blocks, write_records,
 )
 from featurestore.storage.lmdb_api cimport (
     MDB_CP_COMPACT, MDB_FIRST, MDB_FREE_DBI, MDB_MAP_FULL, MDB_NEXT, MDB_NOTFOUND, MDB_NOTLS, MDB_RDONLY,
@@ -90,13 +92,15 @@ class RowStoreStat:
     file_bytes: int
     map_size_bytes: int
 
+
 @cython.final
 cdef class RowStore:
     """One store of rows in a directory of its own (data.mdb and LMDB's lock.mdb). Made by `open`.
 
-    begin, write_shard, put_meta, commit and abort belong to one thread at a time; everything that reads may be called
-    from any thread, and sees the last commit. Using it wrongly (no transaction, another thread) is a RuntimeError,
-    bad arguments are a ValueError; what files, disks and their contents do is told in featurestore.errors.
+    begin, write_shard, put_meta, commit and abort belong to one thread at a time; everything that reads may
+    be called from any thread, and sees the last commit. Using it wrongly (no transaction, another thread) is
+    a RuntimeError, bad arguments are a ValueError; what files, disks and their contents do is told in
+    featurestore.errors.
     """
     cdef const LmdbApi* api
     cdef MDB_env* env             # NULL: closed, or given up after a failure
@@ -141,23 +145,25 @@ cdef class RowStore:
 
     @staticmethod
     def open(path, *, bytes store_id not None, bint create, size_t map_size_bytes=1 << 30,
-             size_t max_map_size_bytes=1 << 40, uint64_t headroom_bytes=256 << 20, size_t block_bytes=VALUE_BYTES):
-        """Opens the store in the directory `path`; `create` makes a new one there, and refuses if there is one.
+             size_t max_map_size_bytes=1 << 40, uint64_t headroom_bytes=256 << 20,
+             size_t block_bytes=VALUE_BYTES):
+        """Opens the store in the directory `path`; `create` makes a new one, and refuses if there is one.
 
-        map_size_bytes is address space, not disk; it doubles when it is full, up to max_map_size_bytes. begin refuses
-        while the file system has less than headroom_bytes free. block_bytes is for measuring: any store can be read.
+        map_size_bytes is address space, not disk; it doubles when it is full, up to max_map_size_bytes. begin
+        refuses while the file system has less than headroom_bytes free. block_bytes is for measuring: any
+        store can be read.
 
         Raises ConfigError (arguments, or no usable lmdb), StoreLockedError (open already, here or elsewhere),
-        IncompatibleVersionError (not a row store, another store's, a newer version), CorruptRecordError (truncated or
-        damaged), StorageError (missing, or the system failed).
+        IncompatibleVersionError (not a row store, another store's, a newer version), CorruptRecordError
+        (truncated or damaged), StorageError (missing, or the system failed).
         """
         cdef RowStore store = RowStore.__new__(RowStore)
         if len(store_id) != 16:
             raise ConfigError(f"a store id has 16 bytes, not {len(store_id)}")
         if not 1 << 20 <= map_size_bytes <= max_map_size_bytes <= 1 << 46:
             raise ConfigError(
-                f"map_size_bytes {map_size_bytes} and max_map_size_bytes {max_map_size_bytes}: give 1 MiB or more, "
-                f"the first not above the second, and the second not above 64 TiB"
+                f"map_size_bytes {map_size_bytes} and max_map_size_bytes {max_map_size_bytes}: give 1 MiB or "
+                f"more, the first not above the second, and the second not above 64 TiB"
             )
         if not 64 <= block_bytes <= 1 << 20:
             raise ConfigError(f"block_bytes {block_bytes} is not from 64 to 1 MiB")
@@ -185,7 +191,7 @@ cdef class RowStore:
         target = Path(self.path, DATA_NAME)
         creating = Path(self.path, CREATING_NAME)
         if target.exists():
-            raise StorageError(f"{target}: exists already; open it without create, or give an empty directory")
+            raise StorageError(f"{target}: exists already; open it without create, or give a new directory")
         try:
             creating.mkdir(mode=0o700, parents=True, exist_ok=True)
             for name in (DATA_NAME, "lock.mdb"):
@@ -208,7 +214,9 @@ cdef class RowStore:
         try:
             self.fd = os.open(target, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise StorageError(f"{target}: cannot be opened: {error}; is this the directory of a store?") from error
+            raise StorageError(
+                f"{target}: cannot be opened: {error}; is this the directory of a store?"
+            ) from error
         status = os.fstat(self.fd)
         file_id = (status.st_dev, status.st_ino)
         with open_files_lock:
@@ -217,7 +225,9 @@ cdef class RowStore:
             try:
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise StoreLockedError(f"{target}: another process has it open; stop that one first") from error
+                raise StoreLockedError(
+                    f"{target}: another process has it open; stop that one first"
+                ) from error
             open_files.add(file_id)
             self.file_id = file_id
         return 0
@@ -269,7 +279,9 @@ cdef class RowStore:
     cdef int read_identity(self) except -1:
         value = self.read_value(IDENTITY_KEY)
         if value is None:
-            raise IncompatibleVersionError(f"{self.path}: an LMDB file, but not a row store; give another directory")
+            raise IncompatibleVersionError(
+                f"{self.path}: an LMDB file, but not a row store; give another directory"
+            )
         # Magic and version before the checksum: another version may check itself in another way.
         if value[8:16] != MAGIC:
             raise IncompatibleVersionError(f"{self.path}: not a row store, or its first record is damaged")
@@ -288,8 +300,8 @@ cdef class RowStore:
         self.openings = int.from_bytes(value[32:40], "little")
         return 0
 
-    # Commits something at every opening. What is reported from then on has been through a sync that succeeded, even
-    # if the last one before it failed, and a disk that cannot be written is found now.
+    # Commits something at every opening. What is reported from then on has been through a sync that
+    # succeeded, even if the last one before it failed, and a disk that cannot be written is found now.
     cdef int sign_in(self) except -1:
         self.openings += 1
         self.begin_txn()
@@ -346,9 +358,10 @@ cdef class RowStore:
             self.leave(txn)
 
     def read_shard(self, int shard):
-        """(records, position): every record of the shard, sorted by fingerprint; (b"", 0) if it was never written.
+        """(records, position): every record of the shard, sorted by fingerprint; (b"", 0) if never written.
 
-        The records are laid out as write_shard takes them, and all of them were checked: CorruptRecordError if not.
+        The records are laid out as write_shard takes them, and all of them were checked: CorruptRecordError
+        if not.
         """
         cdef MDB_txn* txn
         cdef Fault fault
@@ -386,25 +399,27 @@ cdef class RowStore:
     cdef int check_size(self, uint64_t n_bytes, str what) except -1:
         if n_bytes > self.map_size_bytes:
             raise CorruptRecordError(
-                f"{self.path}: {what}: announces {n_bytes} bytes, more than the whole map of {self.map_size_bytes}"
+                f"{self.path}: {what}: announces {n_bytes} bytes, and the whole map has {self.map_size_bytes}"
             )
         return 0
 
     cdef int check_totals(self, int shard, const ShardHead* head, const ShardHead* blocks) except -1:
         if (head.n_rows, head.n_bytes, head.crc_sum) != (blocks.n_rows, blocks.n_bytes, blocks.crc_sum):
             raise CorruptRecordError(
-                f"{self.path}: shard {shard}: its blocks hold {blocks.n_rows} rows, {blocks.n_bytes} bytes and "
-                f"checksum sum {blocks.crc_sum:x}; its head says {head.n_rows}, {head.n_bytes} and {head.crc_sum:x}; "
+                f"{self.path}: shard {shard}: its blocks hold {blocks.n_rows} rows, {blocks.n_bytes} bytes "
+                f"and checksum sum {blocks.crc_sum:x}; its head says {head.n_rows}, {head.n_bytes} and "
+                f"{head.crc_sum:x}; "
                 f"restore the store from a backup, or rebuild it from the journal"
             )
         return 0
 
     def shards(self):
         """Position of every shard that was ever written, by shard number."""
-        return {
-            key[1] << 8 | key[2]: int.from_bytes(check_value(self.path, key, value, SHARD_VALUE_BYTES)[8:16], "little")
-            for key, value in self.entries(KIND_SHARD)
-        }
+        positions = {}
+        for key, value in self.entries(KIND_SHARD):
+            check_value(self.path, key, value, SHARD_VALUE_BYTES)
+            positions[int.from_bytes(key[1:], "big")] = int.from_bytes(value[8:16], "little")
+        return positions
 
     def metas(self):
         """Names of all metas, sorted."""
@@ -455,8 +470,8 @@ cdef class RowStore:
                 return None
             if rc != 0:
                 raise lmdb_error(rc, f"reading meta {name}", self.path)
-            if check_entry(<const uint8_t*> key.mv_data, key.mv_size, <const uint8_t*> value.mv_data, value.mv_size,
-                           META_VALUE_BYTES, &fault) != FAULT_NONE:
+            if check_entry(<const uint8_t*> key.mv_data, key.mv_size, <const uint8_t*> value.mv_data,
+                           value.mv_size, META_VALUE_BYTES, &fault) != FAULT_NONE:
                 raise self.error_of(&fault, f"reading meta {name}")
             whole_crc = load_u32(<const uint8_t*> value.mv_data + 4)
             size = load_u64(<const uint8_t*> value.mv_data + 8)
@@ -588,7 +603,7 @@ cdef class RowStore:
 
     cdef int verify_metas(self, list problems) except -1:
         names = []
-        for key, value in self.entries(KIND_META):
+        for key, _ in self.entries(KIND_META):
             if META_NAME.fullmatch(key[1:].decode("latin-1")) is None:
                 problems.append(f"{self.path}: {key_in_words(key, len(key))}: not the name of a meta")
                 continue
@@ -629,10 +644,10 @@ cdef class RowStore:
             self.leave(txn)
 
     def copy_to(self, path):
-        """Writes the last commit to the new directory `path`, without free pages; the store goes on meanwhile.
+        """Writes the last commit to the new directory `path`, without free pages; the store goes on.
 
-        The copy is complete and synced when this returns, and is not there under its name before. A map that fills
-        meanwhile grows only after the copy. Raises StorageError if `path` exists or cannot be written.
+        The copy is complete and synced when this returns, and is not there under its name before. A map that
+        fills meanwhile grows only after the copy. Raises StorageError if `path` exists or cannot be written.
         """
         cdef int rc, target_fd
         directory = Path(path)
@@ -642,7 +657,9 @@ cdef class RowStore:
             directory.mkdir(mode=0o700, parents=True)
             target_fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written: {error}; give a directory that does not exist") from error
+            raise StorageError(
+                f"{path}: cannot be written: {error}; give a directory that does not exist"
+            ) from error
         try:
             with self.turn:
                 self.check_open()
@@ -717,8 +734,8 @@ cdef class RowStore:
     def begin(self):
         """Starts the transaction that write_shard and put_meta fill and commit makes durable.
 
-        Raises LimitError while the file system has less than headroom_bytes free: a disk that is full in the middle
-        of a commit costs the environment, so it is refused before.
+        Raises LimitError while the file system has less than headroom_bytes free: a disk that is full in the
+        middle of a commit costs the environment, so it is refused before.
         """
         self.check_open()
         if self.txn != NULL:
@@ -753,12 +770,14 @@ cdef class RowStore:
     def write_shard(self, int shard, records not None, uint64_t position):
         """Brings the records of one shard in, as of `position`, which never goes back.
 
-        records: any contiguous bytes: 16 bytes fingerprint, u32 payload length, payload, and again; the fingerprints
-        strictly ascending; length 0xFFFFFFFF and no payload deletes the row. They are borrowed, and must not change,
-        until commit or abort: if the map is full, the whole transaction is done again in a larger one.
+        records: any contiguous bytes: 16 bytes fingerprint, u32 payload length, payload, and again; the
+        fingerprints strictly ascending; length 0xFFFFFFFF and no payload deletes the row. They are borrowed,
+        and must not change, until commit or abort: if the map is full, the whole transaction is done again in
+        a larger one.
 
-        Raises ValueError for records that are not as above, before anything is written; CorruptRecordError if a block
-        to be merged is damaged, LimitError if the map cannot grow, StorageError: each ends the transaction.
+        Raises ValueError for records that are not as above, before anything is written; CorruptRecordError if
+        a block to be merged is damaged, LimitError if the map cannot grow, StorageError: each ends the
+        transaction.
         """
         cdef const uint8_t[::1] view = records
         cdef Fault fault
@@ -787,8 +806,8 @@ cdef class RowStore:
     def commit(self):
         """Makes the transaction durable. Any failure but a full map gives the environment up; see reopen.
 
-        Raises StorageError (given up: nothing of it may be trusted until reopen), LimitError (the map cannot grow:
-        the transaction is aborted, the store goes on).
+        Raises StorageError (given up: nothing of it may be trusted until reopen), LimitError (the map cannot
+        grow: the transaction is aborted, the store goes on).
         """
         self.check_writing("commit")
         self.finish()
@@ -837,7 +856,8 @@ cdef class RowStore:
             self.give_up(fault.error, doing)
         raise self.error_of(&fault, doing)
 
-    cdef int do_shard(self, uint32_t shard, const uint8_t[::1] records, uint64_t position, Fault* fault) except -1:
+    cdef int do_shard(self, uint32_t shard, const uint8_t[::1] records, uint64_t position,
+                      Fault* fault) except -1:
         cdef Job job
         cdef const uint8_t* data = &records[0] if records.shape[0] else NULL
         cdef size_t size = records.shape[0]
@@ -849,7 +869,9 @@ cdef class RowStore:
         if rc != FAULT_NONE:
             return rc
         if position < job.head.position:
-            raise ValueError(f"write_shard: shard {shard} is at position {job.head.position}, {position} is behind it")
+            raise ValueError(
+                f"write_shard: shard {shard} is at position {job.head.position}, {position} is behind it"
+            )
         job.head.position = position
         with nogil:
             rc = self.api.cursor_open(self.txn, self.dbi, &job.cursor)
@@ -884,8 +906,8 @@ cdef class RowStore:
         memcpy(data + 8, <char*> magic, 8)
         memcpy(data + 16, <char*> store_id, 16)
         store_u64(data + 32, self.openings)
-        return put_entry(self.api, self.txn, self.dbi, <const uint8_t*> <char*> key, len(key), data, IDENTITY_BYTES,
-                         fault)
+        return put_entry(self.api, self.txn, self.dbi, <const uint8_t*> <char*> key, len(key), data,
+                         IDENTITY_BYTES, fault)
 
     cdef int finish(self) except -1:
         cdef MDB_txn* txn
@@ -925,8 +947,8 @@ cdef class RowStore:
         larger = min(2 * self.map_size_bytes, self.max_map_size_bytes)
         if larger <= self.map_size_bytes:
             raise LimitError(
-                f"{self.path}: the map of {self.map_size_bytes} bytes is full and may not grow; the transaction is "
-                f"aborted, give a larger max_map_size_bytes"
+                f"{self.path}: the map of {self.map_size_bytes} bytes is full and may not grow; the "
+                f"transaction is aborted, give a larger max_map_size_bytes"
             )
         with self.turn:
             while self.n_readers > 0:            # the map moves
@@ -945,14 +967,15 @@ cdef class RowStore:
         if type(error) is not StorageError:
             raise error
         raise StorageError(
-            f"{error}; the environment is closed, the last commit before is intact: free space and call reopen(), or "
-            f"end the process"
+            f"{error}; the environment is closed, the last commit before is intact: free space and call "
+            f"reopen(), or end the process"
         ) from error.__cause__
 
     def reopen(self):
-        """Opens the environment again from the file, after a failure gave it up; the lock was kept throughout.
+        """Opens the environment again from the file, after a failure gave it up; the lock was kept.
 
-        Raises as open does. What it finds is the last commit, never the one that failed: shards() gives the positions.
+        Raises as open does. What it finds is the last commit, never the one that failed: shards() gives the
+        positions.
         """
         if self.fd < 0:
             raise StorageError(f"{self.path}: is closed; open it again")
@@ -988,7 +1011,7 @@ cdef int check_shard(int shard) except -1:
 
 cdef bytes check_name(str name):
     if META_NAME.fullmatch(name) is None:
-        raise ValueError(f"meta name {name!r} is not 1 to {MAX_NAME_BYTES} of a-z 0-9 _ . - beginning with a-z 0-9")
+        raise ValueError(f"meta name {name!r} is not 1 to {MAX_NAME_BYTES} of a-z 0-9 _ . -, first a-z 0-9")
     return name.encode()
 
 

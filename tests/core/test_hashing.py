@@ -138,6 +138,12 @@ def test_a_fingerprint_is_the_hash_of_the_documented_message(
     )
 
 
+def test_a_length_that_straddles_two_words_keeps_both_its_bytes() -> None:
+    for n in range(1, 17):
+        parts = [b"a" * n, b"b" * 0x102, b"c"]
+        assert hashing.fingerprint(KEY, 1, parts) == siphash_2_4(KEY, key_message(1, parts), 16)
+
+
 def text_batch(columns: list[TextColumn]) -> EventBatch:
     fields = tuple(FieldPlan(f"f{k}", Kind.TEXT, True) for k in range(len(columns)))
     event = EventPlan(1, "e", TimePlan("ts", "ms"), fields, 0, None, 0, ())

@@ -187,6 +187,26 @@ def test_unknown_is_true_neither_as_it_is_nor_negated() -> None:
     assert run([*above, Op("not")], events) == [0, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("code", "a", "b"),
+    [
+        ("add", 1e308, 1e308),
+        ("sub", -1e308, 1e308),
+        ("mul", 1e308, -10.0),
+        ("div", 1e308, 0.1),
+        ("div", 1.0, 0.0),
+        ("div", 0.0, 0.0),
+        ("div", -1.0, -0.0),
+    ],
+)
+def test_arithmetic_that_is_not_finite_is_unknown(code: str, a: float, b: float) -> None:
+    load = [Op("load_number", field=SECONDS), Op("load_number", field=PRICE), Op(code)]
+    events: list[Event] = [(a, b, None, None), (1.0, 1.0, None, None)]
+    assert run([*load, Op("is_null")], events) == [1, 0]
+    for inverse in ([], [Op("not")]):
+        assert run([*load, Op("number", number=5.0), Op("lt"), *inverse], events)[0] == 0
+
+
 @pytest.mark.parametrize("code", ["eq", "ne", "lt", "le", "gt", "ge"])
 def test_a_comparison_and_its_negation_cover_exactly_the_known(code: str) -> None:
     values = [None, -1.0, -0.0, 0.0, 1.0]

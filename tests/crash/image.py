@@ -78,8 +78,9 @@ KIND_NAMES = dict(
         start=CREATE,
     )
 )
-CALL_MSYNC, CALL_SYNC_FILE_RANGE = 9, 10
-"""Values of `flags` of a sync: these two make nothing durable in the model."""
+CALL_FSYNC, CALL_FDATASYNC, CALL_MSYNC, CALL_SYNC_FILE_RANGE, CALL_DSYNC_WRITE = 7, 8, 9, 10, 15
+"""Values of `flags` of a sync: which call it was."""
+SYNC_CALLS = {"fsync": CALL_FSYNC, "fdatasync": CALL_FDATASYNC, "dsync": CALL_DSYNC_WRITE}
 
 
 class TraceError(Exception):
@@ -129,7 +130,7 @@ class Image:
     markers: Sequence[str]
     """What had been marked (acknowledged) before the cut, in order."""
     blocks_unsynced: int
-    """Written blocks whose fate was a coin's, or of a freed range."""
+    """Written blocks whose fate was a coin's, or of a freed range; those of volatile files apart."""
     names_unsynced: int
     """Changes of names whose fate was a coin's."""
 
@@ -328,8 +329,9 @@ def _assign(names: dict[str, _Node], name: str, node: _Node | None) -> None:
 class _World:
     """Everything below the root after some events: what is durable, and what is not yet."""
 
-    def __init__(self, block_bytes: int, strict: bool) -> None:
+    def __init__(self, block_bytes: int, strict: bool, ignore_syncs: frozenset[int]) -> None:
         self.block_bytes, self.strict = block_bytes, strict
+        self.ignore_syncs = ignore_syncs | {CALL_MSYNC, CALL_SYNC_FILE_RANGE}  # these promise nothing
         self.root = _Directory(0)
         self.nodes: dict[int, _Node] = {}
         self.begun: dict[tuple[int, int], int] = {}
@@ -386,6 +388,8 @@ class _World:
         if kind == WRITE:
             self.file(event, index).write(index, event.a, event.payload)
         elif kind == WRITE_SYNCED:
+            if CALL_DSYNC_WRITE in self.ignore_syncs:
+                return
             file = self.file(event, index)
             first, last = event.a // self.block_bytes, (event.a + event.b - 1) // self.block_bytes
             file.settle(index, range(first, last + 1))
@@ -401,7 +405,7 @@ class _World:
             self.begun[event.process, event.a] = index
         elif kind == SYNC_END:
             begun = self.begun.pop((event.process, event.a))
-            if event.flags not in (CALL_MSYNC, CALL_SYNC_FILE_RANGE):
+            if event.flags not in self.ignore_syncs:
                 self.sync(event, begun)
         elif kind == OPEN:
             if event.file not in self.nodes:
@@ -477,14 +481,20 @@ class _World:
             visited.add(id(directory))
             for name, node in left[id(directory)].items():
                 if isinstance(node, _File):
-                    self.trusted(node, path / name, out, volatile)
-                    n_blocks += node.survive(coin, path / name)
+                    trusted = self.trusted(node, path / name, out, volatile)
+                    n_blocks += node.survive(coin, path / name) * trusted
                 elif id(node) not in visited:
                     (path / name).mkdir()
                     write(node, path / name)
 
         write(self.root, out)
-        return n_blocks, len(changes)
+        n_names = sum(
+            any(
+                not any(fnmatch.fnmatch(name, pattern) for pattern in volatile) for _, name, _ in change.parts
+            )
+            for change in changes.values()
+        )
+        return n_blocks, n_names
 
     def trusted(self, file: _File, path: Path, root: Path, volatile: Sequence[str]) -> bool:
         relative = str(path.relative_to(root))
@@ -516,9 +526,11 @@ class Trace:
         block_bytes: int,
         strict: bool,
         volatile: Sequence[str],
+        ignore_syncs: Sequence[str],
     ) -> None:
         self._base, self.events = base, events
         self._block_bytes, self._strict, self._volatile = block_bytes, strict, tuple(volatile)
+        self._ignore_syncs = frozenset(SYNC_CALLS[name] for name in ignore_syncs)
         self._markers = [
             Marker(i, e.payload.decode(errors="replace")) for i, e in enumerate(events) if e.kind == MARK
         ]
@@ -532,11 +544,13 @@ class Trace:
         block_bytes: int = 512,
         strict: bool = True,
         volatile: Sequence[str] = ("*lock.mdb",),
+        ignore_syncs: Sequence[str] = (),
     ) -> Trace:
         """Reads a trace. `block_bytes` is what a disk writes whole; `strict` is about names, see above.
 
         `volatile` names files (globs below the root) that a store rebuilds and may map writable, as LMDB does
-        its locks.
+        its locks. `ignore_syncs` takes from "fsync", "fdatasync" and "dsync" (writes through O_DSYNC): images
+        are as if those had done nothing. A checker that then finds no failure checks nothing.
         """
         data = path.read_bytes()
         if data[: len(MAGIC)] != MAGIC:
@@ -559,7 +573,9 @@ class Trace:
             )
             (base if kind <= BASE_DATA else events).append(event)
             offset += size
-        return cls(base, events, block_bytes=block_bytes, strict=strict, volatile=volatile)
+        return cls(
+            base, events, block_bytes=block_bytes, strict=strict, volatile=volatile, ignore_syncs=ignore_syncs
+        )
 
     @property
     def n_events(self) -> int:
@@ -634,7 +650,7 @@ class Trace:
             scratch.unlink(missing_ok=True)
 
     def _rewind(self) -> None:
-        self._world, self._at = _World(self._block_bytes, self._strict), 0
+        self._world, self._at = _World(self._block_bytes, self._strict, self._ignore_syncs), 0
         for event in self._base:
             self._world.base(event)
 

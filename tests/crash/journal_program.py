@@ -1,11 +1,12 @@
-"""A program that appends to a journal and says what is durable; test_journal_power.py cuts, starves and kills it.
+"""A program that appends to a journal and says what is durable; see test_journal_power.py.
 
-    python journal_program.py DIRECTORY MODE N_THREADS N_FRAMES [KEEP]
+    python -m crash.journal_program DIRECTORY MODE N_THREADS N_FRAMES [KEEP]
 
-Each thread appends its frames, numbered on from what the journal already holds, waits until each is acknowledged,
-and says `ack POSITION THREAD NUMBER` on standard output and as a marker. Segments are small, so they roll often.
-With KEEP, all but about the last KEEP positions are deleted now and then: `truncate POSITION` says from where they
-must be kept. A full disk is waited out: `full` is said, and the append tried again.
+Each thread appends its frames, numbered on from what the journal already holds, waits until each is
+acknowledged, and says `ack POSITION THREAD NUMBER` on standard output and as a marker. Segments are small,
+so they roll often. With KEEP, all but about the last KEEP positions are deleted now and then: `truncate
+POSITION` says from where they must be kept. A full disk is waited out: `full` is said, and the append tried
+again.
 """
 
 from __future__ import annotations
@@ -15,18 +16,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-
-if __package__:
-    from . import shim
-else:
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from crash import shim
+from typing import Literal
 
 from featurestore.errors import LimitError
 from featurestore.storage.journal import BATCH, Journal, JournalFrame
 
+from . import shim
+
 STORE_ID = bytes(range(16))
 SEGMENT_BYTES = 16 << 10
+Mode = Literal["group", "process"]
 
 
 def body_of(thread: int, number: int) -> bytes:
@@ -50,7 +49,7 @@ def parse(frame: JournalFrame) -> tuple[int, int]:
     return int(thread), int(number)
 
 
-def open_journal(directory: Path, mode: str = "group") -> Journal:
+def open_journal(directory: Path, mode: Mode = "group") -> Journal:
     """Opens it from its oldest segment on, as if a checkpoint reached just before that."""
     oldest = min((int(path.stem[8:]) for path in directory.glob("journal-*.seg")), default=1)
     return Journal(
@@ -69,7 +68,7 @@ def say(text: str) -> None:
     os.write(1, f"{text}\n".encode())
 
 
-def append_and_wait(journal: Journal, mode: str, thread: int, number: int) -> int:
+def append_and_wait(journal: Journal, mode: Mode, thread: int, number: int) -> int:
     body = body_of(thread, number)
     half = len(body) // 2
     refused = False
@@ -90,7 +89,8 @@ def append_and_wait(journal: Journal, mode: str, thread: int, number: int) -> in
 
 
 def main() -> None:
-    directory, mode, n_threads, n_frames = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    directory, n_threads, n_frames = Path(sys.argv[1]), int(sys.argv[3]), int(sys.argv[4])
+    mode: Mode = "group" if sys.argv[2] == "group" else "process"
     keep = int(sys.argv[5]) if len(sys.argv) > 5 else 0
     journal = open_journal(directory, mode)
     next_number = dict.fromkeys(range(n_threads), 0)

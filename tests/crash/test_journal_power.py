@@ -17,7 +17,7 @@ from .kill import History, kill_loop
 
 pytest.importorskip("featurestore.storage.journal")
 
-PROGRAM = [sys.executable, str(Path(program.__file__))]
+PROGRAM = [sys.executable, "-m", program.__name__]
 SLOW_DISK = "op=fdatasync;sticky=1;delay_ms=1"
 """Syncs are answered without being done; so that batches gather behind one, it takes a while all the same."""
 
@@ -83,7 +83,7 @@ def check(image: Image) -> None:
 
 
 def check_prefix(image: Image) -> None:
-    """Mode `process`: acknowledged is what was written; after a power cut there is a prefix, whatever its length."""
+    """Mode `process`: what was written is acknowledged; a power cut leaves a prefix, however long."""
     held = read_back(image.path)
     for mark in image.markers:
         if mark.startswith("ack"):
@@ -143,6 +143,12 @@ class TestPowerCuts:
             cut_power(recovery, 6, tmp_path, check_both)
         assert torn > 3
 
+    @pytest.mark.parametrize("calls", ["fdatasync", "fsync"])
+    def test_the_checker_would_notice_syncs_that_do_nothing(self, root: Path, calls: str) -> None:
+        run_program(root, "group", 2, 30)
+        trace = Trace.load(root.parent / "trace", ignore_syncs=[calls])
+        assert check_images(trace, trace.cuts(20, seed=1), check, root.parent).failures
+
 
 class TestFailingDisk:
     @pytest.mark.parametrize("nth", [1, 2, 5, 20])
@@ -155,6 +161,18 @@ class TestFailingDisk:
         assert not [event for event in trace.events[failed:] if event.kind == SYNC_BEGIN], "it synced again"
         assert any("failed StorageError" in marker.text for marker in trace.markers())
         cut_power(trace, 30, root.parent)
+
+    def test_what_a_failed_sync_left_in_memory_is_not_believed_after_a_restart(self, root: Path) -> None:
+        # The kernel has the bytes, marked clean: the next process reads them, a sync does not write them.
+        run_program(root, "group", 3, 40, fail="op=fdatasync;nth=12;errno=EIO", status=3)
+        environment = shim.environment(root, trace=root.parent / "trace", fail=SLOW_DISK, skip_syncs=True)
+        again = [*PROGRAM, str(root), "group", "3", "10"]
+        subprocess.run(again, env=environment, check=True, capture_output=True)
+        trace = Trace.load(root.parent / "trace")
+        trace.verify(root)
+        restart = [marker.event for marker in trace.markers() if marker.text == "ready"][1]
+        report = check_images(trace, trace.cuts(40, seed=1, after=restart), check, root.parent)
+        assert not report.failures, report
 
     @pytest.mark.parametrize("nth", [3, 30])
     @pytest.mark.parametrize("short", ["", ";short=100", ";short=0"])

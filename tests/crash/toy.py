@@ -1,9 +1,9 @@
 """Stores small enough to be right or wrong on purpose. Run as a program; test_harness.py says what must
 become of each.
 
-    python toy.py append DIRECTORY MISTAKE COUNT    appends records to a file, one acknowledgement each
-    python toy.py replace DIRECTORY MISTAKE COUNT   replaces a file by writing another and renaming it
-    python toy.py lmdb DIRECTORY MISTAKE COUNT      puts into LMDB
+    python -m crash.toy append DIRECTORY MISTAKE COUNT    appends records to a file, one acknowledgement each
+    python -m crash.toy replace DIRECTORY MISTAKE COUNT   replaces a file by writing another and renaming it
+    python -m crash.toy lmdb DIRECTORY MISTAKE COUNT      puts into LMDB
 
 A record is u32 length, u32 CRC32 of number and text, u64 number, text; little-endian. The append store
 recovers at its first bad record: it cuts there and syncs. Acknowledgements are `ack NUMBER` lines on
@@ -18,13 +18,9 @@ import sys
 import zlib
 from pathlib import Path
 
-HEAD = struct.Struct("<IIQ")
+from . import shim
 
-if __package__:
-    from . import shim
-else:
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from crash import shim
+HEAD = struct.Struct("<IIQ")
 
 
 def text_of(number: int) -> bytes:

@@ -638,3 +638,30 @@ def test_a_schema_of_many_names_finds_each() -> None:
     data = pb.IngestRequest(event_type="wide", rows=[row]).SerializeToString()
     decoded = codec.decode_ingest(data, names.WireSchema(plan))
     assert [column[0] for column in decoded["columns"]] == list(range(700))
+
+
+def login_columns(named: bytes) -> bytes:
+    """An IngestRequest of two logins with times and this NamedColumn."""
+    rng = random.Random(1)
+    times = types.EventColumns(times_ms=[1, 2]).SerializeToString()
+    return b"\x0a\x05login" + oracle._framed(7, times + oracle._framed(2, named, rng), rng)
+
+
+def test_a_later_member_of_a_column_takes_the_place_of_the_earlier_one_whole() -> None:
+    first = types.NamedColumn(
+        name="ip", texts=types.TextColumn(data=b"abc", lengths=[1, 1, 1], present=b"\x02")
+    )
+    second = types.NamedColumn(name="ip", integers=types.IntegerColumn(values=[7, 8]))
+    data = login_columns(first.SerializeToString() + second.SerializeToString())
+    expected = oracle.ingest(pb.IngestRequest.FromString(data))
+    assert isinstance(expected, oracle.Rows) and expected.values == [{"ip": b"7"}, {"ip": b"8"}]
+    same_rows(expected, codec.decode_ingest(data, SCHEMA))
+
+
+def test_lengths_keep_their_lowest_32_bits_as_in_the_official_runtime() -> None:
+    lengths = oracle.varint(2**32 + 1) + oracle.varint(2)
+    texts = b"\x0a\x03abc" + oracle._framed(2, lengths, random.Random(1))
+    data = login_columns(b"\x0a\x02ip" + oracle._framed(2, texts, random.Random(1)))
+    expected = oracle.ingest(pb.IngestRequest.FromString(data))
+    assert isinstance(expected, oracle.Rows) and expected.values == [{"ip": b"a"}, {"ip": b"bc"}]
+    same_rows(expected, codec.decode_ingest(data, SCHEMA))

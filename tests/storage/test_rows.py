@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from featurestore.errors import ConfigError, LimitError, StorageError, StoreLockedError
 from featurestore.storage.rows import RowStore
-from tests.storage.row_records import pack, some_rows, unpack
+from storage.row_records import pack, some_rows, unpack
 
 STORE_ID = b"0123456789abcdef"
 
@@ -139,7 +138,11 @@ def test_neighbouring_shards_do_not_touch_each_other(store: RowStore) -> None:
     for shard, rows in ((4, high), (5, low), (6, high)):
         write(store, shard, rows, shard)
     write(store, 5, {bytes(16): None, b"\xff" * 16: b"other"}, 9)
-    assert [unpack(store.read_shard(shard)[0]) for shard in (4, 5, 6)] == [high, {b"\xff" * 16: b"other"}, high]
+    assert [unpack(store.read_shard(shard)[0]) for shard in (4, 5, 6)] == [
+        high,
+        {b"\xff" * 16: b"other"},
+        high,
+    ]
 
 
 def test_freed_rows_give_their_space_back(store: RowStore) -> None:
@@ -187,7 +190,9 @@ def test_records_may_be_any_contiguous_buffer(store: RowStore) -> None:
         (pack({b"b" * 16: b""}) + pack({b"b" * 16: None}), "offset 20 does not ascend"),
     ],
 )
-def test_records_that_are_not_whole_and_sorted_are_refused(store: RowStore, records: bytes, what: str) -> None:
+def test_records_that_are_not_whole_and_sorted_are_refused(
+    store: RowStore, records: bytes, what: str
+) -> None:
     rows = {b"r" * 16: b"row"}
     store.begin()
     store.write_shard(0, pack(rows), 1)
@@ -288,7 +293,14 @@ def test_a_closed_store_says_so(tmp_path: Path) -> None:
     store.begin()
     store.close()
     store.close()
-    for call in (store.begin, store.commit, store.stat, store.shards, store.reopen, lambda: store.read_shard(0)):
+    for call in (
+        store.begin,
+        store.commit,
+        store.stat,
+        store.shards,
+        store.reopen,
+        lambda: store.read_shard(0),
+    ):
         with pytest.raises(StorageError, match="is closed"):
             call()
 
@@ -304,7 +316,9 @@ def test_a_store_is_not_opened_twice(tmp_path: Path) -> None:
         for path in (tmp_path / "rows", linked):
             with pytest.raises(StoreLockedError, match="in this process already"):
                 RowStore.open(path, store_id=STORE_ID, create=False)
-        child = subprocess.run([sys.executable, "-c", script, linked], capture_output=True, text=True, check=False)
+        child = subprocess.run(
+            [sys.executable, "-c", script, linked], capture_output=True, text=True, check=False
+        )
         assert "StoreLockedError" in child.stderr
         assert "another process has it open" in child.stderr
         write(store, 0, {}, 1)  # the refused ones took nothing with them
@@ -324,7 +338,7 @@ def test_a_creation_that_was_killed_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / "creating" / "data.mdb").write_bytes(b"half")
     with RowStore.open(tmp_path, store_id=STORE_ID, create=True) as store:
         assert store.verify() == []
-    assert sorted(os.listdir(tmp_path)) == ["data.mdb", "lock.mdb"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.mdb", "lock.mdb"]
 
 
 @pytest.mark.parametrize(
@@ -453,7 +467,7 @@ def test_a_copy_is_a_commit_while_the_store_goes_on(tmp_path: Path) -> None:
             store.copy_to(tmp_path / "copy0")
         last = store.shards()[0]
     for number in range(3):
-        assert os.listdir(tmp_path / f"copy{number}") == ["data.mdb"]
+        assert [path.name for path in (tmp_path / f"copy{number}").iterdir()] == ["data.mdb"]
         with RowStore.open(tmp_path / f"copy{number}", store_id=STORE_ID, create=False) as copy:
             records, position = copy.read_shard(0)
             assert 1 <= position <= last

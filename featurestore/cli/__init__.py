@@ -1,0 +1,39 @@
+"""The command line: `featurestore COMMAND …`.
+
+    frame      main: arguments, errors in one line, signals, exit codes
+    exits      every exit code, in one table
+    progress   the bar with the rate
+    reaching   what the commands that talk to a server share: its address, TLS, key=value words
+    one module per command, named in COMMANDS
+
+A command is a module with `add_arguments(parser)`, which says what it takes, and `run(arguments) -> Exit`.
+Only the module of the command that was asked for is imported, and it imports what is heavy (pyarrow, numpy,
+grpc, the engine) inside `run`: so `--help` is instant, and an installation without the server's dependencies
+runs the client's commands. To add a command, write its module and name it here.
+"""
+
+from featurestore.cli.frame import Command, run_command_line
+
+COMMANDS = (
+    Command("check", "featurestore.cli.check", "say what a schema file declares, or what is wrong with it"),
+    Command(
+        "replay",
+        "featurestore.cli.replay",
+        "make a training set: events in, the vectors Observe would return out",
+    ),
+    Command("ingest", "featurestore.cli.ingest", "send a file of events to a server, each counted once"),
+    Command("get", "featurestore.cli.get", "read vectors: what a service says of some keys"),
+    Command("apply", "featurestore.cli.apply", "change the schema of a live store"),
+    Command("forget", "featurestore.cli.forget", "delete one key from a live store and all its files"),
+    Command("stats", "featurestore.cli.stats", "what a live store holds and has done"),
+    Command("checkpoint", "featurestore.cli.checkpoint", "have a live store write its rows to disk now"),
+    Command("backup", "featurestore.cli.backup", "copy a live store to a directory on its machine"),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns the code the process should exit with."""
+    return run_command_line(COMMANDS, argv)
+
+
+__all__ = ["COMMANDS", "main"]

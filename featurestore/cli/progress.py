@@ -1,0 +1,48 @@
+"""A bar on standard error: how much of the file, how many events, how fast."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+class Progress:
+    """Bytes of the file as the bar, events and events per second behind it. Without `shown` it does nothing.
+
+    `shown` None means: where standard error is a terminal and tqdm is installed.
+    """
+
+    def __init__(self, name: str, size_bytes: int | None, shown: bool | None) -> None:
+        self._bar: tqdm[None] | None = None
+        self._began = time.monotonic()
+        if shown is False or (shown is None and not sys.stderr.isatty()):
+            return
+        try:
+            from tqdm import tqdm  # noqa: PLC0415  only where a bar is shown
+        except ModuleNotFoundError:
+            if shown:
+                raise
+            return
+        self._bar = tqdm(total=size_bytes, desc=name, unit="B", unit_scale=True, file=sys.stderr, leave=False)
+
+    def update(self, stored_bytes: int, n_events: int) -> None:
+        """So many bytes and events are done in all."""
+        if self._bar is None:
+            return
+        rate = n_events / max(time.monotonic() - self._began, 1e-9)
+        self._bar.set_postfix_str(f"{n_events:,} events, {rate:,.0f}/s", refresh=False)
+        self._bar.update(stored_bytes - self._bar.n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,20 @@
+"""Event files in, training sets out: CSV, JSON lines and Parquet, in constant memory.
+
+    reading     open_events, read_events: a file as chunks of exactly `batch_events` events
+      csv_text    CSV: cells as text, then converted column by column
+      json_lines  JSON lines: one object a line
+      parquet     Parquet: typed columns
+      cells       text cells → numbers, texts, times, with the cells that could not be read
+    stream      the bytes of a file or a pipe, decompressed, with how far we are
+    names       format from a file's name, and the nearest name to one that was not found
+    writing     open_writer: vectors beside kept columns, whole or not at all
+
+Arrows point down only. Nothing here knows the engine: `Chunk.event_columns` ends in the canonical columns of
+`featurestore.columns`, and `open_writer` begins with numpy arrays. Only this package imports pyarrow's
+readers.
+"""
+
+from featurestore.files.reading import Chunk, EventReader, open_events, read_events
+from featurestore.files.writing import VectorWriter, open_writer
+
+__all__ = ["Chunk", "EventReader", "VectorWriter", "open_events", "open_writer", "read_events"]

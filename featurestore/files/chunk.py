@@ -1,0 +1,152 @@
+"""A run of events as they stand in a file, and what every reader of one format promises.
+
+Chunk i of a reader that starts at row s holds the events s + i * batch_events and on, exactly `batch_events`
+of them except in the last: the same file cut the same way gives the same chunks, whatever its row groups or
+blocks, so that an ingester which stopped after batch i starts again at that row with the same batches.
+
+An event that cannot be read (a number that is not one) is refused alone and in its place: its cell is absent
+and `Chunk.refused` says why. A file that cannot be read (a missing column, a broken line, a cut-off archive)
+raises InvalidEventError at the first such place: the chunks before are whole and in order, nothing behind it
+is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from featurestore.columns import TextColumn, event_columns
+from featurestore.errors import ConfigError, InvalidEventError
+from featurestore.files.names import did_you_mean
+from featurestore.plan import EventPlan
+
+MAX_BATCH_EVENTS = 1 << 20  # of core/batch.pxd
+
+Cells: TypeAlias = pa.Array | list[Any]  # a list where a format has no types
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`n_events` events in file order; the first has `start_row` events before it in the file."""
+
+    name: str  # of the file, for messages
+    start_row: int
+    n_events: int
+    columns: Mapping[str, Cells]  # the time field and every field of the event type, null or None = absent
+    kept: pa.RecordBatch  # the columns asked to keep, in `EventReader.kept_schema`
+    refused: NDArray[np.uint8]  # Outcome.REFUSED_TYPE where a cell could not be read, else 0
+    stored_bytes: int  # of the file, as stored, read up to the end of this chunk (Parquet: by share of rows)
+
+    def event_columns(
+        self, event: EventPlan
+    ) -> tuple[NDArray[np.int64], list[NDArray[np.float64] | TextColumn], NDArray[np.uint8]]:
+        """Times in ms, one canonical column per field, and the outcome so far of each event.
+
+        Raises InvalidEventError, naming the file, where a column as a whole has the wrong type.
+        """
+        try:
+            times, columns, outcomes = event_columns(event, self.columns)
+        except InvalidEventError as error:
+            raise InvalidEventError(f"{self.name}: {error}") from error
+        # a cell that could not be read looks absent to event_columns: the reader knows better
+        return times, columns, np.where(self.refused != 0, self.refused, outcomes).astype(np.uint8)
+
+    def head(self, n_events: int) -> Chunk:
+        """The first `n_events` of them, or all where there are fewer."""
+        if n_events >= self.n_events:
+            return self
+        return dataclasses.replace(
+            self,
+            n_events=n_events,
+            columns={name: cells[:n_events] for name, cells in self.columns.items()},
+            kept=self.kept[:n_events],
+            refused=self.refused[:n_events],
+        )
+
+
+class EventReader(ABC):
+    """One open file of events of one type. Iterate `chunks` once, then close; or use it in a `with`."""
+
+    def __init__(self, name: str, event: EventPlan, keep: Sequence[str]) -> None:
+        if len(set(keep)) != len(keep):
+            raise ConfigError(f"a column to keep is named twice: {', '.join(keep)}")
+        self.name = name
+        self.event = event
+        self.keep = tuple(keep)
+        self.fields = (event.time.field, *(field.name for field in event.fields))
+        self.needed = tuple(dict.fromkeys((*self.fields, *self.keep)))
+        self.size_bytes: int | None = None  # of the file as stored; None for a pipe
+
+    @property
+    @abstractmethod
+    def kept_schema(self) -> pa.Schema:
+        """Names and types of the kept columns, known before the first chunk."""
+
+    @abstractmethod
+    def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def chunks(self, batch_events: int = 65536, start_row: int = 0) -> Iterator[Chunk]:
+        """The events from `start_row` on (the first of the file is row 0), `batch_events` at a time."""
+        if not 1 <= batch_events <= MAX_BATCH_EVENTS:
+            raise ConfigError(f"batch_events is {batch_events}; it must be from 1 to {MAX_BATCH_EVENTS}")
+        if start_row < 0:
+            raise ConfigError(f"start_row is {start_row}; it must not be negative")
+        return self._chunks(batch_events, start_row)
+
+    def check_names(self, found: Sequence[str], what: str) -> None:
+        """Raises InvalidEventError unless every needed column is there once."""
+        for name in self.needed:
+            if name not in found:
+                wanted = "is to be kept" if name not in self.fields else f"event {self.event.name} needs it"
+                raise InvalidEventError(
+                    f"{self.name}: no column {name!r} in {what} ({wanted}){did_you_mean(name, found)}"
+                )
+            if found.count(name) > 1:
+                raise InvalidEventError(
+                    f"{self.name}: column {name!r} is in {what} {found.count(name)} times"
+                )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):
+            self.close()
+
+
+def recut(batches: Iterable[pa.RecordBatch], rows: int, skip: int) -> Iterator[pa.RecordBatch]:
+    """The rows of `batches` after the first `skip`, cut into batches of exactly `rows` but for the last."""
+    waiting: list[pa.RecordBatch] = []
+    n_waiting = 0
+    for batch in batches:
+        passed = min(skip, batch.num_rows)
+        skip -= passed
+        at = passed
+        while at < batch.num_rows:
+            part = batch.slice(at, rows - n_waiting)
+            waiting.append(part)
+            n_waiting += part.num_rows
+            at += part.num_rows
+            if n_waiting == rows:
+                yield _joined(waiting)
+                waiting, n_waiting = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return batches[0] if len(batches) == 1 else pa.concat_batches(batches)

@@ -1,0 +1,199 @@
+"""CSV (RFC 4180) read by pyarrow as text and converted here, so that one bad cell costs one event and no
+more.
+
+Comma-separated, UTF-8 with or without a byte order mark, lines ended by LF or CRLF, quoted values may hold
+commas, line ends and doubled quotes; blank lines are passed over. The header is required; only the columns
+needed are kept in memory. A row with the wrong number of values is an error that names the row: what shifted
+its columns is unknown.
+
+Blocks are cut between rows here and parsed one at a time, instead of handing pyarrow the stream: its own
+reader takes a quote that is never closed for a value that runs to the end of the file, losing the events
+inside without a word, and it reads from a thread of its own, which neither Ctrl-C nor the end of the process
+may interrupt.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+
+from featurestore.errors import InvalidEventError
+from featurestore.files import cells
+from featurestore.files.chunk import Chunk, EventReader, recut
+from featurestore.files.stream import ByteStream
+from featurestore.plan import EventPlan, Kind
+
+BLOCK_BYTES = 1 << 20
+MAX_ROW_BYTES = 16 << 20
+# A quote opens a value only at its beginning; inside, two stand for one. Unclosed, it reaches to the end.
+QUOTED = re.compile(rb'(?:\A|(?<=[,\r\n]))"[^"]*+(?:""[^"]*+)*+("?)')
+BYTE_ORDER_MARKS = {
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+    b"\x1f\x8b": "gzip data",
+    b"PAR1": "Parquet",
+}
+
+
+class CsvReader(EventReader):
+    def __init__(self, stream: ByteStream, event: EventPlan, keep: Sequence[str]) -> None:
+        super().__init__(stream.name, event, keep)
+        self._stream = stream
+        self.size_bytes = stream.size_bytes
+        self._header = self._read_header()
+        self.check_names(self._header, "the header")
+        self._kept_schema = pa.schema([(name, cells.kept_type(event, name)) for name in self.keep])
+
+    @property
+    def kept_schema(self) -> pa.Schema:
+        return self._kept_schema
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _read_header(self) -> list[str]:
+        """Takes the header off the stream and leaves the first row next."""
+        head = self._stream.read(BLOCK_BYTES)
+        for mark, what in BYTE_ORDER_MARKS.items():
+            if head.startswith(mark):
+                raise InvalidEventError(f"{self.name}: this is {what}, not CSV in UTF-8 as its name says")
+        head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+        if not head:
+            raise InvalidEventError(
+                f"{self.name}: the file is empty; a header with the column names is needed"
+            )
+        taken: list[str] = []
+
+        def lines() -> Iterator[str]:
+            # surrogateescape gives every byte back, so that the header's length in bytes is known
+            for line in io.StringIO(head.decode(errors="surrogateescape"), newline="\n"):
+                taken.append(line)
+                yield line
+
+        try:
+            names = next(csv.reader(lines(), strict=True))
+            "".join(names).encode()
+        except (csv.Error, UnicodeEncodeError) as error:
+            raise InvalidEventError(
+                f"{self.name}: the header cannot be read as CSV in UTF-8: {error}"
+            ) from error
+        rest = head[len("".join(taken).encode(errors="surrogateescape")) :]
+        if not rest and len(head) >= BLOCK_BYTES:
+            raise InvalidEventError(f"{self.name}: the header is longer than {BLOCK_BYTES} bytes")
+        self._stream.put_back(rest)
+        return names
+
+    def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]:
+        row = start_row
+        for batch in recut(self._batches(), batch_events, start_row):
+            yield self._chunk(batch, row)
+            row += batch.num_rows
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """The columns needed, as bytes, under their numbers in the header."""
+        rest = b""
+        n_rows = 0
+        while block := self._stream.read(BLOCK_BYTES):
+            data = rest + block
+            end = end_of_rows(data)
+            rest = data[end:]
+            if len(rest) > MAX_ROW_BYTES:
+                raise InvalidEventError(
+                    f"{self.name}, behind row {n_rows}: a row is longer than {MAX_ROW_BYTES} bytes; "
+                    f"is a quote opened and never closed? It begins {rest[:60]!r}"
+                )
+            for batch in self._parsed(data[:end], n_rows):
+                n_rows += batch.num_rows
+                yield batch
+        if ends_inside_quotes(rest):
+            raise InvalidEventError(
+                f"{self.name}, row {n_rows + 1}: a quote is opened and never closed; "
+                f"the row begins {rest[:60]!r}"
+            )
+        yield from self._parsed(rest, n_rows)
+
+    def _parsed(self, rows: bytes, n_rows_before: int) -> list[pa.RecordBatch]:
+        """Whole rows as record batches."""
+        if not rows.strip(b"\r\n"):  # pyarrow takes blank lines alone for a mistake
+            return []
+        wanted = [str(i) for i in sorted({self._header.index(name) for name in self.needed})]
+        bad_rows: list[pcsv.InvalidRow] = []
+
+        def stop(bad: pcsv.InvalidRow) -> str:
+            bad_rows.append(bad)
+            return "error"
+
+        try:
+            table = pcsv.read_csv(
+                pa.BufferReader(rows),
+                pcsv.ReadOptions(
+                    use_threads=False,
+                    block_size=len(rows) + 1,
+                    column_names=[str(i) for i in range(len(self._header))],
+                ),
+                pcsv.ParseOptions(newlines_in_values=True, invalid_row_handler=stop),
+                pcsv.ConvertOptions(
+                    include_columns=wanted,
+                    column_types=dict.fromkeys(wanted, pa.binary()),
+                    null_values=[""],
+                    strings_can_be_null=True,
+                    quoted_strings_can_be_null=True,
+                ),
+            )
+        except pa.ArrowInvalid as error:
+            if not bad_rows:
+                raise InvalidEventError(f"{self.name}, behind row {n_rows_before}: {error}") from error
+            bad = bad_rows[0]
+            raise InvalidEventError(
+                f"{self.name}, row {n_rows_before + bad.number} (1 is the first after the header): "
+                f"{bad.actual_columns} values where the header has {bad.expected_columns} columns: "
+                f"{bad.text[:100]!r}"
+            ) from error
+        batches: list[pa.RecordBatch] = table.to_batches()
+        return batches
+
+    def _chunk(self, batch: pa.RecordBatch, start_row: int) -> Chunk:
+        refused = np.zeros(batch.num_rows, np.uint8)
+        raw = {name: batch.column(str(self._header.index(name))) for name in self.needed}
+        time = self.event.time
+        columns = {time.field: cells.times(raw[time.field], time.unit, refused)}
+        for field in self.event.fields:
+            cell = raw[field.name]
+            columns[field.name] = cells.numbers(cell, refused) if field.kind == Kind.NUMBER else cell
+        kept = [
+            cells.kept(raw[field.name], field.type, f"{self.name}, column {field.name!r}", start_row)
+            for field in self._kept_schema
+        ]
+        return Chunk(
+            name=self.name,
+            start_row=start_row,
+            n_events=batch.num_rows,
+            columns=columns,
+            kept=pa.RecordBatch.from_arrays(kept, schema=self._kept_schema),
+            refused=refused,
+            stored_bytes=self._stream.stored_bytes,
+        )
+
+
+def end_of_rows(data: bytes) -> int:
+    """Where the last whole row in `data`, which begins with a row, ends: behind an LF outside of quotes."""
+    if b'"' not in data:
+        return data.rfind(b"\n") + 1
+    end = len(data)
+    for start, stop in reversed([match.span() for match in QUOTED.finditer(data)]):
+        newline = data.rfind(b"\n", stop, end)
+        if newline >= 0:
+            return newline + 1
+        end = start
+    return data.rfind(b"\n", 0, end) + 1
+
+
+def ends_inside_quotes(row: bytes) -> bool:
+    """Whether the last quoted value of a row is never closed."""
+    return any(not match[1] for match in QUOTED.finditer(row))

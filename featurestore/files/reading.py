@@ -1,0 +1,61 @@
+"""A file of events, whatever its format, as chunks in constant memory.
+
+    with open_events("tx.csv.gz", event, keep=["tx_id"]) as reader:
+        for chunk in reader.chunks(65536):
+            times, columns, outcomes = chunk.event_columns(event)
+
+See `featurestore.files.chunk` for what a chunk promises, and the module of each format for what it takes and
+refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from featurestore.files.chunk import Chunk, EventReader
+from featurestore.files.csv_text import CsvReader
+from featurestore.files.json_lines import JsonLinesReader
+from featurestore.files.names import PIPE, format_of
+from featurestore.files.parquet import ParquetReader
+from featurestore.files.stream import ByteStream
+from featurestore.plan import EventPlan
+
+__all__ = ["Chunk", "EventReader", "open_events", "read_events"]
+
+
+def open_events(
+    path: str, event: EventPlan, *, keep: Sequence[str] = (), stated_format: str | None = None
+) -> EventReader:
+    """Opens a file, or standard input for `-`, and checks its header against the event type.
+
+    `keep` names columns to hand through beside the event's own; `stated_format` overrules the file's name.
+    Raises ConfigError for a format that is not known, StorageError where the file cannot be opened,
+    InvalidEventError where it lacks a column.
+    """
+    file_format = format_of(path, stated_format)
+    kind = file_format.kind
+    stream = ByteStream(path, file_format.compression)
+    try:
+        if kind == "csv":
+            return CsvReader(stream, event, keep)
+        if kind == "jsonl":
+            return JsonLinesReader(stream, event, keep)
+        seekable = path != PIPE and file_format.compression is None and stream.size_bytes is not None
+        return ParquetReader(stream, event, keep, seekable=seekable)
+    except BaseException:
+        stream.close()
+        raise
+
+
+def read_events(
+    path: str,
+    event: EventPlan,
+    *,
+    batch_events: int = 65536,
+    start_row: int = 0,
+    keep: Sequence[str] = (),
+    stated_format: str | None = None,
+) -> Iterator[Chunk]:
+    """The chunks of a file from `start_row` on; it is opened at the first `next` and closed at the end."""
+    with open_events(path, event, keep=keep, stated_format=stated_format) as reader:
+        yield from reader.chunks(batch_events, start_row)

@@ -1,0 +1,70 @@
+"""What became of the events of a file: how many of each outcome, and the first rows that were refused for
+each reason.
+
+Rows are numbered from 1, the first event of the file, as a person counts them; a header is not a row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.outcome import Outcome
+
+N_FIRST_ROWS = 5
+
+
+class Tally:
+    def __init__(self) -> None:
+        self.n_events = 0
+        self.counts: dict[Outcome, int] = {}
+        self.first_rows: dict[Outcome, list[int]] = {}
+
+    def add(self, start_row: int, outcomes: NDArray[np.uint8]) -> None:
+        """Counts the outcomes of events that have `start_row` others before them in the file."""
+        self.n_events += len(outcomes)
+        for number in np.unique(outcomes):
+            outcome = Outcome(int(number))
+            at = np.flatnonzero(outcomes == number)
+            self.counts[outcome] = self.counts.get(outcome, 0) + len(at)
+            rows = self.first_rows.setdefault(outcome, [])
+            rows += [start_row + int(i) + 1 for i in at[: N_FIRST_ROWS - len(rows)]]
+
+    @property
+    def n_refused(self) -> int:
+        return sum(count for outcome, count in self.counts.items() if outcome.refused)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as plain JSON: events, accepted, late, duplicate, and the refused by reason."""
+        return {
+            "events": self.n_events,
+            "accepted": self.counts.get(Outcome.ACCEPTED, 0),
+            "late": self.counts.get(Outcome.LATE, 0),
+            "duplicate": self.counts.get(Outcome.DUPLICATE, 0),
+            "refused": {
+                outcome.name.removeprefix("REFUSED_").lower(): {
+                    "count": self.counts[outcome],
+                    "reason": outcome.reason,
+                    "first_rows": self.first_rows[outcome],
+                }
+                for outcome in sorted(self.counts)
+                if outcome.refused
+            },
+        }
+
+    def lines(self) -> list[str]:
+        """The same for people: one line of counts, then one for each reason to refuse."""
+        numbers = self.to_dict()
+        refused = numbers["refused"]
+        counts = [f"{numbers['events']:,} events: {numbers['accepted']:,} accepted"]
+        counts += [f"{numbers[name]:,} {name}" for name in ("late", "duplicate") if numbers[name]]
+        counts += [f"{self.n_refused:,} refused"] if refused else []
+        return [", ".join(counts)] + [
+            f"  {one['count']:,} refused, {one['reason']}: "
+            + ("row " if one["count"] == 1 else "rows ")
+            + ", ".join(map(str, one["first_rows"]))
+            + (", …" if one["count"] > len(one["first_rows"]) else "")
+            for one in refused.values()
+        ]

@@ -1,0 +1,181 @@
+"""Vectors beside kept columns, to Parquet or CSV: a training set, whole or not at all.
+
+Columns, in this order: the kept ones in their own types; one float64 per feature by its name, followed with
+bounds by `<name>.lower` and `<name>.upper`; `outcome` as text where asked for. A value that is not there is
+NaN, as it is when served (`nan` in CSV), never null. Parquet is compressed with zstd, a row group per
+`write`; in CSV a number is the shortest text that reads back as the same float64.
+
+Everything goes to a hidden file in the same folder, which is synced and takes the wanted name when the `with`
+block ends without an error; until then the old file, if there is one, stands. After an error nothing is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from featurestore.errors import ConfigError, StorageError
+from featurestore.files.names import PIPE, format_of
+
+OUTCOME = "outcome"
+
+
+class _Table(Protocol):
+    """What pyarrow's CSVWriter and ParquetWriter have in common."""
+
+    def write_batch(self, batch: pa.RecordBatch) -> None: ...
+    def close(self) -> None: ...
+
+
+class VectorWriter:
+    """Use in a `with` block: leaving it without an error puts the file in place."""
+
+    def __init__(self, path: str, schema: pa.Schema, n_kept: int, *, bounds: bool, outcome: bool) -> None:
+        self.path = path
+        self.schema = schema
+        self.n_rows = 0
+        self._n_kept = n_kept
+        self._bounds = bounds
+        self._outcome = outcome
+        final = Path(path)
+        self._partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
+        self._close: list[Callable[[], None]] = []  # inmost first
+        with self._storage_errors():
+            file = self._partial.open("xb")
+            self._fd = os.dup(file.fileno())  # outlives the file that pyarrow closes: it is synced after that
+            self._close.append(file.close)
+        try:
+            with self._storage_errors():
+                self._table = self._open_table(pa.PythonFile(file, mode="w"))
+        except BaseException:
+            self._discard()
+            raise
+
+    def _open_table(self, sink: pa.NativeFile) -> _Table:
+        file_format = format_of(self.path)
+        if file_format.compression is not None:
+            sink = pa.CompressedOutputStream(sink, file_format.compression)
+        self._close.insert(0, sink.close)
+        table: _Table
+        if file_format.kind == "csv":
+            table = pcsv.CSVWriter(sink, self.schema, write_options=pcsv.WriteOptions(quoting_style="needed"))
+        else:
+            texts = [*self.schema.names[: self._n_kept], *([OUTCOME] if self._outcome else [])]
+            table = pq.ParquetWriter(sink, self.schema, compression="zstd", use_dictionary=texts)
+        self._close.insert(0, table.close)
+        return table
+
+    def write(
+        self,
+        kept: pa.RecordBatch,
+        values: NDArray[np.float64],
+        lower: NDArray[np.float64] | None = None,
+        upper: NDArray[np.float64] | None = None,
+        outcomes: Iterable[str] | None = None,
+    ) -> None:
+        """Appends n rows; `values`, `lower` and `upper` are (n, F). What was opened for must be given."""
+        given = (lower is not None, upper is not None, outcomes is not None)
+        if given != (self._bounds, self._bounds, self._outcome):
+            raise AssertionError(
+                f"opened for bounds {self._bounds} and outcome {self._outcome}, given {given}"
+            )
+        columns: list[pa.Array] = list(kept.columns)
+        for i in range(values.shape[1]):
+            columns.append(pa.array(values[:, i]))
+            if lower is not None and upper is not None:
+                columns += [pa.array(lower[:, i]), pa.array(upper[:, i])]
+        if outcomes is not None:
+            columns.append(pa.array(outcomes, pa.string()))
+        with self._storage_errors():
+            self._table.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
+        self.n_rows += len(values)
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                reason = f"no room for it ({reason}); free some space or choose another place"
+            raise StorageError(f"cannot write {self.path}: {reason}; nothing is left of it") from error
+
+    def _commit(self) -> None:
+        with self._storage_errors():
+            while self._close:
+                self._close[0]()
+                self._close.pop(0)
+            os.fsync(self._fd)
+            os.close(self._fd)
+            self._partial.replace(self.path)
+
+    def _discard(self) -> None:
+        """Closes what is open and removes the file; what fails on the way has been reported already."""
+        for close in self._close:
+            with contextlib.suppress(OSError, pa.ArrowException):
+                close()
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+        self._partial.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._commit()
+                return
+        except BaseException:
+            self._discard()
+            raise
+        self._discard()
+
+
+def open_writer(
+    path: str,
+    names: Sequence[str],
+    kept_schema: pa.Schema,
+    *,
+    bounds: bool = False,
+    outcome: bool = False,
+) -> VectorWriter:
+    """A writer for the features `names` beside the columns of `kept_schema`.
+
+    The format follows from the name: `.parquet`, `.csv`, `.csv.gz` or `.csv.zst`. Raises ConfigError for any
+    other and where two columns would have one name, StorageError where the file cannot be made.
+    """
+    if path == PIPE:
+        raise ConfigError("the output must be a file: it takes its name only when it is whole")
+    file_format = format_of(path)
+    if file_format.kind == "jsonl" or (file_format.kind == "parquet" and file_format.compression is not None):
+        raise ConfigError(f"cannot write {path}: the output is .parquet, .csv, .csv.gz or .csv.zst")
+    if not Path(path).parent.is_dir():
+        raise ConfigError(f"cannot write {path}: there is no folder {str(Path(path).parent)!r}")
+    if Path(path).is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder")
+    ends = ("", ".lower", ".upper") if bounds else ("",)
+    fields = [*kept_schema, *(pa.field(name + end, pa.float64()) for name in names for end in ends)]
+    if outcome:
+        fields.append(pa.field(OUTCOME, pa.string()))
+    seen: set[str] = set()
+    for field in fields:
+        if field.name in seen:
+            raise ConfigError(f"two columns of {path} would be named {field.name!r}; do not keep that column")
+        seen.add(field.name)
+    schema = pa.schema(fields)
+    return VectorWriter(path, schema, len(kept_schema), bounds=bounds, outcome=outcome)

@@ -1,0 +1,130 @@
+"""Parquet: types kept and checked, row groups passed over, broken files said to be so."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from featurestore.errors import InvalidEventError, StorageError
+from featurestore.files import read_events
+
+TS = datetime(2020, 1, 1)
+
+
+def parquet(columns, **options):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, **options)
+    return buffer.getvalue()
+
+
+def clicks(n, **more):
+    return {"ts": [TS] * n, "k": list(range(n)), "n": [0.5] * n, **more}
+
+
+def test_kept_columns_keep_their_types(chunks_of):
+    kept = {
+        "id": pa.array([2**62, None], pa.int64()),
+        "small": pa.array([1, 2], pa.int8()),
+        "price": pa.array([Decimal("1.10"), None]),
+        "tags": pa.array([["a"], []]),
+        "country": pa.array(["FR", "IT"]).dictionary_encode(),
+    }
+    (chunk,) = chunks_of("a.parquet", parquet(clicks(2, **kept)), keep=list(kept))
+    types = {**{name: array.type for name, array in kept.items()}, "country": pa.string()}
+    assert dict(zip(chunk.kept.schema.names, chunk.kept.schema.types, strict=True)) == {
+        **types, "tags": chunk.kept.schema.field("tags").type,
+    }  # fmt: skip
+    assert chunk.kept.to_pydict() == {name: array.to_pylist() for name, array in kept.items()}
+
+
+def test_dictionaries_that_differ_between_row_groups_become_one_column(rows_of):
+    keys = pa.array(["a", "b", "c", "c"]).dictionary_encode()
+    rows = rows_of("a.parquet", parquet(clicks(4) | {"k": keys}, row_group_size=1), batch_events=3)
+    assert [row[1] for row in rows] == ["a", "b", "c", "c"]
+
+
+@pytest.mark.parametrize("row_group_size", [1, 3, 4, 100])
+@pytest.mark.parametrize("batch_events", [1, 3, 4, 100])
+@pytest.mark.parametrize("start_row", [0, 1, 3, 5, 9, 10, 99])
+def test_chunks_are_exact_whatever_the_row_groups(chunks_of, row_group_size, batch_events, start_row):
+    content = parquet(clicks(10), row_group_size=row_group_size)
+    chunks = chunks_of("a.pq", content, batch_events=batch_events, start_row=start_row)
+    assert [k for chunk in chunks for k in chunk.columns["k"].to_pylist()] == list(range(10))[start_row:]
+    assert [chunk.start_row for chunk in chunks] == list(range(start_row, 10, batch_events))
+    assert all(chunk.n_events == batch_events for chunk in chunks[:-1])
+    assert all(chunk.stored_bytes == len(content) for chunk in chunks[-1:])
+
+
+def test_no_rows_are_no_events(chunks_of):
+    empty = {
+        "ts": pa.array([], pa.timestamp("us")),
+        "k": pa.array([], pa.int64()),
+        "n": pa.array([], pa.float64()),
+    }
+    assert chunks_of("a.parquet", parquet(empty)) == []
+
+
+def test_a_compressed_file_is_read_too(rows_of):
+    assert rows_of("a.parquet.gz", gzip.compress(parquet(clicks(2)))) == rows_of(
+        "a.parquet", parquet(clicks(2))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"n": ["1"]}, ["column 'n' is string", "event click declares it a number"]),
+        ({"k": [[1]]}, ["column 'k' is list", "declares it a key"]),
+        ({"k": [True]}, ["column 'k' is bool", "declares it a key"]),
+        ({"ts": [1]}, ["column 'ts' is int64", "declares it a time in iso"]),
+    ],
+)
+def test_a_column_of_the_wrong_type_is_named(chunks_of, change, words):
+    with pytest.raises(InvalidEventError) as caught:
+        chunks_of("a.parquet", parquet(clicks(1) | change))
+    for word in ["a.parquet", *words]:
+        assert word in str(caught.value)
+
+
+def test_a_missing_column_is_named_with_the_nearest(chunks_of):
+    with pytest.raises(InvalidEventError, match=r"no column 'n' in the file .*did you mean 'nn'\?"):
+        chunks_of("a.parquet", parquet({"ts": [TS], "k": [1], "nn": [1]}))
+
+
+def test_a_column_of_nulls_is_absent(chunks_of, event):
+    (chunk,) = chunks_of("a.parquet", parquet(clicks(2) | {"k": pa.nulls(2), "n": pa.nulls(2)}))
+    assert not chunk.event_columns(event)[2].any()
+
+
+def test_a_file_cut_short_anywhere_is_an_error(chunks_of):
+    content = parquet(clicks(50))
+    for length in range(0, len(content), 7):
+        with pytest.raises(InvalidEventError, match="not a whole Parquet file"):
+            chunks_of("a.parquet", content[:length])
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_flipped_byte_in_the_data_is_an_error_or_without_consequence(event, data):
+    content = bytearray(parquet(clicks(200), row_group_size=50, write_page_checksum=True, compression="none"))
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    at = data.draw(st.integers(4, len(content) - footer - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "a.parquet")
+        path.write_bytes(content)
+        # a page header has no checksum: there a flip may also be without consequence
+        with contextlib.suppress(InvalidEventError, StorageError):
+            keys = [k for chunk in read_events(str(path), event) for k in chunk.columns["k"].to_pylist()]
+            assert keys == list(range(200))

@@ -1,0 +1,194 @@
+"""Training sets: every bit of every value, and whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pcsv
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurestore.errors import ConfigError, StorageError
+from featurestore.files import open_writer
+
+KEPT = pa.record_batch({"id": pa.array([1, None], pa.int16()), "who": pa.array(['a"b,c', "d\ne"])})
+VALUES = np.array([[1.0, 0.1], [np.nan, -np.inf]])
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.csv.gz", "out.csv.zst"])
+def test_columns_stand_in_their_order(tmp_path, name):
+    path = str(tmp_path / name)
+    with open_writer(path, ["v.count", "v.mean"], KEPT.schema, bounds=True, outcome=True) as writer:
+        writer.write(KEPT, VALUES, VALUES - 1, VALUES + 1, ["accepted", "late"])
+        writer.write(KEPT, VALUES, VALUES - 1, VALUES + 1, ["accepted", "late"])
+    assert writer.n_rows == 4
+    table = pq.read_table(path) if name.endswith("parquet") else pcsv.read_csv(path, parse_options=NEWLINES)
+    assert table.column_names == [
+        "id", "who", "v.count", "v.count.lower", "v.count.upper",
+        "v.mean", "v.mean.lower", "v.mean.upper", "outcome",
+    ]  # fmt: skip
+    assert table["id"].to_pylist() == [1, None] * 2
+    assert table["who"].to_pylist() == ['a"b,c', "d\ne"] * 2
+    assert table["outcome"].to_pylist() == ["accepted", "late"] * 2
+    for end, shift in (("", 0), (".lower", -1), (".upper", 1)):
+        for i, feature in enumerate(["v.count", "v.mean"]):
+            np.testing.assert_array_equal(table[feature + end].to_numpy(), np.tile(VALUES[:, i] + shift, 2))
+            assert name != "out.parquet" or table[feature + end].type == pa.float64()
+
+
+NEWLINES = pcsv.ParseOptions(newlines_in_values=True)
+
+
+def test_parquet_keeps_types_and_writes_nan_not_null(tmp_path):
+    path = str(tmp_path / "out.parquet")
+    with open_writer(path, ["a", "b"], KEPT.schema) as writer:
+        writer.write(KEPT, VALUES)
+    table = pq.read_table(path)
+    assert table.schema.field("id").type == pa.int16()
+    assert table["a"].null_count == 0
+    assert pq.ParquetFile(path).metadata.row_group(0).column(2).compression == "ZSTD"
+
+
+@settings(deadline=None)
+@given(values=st.lists(st.floats(width=64), min_size=1, max_size=20))
+def test_a_number_in_csv_reads_back_as_the_same_bits(values):
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "out.csv")
+        with open_writer(str(path), ["a"], pa.schema([])) as writer:
+            writer.write(pa.RecordBatch.from_arrays([], names=[]), np.array(values)[:, None])
+        with path.open(newline="") as file:
+            found = [float(row["a"]) for row in csv.DictReader(file)]
+    assert [repr(x) for x in found] == [repr(x) for x in values]
+
+
+def test_no_rows_leave_a_file_with_its_columns(tmp_path):
+    for name in ("out.parquet", "out.csv"):
+        with open_writer(str(tmp_path / name), ["a"], KEPT.schema):
+            pass
+    assert pq.read_schema(tmp_path / "out.parquet").names == ["id", "who", "a"]
+    assert (tmp_path / "out.csv").read_text() == '"id","who","a"\n'
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.csv.gz"])
+def test_the_name_changes_hands_only_at_the_end(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    with open_writer(str(path), ["a", "b"], KEPT.schema) as writer:
+        writer.write(KEPT, VALUES)
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() != b"old"
+    assert names_in(tmp_path) == [name]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.csv.gz"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_run_leaves_what_was_there(tmp_path, name, error):
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    with pytest.raises(error), open_writer(str(path), ["a", "b"], KEPT.schema) as writer:
+        writer.write(KEPT, VALUES)
+        raise error
+    assert path.read_bytes() == b"old"
+    assert names_in(tmp_path) == [name]
+
+
+FULL_DISK = """
+import resource, signal, sys
+import numpy as np, pyarrow as pa
+from featurestore.errors import StorageError
+from featurestore.files import open_writer
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    with open_writer(sys.argv[1], ["a"], pa.schema([])) as writer:
+        for i in range(20):
+            writer.write(pa.RecordBatch.from_arrays([], names=[]), np.random.rand(10000, 1))
+except StorageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.csv.gz"])
+@pytest.mark.parametrize("room", [0, 50_000])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, name, room):
+    path = tmp_path / name
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path), str(room)], capture_output=True, text=True, check=True
+    )
+    assert f"cannot write {path}: no room for it" in done.stdout
+    assert done.stderr == ""
+    assert names_in(tmp_path) == []
+
+
+def test_an_fsync_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def failing(_fd):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with (
+        pytest.raises(StorageError, match="Input/output error"),
+        open_writer(str(tmp_path / "out.csv"), ["a", "b"], KEPT.schema) as writer,
+    ):
+        writer.write(KEPT, VALUES)
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("out.jsonl", "the output is .parquet, .csv"),
+        ("out.parquet.gz", "the output is .parquet, .csv"),
+        ("out", "the name does not say the format"),
+        ("none/out.csv", "there is no folder"),
+        ("folder.csv", "it is a folder"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, name, words):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ConfigError, match=words):
+        open_writer(str(tmp_path / name), ["a"], KEPT.schema)
+
+
+def test_a_folder_without_permission_is_a_storage_error(tmp_path, monkeypatch):
+    def refused(*_args, **_options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(StorageError, match=r"cannot write .*out.csv: Permission denied"):
+        open_writer(str(tmp_path / "out.csv"), ["a"], KEPT.schema)
+
+
+@pytest.mark.parametrize(
+    ("names", "options"),
+    [(["id"], {}), (["a", "a"], {}), (["a", "a.lower"], {"bounds": True}), (["outcome"], {"outcome": True})],
+)
+def test_two_columns_of_one_name_are_refused(tmp_path, names, options):
+    with pytest.raises(ConfigError, match=r"two columns of .* would be named"):
+        open_writer(str(tmp_path / "out.csv"), names, KEPT.schema, **options)
+    assert names_in(tmp_path) == []
+
+
+def test_standard_output_is_refused():
+    with pytest.raises(ConfigError, match="must be a file"):
+        open_writer("-", ["a"], KEPT.schema)
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,186 @@
+"""The engine and the naive store taking the same steps, compared value by value after each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from featurestore.errors import InvalidEventError, SequenceError
+from featurestore.plan import Plan
+from reference.compare import disagreement
+from reference.engine import Engine, Vectors
+from reference.naive import (
+    NO_TIME,
+    Answer,
+    ContentDiffers,
+    Row,
+    Schema,
+    SequenceRefused,
+    Store,
+    Truth,
+)
+from reference.written import TIME_FIELD, yaml
+
+REFUSED_BY_FORM = range(NO_TIME, 23)
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A batch as it was given, to be given again."""
+
+    event: str
+    rows: tuple[Row, ...]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Applied:
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    parts: Mapping[str, str]
+
+
+Step = Submitted | Applied | Forgotten
+
+
+class Both:
+    """Raises AssertionError as soon as the two differ."""
+
+    def __init__(self, schema: Schema, *, clock: str = "event", n_shards: int = 4, threads: int = 1) -> None:
+        self.naive = Store(schema, clock=clock)
+        self.options: dict[str, Any] = {"clock": clock, "n_shards": n_shards}
+        self.engine = Engine(yaml(schema), **self.options, threads=threads)
+        self.first_schema = schema
+        self.journal: list[Step] = []
+
+    def submit(
+        self, event: str, rows: Sequence[Row], service: str | None = None, **options: Any
+    ) -> tuple[list[Answer], Vectors | None]:
+        """Both stores take the batch, or both refuse it as a whole: then nothing is returned."""
+        try:
+            answers = self.naive.submit(event, rows, service, **options)
+        except (SequenceRefused, ContentDiffers) as refusal:
+            expected = SequenceError if isinstance(refusal, SequenceRefused) else InvalidEventError
+            _raises(expected, lambda: self.engine.submit(event, self._data(event, rows), service, **options))
+            return [], None
+        outcomes, vectors = self.engine.submit(event, self._data(event, rows), service, **options)
+        self.journal.append(Submitted(event, tuple(rows), options))
+        assert outcomes == [answer.outcome for answer in answers]
+        if vectors is not None:
+            for i, answer in enumerate(answers):
+                # A malformed event keeps no time to be read at.
+                if answer.outcome not in REFUSED_BY_FORM:
+                    _compare(answer.vector or [], vectors, i, f"observing {rows[i]}")
+        return answers, vectors
+
+    def peek(self, event: str, row: Row, service: str, **options: Any) -> Vectors:
+        """Compared with the naive store's answer, and checked to leave no trace in the engine."""
+        before = self.engine.state.digest()
+        outcomes, vectors = self.engine.submit(event, self._data(event, [row]), service, peek=True, **options)
+        assert self.engine.state.digest() == before, "peek left a trace"
+        answer = self.naive.copy().submit(event, [row], service, **options)[0]
+        assert outcomes == [answer.outcome]
+        assert vectors is not None
+        if answer.outcome not in REFUSED_BY_FORM:
+            _compare(answer.vector or [], vectors, 0, f"peeking {row}")
+        return vectors
+
+    def read(
+        self, service: str, parts: Mapping[str, object], *, as_of: int | None = None, **options: Any
+    ) -> tuple[list[Truth], Vectors]:
+        truths = self.naive.read(service, parts, as_of=as_of, **options)
+        keys = {part: [value] for part, value in parts.items()}
+        vectors = self.engine.read(service, keys, as_of=as_of, **options)
+        _compare(truths, vectors, 0, f"reading {dict(parts)} as of {as_of}")
+        return truths, vectors
+
+    def forget(self, parts: Mapping[str, str]) -> None:
+        kept, found = self.naive.forget(parts), self.engine.forget(parts)
+        self.journal.append(Forgotten(parts))
+        assert found or not kept, "a row that holds events was not found; one that holds none may be gone"
+
+    def apply(self, schema: Schema) -> None:
+        now_ms = self.now_ms()
+        self.naive.apply(schema, now_ms)
+        self.engine.apply(yaml(schema), now_ms)
+        self.journal.append(Applied(self.engine.plan))
+
+    def restart(self, *, threads: int) -> None:
+        before = self.engine.state.digest()
+        self.engine.restart(threads=threads)
+        assert self.engine.state.digest() == before, "restored state differs"
+
+    def replayed(self, cut: Sequence[int], *, threads: int, n_shards: int | None = None) -> Engine:
+        """Another engine that took the same steps with its batches cut and joined anew.
+
+        Batches without a sequence of their own are joined with their neighbours where type and clock allow,
+        and cut into pieces of the sizes in `cut`, in turn.
+        """
+        options = self.options if n_shards is None else {**self.options, "n_shards": n_shards}
+        engine = Engine(yaml(self.first_schema), **options, threads=threads)
+        for step in _rebatched(self.journal, cut):
+            if isinstance(step, Submitted):
+                engine.submit(step.event, self._data(step.event, step.rows), **step.options)
+            elif isinstance(step, Applied):
+                engine.apply_plan(step.plan)
+            else:
+                engine.forget(step.parts)
+        return engine
+
+    def now_ms(self) -> int | None:
+        if self.naive.clock == "wall":
+            return self.naive.wall_now
+        return max(self.naive.event_now.values(), default=None)
+
+    def _data(self, event: str, rows: Sequence[Row]) -> dict[str, list[object]]:
+        # Every field that any schema so far declared: what the present one does not know is ignored.
+        names = dict.fromkeys(name for row in rows for name in row.fields)
+        return {TIME_FIELD: [row.time for row in rows]} | {
+            name: [row.fields.get(name) for row in rows] for name in names
+        }
+
+
+def _rebatched(steps: Sequence[Step], cut: Sequence[int]) -> list[Step]:
+    joined: list[Step] = []
+    for step in steps:
+        last = joined[-1] if joined else None
+        if (
+            isinstance(step, Submitted)
+            and isinstance(last, Submitted)
+            and "producer" not in {**step.options, **last.options}
+            and (step.event, step.options) == (last.event, last.options)
+        ):
+            joined[-1] = replace(last, rows=last.rows + step.rows)
+        else:
+            joined.append(step)
+    result: list[Step] = []
+    turn = 0
+    for step in joined:
+        if not isinstance(step, Submitted) or "producer" in step.options:
+            result.append(step)
+            continue
+        start = 0
+        while start < len(step.rows):
+            size = cut[turn % len(cut)]
+            result.append(replace(step, rows=step.rows[start : start + size]))
+            start, turn = start + size, turn + 1
+    return result
+
+
+def _compare(truths: Sequence[Truth], vectors: Vectors, i: int, doing: str) -> None:
+    assert len(truths) == len(vectors.names)
+    for truth, (name, got) in zip(truths, vectors.got(i), strict=True):
+        wrong = disagreement(truth, got)
+        assert wrong is None, f"{doing}: {name}: {wrong}; truth {truth}, got {got}"
+
+
+def _raises(expected: type[Exception], call: Any) -> None:
+    try:
+        call()
+    except expected:
+        return
+    raise AssertionError(f"the naive store refuses this batch; the engine does not raise {expected.__name__}")

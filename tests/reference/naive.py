@@ -1,0 +1,572 @@
+"""The store's meaning in plain Python: every event is kept for ever, every answer counted again from nothing.
+
+This is the oracle that the compiled engine is compared with, so it shares no code and no idea with it: no
+log, no merging, no expiry, no filter programs. A view is a list of applied events per key; a window is a list
+comprehension; a filter is a callable that answers True, False or None (unknown, as in SQL). It promises exact
+truth (sums by `math.fsum`) and says, per value, what the engine owes:
+
+    exact      lower == upper: the kept span of that (row, view) never held more than `exact_events` events
+    error      the relative error promised for a count or a sum of non-negative values; None: none is
+    tolerance  what rounding may cost: 1e-9 of the absolute values added up, nothing where nothing is added
+
+Time is milliseconds since the epoch. Memory and work grow with the number of events: for tests only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+Fields = Mapping[str, object]
+Predicate = Callable[[Fields], "bool | None"]
+Key = tuple[str, ...]
+
+# Statuses of a value, strongest last: UNAVAILABLE > WARMING > NOT_FOUND > PRESENT.
+PRESENT, NOT_FOUND, WARMING, UNAVAILABLE = 1, 2, 3, 4
+
+# Outcomes of an event.
+ACCEPTED, LATE, DUPLICATE = 0, 1, 2
+NO_TIME, TIME_RANGE, FUTURE, NOT_FINITE, BAD_KEY, KEY_TOO_LONG, BAD_TYPE, NO_ID, BEYOND_DEDUPE = range(16, 25)
+
+EARLIEST_MS, LATEST_MS = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to 9999
+MAX_TEXT_BYTES = 4096
+REMEMBERED_SEQUENCES = 1024
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+
+
+@dataclass(frozen=True)
+class EventType:
+    fields: Mapping[str, str]  # name → "key" | "string" | "number" | "bool"
+    lateness_ms: int = HOUR_MS
+    id_field: str | None = None
+    dedupe_ms: int = HOUR_MS
+
+
+@dataclass(frozen=True)
+class Feature:
+    name: str  # without the view's name: "count_1d"
+    aggregate: str  # count sum mean min max stddev first last since_first since_last
+    window_ms: int = 0  # 0 = lifetime
+    value: str | None = None  # the number field aggregated
+    where: Predicate | None = None
+    exclude_self: bool | None = None  # None: since_last excludes, everything else includes
+
+
+@dataclass(frozen=True)
+class View:
+    event: str
+    key: Mapping[str, str]  # part → field; {} is one row for everything
+    features: tuple[Feature, ...]
+    where: Predicate | None = None
+    offset_ms: int = 0
+    exact_events: int = 256
+    max_error: float = 0.01
+    max_entries: int = 4096
+    lifetime_idle_ms: int = 400 * DAY_MS
+
+
+@dataclass(frozen=True)
+class Schema:
+    events: Mapping[str, EventType]
+    views: Mapping[str, View]
+    services: Mapping[str, Sequence[str]]  # name → features as "view.feature"
+    max_future_ms: int = 10_000  # wall clock only
+
+
+@dataclass(frozen=True)
+class Row:
+    """One event as a caller gives it: a time in ms (None: absent) and fields (absent, None or a value)."""
+
+    time: int | None
+    fields: Fields
+
+
+@dataclass(frozen=True)
+class Truth:
+    """One value of a vector, and what the engine owes about it."""
+
+    status: int
+    value: float
+    n: int = 0  # events that the feature aggregates in this window
+    coverage: float = 1.0  # the covered share, where WARMING
+    exact: bool = True
+    error: float | None = None
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    outcome: int
+    vector: list[Truth] | None
+
+
+class SequenceRefused(Exception):
+    """A batch older than the remembered sequences, or of a lower epoch (FAILED_PRECONDITION)."""
+
+
+class ContentDiffers(Exception):
+    """A remembered sequence came again with another content (INVALID_ARGUMENT)."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    time: int
+    position: int
+    fields: Fields
+    now: int  # the clock when it was applied
+
+
+@dataclass
+class Log:
+    """All that was applied to one (row, view) since the row was last forgotten, in the order of arrival."""
+
+    events: list[Applied] = field(default_factory=list)
+    overflowed: bool = False  # the kept span once held more than exact_events: the engine may have merged
+    disordered: bool = False  # an event came after that which may have fallen into a merged entry
+
+
+@dataclass
+class LiveView:
+    plan: View
+    live_since: dict[str, int | None]  # feature → now when it was applied; None: not yet known
+    floor: int | None = None  # nothing older was kept when its windows were made longer
+    logs: dict[Key, Log] = field(default_factory=dict)
+
+
+@dataclass
+class Producer:
+    epoch: int
+    seen: dict[int, object]  # sequence → content
+
+
+class Store:
+    """The store. `clock` is "event" or "wall"; under "wall" calls bring `now_ms`, which never turns back."""
+
+    def __init__(self, schema: Schema, *, clock: str = "event") -> None:
+        self.schema = schema
+        self.clock = clock
+        self.position = 0
+        self.wall_now: int | None = None
+        self.event_now: dict[str, int] = {}
+        self.ids: dict[tuple[str, str], int] = {}  # (event type, id) → seen_at
+        self.producers: dict[bytes, Producer] = {}
+        self.views = {name: _live(view, None) for name, view in schema.views.items()}
+
+    # What callers ask
+
+    def submit(
+        self,
+        event: str,
+        rows: Sequence[Row],
+        service: str | None = None,
+        *,
+        now_ms: int | None = None,
+        producer: bytes = b"",
+        epoch: int = 0,
+        sequence: int = 0,
+    ) -> list[Answer]:
+        """Ingest (no service) or Observe: each event's outcome, and the vector read at its position."""
+        self._advance_wall(now_ms)
+        if producer and self._batch_seen(producer, epoch, sequence, (event, tuple(map(_content, rows)))):
+            duplicates = []
+            for row in rows:
+                refused = self._refused_by_form(self.schema.events[event], row)
+                duplicates.append(self._plain(refused or DUPLICATE, event, row, service))
+            return duplicates
+        return [self._submit_one(event, row, service) for row in rows]
+
+    def read(
+        self,
+        service: str,
+        parts: Mapping[str, object],
+        *,
+        as_of: int | None = None,
+        now_ms: int | None = None,
+    ) -> list[Truth]:
+        """GetFeatures for one key set, at `as_of` or at now (event clock: the latest of all types)."""
+        wall = self.wall_now if now_ms is None else max(now_ms, self.wall_now or now_ms)
+        texts = {part: key_text(value) for part, value in parts.items()}
+        t = (
+            as_of
+            if as_of is not None
+            else (wall if self.clock == "wall" else max(self.event_now.values(), default=None))
+        )
+        return [self._value(name, texts, t, wall) for name in self.schema.services[service]]
+
+    def forget(self, parts: Mapping[str, object]) -> bool:
+        """Drops the row of one entity key. True if it held an event that is still kept."""
+        self.position += 1
+        names, key = _entity(parts), _key({part: key_text(value) for part, value in parts.items()})
+        found = False
+        for view in self.views.values():
+            if _entity(view.plan.key) == names and key is not None:
+                kept_from = self._kept_from(view, self.now(view.plan.event))
+                found |= any(e.time >= kept_from for e in view.logs.pop(key, Log()).events)
+        return found
+
+    def apply(self, schema: Schema, now_ms: int | None) -> None:
+        """A schema change: state stays with the view's name; what is new is live from `now_ms` on."""
+        self.position += 1
+        before, self.views = self.views, {}
+        for name, plan in schema.views.items():
+            if name not in before:
+                self.views[name] = _live(plan, now_ms)
+                continue
+            view, old_keep = before[name], self._keep(before[name].plan)
+            since = {f.name: view.live_since.get(f.name, now_ms) for f in plan.features}
+            floor = view.floor
+            lateness = schema.events[plan.event].lateness_ms
+            if _reach(plan) + lateness > old_keep and now_ms is not None:
+                floor = max(now_ms - old_keep, EARLIEST_MS if floor is None else floor)
+            self.views[name] = LiveView(plan, since, floor, view.logs)
+        self.schema = schema
+
+    def copy(self) -> Store:
+        """An independent store in the same state: what is done to it leaves no trace here."""
+        other = Store(self.schema, clock=self.clock)
+        other.position, other.wall_now, other.event_now = self.position, self.wall_now, dict(self.event_now)
+        other.ids = dict(self.ids)
+        other.producers = {name: Producer(p.epoch, dict(p.seen)) for name, p in self.producers.items()}
+        other.views = {
+            name: replace(
+                view,
+                live_since=dict(view.live_since),
+                logs={key: replace(log, events=list(log.events)) for key, log in view.logs.items()},
+            )
+            for name, view in self.views.items()
+        }
+        return other
+
+    def now(self, event: str) -> int | None:
+        return self.wall_now if self.clock == "wall" else self.event_now.get(event)
+
+    # One event
+
+    def _submit_one(self, event: str, row: Row, service: str | None) -> Answer:
+        kind = self.schema.events[event]
+        refused = self._refused_by_form(kind, row)
+        if refused or row.time is None:
+            return self._plain(refused, event, row, service)
+        time, fields = row.time, _clean(kind, row.fields)
+        now = self.wall_now if self.clock == "wall" else max(time, self.event_now.get(event, time))
+        if now is None:
+            raise ValueError("under the wall clock the first batch brings now_ms")
+        refused = self._refused_by_state(event, time, fields, now)
+        if refused:
+            return self._plain(refused, event, row, service)
+        matching = self._matching(event, fields)
+        kept = [(view, key) for view, key in matching if time >= self._kept_from(view, now)]
+        if matching and not kept:
+            return self._plain(LATE, event, row, service)
+
+        # Accepted: the clock first, then the read of `self: exclude`, then the event, then the other reads.
+        self.position += 1
+        self.event_now[event] = now
+        if kind.id_field is not None:
+            self.ids[event, str(fields[kind.id_field])] = max(now, time)
+        for view in self.views.values():
+            if view.plan.event == event:
+                view.live_since = {n: now if since is None else since for n, since in view.live_since.items()}
+        names = self.schema.services[service] if service is not None else []
+        before = self._vector(event, fields, service, time)
+        for view, key in kept:
+            self._apply(view, key, Applied(time, self.position, fields, now))
+        after = self._vector(event, fields, service, time)
+        vector = [b if self._excludes(name) else a for name, b, a in zip(names, before, after, strict=True)]
+        return Answer(ACCEPTED, vector if service is not None else None)
+
+    def _refused_by_state(self, event: str, time: int, fields: Fields, now: int) -> int:
+        """What the clock and the remembered ids refuse. An old event is beyond, known or not."""
+        kind = self.schema.events[event]
+        if self.clock == "wall" and time > now + self.schema.max_future_ms:
+            return FUTURE
+        if kind.id_field is None:
+            return 0
+        event_id = fields.get(kind.id_field)
+        if event_id is None:
+            return NO_ID
+        if time < now - kind.dedupe_ms:
+            return BEYOND_DEDUPE
+        seen_at = self.ids.get((event, str(event_id)))
+        return DUPLICATE if seen_at is not None and seen_at >= now - kind.dedupe_ms else 0
+
+    def _matching(self, event: str, fields: Fields) -> list[tuple[LiveView, Key]]:
+        """The views that match this event, late or not: its type, a key without nulls, `where` true."""
+        matching = []
+        for view in self.views.values():
+            key = _key({part: fields.get(source) for part, source in view.plan.key.items()})
+            if view.plan.event == event and key is not None and _matches(view.plan.where, fields):
+                matching.append((view, key))
+        return matching
+
+    def _apply(self, view: LiveView, key: Key, event: Applied) -> None:
+        log = view.logs.setdefault(key, Log())
+        n_newer = sum(e.time > event.time for e in log.events)
+        if log.overflowed and n_newer >= fewest_newer(view.plan.max_error):
+            log.disordered = True
+        log.events.append(event)
+        n_kept = sum(e.time >= self._kept_from(view, event.now) for e in log.events)
+        if n_kept > view.plan.exact_events:
+            log.overflowed = True
+
+    def _refused_by_form(self, kind: EventType, row: Row) -> int:
+        """The refusals that need no state: what the decoder can say. Time first, then the fields in order."""
+        if row.time is None:
+            return NO_TIME
+        if not EARLIEST_MS <= row.time <= LATEST_MS:
+            return TIME_RANGE
+        for name, declared in kind.fields.items():
+            code = _check(declared, row.fields.get(name))
+            if code:
+                return code
+        return 0
+
+    def _plain(self, outcome: int, event: str, row: Row, service: str | None) -> Answer:
+        """An event that was not applied gets a plain read at its time (at now if its time is unusable)."""
+        kind = self.schema.events[event]
+        t = row.time if row.time is not None and EARLIEST_MS <= row.time <= LATEST_MS else self.now(event)
+        right = {n: v for n, v in row.fields.items() if not _check(kind.fields.get(n, "key"), v)}
+        vector = self._vector(event, _clean(kind, right), service, t)
+        return Answer(outcome, None if service is None else vector)
+
+    def _vector(self, event: str, fields: Fields, service: str | None, t: int | None) -> list[Truth]:
+        """What an event reads: it brings the key parts that its views name, and its key fields by their names."""
+        source = {name: name for name, kind in self.schema.events[event].fields.items() if kind == "key"}
+        for view in self.views.values():
+            source.update(view.plan.key if view.plan.event == event else {})
+        vector = []
+        for name in [] if service is None else self.schema.services[service]:
+            key = self.views[name.split(".")[0]].plan.key
+            texts = {part: fields.get(source[part]) if part in source else None for part in key}
+            vector.append(self._value(name, texts, t, self.wall_now))
+        return vector
+
+    def _batch_seen(self, name: bytes, epoch: int, sequence: int, content: object) -> bool:
+        producer = self.producers.get(name)
+        if producer is None or epoch > producer.epoch:
+            self.producers[name] = Producer(epoch, {sequence: content})
+            return False
+        if epoch < producer.epoch:
+            raise SequenceRefused(f"epoch {epoch} of {name!r} is fenced off by {producer.epoch}")
+        highest = max(producer.seen)
+        if sequence < highest - REMEMBERED_SEQUENCES:
+            raise SequenceRefused(f"sequence {sequence} of {name!r} is too far below {highest}")
+        if sequence in producer.seen:
+            if producer.seen[sequence] != content:
+                raise ContentDiffers(f"sequence {sequence} of {name!r} came with another content")
+            return True
+        producer.seen[sequence] = content
+        return False
+
+    def _advance_wall(self, now_ms: int | None) -> None:
+        if self.clock == "wall" and now_ms is not None:
+            self.wall_now = max(now_ms, self.wall_now if self.wall_now is not None else now_ms)
+
+    # One value
+
+    def _value(self, name: str, texts: Mapping[str, object], t: int | None, wall: int | None) -> Truth:
+        view_name, feature_name = name.split(".")
+        view = self.views[view_name]
+        feature = next(f for f in view.plan.features if f.name == feature_name)
+        now = wall if self.clock == "wall" else self.event_now.get(view.plan.event)
+        key = _key({part: texts.get(part) for part in view.plan.key})
+        if key is None:
+            return Truth(UNAVAILABLE, math.nan)
+        if t is None:
+            # Nothing was ever accepted: no now, and no window has begun to live.
+            nothing = _aggregate(feature, [], 0)[0]
+            return Truth(WARMING if feature.window_ms else NOT_FOUND, nothing, coverage=0.0)
+        log = view.logs.get(key, Log())
+        if feature.window_ms == 0:
+            return self._lifetime_value(view, feature, log, t, now)
+
+        end = t - view.plan.offset_ms
+        start = end - feature.window_ms
+        since = view.live_since[feature.name]
+        warming = since is None or start < since
+        if now is not None and start < now - self._keep(view.plan):
+            return Truth(UNAVAILABLE, math.nan)
+        if not warming and view.floor is not None and start < view.floor:
+            return Truth(UNAVAILABLE, math.nan)
+        kept_from = self._kept_from(view, now)
+        events = [e for e in log.events if start < e.time <= end and e.time >= kept_from]
+        value, n, tolerance = _aggregate(feature, events, end)
+        status = WARMING if warming else PRESENT if n else NOT_FOUND
+        coverage = 1.0
+        if warming:
+            coverage = 0.0 if since is None else min(max((end - since) / feature.window_ms, 0.0), 1.0)
+        return Truth(status, value, n, coverage, *self._owed(view, key, feature, log, t), tolerance)
+
+    def _owed(
+        self, view: LiveView, key: Key, feature: Feature, log: Log, t: int
+    ) -> tuple[bool, float | None]:
+        """(exact, promised relative error): design 2.4, on the safe side where only the engine could know.
+
+        That the log stays under `max_entries` is certain while it holds no more events than that.
+        """
+        if not log.overflowed:
+            return True, None
+        row = [
+            v.logs[key]
+            for v in self.views.values()
+            if key in v.logs and _entity(v.plan.key) == _entity(view.plan.key)
+        ]
+        newest = max(e.time for other in row for e in other.events)
+        promised = (
+            feature.aggregate in ("count", "sum")
+            and t >= newest
+            and not log.disordered
+            and len(log.events) < view.plan.max_entries
+            and all((_number(feature, e) or 0.0) >= 0 for e in log.events)
+        )
+        return False, view.plan.max_error if promised else None
+
+    def _lifetime_value(self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None) -> Truth:
+        alive: list[Applied] = []
+        newest = 0
+        for event in log.events:
+            if alive and newest < event.now - view.plan.lifetime_idle_ms:
+                alive = []
+            newest = max(newest, event.time) if alive else event.time
+            alive.append(event)
+        if alive and now is not None and newest < now - view.plan.lifetime_idle_ms:
+            alive = []
+        oldest = min((event.time for event in alive), default=t)
+        if alive and oldest <= t < newest:
+            return Truth(UNAVAILABLE, math.nan)
+        if t < oldest:
+            alive = []
+        value, n, tolerance = _aggregate(feature, alive, t)
+        return Truth(PRESENT if n else NOT_FOUND, value, n, tolerance=tolerance)
+
+    def _keep(self, plan: View) -> int:
+        return _reach(plan) + self.schema.events[plan.event].lateness_ms
+
+    def _kept_from(self, view: LiveView, now: int | None) -> float:
+        """The oldest time that the view keeps: an older event is late, or absent if applied before."""
+        oldest = -math.inf if now is None else now - self._keep(view.plan)
+        return oldest if view.floor is None else max(oldest, view.floor)
+
+    def _excludes(self, name: str) -> bool:
+        view, feature_name = name.split(".")
+        feature = next(f for f in self.views[view].plan.features if f.name == feature_name)
+        return feature.aggregate == "since_last" if feature.exclude_self is None else feature.exclude_self
+
+
+# Pure functions of their arguments
+
+
+def fewest_newer(max_error: float) -> int:
+    """How many events are at least newer than a merged entry: with fewer, a late event cannot fall into one.
+
+    A pair merges while its weight is at most 2 * max_error of what is newer, and the least weight is two.
+    """
+    return math.ceil(1 / max_error)
+
+
+def key_text(value: object) -> str | None:
+    """A key's text: an integer means its decimal digits, an empty text means null."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, float):
+        return str(int(value))
+    return str(value)
+
+
+def _check(declared: str, value: object) -> int:
+    """The refusal that one field's value deserves, or 0."""
+    if value is None:
+        return 0
+    if declared in ("number", "bool"):
+        if not isinstance(value, bool | int | float):
+            return BAD_TYPE
+        return 0 if math.isfinite(value) else NOT_FINITE
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return BAD_TYPE
+    if isinstance(value, float) and not value.is_integer():
+        return BAD_KEY if declared == "key" else BAD_TYPE
+    return KEY_TOO_LONG if len(str(value).encode()) > MAX_TEXT_BYTES else 0
+
+
+def _clean(kind: EventType, fields: Fields) -> dict[str, object]:
+    clean: dict[str, object] = {}
+    for name, declared in kind.fields.items():
+        value = fields.get(name)
+        if declared == "key":
+            clean[name] = key_text(value)
+        elif declared == "string":
+            clean[name] = "" if value == "" else key_text(value)
+        else:
+            clean[name] = float(value) if isinstance(value, bool | int | float) else None
+    return clean
+
+
+def _content(row: Row) -> object:
+    return row.time, tuple(
+        sorted((name, repr(value)) for name, value in row.fields.items() if value is not None)
+    )
+
+
+def _entity(key: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(key))
+
+
+def _key(texts: Mapping[str, object]) -> Key | None:
+    """The key's parts in the order of their names, or None if one is null."""
+    if any(text is None for text in texts.values()):
+        return None
+    return tuple(str(texts[part]) for part in sorted(texts))
+
+
+def _matches(where: Predicate | None, fields: Fields) -> bool:
+    return where is None or where(fields) is True
+
+
+def _reach(plan: View) -> int:
+    return max((f.window_ms + plan.offset_ms for f in plan.features if f.window_ms), default=0)
+
+
+def _live(plan: View, now_ms: int | None) -> LiveView:
+    return LiveView(plan, {f.name: now_ms for f in plan.features})
+
+
+def _number(feature: Feature, event: Applied) -> float | None:
+    """What the feature takes from one event: its value, 1 if it only counts, None if it ignores the event."""
+    if not _matches(feature.where, event.fields):
+        return None
+    value = event.fields.get(feature.value) if feature.value is not None else 1.0
+    return value if isinstance(value, float) else None
+
+
+def _aggregate(feature: Feature, events: Sequence[Applied], end: int) -> tuple[float, int, float]:
+    """(value, n, tolerance) of one aggregate over the events in its window."""
+    taken = sorted(
+        ((e.time, e.position, v) for e in events for v in [_number(feature, e)] if v is not None),
+        key=lambda item: item[:2],
+    )
+    values = [v for _, _, v in taken]
+    n = len(values)
+    scale = math.fsum(abs(v) for v in values)
+    if feature.aggregate == "count":
+        return float(n), n, 0.0
+    if feature.aggregate == "sum":
+        return math.fsum(values), n, 1e-9 * scale
+    if n == 0:
+        return math.nan, 0, 0.0
+    mean = math.fsum(values) / n
+    stddev = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / n)
+    greatest = max(abs(v) for v in values)
+    value, tolerance = {
+        "mean": (mean, 1e-9 * scale / n),
+        "min": (min(values), 0.0),
+        "max": (max(values), 0.0),
+        # What is rounded is the square: near 0 its root moves more.
+        "stddev": (stddev, math.sqrt(stddev**2 + 1e-11 * greatest**2) - stddev),
+        "first": (values[0], 0.0),
+        "last": (values[-1], 0.0),
+        "since_first": (float(end - taken[0][0]), 0.0),
+        "since_last": (float(end - taken[-1][0]), 0.0),
+    }[feature.aggregate]
+    return value, n, tolerance

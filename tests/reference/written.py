@@ -1,0 +1,96 @@
+"""A naive schema written as the file that people write, so that one declaration drives both stores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from reference.naive import Feature, Fields, Schema, View
+
+TIME_FIELD = "ts"  # in milliseconds
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One `where`: its text for the file, and the same meaning in Python (None = unknown)."""
+
+    text: str
+    meaning: Callable[[Fields], bool | None]
+
+    def __call__(self, fields: Fields) -> bool | None:
+        return self.meaning(fields)
+
+
+def features(
+    aggregate: str,
+    windows: str,
+    *,
+    value: str | None = None,
+    where: Filter | None = None,
+    name: str | None = None,
+    exclude_self: bool | None = None,
+) -> tuple[Feature, ...]:
+    """One item of a view's features for each of `windows`, in whole seconds or `lifetime`: "5s 60s"."""
+    base = name or (aggregate if value is None else f"{aggregate}_{value}")
+    return tuple(
+        Feature(f"{base}_{window}", aggregate, _window_ms(window), value, where, exclude_self)
+        for window in windows.split()
+    )
+
+
+def yaml(schema: Schema) -> str:
+    lines = ["version: 1", "name: test", "events:"]
+    for name, kind in schema.events.items():
+        lines += [
+            f"  {name}:",
+            f"    time: {{field: {TIME_FIELD}, unit: ms}}",
+            f"    lateness: {kind.lateness_ms // 1000}s",
+            f"    fields: {{{', '.join(f'{field}: {declared}' for field, declared in kind.fields.items())}}}",
+        ]
+        if kind.id_field is not None:
+            lines.append(f"    ids: {{id: {kind.id_field}, dedupe: {kind.dedupe_ms // 1000}s}}")
+    lines.append("views:" if schema.views else "views: {}")
+    for name, view in schema.views.items():
+        lines += [f"  {name}:", *(f"    {line}" for line in _view(view))]
+    lines.append("services:" if schema.services else "services: {}")
+    lines += [f"  {name}: [{', '.join(members)}]" for name, members in schema.services.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _view(view: View) -> list[str]:
+    key = ", ".join(f"{part}: {source}" for part, source in view.key.items())
+    lines = [
+        f"event: {view.event}",
+        f"key: {{{key}}}" if key else "key: []",
+        f"exact_events: {view.exact_events}",
+        f"max_error: {view.max_error}",
+        f"max_entries: {view.max_entries}",
+        f"lifetime_idle: {view.lifetime_idle_ms // 1000}s",
+    ]
+    if view.offset_ms:
+        lines.append(f"offset: {view.offset_ms // 1000}s")
+    if view.where is not None:
+        lines.append(f"where: {_text(view.where)}")
+    lines.append("features:")
+    items: dict[str, list[str]] = {}  # neighbours that differ in the window only are one item
+    for feature in view.features:
+        base, window = feature.name.rsplit("_", 1)
+        aggregate = feature.aggregate if feature.value is None else f"{feature.aggregate}({feature.value})"
+        item = f"name: {base}, aggregate: {aggregate}"
+        if feature.where is not None:
+            item += f", where: {_text(feature.where)}"
+        if feature.exclude_self is not None:
+            item += f", self: {'exclude' if feature.exclude_self else 'include'}"
+        items.setdefault(item, []).append(window)
+    lines += [f"  - {{{item}, windows: [{', '.join(windows)}]}}" for item, windows in items.items()]
+    return lines
+
+
+def _text(where: object) -> str:
+    if not isinstance(where, Filter):
+        raise TypeError("a filter that is written to a file needs its text: use Filter")
+    return f'"{where.text}"'
+
+
+def _window_ms(window: str) -> int:
+    return 0 if window == "lifetime" else 1000 * int(window.removesuffix("s"))

@@ -1,0 +1,1 @@
+"""Tests of featurestore.storage; `journal_v1` is a second implementation of the journal's format."""
