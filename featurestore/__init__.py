@@ -2,13 +2,14 @@
 
     from featurestore import Client
 
-    with Client("localhost:7070") as client:
+    with Client("localhost:50051") as client:
         client.observe("transaction", {"customer_id": 596, "tx_amount": 12.5, "tx_datetime": now})
         client.get("fraud", {"customer_id": 596, "terminal_id": 3156}).to_dict()
 
 The package, from the outside in; each knows only what is below it:
 
     cli        the command `featurestore`
+    demo       real logs through a real server, and who stands out in them
     client     Client and AsyncClient: writing and reading over gRPC       (needs numpy, grpcio, protobuf)
     server     the wire and the dispatcher: the only place that knows gRPC's server side
     config     settings and limits of a server, checked before anything is opened

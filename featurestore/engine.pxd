@@ -5,7 +5,7 @@
 # the call that uses what was decoded.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from featurestore.core.batch cimport Batch, Column
+from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.plan cimport ServiceC
 from featurestore.core.state cimport State, StateC, Work
 from featurestore.core.window cimport Outputs
@@ -16,8 +16,7 @@ cdef enum EngineStatus:
     ENGINE_OK = 0
     ENGINE_NO_MEMORY = 1         # nothing was applied
     ENGINE_VERDICT = 2           # turned away by (producer, epoch, sequence): WriteResult.verdict says why
-    ENGINE_FULL = 3              # no space for the journal or for checkpoints: nothing was applied, a later
-                                 # try may succeed
+    ENGINE_FULL = 3              # no space for the journal or for checkpoints: nothing was applied, try later
     ENGINE_FAILED = 4            # a disk failed or memory ran out half-way: writes are over until a restart
     ENGINE_TOO_LARGE = 5         # the batch does not fit in one frame
     ENGINE_CLOSED = 6
@@ -69,10 +68,13 @@ cdef class Engine:
     cdef readonly object checkpointed_at     # time.monotonic() of this process's last checkpoint, None before
     cdef readonly object last_checkpoint     # Checkpointed: that checkpoint, None before
     cdef readonly uint64_t schema_position   # of the last schema change of this process, 0 before
+    cdef readonly object failure         # the exception that ended writes, where one did
     cdef readonly object recovered       # Recovered: what opening found
     cdef object lock                     # checkpoints, schema changes, Forget and closing: one at a time
     cdef object listeners                # see add_plan_listener
     cdef object upkeep                   # the thread of start_upkeep
     cdef object stop
+    cdef uint64_t segment_bytes
+    cdef int _check_batch(self, EventBatch batch) except -1
     cdef int _replay_batch(self, object frame, Work* work) except -1
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender)

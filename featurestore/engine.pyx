@@ -16,9 +16,12 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+import errno
 import os
+import shutil
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +37,7 @@ from featurestore.core.state cimport (
     verdict_error, work_clear, work_prepare,
 )
 from featurestore.core.window cimport Outputs
-from featurestore.storage.failpoint cimport CHECKPOINT_MID, failpoint
+from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
 from featurestore.storage.frame cimport (
     BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, MAX_PRODUCER_BYTES, BatchFrame, BatchHead, ByteBuffer,
     batch_frame_free, body_error, buffer_free, decode_batch, decode_forget, encode_batch, encode_forget,
@@ -45,11 +48,12 @@ from featurestore.storage.journal cimport (
 )
 
 from featurestore.errors import (
-    ConfigError, CorruptRecordError, LimitError, StorageError, UnknownNameError,
+    ConfigError, CorruptRecordError, InvalidEventError, LimitError, StorageError, UnknownNameError,
 )
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
-from featurestore.storage.directory import DataDirectory, require_clock, write_synced
+from featurestore.storage.directory import DataDirectory, require_clock, sync_directory, write_synced
+from featurestore.storage.failpoint import reach
 from featurestore.storage.rows import RowStore
 
 cdef extern from "<time.h>" nogil:
@@ -64,6 +68,9 @@ cdef extern from * nogil:
     #define fs_add(counter, n) __atomic_fetch_add((counter), (n), __ATOMIC_RELAXED)
     """
     uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
+
+cdef enum:
+    BACKUP_SEGMENT_BYTES = 4096  # a backup's journal is empty: whoever opens it begins a segment of its own size
 
 #: The plan of a store before its first schema.
 EMPTY_PLAN = Plan(0, "", "", (), (), (), (), (), (), 1, 1, 1)
@@ -161,6 +168,8 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
     cdef uint64_t first = state.sequencer.position + 1
     cdef uint32_t i
     cdef int status
+    if engine.journal == NULL:
+        return ENGINE_CLOSED
     result.verdict = sequencer_judge(&state.sequencer, origin)
     if result.verdict > VERDICT_DUPLICATE:
         return ENGINE_VERDICT
@@ -200,8 +209,6 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
     cdef Origin origin
     cdef int status
     memset(result, 0, sizeof(WriteResult))
-    if engine.journal == NULL:
-        return ENGINE_CLOSED
     if batch.n_events == 0:
         result.position = engine.state.sequencer.position
         return ENGINE_OK
@@ -262,10 +269,9 @@ cdef class Engine:
         self.lock = threading.RLock()
         self.listeners = []
         self.stop = threading.Event()
-        is_new = not DataDirectory.exists(path)
+        self.segment_bytes = segment_bytes
+        is_new = create and not DataDirectory.exists(path)
         if is_new:
-            if not create:
-                raise StorageError(f"{path} is not a store")
             if schema is None:
                 raise ConfigError(f"{path} is not a store yet; give the schema to create one with")
             compile_schema(schema, path=schema_path)          # a wrong schema must leave no store behind
@@ -274,11 +280,11 @@ cdef class Engine:
             self.directory = DataDirectory.open(path)
         try:
             require_clock(self.directory.identity, clock)
-            self._recover(durability, threads, max_memory_bytes, segment_bytes)
+            self._recover(is_new, durability, threads, max_memory_bytes)
             if schema is not None:
                 self.apply_schema(schema, path=schema_path)
-            elif self.state.plan.version == 0:
-                raise ConfigError(f"{path} has no schema yet; give one")
+            if is_new:
+                self.directory.publish()
         except BaseException:
             self.close()
             raise
@@ -286,28 +292,27 @@ cdef class Engine:
 
     # -- recover
 
-    def _recover(self, durability, threads, max_memory_bytes, segment_bytes):
+    def _recover(self, is_new, durability, threads, max_memory_bytes):
         began = time.monotonic()
         identity = self.directory.identity
-        rows_are_new = not (self.directory.rows / "data.mdb").exists()
-        self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=rows_are_new)
+        if is_new:
+            self.directory.journal.mkdir()
+        elif not (self.directory.journal.is_dir() and any(self.directory.journal.iterdir())):
+            raise CorruptRecordError(
+                f"{self.directory.journal} is gone, and with it what the rows do not hold: restore it from "
+                "a backup")
+        self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=is_new)
         plan_text = self.rows.get_meta("plan")
         plan = EMPTY_PLAN if plan_text is None else Plan.from_json(plan_text.decode())
         self.state = State(plan, clock=identity.clock, secret=self.directory.secret,
                            n_shards=identity.n_shards, threads=threads, max_memory_bytes=max_memory_bytes)
         if plan_text is not None:
-            self._load_rows()
+            load_rows(self.rows, self.state)
         self.checkpoint_position = self.state.position
         n_rows = self.state.stats()["rows"]
-        journal_is_new = not self.directory.journal.exists() or not any(self.directory.journal.iterdir())
-        if journal_is_new and self.checkpoint_position and not self._is_restored():
-            raise CorruptRecordError(
-                f"{self.directory.journal} is gone, and the rows reach position {self.checkpoint_position}: "
-                "restore it from a backup")
-        self.directory.journal.mkdir(exist_ok=True)
         self.journal = Journal(self.directory.journal, identity.id_bytes, mode=durability,
-                               from_position=self.checkpoint_position + 1, create=journal_is_new,
-                               segment_bytes=segment_bytes)
+                               from_position=self.checkpoint_position + 1, create=is_new,
+                               segment_bytes=self.segment_bytes)
         frames = 0
         for frame in self.journal.read(self.checkpoint_position + 1):
             self._replay(frame)
@@ -316,34 +321,16 @@ cdef class Engine:
             raise CorruptRecordError(
                 f"the journal ends at position {self.journal.last_position} and its frames lead to "
                 f"{self.state.position}; restore {self.directory.path} from a backup")
+        if not is_new and self.state.plan.version == 0:
+            raise CorruptRecordError(
+                f"{self.directory.path}: the journal ends before the store's first schema; restore it from "
+                "a backup")
         self.c.state = &self.state.c
         self.c.journal = self.journal.state
         self.c.schema_version = self.state.plan.version
         self.recovered = Recovered(n_rows, self.checkpoint_position, frames,
                                    self.state.position - self.checkpoint_position, self.journal.torn,
                                    time.monotonic() - began)
-
-    def _is_restored(self):
-        """A backup has rows and an empty journal; its marker goes with the first segment."""
-        marker = self.directory.path / "RESTORED"
-        if marker.exists():
-            marker.unlink()
-            return True
-        return False
-
-    def _load_rows(self):
-        """The last checkpoint: every shard at the same position as the sequencer's head."""
-        self.state.import_head(self.rows.get_meta("head"))
-        self.state.import_ids(self.rows.get_meta("ids") or b"")
-        self.state.import_producers(self.rows.get_meta("producers") or b"")
-        positions = self.rows.shards()
-        for shard in range(self.directory.identity.n_shards):
-            if positions.get(shard) != self.state.position:
-                raise CorruptRecordError(
-                    f"{self.rows.path}: shard {shard} is at position {positions.get(shard)}, the sequencer "
-                    f"at {self.state.position}; restore it from a backup")
-            records, _ = self.rows.read_shard(shard)
-            self.state.import_shard(shard, records)
 
     def _replay(self, frame):
         """One frame of the journal, as it was decided; nothing is decided again."""
@@ -441,13 +428,16 @@ cdef class Engine:
         sender.name_bytes = len(producer)
         sender.epoch = epoch
         sender.sequence = sequence
-        self.state._check_batch(batch)
-        target = self.state._service(service)
-        vectors = vectors_for(target, batch.batch.n_events, bounds, &outputs)
         with nogil:
             pthread_rwlock_rdlock(&self.c.state.plan_lock)
-            status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek,
-                                  &result)
+        try:                          # what was looked up in the plan holds for as long as the lock does
+            self._check_batch(batch)
+            target = self.state._service(service)
+            vectors = vectors_for(target, batch.batch.n_events, bounds, &outputs)
+            with nogil:
+                status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek,
+                                      &result)
+        finally:
             pthread_rwlock_unlock(&self.c.state.plan_lock)
             work_clear(&work)
             buffer_free(&body)
@@ -456,6 +446,18 @@ cdef class Engine:
         if wait and not peek:
             self.wait(result.position)
         return vectors, result.position
+
+    cdef int _check_batch(self, EventBatch batch) except -1:
+        """The batch was made for the event type as it is declared now."""
+        events = self.state.plan.events
+        made_for = batch.event
+        declared = events[batch.event_index] if batch.event_index < len(events) else None
+        if declared is not made_for and (declared is None or declared.event_id != made_for.event_id
+                                         or declared.fields != made_for.fields):
+            raise InvalidEventError(
+                f"event type {made_for.name} is declared differently since this batch was made; make it "
+                "again")
+        return self.state._check_batch(batch)
 
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender):
         if status == ENGINE_VERDICT:
@@ -470,7 +472,12 @@ cdef class Engine:
 
     def read(self, service, parts, uint32_t n, *, as_of=None, bint bounds=False):
         """As State.read, at the store's now."""
-        vectors = self.state.read(service, parts, n, as_of=as_of, now_ms=_wall_ms(), bounds=bounds)
+        with nogil:
+            pthread_rwlock_rdlock(&self.c.state.plan_lock)
+        try:                          # as in observe; state.read takes the lock once more
+            vectors = self.state.read(service, parts, n, as_of=as_of, now_ms=_wall_ms(), bounds=bounds)
+        finally:
+            pthread_rwlock_unlock(&self.c.state.plan_lock)
         fs_add(&self.c.counters.vectors, n)
         return vectors
 
@@ -497,6 +504,7 @@ cdef class Engine:
         cdef bytes body
         cdef int status
         with self.lock:
+            self._check_open()
             previous = self.state.plan if self.state.plan.version else None
             plan = compile_schema(text, path=path, previous=previous, now_ms=self._now_ms())
             if dry_run or (previous is not None and plan is previous):
@@ -515,14 +523,22 @@ cdef class Engine:
                 pthread_rwlock_wrlock(&self.c.state.plan_lock)
                 pthread_mutex_lock(&self.c.state.order)
                 status = journal_append(self.c.journal, &frame, &piece, 1)
+                if status == JOURNAL_OK and failpoint(SCHEMA_JOURNALED):
+                    self.c.failed = 1
             try:
                 if status != JOURNAL_OK:
                     raise self.journal.problem(status)
+                if self.c.failed:
+                    raise write_error(ENGINE_FAILED)
                 self.state.swap_plan(compiled)
                 self.c.schema_version = plan.version
                 for listener, ready in zip(self.listeners, prepared, strict=True):
                     listener.adopt(ready)
                 position = self.state.position
+            except BaseException:
+                if status == JOURNAL_OK:
+                    self.c.failed = 1        # journaled and not served: only a restart brings them together
+                raise
             finally:
                 pthread_mutex_unlock(&self.c.state.order)
                 pthread_rwlock_unlock(&self.c.state.plan_lock)
@@ -555,6 +571,7 @@ cdef class Engine:
         cdef bint found = False
         cdef int status
         with self.lock:
+            self._check_open()
             entity = self.entity_of(parts)
             names = self.state.plan.entities[entity].parts
             fingerprint = self.state.fingerprint(entity, [parts[name].encode() for name in names])
@@ -578,55 +595,102 @@ cdef class Engine:
                 pthread_mutex_unlock(&self.c.state.order)
             if status != JOURNAL_OK:
                 raise self.journal.problem(status)
-            position = self.state.position
+            reach("forget.journaled")
+            self.journal.roll()               # or its segment would stay for what is written to it meanwhile
             self.checkpoint()
-            self.rows.compact()
-            return found, position
+            reach("forget.checkpointed")
+            try:
+                self.rows.compact()
+            except StorageError as error:
+                self._judge(error, "rewriting the rows")
+            return found, frame.first_position
 
     # -- checkpoint
 
     def checkpoint(self):
-        """Writes what changed since the last one; returns (position, bytes). Reads and ingest go on."""
+        """Writes what changed since the last one; returns (position, bytes of records). Reads and ingest go
+        on.
+
+        LimitError: there is no space; what is in memory and in the journal goes on, and a later call may
+        succeed. StorageError: the disk failed, and writes with it (ENGINE_FAILED).
+        """
         with self.lock:
-            began = time.monotonic()
-            position, head = self.state.cut()
-            written = False
-            rows = n_bytes = 0
+            self._check_open()
             try:
-                self.rows.begin()
+                if self.rows.given_up:
+                    self.rows.reopen()
                 try:
-                    for shard in range(self.directory.identity.n_shards):
-                        records = self.state.copy_shard(shard)
-                        self.rows.write_shard(shard, records, position)
-                        rows += count_records(records)
-                        n_bytes += len(records)
-                    self.rows.put_meta("plan", self.state.plan.to_json().encode())
-                    self.rows.put_meta("head", head)
-                    self.rows.put_meta("ids", self.state.copy_ids())
-                    self.rows.put_meta("producers", self.state.copy_producers())
-                    # Ids and producers were copied after the cut and may know of later batches: those must
-                    # not be lost.
-                    self.journal.wait_durable(self.state.position)
-                    error = failpoint(CHECKPOINT_MID)
-                    if error:
-                        raise StorageError(f"checkpoint: {os.strerror(error)}")
-                    self.rows.commit()
-                except BaseException:
-                    self.rows.abort()
-                    raise
-                written = True
-            finally:
-                self.state.copy_end(written)
-            self.checkpoint_position = position
-            self.checkpointed_at = time.monotonic()
-            self.last_checkpoint = Checkpointed(position, rows, n_bytes, self.checkpointed_at - began)
-            self.journal.roll()
-            self.journal.truncate_before(position + 1)
-            return position, n_bytes
+                    # Before the cut: what is written meanwhile goes to a segment of its own, and all before
+                    # it can be deleted.
+                    self.journal.roll()
+                except LimitError:
+                    pass  # the segment in use stays; deleting older ones may be what makes space
+                written = self._checkpoint()
+                self.journal.truncate_before(written[0] + 1)
+            except LimitError:
+                self.c.blocked = self.upkeep is not None          # which tries again, and lets go
+                raise
+            except MemoryError as error:
+                raise LimitError("no memory for a checkpoint; it is tried again with the next") from error
+            except StorageError as error:
+                self._judge(error, "checkpoint")
+            self.c.blocked = 0
+            return written
+
+    def _checkpoint(self):
+        began = time.monotonic()
+        position, head = self.state.cut()
+        written = False
+        rows = n_bytes = 0
+        try:
+            self.rows.begin()
+            try:
+                for shard in range(self.directory.identity.n_shards):
+                    records = self.state.copy_shard(shard)
+                    self.rows.write_shard(shard, records, position)
+                    rows += count_records(records)
+                    n_bytes += len(records)
+                self.rows.put_meta("plan", self.state.plan.to_json().encode())
+                self.rows.put_meta("head", head)
+                self.rows.put_meta("ids", self.state.copy_ids())
+                self.rows.put_meta("producers", self.state.copy_producers())
+                # Ids and producers were copied after the cut and may know of later batches: those must not be
+                # lost.
+                self.journal.wait_durable(self.state.position)
+                error = failpoint(CHECKPOINT_MID)
+                if error:
+                    raise StorageError(f"checkpoint: {os.strerror(error)}") from OSError(error,
+                                                                                         os.strerror(error))
+                self.rows.commit()
+            except BaseException:
+                self.rows.abort()
+                raise
+            written = True
+        finally:
+            self.state.copy_end(written)
+        self.checkpoint_position = position
+        self.checkpointed_at = time.monotonic()
+        self.last_checkpoint = Checkpointed(position, rows, n_bytes, self.checkpointed_at - began)
+        failpoint(CHECKPOINT_COMMITTED)
+        return position, n_bytes
+
+    def _judge(self, error, str doing):
+        """Always raises. No space is waited out; after any other failure of a disk nobody knows what it
+        holds, and writes end."""
+        if is_about_space(error):
+            self.c.blocked = self.upkeep is not None
+            raise LimitError(f"{doing}: {error}; free some space") from error
+        self.c.failed = 1
+        self.failure = error
+        raise error
+
+    def _check_open(self):
+        if self.c.journal == NULL:
+            raise write_error(ENGINE_CLOSED)
 
     def backup(self, target):
-        """Copies the live store, consistent at one position, to the new directory `target`, which
-        `Engine.open` opens; returns the position."""
+        """Copies the live store, consistent at one position, to the new directory `target`, which is a store
+        as any other: rows, and a journal that begins behind them. Returns the position."""
         target = Path(target)
         with self.lock:
             if target.exists():
@@ -634,10 +698,17 @@ cdef class Engine:
             position, _ = self.checkpoint()
             try:
                 target.mkdir(parents=True)
-                self.rows.copy_to(target / "rows")
-                write_synced(target / "secret", self.directory.secret, 0o600)
-                write_synced(target / "RESTORED", b"")
-                write_synced(target / "store.json", (self.directory.path / "store.json").read_bytes())
+                try:
+                    self.rows.copy_to(target / "rows")
+                    (target / "journal").mkdir()
+                    Journal(target / "journal", self.directory.identity.id_bytes, from_position=position + 1,
+                            create=True, segment_bytes=BACKUP_SEGMENT_BYTES).close()
+                    write_synced(target / "secret", self.directory.secret, 0o600)
+                    write_synced(target / "store.json", self.directory.identity.to_json())
+                    sync_directory(target.absolute().parent)
+                except BaseException:
+                    shutil.rmtree(target, ignore_errors=True)
+                    raise
             except OSError as error:
                 raise StorageError(f"cannot write the backup {target}: {error.strerror}") from error
             return position
@@ -661,29 +732,33 @@ cdef class Engine:
 
     def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure):
         checked = swept = time.monotonic()
+        # What a journal just truncated has, and what preallocation adds.
+        most_bytes = checkpoint_journal_bytes + 2 * self.segment_bytes
         while not self.stop.wait(0.2):
             now = time.monotonic()
-            due = now - checked >= checkpoint_every_s and self.state.position > self.checkpoint_position
-            if due or self.c.blocked or self.journal.total_bytes > checkpoint_journal_bytes + 2 * (64 << 20):
-                checked = now
-                try:
+            try:
+                if self.failed:
+                    raise self.failure or write_error(ENGINE_FAILED)
+                is_news = self.state.position > self.checkpoint_position
+                due = now - checked >= checkpoint_every_s or self.journal.total_bytes > most_bytes
+                if is_news and due or self.c.blocked:
+                    checked = now
                     self.checkpoint()
-                    self.c.blocked = 0
-                except LimitError:
-                    self.c.blocked = 1
-                    self.stop.wait(1.0)
-                except StorageError as error:
-                    self.c.failed = 1
-                    if on_failure is not None:
-                        on_failure(error)
-                    return
-            if now - swept >= sweep_every_s:
-                swept = now
-                self.state.sweep()
+                if now - swept >= sweep_every_s:
+                    swept = now
+                    self.state.sweep()
+            except (LimitError, MemoryError):
+                self.stop.wait(1.0)
+            except Exception as error:
+                self.c.failed = 1
+                self.failure = error
+                if on_failure is not None:
+                    on_failure(error)
+                return
 
     @property
     def failed(self):
-        """Writes are over until a restart: a disk failed, or memory ran out half-way."""
+        """Writes are over until a restart: a disk failed, or memory ran out half-way. Reads go on."""
         return bool(self.c.failed or self.c.state.broken or self.journal.status == "failed")
 
     def stats(self):
@@ -700,31 +775,32 @@ cdef class Engine:
             "vectors_read": counters.vectors,
             "durable_position": self.journal.durable_position,
             "checkpoint_position": self.checkpoint_position,
-            "checkpoint_age_ms": (
-                -1 if self.checkpointed_at is None
-                else int((time.monotonic() - self.checkpointed_at) * 1000)),
-            "journal_bytes": self.journal.total_bytes,
-            "now_ms": self._now_ms(),
+            "checkpoint_age_ms": -1 if self.checkpointed_at is None
+            else int((time.monotonic() - self.checkpointed_at) * 1000),
+            "journal_bytes": self.journal.total_bytes, "now_ms": self._now_ms(),
         }
 
     def close(self, *, bint checkpoint=False):
-        """Stops upkeep, writes a last checkpoint if asked, and lets the directory go. Every thread that calls
-        in must have left."""
+        """Stops upkeep, writes a last checkpoint if asked, and lets the directory go. Whoever writes
+        meanwhile gets its acknowledgement or StorageError; reads go on from memory for as long as somebody
+        holds this object."""
         self.stop.set()
         if self.upkeep is not None and self.upkeep is not threading.current_thread():
             self.upkeep.join()
-        with self.lock:
+        with self.lock, ExitStack() as last:          # every step is taken, whatever the one before says
+            for part in (self.directory, self.rows, self.journal):
+                if part is not None:
+                    last.callback(part.close)
+            if self.c.journal == NULL:
+                return
             try:
-                if checkpoint and self.journal is not None and self.c.journal != NULL and not self.c.failed:
+                if checkpoint and not self.failed:
                     self.checkpoint()
             finally:
-                self.c.journal = NULL
-                if self.journal is not None:
-                    self.journal.close()
-                if self.rows is not None:
-                    self.rows.close()
-                if self.directory is not None:
-                    self.directory.close()
+                with nogil:
+                    pthread_mutex_lock(&self.c.state.order)
+                    self.c.journal = NULL             # no append is under way, and none begins
+                    pthread_mutex_unlock(&self.c.state.order)
 
     def __enter__(self):
         return self
@@ -744,6 +820,35 @@ cdef uint64_t count_records(bytes records):
         at += 20 + (<size_t>n_bytes if n_bytes != 0xFFFFFFFFu else 0)
         n += 1
     return n
+
+
+def load_rows(rows, State state not None):
+    """Puts the checkpoint in `rows` into a new State: every shard must be at the position of the sequencer's
+    head."""
+    head = rows.get_meta("head")
+    if head is None:
+        raise CorruptRecordError(
+            f"{rows.path}: the clocks and the position are gone; restore it from a backup")
+    state.import_head(head)
+    state.import_ids(rows.get_meta("ids") or b"")
+    state.import_producers(rows.get_meta("producers") or b"")
+    positions = rows.shards()
+    for shard in range(state.c.n_shards):
+        if positions.get(shard) != state.position:
+            raise CorruptRecordError(
+                f"{rows.path}: shard {shard} is at position {positions.get(shard)}, the sequencer at "
+                f"{state.position}; restore it from a backup")
+        records, _ = rows.read_shard(shard)
+        state.import_shard(shard, records)
+
+
+def is_about_space(error):
+    """Somewhere in its causes a system call said that a disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def write_error(int status):

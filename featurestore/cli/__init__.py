@@ -3,6 +3,7 @@
     frame      main: arguments, errors in one line, signals, exit codes
     exits      every exit code, in one table
     progress   the bar with the rate
+    quantities sizes and durations as people write them
     reaching   what the commands that talk to a server share: its address, TLS, key=value words
     one module per command, named in COMMANDS
 
@@ -15,6 +16,8 @@ runs the client's commands. To add a command, write its module and name it here.
 from featurestore.cli.frame import Command, run_command_line
 
 COMMANDS = (
+    Command("demo", "featurestore.cli.demo", "see it work: real logs in, the addresses that stand out, out"),
+    Command("serve", "featurestore.cli.serve", "serve a store over gRPC"),
     Command("check", "featurestore.cli.check", "say what a schema file declares, or what is wrong with it"),
     Command(
         "replay",

@@ -26,7 +26,7 @@ R = TypeVar("R")
 class AsyncClient:
     """`Client` for asyncio: the same arguments, calls and errors, each call awaited.
 
-        async with AsyncClient("localhost:7070") as client:
+        async with AsyncClient("localhost:50051") as client:
             vector = await client.get("fraud", {"customer_id": 596, "terminal_id": 3156})
 
     Make it where the event loop runs, and use it there only.

@@ -53,7 +53,7 @@ def checked_target(target: str) -> str:
         if not target.removeprefix("unix:").strip("/"):
             raise ConfigError(f"{target!r} names no socket; write unix:/path/to.sock")
     elif "://" not in target and not target.rpartition(":")[2].isdecimal():
-        raise ConfigError(f"{target!r} has no port; write host:port, such as localhost:7070")
+        raise ConfigError(f"{target!r} has no port; write host:port, such as localhost:50051")
     return target
 
 

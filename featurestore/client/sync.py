@@ -26,7 +26,7 @@ R = TypeVar("R")
 class Client:
     """Writes events and reads vectors. Thread-safe: make one and share it.
 
-        with Client("localhost:7070") as client:
+        with Client("localhost:50051") as client:
             seen = client.observe("transaction", {"customer_id": 596, "tx_amount": 12.5, ...}, "fraud")
             vector = client.get("fraud", {"customer_id": 596, "terminal_id": 3156})
             vector["customer.count_1d"]

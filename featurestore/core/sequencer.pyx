@@ -160,6 +160,12 @@ cdef Producer* _make_producer(ProducerTable* table, uint64_t fp0, uint64_t fp1,
 
 cdef void _remember_sequence(Producer* producer, const Origin* origin, int64_t now_ms) noexcept nogil:
     cdef uint64_t gap, i
+    # Never live, where such batches are turned away. A replay begins with tables that may be ahead of its
+    # first batches.
+    if origin.epoch < producer.epoch or (
+            origin.epoch == producer.epoch and producer.highest > origin.sequence and
+            producer.highest - origin.sequence >= SEQUENCES):
+        return
     if origin.epoch > producer.epoch:
         memset(producer.content, 0, sizeof(producer.content))
         producer.epoch = origin.epoch

@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from featurestore.config import Address, Limits, ServeConfig
 from featurestore.engine import Engine
+from featurestore.errors import FeatureStoreError
 from featurestore.server import admin, grpc_front, listener, metrics, registry
 from featurestore.server.dispatcher import Dispatcher
 
@@ -66,11 +67,12 @@ class Server:
     """Serves an open store. `start`, `wait`, `stop`; or a context manager. The store stays its caller's, to
     be closed after.
 
-    address, admin_address, metrics_address: where it listens, with the ports that were bound.
+    engine: the store. address, admin_address, metrics_address: where it listens, with the ports that were
+    bound.
     """
 
     def __init__(self, engine: Engine, config: ServeConfig) -> None:
-        self._engine, self._config = engine, config
+        self.engine, self._config = engine, config
         self._wanted = threading.Event()  # somebody wants it to stop
         self._stopped = False
         limits = config.limits
@@ -103,7 +105,7 @@ class Server:
     def _add_services(self) -> None:
         self._front.add_to(self._public)
         self._registry.add_to(self._public)
-        admin.Admin(self._engine).add_to(self._admin)
+        admin.Admin(self.engine).add_to(self._admin)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
         for name in (grpc_front.SERVICE, registry.SERVICE):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -123,7 +125,7 @@ class Server:
             self.address = listener.bind(self._public, config.public_address, config.tls, "listen")
             self._bound.append(self.address)
             if config.metrics_address is not None:
-                collector = metrics.StoreCollector(self._engine, self.dispatcher)
+                collector = metrics.StoreCollector(self.engine, self.dispatcher)
                 self._metrics = metrics.MetricsListener(config.metrics_address, collector)
         except BaseException:
             self.stop(0)
@@ -147,9 +149,9 @@ class Server:
     def wait(self) -> bool:
         """Blocks until a stop is requested (True) or the store has failed (False)."""
         while not self._wanted.wait(LOOK_EVERY_S):
-            if self._engine.failed:
+            if self.engine.failed:
                 return False
-        return not self._engine.failed
+        return not self.engine.failed
 
     def stop(self, drain_s: float | None = None) -> None:
         """Drains and lets every port go; when it returns, no thread is in the dispatcher. Once is enough."""
@@ -203,6 +205,7 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
     """
     engine = open_store(config)
     try:
+        _log_recovered(engine)
         server = Server(engine, config)
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -220,9 +223,12 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
                 checkpoint_journal_bytes=config.checkpoint_journal_bytes,
                 on_failure=lambda error: _log.error("the store has failed: %s", error),
             )
+            _log.info("listening on %s; admin on %s", server.address, server.admin_address)
             if on_ready is not None:
                 on_ready(server)
             is_sound = server.wait()
+            if is_sound:
+                _log.info("told to stop: calls in flight get %g s", config.drain_s)
             server.stop()
         finally:
             server.stop(0)
@@ -233,5 +239,27 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
         raise
     if not is_sound:
         _log.error("the store takes no more writes; restart the server: nothing acknowledged is lost")
-    engine.close(checkpoint=is_sound)
+    try:
+        engine.close(checkpoint=is_sound)
+    except FeatureStoreError as error:  # the store is closed all the same
+        _log.error("no last checkpoint: %s; the next start replays the journal instead", error)
+        return EXIT_FAILED
+    if is_sound:
+        _log.info("stopped; the checkpoint is at position %d", engine.checkpoint_position)
     return EXIT_OK if is_sound else EXIT_FAILED
+
+
+def _log_recovered(engine: Engine) -> None:
+    found = engine.recovered
+    _log.info(
+        "%s: opened in %.2f s: %d rows of the checkpoint at position %d, then %d frames of the journal to "
+        "position %d",
+        engine.directory.path,
+        found.seconds,
+        found.rows,
+        found.checkpoint_position,
+        found.frames,
+        engine.state.position,
+    )
+    if found.torn is not None:
+        _log.warning("the end of the journal was cut off, as a crash leaves it: %s", found.torn)
