@@ -70,7 +70,7 @@ cdef extern from * nogil:
     uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
 
 cdef enum:
-    BACKUP_SEGMENT_BYTES = 4096  # a backup's journal is empty: whoever opens it begins a segment of its own size
+    BACKUP_SEGMENT_BYTES = 4096  # a backup's journal is empty; whoever opens it begins one of its own size
 
 #: The plan of a store before its first schema.
 EMPTY_PLAN = Plan(0, "", "", (), (), (), (), (), (), 1, 1, 1)
