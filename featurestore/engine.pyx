@@ -5,9 +5,9 @@
     checkpoint  cut → copy dirty rows in slices → LMDB, rows and position together → drop old segments
     recover     rows of the last checkpoint, then the journal from its position on
 
-What the order is for. The journal is written before anything is applied, so whatever a reader saw is found again after a crash of the
-process. It is applied before it is synced, so a sync delays acknowledgements only, never the next batch. A checkpoint never holds what
-the journal might still lose.
+What the order is for. The journal is written before anything is applied, so whatever a reader saw is found
+again after a crash of the process. It is applied before it is synced, so a sync delays acknowledgements only,
+never the next batch. A checkpoint never holds what the journal might still lose.
 
 This module knows the wall clock; `core` below it does not, and gets it as an argument.
 """
@@ -28,13 +28,13 @@ from pathlib import Path
 from featurestore.core.batch cimport (
     OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
 )
-from featurestore.core.plan cimport UNSET_MS, CompiledPlan, ServiceC
-from featurestore.core.sequencer cimport VERDICT_DUPLICATE, VERDICT_NEW, Origin, sequencer_judge
+from featurestore.core.plan cimport CompiledPlan, ServiceC
+from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin, sequencer_judge
 from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
 from featurestore.core.state cimport (
     State, StateC, Work, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, state_apply,
-    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for, verdict_error,
-    work_clear, work_prepare,
+    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for,
+    verdict_error, work_clear, work_prepare,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
@@ -43,8 +43,8 @@ from featurestore.storage.frame cimport (
     batch_frame_free, body_error, buffer_free, decode_batch, decode_forget, encode_batch, encode_forget,
 )
 from featurestore.storage.journal cimport (
-    FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal, iovec,
-    journal_append,
+    FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal,
+    iovec, journal_append,
 )
 
 from featurestore.errors import (
@@ -98,7 +98,7 @@ class Checkpointed:
     seconds: float
 
 
-# -- the hot path ---------------------------------------------------------------------------------------------
+# -- the hot path --------------------------------------------------------------------------------------------
 
 cdef int64_t _wall_ms() noexcept nogil:
     cdef timespec now
@@ -106,8 +106,8 @@ cdef int64_t _wall_ms() noexcept nogil:
     return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
 
 
-cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin, int64_t wall_ms,
-                        ByteBuffer* body) noexcept nogil:
+cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
+                        int64_t wall_ms, ByteBuffer* body) noexcept nogil:
     """Writes the decided batch as one frame; an EngineStatus."""
     cdef BatchHead head
     cdef Frame frame
@@ -159,9 +159,9 @@ cdef bint _any_accepted(const Batch* batch) noexcept nogil:
     return False
 
 
-cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin, Work* work,
-                         ByteBuffer* body, const ServiceC* service, const Outputs* outputs, bint peek,
-                         WriteResult* result) noexcept nogil:
+cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
+                         Work* work, ByteBuffer* body, const ServiceC* service, const Outputs* outputs,
+                         bint peek, WriteResult* result) noexcept nogil:
     """With the order lock held."""
     cdef StateC* state = engine.state
     cdef int64_t wall_ms = _wall_ms()
@@ -193,7 +193,8 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
                 return status
             result.written = True
             if state_commit(state, batch, work, origin, wall_ms) < 0:
-                state.broken = True          # the journal has it and the state has not: only a restart brings them together
+                # The journal has it and the state has not: only a restart brings them together.
+                state.broken = True
                 return ENGINE_FAILED
     result.position = state.sequencer.position
     # What was not written is only read: at no position, and nothing of it is applied.
@@ -203,7 +204,8 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
 
 
 cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
-                      const ServiceC* service, const Outputs* outputs, bint peek, WriteResult* result) noexcept nogil:
+                      const ServiceC* service, const Outputs* outputs, bint peek,
+                      WriteResult* result) noexcept nogil:
     cdef Origin origin
     cdef int status
     memset(result, 0, sizeof(WriteResult))
@@ -227,33 +229,36 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
     return status
 
 
-cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
-                     Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil:
+cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n,
+                     const int64_t* as_of, Work* work, const Outputs* outputs,
+                     int64_t* read_at) noexcept nogil:
     fs_add(&engine.counters.vectors, n)
     return state_read(engine.state, service, parts, n, as_of, _wall_ms(), work, outputs, read_at)
 
 
-# -- the store ------------------------------------------------------------------------------------------------
+# -- the store -----------------------------------------------------------------------------------------------
 
 @cython.final
 cdef class Engine:
     """An open store. Made by `open`; close it, or use it as a context manager.
 
-    Any thread may call any method. Checkpoints, schema changes, Forget and backups take their turn; none of them stops reads or
-    ingest for longer than the swap itself.
+    Any thread may call any method. Checkpoints, schema changes, Forget and backups take their turn; none of
+    them stops reads or ingest for longer than the swap itself.
     """
 
     def __init__(self):
         raise TypeError("Engine.open(directory, ...) opens a store")
 
     @staticmethod
-    def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group", uint32_t threads=1,
-             uint32_t n_shards=64, uint64_t max_memory_bytes=0, uint64_t segment_bytes=64 << 20, bint create=True):
+    def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group",
+             uint32_t threads=1, uint32_t n_shards=64, uint64_t max_memory_bytes=0,
+             uint64_t segment_bytes=64 << 20, bint create=True):
         """Opens the store in `directory`, creating it where there is none (and `create`).
 
-        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store) or "event"; n_shards:
-        a power of two; both are fixed when a store is created. durability: "group" or "process" (design §2.10). threads: that apply one
-        large batch together. max_memory_bytes: of rows, 0 for no limit. segment_bytes: size of a journal file.
+        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store)
+        or "event"; n_shards: a power of two; both are fixed when a store is created. durability: "group" or
+        "process" (design §2.10). threads: that apply one large batch together. max_memory_bytes: of rows, 0
+        for no limit. segment_bytes: size of a journal file.
         """
         cdef Engine self = Engine.__new__(Engine)
         path = Path(directory)
@@ -297,8 +302,8 @@ cdef class Engine:
         self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=is_new)
         plan_text = self.rows.get_meta("plan")
         plan = EMPTY_PLAN if plan_text is None else Plan.from_json(plan_text.decode())
-        self.state = State(plan, clock=identity.clock, secret=self.directory.secret, n_shards=identity.n_shards,
-                           threads=threads, max_memory_bytes=max_memory_bytes)
+        self.state = State(plan, clock=identity.clock, secret=self.directory.secret,
+                           n_shards=identity.n_shards, threads=threads, max_memory_bytes=max_memory_bytes)
         if plan_text is not None:
             load_rows(self.rows, self.state)
         self.checkpoint_position = self.state.position
@@ -317,8 +322,9 @@ cdef class Engine:
         self.c.state = &self.state.c
         self.c.journal = self.journal.state
         self.c.schema_version = self.state.plan.version
-        self.recovered = Recovered(n_rows, self.checkpoint_position, frames, self.state.position - self.checkpoint_position,
-                                   self.journal.torn, time.monotonic() - began)
+        self.recovered = Recovered(n_rows, self.checkpoint_position, frames,
+                                   self.state.position - self.checkpoint_position, self.journal.torn,
+                                   time.monotonic() - began)
 
     def _replay(self, frame):
         """One frame of the journal, as it was decided; nothing is decided again."""
@@ -327,7 +333,8 @@ cdef class Engine:
         cdef bytes body = frame.body
         cdef Work work
         if frame.first_position != self.state.position + 1:
-            raise CorruptRecordError(f"journal frame at position {frame.first_position} follows position {self.state.position}")
+            raise CorruptRecordError(
+                f"journal frame at position {frame.first_position} follows position {self.state.position}")
         if frame.kind == FRAME_BATCH:
             memset(&work, 0, sizeof(work))
             try:
@@ -338,22 +345,24 @@ cdef class Engine:
             try:
                 plan = Plan.from_json(body.decode())
             except (ValueError, KeyError, TypeError) as error:
-                raise CorruptRecordError(f"schema frame at position {frame.first_position} is no plan: {error}") from error
+                raise CorruptRecordError(
+                    f"schema frame at position {frame.first_position} is no plan: {error}") from error
             self.state.apply_plan(plan)
         elif frame.kind == FRAME_FORGET:
             if decode_forget(body, len(body), &entity_id, <uint8_t*>fp) != BODY_OK:
                 raise CorruptRecordError(f"Forget frame at position {frame.first_position} cannot be read")
             state_forget(&self.state.c, fp[0], fp[1])
         else:
-            raise CorruptRecordError(f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
+            raise CorruptRecordError(
+                f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
 
     cdef int _replay_batch(self, object frame, Work* work) except -1:
-        cdef bytearray body = bytearray(frame.body)          # outcomes point into it, and a bytearray is aligned and writable
+        # Outcomes point into it, and a bytearray is aligned and writable.
+        cdef bytearray body = bytearray(frame.body)
         cdef uint8_t* data = body
         cdef size_t size = len(body)
         cdef BatchFrame decoded
         cdef Origin origin
-        cdef Sender sender
         cdef StateC* state = &self.state.c
         cdef int64_t wall_ms = frame.now_ms
         cdef uint64_t first = frame.first_position
@@ -369,14 +378,16 @@ cdef class Engine:
                     decoded.batch.event = i
                     break
             else:
-                raise CorruptRecordError(f"batch frame at position {first} is of event type id {decoded.head.event_id}, which the schema "
-                                         "before it does not declare")
+                raise CorruptRecordError(
+                    f"batch frame at position {first} is of event type id {decoded.head.event_id}, which "
+                    "the schema before it does not declare")
             if decoded.batch.n_columns != state.plan.events[decoded.batch.event].n_fields or (
                     decoded.batch.n_events != frame.n_positions):
-                raise CorruptRecordError(f"batch frame at position {first} does not have the columns of its event type")
+                raise CorruptRecordError(
+                    f"batch frame at position {first} does not have the columns of its event type")
             with nogil:
-                state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes, decoded.head.epoch,
-                             decoded.head.sequence, decoded.head.fingerprint, &origin)
+                state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes,
+                             decoded.head.epoch, decoded.head.sequence, decoded.head.fingerprint, &origin)
                 status = work_prepare(state, &decoded.batch, False, work)
                 if status == 0:
                     status = state_commit(state, &decoded.batch, work, &origin, wall_ms)
@@ -390,9 +401,10 @@ cdef class Engine:
 
     # -- write and read
 
-    def observe(self, EventBatch batch not None, service=None, *, bint bounds=False, bint peek=False, bytes producer=b"",
-                uint64_t epoch=0, uint64_t sequence=0, bint wait=True):
-        """As State.observe, journaled. Returns (Vectors or None, position); with `wait`, when durable in the store's mode."""
+    def observe(self, EventBatch batch not None, service=None, *, bint bounds=False, bint peek=False,
+                bytes producer=b"", uint64_t epoch=0, uint64_t sequence=0, bint wait=True):
+        """As State.observe, journaled. Returns (Vectors or None, position); with `wait`, when durable in the
+        store's mode."""
         cdef Work work
         cdef ByteBuffer body
         cdef Outputs outputs
@@ -439,7 +451,8 @@ cdef class Engine:
 
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender):
         if status == ENGINE_VERDICT:
-            return verdict_error(result.verdict, (<const char*>sender.name)[:sender.name_bytes], sender.epoch, sender.sequence)
+            return verdict_error(result.verdict, (<const char*>sender.name)[:sender.name_bytes], sender.epoch,
+                                 sender.sequence)
         return write_error(status)
 
     def wait(self, uint64_t position, timeout_s=None):
@@ -461,8 +474,9 @@ cdef class Engine:
     # -- change
 
     def add_plan_listener(self, listener):
-        """listener.prepare(plan) makes what it needs of a coming plan (and may refuse it); listener.adopt(prepared) is called as it takes
-        effect, while no request is between decoding and applying. Called once now with the plan being served."""
+        """listener.prepare(plan) makes what it needs of a coming plan (and may refuse it);
+        listener.adopt(prepared) is called as it takes effect, while no request is between decoding and
+        applying. Called once now with the plan being served."""
         with self.lock:
             listener.adopt(listener.prepare(self.state.plan))
             self.listeners.append(listener)
@@ -472,7 +486,8 @@ cdef class Engine:
             self.listeners.remove(listener)
 
     def apply_schema(self, str text, *, path=None, bint dry_run=False):
-        """Checks a schema against the one being served and serves it from now on. Returns the plan (with dry_run: the one it would be)."""
+        """Checks a schema against the one being served and serves it from now on. Returns the plan (with
+        dry_run: the one it would be)."""
         cdef CompiledPlan compiled
         cdef Frame frame
         cdef iovec piece
@@ -536,8 +551,9 @@ cdef class Engine:
         raise UnknownNameError(f"no entity has the key parts ({', '.join(wanted)}); there are {known}")
 
     def forget(self, parts):
-        """Drops all that is kept of one key ({part: text}) and returns (whether there was anything, position) once it is nowhere: a tombstone is
-        journaled, a checkpoint written past it, older segments deleted, and the rows rewritten without the pages it was in."""
+        """Drops all that is kept of one key ({part: text}) and returns (whether there was anything, position)
+        once it is nowhere: a tombstone is journaled, a checkpoint written past it, older segments deleted,
+        and the rows rewritten without the pages it was in."""
         cdef Frame frame
         cdef iovec piece
         cdef uint8_t body[FORGET_BODY_BYTES]
@@ -550,7 +566,8 @@ cdef class Engine:
             names = self.state.plan.entities[entity].parts
             fingerprint = self.state.fingerprint(entity, [parts[name].encode() for name in names])
             if fingerprint is None:
-                raise UnknownNameError(f"key ({', '.join(names)}) has an empty part, and no such key is ever kept")
+                raise UnknownNameError(
+                    f"key ({', '.join(names)}) has an empty part, and no such key is ever kept")
             memcpy(fp, <const char*>(<bytes>fingerprint), 16)
             encode_forget(self.state.plan.entities[entity].entity_id, <const uint8_t*>fp, body)
             memset(&frame, 0, sizeof(frame))
@@ -683,10 +700,12 @@ cdef class Engine:
 
     def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
                      double sweep_every_s=300.0, on_failure=None):
-        """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees expired rows.
+        """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees
+        expired rows.
 
-        A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other failure stops writes for
-        good and calls on_failure(error): a restart then finds everything that was acknowledged in the journal.
+        A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other
+        failure stops writes for good and calls on_failure(error): a restart then finds everything that was
+        acknowledged in the journal.
         """
         with self.lock:
             if self.upkeep is not None:
@@ -740,7 +759,9 @@ cdef class Engine:
             "vectors_read": counters.vectors,
             "durable_position": self.journal.durable_position,
             "checkpoint_position": self.checkpoint_position,
-            "checkpoint_age_ms": -1 if self.checkpointed_at is None else int((time.monotonic() - self.checkpointed_at) * 1000),
+            "checkpoint_age_ms": (
+                -1 if self.checkpointed_at is None
+                else int((time.monotonic() - self.checkpointed_at) * 1000)),
             "journal_bytes": self.journal.total_bytes,
             "now_ms": self._now_ms(),
         }
@@ -815,11 +836,16 @@ def is_about_space(error):
 def write_error(int status):
     """The exception for an EngineStatus other than OK and VERDICT."""
     if status == ENGINE_NO_MEMORY:
-        return LimitError("no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
+        return LimitError(
+            "no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
     if status == ENGINE_FULL:
-        return LimitError("the disk is full: nothing was applied; writes resume by themselves when there is space")
+        return LimitError(
+            "the disk is full: nothing was applied; writes resume by themselves when there is space")
     if status == ENGINE_TOO_LARGE:
-        return LimitError("the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
+        return LimitError(
+            "the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
     if status == ENGINE_CLOSED:
         return StorageError("the store is closed")
-    return StorageError("the store has failed and takes no more writes; see its log and restart it: nothing acknowledged is lost")
+    return StorageError(
+        "the store has failed and takes no more writes; see its log and restart it: nothing acknowledged "
+        "is lost")
