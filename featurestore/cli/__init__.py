@@ -20,6 +20,11 @@ COMMANDS = (
         "featurestore.cli.replay",
         "make a training set: events in, the vectors Observe would return out",
     ),
+    Command("inspect", "featurestore.cli.inspect", "say what a store that is not open is and holds"),
+    Command(
+        "verify", "featurestore.cli.verify", "read all of a store that is not open, and name what is wrong"
+    ),
+    Command("restore", "featurestore.cli.restore", "make a store of a backup"),
 )
 
 
