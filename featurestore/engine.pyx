@@ -52,6 +52,7 @@ from featurestore.errors import (
 )
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
+from featurestore.storage.checkpoint import HEAD, IDS, PLAN, PRODUCERS, load_rows, parse_plan, stored_plan
 from featurestore.storage.directory import DataDirectory, require_clock, sync_directory, write_synced
 from featurestore.storage.failpoint import reach
 from featurestore.storage.rows import RowStore
@@ -300,12 +301,11 @@ cdef class Engine:
         elif not (self.directory.journal.is_dir() and any(self.directory.journal.iterdir())):
             raise CorruptRecordError(f"{self.directory.journal} is gone, and with it what the rows do not hold: restore it from a backup")
         self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=is_new)
-        plan_text = self.rows.get_meta("plan")
-        plan = EMPTY_PLAN if plan_text is None else Plan.from_json(plan_text.decode())
-        self.state = State(plan, clock=identity.clock, secret=self.directory.secret,
-                           n_shards=identity.n_shards, threads=threads, max_memory_bytes=max_memory_bytes)
-        if plan_text is not None:
-            load_rows(self.rows, self.state)
+        plan = stored_plan(self.rows)
+        self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret, n_shards=identity.n_shards,
+                           threads=threads, max_memory_bytes=max_memory_bytes)
+        if plan is not None:
+            load_rows(self.rows, self.state, identity.n_shards)
         self.checkpoint_position = self.state.position
         n_rows = self.state.stats()["rows"]
         self.journal = Journal(self.directory.journal, identity.id_bytes, mode=durability,
@@ -342,11 +342,7 @@ cdef class Engine:
             finally:
                 work_clear(&work)
         elif frame.kind == FRAME_SCHEMA:
-            try:
-                plan = Plan.from_json(body.decode())
-            except (ValueError, KeyError, TypeError) as error:
-                raise CorruptRecordError(
-                    f"schema frame at position {frame.first_position} is no plan: {error}") from error
+            plan = parse_plan(body, f"schema frame at position {frame.first_position}")
             self.state.apply_plan(plan)
         elif frame.kind == FRAME_FORGET:
             if decode_forget(body, len(body), &entity_id, <uint8_t*>fp) != BODY_OK:
@@ -494,7 +490,7 @@ cdef class Engine:
         cdef bytes body
         cdef int status
         with self.lock:
-            self._check_open()
+            self._check_writable()
             previous = self.state.plan if self.state.plan.version else None
             plan = compile_schema(text, path=path, previous=previous, now_ms=self._now_ms())
             if dry_run or (previous is not None and plan is previous):
@@ -561,7 +557,7 @@ cdef class Engine:
         cdef bint found = False
         cdef int status
         with self.lock:
-            self._check_open()
+            self._check_writable()
             entity = self.entity_of(parts)
             names = self.state.plan.entities[entity].parts
             fingerprint = self.state.fingerprint(entity, [parts[name].encode() for name in names])
@@ -604,7 +600,7 @@ cdef class Engine:
         failed, and writes with it (ENGINE_FAILED).
         """
         with self.lock:
-            self._check_open()
+            self._check_writable()
             try:
                 if self.rows.given_up:
                     self.rows.reopen()
@@ -638,10 +634,10 @@ cdef class Engine:
                     self.rows.write_shard(shard, records, position)
                     rows += count_records(records)
                     n_bytes += len(records)
-                self.rows.put_meta("plan", self.state.plan.to_json().encode())
-                self.rows.put_meta("head", head)
-                self.rows.put_meta("ids", self.state.copy_ids())
-                self.rows.put_meta("producers", self.state.copy_producers())
+                self.rows.put_meta(PLAN, self.state.plan.to_json().encode())
+                self.rows.put_meta(HEAD, head)
+                self.rows.put_meta(IDS, self.state.copy_ids())
+                self.rows.put_meta(PRODUCERS, self.state.copy_producers())
                 # Ids and producers were copied after the cut and may know of later batches: those must not be lost.
                 self.journal.wait_durable(self.state.position)
                 error = failpoint(CHECKPOINT_MID)
@@ -669,9 +665,11 @@ cdef class Engine:
         self.failure = error
         raise error
 
-    def _check_open(self):
+    def _check_writable(self):
         if self.c.journal == NULL:
             raise write_error(ENGINE_CLOSED)
+        if self.has_failed:
+            raise write_error(ENGINE_FAILED)
 
     def backup(self, target):
         """Copies the live store, consistent at one position, to the new directory `target`, which is a store as any other: rows, and a
@@ -805,23 +803,6 @@ cdef uint64_t count_records(bytes records):
         at += 20 + (<size_t>n_bytes if n_bytes != 0xFFFFFFFFu else 0)
         n += 1
     return n
-
-
-def load_rows(rows, State state not None):
-    """Puts the checkpoint in `rows` into a new State: every shard must be at the position of the sequencer's head."""
-    head = rows.get_meta("head")
-    if head is None:
-        raise CorruptRecordError(f"{rows.path}: the clocks and the position are gone; restore it from a backup")
-    state.import_head(head)
-    state.import_ids(rows.get_meta("ids") or b"")
-    state.import_producers(rows.get_meta("producers") or b"")
-    positions = rows.shards()
-    for shard in range(state.c.n_shards):
-        if positions.get(shard) != state.position:
-            raise CorruptRecordError(f"{rows.path}: shard {shard} is at position {positions.get(shard)}, the sequencer at "
-                                     f"{state.position}; restore it from a backup")
-        records, _ = rows.read_shard(shard)
-        state.import_shard(shard, records)
 
 
 def is_about_space(error):
