@@ -52,6 +52,7 @@ from featurestore.errors import (
 )
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
+from featurestore.storage.checkpoint import HEAD, IDS, PLAN, PRODUCERS, load_rows, parse_plan, stored_plan
 from featurestore.storage.directory import DataDirectory, require_clock, sync_directory, write_synced
 from featurestore.storage.failpoint import reach
 from featurestore.storage.rows import RowStore
@@ -302,12 +303,11 @@ cdef class Engine:
                 f"{self.directory.journal} is gone, and with it what the rows do not hold: restore it from "
                 "a backup")
         self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=is_new)
-        plan_text = self.rows.get_meta("plan")
-        plan = EMPTY_PLAN if plan_text is None else Plan.from_json(plan_text.decode())
-        self.state = State(plan, clock=identity.clock, secret=self.directory.secret,
-                           n_shards=identity.n_shards, threads=threads, max_memory_bytes=max_memory_bytes)
-        if plan_text is not None:
-            load_rows(self.rows, self.state)
+        plan = stored_plan(self.rows)
+        self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret, n_shards=identity.n_shards,
+                           threads=threads, max_memory_bytes=max_memory_bytes)
+        if plan is not None:
+            load_rows(self.rows, self.state, identity.n_shards)
         self.checkpoint_position = self.state.position
         n_rows = self.state.stats()["rows"]
         self.journal = Journal(self.directory.journal, identity.id_bytes, mode=durability,
@@ -348,11 +348,7 @@ cdef class Engine:
             finally:
                 work_clear(&work)
         elif frame.kind == FRAME_SCHEMA:
-            try:
-                plan = Plan.from_json(body.decode())
-            except (ValueError, KeyError, TypeError) as error:
-                raise CorruptRecordError(
-                    f"schema frame at position {frame.first_position} is no plan: {error}") from error
+            plan = parse_plan(body, f"schema frame at position {frame.first_position}")
             self.state.apply_plan(plan)
         elif frame.kind == FRAME_FORGET:
             if decode_forget(body, len(body), &entity_id, <uint8_t*>fp) != BODY_OK:
@@ -504,7 +500,7 @@ cdef class Engine:
         cdef bytes body
         cdef int status
         with self.lock:
-            self._check_open()
+            self._check_writable()
             previous = self.state.plan if self.state.plan.version else None
             plan = compile_schema(text, path=path, previous=previous, now_ms=self._now_ms())
             if dry_run or (previous is not None and plan is previous):
@@ -571,7 +567,7 @@ cdef class Engine:
         cdef bint found = False
         cdef int status
         with self.lock:
-            self._check_open()
+            self._check_writable()
             entity = self.entity_of(parts)
             names = self.state.plan.entities[entity].parts
             fingerprint = self.state.fingerprint(entity, [parts[name].encode() for name in names])
@@ -615,7 +611,7 @@ cdef class Engine:
         succeed. StorageError: the disk failed, and writes with it (ENGINE_FAILED).
         """
         with self.lock:
-            self._check_open()
+            self._check_writable()
             try:
                 if self.rows.given_up:
                     self.rows.reopen()
@@ -684,9 +680,11 @@ cdef class Engine:
         self.failure = error
         raise error
 
-    def _check_open(self):
+    def _check_writable(self):
         if self.c.journal == NULL:
             raise write_error(ENGINE_CLOSED)
+        if self.has_failed:
+            raise write_error(ENGINE_FAILED)
 
     def backup(self, target):
         """Copies the live store, consistent at one position, to the new directory `target`, which is a store
