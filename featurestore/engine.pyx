@@ -304,8 +304,8 @@ cdef class Engine:
                 "a backup")
         self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=is_new)
         plan = stored_plan(self.rows)
-        self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret, n_shards=identity.n_shards,
-                           threads=threads, max_memory_bytes=max_memory_bytes)
+        self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret,
+                           n_shards=identity.n_shards, threads=threads, max_memory_bytes=max_memory_bytes)
         if plan is not None:
             load_rows(self.rows, self.state, identity.n_shards)
         self.checkpoint_position = self.state.position
@@ -646,10 +646,10 @@ cdef class Engine:
                     self.rows.write_shard(shard, records, position)
                     rows += count_records(records)
                     n_bytes += len(records)
-                self.rows.put_meta("plan", self.state.plan.to_json().encode())
-                self.rows.put_meta("head", head)
-                self.rows.put_meta("ids", self.state.copy_ids())
-                self.rows.put_meta("producers", self.state.copy_producers())
+                self.rows.put_meta(PLAN, self.state.plan.to_json().encode())
+                self.rows.put_meta(HEAD, head)
+                self.rows.put_meta(IDS, self.state.copy_ids())
+                self.rows.put_meta(PRODUCERS, self.state.copy_producers())
                 # Ids and producers were copied after the cut and may know of later batches: those must not be
                 # lost.
                 self.journal.wait_durable(self.state.position)

@@ -1,4 +1,4 @@
-"""The schema compiled: numbered entities, events, views, columns, features, services; no name left to look up.
+"""The schema compiled: numbered entities, events, views, columns, features, services; no name to look up.
 
 A `Plan` is plain immutable data. `featurestore.schema` makes it from the file people write and, for a change,
 from the plan before it (ids are kept, so that state finds its view again); `featurestore.core.plan` copies it

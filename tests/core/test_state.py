@@ -1,4 +1,4 @@
-"""The whole state machine: what its arguments may be, growth and freeing of rows, memory limits, snapshots."""
+"""The whole state machine: what it may be asked, growth and freeing of rows, memory limits, snapshots."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from featurestore.core.state import State
 
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
+from featurestore.core.state import State
 from featurestore.errors import (
     CorruptRecordError,
     InvalidEventError,

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from featurestore.core.state import State
-
 from featurestore.engine import EMPTY_PLAN
 from featurestore.plan import Plan
 from featurestore.storage.frame import parse_batch_body, parse_forget_body
