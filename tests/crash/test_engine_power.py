@@ -1,4 +1,4 @@
-"""The whole store when the power goes: nothing acknowledged is lost, nothing is there twice, nothing is halved.
+"""The whole store when the power goes: nothing acknowledged is lost, nothing is there twice or in part.
 
 One run of the program is traced; from it, the directories that a power cut could have left at any moment are
 made, opened, and compared with what had been acknowledged by then. See engine_truth.py and image.py.
@@ -61,8 +61,8 @@ def recovered(engine: Engine) -> tuple[int, str, dict[str, list[float]], str]:
 def check(image: Image, durability: str = "group", whole: Sequence[str] = ()) -> None:
     """What was acknowledged is there, once; the rest happened or did not; and the store goes on.
 
-    In mode `process` what is there is a prefix of what happened (`whole`: all lines of the run), up to the last
-    checkpoint at least.
+    In mode `process` what is there is a prefix of what happened (`whole`: all lines of the run), up to the
+    last checkpoint at least.
     """
     known = Known.of(image.markers)
     try:
