@@ -263,6 +263,27 @@ class TestFailedDisk:
             store_v1.send(engine, 3, ["bert"])
 
 
+class TestReplay:
+    def test_tables_ahead_of_the_first_batches_end_up_the_same(self, path: Path) -> None:
+        # A checkpoint's producers are copied after its cut: what is replayed first may be long past for them.
+        sent = [(1, 5), (1, 5000), (1, 4400), (2, 1), (2, 1500), (2, 3000)]
+        with Engine.open(path) as engine:
+            engine.checkpoint()
+            for epoch, sequence in sent:
+                data = {"at": [store_v1.START_MS], "play_id": [f"{epoch}/{sequence}"], "account": ["anna"]}
+                batch = store_v1.batch(engine, {**data, "seconds": [1.0]})
+                engine.observe(batch, producer=b"ahead", epoch=epoch, sequence=sequence)
+            digest, producers = engine.state.digest(), engine.state.copy_producers()
+            store_id = engine.directory.identity.id_bytes
+        with RowStore.open(path / "rows", store_id=store_id, create=False) as rows:
+            rows.begin()
+            rows.put_meta("producers", producers)
+            rows.commit()
+        with Engine.open(path) as engine:
+            assert engine.recovered.events == len(sent)
+            assert engine.state.digest() == digest
+
+
 class TestUse:
     def test_a_journal_above_its_cap_is_checkpointed(self, path: Path) -> None:
         with Engine.open(path, segment_bytes=4096) as engine:

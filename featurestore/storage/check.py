@@ -70,7 +70,7 @@ def _open_rows(store: DataDirectory) -> RowStore:
 def _journal_summary(store: DataDirectory) -> tuple[dict[str, Any], Plan | None]:
     """The journal as plain data, and the last plan in it."""
     reader = JournalReader(store.journal, 0, store.identity.id_bytes)
-    segments = [
+    segments: list[dict[str, Any]] = [
         {
             "name": segment.name,
             "first_position": segment.first_position,
@@ -140,10 +140,7 @@ def _verify_journal(store: DataDirectory, plan: Plan | None, position: int | Non
     reader = JournalReader(store.journal, 0, store.identity.id_bytes)
     first = reader.segments[0].first_position
     if position is not None and first > position + 1:
-        yield (
-            f"{store.journal}: begins at position {first}, the rows end at {position}: "
-            "what is between is lost"
-        )
+        yield f"{store.journal}: begins at position {first}, the rows end at {position}: between, all is lost"
     for frame in reader:
         try:
             # What is older than the rows was written under a plan that is gone.
@@ -187,8 +184,7 @@ def restore(backup: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
     problems = list(verify(source))
     if problems:
         raise CorruptRecordError(
-            f"{source} is not sound ({len(problems)} problems, the first: {problems[0]}); "
-            "nothing was restored"
+            f"{source} is not sound ({len(problems)} problems, the first: {problems[0]}); nothing is restored"
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StorageError(f"{path} exists and is not empty; give a new directory")

@@ -28,7 +28,7 @@ belongs to the thread that took it: `begin` to `commit` is one thread.
 
 Cost: a transaction's changed pages are in RAM until it commits, and pages that it replaced are reused two
 transactions later. A checkpoint of many rows in several transactions, a few shards each, bounds both. The
-formats are in FORMAT_ROWS.md.
+formats are in FORMAT.md.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize

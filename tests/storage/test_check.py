@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from featurestore import storage
 from featurestore.cli import main
 from featurestore.cli.exits import Exit
 from featurestore.engine import Engine
@@ -59,6 +61,20 @@ def test_the_golden_store_says_what_it_always_said(tmp_path: Path) -> None:
         assert list(batch.outcomes) == [2]
         store_v1.send(engine, 2, ["bert"] * 6 + ["anna"])
         assert store_v1.answers(engine) == store_v1.EXPECTED
+
+
+def test_the_example_of_a_row_is_the_golden_one(tmp_path: Path) -> None:
+    text = (Path(storage.__file__).parent / "FORMAT.md").read_text().partition("The only row of")[2]
+    lines = re.findall(r"^    (\w{4})  (.+?)  +\|", text, re.M)
+    shown = {int(at, 16): bytes.fromhex(digits) for at, digits in lines}
+    shutil.copytree(GOLDEN, tmp_path / "store")
+    store_id = bytes.fromhex(inspect(tmp_path / "store")["store_id"])
+    with RowStore.open(tmp_path / "store" / "rows", store_id=store_id, create=False, read_only=True) as rows:
+        record, position = rows.read_shard(0)
+    assert position == 9
+    assert len(shown) > 12
+    for at, data in shown.items():
+        assert record[at : at + len(data)] == data
 
 
 def test_inspect_says_what_is_there(store: Path) -> None:
