@@ -19,13 +19,12 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from featurestore.core.arena cimport Arena
 from featurestore.core.batch cimport Batch
 from featurestore.core.bytes cimport Bytes
+from featurestore.core.pages cimport Pool, pthread_mutex_t
 from featurestore.core.plan cimport EventC, PlanC, ServiceC, SlotC
 from featurestore.core.table cimport Table
 from featurestore.core.window cimport LogHead, Outputs, ReadAt
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
     int pthread_mutex_lock(pthread_mutex_t* mutex)
@@ -64,7 +63,6 @@ ctypedef struct Shard:
 ctypedef struct Part:            # one event's share of one row
     uint32_t event               # index in the batch
     uint16_t touch               # index in the event type's touches
-    uint16_t shard
     uint64_t fp0
     uint64_t fp1
 
@@ -86,12 +84,11 @@ ctypedef struct Job:             # one batch being applied and read; everything 
     bint peek
     bint event_clock             # the type's own clock advances with each event
 
-cdef int shard_init(Shard* shard) noexcept nogil
+cdef int shard_init(Shard* shard, Pool* pool) noexcept nogil     # 0, or -1. The pool is borrowed
 cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil
 
 # Applies and reads parts, which are all of this shard and in position order. 0, or -1 when out of memory.
-cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, const uint32_t* order,
-                     uint32_t n_parts) noexcept nogil
+cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil
 # Reads the values of one row; `slot` is the service's part that its entity answers.
 cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
                      int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,

@@ -12,8 +12,8 @@ from featurestore.core.plan cimport (
     MAX_RAW_WORDS, UNSET_MS, GroupC, PlanC, SlotC, TouchC, ViewC, Word,
 )
 from featurestore.core.table cimport (
-    SLOTS, Bucket, fs_prefetch, table_clear, table_find, table_guess, table_init, table_insert,
-    table_prefetch, table_remove,
+    SLOTS, Bucket, fs_prefetch, table_clear, table_find, table_init, table_insert,
+    table_prefetch, table_prefetch_rows, table_remove,
 )
 from featurestore.core.window cimport (
     LOG_KEY, LOG_LIFETIME, LogHead, Outputs, ReadAt, lifetime_append, log_append, log_clone, log_expired,
@@ -25,9 +25,9 @@ cdef enum:
     ROW_EXPORT_BYTES = 8
     RECORD_HEAD_BYTES = 20
     FREED = 0xFFFFFFFF
-    AHEAD_INDEX = 12             # parts ahead of the one applied whose bucket, row and log are being fetched
-    AHEAD_ROW = 8
-    AHEAD_LOG = 4
+    AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row and log are being fetched
+    AHEAD_ROW = 16
+    AHEAD_LOG = 8
 
 
 cdef extern from * nogil:
@@ -61,9 +61,9 @@ cdef inline void _lock_again(Shard* shard) noexcept nogil:
     pthread_mutex_lock(&shard.lock)
 
 
-cdef int shard_init(Shard* shard) noexcept nogil:
+cdef int shard_init(Shard* shard, Pool* pool) noexcept nogil:
     memset(shard, 0, sizeof(Shard))
-    arena_init(&shard.arena)
+    arena_init(&shard.arena, pool)
     shard.cut = 1
     shard.written = 1
     if table_init(&shard.table) < 0:
@@ -369,31 +369,27 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint64_t ap
     return status
 
 
-cdef inline void _prefetch(const Shard* shard, const Part* parts, const uint32_t* order, uint32_t i,
-                           uint32_t n) noexcept nogil:
+cdef inline void _prefetch(const Shard* shard, const Part* parts, uint32_t i, uint32_t n) noexcept nogil:
     """Part i is next: ask for the bucket, the row and the log of parts a little further on."""
-    cdef uint32_t handle
+    cdef const uint32_t* place
     cdef const Row* row
     cdef const Part* part
     if i + AHEAD_INDEX < n:
-        table_prefetch(&shard.table, parts[order[i + AHEAD_INDEX]].fp0)
+        table_prefetch(&shard.table, parts[i + AHEAD_INDEX].fp0)
     if i + AHEAD_ROW < n:
-        part = &parts[order[i + AHEAD_ROW]]
-        handle = table_guess(&shard.table, part.fp0, part.fp1)
-        if handle:
-            fs_prefetch(arena_at(&shard.arena, handle))
+        part = &parts[i + AHEAD_ROW]
+        table_prefetch_rows(&shard.table, &shard.arena, part.fp0, part.fp1)
     if i + AHEAD_LOG < n:
-        part = &parts[order[i + AHEAD_LOG]]
-        handle = table_guess(&shard.table, part.fp0, part.fp1)
-        if handle:
-            row = <const Row*>arena_at(&shard.arena, handle)
+        part = &parts[i + AHEAD_LOG]
+        place = table_find(&shard.table, &shard.arena, part.fp0, part.fp1)
+        if place != NULL:
+            row = <const Row*>arena_at(&shard.arena, place[0])
             if row.n_heads and _heads(<Row*>row).block:
                 fs_prefetch(arena_at(&shard.arena, _heads(<Row*>row).block))
-                fs_prefetch(<char*>arena_at(&shard.arena, _heads(<Row*>row).block) + 64)
+                fs_prefetch(<char*>arena_at(&shard.arena, _heads(<Row*>row).block) + 47)
 
 
-cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, const uint32_t* order,
-                     uint32_t n_parts) noexcept nogil:
+cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil:
     cdef uint64_t applied, position
     cdef uint32_t i
     cdef int status = 0
@@ -405,12 +401,12 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, const uint
         if i and i % LOCKED_PARTS == 0:
             pthread_mutex_unlock(&shard.lock)
             _lock_again(shard)
-        _prefetch(shard, parts, order, i, n_parts)
-        status = _apply_part(shard, job, &parts[order[i]], applied)
+        _prefetch(shard, parts, i, n_parts)
+        status = _apply_part(shard, job, &parts[i], applied)
         if status < 0:
             break
     if status == 0 and not job.peek:
-        position = job.first_position + parts[order[n_parts - 1]].event
+        position = job.first_position + parts[n_parts - 1].event
         if position > shard.position:
             shard.position = position
     pthread_mutex_unlock(&shard.lock)

@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.bytes cimport Bytes
+from featurestore.core.pages cimport Pool
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
 from featurestore.core.sequencer cimport Facts, Origin, Sequencer
 from featurestore.core.shard cimport Part, Shard, pthread_mutex_t
@@ -29,6 +30,7 @@ cdef extern from "<pthread.h>" nogil:
 ctypedef struct StateC:
     const PlanC* plan            # owned by State.compiled
     Shard* shards                # [n_shards], owned
+    Pool pool                    # where the shards' memory comes from
     uint32_t n_shards            # a power of two, fixed when the store is created
     uint32_t shard_bits
     uint32_t threads             # that apply one large batch together
@@ -48,8 +50,7 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     int64_t* reads_at
     int64_t* type_nows
     int64_t* first_nows
-    Part* parts
-    uint32_t* order              # part indexes by shard, each shard's in position order
+    Part* parts                  # by shard, each shard's in position order
     uint32_t* starts             # [n_shards + 1] where each shard's begin
     uint32_t n_parts
     bint first_of_type           # no event of its type had been accepted before this batch

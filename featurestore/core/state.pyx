@@ -23,6 +23,7 @@ from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
 from featurestore.core.hashing cimport (
     SipState, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
 )
+from featurestore.core.pages cimport pool_clear, pool_init
 from featurestore.core.plan cimport UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
@@ -127,7 +128,7 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     sizes[6] = n * sizeof(int64_t)
     sizes[7] = state.plan.n_events * sizeof(int64_t)
     sizes[8] = state.plan.n_events * sizeof(int64_t)
-    sizes[9] = n * event.n_touches * (sizeof(Part) + sizeof(uint32_t) + 16)
+    sizes[9] = n * event.n_touches * (sizeof(Part) + 16)
     sizes[10] = (state.n_shards + 1) * sizeof(uint32_t)
     for i in range(11):
         total += _aligned(sizes[i])
@@ -149,7 +150,6 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     work.type_nows = <int64_t*>places[7]
     work.first_nows = <int64_t*>places[8]
     work.parts = <Part*>places[9]
-    work.order = <uint32_t*>(places[9] + n * event.n_touches * sizeof(Part))
     work.starts = <uint32_t*>places[10]
     return 0
 
@@ -160,8 +160,9 @@ cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Wor
     cdef const TouchC* touch
     cdef Part* part
     cdef uint64_t* fps
+    cdef const uint64_t* fp
     cdef uint8_t* missing
-    cdef uint32_t n = batch.n_events, i, n_parts = 0, shard, start = 0
+    cdef uint32_t n = batch.n_events, i, shard, start = 0
     cdef uint16_t j, k
     if _lay_out(state, batch, work) < 0:
         return -1
@@ -171,9 +172,8 @@ cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Wor
         columns[0] = &batch.columns[event.id_field]
         key_fingerprints(state.secret, event.event_id, columns, 1, 0, n, <uint64_t*>work.facts.id_fps,
                          <uint8_t*>work.facts.id_missing)
-    # Fingerprints of one touch at a time, then into parts, which are ordered by event: position order.
-    fps = <uint64_t*>(work.order + <size_t>n * event.n_touches)
-    fps = <uint64_t*>(<uintptr_t>(<uint8_t*>fps + 7) & ~<uintptr_t>7)
+    # Fingerprints, one touch after the other; then a counting sort of the parts by shard, which keeps them in position order.
+    fps = <uint64_t*>(work.parts + <size_t>n * event.n_touches)
     memset(work.starts, 0, (state.n_shards + 1) * sizeof(uint32_t))
     for j in range(event.n_touches):
         touch = &event.touches[j]
@@ -182,34 +182,35 @@ cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Wor
         missing = <uint8_t*>work.facts.missing + <size_t>j * n
         if touch.n_views == 0 and not to_read:
             memset(missing, 1, n)
+            fps += 2 * <size_t>n
             continue
         key_fingerprints(state.secret, touch.entity_id, columns, touch.n_fields, 0, n, fps, missing)
         for i in range(n):
             if (fps[2 * i] | fps[2 * i + 1]) == 0:
                 missing[i] = 1
-            part = &work.parts[<size_t>i * event.n_touches + j]
-            part.event = i
-            part.touch = j
-            part.fp0 = fps[2 * i]
-            part.fp1 = fps[2 * i + 1]
-            if not missing[i]:
-                part.shard = <uint16_t>_shard_of(state, part.fp1)
-                work.starts[part.shard + 1] += 1
+            elif not missing[i]:
+                work.starts[_shard_of(state, fps[2 * i + 1]) + 1] += 1
+        fps += 2 * <size_t>n
     for shard in range(state.n_shards):
         work.starts[shard + 1] += work.starts[shard]
+    work.n_parts = work.starts[state.n_shards]
+    fps = <uint64_t*>(work.parts + <size_t>n * event.n_touches)
     for i in range(n):
         for j in range(event.n_touches):
             if not work.facts.missing[<size_t>j * n + i]:
-                part = &work.parts[<size_t>i * event.n_touches + j]
-                work.order[work.starts[part.shard]] = i * event.n_touches + j
-                work.starts[part.shard] += 1
-                n_parts += 1
+                fp = fps + 2 * (<size_t>j * n + i)
+                shard = _shard_of(state, fp[1])
+                part = &work.parts[work.starts[shard]]
+                work.starts[shard] += 1
+                part.event = i
+                part.touch = j
+                part.fp0 = fp[0]
+                part.fp1 = fp[1]
     # Each start has moved to its end, which is the next one's start.
     for shard in range(state.n_shards):
         i = work.starts[shard]
         work.starts[shard] = start
         start = i
-    work.n_parts = n_parts
     return 0
 
 
@@ -231,17 +232,14 @@ cdef uint64_t _used_bytes(const StateC* state) noexcept nogil:
 
 cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept nogil:
     """Memory is at its cap: marks events that would make a new row."""
-    cdef const EventC* event = &state.plan.events[batch.event]
     cdef const Part* part
-    cdef uint32_t i
-    cdef uint16_t j
+    cdef uint32_t i, shard
     memset(work.homeless, 0, batch.n_events)
-    for i in range(batch.n_events):
-        for j in range(event.n_touches):
-            part = &work.parts[<size_t>i * event.n_touches + j]
-            if not work.facts.missing[<size_t>j * batch.n_events + i] and not shard_holds(
-                    &state.shards[part.shard], part.fp0, part.fp1):
-                work.homeless[i] = 1
+    for shard in range(state.n_shards):
+        for i in range(work.starts[shard], work.starts[shard + 1]):
+            part = &work.parts[i]
+            if not shard_holds(&state.shards[shard], part.fp0, part.fp1):
+                work.homeless[part.event] = 1
     work.facts.homeless = work.homeless
 
 
@@ -285,8 +283,7 @@ cdef void* _apply_shards(void* argument) noexcept nogil:
     while shard < crew.state.n_shards and crew.status == 0:
         n = work.starts[shard + 1] - work.starts[shard]
         if n:
-            crew.status = shard_apply(&crew.state.shards[shard], crew.job, work.parts,
-                                      work.order + work.starts[shard], n)
+            crew.status = shard_apply(&crew.state.shards[shard], crew.job, work.parts + work.starts[shard], n)
         shard += crew.step
     return NULL
 
@@ -603,11 +600,13 @@ cdef class State:
         if sequencer_init(&self.c.sequencer, self.c.plan.n_events, clock == "event", max_future_ms,
                           max_producers, max_ids) < 0:
             raise MemoryError
+        if pool_init(&self.c.pool) < 0:
+            raise MemoryError
         self.c.shards = <Shard*>calloc(n_shards, sizeof(Shard))
         if self.c.shards == NULL:
             raise MemoryError
         for i in range(n_shards):
-            if shard_init(&self.c.shards[i]) < 0:
+            if shard_init(&self.c.shards[i], &self.c.pool) < 0:
                 raise MemoryError
             self.c.n_shards += 1
         self.c.shard_bits = n_shards.bit_length() - 1
@@ -620,6 +619,7 @@ cdef class State:
         for i in range(self.c.n_shards):
             shard_clear(&self.c.shards[i], self.c.plan)
         free(self.c.shards)
+        pool_clear(&self.c.pool)
         free(self.cut_nows)
         sequencer_clear(&self.c.sequencer)
         if self.made:
