@@ -232,13 +232,15 @@ cdef uint64_t _used_bytes(const StateC* state) noexcept nogil:
 
 cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept nogil:
     """Memory is at its cap: marks events that would make a new row."""
+    cdef const EventC* event = &state.plan.events[batch.event]
     cdef const Part* part
     cdef uint32_t i, shard
     memset(work.homeless, 0, batch.n_events)
     for shard in range(state.n_shards):
         for i in range(work.starts[shard], work.starts[shard + 1]):
             part = &work.parts[i]
-            if not shard_holds(&state.shards[shard], part.fp0, part.fp1):
+            if event.touches[part.touch].n_views and not shard_holds(
+                    &state.shards[shard], part.fp0, part.fp1):
                 work.homeless[part.event] = 1
     work.facts.homeless = work.homeless
 
