@@ -16,8 +16,20 @@ DEBUG = os.environ.get("FEATURESTORE_DEBUG") == "1"
 SANITIZE = os.environ.get("FEATURESTORE_SANITIZE") == "1"
 
 # -ffp-contract=off and no -march=native: the same journal gives the same bits on every machine.
-compile_args = ["-std=gnu11", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden", "-Wall", "-Wextra"]
-compile_args += ["-Wno-unused-parameter", "-Wno-unused-function", "-Wno-missing-field-initializers", "-Wno-cpp"]
+compile_args = [
+    "-std=gnu11",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+]
+compile_args += [
+    "-Wno-unused-parameter",
+    "-Wno-unused-function",
+    "-Wno-missing-field-initializers",
+    "-Wno-cpp",
+]
 link_args = ["-pthread"]
 if SANITIZE:
     compile_args += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]

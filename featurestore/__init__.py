@@ -1,1 +1,101 @@
-"""featurestore: real-time velocity features, exact until a key is hot and with true bounds after."""
+"""featurestore: real-time velocity features, exact until a key is hot and with true bounds after.
+
+    from featurestore import Client
+
+    with Client("localhost:50051") as client:
+        client.observe("transaction", {"customer_id": 596, "tx_amount": 12.5, "tx_datetime": now})
+        client.get("fraud", {"customer_id": 596, "terminal_id": 3156}).to_dict()
+
+The package, from the outside in; each knows only what is below it:
+
+    cli        the command `featurestore`
+    demo       real logs through a real server, and who stands out in them
+    client     Client and AsyncClient: writing and reading over gRPC       (needs numpy, grpcio, protobuf)
+    server     the wire and the dispatcher: the only place that knows gRPC's server side
+    config     settings and limits of a server, checked before anything is opened
+    replay     history in, training set out, through the engine that serves
+    engine     the store as one: journal, rows and state; observe, read, recover, forget, back up
+    storage    the journal's segments and the rows in LMDB: the only place that knows record bytes
+    core       the state in memory, compiled: windows, rows, filters, sequencer
+    schema     the file people write → plan
+    files      event files in, vector files out: CSV, JSON lines, Parquet
+    columns    people's data → the columns that events travel in
+    plan, outcome, errors, v1 (the generated proto): what they all speak of
+
+What is imported here is imported when it is first used: `import featurestore` costs nothing, and a client
+needs neither the server's dependencies nor the compiled core.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featurestore.client import (
+        Ack,
+        AsyncClient,
+        Client,
+        IngestReport,
+        Observed,
+        Refusal,
+        Schema,
+        Status,
+        Tls,
+        Vector,
+        Vectors,
+    )
+    from featurestore.errors import (
+        ConfigError,
+        FeatureStoreError,
+        InvalidEventError,
+        LimitError,
+        SchemaError,
+        SchemaMismatchError,
+        SequenceError,
+        StorageError,
+        UnavailableError,
+        UnknownNameError,
+    )
+    from featurestore.outcome import Outcome
+
+__all__ = [
+    "Ack",
+    "AsyncClient",
+    "Client",
+    "ConfigError",
+    "FeatureStoreError",
+    "IngestReport",
+    "InvalidEventError",
+    "LimitError",
+    "Observed",
+    "Outcome",
+    "Refusal",
+    "Schema",
+    "SchemaError",
+    "SchemaMismatchError",
+    "SequenceError",
+    "Status",
+    "StorageError",
+    "Tls",
+    "UnavailableError",
+    "UnknownNameError",
+    "Vector",
+    "Vectors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'featurestore' has no attribute {name!r}")
+    if name == "Outcome":
+        module = "featurestore.outcome"
+    else:
+        module = "featurestore.errors" if name.endswith("Error") else "featurestore.client"
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,9 +5,9 @@
     checkpoint  cut → copy dirty rows in slices → LMDB, rows and position together → drop old segments
     recover     rows of the last checkpoint, then the journal from its position on
 
-What the order is for. The journal is written before anything is applied, so whatever a reader saw is found again after a crash of the
-process. It is applied before it is synced, so a sync delays acknowledgements only, never the next batch. A checkpoint never holds what
-the journal might still lose.
+What the order is for. The journal is written before anything is applied, so whatever a reader saw is found
+again after a crash of the process. It is applied before it is synced, so a sync delays acknowledgements only,
+never the next batch. A checkpoint never holds what the journal might still lose.
 
 This module knows the wall clock; `core` below it does not, and gets it as an argument.
 """
@@ -28,13 +28,13 @@ from pathlib import Path
 from featurestore.core.batch cimport (
     OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
 )
-from featurestore.core.plan cimport UNSET_MS, CompiledPlan, ServiceC
-from featurestore.core.sequencer cimport VERDICT_DUPLICATE, VERDICT_NEW, Origin, sequencer_judge
+from featurestore.core.plan cimport CompiledPlan, ServiceC
+from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin, sequencer_judge
 from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
 from featurestore.core.state cimport (
     State, StateC, Work, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, state_apply,
-    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for, verdict_error,
-    work_clear, work_prepare,
+    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for,
+    verdict_error, work_clear, work_prepare,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
@@ -43,12 +43,12 @@ from featurestore.storage.frame cimport (
     batch_frame_free, body_error, buffer_free, decode_batch, decode_forget, encode_batch, encode_forget,
 )
 from featurestore.storage.journal cimport (
-    FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal, iovec,
-    journal_append,
+    FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal,
+    iovec, journal_append,
 )
 
 from featurestore.errors import (
-    ConfigError, CorruptRecordError, InvalidEventError, LimitError, SchemaError, StorageError, UnknownNameError,
+    ConfigError, CorruptRecordError, InvalidEventError, LimitError, StorageError, UnknownNameError,
 )
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
@@ -71,7 +71,7 @@ cdef extern from * nogil:
     uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
 
 cdef enum:
-    BACKUP_SEGMENT_BYTES = 4096          # a backup's journal is empty: whoever opens it begins a segment of its own size
+    BACKUP_SEGMENT_BYTES = 4096  # a backup's journal is empty; whoever opens it begins one of its own size
 
 #: The plan of a store before its first schema.
 EMPTY_PLAN = Plan(0, "", "", (), (), (), (), (), (), 1, 1, 1)
@@ -89,7 +89,17 @@ class Recovered:
     seconds: float
 
 
-# -- the hot path ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Checkpointed:
+    """A checkpoint that was written."""
+
+    position: int
+    rows: int
+    n_bytes: int
+    seconds: float
+
+
+# -- the hot path --------------------------------------------------------------------------------------------
 
 cdef int64_t _wall_ms() noexcept nogil:
     cdef timespec now
@@ -97,8 +107,8 @@ cdef int64_t _wall_ms() noexcept nogil:
     return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
 
 
-cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin, int64_t wall_ms,
-                        ByteBuffer* body) noexcept nogil:
+cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
+                        int64_t wall_ms, ByteBuffer* body) noexcept nogil:
     """Writes the decided batch as one frame; an EngineStatus."""
     cdef BatchHead head
     cdef Frame frame
@@ -150,9 +160,9 @@ cdef bint _any_accepted(const Batch* batch) noexcept nogil:
     return False
 
 
-cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin, Work* work,
-                         ByteBuffer* body, const ServiceC* service, const Outputs* outputs, bint peek,
-                         WriteResult* result) noexcept nogil:
+cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
+                         Work* work, ByteBuffer* body, const ServiceC* service, const Outputs* outputs,
+                         bint peek, WriteResult* result) noexcept nogil:
     """With the order lock held."""
     cdef StateC* state = engine.state
     cdef int64_t wall_ms = _wall_ms()
@@ -184,7 +194,8 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
                 return status
             result.written = True
             if state_commit(state, batch, work, origin, wall_ms) < 0:
-                state.broken = True          # the journal has it and the state has not: only a restart brings them together
+                # The journal has it and the state has not: only a restart brings them together.
+                state.broken = True
                 return ENGINE_FAILED
     result.position = state.sequencer.position
     # What was not written is only read: at no position, and nothing of it is applied.
@@ -194,7 +205,8 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
 
 
 cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
-                      const ServiceC* service, const Outputs* outputs, bint peek, WriteResult* result) noexcept nogil:
+                      const ServiceC* service, const Outputs* outputs, bint peek,
+                      WriteResult* result) noexcept nogil:
     cdef Origin origin
     cdef int status
     memset(result, 0, sizeof(WriteResult))
@@ -203,7 +215,7 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
         return ENGINE_OK
     state_origin(engine.state, sender.name, sender.name_bytes, sender.epoch, sender.sequence,
                  state_content(engine.state, batch) if sender.name_bytes else 0, &origin)
-    if work_prepare(engine.state, batch, work) < 0:
+    if work_prepare(engine.state, batch, service != NULL, work) < 0:
         return ENGINE_NO_MEMORY
     pthread_mutex_lock(&engine.state.order)
     status = _write_in_order(engine, batch, sender, &origin, work, body, service, outputs, peek, result)
@@ -218,33 +230,36 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
     return status
 
 
-cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
-                     Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil:
+cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n,
+                     const int64_t* as_of, Work* work, const Outputs* outputs,
+                     int64_t* read_at) noexcept nogil:
     fs_add(&engine.counters.vectors, n)
     return state_read(engine.state, service, parts, n, as_of, _wall_ms(), work, outputs, read_at)
 
 
-# -- the store ------------------------------------------------------------------------------------------------
+# -- the store -----------------------------------------------------------------------------------------------
 
 @cython.final
 cdef class Engine:
     """An open store. Made by `open`; close it, or use it as a context manager.
 
-    Any thread may call any method. Checkpoints, schema changes, Forget and backups take their turn; none of them stops reads or
-    ingest for longer than the swap itself.
+    Any thread may call any method. Checkpoints, schema changes, Forget and backups take their turn; none of
+    them stops reads or ingest for longer than the swap itself.
     """
 
     def __init__(self):
         raise TypeError("Engine.open(directory, ...) opens a store")
 
     @staticmethod
-    def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group", uint32_t threads=1,
-             uint32_t n_shards=64, uint64_t max_memory_bytes=0, uint64_t segment_bytes=64 << 20, bint create=True):
+    def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group",
+             uint32_t threads=1, uint32_t n_shards=64, uint64_t max_memory_bytes=0,
+             uint64_t segment_bytes=64 << 20, bint create=True):
         """Opens the store in `directory`, creating it where there is none (and `create`).
 
-        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store) or "event"; n_shards:
-        a power of two; both are fixed when a store is created. durability: "group" or "process" (design §2.10). threads: that apply one
-        large batch together. max_memory_bytes: of rows, 0 for no limit. segment_bytes: size of a journal file.
+        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store)
+        or "event"; n_shards: a power of two; both are fixed when a store is created. durability: "group" or
+        "process" (design §2.10). threads: that apply one large batch together. max_memory_bytes: of rows, 0
+        for no limit. segment_bytes: size of a journal file.
         """
         cdef Engine self = Engine.__new__(Engine)
         path = Path(directory)
@@ -284,31 +299,38 @@ cdef class Engine:
         if is_new:
             self.directory.journal.mkdir()
         elif not (self.directory.journal.is_dir() and any(self.directory.journal.iterdir())):
-            raise CorruptRecordError(f"{self.directory.journal} is gone, and with it what the rows do not hold: restore it from a backup")
+            raise CorruptRecordError(
+                f"{self.directory.journal} is gone, and with it what the rows do not hold: restore it from "
+                "a backup")
         self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=is_new)
         plan = stored_plan(self.rows)
-        self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret, n_shards=identity.n_shards,
-                           threads=threads, max_memory_bytes=max_memory_bytes)
+        self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret,
+                           n_shards=identity.n_shards, threads=threads, max_memory_bytes=max_memory_bytes)
         if plan is not None:
             load_rows(self.rows, self.state, identity.n_shards)
         self.checkpoint_position = self.state.position
         n_rows = self.state.stats()["rows"]
         self.journal = Journal(self.directory.journal, identity.id_bytes, mode=durability,
-                               from_position=self.checkpoint_position + 1, create=is_new, segment_bytes=self.segment_bytes)
+                               from_position=self.checkpoint_position + 1, create=is_new,
+                               segment_bytes=self.segment_bytes)
         frames = 0
         for frame in self.journal.read(self.checkpoint_position + 1):
             self._replay(frame)
             frames += 1
         if self.journal.last_position != self.state.position:
-            raise CorruptRecordError(f"the journal ends at position {self.journal.last_position} and its frames lead to "
-                                     f"{self.state.position}; restore {self.directory.path} from a backup")
+            raise CorruptRecordError(
+                f"the journal ends at position {self.journal.last_position} and its frames lead to "
+                f"{self.state.position}; restore {self.directory.path} from a backup")
         if not is_new and self.state.plan.version == 0:
-            raise CorruptRecordError(f"{self.directory.path}: the journal ends before the store's first schema; restore it from a backup")
+            raise CorruptRecordError(
+                f"{self.directory.path}: the journal ends before the store's first schema; restore it from "
+                "a backup")
         self.c.state = &self.state.c
         self.c.journal = self.journal.state
         self.c.schema_version = self.state.plan.version
-        self.recovered = Recovered(n_rows, self.checkpoint_position, frames, self.state.position - self.checkpoint_position,
-                                   self.journal.torn, time.monotonic() - began)
+        self.recovered = Recovered(n_rows, self.checkpoint_position, frames,
+                                   self.state.position - self.checkpoint_position, self.journal.torn,
+                                   time.monotonic() - began)
 
     def _replay(self, frame):
         """One frame of the journal, as it was decided; nothing is decided again."""
@@ -317,7 +339,8 @@ cdef class Engine:
         cdef bytes body = frame.body
         cdef Work work
         if frame.first_position != self.state.position + 1:
-            raise CorruptRecordError(f"journal frame at position {frame.first_position} follows position {self.state.position}")
+            raise CorruptRecordError(
+                f"journal frame at position {frame.first_position} follows position {self.state.position}")
         if frame.kind == FRAME_BATCH:
             memset(&work, 0, sizeof(work))
             try:
@@ -332,15 +355,16 @@ cdef class Engine:
                 raise CorruptRecordError(f"Forget frame at position {frame.first_position} cannot be read")
             state_forget(&self.state.c, fp[0], fp[1])
         else:
-            raise CorruptRecordError(f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
+            raise CorruptRecordError(
+                f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
 
     cdef int _replay_batch(self, object frame, Work* work) except -1:
-        cdef bytearray body = bytearray(frame.body)          # outcomes point into it, and a bytearray is aligned and writable
+        # Outcomes point into it, and a bytearray is aligned and writable.
+        cdef bytearray body = bytearray(frame.body)
         cdef uint8_t* data = body
         cdef size_t size = len(body)
         cdef BatchFrame decoded
         cdef Origin origin
-        cdef Sender sender
         cdef StateC* state = &self.state.c
         cdef int64_t wall_ms = frame.now_ms
         cdef uint64_t first = frame.first_position
@@ -356,15 +380,17 @@ cdef class Engine:
                     decoded.batch.event = i
                     break
             else:
-                raise CorruptRecordError(f"batch frame at position {first} is of event type id {decoded.head.event_id}, which the schema "
-                                         "before it does not declare")
+                raise CorruptRecordError(
+                    f"batch frame at position {first} is of event type id {decoded.head.event_id}, which "
+                    "the schema before it does not declare")
             if decoded.batch.n_columns != state.plan.events[decoded.batch.event].n_fields or (
                     decoded.batch.n_events != frame.n_positions):
-                raise CorruptRecordError(f"batch frame at position {first} does not have the columns of its event type")
+                raise CorruptRecordError(
+                    f"batch frame at position {first} does not have the columns of its event type")
             with nogil:
-                state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes, decoded.head.epoch,
-                             decoded.head.sequence, decoded.head.fingerprint, &origin)
-                status = work_prepare(state, &decoded.batch, work)
+                state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes,
+                             decoded.head.epoch, decoded.head.sequence, decoded.head.fingerprint, &origin)
+                status = work_prepare(state, &decoded.batch, False, work)
                 if status == 0:
                     status = state_commit(state, &decoded.batch, work, &origin, wall_ms)
                 if status == 0:
@@ -377,9 +403,10 @@ cdef class Engine:
 
     # -- write and read
 
-    def observe(self, EventBatch batch not None, service=None, *, bint bounds=False, bint peek=False, bytes producer=b"",
-                uint64_t epoch=0, uint64_t sequence=0, bint wait=True):
-        """As State.observe, journaled. Returns (Vectors or None, position); with `wait`, when durable in the store's mode."""
+    def observe(self, EventBatch batch not None, service=None, *, bint bounds=False, bint peek=False,
+                bytes producer=b"", uint64_t epoch=0, uint64_t sequence=0, bint wait=True):
+        """As State.observe, journaled. Returns (Vectors or None, position); with `wait`, when durable in the
+        store's mode."""
         cdef Work work
         cdef ByteBuffer body
         cdef Outputs outputs
@@ -404,7 +431,8 @@ cdef class Engine:
             target = self.state._service(service)
             vectors = vectors_for(target, batch.batch.n_events, bounds, &outputs)
             with nogil:
-                status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek, &result)
+                status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek,
+                                      &result)
         finally:
             pthread_rwlock_unlock(&self.c.state.plan_lock)
             work_clear(&work)
@@ -420,13 +448,17 @@ cdef class Engine:
         events = self.state.plan.events
         made_for = batch.event
         declared = events[batch.event_index] if batch.event_index < len(events) else None
-        if declared is not made_for and (declared is None or declared.event_id != made_for.event_id or declared.fields != made_for.fields):
-            raise InvalidEventError(f"event type {made_for.name} is declared differently since this batch was made; make it again")
+        if declared is not made_for and (declared is None or declared.event_id != made_for.event_id
+                                         or declared.fields != made_for.fields):
+            raise InvalidEventError(
+                f"event type {made_for.name} is declared differently since this batch was made; make it "
+                "again")
         return self.state._check_batch(batch)
 
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender):
         if status == ENGINE_VERDICT:
-            return verdict_error(result.verdict, (<const char*>sender.name)[:sender.name_bytes], sender.epoch, sender.sequence)
+            return verdict_error(result.verdict, (<const char*>sender.name)[:sender.name_bytes], sender.epoch,
+                                 sender.sequence)
         return write_error(status)
 
     def wait(self, uint64_t position, timeout_s=None):
@@ -448,8 +480,9 @@ cdef class Engine:
     # -- change
 
     def add_plan_listener(self, listener):
-        """listener.prepare(plan) makes what it needs of a coming plan (and may refuse it); listener.adopt(prepared) is called as it takes
-        effect, while no request is between decoding and applying. Called once now with the plan being served."""
+        """listener.prepare(plan) makes what it needs of a coming plan (and may refuse it);
+        listener.adopt(prepared) is called as it takes effect, while no request is between decoding and
+        applying. Called once now with the plan being served."""
         with self.lock:
             listener.adopt(listener.prepare(self.state.plan))
             self.listeners.append(listener)
@@ -459,7 +492,8 @@ cdef class Engine:
             self.listeners.remove(listener)
 
     def apply_schema(self, str text, *, path=None, bint dry_run=False):
-        """Checks a schema against the one being served and serves it from now on. Returns the plan (with dry_run: the one it would be)."""
+        """Checks a schema against the one being served and serves it from now on. Returns the plan (with
+        dry_run: the one it would be)."""
         cdef CompiledPlan compiled
         cdef Frame frame
         cdef iovec piece
@@ -504,6 +538,7 @@ cdef class Engine:
             finally:
                 pthread_mutex_unlock(&self.c.state.order)
                 pthread_rwlock_unlock(&self.c.state.plan_lock)
+            self.schema_position = position
             self.journal.wait_durable(position)
             return plan
 
@@ -522,8 +557,9 @@ cdef class Engine:
         raise UnknownNameError(f"no entity has the key parts ({', '.join(wanted)}); there are {known}")
 
     def forget(self, parts):
-        """Drops all that is kept of one key ({part: text}) and returns (whether there was anything, position) once it is nowhere: a tombstone is
-        journaled, a checkpoint written past it, older segments deleted, and the rows rewritten without the pages it was in."""
+        """Drops all that is kept of one key ({part: text}) and returns (whether there was anything, position)
+        once it is nowhere: a tombstone is journaled, a checkpoint written past it, older segments deleted,
+        and the rows rewritten without the pages it was in."""
         cdef Frame frame
         cdef iovec piece
         cdef uint8_t body[FORGET_BODY_BYTES]
@@ -536,7 +572,8 @@ cdef class Engine:
             names = self.state.plan.entities[entity].parts
             fingerprint = self.state.fingerprint(entity, [parts[name].encode() for name in names])
             if fingerprint is None:
-                raise UnknownNameError(f"key ({', '.join(names)}) has an empty part, and no such key is ever kept")
+                raise UnknownNameError(
+                    f"key ({', '.join(names)}) has an empty part, and no such key is ever kept")
             memcpy(fp, <const char*>(<bytes>fingerprint), 16)
             encode_forget(self.state.plan.entities[entity].entity_id, <const uint8_t*>fp, body)
             memset(&frame, 0, sizeof(frame))
@@ -567,10 +604,11 @@ cdef class Engine:
     # -- checkpoint
 
     def checkpoint(self):
-        """Writes what changed since the last one; returns (position, bytes of records). Reads and ingest go on.
+        """Writes what changed since the last one; returns (position, bytes of records). Reads and ingest go
+        on.
 
-        LimitError: there is no space; what is in memory and in the journal goes on, and a later call may succeed. StorageError: the disk
-        failed, and writes with it (ENGINE_FAILED).
+        LimitError: there is no space; what is in memory and in the journal goes on, and a later call may
+        succeed. StorageError: the disk failed, and writes with it (ENGINE_FAILED).
         """
         with self.lock:
             self._check_writable()
@@ -578,10 +616,11 @@ cdef class Engine:
                 if self.rows.given_up:
                     self.rows.reopen()
                 try:
-                    # Before the cut: what is written meanwhile goes to a segment of its own, and all before it can be deleted.
+                    # Before the cut: what is written meanwhile goes to a segment of its own, and all before
+                    # it can be deleted.
                     self.journal.roll()
                 except LimitError:
-                    pass                      # the segment in use stays; deleting older ones may be what makes space
+                    pass  # the segment in use stays; deleting older ones may be what makes space
                 written = self._checkpoint()
                 self.journal.truncate_before(written[0] + 1)
             except LimitError:
@@ -595,25 +634,29 @@ cdef class Engine:
             return written
 
     def _checkpoint(self):
+        began = time.monotonic()
         position, head = self.state.cut()
         written = False
-        n_bytes = 0
+        rows = n_bytes = 0
         try:
             self.rows.begin()
             try:
                 for shard in range(self.directory.identity.n_shards):
                     records = self.state.copy_shard(shard)
                     self.rows.write_shard(shard, records, position)
+                    rows += count_records(records)
                     n_bytes += len(records)
                 self.rows.put_meta(PLAN, self.state.plan.to_json().encode())
                 self.rows.put_meta(HEAD, head)
                 self.rows.put_meta(IDS, self.state.copy_ids())
                 self.rows.put_meta(PRODUCERS, self.state.copy_producers())
-                # Ids and producers were copied after the cut and may know of later batches: those must not be lost.
+                # Ids and producers were copied after the cut and may know of later batches: those must not be
+                # lost.
                 self.journal.wait_durable(self.state.position)
                 error = failpoint(CHECKPOINT_MID)
                 if error:
-                    raise StorageError(f"checkpoint: {os.strerror(error)}") from OSError(error, os.strerror(error))
+                    raise StorageError(f"checkpoint: {os.strerror(error)}") from OSError(error,
+                                                                                         os.strerror(error))
                 self.rows.commit()
             except BaseException:
                 self.rows.abort()
@@ -623,11 +666,13 @@ cdef class Engine:
             self.state.copy_end(written)
         self.checkpoint_position = position
         self.checkpointed_at = time.monotonic()
+        self.last_checkpoint = Checkpointed(position, rows, n_bytes, self.checkpointed_at - began)
         failpoint(CHECKPOINT_COMMITTED)
         return position, n_bytes
 
     def _judge(self, error, str doing):
-        """Always raises. No space is waited out; after any other failure of a disk nobody knows what it holds, and writes end."""
+        """Always raises. No space is waited out; after any other failure of a disk nobody knows what it
+        holds, and writes end."""
         if is_about_space(error):
             self.c.blocked = self.upkeep is not None
             raise LimitError(f"{doing}: {error}; free some space") from error
@@ -642,8 +687,8 @@ cdef class Engine:
             raise write_error(ENGINE_FAILED)
 
     def backup(self, target):
-        """Copies the live store, consistent at one position, to the new directory `target`, which is a store as any other: rows, and a
-        journal that begins behind them. Returns the position."""
+        """Copies the live store, consistent at one position, to the new directory `target`, which is a store
+        as any other: rows, and a journal that begins behind them. Returns the position."""
         target = Path(target)
         with self.lock:
             if target.exists():
@@ -654,8 +699,8 @@ cdef class Engine:
                 try:
                     self.rows.copy_to(target / "rows")
                     (target / "journal").mkdir()
-                    Journal(target / "journal", self.directory.identity.id_bytes, from_position=position + 1, create=True,
-                            segment_bytes=BACKUP_SEGMENT_BYTES).close()
+                    Journal(target / "journal", self.directory.identity.id_bytes, from_position=position + 1,
+                            create=True, segment_bytes=BACKUP_SEGMENT_BYTES).close()
                     write_synced(target / "secret", self.directory.secret, 0o600)
                     write_synced(target / "store.json", self.directory.identity.to_json())
                     sync_directory(target.absolute().parent)
@@ -668,10 +713,12 @@ cdef class Engine:
 
     def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
                      double sweep_every_s=300.0, on_failure=None):
-        """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees expired rows.
+        """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees
+        expired rows.
 
-        A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other failure stops writes for
-        good and calls on_failure(error): a restart then finds everything that was acknowledged in the journal.
+        A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other
+        failure stops writes for good and calls on_failure(error): a restart then finds everything that was
+        acknowledged in the journal.
         """
         with self.lock:
             if self.upkeep is not None:
@@ -683,14 +730,15 @@ cdef class Engine:
 
     def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure):
         checked = swept = time.monotonic()
-        slack_bytes = 2 * self.segment_bytes          # what a journal just truncated has, and what preallocation adds
+        # What a journal just truncated has, and what preallocation adds.
+        most_bytes = checkpoint_journal_bytes + 2 * self.segment_bytes
         while not self.stop.wait(0.2):
             now = time.monotonic()
             try:
-                if self.has_failed:
+                if self.failed:
                     raise self.failure or write_error(ENGINE_FAILED)
                 is_news = self.state.position > self.checkpoint_position
-                due = now - checked >= checkpoint_every_s or self.journal.total_bytes > checkpoint_journal_bytes + slack_bytes
+                due = now - checked >= checkpoint_every_s or self.journal.total_bytes > most_bytes
                 if is_news and due or self.c.blocked:
                     checked = now
                     self.checkpoint()
@@ -707,7 +755,7 @@ cdef class Engine:
                 return
 
     @property
-    def has_failed(self):
+    def failed(self):
         """Writes are over until a restart: a disk failed, or memory ran out half-way. Reads go on."""
         return bool(self.c.failed or self.c.state.broken or self.journal.status == "failed")
 
@@ -725,14 +773,15 @@ cdef class Engine:
             "vectors_read": counters.vectors,
             "durable_position": self.journal.durable_position,
             "checkpoint_position": self.checkpoint_position,
-            "checkpoint_age_ms": -1 if self.checkpointed_at is None else int((time.monotonic() - self.checkpointed_at) * 1000),
-            "journal_bytes": self.journal.total_bytes,
-            "now_ms": self._now_ms(),
+            "checkpoint_age_ms": -1 if self.checkpointed_at is None
+            else int((time.monotonic() - self.checkpointed_at) * 1000),
+            "journal_bytes": self.journal.total_bytes, "now_ms": self._now_ms(),
         }
 
     def close(self, *, bint checkpoint=False):
-        """Stops upkeep, writes a last checkpoint if asked, and lets the directory go. Whoever writes meanwhile gets its acknowledgement or
-        StorageError; reads go on from memory for as long as somebody holds this object."""
+        """Stops upkeep, writes a last checkpoint if asked, and lets the directory go. Whoever writes
+        meanwhile gets its acknowledgement or StorageError; reads go on from memory for as long as somebody
+        holds this object."""
         self.stop.set()
         if self.upkeep is not None and self.upkeep is not threading.current_thread():
             self.upkeep.join()
@@ -743,7 +792,7 @@ cdef class Engine:
             if self.c.journal == NULL:
                 return
             try:
-                if checkpoint and not self.has_failed:
+                if checkpoint and not self.failed:
                     self.checkpoint()
             finally:
                 with nogil:
@@ -758,6 +807,39 @@ cdef class Engine:
         self.close()
 
 
+cdef uint64_t count_records(bytes records):
+    """How many records a shard's copy has: 16 bytes of key, u32 length (all ones: the row is gone), value."""
+    cdef const uint8_t* data = records
+    cdef size_t size = len(records), at = 0
+    cdef uint64_t n = 0
+    cdef uint32_t n_bytes
+    while at + 20 <= size:
+        memcpy(&n_bytes, data + at + 16, 4)
+        at += 20 + (<size_t>n_bytes if n_bytes != 0xFFFFFFFFu else 0)
+        n += 1
+    return n
+
+
+def load_rows(rows, State state not None):
+    """Puts the checkpoint in `rows` into a new State: every shard must be at the position of the sequencer's
+    head."""
+    head = rows.get_meta("head")
+    if head is None:
+        raise CorruptRecordError(
+            f"{rows.path}: the clocks and the position are gone; restore it from a backup")
+    state.import_head(head)
+    state.import_ids(rows.get_meta("ids") or b"")
+    state.import_producers(rows.get_meta("producers") or b"")
+    positions = rows.shards()
+    for shard in range(state.c.n_shards):
+        if positions.get(shard) != state.position:
+            raise CorruptRecordError(
+                f"{rows.path}: shard {shard} is at position {positions.get(shard)}, the sequencer at "
+                f"{state.position}; restore it from a backup")
+        records, _ = rows.read_shard(shard)
+        state.import_shard(shard, records)
+
+
 def is_about_space(error):
     """Somewhere in its causes a system call said that a disk is full."""
     while error is not None:
@@ -770,11 +852,16 @@ def is_about_space(error):
 def write_error(int status):
     """The exception for an EngineStatus other than OK and VERDICT."""
     if status == ENGINE_NO_MEMORY:
-        return LimitError("no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
+        return LimitError(
+            "no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
     if status == ENGINE_FULL:
-        return LimitError("the disk is full: nothing was applied; writes resume by themselves when there is space")
+        return LimitError(
+            "the disk is full: nothing was applied; writes resume by themselves when there is space")
     if status == ENGINE_TOO_LARGE:
-        return LimitError("the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
+        return LimitError(
+            "the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
     if status == ENGINE_CLOSED:
         return StorageError("the store is closed")
-    return StorageError("the store has failed and takes no more writes; see its log and restart it: nothing acknowledged is lost")
+    return StorageError(
+        "the store has failed and takes no more writes; see its log and restart it: nothing acknowledged "
+        "is lost")

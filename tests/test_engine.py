@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import featurestore.engine as engine_module
 import pytest
-from featurestore.engine import Engine
 from storage import store_v1
 
+import featurestore.engine as engine_module
+from featurestore.engine import Engine
 from featurestore.errors import (
     ConfigError,
     CorruptRecordError,

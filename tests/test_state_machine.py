@@ -329,4 +329,4 @@ class TwoStores(RuleBasedStateMachine):
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
 TestTwoStores = TwoStores.TestCase
-TestTwoStores.settings = settings(max_examples=60, stateful_step_count=30, phases=PHASES)
+TestTwoStores.settings = settings(max_examples=40, stateful_step_count=30, phases=PHASES)

@@ -3,6 +3,8 @@
     frame      main: arguments, errors in one line, signals, exit codes
     exits      every exit code, in one table
     progress   the bar with the rate
+    quantities sizes and durations as people write them
+    reaching   what the commands that talk to a server share: its address, TLS, key=value words
     one module per command, named in COMMANDS
 
 A command is a module with `add_arguments(parser)`, which says what it takes, and `run(arguments) -> Exit`.
@@ -14,12 +16,21 @@ runs the client's commands. To add a command, write its module and name it here.
 from featurestore.cli.frame import Command, run_command_line
 
 COMMANDS = (
+    Command("demo", "featurestore.cli.demo", "see it work: real logs in, the addresses that stand out, out"),
+    Command("serve", "featurestore.cli.serve", "serve a store over gRPC"),
     Command("check", "featurestore.cli.check", "say what a schema file declares, or what is wrong with it"),
     Command(
         "replay",
         "featurestore.cli.replay",
         "make a training set: events in, the vectors Observe would return out",
     ),
+    Command("ingest", "featurestore.cli.ingest", "send a file of events to a server, each counted once"),
+    Command("get", "featurestore.cli.get", "read vectors: what a service says of some keys"),
+    Command("apply", "featurestore.cli.apply", "change the schema of a live store"),
+    Command("forget", "featurestore.cli.forget", "delete one key from a live store and all its files"),
+    Command("stats", "featurestore.cli.stats", "what a live store holds and has done"),
+    Command("checkpoint", "featurestore.cli.checkpoint", "have a live store write its rows to disk now"),
+    Command("backup", "featurestore.cli.backup", "copy a live store to a directory on its machine"),
     Command("inspect", "featurestore.cli.inspect", "say what a store that is not open is and holds"),
     Command(
         "verify", "featurestore.cli.verify", "read all of a store that is not open, and name what is wrong"

@@ -3,10 +3,10 @@
 #   handle = chunk << 16 | unit        a unit is 16 bytes, a chunk 65,536 units = 1 MiB
 #   handle 0 is no block
 #
-# Small blocks (up to BIG_BYTES) are cut from chunks and come back to a free list per size class; a larger block
-# is a chunk of its own. A block never moves, so a pointer from arena_at is good until that block is freed.
-# The caller remembers a block's size and gives it back on free: no block carries a header.
-# Not thread-safe: the owner is a shard, and its lock is held around every call.
+# Small blocks (up to BIG_BYTES) are cut from chunks and come back to a free list per size class; a larger
+# block is a chunk of its own. A block never moves, so a pointer from arena_at is good until that block is
+# freed. The caller remembers a block's size and gives it back on free: no block carries a header. Not
+# thread-safe: the owner is a shard, and its lock is held around every call.
 from libc.stdint cimport uint32_t, uint64_t
 
 cdef enum:
@@ -26,14 +26,14 @@ ctypedef struct Arena:
     uint32_t free_chunk      # a freed slot + 1, chained through n_bytes' place in `base`; 0 = none
     uint32_t open_chunk      # small blocks are cut from this one; meaningful when open_bytes > 0
     uint32_t open_used       # bytes already cut from it
-    uint32_t free_blocks[N_CLASSES]   # first free block of each class, 0 = none; the next one is in its first 4 bytes
+    uint32_t free_blocks[N_CLASSES]   # first free block of each class, 0 = none; its first 4 bytes: the next
     uint64_t used_bytes      # cut from chunks, free blocks included: what the process holds for this arena
 
 cdef void arena_init(Arena* arena) noexcept nogil
 cdef void arena_clear(Arena* arena) noexcept nogil
 cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil   # 0: out of memory
 cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nogil
-cdef size_t arena_rounded(size_t n_bytes) noexcept nogil                 # bytes that a block of n_bytes really has
+cdef size_t arena_rounded(size_t n_bytes) noexcept nogil                 # bytes such a block really has
 
 cdef inline void* arena_at(const Arena* arena, uint32_t handle) noexcept nogil:
     return arena.chunks[handle >> 16].base + (<size_t>(handle & 0xFFFF)) * UNIT_BYTES

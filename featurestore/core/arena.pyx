@@ -1,7 +1,8 @@
 """Size-class allocator of one shard; see arena.pxd for the picture.
 
-A general malloc would serve, but costs 8 bytes of header and 8 of pointer for every block, and a cold key is only
-96 bytes in all. Classes are 16 bytes apart up to 1 KiB (no waste beyond rounding) and at most 12.5 % apart above.
+A general malloc would serve, but costs 8 bytes of header and 8 of pointer for every block, and a cold key is
+only 96 bytes in all. Classes are 16 bytes apart up to 1 KiB (no waste beyond rounding) and at most 12.5 %
+apart above.
 """
 
 from libc.stdint cimport uint32_t
@@ -109,7 +110,8 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
             left = CHUNK_BYTES - arena.open_used
             if left > LINEAR_CLASSES * UNIT_BYTES:
                 left = LINEAR_CLASSES * UNIT_BYTES
-            _push(arena, <uint32_t>(left // UNIT_BYTES) - 1, arena.open_chunk << 16 | arena.open_used // UNIT_BYTES)
+            _push(arena, <uint32_t>(left // UNIT_BYTES) - 1,
+                  arena.open_chunk << 16 | arena.open_used // UNIT_BYTES)
             arena.open_used += <uint32_t>left
             arena.used_bytes += left
         slot = _map_chunk(arena, CHUNK_BYTES)

@@ -1,20 +1,23 @@
 """The state machine over all shards; state.pxd says which step runs under which lock.
 
-The same journal gives the same state and the same answers bit for bit (design §2.11): decisions depend on the sequencer's state and the
-batch, a row depends on its own events in position order, and neither on how events were batched or how many threads ran.
+The same journal gives the same state and the same answers bit for bit (design §2.11): decisions depend on the
+sequencer's state and the batch, a row depends on its own events in position order, and neither on how events
+were batched or how many threads ran.
 """
 
 import hashlib
 
 import numpy as np
 
+from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from featurestore.core.batch cimport (
-    COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
-    REFUSED_NO_ID, REFUSED_NO_TIME, REFUSED_TIME_RANGE, Batch, Column, EventBatch,
+    COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE,
+    REFUSED_FUTURE, REFUSED_MEMORY, REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME,
+    REFUSED_NOT_FINITE, REFUSED_TIME_RANGE, REFUSED_TYPE, Batch, Column, EventBatch,
 )
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
 from featurestore.core.hashing cimport (
@@ -23,27 +26,29 @@ from featurestore.core.hashing cimport (
 from featurestore.core.plan cimport UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
-    VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_FULL, VERDICT_NEW, VERDICT_TOO_OLD, Origin, Sequencer,
-    TableCursor, sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers, sequencer_decide,
-    sequencer_export_head, sequencer_import_head, sequencer_import_ids, sequencer_import_producers, sequencer_init,
-    sequencer_judge, sequencer_sort,
+    VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_TOO_OLD, Origin, Sequencer, TableCursor,
+    sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers, sequencer_decide,
+    sequencer_export_head, sequencer_import_head, sequencer_import_ids, sequencer_import_producers,
+    sequencer_init, sequencer_judge, sequencer_sort,
 )
 from featurestore.core.shard cimport (
-    Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut,
-    shard_export, shard_forget, shard_holds, shard_import, shard_init,
-    shard_read, shard_sweep, shard_used_bytes,
+    Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut, shard_export,
+    shard_forget, shard_holds, shard_import, shard_init, shard_read, shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.window cimport Outputs, read_unavailable
 
 from featurestore.columns import TextColumn
-from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError
+from featurestore.errors import (
+    CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError,
+)
 from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
-    int pthread_create(pthread_t* thread, void* attributes, void* (*start)(void*) noexcept nogil, void* argument)
+    int pthread_create(pthread_t* thread, void* attributes, void* (*start)(void*) noexcept nogil,
+                       void* argument)
     int pthread_join(pthread_t thread, void** result)
 
 cdef enum:
@@ -53,13 +58,27 @@ cdef enum:
     SNAPSHOT_VERSION = 1
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
+EARLIEST_MS = -62_135_596_800_000      # 0001-01-01
+LATEST_MS = 253_402_300_799_999        # 9999-12-31
 
 
 cdef extern from * nogil:
     """
     #define fs_bswap64(x) __builtin_bswap64(x)
+    /* The default prefers readers, and a schema change would wait for ever under load. */
+    static int fs_fair_rwlock(pthread_rwlock_t* lock) {
+        pthread_rwlockattr_t attributes;
+        int error = pthread_rwlockattr_init(&attributes);
+        if (error == 0) {
+            pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+            error = pthread_rwlock_init(lock, &attributes);
+            pthread_rwlockattr_destroy(&attributes);
+        }
+        return error;
+    }
     """
     uint64_t fs_bswap64(uint64_t x) noexcept
+    int fs_fair_rwlock(pthread_rwlock_t* lock) noexcept
 
 
 cdef inline uint32_t _shard_of(const StateC* state, uint64_t fp1) noexcept nogil:
@@ -67,14 +86,13 @@ cdef inline uint32_t _shard_of(const StateC* state, uint64_t fp1) noexcept nogil
     return <uint32_t>((fp1 >> 32) >> (32 - state.shard_bits))
 
 
-# -- work -----------------------------------------------------------------------------------------------------
+# -- work ----------------------------------------------------------------------------------------------------
 
 cdef inline size_t _aligned(size_t n_bytes) noexcept nogil:
     return (n_bytes + 15) & ~<size_t>15
 
 
 cdef int _reserve(Work* work, size_t n_bytes) noexcept nogil:
-    cdef uint8_t* memory
     if n_bytes <= work.capacity:
         return 0
     free(work.memory)
@@ -92,7 +110,8 @@ cdef void work_clear(Work* work) noexcept nogil:
 
 
 cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept nogil:
-    """Cuts the work's memory into arrays. Sizes cannot overflow: events are at most 2^20, the rest 16-bit counts."""
+    """Cuts the work's memory into arrays. Sizes cannot overflow: events are at most 2^20, the rest 16-bit
+    counts."""
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef size_t n = batch.n_events, at
     cdef size_t sizes[11]
@@ -121,6 +140,7 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     work.facts.masks = places[0]
     work.facts.missing = places[1]
     work.homeless = places[2]
+    work.first_of_type = False
     work.facts.homeless = NULL
     work.facts.id_fps = <uint64_t*>places[3] if event.id_field >= 0 else NULL
     work.facts.id_missing = places[4]
@@ -134,7 +154,7 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     return 0
 
 
-cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexcept nogil:
+cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil:
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef const Column* columns[256]
     cdef const TouchC* touch
@@ -160,6 +180,9 @@ cdef int work_prepare(const StateC* state, const Batch* batch, Work* work) noexc
         for k in range(touch.n_fields):
             columns[k] = &batch.columns[touch.fields[k]]
         missing = <uint8_t*>work.facts.missing + <size_t>j * n
+        if touch.n_views == 0 and not to_read:
+            memset(missing, 1, n)
+            continue
         key_fingerprints(state.secret, touch.entity_id, columns, touch.n_fields, 0, n, fps, missing)
         for i in range(n):
             if (fps[2 * i] | fps[2 * i + 1]) == 0:
@@ -196,7 +219,7 @@ cdef inline int64_t _now(const StateC* state, uint16_t event, int64_t wall_ms) n
     return wall_ms if wall_ms > state.sequencer.now_ms else state.sequencer.now_ms
 
 
-# -- decide, commit, apply ------------------------------------------------------------------------------------
+# -- decide, commit, apply -----------------------------------------------------------------------------------
 
 cdef uint64_t _used_bytes(const StateC* state) noexcept nogil:
     cdef uint64_t used = 0
@@ -226,18 +249,22 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
     cdef uint32_t i
     cdef uint8_t outcome
     for i in range(batch.n_events):
-        # What a sequencer said before (of a batch that was peeked at, or sent to another store) does not count.
+        # What a sequencer said before (of a batch that was peeked at, or sent to another store) does not
+        # count.
         outcome = batch.outcomes[i]
         if (outcome == OUTCOME_LATE or outcome == OUTCOME_DUPLICATE or outcome == REFUSED_FUTURE
                 or outcome == REFUSED_NO_ID or outcome == REFUSED_BEYOND_DEDUPE or outcome == REFUSED_MEMORY):
             batch.outcomes[i] = OUTCOME_ACCEPTED
     work.facts.homeless = NULL
+    work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
     if state.max_memory_bytes and _used_bytes(state) >= state.max_memory_bytes:
         _find_homeless(state, batch, work)
     return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows)
 
 
-cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin, int64_t wall_ms) noexcept nogil:
+cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
+                      int64_t wall_ms) noexcept nogil:
+    work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
     return sequencer_commit(&state.sequencer, batch, &work.facts, origin, wall_ms,
                             state.plan.events[batch.event].dedupe_ms, work.nows)
 
@@ -258,7 +285,8 @@ cdef void* _apply_shards(void* argument) noexcept nogil:
     while shard < crew.state.n_shards and crew.status == 0:
         n = work.starts[shard + 1] - work.starts[shard]
         if n:
-            crew.status = shard_apply(&crew.state.shards[shard], crew.job, work.parts, work.order + work.starts[shard], n)
+            crew.status = shard_apply(&crew.state.shards[shard], crew.job, work.parts,
+                                      work.order + work.starts[shard], n)
         shard += crew.step
     return NULL
 
@@ -309,8 +337,8 @@ cdef void _slot_unavailable(const SlotC* slot, const Outputs* out) noexcept nogi
         read_unavailable(slot.groups[i].after, slot.groups[i].n_after, out)
 
 
-cdef void _unavailable_keys(const StateC* state, const Batch* batch, const Work* work, const ServiceC* service,
-                            const Outputs* outputs) noexcept nogil:
+cdef void _unavailable_keys(const StateC* state, const Batch* batch, const Work* work,
+                            const ServiceC* service, const Outputs* outputs) noexcept nogil:
     """Values of entities that an event gives no key for. The shards write all others."""
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef Outputs out
@@ -328,8 +356,8 @@ cdef void _unavailable_keys(const StateC* state, const Batch* batch, const Work*
                 _slot_unavailable(&service.slots[j], &out)
 
 
-cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position, const ServiceC* service,
-                     const Outputs* outputs, bint peek) noexcept nogil:
+cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position,
+                     const ServiceC* service, const Outputs* outputs, bint peek) noexcept nogil:
     cdef Sequencer* s = &state.sequencer
     cdef Job job
     cdef uint32_t i
@@ -337,16 +365,18 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     memset(&job, 0, sizeof(job))
     memcpy(work.type_nows, s.type_nows, s.n_types * sizeof(int64_t))
     memcpy(work.first_nows, s.first_nows, s.n_types * sizeof(int64_t))
-    for i in range(batch.n_events):
-        if not s.event_clock and peek:
-            break
-        if peek and work.first_nows[batch.event] == UNSET_MS and batch.outcomes[i] == OUTCOME_ACCEPTED:
-            work.first_nows[batch.event] = work.nows[i]      # what a commit would have made it
     if not s.event_clock and batch.n_events:
         for i in range(s.n_types):
             work.type_nows[i] = work.nows[0]
-        if peek and work.first_nows[batch.event] == UNSET_MS:
-            work.first_nows[batch.event] = work.nows[0]
+    # A view of this type is live from its first accepted event on: events before that one in this batch do
+    # not know it yet.
+    job.own_first_now = work.first_nows[batch.event]
+    if work.first_of_type:
+        job.own_first_now = UNSET_MS
+        while job.first_accepted < batch.n_events and batch.outcomes[job.first_accepted] != OUTCOME_ACCEPTED:
+            job.first_accepted += 1
+        if job.first_accepted < batch.n_events:
+            job.own_first_now = work.nows[job.first_accepted]
     if service != NULL:
         for i in range(batch.n_events):
             work.reads_at[i] = batch.times[i]
@@ -371,10 +401,11 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     return status
 
 
-# -- read -----------------------------------------------------------------------------------------------------
+# -- read ----------------------------------------------------------------------------------------------------
 
-cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
-                    int64_t wall_ms, Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil:
+cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n,
+                    const int64_t* as_of, int64_t wall_ms, Work* work, const Outputs* outputs,
+                    int64_t* read_at) noexcept nogil:
     cdef const PlanC* plan = state.plan
     cdef Sequencer* s = &state.sequencer
     cdef const Column* columns[256]
@@ -414,13 +445,14 @@ cdef int state_read(StateC* state, const ServiceC* service, const Column* const*
             if not given or missing[i] or (fps[2 * i] | fps[2 * i + 1]) == 0:
                 _slot_unavailable(slot, &out)
             else:
-                shard_read(&state.shards[_shard_of(state, fps[2 * i + 1])], plan, slot, fps[2 * i], fps[2 * i + 1],
-                           as_of[i] if as_of != NULL else read_at[0], nows, nows + plan.n_events, &out)
+                shard_read(&state.shards[_shard_of(state, fps[2 * i + 1])], plan, slot, fps[2 * i],
+                           fps[2 * i + 1], as_of[i] if as_of != NULL else read_at[0], nows,
+                           nows + plan.n_events, &out)
     return 0
 
 
-cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_bytes, uint64_t epoch, uint64_t sequence,
-                       uint64_t content, Origin* origin) noexcept nogil:
+cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_bytes, uint64_t epoch,
+                       uint64_t sequence, uint64_t content, Origin* origin) noexcept nogil:
     cdef uint64_t fp[2]
     memset(origin, 0, sizeof(Origin))
     if n_bytes == 0:
@@ -439,33 +471,46 @@ cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil
     return shard_forget(&state.shards[_shard_of(state, fp1)], state.plan, fp0, fp1)
 
 
+cdef inline bint _readable(uint8_t outcome) noexcept nogil:
+    """Whether the decoder could read the event; the values of one that it refused mean nothing."""
+    return not (outcome == REFUSED_NO_TIME or outcome == REFUSED_TIME_RANGE or outcome == REFUSED_NOT_FINITE
+                or outcome == REFUSED_KEY or outcome == REFUSED_KEY_TOO_LONG or outcome == REFUSED_TYPE)
+
+
 cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil:
     cdef SipState sip
     cdef const Column* column
     cdef uint64_t out[2]
-    cdef uint32_t n = batch.n_events, i
+    cdef uint32_t n = batch.n_events, i, length
+    cdef uint8_t present, outcome
+    cdef double number
     cdef uint16_t j
-    cdef uint32_t length
     sip128_init(&sip, state.secret)
     sip128_update(&sip, &state.plan.events[batch.event].event_id, sizeof(uint16_t))
     sip128_update(&sip, &n, sizeof(n))
-    sip128_update(&sip, batch.times, n * sizeof(int64_t))
-    for j in range(batch.n_columns):
-        column = &batch.columns[j]
-        if column.kind == COLUMN_NUMBER:
-            sip128_update(&sip, column.numbers, n * sizeof(double))
+    for i in range(n):
+        outcome = batch.outcomes[i]
+        if not _readable(outcome):
+            sip128_update(&sip, &outcome, 1)
             continue
-        for i in range(n):
-            length = column.offsets[i + 1] - column.offsets[i]
+        sip128_update(&sip, &batch.times[i], sizeof(int64_t))
+        for j in range(batch.n_columns):
+            column = &batch.columns[j]
+            if column.kind == COLUMN_NUMBER:
+                number = column.numbers[i] if column.numbers[i] == column.numbers[i] else NAN
+                sip128_update(&sip, &number, sizeof(double))
+                continue
+            present = column.present == NULL or column.present[i] != 0
+            length = column.offsets[i + 1] - column.offsets[i] if present else 0
+            sip128_update(&sip, &present, 1)
             sip128_update(&sip, &length, sizeof(length))
-        sip128_update(&sip, column.bytes + column.offsets[0], column.offsets[n] - column.offsets[0])
-        if column.present != NULL:
-            sip128_update(&sip, column.present, n)
+            if length:
+                sip128_update(&sip, column.bytes + column.offsets[i], length)
     sip128_final(&sip, out)
     return out[0] if out[0] else 1
 
 
-# -- Python ---------------------------------------------------------------------------------------------------
+# -- Python --------------------------------------------------------------------------------------------------
 
 def _keys(names, columns, n):
     """Key texts as a batch, which checks them."""
@@ -477,9 +522,10 @@ def _keys(names, columns, n):
 class Vectors:
     """Feature vectors, one row per event or key set, columns in the service's order.
 
-    values, lower, upper: float64 (n, width), the last two None unless bounds were asked for. statuses: uint8 (n, width),
-    see `featurestore.Status`. coverage: float32 (n, width), the share of its window that a WARMING feature has been live for, else 1 (0
-    where UNAVAILABLE). read_at_ms: the time of a read that named none.
+    values, lower, upper: float64 (n, width), the last two None unless bounds were asked for. statuses: uint8
+    (n, width), see `featurestore.Status`. coverage: float32 (n, width), the share of its window that a
+    WARMING feature has been live for, else 1 (0 where UNAVAILABLE). read_at_ms: the time of a read that named
+    none.
     """
 
     __slots__ = ("coverage", "lower", "read_at_ms", "statuses", "upper", "values")
@@ -511,22 +557,28 @@ cdef object vectors_for(const ServiceC* service, uint32_t n, bint bounds, Output
 cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t sequence):
     who = f"batch (producer {producer!r}, epoch {epoch}, sequence {sequence})"
     if verdict == VERDICT_TOO_OLD:
-        return SequenceError(f"{who} is more than 1,024 below this producer's highest sequence, so it cannot be told whether it was "
-                             "applied; do not retry it, or begin a new epoch")
+        return SequenceError(
+            f"{who} is more than 1,024 below this producer's highest sequence, so it cannot be told whether "
+            "it was applied; do not retry it, or begin a new epoch")
     if verdict == VERDICT_FENCED:
-        return SequenceError(f"{who} is from a fenced-off epoch: a newer instance of this producer has written; stop this one")
+        return SequenceError(
+            f"{who} is from a fenced-off epoch: a newer instance of this producer has written; stop this one")
     if verdict == VERDICT_CONFLICT:
-        return InvalidEventError(f"{who} was seen before with other content; a retry must resend the same bytes under the same sequence, "
-                                 "and other events need a sequence of their own")
-    return LimitError(f"{who}: the store remembers as many producers as it may and none has been silent for 7 days; reuse a producer name")
+        return InvalidEventError(
+            f"{who} was seen before with other content; a retry must resend the same bytes under the same "
+            "sequence, and other events need a sequence of their own")
+    return LimitError(
+        f"{who}: the store remembers as many producers as it may and none has been silent for 7 days; reuse "
+        "a producer name")
 
 
 cdef class State:
-    """The whole engine in memory, without journal or files: what replay and tests use, and what the store persists.
+    """The whole engine in memory, without journal or files: what replay and tests use, and what the store
+    persists.
 
-    clock: "event" or "wall" (design §2.2). secret: 16 bytes that key every fingerprint. n_shards: a power of two; with the
-    secret part of the store's identity. threads: how many apply one large batch together. max_memory_bytes: rows past this are
-    refused, 0 for no limit.
+    clock: "event" or "wall" (design §2.2). secret: 16 bytes that key every fingerprint. n_shards: a power of
+    two; with the secret part of the store's identity. threads: how many apply one large batch together.
+    max_memory_bytes: rows past this are refused, 0 for no limit.
     """
 
     def __init__(self, plan not None, *, str clock="event", bytes secret=bytes(16), uint32_t n_shards=64,
@@ -548,7 +600,8 @@ cdef class State:
         self.c.threads = threads
         self.c.max_memory_bytes = max_memory_bytes
         memcpy(self.c.secret, <const char*>secret, 16)
-        if sequencer_init(&self.c.sequencer, self.c.plan.n_events, clock == "event", max_future_ms, max_producers, max_ids) < 0:
+        if sequencer_init(&self.c.sequencer, self.c.plan.n_events, clock == "event", max_future_ms,
+                          max_producers, max_ids) < 0:
             raise MemoryError
         self.c.shards = <Shard*>calloc(n_shards, sizeof(Shard))
         if self.c.shards == NULL:
@@ -558,7 +611,7 @@ cdef class State:
                 raise MemoryError
             self.c.n_shards += 1
         self.c.shard_bits = n_shards.bit_length() - 1
-        if pthread_rwlock_init(&self.c.plan_lock, NULL) or pthread_mutex_init(&self.c.order, NULL):
+        if fs_fair_rwlock(&self.c.plan_lock) or pthread_mutex_init(&self.c.order, NULL):
             raise MemoryError
         self.made = True
 
@@ -603,21 +656,24 @@ cdef class State:
 
     cdef int _check_batch(self, EventBatch batch) except -1:
         if batch.batch.event >= self.c.plan.n_events:
-            raise InvalidEventError(f"batch is of event type {batch.batch.event}; the plan has {self.c.plan.n_events}")
+            raise InvalidEventError(
+                f"batch is of event type {batch.batch.event}; the plan has {self.c.plan.n_events}")
         if batch.batch.n_columns != self.c.plan.events[batch.batch.event].n_fields:
             raise InvalidEventError(f"batch has {batch.batch.n_columns} columns; event type "
-                                    f"{self.plan.events[batch.batch.event].name} has {self.c.plan.events[batch.batch.event].n_fields} fields")
+                                    f"{self.plan.events[batch.batch.event].name} has "
+                                    f"{self.c.plan.events[batch.batch.event].n_fields} fields")
         if self.c.broken:
             raise MemoryError("memory ran out while a batch was applied; restart from the last checkpoint")
         return 0
 
-    def observe(self, EventBatch batch not None, service=None, *, int64_t now_ms=0, bint bounds=False, bint peek=False,
-                bytes producer=b"", uint64_t epoch=0, uint64_t sequence=0):
+    def observe(self, EventBatch batch not None, service=None, *, int64_t now_ms=0, bint bounds=False,
+                bint peek=False, bytes producer=b"", uint64_t epoch=0, uint64_t sequence=0):
         """Applies a batch and reads `service` (its index) at every event's position; see design §2.6.
 
-        Returns Vectors with one row per event, or None without a service. What became of each event is in batch.outcomes. A duplicate
-        batch is acknowledged: every event's outcome is DUPLICATE and vectors are plain reads. now_ms: the wall clock, ignored by the
-        event clock. Raises SequenceError, InvalidEventError or LimitError where (producer, epoch, sequence) is turned away.
+        Returns Vectors with one row per event, or None without a service. What became of each event is in
+        batch.outcomes. A duplicate batch is acknowledged: every event's outcome is DUPLICATE and vectors are
+        plain reads. now_ms: the wall clock, ignored by the event clock. Raises SequenceError,
+        InvalidEventError or LimitError where (producer, epoch, sequence) is turned away.
         """
         cdef Batch* b = &batch.batch
         cdef Work work
@@ -635,7 +691,7 @@ cdef class State:
         state_origin(&self.c, producer, len(producer), epoch, sequence, content, &origin)
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
-            status = work_prepare(&self.c, b, &work)
+            status = work_prepare(&self.c, b, target != NULL, &work)
             pthread_mutex_lock(&self.c.order)
             verdict = sequencer_judge(&self.c.sequencer, &origin)
             if status == 0 and verdict <= VERDICT_DUPLICATE:
@@ -648,8 +704,8 @@ cdef class State:
                     if status == 0 and not peek:
                         status = state_commit(&self.c, b, &work, &origin, now_ms)
                 if status == 0:
-                    status = state_apply(&self.c, b, &work, self.c.sequencer.position - b.n_events + 1, target, &outputs,
-                                         peek)
+                    status = state_apply(&self.c, b, &work, self.c.sequencer.position - b.n_events + 1,
+                                         target, &outputs, peek)
             pthread_mutex_unlock(&self.c.order)
             pthread_rwlock_unlock(&self.c.plan_lock)
             work_clear(&work)
@@ -660,8 +716,9 @@ cdef class State:
         return vectors
 
     def read(self, service, parts not None, uint32_t n, *, as_of=None, int64_t now_ms=0, bint bounds=False):
-        """Reads `service` (its index) for n key sets. parts: {part name: TextColumn of n keys}; a part that is not given, or a null or
-        empty key, makes its entity's values UNAVAILABLE. as_of: int64 (n) ms, None for now. now_ms as in observe."""
+        """Reads `service` (its index) for n key sets. parts: {part name: TextColumn of n keys}; a part that
+        is not given, or a null or empty key, makes its entity's values UNAVAILABLE. as_of: int64 (n) ms, None
+        for now. now_ms as in observe."""
         cdef const ServiceC* target = self._service(service)
         cdef const int64_t* times = NULL
         cdef Work work
@@ -674,11 +731,15 @@ cdef class State:
             raise UnknownNameError("read needs a service")
         unknown = [name for name in parts if name not in self.compiled.part_names]
         if unknown:
-            raise UnknownNameError(f"no entity has a key part {unknown[0]!r}; there are {', '.join(self.compiled.part_names)}")
+            raise UnknownNameError(
+                f"no entity has a key part {unknown[0]!r}; there are {', '.join(self.compiled.part_names)}")
         if as_of is not None:
             as_of = np.ascontiguousarray(as_of, np.int64)
             if as_of.shape != (n,):
-                raise InvalidEventError(f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
+                raise InvalidEventError(
+                    f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
+            if n and not (EARLIEST_MS <= as_of.min() and as_of.max() <= LATEST_MS):
+                raise InvalidEventError("as_of is outside the years 1 to 9999")
             times = <const int64_t*><uintptr_t>as_of.ctypes.data
         keys = _keys(list(parts), list(parts.values()), n)
         vectors = vectors_for(target, n, bounds, &outputs)
@@ -700,7 +761,8 @@ cdef class State:
         return vectors
 
     def apply_plan(self, plan not None):
-        """Serves another plan from here on. Views that it keeps (by id) keep their state; it takes one position."""
+        """Serves another plan from here on. Views that it keeps (by id) keep their state; it takes one
+        position."""
         cdef CompiledPlan compiled = CompiledPlan(plan, self.compiled)
         with nogil:
             pthread_rwlock_wrlock(&self.c.plan_lock)
@@ -712,7 +774,8 @@ cdef class State:
             pthread_rwlock_unlock(&self.c.plan_lock)
 
     cdef int swap_plan(self, CompiledPlan compiled) except -1:
-        """apply_plan with the plan lock (exclusive) and the order lock held. `compiled` was made with the current one as previous."""
+        """apply_plan with the plan lock (exclusive) and the order lock held. `compiled` was made with the
+        current one as previous."""
         cdef Sequencer s
         cdef Sequencer* old = &self.c.sequencer
         cdef uint16_t i, j
@@ -740,7 +803,8 @@ cdef class State:
         return 0
 
     def fingerprint(self, size_t entity, parts not None):
-        """The 16 bytes that stand for one key (bytes per part, in the entity's order), None where a part is empty."""
+        """The 16 bytes that stand for one key (bytes per part, in the entity's order), None where a part is
+        empty."""
         cdef EventBatch keys
         cdef const Column* columns[256]
         cdef uint64_t fp[2]
@@ -749,14 +813,16 @@ cdef class State:
         if entity >= self.c.plan.n_entities or len(parts) != self.c.plan.entities[entity].n_parts:
             raise UnknownNameError(f"entity {entity} with {len(parts)} key parts")
         texts = [
-            TextColumn(np.array([0, len(part)], np.uint32), np.frombuffer(part, np.uint8), None) for part in parts
+            TextColumn(np.array([0, len(part)], np.uint32), np.frombuffer(part, np.uint8), None)
+            for part in parts
         ]
         keys = _keys([str(i) for i in range(len(parts))], texts, 1)
         if len(parts) and keys.outcomes[0]:
             raise InvalidEventError(f"a key part is longer than {MAX_TEXT_BYTES} bytes")
         for i in range(<size_t>len(parts)):
             columns[i] = &keys.batch.columns[i]
-        key_fingerprints(self.c.secret, self.c.plan.entities[entity].entity_id, columns, <uint32_t>len(parts), 0, 1, fp, &missing)
+        key_fingerprints(self.c.secret, self.c.plan.entities[entity].entity_id, columns, <uint32_t>len(parts),
+                         0, 1, fp, &missing)
         return None if missing else (<char*>fp)[:16]
 
     def forget(self, size_t entity, parts not None):
@@ -835,8 +901,8 @@ cdef class State:
             bytes_clear(&out)
 
     def cut(self):
-        """Begins a checkpoint: (position, head of the sequencer) as they are now. Then copy_shard for each shard, copy_ids,
-        copy_producers, and copy_end; the plan must not change in between."""
+        """Begins a checkpoint: (position, head of the sequencer) as they are now. Then copy_shard for each
+        shard, copy_ids, copy_producers, and copy_end; the plan must not change in between."""
         cdef Bytes head
         cdef uint32_t i
         cdef uint64_t position
@@ -864,7 +930,8 @@ cdef class State:
             bytes_clear(&head)
 
     def copy_shard(self, uint32_t shard):
-        """Records (format: shard.pxd) of what changed in one shard between the last checkpoint written and the cut, sorted."""
+        """Records (format: shard.pxd) of what changed in one shard between the last checkpoint written and
+        the cut, sorted."""
         cdef Bytes out
         cdef int status
         if shard >= self.c.n_shards:
@@ -892,7 +959,8 @@ cdef class State:
         return self._table(True, 64)
 
     def copy_end(self, bint written):
-        """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything again."""
+        """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything
+        again."""
         cdef uint32_t i
         with nogil:
             for i in range(self.c.n_shards):
@@ -935,7 +1003,8 @@ cdef class State:
                 bytes_clear(&sections[i])
             for i in range(self.c.n_shards):
                 if status == 0:
-                    status = shard_export(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows, &sections[0])
+                    status = shard_export(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows,
+                                          &sections[0])
                 n_bytes = sections[0].n_bytes
                 if status == 0:
                     status = bytes_append(&out, &n_bytes, 8)
@@ -968,8 +1037,10 @@ cdef class State:
             raise CorruptRecordError("not a snapshot: it does not begin with its magic")
         memcpy(head, raw + 24, 8)
         if head[0] != SNAPSHOT_VERSION:
-            raise CorruptRecordError(f"snapshot version {head[0]}; this program reads version {SNAPSHOT_VERSION}")
-        state = cls(plan, secret=data[8:24], n_shards=head[1], threads=threads, max_memory_bytes=max_memory_bytes)
+            raise CorruptRecordError(
+                f"snapshot version {head[0]}; this program reads version {SNAPSHOT_VERSION}")
+        state = cls(plan, secret=data[8:24], n_shards=head[1], threads=threads,
+                    max_memory_bytes=max_memory_bytes)
         takes = [state.import_head, state.import_ids, state.import_producers]
         for i in range(state.c.n_shards + 3):
             if len(data) - at < 8:
@@ -977,7 +1048,8 @@ cdef class State:
             memcpy(&n_bytes, raw + at, 8)
             at += 8
             if n_bytes > len(data) - at:
-                raise CorruptRecordError(f"snapshot section {i} at byte {at} wants {n_bytes} bytes, {len(data) - at} are left")
+                raise CorruptRecordError(
+                    f"snapshot section {i} at byte {at} wants {n_bytes} bytes, {len(data) - at} are left")
             if i < 3:
                 takes[i](data[at:at + n_bytes])
             else:
@@ -991,7 +1063,8 @@ cdef class State:
         if status < 0:
             raise MemoryError
         if status > 0:
-            raise CorruptRecordError(f"stored {what} cannot be read: lengths do not add up, or a newer version wrote it")
+            raise CorruptRecordError(
+                f"stored {what} cannot be read: lengths do not add up, or a newer version wrote it")
         return 0
 
     def import_head(self, bytes data not None):

@@ -1,8 +1,9 @@
 # Index of one shard: 128-bit fingerprint → row handle.
 #
-# A bucket is one cache line: 12 one-byte tags, 12 row handles, a flag. A probe reads the home bucket, compares tags,
-# and looks at the rows behind equal tags (each row starts with its fingerprint); it goes on to the next bucket only
-# where a key once had to. So a hit costs two cache lines and an absent key, nearly always, one.
+# A bucket is one cache line: 12 one-byte tags, 12 row handles, a flag. A probe reads the home bucket,
+# compares tags, and looks at the rows behind equal tags (each row starts with its fingerprint); it goes on to
+# the next bucket only where a key once had to. So a hit costs two cache lines and an absent key, nearly
+# always, one.
 #
 #   bytes per key = 64 / 12 / load: 6.3 just before doubling, 12.5 just after
 #

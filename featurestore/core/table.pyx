@@ -1,8 +1,8 @@
 """Open addressing over cache-line buckets; see table.pxd for the picture.
 
-Compare Abseil's Swiss tables and F14: tags first, then the key. What differs: the key stays in the row, since the
-row is read next anyway, and the tag's other bits choose the bucket (tag from the second half of the fingerprint,
-bucket from the first, shard from the top of the second).
+Compare Abseil's Swiss tables and F14: tags first, then the key. What differs: the key stays in the row, since
+the row is read next anyway, and the tag's other bits choose the bucket (tag from the second half of the
+fingerprint, bucket from the first, shard from the top of the second).
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -57,7 +57,8 @@ cdef uint32_t* table_find(const Table* table, const Arena* arena, uint64_t fp0, 
         at = (at + 1) & (table.n_buckets - 1)
 
 
-cdef inline void _put(Bucket* buckets, uint64_t mask, uint64_t fp0, uint64_t fp1, uint32_t row) noexcept nogil:
+cdef inline void _put(Bucket* buckets, uint64_t mask, uint64_t fp0, uint64_t fp1,
+                      uint32_t row) noexcept nogil:
     cdef uint64_t at = fp0 & mask
     cdef int i
     while True:

@@ -108,7 +108,16 @@ def _event(
     index: int, event: EventModel, views: Iterable[ViewModel], entities: dict[tuple[str, ...], int]
 ) -> EventPlan:
     order = {name: position for position, name in enumerate(event.fields)}
-    touches = {entities[view.parts]: tuple(order[name] for name in view.key.values()) for view in views}
+    # Which keys an event brings, to be read by: those its views name, and key fields called like a part. So
+    # Observe reads what other event types have fed to this event's ip, and `key: []` belongs to everybody.
+    parts = {name: name for name, kind in event.fields.items() if kind is FieldType.KEY}
+    for view in views:
+        parts.update(view.key)
+    touches = {
+        entity: tuple(order[parts[name]] for name in names)
+        for names, entity in entities.items()
+        if parts.keys() >= set(names)
+    }
     return EventPlan(
         event_id=index + 1,
         name=event.name,

@@ -1,9 +1,17 @@
 """The only place that knows gRPC and protobuf.
 
-codec         request bytes → C structs; what a request may and may not say
-replies       results → reply bytes
-  names       names of the plan → indexes; what can be wrong, in codes and in words
-  eventtime   times in their declared unit → milliseconds
-  cursor      the wire format, read so that nothing past the end is ever touched
-  memory      a request's arena, a reply's buffer
+serve           open, listen, wait, drain, close
+  grpc_front    the hot methods on grpcio: threads, streams, deadlines
+  registry      what the store serves, by name
+  admin         what an operator may do, on a listener of its own
+  metrics       the counters, for Prometheus
+  listener      addresses → ports: TLS, Unix sockets
+dispatcher      request bytes → reply bytes, now or when durable; what every transport calls
+  codec         request bytes → C structs; what a request may and may not say
+  replies       results → reply bytes
+    names       names of the plan → indexes; what can be wrong, in codes and in words
+    eventtime   times in their declared unit → milliseconds
+    cursor      the wire format, read so that nothing past the end is ever touched
+    memory      a request's arena, a reply's buffer
+status          our errors → gRPC status: the one table
 """

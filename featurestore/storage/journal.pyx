@@ -1054,8 +1054,8 @@ cdef class JournalReader:
         if proof:
             raise CorruptRecordError(
                 f"{self.directory}/{name}: the frame at offset {self.scan.at} is damaged "
-                f"({VERDICTS[verdict]}), and the frame at offset {proof} proves that it was durable: restore the "
-                "journal from a backup"
+                f"({VERDICTS[verdict]}), and the frame at offset {proof} proves that it was durable: "
+                "restore the journal from a backup"
             )
         if not all_zero:
             self.torn = f"{name} at offset {self.scan.at}: {VERDICTS[verdict]}"

@@ -33,10 +33,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from featurestore.engine import Engine
-
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
+from featurestore.engine import Engine
 from featurestore.errors import FeatureStoreError, LimitError
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema

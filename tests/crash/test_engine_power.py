@@ -1,4 +1,4 @@
-"""The whole store when the power goes: nothing acknowledged is lost, nothing is there twice or in part.
+"""The whole store when the power goes: nothing acknowledged is lost, nothing is there twice or halved.
 
 One run of the program is traced; from it, the directories that a power cut could have left at any moment are
 made, opened, and compared with what had been acknowledged by then. See engine_truth.py and image.py.
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from featurestore.engine import Engine
 
+from featurestore.engine import Engine
 from featurestore.errors import StorageError
 
 from . import engine_program as program

@@ -99,9 +99,9 @@ class Both:
         return truths, vectors
 
     def forget(self, parts: Mapping[str, str]) -> None:
-        found = self.naive.forget(parts)
-        assert self.engine.forget(parts) or not found
+        kept, found = self.naive.forget(parts), self.engine.forget(parts)
         self.journal.append(Forgotten(parts))
+        assert found or not kept, "a row that holds events was not found; one that holds none may be gone"
 
     def apply(self, schema: Schema) -> None:
         now_ms = self.now_ms()

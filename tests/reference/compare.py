@@ -109,13 +109,13 @@ class Column:
         """One line: how many reads are inexact, how wide their bounds are, how far off the values."""
         inexact = (self.lower != self.upper) & ~np.isnan(self.truth) & (self.truth != 0)
         if not inexact.any():
-            return f"{self.name:<28} all {self.value.size} reads exact"
+            return f"{self.name:<28} exact on all {self.value.size:,} reads"
         relative = (self.upper - self.lower)[inexact] / np.abs(self.truth[inexact])
         off = np.abs(self.value - self.truth)[inexact] / np.abs(self.truth[inexact])
         kept = promised[inexact]
+        told = f", {off[kept].max():.2%} on the {kept.mean():.0%} with a promise" if kept.any() else ""
         return (
-            f"{self.name:<28} {inexact.mean():6.2%} of reads inexact ({kept.mean():.0%} of them promised): "
-            f"width p50 {np.quantile(relative, 0.5):.3%}, p95 {np.quantile(relative, 0.95):.3%}, "
-            f"max {relative.max():.2%}; off by at most {off[kept].max(initial=0):.3%} promised, "
-            f"{off.max():.2%} all"
+            f"{self.name:<28} inexact on {inexact.mean():6.2%} of reads: "
+            f"width p50 {np.quantile(relative, 0.5):.2%}, p95 {np.quantile(relative, 0.95):.2%}, "
+            f"max {relative.max():.2%}; off by at most {off.max():.2%}{told}"
         )

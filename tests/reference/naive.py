@@ -196,13 +196,14 @@ class Store:
         return [self._value(name, texts, t, wall) for name in self.schema.services[service]]
 
     def forget(self, parts: Mapping[str, object]) -> bool:
-        """Drops the row of one entity key. True if anything had been applied to it."""
+        """Drops the row of one entity key. True if it held an event that is still kept."""
         self.position += 1
         names, key = _entity(parts), _key({part: key_text(value) for part, value in parts.items()})
         found = False
         for view in self.views.values():
             if _entity(view.plan.key) == names and key is not None:
-                found |= view.logs.pop(key, None) is not None
+                kept_from = self._kept_from(view, self.now(view.plan.event))
+                found |= any(e.time >= kept_from for e in view.logs.pop(key, Log()).events)
         return found
 
     def apply(self, schema: Schema, now_ms: int | None) -> None:
@@ -331,17 +332,15 @@ class Store:
         return Answer(outcome, None if service is None else vector)
 
     def _vector(self, event: str, fields: Fields, service: str | None, t: int | None) -> list[Truth]:
-        """What an event of this type reads: it brings the keys of the entities that its type feeds, no others."""
-        fed = [view.plan.key for view in self.views.values() if view.plan.event == event]
+        """What an event reads: it brings the parts that its views name, and its key fields by name."""
+        source = {name: name for name, kind in self.schema.events[event].fields.items() if kind == "key"}
+        for view in self.views.values():
+            source.update(view.plan.key if view.plan.event == event else {})
         vector = []
         for name in [] if service is None else self.schema.services[service]:
             key = self.views[name.split(".")[0]].plan.key
-            source = next((each for each in fed if _entity(each) == _entity(key)), None)
-            if source is None:
-                vector.append(Truth(UNAVAILABLE, math.nan))
-            else:
-                texts = {part: fields.get(source[part]) for part in key}
-                vector.append(self._value(name, texts, t, self.wall_now))
+            texts = {part: fields.get(source[part]) if part in source else None for part in key}
+            vector.append(self._value(name, texts, t, self.wall_now))
         return vector
 
     def _batch_seen(self, name: bytes, epoch: int, sequence: int, content: object) -> bool:

@@ -9,10 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from featurestore.engine import Engine
-
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
+from featurestore.engine import Engine
 
 SCHEMA = """\
 version: 1

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from featurestore.engine import Engine
 
 from featurestore import storage
 from featurestore.cli import main
 from featurestore.cli.exits import Exit
+from featurestore.engine import Engine
 from featurestore.errors import CorruptRecordError, StorageError, StoreLockedError
 from featurestore.storage.check import inspect, restore, verify
 from featurestore.storage.rows import RowStore

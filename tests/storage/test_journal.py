@@ -173,6 +173,14 @@ def test_waiting_in_process_mode_does_not_wait_for_the_delay(tmp_path: Path) -> 
         assert journal.n_syncs == 30  # one per wait; the delay alone would need half a minute
 
 
+def test_a_new_segment_begins_only_when_all_before_it_is_durable(tmp_path: Path) -> None:
+    with create(tmp_path, mode="process", sync_delay_ms=1000) as journal:
+        for i in range(50):
+            position = journal.append(BATCH, bytes(i))
+            journal.roll()
+            assert journal.durable_position == position
+
+
 def test_process_mode_syncs_at_close(tmp_path: Path) -> None:
     failpoint.arm("journal.after_sync:1000000=eio")
     journal = create(tmp_path, mode="process", sync_delay_ms=1000)

@@ -86,13 +86,14 @@ def test_a_last_frame_cut_at_any_byte_is_cut_off_whole(tmp_path: Path) -> None:
 
 
 def test_every_flipped_byte_refuses_or_leaves_exactly_the_frames_before_it(tmp_path: Path) -> None:
-    write(tmp_path, 18, synced=True)
-    write(tmp_path, 6, synced=False, start=18)
+    write(tmp_path, 28, synced=True)
+    write(tmp_path, 4, synced=False, start=28)
     frames = journal_v1.frames(tmp_path)
     assert len({frame.file for frame in frames}) == 2
     # A frame was durable for certain when a later one recorded it, or a later segment exists.
     proven = max(frame.durable for frame in frames)
     assert any(frame.offset >= proven for frame in frames)
+    assert any(frame.offset < proven and frame.file == frames[-1].file for frame in frames)
     chance = random.Random(0)
     refused = cut = 0
     for path in sorted(tmp_path.iterdir()):
@@ -318,6 +319,17 @@ def test_damaged_directories_are_refused_untouched(
     with pytest.raises(error, match=said):
         Journal(tmp_path, STORE, create=True)
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_missing_segment_is_noticed_even_where_nothing_is_read(tmp_path: Path) -> None:
+    """Three nearly empty segments: the gap would fit into the first one's zeros."""
+    with Journal(tmp_path, STORE, create=True, segment_bytes=SEGMENT_BYTES) as journal:
+        for _ in range(3):
+            last = journal.append(BATCH, b"small")
+            journal.roll()
+    sorted(tmp_path.iterdir())[1].unlink()
+    with pytest.raises(CorruptRecordError, match="does not follow"):
+        Journal(tmp_path, STORE, from_position=last)
 
 
 def test_a_segment_swapped_for_one_of_the_same_name_is_noticed(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""`featurestore forget`: delete one key from a live store and all its files."""
+
+from __future__ import annotations
+
+import argparse
+
+from featurestore.cli.exits import Exit
+from featurestore.cli.frame import add_output_argument, print_json
+from featurestore.cli.reaching import add_admin_arguments, admin_of, keys_of
+
+DESCRIPTION = """\
+Deletes all that is kept of one key, and returns when it is nowhere in the store's files any more: a tombstone
+is journaled, a checkpoint taken past it, and the older journal deleted. Later events of the key start empty.
+
+Give all parts of one entity's key; together they say which entity is meant. Backups taken before still hold
+it."""
+
+EPILOG = """\
+examples:
+  featurestore forget customer_id=596 --admin unix:/var/lib/featurestore/admin.sock
+  featurestore forget ip=10.0.0.1 track=t-17 --admin unix:/var/lib/featurestore/admin.sock"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument("keys", nargs="+", metavar="NAME=VALUE", help="the parts of the key")
+    add_admin_arguments(parser)
+    add_output_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    keys = keys_of(arguments.keys)
+    with admin_of(arguments) as admin:
+        reply = admin.forget(keys)
+    if arguments.output == "json":
+        print_json({"keys": keys, "found": reply.found, "position": reply.position})
+    else:
+        said = "forgotten" if reply.found else "nothing was kept of it; whatever the journal held is gone too"
+        print(f"{' '.join(arguments.keys)}: {said}")
+    return Exit.OK

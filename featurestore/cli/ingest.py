@@ -1,0 +1,217 @@
+"""`featurestore ingest`: a file of events to a server, each counted once."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurestore.cli.exits import Exit
+from featurestore.cli.frame import add_output_argument, print_json
+from featurestore.cli.progress import Progress
+from featurestore.cli.reaching import add_server_arguments, client_of
+from featurestore.errors import StorageError
+
+if TYPE_CHECKING:
+    from featurestore.client import IngestReport
+    from featurestore.files import EventReader
+
+DESCRIPTION = """\
+Streams a file of events to a server. Each event is counted once: a batch whose answer got lost is sent again
+under the same number, and the server applies a number once.
+
+The numbers belong to the file's content. So a run that was cut short (Ctrl-C, a server gone for long) is
+resumed by running the same command again: batches that are in are skipped. And a file that is in already,
+under whatever name, is not counted a second time, unless --epoch is raised. A file that has grown is
+another file to the server: send only what is new, or declare ids in the schema."""
+
+EPILOG = """\
+what resumes:
+  a file       by its content; --batch-events must be the same and so must the schema's fields of the event.
+               Where they are not, the server refuses the batch rather than count it twice
+  a pipe (-)   only with --producer NAME, a name that stands for this data and no other
+
+examples:
+  featurestore ingest tx.parquet --event transaction --server localhost:50051
+  zcat log-*.csv.gz | featurestore ingest - --format csv --event request --producer log-2024-05
+  featurestore ingest tx.csv --event transaction -o json | jq '.refusals[].row'
+
+exit code 3 means that all is in but some events were refused; with --allow-refused it is 0. Rows are
+numbered from 1, the first event of the file; a header is not a row."""
+
+N_FIRST_ROWS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument(
+        "file", metavar="FILE", help="CSV, JSON lines or Parquet, also .gz or .zst; - for a pipe"
+    )
+    parser.add_argument("--event", required=True, metavar="E", help="the event type the file holds")
+    add_server_arguments(parser)
+    parser.add_argument(
+        "--format", metavar="FMT", help="csv, jsonl or parquet (.gz, .zst), where the name does not say"
+    )
+    parser.add_argument(
+        "--batch-events",
+        type=int,
+        default=32768,
+        metavar="N",
+        help="events sent and acknowledged together (default: 32768)",
+    )
+    parser.add_argument(
+        "--producer", metavar="NAME", help="who sends, instead of a name made from the file's content"
+    )
+    parser.add_argument(
+        "--epoch", type=int, default=1, metavar="N", help="raise it to count the same file anew (default: 1)"
+    )
+    parser.add_argument(
+        "--ack",
+        choices=("applied", "durable"),
+        help="acknowledge before or after the disk has it (default: as the server was told)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="send a batch again that is not answered within S seconds (default: 30)",
+    )
+    parser.add_argument(
+        "--allow-refused", action="store_true", help="exit with 0 even if events were refused"
+    )
+    parser.add_argument(
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="show a bar on standard error (default: if it is a terminal)",
+    )
+    add_output_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    # heavy: numpy, grpc, pyarrow
+    from featurestore.client import Ack, IngestReport  # noqa: PLC0415
+    from featurestore.client.catalog import event_plan  # noqa: PLC0415
+    from featurestore.files import open_events  # noqa: PLC0415
+    from featurestore.files.names import size_bytes_of  # noqa: PLC0415
+
+    began_s = time.monotonic()
+    ack = None if arguments.ack is None else Ack[arguments.ack.upper()]
+    report = IngestReport()
+    with (
+        # its producer sends nothing: the batches have that of the source, under the same epoch
+        client_of(arguments, producer="cli", epoch=arguments.epoch) as client,
+        open_events(
+            arguments.file, event_plan(client.schema(), arguments.event), stated_format=arguments.format
+        ) as reader,
+        Progress(arguments.file, size_bytes_of(arguments.file), arguments.progress) as bar,
+    ):
+        read = _Read(reader, arguments.batch_events)
+
+        def show(so_far: IngestReport) -> None:
+            nonlocal report
+            report = so_far
+            bar.update(read.stored_bytes, so_far.events)
+
+        source = arguments.producer or source_of(arguments.file, arguments.event)
+        try:
+            client.ingest(
+                arguments.event,
+                read,
+                batch_events=arguments.batch_events,
+                ack=ack,
+                source=source,
+                on_progress=show,
+            )
+        except BaseException:
+            print(f"stopped after {report.events:,} events: {again(arguments)}", file=sys.stderr)
+            raise
+    seconds = time.monotonic() - began_s
+    for line in lines(report, seconds):
+        print(line, file=sys.stderr)
+    if arguments.output == "json":
+        print_json(as_dict(report, source, arguments.epoch, seconds))
+    return Exit.REFUSED if report.refused and not arguments.allow_refused else Exit.OK
+
+
+class _Read:
+    """The chunks of the file, and how many of its bytes they were so far."""
+
+    def __init__(self, reader: EventReader, batch_events: int) -> None:
+        self.stored_bytes = 0
+        self._chunks = reader.chunks(batch_events)
+
+    def __iter__(self) -> Iterator[Any]:
+        for chunk in self._chunks:
+            self.stored_bytes = chunk.stored_bytes
+            yield chunk
+
+
+def source_of(path: str, event: str) -> str:
+    """The name that the file's batches are numbered under: its whole content and what it is sent as.
+
+    Neither the path nor the time it was changed: those say nothing of what is in it. A pipe has no content to
+    read ahead, so its name is a random one: it is counted once, and cannot be resumed.
+    """
+    if path == "-" or not Path(path).is_file():
+        return f"pipe-{secrets.token_hex(16)}"
+    try:
+        with Path(path).open("rb") as file:
+            content = hashlib.file_digest(file, "sha256")
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    return f"file-{hashlib.sha256(content.digest() + event.encode()).hexdigest()[:32]}"
+
+
+def again(arguments: argparse.Namespace) -> str:
+    if arguments.file == "-" and arguments.producer is None:
+        return "a pipe without --producer cannot be resumed"
+    return "run the same command again to go on; what is in is not counted twice"
+
+
+def lines(report: IngestReport, seconds: float) -> list[str]:
+    """For people: one line of counts, one for each reason to refuse, one for how fast."""
+    counts = [f"{report.events:,} events: {report.accepted:,} accepted"]
+    counts += [
+        f"{count:,} {name}"
+        for name, count in (
+            ("late", report.late),
+            ("duplicate", report.duplicate),
+            ("refused", report.refused),
+            ("in already", report.already_applied),
+        )
+        if count
+    ]
+    by_outcome: dict[Any, list[int]] = {}
+    for one in report.refusals:
+        by_outcome.setdefault(one.outcome, []).append(one.row + 1)
+    reasons = [
+        f"  refused, {outcome.reason}: row{'s' if len(rows) > 1 else ''} "
+        f"{', '.join(map(str, rows[:N_FIRST_ROWS]))}{', …' if len(rows) > N_FIRST_ROWS else ''}"
+        for outcome, rows in sorted(by_outcome.items())
+    ]
+    ack = "" if report.ack is None else f", {report.ack.name.lower()}"
+    retries = f", {report.retries} retries" if report.retries else ""
+    return [
+        ", ".join(counts),
+        *reasons,
+        f"{seconds:.1f} s, {report.events / max(seconds, 1e-9):,.0f} events/s{ack}{retries}",
+    ]
+
+
+def as_dict(report: IngestReport, source: str, epoch: int, seconds: float) -> dict[str, Any]:
+    made = report.to_dict()
+    made["refusals"] = [{**one, "row": one["row"] + 1} for one in made["refusals"]]
+    return {
+        **made,
+        "producer": source,
+        "epoch": epoch,
+        "seconds": round(seconds, 3),
+        "events_per_second": round(report.events / max(seconds, 1e-9)),
+    }

@@ -1,0 +1,315 @@
+"""`featurestore serve`: open a store and serve it until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurestore.cli.exits import Exit
+from featurestore.cli.frame import add_output_argument
+from featurestore.cli.quantities import bytes_of, bytes_text, seconds_of
+from featurestore.config import ADMIN_SOCKET, DEFAULT_LISTEN, Limits, ServeConfig, Tls
+from featurestore.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from featurestore.server.serve import Server
+
+DESCRIPTION = """\
+Serves the store in --data over gRPC until SIGTERM or Ctrl-C. What is in the directory is recovered first: the
+last checkpoint, then the journal after it; whoever can connect sees everything that was ever acknowledged.
+
+  new store      --data names a directory that is empty or does not exist; --schema and --clock make it
+  existing one   --schema may be left out. Given, it is applied as `featurestore apply` would
+
+Told to stop, it turns new calls away, lets those in flight end, writes a checkpoint and exits with 0. A
+second signal ends it at once; nothing acknowledged is lost."""
+
+EPILOG = """\
+what is promised to whoever writes:
+  --durability group     acknowledged when on disk: survives kill -9 and a power cut (many batches, one sync)
+  --durability process   acknowledged when written: survives kill -9; a power cut loses at most 1 s
+
+what time it is:
+  --clock wall     the server's clock: for live traffic
+  --clock event    the newest event so far: for history and tests, where the same events always say the same
+
+examples:
+  featurestore serve --schema card-fraud.yaml --data /var/lib/featurestore
+  featurestore serve --data /var/lib/featurestore --listen 0.0.0.0:50051 --max-memory 4G \\
+      --tls-cert server.pem --tls-key server.key --metrics-listen localhost:9100
+  featurestore serve --schema s.yaml --data /tmp/fs --listen localhost:0 -o json | jq -r .listen
+
+standard output gets what it recovered and where it listens, once it does; with -o json as one line. The log
+goes to standard error. Exit code 1: the store cannot be opened (schema, disk, another process has it) or has
+failed; 2: a setting is wrong or an address is taken."""
+
+_LIMITS = Limits()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument("--schema", metavar="F", help="the schema file; a new store needs one")
+    parser.add_argument("--data", required=True, metavar="DIR", help="the store's directory")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "event"),
+        help="of a new store, for good: see below (default: wall)",
+    )
+    parser.add_argument(
+        "--durability",
+        choices=("group", "process"),
+        default=ServeConfig.durability,
+        help="when a write is acknowledged: see below (default: group)",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="how much the log says (default: info)",
+    )
+    add_output_argument(parser)
+    _add_listeners(parser)
+    _add_resources(parser)
+    _add_limits(parser)
+
+
+def _add_listeners(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("listeners (host:port, port 0 for any free one, or unix:PATH)")
+    group.add_argument(
+        "--listen", default=DEFAULT_LISTEN, metavar="ADDR", help=f"for clients (default: {DEFAULT_LISTEN})"
+    )
+    group.add_argument("--tls-cert", metavar="PEM", help="the server's certificate; without it, plain text")
+    group.add_argument("--tls-key", metavar="PEM", help="its private key")
+    group.add_argument("--tls-client-ca", metavar="PEM", help="clients show a certificate signed by this CA")
+    group.add_argument(
+        "--admin",
+        metavar="ADDR",
+        help=f"for apply, forget, stats, checkpoint and backup (default: unix:DIR/{ADMIN_SOCKET}, which only "
+        "its owner may open). Over TCP it needs all three of:",
+    )
+    group.add_argument("--admin-tls-cert", metavar="PEM", help="its certificate")
+    group.add_argument("--admin-tls-key", metavar="PEM", help="the private key of that")
+    group.add_argument("--admin-tls-client-ca", metavar="PEM", help="operators show a certificate of this CA")
+    group.add_argument(
+        "--metrics-listen", metavar="ADDR", help="host:port of GET /metrics for Prometheus (default: none)"
+    )
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("memory, threads, checkpoints (sizes: 512M, 4G; times: 500ms, 10s, 5m)")
+    group.add_argument(
+        "--max-memory",
+        default="0",
+        metavar="SIZE",
+        help="of all rows; at it, events of new keys are refused, known keys go on (default: no limit)",
+    )
+    group.add_argument(
+        "--threads",
+        type=int,
+        default=ServeConfig.engine_threads,
+        metavar="N",
+        help="that apply one large batch together (default: %(default)s)",
+    )
+    group.add_argument(
+        "--read-threads",
+        type=int,
+        default=ServeConfig.read_threads,
+        metavar="N",
+        help="calls of GetFeatures at once (default: %(default)s)",
+    )
+    group.add_argument(
+        "--write-threads",
+        type=int,
+        default=ServeConfig.write_threads,
+        metavar="N",
+        help="calls of Observe and Ingest at once; they wait for the disk (default: %(default)s)",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        default=f"{ServeConfig.checkpoint_every_s:g}s",
+        metavar="TIME",
+        help="changed rows are written so often; a restart replays what came since (default: %(default)s)",
+    )
+    group.add_argument(
+        "--checkpoint-journal",
+        default=bytes_text(ServeConfig.checkpoint_journal_bytes),
+        metavar="SIZE",
+        help="and whenever the journal has grown by this (default: %(default)s)",
+    )
+    group.add_argument(
+        "--drain",
+        default=f"{ServeConfig.drain_s:g}s",
+        metavar="TIME",
+        help="that calls in flight get when it is told to stop (default: %(default)s)",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits (over one: RESOURCE_EXHAUSTED at once; nothing queues)")
+    group.add_argument(
+        "--max-message",
+        default=bytes_text(_LIMITS.max_message_bytes),
+        metavar="SIZE",
+        help="of one request or reply (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-call-memory",
+        default=bytes_text(_LIMITS.max_call_bytes),
+        metavar="SIZE",
+        help="that one request may take when decoded (default: %(default)s)",
+    )
+    for flag, default, what in (
+        ("--max-batch-events", _LIMITS.max_batch_events, "events of a batch, key sets of a read"),
+        ("--max-concurrent-calls", _LIMITS.max_concurrent_calls, "calls at once, streams included"),
+        ("--max-streams", _LIMITS.max_streams, "streams at once"),
+        (
+            "--max-streams-per-connection",
+            _LIMITS.max_streams_per_connection,
+            "calls at once on one connection",
+        ),
+        ("--stream-window", _LIMITS.stream_window, "batches of an IngestStream applied and not yet answered"),
+    ):
+        group.add_argument(flag, type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    group.add_argument(
+        "--min-ping-interval",
+        default=f"{_LIMITS.min_ping_interval_ms // 1000}s",
+        metavar="TIME",
+        help="clients that ping more often are disconnected (default: %(default)s)",
+    )
+    group.add_argument(
+        "--durable-wait",
+        default=f"{_LIMITS.durable_wait_s:g}s",
+        metavar="TIME",
+        help="a write without a deadline waits so long for the disk (default: %(default)s)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    config = config_of(arguments)
+    _log_to_stderr(arguments.log_level)
+    from featurestore.server.serve import serve  # noqa: PLC0415  heavy: grpc, the engine
+
+    def on_ready(server: Server) -> None:
+        ready = as_dict(server, config)
+        text = (
+            json.dumps(ready, ensure_ascii=False)
+            if arguments.output == "json"
+            else "\n".join(as_lines(ready))
+        )
+        print(text, flush=True)
+
+    return Exit(serve(config, on_ready=on_ready))
+
+
+def config_of(arguments: argparse.Namespace) -> ServeConfig:
+    """The settings that the flags say, checked. Raises ConfigError; the schema is read, not compiled."""
+    return ServeConfig(
+        data=Path(arguments.data),
+        schema=None if arguments.schema is None else _schema_text(arguments.schema),
+        schema_path=arguments.schema,
+        listen=arguments.listen,
+        tls=_tls(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca, "--tls"),
+        admin=arguments.admin,
+        admin_tls=_tls(
+            arguments.admin_tls_cert, arguments.admin_tls_key, arguments.admin_tls_client_ca, "--admin-tls"
+        ),
+        metrics=arguments.metrics_listen,
+        clock=arguments.clock,
+        durability=arguments.durability,
+        engine_threads=arguments.threads,
+        max_memory_bytes=bytes_of(arguments.max_memory, "--max-memory"),
+        checkpoint_every_s=seconds_of(arguments.checkpoint_every, "--checkpoint-every"),
+        checkpoint_journal_bytes=bytes_of(arguments.checkpoint_journal, "--checkpoint-journal"),
+        read_threads=arguments.read_threads,
+        write_threads=arguments.write_threads,
+        drain_s=seconds_of(arguments.drain, "--drain"),
+        limits=Limits(
+            max_message_bytes=bytes_of(arguments.max_message, "--max-message"),
+            max_batch_events=arguments.max_batch_events,
+            max_call_bytes=bytes_of(arguments.max_call_memory, "--max-call-memory"),
+            max_concurrent_calls=arguments.max_concurrent_calls,
+            max_streams=arguments.max_streams,
+            max_streams_per_connection=arguments.max_streams_per_connection,
+            stream_window=arguments.stream_window,
+            min_ping_interval_ms=round(seconds_of(arguments.min_ping_interval, "--min-ping-interval") * 1000),
+            durable_wait_s=seconds_of(arguments.durable_wait, "--durable-wait"),
+        ),
+    )
+
+
+def _schema_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise StorageError(f"cannot read {path}: it is not UTF-8 ({error})") from error
+
+
+def _tls(certificate: str | None, key: str | None, client_ca: str | None, flag: str) -> Tls | None:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError(f"{flag}-cert and {flag}-key belong together; give both")
+    return Tls(Path(certificate), Path(key), None if client_ca is None else Path(client_ca))
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+
+
+def as_dict(server: Server, config: ServeConfig) -> dict[str, Any]:
+    """What a program that started it wants to know."""
+    engine = server.engine
+    recovered, stats = engine.recovered, engine.stats()
+    return {
+        "listen": str(server.address),
+        "admin": str(server.admin_address),
+        "metrics": None if server.metrics_address is None else f"http://{server.metrics_address}/metrics",
+        "data": str(config.data),
+        "schema": engine.state.plan.name,
+        "schema_version": stats["schema_version"],
+        "clock": engine.directory.identity.clock,
+        "durability": config.durability,
+        "rows": stats["rows"],
+        "position": stats["position"],
+        "recovered": {
+            "rows_of_checkpoint": recovered.rows,
+            "checkpoint_position": recovered.checkpoint_position,
+            "journal_frames": recovered.frames,
+            "journal_events": recovered.events,
+            "torn": recovered.torn,
+            "seconds": round(recovered.seconds, 3),
+        },
+    }
+
+
+def as_lines(ready: dict[str, Any]) -> list[str]:
+    found = ready["recovered"]
+    if ready["position"] <= 1:  # nothing but the schema's own frame
+        state = "a new store"
+    else:
+        state = (
+            f"{ready['rows']:,} rows, position {ready['position']:,}, recovered in {found['seconds']:.1f} s "
+            f"(checkpoint at {found['checkpoint_position']:,}, {found['journal_events']:,} from the journal)"
+        )
+    lines = [
+        f"serving {ready['schema']} (schema version {ready['schema_version']}) on {ready['listen']}",
+        f"  data     {ready['data']}, {state}",
+        f"  clock    {ready['clock']}; durability {ready['durability']}",
+        f"  admin    {ready['admin']}",
+    ]
+    if ready["metrics"] is not None:
+        lines.append(f"  metrics  {ready['metrics']}")
+    return lines

@@ -1,0 +1,73 @@
+"""`featurestore stats`: what a live store holds and has done."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from featurestore.cli.exits import Exit
+from featurestore.cli.frame import add_output_argument, print_json
+from featurestore.cli.reaching import add_admin_arguments, admin_of, columns
+
+DESCRIPTION = """\
+Counts and ages of a live store, read without stopping anything. Events, batches and vectors are counted since
+the server started; rows, bytes and positions are as of now."""
+
+EPILOG = """\
+examples:
+  featurestore stats --admin unix:/var/lib/featurestore/admin.sock
+  featurestore stats --admin unix:/var/lib/featurestore/admin.sock -o json | jq .rows"""
+
+NAMES = (
+    "schema_version",
+    "events_accepted",
+    "events_late",
+    "events_duplicate",
+    "events_refused",
+    "batches_duplicate",
+    "vectors_read",
+    "rows",
+    "row_bytes",
+    "position",
+    "durable_position",
+    "checkpoint_position",
+    "checkpoint_age_ms",
+    "journal_bytes",
+    "now_ms",
+    "uptime_ms",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    add_admin_arguments(parser)
+    add_output_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> Exit:
+    with admin_of(arguments) as admin:
+        reply = admin.stats()
+    numbers = {name: getattr(reply, name) for name in NAMES}
+    if not reply.HasField("now_ms"):  # an event-clock store without events has no now
+        numbers["now_ms"] = None
+    if reply.checkpoint_age_ms < 0:
+        numbers["checkpoint_age_ms"] = None
+    if arguments.output == "json":
+        print_json(numbers)
+    else:
+        print("\n".join(columns([row(name, value) for name, value in numbers.items()], right=[1])))
+    return Exit.OK
+
+
+def row(name: str, value: Any) -> list[str]:
+    """Name and value for people: thousands apart, times as dates, durations in days and clock time."""
+    words = name.removesuffix("_ms").replace("_", " ")
+    if value is None:
+        return [words, "none"]
+    if name == "now_ms":
+        now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=value)
+        return [words, now.isoformat(" ", "milliseconds")]
+    if name.endswith("_ms"):
+        return [words, str(timedelta(seconds=value // 1000))]
+    return [words, f"{value:,}"]

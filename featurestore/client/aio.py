@@ -1,0 +1,250 @@
+"""`AsyncClient`: the calls of `calls.py` over grpc.aio."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+import grpc.aio
+
+from featurestore.client.calls import INGEST_STREAM, Call, Calls, Method, Reply, Send, checked_producer
+from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
+from featurestore.client.failures import Attempts, Backoff, Code, Failure
+from featurestore.client.replies import Ack, IngestReport, Observed, Schema, Vector, Vectors
+from featurestore.client.requests import KeySets, Time
+from featurestore.client.sequences import SourceSequences
+from featurestore.client.upload import OnProgress, Upload, items_of
+from featurestore.errors import FeatureStoreError
+
+R = TypeVar("R")
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments, calls and errors, each call awaited.
+
+        async with AsyncClient("localhost:50051") as client:
+            vector = await client.get("fraud", {"customer_id": 596, "terminal_id": 3156})
+
+    Make it where the event loop runs, and use it there only.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float = 10.0,
+        producer: str | None = None,
+        epoch: int | None = None,
+        tls: Tls | None = None,
+        retry_s: float = 60.0,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        backoff: Backoff = Backoff(),  # noqa: B008  frozen
+    ) -> None:
+        self.target = checked_target(target)
+        self.timeout_s, self.retry_s = timeout_s, retry_s
+        self._max_message_bytes, self._backoff = max_message_bytes, backoff
+        self._calls = Calls(producer, epoch)
+        made = options(max_message_bytes, tls)
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(target, made)
+        else:
+            self._channel = grpc.aio.secure_channel(target, tls.credentials(), made)
+        self._methods: dict[Method, Any] = {
+            method: self._channel.unary_unary(method.value) for method in Method
+        }
+        self._ingest_stream: Any = self._channel.stream_stream(INGEST_STREAM)
+
+    @property
+    def producer(self) -> str:
+        """The name that writes carry."""
+        return self._calls.producer
+
+    async def observe(
+        self,
+        event: str,
+        fields: Mapping[str, Any],
+        service: str | None = None,
+        *,
+        peek: bool = False,
+        bounds: bool = False,
+        ack: Ack | None = None,
+        timeout_s: float | None = None,
+    ) -> Observed:
+        """See Client.observe."""
+        return await self._run(
+            self._calls.observe(event, fields, service, peek=peek, bounds=bounds, ack=ack), timeout_s
+        )
+
+    async def get(
+        self,
+        service: str,
+        keys: Mapping[str, Any],
+        as_of: Time | None = None,
+        bounds: bool = False,
+        *,
+        timeout_s: float | None = None,
+    ) -> Vector:
+        """See Client.get."""
+        return await self._run(self._calls.get(service, keys, as_of, bounds), timeout_s)
+
+    async def get_many(
+        self,
+        service: str,
+        keys: KeySets,
+        as_of: Any = None,
+        bounds: bool = False,
+        *,
+        timeout_s: float | None = None,
+    ) -> Vectors:
+        """See Client.get_many."""
+        return await self._run(self._calls.get_many(service, keys, as_of, bounds), timeout_s)
+
+    async def schema(self) -> Schema:
+        """See Client.schema."""
+        return await self._run(self._calls.schema(), None)
+
+    async def ingest(
+        self,
+        event: str,
+        columns: Any,
+        *,
+        batch_events: int = 32768,
+        window: int = 8,
+        ack: Ack | None = None,
+        source: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> IngestReport:
+        """See Client.ingest; `columns` may also be an asynchronous iterator.
+
+        Batches are read and packed in a thread, one at a time, so that the event loop goes on.
+        """
+        plan = await self._run(self._calls.event(event), None)
+        numbers = self._calls.sequences
+        upload = Upload(
+            plan,
+            numbers if source is None else SourceSequences(checked_producer(source), self._calls.epoch),
+            batch_events=batch_events,
+            window=window,
+            ack=ack,
+            max_message_bytes=self._max_message_bytes,
+            backoff=self._backoff,
+            retry_s=self.retry_s,
+            clock=time.monotonic,
+            on_progress=on_progress,
+        )
+        items = _items(columns, batch_events)
+        try:
+            while (failure := await self._stream(upload, items)) is not None:
+                await asyncio.sleep(upload.wait_after(failure, self.target))
+        finally:
+            upload.abandon()
+        return upload.report
+
+    async def _stream(self, upload: Upload, items: AsyncIterator[Any]) -> Failure | None:
+        """Sends and takes answers on one stream until all is done (None) or the stream fails."""
+        call = self._ingest_stream()
+        try:
+            for first in upload.unanswered()[:1]:
+                await self._in_time(call.write(first.message))
+                upload.answered(await self._answer(call))
+            for batch in upload.unanswered():
+                await self._in_time(call.write(batch.message))
+            while True:
+                while not upload.is_full:
+                    cut = await asyncio.to_thread(upload.cut)
+                    if cut is not None:
+                        await self._in_time(call.write(cut.message))
+                        continue
+                    item = await anext(items, None)
+                    if item is None:
+                        break
+                    await asyncio.to_thread(upload.feed, item)
+                if upload.is_idle:
+                    await self._in_time(call.done_writing())
+                    await self._in_time(call.read())
+                    return None
+                upload.answered(await self._answer(call))
+        except _Ended:
+            return Failure(Code.UNAVAILABLE, "the server ended the stream before its last answer")
+        except TimeoutError:
+            return Failure(Code.DEADLINE_EXCEEDED, f"no answer to a batch within {self.timeout_s:g} s")
+        except grpc.RpcError as error:
+            return Failure.of(error)
+        except asyncio.InvalidStateError:  # the stream ended while a batch was being written to it
+            return Failure(await call.code(), await call.details() or "")
+        finally:
+            call.cancel()
+
+    async def _answer(self, call: Any) -> bytes:
+        reply = await self._in_time(call.read())
+        if reply is grpc.aio.EOF:
+            raise _Ended
+        answer: bytes = reply
+        return answer
+
+    async def _in_time(self, what: Any) -> Any:
+        return await asyncio.wait_for(what, self.timeout_s)
+
+    async def close(self) -> None:
+        """Ends all calls of this client."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self, call: Call[R], timeout_s: float | None) -> R:
+        """Does what a call wants sent, until it has its result."""
+        try:
+            wanted = next(call)
+            while True:
+                try:
+                    reply = await self._send(wanted, self.timeout_s if timeout_s is None else timeout_s)
+                except FeatureStoreError as error:
+                    wanted = call.throw(error)
+                else:
+                    wanted = call.send(reply)
+        except StopIteration as done:
+            result: R = done.value
+            return result
+        finally:
+            call.close()  # of a task that was cancelled: what the call holds is given back now
+
+    async def _send(self, wanted: Send, timeout_s: float) -> Reply:
+        attempts = Attempts(timeout_s, self._backoff)
+        method = self._methods[wanted.method]
+        while True:
+            try:
+                reply = await method(wanted.message, timeout=attempts.begin())
+            except grpc.RpcError as error:
+                failure = Failure.of(error)
+                wait_s = attempts.wait_after(failure)
+                if wait_s is None:
+                    reading = wanted.method is Method.GET_FEATURES
+                    raise failure.error(self.target, reading=reading) from error
+                await asyncio.sleep(wait_s)
+            else:
+                return Reply(reply, attempts.made)
+
+
+class _Ended(Exception):
+    """The server ended a stream, without an error, that answers were waited for on."""
+
+
+async def _items(columns: Any, batch_events: int) -> AsyncIterator[Any]:
+    if isinstance(columns, AsyncIterable):
+        async for one in columns:
+            for item in items_of(one, batch_events):
+                yield item
+        return
+    items = items_of(columns, batch_events)
+    while (item := await asyncio.to_thread(next, items, None)) is not None:
+        yield item

@@ -1,0 +1,73 @@
+"""How a client reaches a server: the address, TLS, and what the channel is told.
+
+An address is `host:port`, `unix:/path/to.sock`, or anything else that gRPC resolves (`dns:///name:port`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from featurestore.errors import ConfigError
+
+MAX_MESSAGE_BYTES = 16 << 20  # the server's own limit unless it was told another
+
+# Pings find out that a silent peer is gone while a call waits. A server turns away clients that ping more
+# often than it allows; ours allows one in 10 s.
+KEEPALIVE_MS = 30_000
+KEEPALIVE_TIMEOUT_MS = 10_000
+FIRST_RECONNECT_MS = 100
+LONGEST_RECONNECT_MS = 2_000  # gRPC would wait up to two minutes for a server that restarts in seconds
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Certificates as PEM files. Without `ca` the system's roots are trusted; `cert` and `key` are the
+    client's."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    server_name: str | None = None  # to check instead of the address's host
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        if (self.cert is None) != (self.key is None):
+            raise ConfigError("a client's certificate and its key are given together")
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read(self.ca), certificate_chain=_read(self.cert), private_key=_read(self.key)
+        )
+
+
+def _read(path: str | None) -> bytes | None:
+    try:
+        return None if path is None else Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+
+
+def checked_target(target: str) -> str:
+    """The address, or ConfigError where it lacks what gRPC would only miss later."""
+    if target.startswith("unix:"):
+        if not target.removeprefix("unix:").strip("/"):
+            raise ConfigError(f"{target!r} names no socket; write unix:/path/to.sock")
+    elif "://" not in target and not target.rpartition(":")[2].isdecimal():
+        raise ConfigError(f"{target!r} has no port; write host:port, such as localhost:50051")
+    return target
+
+
+def options(max_message_bytes: int, tls: Tls | None) -> list[tuple[str, int | str]]:
+    given: list[tuple[str, int | str]] = [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", -1),  # a reply is as large as what was asked for
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.initial_reconnect_backoff_ms", FIRST_RECONNECT_MS),
+        ("grpc.min_reconnect_backoff_ms", LONGEST_RECONNECT_MS),  # how long one attempt to connect may take
+        ("grpc.max_reconnect_backoff_ms", LONGEST_RECONNECT_MS),
+    ]
+    if tls is not None and tls.server_name is not None:
+        given.append(("grpc.ssl_target_name_override", tls.server_name))
+    return given

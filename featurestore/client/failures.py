@@ -1,0 +1,137 @@
+"""When a call fails: the one table from gRPC status to featurestore.errors, and how long to wait before
+trying again.
+
+What is tried again: UNAVAILABLE, RESOURCE_EXHAUSTED (but for a message that is too large) and broken
+connections, because every request may be sent twice: reads change nothing, writes carry (producer, epoch,
+sequence). What is not: whatever the server said about the request itself.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import grpc
+
+from featurestore.errors import (
+    ConfigError,
+    FeatureStoreError,
+    InvalidEventError,
+    LimitError,
+    SchemaMismatchError,
+    SequenceError,
+    StorageError,
+    UnavailableError,
+    UnknownNameError,
+)
+
+Code = grpc.StatusCode
+
+_ERRORS: dict[grpc.StatusCode, type[FeatureStoreError]] = {
+    Code.ABORTED: UnavailableError,
+    Code.CANCELLED: UnavailableError,
+    Code.DATA_LOSS: StorageError,
+    Code.DEADLINE_EXCEEDED: UnavailableError,
+    Code.FAILED_PRECONDITION: SequenceError,
+    Code.INTERNAL: FeatureStoreError,
+    Code.INVALID_ARGUMENT: InvalidEventError,
+    Code.NOT_FOUND: UnknownNameError,
+    Code.OUT_OF_RANGE: InvalidEventError,
+    Code.PERMISSION_DENIED: ConfigError,
+    Code.RESOURCE_EXHAUSTED: LimitError,
+    Code.UNAUTHENTICATED: ConfigError,
+    Code.UNAVAILABLE: UnavailableError,
+    Code.UNIMPLEMENTED: ConfigError,
+    Code.UNKNOWN: FeatureStoreError,
+}
+_RETRIED = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED}
+# gRPC's own words where no connection could be made,
+_UNREACHED = ("connect", "resolution failed", "Name or service not known", "Socket closed", "No such file")
+# and where one broke under a call: the status it gives them then differs from case to case.
+_BROKEN = (
+    "Internal error from Core",  # grpc.aio of a write that the server's own status overtook (grpc#36066)
+    "RST_STREAM",
+    "GOAWAY",
+    "Socket closed",
+    "Stream removed",
+    "Connection reset",
+)
+# A message over the limit is over it every time: gRPC's words, and the server's.
+_TOO_LARGE = "larger than"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What gRPC said of a call that failed, or that a stream ended with batches unanswered."""
+
+    code: grpc.StatusCode
+    details: str
+
+    @classmethod
+    def of(cls, error: grpc.RpcError) -> Failure:
+        return cls(error.code(), error.details() or "")
+
+    @property
+    def may_be_retried(self) -> bool:
+        if self.code is Code.RESOURCE_EXHAUSTED and _TOO_LARGE in self.details:
+            return False
+        broken = self.code in (Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED)
+        return self.code in _RETRIED or (broken and any(words in self.details for words in _BROKEN))
+
+    def error(self, target: str, *, reading: bool = False) -> FeatureStoreError:
+        """The exception for it. A read has no sequence: its precondition is the service's fingerprint."""
+        words = self.details or f"{target} answered {self.code.name}"
+        kind = _ERRORS.get(self.code, FeatureStoreError)
+        if self.code is Code.UNAVAILABLE and any(sign in self.details for sign in _UNREACHED):
+            words = f"cannot reach {target}; is `featurestore serve` running there? ({self.details})"
+        elif self.code is Code.DEADLINE_EXCEEDED:
+            words = f"{target} did not answer in time; a write may have been applied ({self.details})"
+        elif self.code is Code.UNIMPLEMENTED:
+            words = f"{target} does not know this call: not a featurestore server, or its other listener"
+        elif reading and self.code is Code.FAILED_PRECONDITION:
+            kind = SchemaMismatchError
+        elif kind is FeatureStoreError:
+            words = f"{target} failed: {self.code.name}: {self.details}"
+        return kind(words)
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Waits that double up to a limit, each shortened by a random share so that clients do not return as
+    one."""
+
+    first_s: float = 0.05
+    longest_s: float = 5.0
+    random: Callable[[], float] = field(default=random.random, repr=False)
+
+    def wait_s(self, n_failures: int) -> float:
+        """After the nth failure in a row, from 1."""
+        return min(self.first_s * 2.0 ** min(n_failures - 1, 30), self.longest_s) * (1 - self.random() / 2)
+
+
+@dataclass
+class Attempts:
+    """The tries of one unary call: at most `most`, all within one deadline."""
+
+    timeout_s: float
+    backoff: Backoff
+    most: int = 5
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    made: int = 0
+
+    def __post_init__(self) -> None:
+        self._deadline_s = self.clock() + self.timeout_s
+
+    def begin(self) -> float:
+        """Counts a try and says how long it may take."""
+        self.made += 1
+        return max(self._deadline_s - self.clock(), 0.001)
+
+    def wait_after(self, failure: Failure) -> float | None:
+        """Seconds until the next try, or None when there is none."""
+        if not failure.may_be_retried or self.made >= self.most:
+            return None
+        wait_s = self.backoff.wait_s(self.made)
+        return wait_s if self.clock() + wait_s < self._deadline_s else None

@@ -1,0 +1,240 @@
+"""What comes back: vectors and what their numbers mean, what became of events, the schema being served.
+
+A vector's arrays look into the reply's own bytes where that is possible: nothing is copied, and nothing can
+be written to. Copy what must outlive a large reply or be changed.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.outcome import Outcome
+
+
+class Status(enum.IntEnum):
+    """What one value of a vector means: the numbers of the wire's FeatureStatus."""
+
+    PRESENT = 1  # the window holds at least one event that the feature aggregates
+    NOT_FOUND = 2  # it certainly holds none: counts and sums are 0, other aggregates NaN
+    WARMING = 3  # the feature has been live for less than its window; `coverage` is the share it covers
+    UNAVAILABLE = 4  # it cannot be answered (key not given, window older than what is kept): NaN
+
+
+class Ack(enum.IntEnum):
+    """What a write had survived when it was acknowledged: the numbers of the wire's Ack."""
+
+    APPLIED = 1  # a crash of the server, not a power cut
+    DURABLE = 2  # a power cut
+
+
+STATUS_NAMES = ("", *(status.name for status in Status))
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """`len(self)` vectors of one service, each with one value per name; every array is (n, number of names).
+
+    lower, upper   bounds that certainly hold the true value; equal to `values` where it is exact. None unless
+                   they were asked for
+    coverage       float32, the share of its window that a WARMING value covers, else 1
+    now_ms         the store's now when it read; None while a store on event time holds no event
+    """
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+    statuses: NDArray[np.uint8]
+    coverage: NDArray[np.float32]
+    lower: NDArray[np.float64] | None = None
+    upper: NDArray[np.float64] | None = None
+    now_ms: int | None = None
+
+    @property
+    def status_names(self) -> list[list[str]]:
+        return [[STATUS_NAMES[status] for status in row] for row in self.statuses.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, row: int) -> Vector:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"vector {row} of {len(self)}")
+        return Vector(
+            self.names,
+            self.values[row],
+            self.statuses[row],
+            self.coverage[row],
+            None if self.lower is None else self.lower[row],
+            None if self.upper is None else self.upper[row],
+            self.now_ms,
+        )
+
+    def __iter__(self) -> Iterator[Vector]:
+        return (self[row] for row in range(len(self)))
+
+    def to_dict(self) -> dict[str, NDArray[np.float64]]:
+        """The values of each feature by its name: what pandas.DataFrame and pyarrow.table take."""
+        return {name: self.values[:, i] for i, name in enumerate(self.names)}
+
+
+@dataclass(frozen=True, eq=False)
+class Vector:
+    """One vector: as `Vectors`, every array of the length of `names`."""
+
+    names: tuple[str, ...]
+    values: NDArray[np.float64]
+    statuses: NDArray[np.uint8]
+    coverage: NDArray[np.float32]
+    lower: NDArray[np.float64] | None = None
+    upper: NDArray[np.float64] | None = None
+    now_ms: int | None = None
+
+    @property
+    def status_names(self) -> list[str]:
+        return [STATUS_NAMES[status] for status in self.statuses.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, name: str) -> float:
+        """The value of one feature. Raises KeyError where the service has none of that name."""
+        try:
+            return float(self.values[self.names.index(name)])
+        except ValueError:
+            raise KeyError(name) from None
+
+    def to_dict(self) -> dict[str, float]:
+        """The values by name; those that are not there are NaN."""
+        return dict(zip(self.names, self.values.tolist(), strict=True))
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}={value:g}" + ("" if status == Status.PRESENT else f" {STATUS_NAMES[status]}")
+            for name, value, status in zip(
+                self.names, self.values.tolist(), self.statuses.tolist(), strict=True
+            )
+        )
+        return f"Vector({', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What became of one event, and the vector read with it.
+
+    outcome    when peeking, what would have become of it
+    position   of the event in the journal, from 1; of the last one when nothing was written
+    ack        None when nothing was written
+    vector     None when no service was named. For an event that was not accepted it is a plain read
+    attempts   how often the event was sent. DUPLICATE with more than one means that an earlier try was
+               applied and its reply was lost
+    """
+
+    outcome: Outcome
+    position: int
+    ack: Ack | None
+    vector: Vector | None
+    attempts: int = 1
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One event that was refused: `row` counts the caller's events from 0, in the order given to `ingest`."""
+
+    row: int
+    outcome: Outcome
+
+
+@dataclass
+class IngestReport:
+    """What became of the events of one `ingest`.
+
+    events == accepted + late + duplicate + refused + already_applied
+
+    events            rows judged so far
+    already_applied   rows in batches that the store had applied before: by an earlier run, or by a try of
+                      this one whose reply was lost. What became of each of them was answered then
+    refusals          the first refused rows, at most 1,000; `refused` counts them all
+    batches, retries  how many batches were acknowledged, and how often sending had to begin again
+    position          in the journal, of the last batch
+    ack               the least that any batch had survived when it was acknowledged
+    """
+
+    events: int = 0
+    accepted: int = 0
+    late: int = 0
+    duplicate: int = 0
+    refused: int = 0
+    already_applied: int = 0
+    refusals: list[Refusal] = field(default_factory=list)
+    batches: int = 0
+    retries: int = 0
+    position: int = 0
+    ack: Ack | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        counts = ("events", "accepted", "late", "duplicate", "refused", "already_applied")
+        return {
+            **{name: getattr(self, name) for name in counts},
+            "refusals": [
+                {"row": one.row, "outcome": one.outcome.name.lower(), "reason": one.outcome.reason}
+                for one in self.refusals
+            ],
+            "batches": self.batches,
+            "retries": self.retries,
+            "position": self.position,
+            "ack": None if self.ack is None else self.ack.name.lower(),
+        }
+
+
+@dataclass(frozen=True)
+class EventSchema:
+    """One event type: `fields` maps each name to "key", "string" or "number"."""
+
+    name: str
+    time_field: str
+    time_unit: str  # "s" | "ms" | "us" | "iso"
+    fields: dict[str, str]
+    lateness_ms: int
+    id_field: str | None
+
+
+@dataclass(frozen=True)
+class FeatureSchema:
+    """One value of a vector."""
+
+    name: str
+    aggregate: str  # "count", "sum", …
+    field: str | None
+    window_ms: int | None  # None: lifetime
+    offset_ms: int
+    parts: tuple[str, ...]  # of the key that it is read by
+    excludes_self: bool
+
+
+@dataclass(frozen=True)
+class ServiceSchema:
+    """One service: its features in the order of the vector, and the fingerprint of that order."""
+
+    name: str
+    fingerprint: int
+    features: tuple[FeatureSchema, ...]
+    parts: tuple[str, ...]  # of all keys that its features are read by
+    names: tuple[str, ...]  # of its features
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What the store serves."""
+
+    name: str
+    version: int
+    source: str  # the schema file's text
+    events: dict[str, EventSchema]
+    entities: tuple[tuple[str, ...], ...]
+    services: dict[str, ServiceSchema]

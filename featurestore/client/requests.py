@@ -1,0 +1,217 @@
+"""People's values made into requests: one event, one key set, many key sets, a time to read at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore import columns as canonical
+from featurestore.client import wire
+from featurestore.client.replies import Ack, ServiceSchema
+from featurestore.client.sequences import Ticket
+from featurestore.columns import TextColumn
+from featurestore.errors import InvalidEventError
+from featurestore.outcome import Outcome
+from featurestore.v1 import feature_store_service_pb2 as service_pb
+from featurestore.v1 import types_pb2
+
+Time = int | str | datetime | np.datetime64
+KeySets = Sequence[Mapping[str, Any]] | Mapping[str, Any] | Any
+
+_INT64 = range(-(2**63), 2**63)
+
+
+def set_value(target: types_pb2.Field, value: Any, what: str) -> None:
+    """Gives the field its value; None leaves it absent. `what` names it in messages."""
+    if value is None:
+        return
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        target.text = value
+    elif isinstance(value, bool):
+        target.flag = value
+    elif isinstance(value, int):
+        if value in _INT64:
+            target.integer = value
+        else:  # a key means its decimal text, however long
+            target.text = str(value)
+    elif isinstance(value, float):
+        target.number = value
+    elif isinstance(value, Decimal):
+        target.number = float(value)
+    elif isinstance(value, bytes):
+        try:
+            target.text = value.decode()
+        except UnicodeDecodeError as error:
+            raise InvalidEventError(f"{what}: the bytes are not UTF-8 ({error})") from error
+    else:
+        raise InvalidEventError(
+            f"{what}: expected a text, a number, a truth value or None, found {type(value).__name__}"
+        )
+
+
+def time_ms(when: Time, what: str) -> int:
+    """Milliseconds since the epoch of a number of them, a datetime (naive means UTC) or ISO 8601 text."""
+    if isinstance(when, bool) or not isinstance(when, int | np.integer | str | date | np.datetime64):
+        raise InvalidEventError(
+            f"{what}: expected milliseconds, a datetime or ISO text, found {type(when).__name__}"
+        )
+    ms, codes = canonical.time_column([when], "iso" if isinstance(when, str) else "ms")
+    if codes[0]:
+        raise InvalidEventError(f"{what}: {when!r} cannot be used: {Outcome(codes[0]).reason}")
+    return int(ms[0])
+
+
+def wire_ack(ack: Ack | None) -> str:
+    """The enum value's name in the proto."""
+    return "ACK_UNSPECIFIED" if ack is None else f"ACK_{ack.name}"
+
+
+def observe_request(
+    event: str,
+    fields: Mapping[str, Any],
+    service: ServiceSchema | None,
+    ticket: Ticket | None,
+    *,
+    peek: bool,
+    bounds: bool,
+    ack: Ack | None,
+) -> bytes:
+    """An ObserveRequest. A datetime among the fields is the event's time."""
+    request = service_pb.ObserveRequest(event_type=event, peek=peek, ack=wire_ack(ack))
+    if service is not None:
+        request.service, request.fingerprint = service.name, service.fingerprint
+        request.bounds, request.coverage = bounds, True
+    if ticket is not None:
+        request.producer, request.epoch, request.sequence = ticket.producer, ticket.epoch, ticket.sequence
+    body = request.event
+    body.SetInParent()
+    for name, value in fields.items():
+        if isinstance(value, date | np.datetime64):
+            if body.HasField("time_ms"):
+                raise InvalidEventError(f"{event}.{name}: a second datetime; an event has one time")
+            body.time_ms = time_ms(value, f"{event}.{name}")  # type: ignore[arg-type]
+        else:
+            set_value(body.fields.add(name=name), value, f"{event}.{name}")
+    message: bytes = request.SerializeToString()
+    return message
+
+
+def read_request(service: ServiceSchema, keys: Mapping[str, Any], as_of: Time | None, bounds: bool) -> bytes:
+    """A GetFeaturesRequest for one key set."""
+    request = _read(service, bounds)
+    if as_of is not None:
+        request.as_of_ms = time_ms(as_of, "as_of")
+    parts = request.key_sets.add().parts
+    for name, value in keys.items():
+        set_value(parts.add(name=name), value, f"key {name}")
+    message: bytes = request.SerializeToString()
+    return message
+
+
+def read_requests(
+    service: ServiceSchema, keys: KeySets, as_of: Any, bounds: bool, max_values: int
+) -> Iterator[bytes]:
+    """GetFeaturesRequests for many key sets, in order, each for at most `max_values` values."""
+    named = key_columns(keys)
+    n = len(named[0][1].offsets) - 1 if named else len(keys)
+    request = _read(service, bounds)
+    each: NDArray[np.int64] | None = None
+    if as_of is not None:
+        if isinstance(as_of, Time):
+            request.as_of_ms = time_ms(as_of, "as_of")
+        else:
+            each = _times_of_each(as_of, n)
+    head = request.SerializeToString()
+    step = max(max_values // max(len(service.names), 1), 1)
+    for begin in range(0, n, step):
+        end = min(begin + step, n)
+        body = [head]
+        if named:
+            body.append(wire.key_columns([(name, sliced(one, begin, end)) for name, one in named]))
+        else:  # key sets without any part: services that are read by no key
+            body.append(
+                service_pb.GetFeaturesRequest(
+                    key_sets=[types_pb2.KeySet()] * (end - begin)
+                ).SerializeToString()
+            )
+        if each is not None:
+            body.append(wire.as_of_each(each[begin:end]))
+        yield b"".join(body)
+
+
+def _read(service: ServiceSchema, bounds: bool) -> service_pb.GetFeaturesRequest:
+    return service_pb.GetFeaturesRequest(
+        service=service.name, fingerprint=service.fingerprint, bounds=bounds, coverage=True
+    )
+
+
+def _times_of_each(as_of: Any, n: int) -> NDArray[np.int64]:
+    ms, codes = canonical.time_column(as_of, "ms", what="as_of")
+    if codes.any() and (codes == Outcome.REFUSED_TYPE).all():
+        ms, codes = canonical.time_column(as_of, "iso", what="as_of")
+    if len(ms) != n:
+        raise InvalidEventError(
+            f"as_of has {len(ms)} times for {n} key sets; give one for each or one for all"
+        )
+    if codes.any():
+        row = int(np.flatnonzero(codes)[0])
+        raise InvalidEventError(f"as_of of row {row} cannot be used: {Outcome(codes[row]).reason}")
+    return ms
+
+
+def key_columns(keys: KeySets) -> list[tuple[str, TextColumn]]:
+    """One text column per key part, of rows (dicts) or of columns (mapping, Arrow table, data frame)."""
+    made = []
+    for name, values in _named(keys):
+        column, codes = canonical.text_column(values, what=f"key {name}")
+        if codes.any():
+            row = int(np.flatnonzero(codes)[0])
+            raise InvalidEventError(f"key {name} of row {row}: {Outcome(codes[row]).reason}")
+        made.append((name, column))
+    lengths = {name: len(column.offsets) - 1 for name, column in made}
+    if len(set(lengths.values())) > 1:
+        raise InvalidEventError(f"key columns of different lengths: {lengths}")
+    return made
+
+
+def _named(keys: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(keys, Mapping):
+        return keys.items()
+    if is_arrow(keys):
+        return [(name, keys.column(name)) for name in keys.column_names]
+    if is_pandas(keys):
+        return [(str(name), keys[name]) for name in keys.columns]
+    if isinstance(keys, Sequence) and all(isinstance(row, Mapping) for row in keys):
+        names = dict.fromkeys(name for row in keys for name in row)
+        return [(name, [row.get(name) for row in keys]) for name in names]
+    raise InvalidEventError(
+        "key sets are a list of dicts, or columns: a mapping of arrays, an Arrow table or a data frame; "
+        f"found {type(keys).__name__}"
+    )
+
+
+def is_arrow(value: Any) -> bool:
+    """A table or a record batch, of a pyarrow that the caller has imported."""
+    pa = sys.modules.get("pyarrow")
+    return pa is not None and isinstance(value, pa.Table | pa.RecordBatch)
+
+
+def is_pandas(value: Any) -> bool:
+    pd = sys.modules.get("pandas")
+    return pd is not None and isinstance(value, pd.DataFrame)
+
+
+def sliced(column: TextColumn, begin: int, end: int) -> TextColumn:
+    """Rows begin to end; the bytes are not copied."""
+    first = column.offsets[begin]
+    data = column.data[first : column.offsets[end]]
+    present = None if column.present is None else column.present[begin:end]
+    return TextColumn(column.offsets[begin : end + 1] - first, data, present)

@@ -1,0 +1,81 @@
+"""Numbers for batches, such that the store can always tell whether it has one.
+
+The store remembers 1,024 sequences below a producer's highest. A number taken long ago and still being
+retried must not fall out of that window while others overtake it, so numbers are taken from *lanes*,
+producers named `name`, `name/1`, …: a lane gives out a number only while the oldest of its numbers in flight
+is near. There is more than one lane only where a retry lags a thousand numbers behind.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+NEAR = 1000  # below the store's 1,024
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Who a batch is from, and its number there."""
+
+    producer: str
+    epoch: int
+    sequence: int
+
+
+@dataclass
+class _Lane:
+    producer: str
+    next: int = 1
+    in_flight: dict[int, None] = field(default_factory=dict)  # ascending, as they were taken
+
+
+class Sequences:
+    """Thread-safe. Every ticket taken is given back once its batch is answered or given up."""
+
+    def __init__(self, producer: str, epoch: int) -> None:
+        self._producer, self._epoch = producer, epoch
+        self._lanes = [_Lane(producer)]
+        self._lock = threading.Lock()
+
+    def take(self) -> Ticket:
+        with self._lock:
+            for lane in self._lanes:
+                if not lane.in_flight or lane.next - next(iter(lane.in_flight)) < NEAR:
+                    break
+            else:
+                lane = _Lane(f"{self._producer}/{len(self._lanes)}")
+                self._lanes.append(lane)
+            sequence = lane.next
+            lane.next += 1
+            lane.in_flight[sequence] = None
+            return Ticket(lane.producer, self._epoch, sequence)
+
+    def give_back(self, ticket: Ticket) -> None:
+        with self._lock:
+            for lane in self._lanes:
+                if lane.producer == ticket.producer:
+                    lane.in_flight.pop(ticket.sequence, None)
+
+
+class SourceSequences:
+    """Numbers for the batches of one source, the same each time it is sent from its beginning.
+
+    A producer per 1,024 batches, so that the first batch of a long source can still be judged when its last
+    has been applied: what was sent in order and cut short is skipped, batch by batch, when it is sent again.
+    """
+
+    BLOCK = 1024
+
+    def __init__(self, source: str, epoch: int) -> None:
+        self._source, self._epoch = source, epoch
+        self._taken = 0
+
+    def take(self) -> Ticket:
+        block, sequence = divmod(self._taken, self.BLOCK)
+        self._taken += 1
+        producer = f"{self._source}/{block}" if block else self._source
+        return Ticket(producer, self._epoch, sequence + 1)
+
+    def give_back(self, ticket: Ticket) -> None:
+        """Nothing to do: batches are sent and answered in order, so none can lag."""

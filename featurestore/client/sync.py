@@ -1,0 +1,291 @@
+"""`Client`: the calls of `calls.py` over blocking gRPC."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from featurestore.client.calls import INGEST_STREAM, Call, Calls, Method, Reply, Send, checked_producer
+from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
+from featurestore.client.failures import Attempts, Backoff, Code, Failure
+from featurestore.client.replies import Ack, IngestReport, Observed, Schema, Vector, Vectors
+from featurestore.client.requests import KeySets, Time
+from featurestore.client.sequences import SourceSequences
+from featurestore.client.upload import OnProgress, Upload, items_of
+from featurestore.errors import FeatureStoreError
+
+R = TypeVar("R")
+
+
+class Client:
+    """Writes events and reads vectors. Thread-safe: make one and share it.
+
+        with Client("localhost:50051") as client:
+            seen = client.observe("transaction", {"customer_id": 596, "tx_amount": 12.5, ...}, "fraud")
+            vector = client.get("fraud", {"customer_id": 596, "terminal_id": 3156})
+            vector["customer.count_1d"]
+
+    timeout_s          deadline of a call with all its retries; of `ingest`, of each batch's answer
+    producer, epoch    who writes. By default a random name, which makes retries exact. A name of one's own
+                       makes a restart exact too: a program that sends the same writes in the same order again
+                       is answered DUPLICATE for those that are in. One live client per name; a higher epoch
+                       fences off all clients with a lower one, and begins anew
+    tls                None: plain text
+    retry_s            how long `ingest` keeps trying while no batch is answered
+    max_message_bytes  of a request; the server has a limit too
+
+    Failures are featurestore.errors: UnavailableError (cannot be reached, or too slow), LimitError (the
+    server is at a limit), InvalidEventError, UnknownNameError, SequenceError, each with the server's words.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float = 10.0,
+        producer: str | None = None,
+        epoch: int | None = None,
+        tls: Tls | None = None,
+        retry_s: float = 60.0,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        backoff: Backoff = Backoff(),  # noqa: B008  frozen
+    ) -> None:
+        self.target = checked_target(target)
+        self.timeout_s, self.retry_s = timeout_s, retry_s
+        self._max_message_bytes, self._backoff = max_message_bytes, backoff
+        self._calls = Calls(producer, epoch)
+        made = options(max_message_bytes, tls)
+        if tls is None:
+            self._channel = grpc.insecure_channel(target, made)
+        else:
+            self._channel = grpc.secure_channel(target, tls.credentials(), made)
+        self._methods: dict[Method, Any] = {
+            method: self._channel.unary_unary(method.value) for method in Method
+        }
+        self._ingest_stream: Any = self._channel.stream_stream(INGEST_STREAM)
+
+    @property
+    def producer(self) -> str:
+        """The name that writes carry."""
+        return self._calls.producer
+
+    def observe(
+        self,
+        event: str,
+        fields: Mapping[str, Any],
+        service: str | None = None,
+        *,
+        peek: bool = False,
+        bounds: bool = False,
+        ack: Ack | None = None,
+        timeout_s: float | None = None,
+    ) -> Observed:
+        """Applies one event and reads a service at the event's time.
+
+        fields   by name, the time field among them: in its unit, or a datetime (naive means UTC)
+        peek     answer as if it had been applied, and apply nothing
+        bounds   also read the bounds of each value
+        ack      when to answer; None: what the store's durability mode promises
+        """
+        return self._run(
+            self._calls.observe(event, fields, service, peek=peek, bounds=bounds, ack=ack), timeout_s
+        )
+
+    def get(
+        self,
+        service: str,
+        keys: Mapping[str, Any],
+        as_of: Time | None = None,
+        bounds: bool = False,
+        *,
+        timeout_s: float | None = None,
+    ) -> Vector:
+        """One vector. A part that is not given makes the features that need it UNAVAILABLE.
+
+        as_of   ms since the epoch, a datetime or ISO 8601 text; None: the store's now
+        """
+        return self._run(self._calls.get(service, keys, as_of, bounds), timeout_s)
+
+    def get_many(
+        self,
+        service: str,
+        keys: KeySets,
+        as_of: Any = None,
+        bounds: bool = False,
+        *,
+        timeout_s: float | None = None,
+    ) -> Vectors:
+        """A vector per key set: a list of dicts, or columns (mapping of arrays, Arrow table, data frame).
+
+        `as_of` is one time for all, or one for each. Many are read in several calls, so without `as_of` the
+        later ones may be read at a later now; `timeout_s` is the deadline of each of the calls.
+        """
+        return self._run(self._calls.get_many(service, keys, as_of, bounds), timeout_s)
+
+    def schema(self) -> Schema:
+        """What the store serves, asked for anew."""
+        return self._run(self._calls.schema(), None)
+
+    def ingest(
+        self,
+        event: str,
+        columns: Any,
+        *,
+        batch_events: int = 32768,
+        window: int = 8,
+        ack: Ack | None = None,
+        source: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> IngestReport:
+        """Streams many events, each counted once however often a batch must be sent again.
+
+        columns       a mapping of arrays by field name, an Arrow table, a data frame, or an iterator of such
+                      (each item begins a batch of its own). Columns that the schema does not declare are
+                      ignored
+        batch_events  events per batch
+        window        batches sent and not yet answered: at most that many are held in memory
+        source        a name for this data that holds for good. Sent again under the same name, by whatever
+                      client, batches that are in are skipped, however many there are: so an ingest that was
+                      cut short is resumed by doing it again. The data, batch_events and the schema's fields
+                      must be the same; where a batch differs it is refused (InvalidEventError), not counted
+                      twice
+        on_progress   called with the report so far after each answer
+        """
+        plan = self._run(self._calls.event(event), None)
+        numbers = self._calls.sequences
+        upload = Upload(
+            plan,
+            numbers if source is None else SourceSequences(checked_producer(source), self._calls.epoch),
+            batch_events=batch_events,
+            window=window,
+            ack=ack,
+            max_message_bytes=self._max_message_bytes,
+            backoff=self._backoff,
+            retry_s=self.retry_s,
+            clock=time.monotonic,
+            on_progress=on_progress,
+        )
+        items = items_of(columns, batch_events)
+        try:
+            while (failure := self._stream(upload, items)) is not None:
+                time.sleep(upload.wait_after(failure, self.target))
+        finally:
+            upload.abandon()
+        return upload.report
+
+    def _stream(self, upload: Upload, items: Iterator[Any]) -> Failure | None:
+        """Sends and takes answers on one stream until all is done (None) or the stream fails."""
+        messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        with _Stream(self._ingest_stream, messages) as stream:
+            for first in upload.unanswered()[:1]:
+                messages.put(first.message)
+                reply = stream.reply(self.timeout_s)
+                if isinstance(reply, Failure):
+                    return reply
+                upload.answered(reply)
+            for batch in upload.unanswered():
+                messages.put(batch.message)
+            while True:
+                while not upload.is_full:
+                    cut = upload.cut()
+                    if cut is not None:
+                        messages.put(cut.message)
+                        continue
+                    item = next(items, None)
+                    if item is None:
+                        break
+                    upload.feed(item)
+                if upload.is_idle:
+                    stream.end(self.timeout_s)
+                    return None
+                reply = stream.reply(self.timeout_s)
+                if isinstance(reply, Failure):
+                    return reply
+                upload.answered(reply)
+
+    def close(self) -> None:
+        """Ends all calls of this client."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, call: Call[R], timeout_s: float | None) -> R:
+        """Does what a call wants sent, until it has its result."""
+        try:
+            wanted = next(call)
+            while True:
+                try:
+                    reply = self._send(wanted, self.timeout_s if timeout_s is None else timeout_s)
+                except FeatureStoreError as error:
+                    wanted = call.throw(error)
+                else:
+                    wanted = call.send(reply)
+        except StopIteration as done:
+            result: R = done.value
+            return result
+
+    def _send(self, wanted: Send, timeout_s: float) -> Reply:
+        attempts = Attempts(timeout_s, self._backoff)
+        method: Callable[..., bytes] = self._methods[wanted.method]
+        while True:
+            try:
+                reply = method(wanted.message, timeout=attempts.begin())
+            except grpc.RpcError as error:
+                failure = Failure.of(error)
+                wait_s = attempts.wait_after(failure)
+                if wait_s is None:
+                    reading = wanted.method is Method.GET_FEATURES
+                    raise failure.error(self.target, reading=reading) from error
+                time.sleep(wait_s)
+            else:
+                return Reply(reply, attempts.made)
+
+
+class _Stream:
+    """One IngestStream: gRPC takes `messages` from the queue, a thread puts the answers into another."""
+
+    def __init__(self, method: Callable[..., Any], messages: queue.SimpleQueue[bytes | None]) -> None:
+        self._messages = messages
+        self._replies: queue.SimpleQueue[bytes | Failure] = queue.SimpleQueue()
+        self._call = method(iter(messages.get, None))
+        self._thread = threading.Thread(target=self._take_replies, name="featurestore-ingest", daemon=True)
+        self._thread.start()
+
+    def _take_replies(self) -> None:
+        try:
+            for reply in self._call:
+                self._replies.put(reply)
+            self._replies.put(Failure(Code.UNAVAILABLE, "the server ended the stream before its last answer"))
+        except grpc.RpcError as error:
+            self._replies.put(Failure.of(error))
+
+    def reply(self, timeout_s: float) -> bytes | Failure:
+        try:
+            return self._replies.get(timeout=timeout_s)
+        except queue.Empty:
+            return Failure(Code.DEADLINE_EXCEEDED, f"no answer to a batch within {timeout_s:g} s")
+
+    def end(self, timeout_s: float) -> None:
+        """No more messages; waits for the server to end its side too."""
+        self._messages.put(None)
+        self._thread.join(timeout_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._messages.put(None)  # releases gRPC's thread, which may wait for a message
+        self._call.cancel()  # does nothing where the stream has ended
+        self._thread.join()

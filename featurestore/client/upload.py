@@ -1,0 +1,313 @@
+"""Many events to the server, each counted once: batches, the window of unanswered ones, what came back.
+
+No input or output here; a client drives it:
+
+    feed ──► cut ──► [ window: sent, not answered ] ──► answered ──► report
+                              │        ▲
+                              └─ resend ┘   after a failure, the same bytes with the same numbers
+
+Batches are cut by row numbers from what is fed, so the same data gives the same batches. Rows that cannot be
+sent (a text where a number belongs) are refused here, by the same rules and in the same words as the
+server's, and left out of their batch; a batch that would be larger than a message may be is halved. At most
+`window` batches are in memory: nothing is cut while that many are unanswered.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.client import wire
+from featurestore.client.failures import Backoff, Code, Failure
+from featurestore.client.replies import Ack, IngestReport, Refusal
+from featurestore.client.requests import is_arrow, is_pandas, sliced, wire_ack
+from featurestore.client.sequences import Ticket
+from featurestore.columns import Column, TextColumn, event_columns
+from featurestore.errors import (
+    ConfigError,
+    FeatureStoreError,
+    InvalidEventError,
+    LimitError,
+    UnavailableError,
+)
+from featurestore.outcome import Outcome
+from featurestore.plan import EventPlan
+from featurestore.v1 import feature_store_service_pb2 as service_pb
+
+MAX_BATCH_EVENTS = 1 << 20  # the server's
+MAX_REFUSALS = 1000  # kept in the report
+
+OnProgress = Callable[[IngestReport], None]
+
+
+class Numbers(Protocol):
+    """Where batches get their numbers from."""
+
+    def take(self) -> Ticket: ...
+    def give_back(self, ticket: Ticket) -> None: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sent and not yet answered."""
+
+    ticket: Ticket
+    message: bytes  # an IngestStreamRequest
+    begin: int  # rows of the caller's data, from begin to before end
+    end: int
+    rows: NDArray[np.int64]  # of each event sent
+    refused: list[Refusal]  # the others, refused here
+
+
+@dataclass(frozen=True)
+class _Canonical:
+    """Events as columns, not yet cut."""
+
+    begin: int  # row of the first
+    times: NDArray[np.int64]
+    columns: list[Column]
+    outcomes: NDArray[np.uint8]
+
+
+class Upload:
+    def __init__(
+        self,
+        event: EventPlan,
+        numbers: Numbers,
+        *,
+        batch_events: int,
+        window: int,
+        ack: Ack | None,
+        max_message_bytes: int,
+        backoff: Backoff,
+        retry_s: float,
+        clock: Callable[[], float],
+        on_progress: OnProgress | None,
+    ) -> None:
+        if not 1 <= batch_events <= MAX_BATCH_EVENTS:
+            raise ConfigError(f"batch_events is {batch_events}; it must be from 1 to {MAX_BATCH_EVENTS}")
+        if not 1 <= window <= 512:
+            raise ConfigError(f"window is {window}; it must be from 1 to 512 batches")
+        self.report = IngestReport()
+        self._event, self._numbers = event, numbers
+        self._batch_events, self._window = batch_events, window
+        self._ack, self._max_message_bytes = ack, max_message_bytes
+        self._backoff, self._retry_s, self._clock = backoff, retry_s, clock
+        self._on_progress = on_progress
+        self._fed: _Canonical | None = None
+        self._ranges: deque[tuple[int, int]] = deque()  # of what was fed, to be cut
+        self._unanswered: deque[Batch] = deque()
+        self._next_row = 0
+        self._n_failures = 0  # since the last answer
+        self._first_failure_s = 0.0
+
+    # ---- in
+
+    def feed(self, item: Any) -> None:
+        """More events: a mapping, table or frame, or a chunk of a file. What was fed before has been cut."""
+        if hasattr(item, "event_columns"):
+            times, columns, outcomes = item.event_columns(self._event)
+        else:
+            times, columns, outcomes = event_columns(self._event, item)
+        self._fed = _Canonical(self._next_row, times, columns, outcomes)
+        n = len(times)
+        step = self._batch_events
+        self._ranges.extend((begin, min(begin + step, n)) for begin in range(0, n, step))
+        self._next_row += n
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._unanswered) >= self._window
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is waiting for an answer."""
+        return not self._unanswered
+
+    def cut(self) -> Batch | None:
+        """The next batch, now waiting for its answer; None where more must be fed first."""
+        while self._ranges and self._fed is not None:
+            begin, end = self._ranges.popleft()
+            refused = np.flatnonzero(self._fed.outcomes[begin:end])
+            kept = None if refused.size == 0 else np.flatnonzero(self._fed.outcomes[begin:end] == 0) + begin
+            n_kept = end - begin - refused.size
+            columns = self._encoded(begin, end, kept) if n_kept else b""
+            if len(columns) + 1024 > self._max_message_bytes and n_kept > 1:
+                middle = begin + (end - begin) // 2
+                self._ranges.extendleft([(middle, end), (begin, middle)])
+                continue
+            if len(columns) + 1024 > self._max_message_bytes:
+                row, most = self._fed.begin + begin, self._max_message_bytes
+                raise LimitError(f"row {row} alone is larger than max_message_bytes ({most})")
+            refusals = [
+                Refusal(self._fed.begin + begin + i, Outcome(int(self._fed.outcomes[begin + i])))
+                for i in refused.tolist()
+            ]
+            ticket = (
+                self._numbers.take()
+            )  # also for a batch without events: numbers follow from the rows only
+            rows = (np.arange(begin, end) if kept is None else kept) + self._fed.begin
+            batch = Batch(
+                ticket,
+                self._message(ticket, columns),
+                self._fed.begin + begin,
+                self._fed.begin + end,
+                rows,
+                refusals,
+            )
+            if not n_kept:
+                self._numbers.give_back(ticket)
+                self._count(batch, [])
+                continue
+            self._unanswered.append(batch)
+            return batch
+        self._fed = None
+        return None
+
+    def _message(self, ticket: Ticket, columns: bytes) -> bytes:
+        head = service_pb.IngestRequest(
+            event_type=self._event.name,
+            producer=ticket.producer,
+            epoch=ticket.epoch,
+            sequence=ticket.sequence,
+            ack=wire_ack(self._ack),
+        ).SerializeToString()
+        return wire.length_field(wire.STREAMED_BATCH, head, columns)
+
+    def _encoded(self, begin: int, end: int, kept: NDArray[np.int64] | None) -> bytes:
+        assert self._fed is not None  # noqa: S101  cut holds it
+        named: list[tuple[str, Column]] = []
+        for field, column in zip(self._event.fields, self._fed.columns, strict=True):
+            if isinstance(column, TextColumn):
+                named.append(
+                    (field.name, sliced(column, begin, end) if kept is None else _chosen(column, kept))
+                )
+            else:
+                named.append((field.name, column[begin:end] if kept is None else column[kept]))
+        times = self._fed.times[begin:end] if kept is None else self._fed.times[kept]
+        return wire.event_columns(times, named)
+
+    # ---- out and back
+
+    def unanswered(self) -> list[Batch]:
+        """What to send again on a new stream, in order.
+
+        The first is sent alone and its answer waited for: a server at its limit is not flooded, and what it
+        says of that batch is heard even where a failed write behind it would hide it (grpc#36066).
+        """
+        return list(self._unanswered)
+
+    def answered(self, message: bytes) -> None:
+        """One IngestStreamResponse: it answers the oldest batch that is unanswered."""
+        reply = service_pb.IngestStreamResponse.FromString(message).batch
+        if not self._unanswered or self._unanswered[0].ticket.sequence != reply.sequence:
+            expected = self._unanswered[0].ticket.sequence if self._unanswered else None
+            raise UnavailableError(
+                f"the server answered batch {reply.sequence} where batch {expected} was next; "
+                f"is it a featurestore server of this version?"
+            )
+        batch = self._unanswered.popleft()
+        self._numbers.give_back(batch.ticket)
+        self._n_failures = 0
+        report = self.report
+        refused_there: list[Refusal] = []
+        if reply.duplicate_batch:
+            report.already_applied += len(batch.rows)
+        else:
+            report.accepted += reply.accepted
+            report.late += reply.late
+            report.duplicate += reply.duplicate
+            report.refused += reply.refused
+            refused_there = [
+                Refusal(int(batch.rows[one.index]), wire.outcome_of(one.reason)) for one in reply.refusals
+            ]
+        report.position = max(report.position, reply.position)
+        ack = wire.ack_of(reply.ack)
+        if ack is not None:
+            report.ack = ack if report.ack is None else min(report.ack, ack)
+        report.batches += 1
+        self._count(batch, refused_there)
+
+    def _count(self, batch: Batch, refused_there: list[Refusal]) -> None:
+        report = self.report
+        report.events += batch.end - batch.begin
+        report.refused += len(batch.refused)
+        refusals = sorted(batch.refused + refused_there, key=lambda one: one.row)
+        report.refusals += refusals[: MAX_REFUSALS - len(report.refusals)]
+        if self._on_progress is not None:
+            self._on_progress(self.report)
+
+    # ---- when it fails
+
+    def wait_after(self, failure: Failure, target: str) -> float:
+        """Seconds to wait before sending again; or the exception that ends the upload."""
+        now_s = self._clock()
+        self._n_failures += 1
+        if self._n_failures == 1:
+            self._first_failure_s = now_s
+        timed_out = failure.code is Code.DEADLINE_EXCEEDED  # of one answer: the batch may be sent again
+        if not (failure.may_be_retried or timed_out) or now_s - self._first_failure_s >= self._retry_s:
+            raise self._explained(failure.error(target))
+        self.report.retries += 1
+        return self._backoff.wait_s(self._n_failures)
+
+    def _explained(self, error: FeatureStoreError) -> FeatureStoreError:
+        """The same error with where it happened in it."""
+        if not self._unanswered:
+            return error
+        batch = self._unanswered[0]
+        ticket = batch.ticket
+        size = batch.end - batch.begin
+        return type(error)(
+            f"{error}; the first {batch.begin} rows are in, it happened in the {size} after them "
+            f"(producer {ticket.producer!r}, epoch {ticket.epoch}, sequence {ticket.sequence})"
+        )
+
+    def abandon(self) -> None:
+        """Gives the numbers back of what will not be sent again."""
+        for batch in self._unanswered:
+            self._numbers.give_back(batch.ticket)
+        self._unanswered.clear()
+
+
+def items_of(columns: Any, batch_events: int) -> Iterator[Any]:
+    """What `ingest` was given as an iterator of what `Upload.feed` takes.
+
+    Tables and frames are cut first, so that one of many rows is never made canonical as a whole.
+    """
+    if is_arrow(columns):
+        for begin in range(0, columns.num_rows, batch_events):
+            yield columns.slice(begin, batch_events)
+    elif is_pandas(columns):
+        for begin in range(0, len(columns), batch_events):
+            yield columns.iloc[begin : begin + batch_events]
+    elif isinstance(columns, Mapping) or hasattr(columns, "event_columns"):
+        yield columns
+    elif isinstance(columns, Iterable) and not isinstance(columns, str | bytes):
+        for item in columns:
+            if is_arrow(item) or is_pandas(item):
+                yield from items_of(item, batch_events)
+            else:
+                yield item
+    else:
+        raise InvalidEventError(
+            "events are columns: a mapping of arrays, an Arrow table, a data frame, or an iterator of such; "
+            f"found {type(columns).__name__}"
+        )
+
+
+def _chosen(column: TextColumn, rows: NDArray[np.int64]) -> TextColumn:
+    """The texts of these rows."""
+    offsets = column.offsets.astype(np.int64)
+    lengths = np.diff(offsets)[rows]
+    ends = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(lengths, out=ends[1:])
+    # each byte's place: its text's beginning, plus how far it is into the text
+    places = np.repeat(offsets[:-1][rows] - ends[:-1], lengths) + np.arange(ends[-1])
+    present = None if column.present is None else column.present[rows]
+    return TextColumn(ends.astype(np.uint32), column.data[places], present)

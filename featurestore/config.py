@@ -1,0 +1,183 @@
+"""Settings of a server and its limits: one immutable value, checked when it is made, before anything is
+opened.
+
+Every limit bounds something that a client could otherwise make grow: bytes of a message, rows of a batch,
+calls at once, streams at once, unanswered batches of a stream. What is over a limit is answered
+RESOURCE_EXHAUSTED at once; nothing queues without an end. A wrong setting is a ConfigError that names the
+setting, its value and what it may be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurestore.errors import ConfigError
+
+DEFAULT_LISTEN = "localhost:50051"
+ADMIN_SOCKET = "admin.sock"
+# sockaddr_un.sun_path, its ending zero not counted.
+MAX_SOCKET_PATH_BYTES = 107
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen: `host:port`, `[v6]:port` (port 0: any free one), or `unix:path`."""
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str, setting: str) -> Address:
+        if text.startswith("unix:"):
+            path = Path(text.removeprefix("unix:").removeprefix("//") or ".").absolute()
+            n_bytes = len(os.fsencode(path))
+            if n_bytes > MAX_SOCKET_PATH_BYTES:
+                raise ConfigError(
+                    f"{setting}: the socket's path {path} has {n_bytes} bytes and a socket's has at most "
+                    f"{MAX_SOCKET_PATH_BYTES}; give a shorter one with unix:PATH"
+                )
+            return cls(path=path)
+        host, colon, port = text.rpartition(":")
+        if not colon or not host or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+            raise ConfigError(
+                f"{setting} is {text!r}; it is host:port (port 0 for any), [v6 address]:port or unix:PATH"
+            )
+        return cls(host.removeprefix("[").removesuffix("]"), int(port))
+
+    def with_port(self, port: int) -> Address:
+        return dataclasses.replace(self, port=port)
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.path is not None or self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files. With `client_ca`, clients must show a certificate that it signed."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What clients may ask for."""
+
+    max_message_bytes: int = 16 << 20  # of one request and of one reply
+    max_batch_events: int = 1 << 20  # events of a batch, key sets of a read
+    max_call_bytes: int = 256 << 20  # memory that one request may take when decoded
+    max_concurrent_calls: int = 256  # calls at once, streams included; further ones RESOURCE_EXHAUSTED
+    max_streams: int = 32  # streams at once, over all connections
+    max_streams_per_connection: int = 100  # HTTP/2 streams, that is calls at once on one connection
+    stream_window: int = 8  # batches of one IngestStream that are applied and not answered yet
+    min_ping_interval_ms: int = 10_000  # clients that ping more often are disconnected
+    durable_wait_s: float = 60.0  # a call without a deadline waits so long for the disk
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "max_message_bytes": (1 << 10, (1 << 31) - 1),
+    "max_batch_events": (1, 1 << 20),
+    "max_call_bytes": (1 << 16, 1 << 40),
+    "max_concurrent_calls": (1, 1 << 16),
+    "max_streams": (1, 1 << 12),
+    "max_streams_per_connection": (1, 1 << 20),
+    "stream_window": (1, 1 << 10),
+    "min_ping_interval_ms": (0, 1 << 31),
+    "durable_wait_s": (0.001, 86400.0),
+    "read_threads": (1, 256),
+    "write_threads": (1, 256),
+    "engine_threads": (1, 64),
+    "max_memory_bytes": (0, 1 << 50),
+    "checkpoint_every_s": (0.1, 86400.0),
+    "checkpoint_journal_bytes": (1 << 20, 1 << 50),
+    "drain_s": (0.0, 3600.0),
+}
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """All that `serve` needs.
+
+    data: the store's directory. schema: text of a schema to apply at start, None for the one the store has.
+    listen: public address; `tls` for it. admin: address of the operator's listener, None for DIR/admin.sock;
+    over TCP it needs `admin_tls` with a client CA. metrics: address of the Prometheus listener, None for
+    none.
+    """
+
+    data: Path
+    schema: str | None = None
+    schema_path: str | None = None
+    listen: str = DEFAULT_LISTEN
+    tls: Tls | None = None
+    admin: str | None = None
+    admin_tls: Tls | None = None
+    metrics: str | None = None
+    clock: str | None = None  # of a new store: "wall" or "event"
+    durability: str = "group"
+    engine_threads: int = 1  # that apply one large batch together
+    max_memory_bytes: int = 0  # of rows; 0: no limit
+    checkpoint_every_s: float = 60.0
+    checkpoint_journal_bytes: int = 1 << 30
+    read_threads: int = 8
+    write_threads: int = 16  # Observe and Ingest: these wait for the disk, so they have threads of their own
+    drain_s: float = 10.0  # that calls in flight get at the end
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for settings in (self, self.limits):
+            for field in dataclasses.fields(settings):
+                if field.name in _RANGES:
+                    _check_range(field.name, getattr(settings, field.name))
+        for tls, name in ((self.tls, "tls"), (self.admin_tls, "admin_tls")):
+            if tls is not None:
+                _check_files(tls, name)
+        public, admin, metrics = self.public_address, self.admin_address, self.metrics_address
+        if admin.path is None and (self.admin_tls is None or self.admin_tls.client_ca is None):
+            raise ConfigError(
+                f"admin is {admin}: over TCP it needs a certificate, a key and a client CA (mutual TLS), "
+                "because whoever reaches it may delete and copy everything; or leave it a Unix socket"
+            )
+        if metrics is not None and metrics.path is not None:
+            raise ConfigError(f"metrics is {metrics}; it is host:port")
+        fixed = [str(a) for a in (public, admin, metrics) if a is not None and (a.path is not None or a.port)]
+        if len(set(fixed)) < len(fixed):
+            raise ConfigError(f"two listeners have the same address ({', '.join(fixed)}); give each its own")
+
+    @property
+    def public_address(self) -> Address:
+        return Address.parse(self.listen, "listen")
+
+    @property
+    def admin_address(self) -> Address:
+        if self.admin is None:
+            return Address.parse(f"unix:{self.data / ADMIN_SOCKET}", "admin")
+        return Address.parse(self.admin, "admin")
+
+    @property
+    def metrics_address(self) -> Address | None:
+        return None if self.metrics is None else Address.parse(self.metrics, "metrics")
+
+
+def _check_range(name: str, value: float) -> None:
+    least, most = _RANGES[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ConfigError(f"{name} is {value!r}; it is {least:g} to {most:g}")
+
+
+def _check_files(tls: Tls, name: str) -> None:
+    for what, path in (("certificate", tls.certificate), ("key", tls.key), ("client CA", tls.client_ca)):
+        if path is not None and not os.access(path, os.R_OK):
+            raise ConfigError(
+                f"{name}: the {what} {path} cannot be read; give a PEM file that this user may read"
+            )

@@ -1,0 +1,110 @@
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, final
+
+from numpy import int64
+from numpy.typing import NDArray
+
+from featurestore.columns import TextColumn
+from featurestore.core.batch import EventBatch
+from featurestore.plan import Plan
+
+EMPTY_PLAN: Final[Plan]
+
+class PlanListener(Protocol):
+    def prepare(self, plan: Plan, /) -> Any: ...
+    def adopt(self, prepared: Any, /) -> None: ...
+
+@dataclass(frozen=True)
+class Recovered:
+    rows: int
+    checkpoint_position: int
+    frames: int
+    events: int
+    torn: str | None
+    seconds: float
+
+@dataclass(frozen=True)
+class Checkpointed:
+    position: int
+    rows: int
+    n_bytes: int
+    seconds: float
+
+@final
+class Engine:
+    state: Final[Any]  # featurestore.core.state.State
+    journal: Final[Any]  # featurestore.storage.journal.Journal
+    rows: Final[Any]  # featurestore.storage.rows.RowStore
+    directory: Final[Any]  # featurestore.storage.directory.DataDirectory
+    checkpoint_position: int
+    checkpointed_at: float | None
+    last_checkpoint: Checkpointed | None
+    schema_position: int
+    recovered: Recovered
+    @staticmethod
+    def open(
+        directory: str | os.PathLike[str],
+        *,
+        schema: str | None = None,
+        schema_path: str | None = None,
+        clock: str | None = None,
+        durability: str = "group",
+        threads: int = 1,
+        n_shards: int = 64,
+        max_memory_bytes: int = 0,
+        segment_bytes: int = ...,
+        create: bool = True,
+    ) -> Engine: ...
+    def observe(
+        self,
+        batch: EventBatch,
+        service: int | None = None,
+        *,
+        bounds: bool = False,
+        peek: bool = False,
+        producer: bytes = b"",
+        epoch: int = 0,
+        sequence: int = 0,
+        wait: bool = True,
+    ) -> tuple[Any, int]: ...  # featurestore.core.state.Vectors or None, position
+    def wait(self, position: int, timeout_s: float | None = None) -> None: ...
+    def read(
+        self,
+        service: int,
+        parts: Mapping[str, TextColumn],
+        n: int,
+        *,
+        as_of: NDArray[int64] | None = None,
+        bounds: bool = False,
+    ) -> Any: ...  # featurestore.core.state.Vectors
+    def add_plan_listener(self, listener: PlanListener) -> None: ...
+    def remove_plan_listener(self, listener: PlanListener) -> None: ...
+    def apply_schema(self, text: str, *, path: str | None = None, dry_run: bool = False) -> Plan: ...
+    def entity_of(self, parts: Sequence[str] | Mapping[str, str]) -> int: ...
+    def forget(self, parts: Mapping[str, str]) -> tuple[bool, int]: ...
+    def checkpoint(self) -> tuple[int, int]: ...
+    def backup(self, target: str | os.PathLike[str]) -> int: ...
+    def start_upkeep(
+        self,
+        *,
+        checkpoint_every_s: float = 60.0,
+        checkpoint_journal_bytes: int = ...,
+        sweep_every_s: float = 300.0,
+        on_failure: Callable[[Exception], object] | None = None,
+    ) -> None: ...
+    @property
+    def failed(self) -> bool: ...
+    def stats(self) -> dict[str, Any]: ...
+    def close(self, *, checkpoint: bool = False) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+def write_error(status: int) -> Exception: ...

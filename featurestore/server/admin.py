@@ -1,0 +1,135 @@
+"""AdminService: what an operator may do. Served on a listener of its own, to whoever may open its socket or
+shows a certificate.
+
+Everything here is rare and may take long (Forget and Backup write checkpoints); calls queue on two threads,
+at most MOST_CALLS of them, beside the hot path and not on it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from featurestore.engine import Engine
+from featurestore.errors import ConfigError, InvalidEventError
+from featurestore.server.grpc_front import abort
+from featurestore.v1 import admin_service_pb2 as pb
+from featurestore.v1 import admin_service_pb2_grpc as pb_grpc
+from featurestore.v1 import types_pb2 as types
+
+SERVICE = "featurestore.v1.AdminService"
+THREADS = 2
+MOST_CALLS = 8
+
+Reply = TypeVar("Reply")
+
+
+class Admin(pb_grpc.AdminServiceServicer):
+    """The operator's calls on one store."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._began = time.monotonic()
+        self._changing = threading.Lock()  # from one schema to the next, so that a reply tells its own change
+
+    def add_to(self, server: grpc.Server) -> None:
+        add: Any = pb_grpc.add_AdminServiceServicer_to_server  # generated, without types
+        add(self, server)
+
+    def ApplySchema(
+        self, request: pb.ApplySchemaRequest, context: grpc.ServicerContext
+    ) -> pb.ApplySchemaResponse:
+        return _answer(context, lambda: self._apply_schema(request))
+
+    def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsResponse:
+        return _answer(context, self._stats)
+
+    def Checkpoint(
+        self, request: pb.CheckpointRequest, context: grpc.ServicerContext
+    ) -> pb.CheckpointResponse:
+        return _answer(context, self._checkpoint)
+
+    def Forget(self, request: pb.ForgetRequest, context: grpc.ServicerContext) -> pb.ForgetResponse:
+        return _answer(context, lambda: self._forget(request))
+
+    def Backup(self, request: pb.BackupRequest, context: grpc.ServicerContext) -> pb.BackupResponse:
+        return _answer(context, lambda: self._backup(request))
+
+    def _apply_schema(self, request: pb.ApplySchemaRequest) -> pb.ApplySchemaResponse:
+        with self._changing:
+            before = self._engine.state.plan
+            plan = self._engine.apply_schema(
+                request.source, path=request.path or None, dry_run=request.dry_run
+            )
+            had, has = ([feature.name for feature in p.features] for p in (before, plan))
+            is_changed = plan.version != before.version and not request.dry_run
+            return pb.ApplySchemaResponse(
+                version=plan.version,
+                position=self._engine.schema_position if is_changed else 0,
+                added_features=[name for name in has if name not in set(had)],
+                removed_features=[name for name in had if name not in set(has)],
+            )
+
+    def _stats(self) -> pb.StatsResponse:
+        stats = self._engine.stats()
+        names = pb.StatsResponse.DESCRIPTOR.fields_by_name
+        response = pb.StatsResponse(**{name: stats[name] for name in names if stats.get(name) is not None})
+        response.row_bytes = stats["used_bytes"]
+        response.uptime_ms = int((time.monotonic() - self._began) * 1000)
+        return response
+
+    def _checkpoint(self) -> pb.CheckpointResponse:
+        began = time.monotonic()
+        position, n_bytes = self._engine.checkpoint()
+        took_s = time.monotonic() - began
+        last = self._engine.last_checkpoint
+        return pb.CheckpointResponse(
+            position=position,
+            rows_written=0 if last is None else last.rows,
+            bytes_written=n_bytes,
+            duration_ms=int(took_s * 1000),
+        )
+
+    def _forget(self, request: pb.ForgetRequest) -> pb.ForgetResponse:
+        found, position = self._engine.forget(key_texts(request.parts))
+        return pb.ForgetResponse(found=found, position=position)
+
+    def _backup(self, request: pb.BackupRequest) -> pb.BackupResponse:
+        target = Path(request.directory)
+        if not target.is_absolute():
+            raise ConfigError(
+                f"directory is {request.directory!r}; give an absolute path on the server's machine"
+            )
+        position = self._engine.backup(target)
+        n_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+        return pb.BackupResponse(position=position, bytes_written=n_bytes)
+
+
+def _answer(context: grpc.ServicerContext, work: Callable[[], Reply]) -> Reply:
+    try:
+        return work()
+    except Exception as error:
+        abort(context, error)
+
+
+def key_texts(parts: Iterable[types.Field]) -> dict[str, str]:
+    """Key parts by name, as the texts that they mean."""
+    texts: dict[str, str] = {}
+    for part in parts:
+        kind = part.WhichOneof("kind")
+        if part.name in texts:
+            raise InvalidEventError(f"key part {part.name!r} is given twice; give it once")
+        if kind == "text":
+            texts[part.name] = part.text
+        elif kind == "integer":
+            texts[part.name] = str(part.integer)
+        elif kind == "number" and part.number.is_integer():
+            texts[part.name] = str(int(part.number))
+        else:
+            raise InvalidEventError(f"key part {part.name!r} is neither text nor an integer")
+    return texts

@@ -1,0 +1,126 @@
+# Request bytes in, reply bytes out: what every transport does with a hot call, without the GIL and without
+# waiting.
+#
+#   take ──► run ──► DONE                      send reply
+#                ├─► PARKED                    keep reply and position; send it when `check` (or `wait`) says
+# DONE
+#                └─► ERROR ──► exception       with the GIL: the words; then its status
+#   finish                                     counts the call and its time
+#   give                                       the Call is somebody else's
+#
+# A Call is taken from a bounded pool and belongs to one thread at a time; it keeps its memory for the next
+# request. The message must stay where it is until `give`. A reply is encoded before its write is durable,
+# since nothing in it can change any more, so a transport may take the reply out of the Call, give the Call
+# back, and park bytes only.
+#
+# A DispatcherC belongs to one Dispatcher: whoever uses it keeps a reference to that object. Any number of
+# threads may call in. `run` holds the store's plan lock (shared) from decoding to applying, so that names and
+# plan are of one version in every call; it waits for locks that are held for microseconds, and for nothing
+# else.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from featurestore.core.state cimport Work
+from featurestore.engine cimport Engine, EngineC, Sender, WriteResult
+from featurestore.server.memory cimport Arena, Buffer
+from featurestore.server.names cimport WireError, WireSchema, WireTables
+from featurestore.storage.frame cimport ByteBuffer
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+cdef enum Method:
+    METHOD_OBSERVE = 0
+    METHOD_INGEST = 1
+    METHOD_READ = 2                  # GetFeatures
+    METHOD_INGEST_STREAM = 3         # one message of an IngestStream
+    METHOD_READ_STREAM = 4           # one message of a GetFeaturesStream
+    N_METHODS = 5
+
+cdef enum Answer:
+    ANSWER_DONE = 0                  # Call.reply is the message to send
+    ANSWER_PARKED = 1                # the same, once Call.position is on disk
+    ANSWER_ERROR = 2                 # Call.fault says why there is none
+
+cdef enum Fault:
+    FAULT_NONE = 0
+    FAULT_WIRE = 1                   # Call.wire: the request cannot be read
+    FAULT_ENGINE = 2                 # Call.engine_status: the store did not take it
+    FAULT_PRODUCER = 3               # its name is longer than a journal frame can hold
+    FAULT_REPLY = 4                  # the reply would exceed the limit on messages; nothing was written
+    FAULT_MEMORY = 5                 # no memory for the reply
+    FAULT_LOST = 6                   # written, then the journal failed: a restart shows whether it is kept
+    FAULT_TIMEOUT = 7                # written, and not durable in the time that the caller had
+
+cdef enum:
+    N_LATENCIES = 24                 # the last one is open
+    N_REASONS = 16                   # refusals: Outcome 16 to 31
+    N_STATUSES = 17                  # gRPC status codes, 0 to 16
+
+ctypedef struct Edition:             # the names of one plan; alive while it is served or has users
+    const WireTables* tables
+    uint64_t users                   # failed calls that have not been put in words yet; atomic
+
+ctypedef struct Call:
+    int method                       # Method
+    int fault                        # Fault
+    uint64_t position                # PARKED: what the reply waits for
+    Buffer reply
+    uint64_t began_ns                # CLOCK_MONOTONIC
+    # Why it failed. Pointers lead into the message or the edition.
+    WireError wire
+    int engine_status                # EngineStatus
+    WriteResult result
+    Sender sender
+    Edition* edition                 # held (Edition.users) while fault is FAULT_WIRE
+    # Scratch, owned, kept for the next request up to a limit.
+    Arena arena
+    Work work
+    ByteBuffer body
+    Call* next                       # in the pool
+
+ctypedef struct MethodCounts:        # each is only ever added to, atomically
+    uint64_t calls                   # finished, whatever their status
+    uint64_t total_ns                # of all of them, waiting for the disk included
+    uint64_t latencies[N_LATENCIES]  # [i] took less than 2^i µs and not less than 2^(i-1)
+    uint64_t statuses[N_STATUSES]    # [0] stays 0: calls less the others
+
+ctypedef struct DispatcherC:
+    EngineC* engine
+    Edition* edition                 # read with the plan lock held; replaced while it is held exclusively
+    size_t max_reply_bytes
+    size_t max_arena_bytes
+    pthread_mutex_t pool_lock        # the next three
+    Call* idle                       # a stack: the warmest first
+    uint32_t n_calls                 # made
+    uint32_t n_idle
+    uint32_t max_calls
+    MethodCounts methods[N_METHODS]
+    uint64_t refused[N_REASONS]      # events, by Outcome - 16
+
+# A Call, or NULL: as many as allowed are in use, or there is no memory. Answer RESOURCE_EXHAUSTED.
+cdef Call* dispatcher_take(DispatcherC* d) noexcept nogil
+# An Answer. The reply is appended to call.reply, behind what a transport has put there.
+cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* message,
+                        size_t size) noexcept nogil
+# As run, or -1 and nothing done where the plan is being changed just now: for a caller that must not be held
+# up.
+cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* message,
+                        size_t size) noexcept nogil
+# What has become of a PARKED call, an Answer. `wait` blocks, for ever with timeout_ns < 0.
+cdef int dispatcher_check(DispatcherC* d, Call* call) noexcept nogil
+cdef int dispatcher_wait(DispatcherC* d, Call* call, int64_t timeout_ns) noexcept nogil
+# Counts a call that ends now with a gRPC status code.
+cdef void dispatcher_finish(DispatcherC* d, int method, uint64_t began_ns, int status) noexcept nogil
+cdef void dispatcher_give(DispatcherC* d, Call* call) noexcept nogil
+
+cdef class Dispatcher:
+    cdef DispatcherC c
+    cdef readonly Engine engine
+    cdef readonly dict limits        # of WireSchema
+    cdef list served                 # Served: the one in use, then those whose errors still await words
+    cdef bint made
+    # The exception of featurestore.errors for a call that failed; releases what it held.
+    cdef object exception(self, Call* call)
+    cdef Call* taken(self, int method) except NULL
+    cdef object refusal(self, Call* call)

@@ -1,0 +1,46 @@
+from typing import Final, TypedDict, final
+
+from featurestore.engine import Engine
+from featurestore.plan import Plan
+
+METHODS: Final[tuple[str, ...]]
+OBSERVE: Final[int]
+INGEST: Final[int]
+READ: Final[int]
+INGEST_STREAM: Final[int]
+READ_STREAM: Final[int]
+
+class MethodCounts(TypedDict):
+    calls: int
+    seconds: float
+    latencies: list[tuple[float, int]]  # (bound in seconds, calls below it and not below the one before)
+    failed: dict[int, int]  # by gRPC status code
+
+class Counts(TypedDict):
+    methods: dict[str, MethodCounts]
+    refused: dict[int, int]  # by Outcome
+
+@final
+class Dispatcher:
+    engine: Final[Engine]
+    limits: Final[dict[str, int]]
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_calls: int = ...,
+        max_message_bytes: int = ...,
+        max_rows: int = ...,
+        max_call_bytes: int = ...,
+    ) -> None: ...
+    def close(self) -> None: ...
+    def prepare(self, plan: Plan) -> object: ...
+    def adopt(self, served: object) -> None: ...
+    def call(self, method: int, message: bytes, timeout_s: float | None = None) -> bytes: ...
+    def begin(self, method: int, message: bytes) -> tuple[bytes, int, int]: ...
+    def end(self, method: int, position: int, began_ns: int, timeout_s: float | None = None) -> None: ...
+    def counts(self) -> Counts: ...
+    @property
+    def n_calls(self) -> int: ...
+    @property
+    def n_busy(self) -> int: ...

@@ -1,0 +1,655 @@
+"""Request bytes in, reply bytes out: what every transport does with a hot call; dispatcher.pxd draws the way
+of a call.
+
+What it promises:
+
+- A call is of one schema from its first byte to its last: names, plan and reply change together, under the
+plan lock.
+- Nothing is acknowledged that the store may still lose in the mode that the caller asked for. A duplicate
+waits for
+  what it repeats.
+- Whatever the bytes are, the answer is a reply or a named fault, memory stays within its limits, and a call
+that is
+  answered with a fault has changed nothing. (Two exceptions, both named: FAULT_LOST and FAULT_TIMEOUT were
+  written, and only whether a power cut would spare them is not known. A retry with the same sequence finds
+  out.)
+- In the steady state a call allocates nothing: its memory is that of a call before it.
+
+Words are made outside: `Dispatcher.exception` takes the GIL after every lock has been let go.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from featurestore.core.batch cimport OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, Batch, Column
+from featurestore.core.plan cimport UNSET_MS, ServiceC
+from featurestore.core.sequencer cimport VERDICT_DUPLICATE
+from featurestore.core.state cimport (
+    pthread_rwlock_rdlock, pthread_rwlock_t, pthread_rwlock_unlock, work_clear,
+)
+from featurestore.core.window cimport Outputs
+from featurestore.engine cimport ENGINE_NO_MEMORY, ENGINE_OK, Engine, Sender, engine_read, engine_write
+from featurestore.server.codec cimport (
+    ACK_APPLIED, ACK_DEFAULT, ACK_DURABLE, IngestCall, ObserveCall, ReadCall, wire_decode_ingest,
+    wire_decode_observe, wire_decode_read,
+)
+from featurestore.server.memory cimport (
+    Arena, Buffer, arena_alloc, arena_free, arena_reset, buffer_extend, buffer_free,
+)
+from featurestore.server.names cimport WIRE_OK, WireSchema, wire_exception
+from featurestore.server.replies cimport (
+    MAX_REFUSALS, VectorsView, wire_encode_ingest, wire_encode_observe, wire_encode_read,
+)
+from featurestore.storage.frame cimport MAX_PRODUCER_BYTES, buffer_free as body_free
+from featurestore.storage.journal cimport (
+    JOURNAL_OK, JOURNAL_TIMEOUT, MODE_PROCESS, journal_acknowledged, journal_durable, journal_hurry,
+    journal_wait,
+)
+
+from featurestore.errors import InvalidEventError, LimitError, StorageError
+from featurestore.server.status import status_of
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t* lock, const void* attributes)
+    int pthread_mutex_destroy(pthread_mutex_t* lock)
+    int pthread_mutex_lock(pthread_mutex_t* lock)
+    int pthread_mutex_unlock(pthread_mutex_t* lock)
+    int pthread_rwlock_tryrdlock(pthread_rwlock_t* lock)
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec* now)
+    int CLOCK_MONOTONIC
+
+cdef extern from * nogil:
+    """
+    #define fs_add(counter, n) ((void)__atomic_fetch_add((counter), (n), __ATOMIC_RELAXED))
+    #define fs_sub(counter, n) ((void)__atomic_fetch_sub((counter), (n), __ATOMIC_RELEASE))
+    #define fs_load(counter) __atomic_load_n((counter), __ATOMIC_ACQUIRE)
+    #define fs_bits(x) (64 - __builtin_clzll((x) | 1))
+    """
+    void fs_add(uint64_t* counter, uint64_t n) noexcept
+    void fs_sub(uint64_t* counter, uint64_t n) noexcept
+    uint64_t fs_load(const uint64_t* counter) noexcept
+    int fs_bits(uint64_t x) noexcept
+
+cdef enum:
+    KEEP_BYTES = 1 << 20             # of each of a Call's four pieces of memory, from one request to the next
+    FIRST_REASON = 16                # Outcome: the first refusal
+    MAX_NAME_BYTES = 256             # of a wrong name that is repeated in an error
+    UNKNOWN_STATUS = 2               # a gRPC status code
+    # What a reply takes at most:
+    HEAD_BYTES = 256                 # everything but the next two
+    VALUE_BYTES = 29                 # per value: itself, lower, upper, status, coverage
+    REFUSAL_BYTES = 10               # per refusal listed
+    SHORT_READ_BYTES = 4096          # a shorter read takes less time than giving the GIL away and back
+
+#: What a client calls each method, by its number.
+METHODS = ("Observe", "Ingest", "GetFeatures", "IngestStream", "GetFeaturesStream")
+OBSERVE, INGEST, READ, INGEST_STREAM, READ_STREAM = range(N_METHODS)
+
+
+cdef uint64_t _monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1_000_000_000 + <uint64_t>now.tv_nsec
+
+
+# -- the pool
+# -------------------------------------------------------------------------------------------------
+
+cdef Call* dispatcher_take(DispatcherC* d) noexcept nogil:
+    cdef Call* call
+    cdef bint may_make = False
+    pthread_mutex_lock(&d.pool_lock)
+    call = d.idle
+    if call != NULL:
+        d.idle = call.next
+        d.n_idle -= 1
+    elif d.n_calls < d.max_calls:
+        d.n_calls += 1
+        may_make = True
+    pthread_mutex_unlock(&d.pool_lock)
+    if may_make:
+        call = <Call*>calloc(1, sizeof(Call))
+        if call == NULL:
+            pthread_mutex_lock(&d.pool_lock)
+            d.n_calls -= 1
+            pthread_mutex_unlock(&d.pool_lock)
+            return NULL
+        call.arena.max_bytes = d.max_arena_bytes
+        call.reply.max_bytes = d.max_reply_bytes
+    return call
+
+
+cdef void _let_edition_go(Call* call) noexcept nogil:
+    if call.edition != NULL:
+        fs_sub(&call.edition.users, 1)
+        call.edition = NULL
+
+
+cdef void _free_call(Call* call) noexcept nogil:
+    arena_free(&call.arena)
+    work_clear(&call.work)
+    body_free(&call.body)
+    buffer_free(&call.reply)
+    free(call)
+
+
+cdef void dispatcher_give(DispatcherC* d, Call* call) noexcept nogil:
+    _let_edition_go(call)
+    call.fault = FAULT_NONE
+    call.position = 0
+    arena_reset(&call.arena, KEEP_BYTES)
+    if call.work.capacity > KEEP_BYTES:
+        work_clear(&call.work)
+    if call.body.capacity > KEEP_BYTES:
+        body_free(&call.body)
+    if call.reply.capacity > KEEP_BYTES:
+        buffer_free(&call.reply)
+    call.reply.size = 0
+    pthread_mutex_lock(&d.pool_lock)
+    call.next = d.idle
+    d.idle = call
+    d.n_idle += 1
+    pthread_mutex_unlock(&d.pool_lock)
+
+
+# -- one call
+# -------------------------------------------------------------------------------------------------
+
+cdef int _failed(Call* call, int fault) noexcept nogil:
+    call.fault = fault
+    return ANSWER_ERROR
+
+
+cdef int _unreadable(Call* call, Edition* edition) noexcept nogil:
+    """The request could not be decoded. The words for it need the edition, which a schema change may
+    replace.
+    """
+    call.edition = edition
+    fs_add(&edition.users, 1)
+    return _failed(call, FAULT_WIRE)
+
+
+cdef int _untaken(Call* call, int engine_status) noexcept nogil:
+    call.engine_status = engine_status
+    return _failed(call, FAULT_ENGINE)
+
+
+cdef bint _room_for_vectors(Arena* arena, uint64_t n_values, bint bounds, Outputs* outputs) noexcept nogil:
+    """Where the engine writes n_values values (all of them, so nothing is cleared)."""
+    memset(outputs, 0, sizeof(Outputs))
+    outputs.values = <double*>arena_alloc(arena, n_values, sizeof(double))
+    outputs.statuses = <uint8_t*>arena_alloc(arena, n_values, 1)
+    outputs.coverage = <float*>arena_alloc(arena, n_values, sizeof(float))
+    if bounds:
+        outputs.lower = <double*>arena_alloc(arena, n_values, sizeof(double))
+        outputs.upper = <double*>arena_alloc(arena, n_values, sizeof(double))
+        if outputs.lower == NULL or outputs.upper == NULL:
+            return False
+    return outputs.values != NULL and outputs.statuses != NULL and outputs.coverage != NULL
+
+
+cdef int _make_sure(Buffer* reply, uint64_t n_bytes) noexcept nogil:
+    """A Fault unless the reply can take n_bytes: after a write there is no way back, so this is asked before
+    it.
+    """
+    if n_bytes > reply.max_bytes - reply.size:
+        return FAULT_REPLY
+    if buffer_extend(reply, n_bytes) == NULL:
+        return FAULT_MEMORY
+    reply.size -= n_bytes
+    return FAULT_NONE
+
+
+cdef VectorsView _view(const Outputs* outputs, uint32_t n, uint32_t width, bint coverage) noexcept nogil:
+    cdef VectorsView view
+    view.n = n
+    view.width = width
+    view.values = outputs.values
+    view.lower = outputs.lower
+    view.upper = outputs.upper
+    view.statuses = outputs.statuses
+    view.coverage = outputs.coverage if coverage else NULL
+    return view
+
+
+cdef bint _sender_of(const IngestCall* write, Sender* sender) noexcept nogil:
+    sender.name = write.producer
+    sender.name_bytes = write.producer_length
+    sender.epoch = write.epoch
+    sender.sequence = write.sequence
+    return write.producer_length <= MAX_PRODUCER_BYTES
+
+
+cdef void _count_refusals(DispatcherC* d, const Batch* batch) noexcept nogil:
+    cdef uint64_t n[N_REASONS]
+    cdef uint32_t i
+    cdef uint8_t outcome
+    memset(n, 0, sizeof(n))
+    for i in range(batch.n_events):
+        outcome = batch.outcomes[i]
+        if outcome >= FIRST_REASON and outcome < FIRST_REASON + N_REASONS:
+            n[outcome - FIRST_REASON] += 1
+    for i in range(<uint32_t>N_REASONS):
+        if n[i]:
+            fs_add(&d.refused[i], n[i])
+
+
+cdef bint _is_kept(const Batch* batch) noexcept nogil:
+    """The journal has an event of the batch, from this call or from one before."""
+    cdef uint32_t i
+    for i in range(batch.n_events):
+        if batch.outcomes[i] == OUTCOME_ACCEPTED or batch.outcomes[i] == OUTCOME_DUPLICATE:
+            return True
+    return False
+
+
+cdef int _settle(DispatcherC* d, Call* call, const Batch* batch, uint8_t wanted, uint8_t* ack) noexcept nogil:
+    """What a write that the engine took may be answered with, and when: an Answer. `ack` is what will then be
+    true.
+
+    A write that kept nothing has nothing to survive: its ack stays unspecified and it waits for nothing.
+    """
+    cdef bint by_mode = wanted == ACK_DEFAULT
+    ack[0] = ACK_DEFAULT
+    call.position = call.result.position
+    if not call.result.written and not _is_kept(batch):
+        return ANSWER_DONE
+    if by_mode:
+        wanted = ACK_APPLIED if d.engine.journal.mode == MODE_PROCESS else ACK_DURABLE
+    ack[0] = wanted
+    if wanted == ACK_DURABLE:
+        if journal_durable(d.engine.journal) >= call.position:
+            return ANSWER_DONE
+        journal_hurry(d.engine.journal)
+        return ANSWER_PARKED
+    if d.engine.journal.mode == MODE_PROCESS and journal_acknowledged(d.engine.journal) < call.position:
+        return _failed(call, FAULT_LOST)
+    return ANSWER_DONE
+
+
+cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message,
+                      size_t size) noexcept nogil:
+    cdef Edition* edition = d.edition
+    cdef ObserveCall request
+    cdef Outputs outputs
+    cdef VectorsView view
+    cdef const ServiceC* service = NULL
+    cdef uint64_t fingerprint = 0
+    cdef uint8_t ack = ACK_DEFAULT
+    cdef uint64_t n_bytes = HEAD_BYTES
+    cdef int answer = ANSWER_DONE
+    if wire_decode_observe(edition.tables, &call.arena, message, size, &request, &call.wire) != WIRE_OK:
+        return _unreadable(call, edition)
+    if not _sender_of(&request.write, &call.sender):
+        return _failed(call, FAULT_PRODUCER)
+    if request.service >= 0:
+        service = &d.engine.state.plan.services[request.service]
+        fingerprint = edition.tables.services[request.service].fingerprint
+        n_bytes += <uint64_t>service.width * VALUE_BYTES
+        if not _room_for_vectors(&call.arena, service.width, request.bounds, &outputs):
+            return _failed(call, FAULT_MEMORY)
+    call.fault = _make_sure(&call.reply, n_bytes)
+    if call.fault != FAULT_NONE:
+        return ANSWER_ERROR
+    call.engine_status = engine_write(d.engine, &request.write.batch, &call.sender, &call.work, &call.body,
+                                      service, &outputs, request.peek, &call.result)
+    if call.engine_status != ENGINE_OK:
+        return _failed(call, FAULT_ENGINE)
+    if not request.peek:
+        _count_refusals(d, &request.write.batch)
+        answer = _settle(d, call, &request.write.batch, request.write.ack, &ack)
+        if answer == ANSWER_ERROR:
+            return answer
+    if service != NULL:
+        view = _view(&outputs, 1, service.width, request.coverage)
+    if not wire_encode_observe(&call.reply, request.write.batch.outcomes[0], ack, call.result.position,
+                               NULL if service == NULL else &view, fingerprint, 1.0):
+        return _failed(call, FAULT_MEMORY)
+    return answer
+
+
+cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t size,
+                     bint streamed) noexcept nogil:
+    cdef Edition* edition = d.edition
+    cdef IngestCall request
+    cdef uint8_t ack = ACK_DEFAULT
+    cdef bint duplicate
+    cdef int answer
+    if wire_decode_ingest(edition.tables, &call.arena, message, size, streamed, &request,
+                          &call.wire) != WIRE_OK:
+        return _unreadable(call, edition)
+    if not _sender_of(&request, &call.sender):
+        return _failed(call, FAULT_PRODUCER)
+    call.fault = _make_sure(&call.reply, HEAD_BYTES + MAX_REFUSALS * REFUSAL_BYTES)
+    if call.fault != FAULT_NONE:
+        return ANSWER_ERROR
+    call.engine_status = engine_write(d.engine, &request.batch, &call.sender, &call.work, &call.body,
+                                      NULL, NULL, False, &call.result)
+    if call.engine_status != ENGINE_OK:
+        return _failed(call, FAULT_ENGINE)
+    duplicate = call.result.verdict == VERDICT_DUPLICATE
+    if not duplicate:
+        _count_refusals(d, &request.batch)
+    answer = _settle(d, call, &request.batch, request.ack, &ack)
+    if answer == ANSWER_ERROR:
+        return answer
+    if not wire_encode_ingest(&call.reply, streamed, request.batch.outcomes,
+                              0 if duplicate else request.batch.n_events, ack, call.result.position,
+                              request.sequence, duplicate):
+        return _failed(call, FAULT_MEMORY)
+    return answer
+
+
+cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t size,
+                   bint streamed) noexcept nogil:
+    cdef Edition* edition = d.edition
+    cdef ReadCall request
+    cdef Outputs outputs
+    cdef VectorsView view
+    cdef const ServiceC* service
+    cdef const Column** parts
+    cdef int64_t read_at = 0
+    cdef uint64_t n_values
+    cdef uint32_t i
+    cdef bint had_now
+    if wire_decode_read(edition.tables, &call.arena, message, size, streamed, &request,
+                        &call.wire) != WIRE_OK:
+        return _unreadable(call, edition)
+    service = &d.engine.state.plan.services[request.service]
+    n_values = <uint64_t>request.n * service.width
+    if n_values * sizeof(double) > call.reply.max_bytes:
+        return _failed(call, FAULT_REPLY)
+    parts = <const Column**>arena_alloc(&call.arena, request.n_parts, sizeof(Column*))
+    if parts == NULL or not _room_for_vectors(&call.arena, n_values, request.bounds, &outputs):
+        return _failed(call, FAULT_MEMORY)
+    for i in range(request.n_parts):
+        parts[i] = &request.parts[i]
+    # An event-clock store has no now before its first event. It then reads at 0, which may also be its now:
+    # only the store's own clock tells the two apart.
+    had_now = not d.engine.state.sequencer.event_clock or d.engine.state.sequencer.now_ms != UNSET_MS
+    if engine_read(d.engine, service, parts, request.n, request.as_of, &call.work, &outputs,
+                   &read_at) < 0:
+        return _untaken(call, ENGINE_NO_MEMORY)
+    view = _view(&outputs, request.n, service.width, request.coverage)
+    if not wire_encode_read(&call.reply, streamed, &view,
+                            edition.tables.services[request.service].fingerprint, 1.0,
+                            &read_at if had_now or read_at != 0 else NULL):
+        return _failed(call, FAULT_REPLY)
+    return ANSWER_DONE
+
+
+cdef int _run_locked(DispatcherC* d, Call* call, int method, const uint8_t* message,
+                     size_t size) noexcept nogil:
+    """With the plan lock held, shared."""
+    call.method = method
+    call.began_ns = _monotonic_ns()
+    if method == METHOD_OBSERVE:
+        return _run_observe(d, call, message, size)
+    if method == METHOD_INGEST or method == METHOD_INGEST_STREAM:
+        return _run_ingest(d, call, message, size, method == METHOD_INGEST_STREAM)
+    return _run_read(d, call, message, size, method == METHOD_READ_STREAM)
+
+
+cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* message,
+                        size_t size) noexcept nogil:
+    cdef int answer
+    pthread_rwlock_rdlock(&d.engine.state.plan_lock)
+    answer = _run_locked(d, call, method, message, size)
+    pthread_rwlock_unlock(&d.engine.state.plan_lock)
+    return answer
+
+
+cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* message,
+                        size_t size) noexcept nogil:
+    cdef int answer
+    if pthread_rwlock_tryrdlock(&d.engine.state.plan_lock) != 0:
+        return -1
+    answer = _run_locked(d, call, method, message, size)
+    pthread_rwlock_unlock(&d.engine.state.plan_lock)
+    return answer
+
+
+cdef int dispatcher_wait(DispatcherC* d, Call* call, int64_t timeout_ns) noexcept nogil:
+    cdef int status = journal_wait(d.engine.journal, call.position, timeout_ns)
+    if status == JOURNAL_OK:
+        return ANSWER_DONE
+    return _failed(call, FAULT_TIMEOUT if status == JOURNAL_TIMEOUT else FAULT_LOST)
+
+
+cdef int dispatcher_check(DispatcherC* d, Call* call) noexcept nogil:
+    cdef int answer = dispatcher_wait(d, call, 0)
+    if answer == ANSWER_ERROR and call.fault == FAULT_TIMEOUT:
+        call.fault = FAULT_NONE
+        return ANSWER_PARKED
+    return answer
+
+
+cdef void dispatcher_finish(DispatcherC* d, int method, uint64_t began_ns, int status) noexcept nogil:
+    cdef MethodCounts* counts = &d.methods[method]
+    cdef uint64_t took_ns = _monotonic_ns() - began_ns
+    cdef int slot = fs_bits(took_ns // 1000) if took_ns >= 1000 else 0
+    fs_add(&counts.total_ns, took_ns)
+    fs_add(&counts.latencies[slot if slot < N_LATENCIES else N_LATENCIES - 1], 1)
+    if status:
+        fs_add(&counts.statuses[status if status < N_STATUSES else UNKNOWN_STATUS], 1)
+    fs_add(&counts.calls, 1)
+
+
+# -- Python
+# ---------------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Served:
+    """The names of one plan, and how many failed calls still point into them."""
+    cdef Edition edition
+    cdef WireSchema schema
+
+    def __init__(self, WireSchema schema not None):
+        self.schema = schema
+        self.edition.tables = &schema.tables
+
+
+@cython.final
+cdef class Dispatcher:
+    """Answers the hot methods of one store.
+
+    max_calls: requests in work at once; further ones are a LimitError. max_message_bytes: of a request and of
+    a reply. max_rows: events of a batch, key sets of a read. max_call_bytes: memory that one request may take
+    when decoded. Close it before the store: `close` ends its part in schema changes. Any thread may call any
+    method.
+    """
+
+    def __cinit__(self):
+        self.made = pthread_mutex_init(&self.c.pool_lock, NULL) == 0
+        if not self.made:
+            raise MemoryError
+
+    def __init__(self, Engine engine not None, *, uint32_t max_calls=256, size_t max_message_bytes=16 << 20,
+                 size_t max_rows=1 << 20, size_t max_call_bytes=256 << 20):
+        if self.engine is not None:
+            raise ValueError("a Dispatcher is made once")
+        self.engine = engine
+        self.limits = {
+            "max_message_bytes": max_message_bytes,
+            "max_rows": max_rows,
+            "max_values": max_message_bytes // 8 + 1,
+        }
+        self.c.engine = &engine.c
+        self.c.max_calls = max_calls
+        self.c.max_reply_bytes = max_message_bytes
+        self.c.max_arena_bytes = max_call_bytes
+        self.served = []
+        engine.add_plan_listener(self)
+
+    def __dealloc__(self):
+        cdef Call* call = self.c.idle
+        cdef Call* following
+        while call != NULL:
+            following = call.next
+            _free_call(call)
+            call = following
+        if self.made:
+            pthread_mutex_destroy(&self.c.pool_lock)
+
+    def close(self):
+        """No more schema changes reach it. Every thread that calls in must have left."""
+        self.engine.remove_plan_listener(self)
+
+    # -- a plan listener
+
+    def prepare(self, plan):
+        """The tables of a coming plan."""
+        return Served(WireSchema(plan, **self.limits))
+
+    def adopt(self, Served served not None):
+        """Answers with these names from now on; the plan lock is held exclusively (or nobody has called
+        yet).
+        """
+        cdef Served old
+        self.served = [served] + [old for old in self.served if fs_load(&old.edition.users)]
+        self.c.edition = &served.edition
+
+    # -- words
+
+    cdef object exception(self, Call* call):
+        cdef Served served
+        if call.fault == FAULT_WIRE:
+            # A name may be as long as a message, and looking for one like it takes time in its length.
+            call.wire.text_length = min(call.wire.text_length, <size_t>MAX_NAME_BYTES)
+            for served in self.served:
+                if &served.edition == call.edition:
+                    return wire_exception(served.schema, &call.wire)
+            raise AssertionError("the edition of a failed call is gone")
+        if call.fault == FAULT_ENGINE:
+            return self.engine._write_error(call.engine_status, &call.result, &call.sender)
+        if call.fault == FAULT_PRODUCER:
+            return InvalidEventError(
+                f"the producer's name is longer than {MAX_PRODUCER_BYTES} bytes; shorten it")
+        if call.fault == FAULT_REPLY:
+            return LimitError(f"the reply would be larger than {self.c.max_reply_bytes} bytes; ask for fewer "
+                              "key sets at a time, or without bounds")
+        if call.fault == FAULT_MEMORY:
+            return LimitError(
+                "the request would take more memory than one request may; ask for less at a time")
+        if call.fault == FAULT_TIMEOUT:
+            return TimeoutError(
+                f"applied at position {call.position}, and not on disk in the time given; send it again with "
+                "the same producer, epoch and sequence to wait for it")
+        return StorageError(
+            f"the store failed before position {call.position} was on disk: whether it is kept shows after a "
+            "restart; send it again then, with the same producer, epoch and sequence")
+
+    cdef Call* taken(self, int method) except NULL:
+        cdef Call* call
+        if not 0 <= method < N_METHODS:
+            raise ValueError(f"method {method} of {N_METHODS}")
+        call = dispatcher_take(&self.c)
+        if call == NULL:
+            raise LimitError(
+                f"{self.c.max_calls} requests are in work, as many as may be; try again in a moment")
+        return call
+
+    cdef object refusal(self, Call* call):
+        """The exception, with the call counted and given back."""
+        try:
+            error = self.exception(call)
+            dispatcher_finish(&self.c, call.method, call.began_ns, <int>status_of(error))
+            return error
+        finally:
+            dispatcher_give(&self.c, call)
+
+    # -- calls
+
+    def call(self, int method, bytes message not None, timeout_s=None):
+        """The reply to one message, when it may be sent. Raises the errors that featurestore.server.status
+        names.
+        """
+        cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(message)
+        cdef size_t size = len(message)
+        cdef int64_t timeout_ns = -1 if timeout_s is None else max(0, int(timeout_s * 1e9))
+        cdef Call* call = self.taken(method)
+        cdef int answer = -1
+        if method == METHOD_READ and size <= SHORT_READ_BYTES:
+            answer = dispatcher_try(&self.c, call, method, data, size)
+        if answer < 0:
+            with nogil:
+                answer = dispatcher_run(&self.c, call, method, data, size)
+                if answer == ANSWER_PARKED:
+                    answer = dispatcher_wait(&self.c, call, timeout_ns)
+        if answer == ANSWER_ERROR:
+            raise self.refusal(call)
+        try:
+            return PyBytes_FromStringAndSize(<const char*>call.reply.data, call.reply.size)
+        finally:
+            dispatcher_finish(&self.c, method, call.began_ns, 0)
+            dispatcher_give(&self.c, call)
+
+    def begin(self, int method, bytes message not None):
+        """As `call` without waiting: (reply, position to wait for or 0, when it began). Then `end`."""
+        cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(message)
+        cdef size_t size = len(message)
+        cdef Call* call = self.taken(method)
+        cdef int answer
+        with nogil:
+            answer = dispatcher_run(&self.c, call, method, data, size)
+        if answer == ANSWER_ERROR:
+            raise self.refusal(call)
+        try:
+            reply = PyBytes_FromStringAndSize(<const char*>call.reply.data, call.reply.size)
+            return reply, call.position if answer == ANSWER_PARKED else 0, call.began_ns
+        finally:
+            dispatcher_give(&self.c, call)
+
+    def end(self, int method, uint64_t position, uint64_t began_ns, timeout_s=None):
+        """Waits until what `begin` gave may be sent, and counts the call."""
+        cdef Call call
+        cdef int64_t timeout_ns = -1 if timeout_s is None else max(0, int(timeout_s * 1e9))
+        cdef int answer = ANSWER_DONE
+        memset(&call, 0, sizeof(Call))
+        call.position = position
+        if position:
+            with nogil:
+                answer = dispatcher_wait(&self.c, &call, timeout_ns)
+        if answer == ANSWER_ERROR:
+            error = self.exception(&call)
+            dispatcher_finish(&self.c, method, began_ns, <int>status_of(error))
+            raise error
+        dispatcher_finish(&self.c, method, began_ns, 0)
+
+    def counts(self):
+        """Since it was made. By method: calls, seconds, latencies ((bound in seconds, calls) not cumulative,
+        the last bound infinite) and failures by gRPC status code; and refused events by Outcome."""
+        cdef MethodCounts* counts
+        cdef int i, j
+        methods = {}
+        for i in range(<int>N_METHODS):
+            counts = &self.c.methods[i]
+            bounds = [2.0 ** j / 1e6 for j in range(N_LATENCIES - 1)] + [float("inf")]
+            methods[METHODS[i]] = {
+                "calls": fs_load(&counts.calls),
+                "seconds": fs_load(&counts.total_ns) / 1e9,
+                "latencies": [(bounds[j], fs_load(&counts.latencies[j])) for j in range(<int>N_LATENCIES)],
+                "failed": {j: fs_load(&counts.statuses[j]) for j in range(1, <int>N_STATUSES)
+                           if counts.statuses[j]},
+            }
+        refused = {FIRST_REASON + i: fs_load(&self.c.refused[i]) for i in range(<int>N_REASONS)
+                   if self.c.refused[i]}
+        return {"methods": methods, "refused": refused}
+
+    @property
+    def n_calls(self):
+        """Calls whose memory is held, in work or idle."""
+        return self.c.n_calls
+
+    @property
+    def n_busy(self):
+        """Requests in work."""
+        return self.c.n_calls - self.c.n_idle

@@ -1,0 +1,256 @@
+"""The hot methods on grpcio: raw bytes to the dispatcher and back, no message object in between.
+
+Threads. Reads have threads of their own and so have writes, because a write waits for the disk and must not
+keep reads waiting. A stream keeps a thread for as long as it lives; streams have their share of the read
+threads' pool on top, and one more than allowed is turned away at once.
+
+    GetFeatures, GetFeaturesStream, reflection    read_threads + max_streams
+    Observe, Ingest                               write_threads
+    IngestStream                                  a reader thread each, and one of the pool that answers
+
+IngestStream pipelines: its reader applies the next batch while the one before waits for its sync, at most
+`stream_window` ahead. Answers go out in the order of the batches. At drain a stream ends with UNAVAILABLE
+between two batches: every batch that was applied is answered first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+import grpc
+
+from featurestore.config import Limits
+from featurestore.errors import LimitError, UnavailableError
+from featurestore.server import dispatcher as hot
+from featurestore.server.dispatcher import Dispatcher
+from featurestore.server.status import Status, status_of, words_of
+
+SERVICE = "featurestore.v1.FeatureStoreService"
+
+_log = logging.getLogger("featurestore.server")
+_codes = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
+    """Ends the call with the status and the words of `error`. What nobody raised on purpose is logged."""
+    status = status_of(error)
+    if status is Status.INTERNAL:
+        _log.error("a call failed", exc_info=error)
+    context.abort(_codes[status], words_of(error))
+    raise AssertionError("abort returned")
+
+
+class Streams:
+    """Counts the streams under way, and ends them when the server drains."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._stops: set[Callable[[], object]] = set()
+        self._draining = False
+
+    @contextlib.contextmanager
+    def slot(self, context: grpc.ServicerContext, stop: Callable[[], object]) -> Iterator[None]:
+        """For the life of a stream; aborts it where there is no room. `stop` is called at drain, from another
+        thread.
+        """
+        error: Exception | None = None
+        with self._lock:
+            if self._draining:
+                error = UnavailableError(
+                    "the server is shutting down; try again, here in a moment or elsewhere"
+                )
+            elif len(self._stops) >= self._most:
+                error = LimitError(
+                    f"{self._most} streams are open, as many as may be; close one, or use unary calls"
+                )
+            else:
+                self._stops.add(stop)
+        if error is not None:
+            abort(context, error)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._stops.discard(stop)
+
+    def drain(self) -> None:
+        with self._lock:
+            self._draining = True
+            stops = list(self._stops)
+        for stop in stops:
+            stop()
+
+
+_SHUTTING_DOWN = (
+    "the server is shutting down; all batches that were applied have been answered: go on elsewhere"
+)
+
+
+class _Ingest:
+    """One IngestStream: the reader's side applies, the other waits and answers."""
+
+    def __init__(self, dispatcher: Dispatcher, requests: Iterator[bytes], window: int) -> None:
+        self._dispatcher, self._requests = dispatcher, requests
+        self._answers: queue.SimpleQueue[tuple[bytes, int, int] | BaseException | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(window)
+        self._lock = (
+            threading.Lock()
+        )  # held from the decision to apply a batch until its answer is in the queue
+        self._ended = False
+
+    def start(self) -> None:
+        threading.Thread(target=self._read, name="featurestore-ingest", daemon=True).start()
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """Nothing is applied after this; what was is answered, then `error` ends the stream."""
+        with self._lock:
+            self._ended = True
+            self._answers.put(error)
+        self._room.release()
+
+    def drain(self) -> None:
+        self.stop(UnavailableError(_SHUTTING_DOWN))
+
+    def _read(self) -> None:
+        try:
+            while self._take_one(next(self._requests, None)):
+                pass
+        except grpc.RpcError:  # cancelled: nobody is there to be answered
+            self.stop()
+        except Exception as error:
+            self.stop(error)
+
+    def _take_one(self, message: bytes | None) -> bool:
+        if message is None:
+            self.stop()
+            return False
+        self._room.acquire()
+        with self._lock:
+            if not self._ended:
+                self._answers.put(self._dispatcher.begin(hot.INGEST_STREAM, message))
+            return not self._ended
+
+    def answers(self, context: grpc.ServicerContext, wait_s: float) -> Iterator[bytes]:
+        while True:
+            answer = self._answers.get()
+            if answer is None:
+                return
+            if isinstance(answer, BaseException):
+                abort(context, answer)
+            reply, position, began_ns = answer
+            try:
+                self._dispatcher.end(hot.INGEST_STREAM, position, began_ns, wait_s)
+            except Exception as error:
+                abort(context, error)
+            yield reply
+            self._room.release()
+
+
+class _Read:
+    """One GetFeaturesStream. It only reads, so at drain an idle one is simply cancelled."""
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._is_idle = True
+        self._is_draining = False
+
+    def drain(self) -> None:
+        with self._lock:
+            self._is_draining = True
+            if self._is_idle:
+                self._context.cancel()
+
+    def turn(self, idle: bool) -> None:
+        with self._lock:
+            self._is_idle = idle
+            is_draining = self._is_draining
+        if is_draining:
+            abort(self._context, UnavailableError(_SHUTTING_DOWN))
+
+
+class Front:
+    """The hot methods' handlers. `close` when the server has stopped: it waits until every thread has left
+    the dispatcher.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, limits: Limits, *, read_threads: int, write_threads: int
+    ) -> None:
+        self._dispatcher, self._limits = dispatcher, limits
+        self.streams = Streams(limits.max_streams)
+        self.pool = ThreadPoolExecutor(read_threads + limits.max_streams, "featurestore-read")
+        self._writers = ThreadPoolExecutor(write_threads, "featurestore-write")
+
+    def add_to(self, server: grpc.Server) -> None:
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Observe": grpc.unary_unary_rpc_method_handler(self._writing(hot.OBSERVE)),
+            "Ingest": grpc.unary_unary_rpc_method_handler(self._writing(hot.INGEST)),
+            "GetFeatures": grpc.unary_unary_rpc_method_handler(self._reading()),
+            "IngestStream": grpc.stream_stream_rpc_method_handler(self._ingest_stream),
+            "GetFeaturesStream": grpc.stream_stream_rpc_method_handler(self._read_stream),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        server.add_registered_method_handlers(SERVICE, handlers)
+
+    def close(self) -> None:
+        self._writers.shutdown()
+        self.pool.shutdown()
+
+    def _reading(self) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        call = self._dispatcher.call
+
+        def read(message: bytes, context: grpc.ServicerContext) -> bytes:
+            try:
+                return call(hot.READ, message)
+            except Exception as error:
+                abort(context, error)
+
+        return read
+
+    def _writing(self, method: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
+        call = self._dispatcher.call
+
+        def write(message: bytes, context: grpc.ServicerContext) -> bytes:
+            try:
+                return call(method, message, self._wait_s(context))
+            except Exception as error:
+                abort(context, error)
+
+        # grpcio runs a handler that has this attribute on the pool it names.
+        pooled: Any = write
+        pooled.experimental_thread_pool = self._writers
+        return write
+
+    def _wait_s(self, context: grpc.ServicerContext) -> float:
+        """How long to wait for the disk: as long as the client does."""
+        left_s = context.time_remaining()
+        return self._limits.durable_wait_s if left_s is None else min(left_s, self._limits.durable_wait_s)
+
+    def _ingest_stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        stream = _Ingest(self._dispatcher, requests, self._limits.stream_window)
+        with self.streams.slot(context, stream.drain):
+            stream.start()
+            try:
+                yield from stream.answers(context, self._limits.durable_wait_s)
+            finally:
+                stream.stop()
+
+    def _read_stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        stream = _Read(context)
+        with self.streams.slot(context, stream.drain):
+            for message in requests:
+                stream.turn(idle=False)
+                try:
+                    reply = self._dispatcher.call(hot.READ_STREAM, message)
+                except Exception as error:
+                    abort(context, error)
+                yield reply
+                stream.turn(idle=True)

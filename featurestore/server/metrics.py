@@ -1,0 +1,144 @@
+"""Prometheus metrics: read from the C counters when somebody asks, so that a call pays for nothing here.
+
+Names are `featurestore_*`; counters count since the server started. Latencies are those of the dispatcher,
+from a request's bytes to the moment at which its reply may be sent, waiting for the disk included, transport
+not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Thread
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from featurestore.config import Address
+from featurestore.engine import Engine
+from featurestore.errors import ConfigError
+from featurestore.outcome import Outcome
+from featurestore.server.dispatcher import Dispatcher
+from featurestore.server.status import Status
+
+_COUNTERS = (
+    ("events_accepted", "events_accepted", "Events applied."),
+    (
+        "events_late",
+        "events_late",
+        "Events that every view they match had already dropped; they changed nothing.",
+    ),
+    ("events_duplicate", "events_duplicate", "Events whose id had been accepted before."),
+    ("events_refused", "events_refused", "Events refused, for whatever reason."),
+    (
+        "batches_duplicate",
+        "batches_duplicate",
+        "Batches whose (producer, epoch, sequence) had been applied before.",
+    ),
+    ("vectors_read", "vectors_read", "Feature vectors read, those of Observe included."),
+)
+_GAUGES = (
+    ("rows", "rows", "Rows held."),
+    ("row_bytes", "used_bytes", "Memory that rows, logs and their index take."),
+    ("remembered_ids", "ids", "Event ids remembered for deduplication."),
+    ("remembered_producers", "producers", "Producers remembered for deduplication."),
+    ("journal_bytes", "journal_bytes", "Size of the journal's files."),
+    ("position", "position", "Last position applied."),
+    ("checkpoint_position", "checkpoint_position", "Position of the last checkpoint."),
+    ("schema_version", "schema_version", "Version of the schema being served."),
+)
+
+
+class StoreCollector(Collector):
+    """All metrics of one store and its dispatcher."""
+
+    def __init__(self, engine: Engine, dispatcher: Dispatcher) -> None:
+        self._engine, self._dispatcher = engine, dispatcher
+
+    def describe(self) -> list[Metric]:
+        return []  # registering must not collect
+
+    def collect(self) -> Iterator[Metric]:
+        stats, counts = self._engine.stats(), self._dispatcher.counts()
+        for name, key, text in _COUNTERS:
+            yield CounterMetricFamily(f"featurestore_{name}", text, stats[key])
+        for name, key, text in _GAUGES:
+            yield GaugeMetricFamily(f"featurestore_{name}", text, stats[key])
+        yield from self._ages(stats)
+        yield from _calls(counts["methods"])
+        refused = CounterMetricFamily(
+            "featurestore_refusals", "Events refused in this server's calls.", labels=["reason"]
+        )
+        for code, n in counts["refused"].items():
+            refused.add_metric([Outcome(code).name.removeprefix("REFUSED_").lower()], n)
+        yield refused
+        yield GaugeMetricFamily(
+            "featurestore_requests_in_work", "Requests being answered now.", self._dispatcher.n_busy
+        )
+
+    def _ages(self, stats: dict[str, Any]) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "featurestore_durable_lag",
+            "Positions applied and not on disk yet.",
+            stats["position"] - stats["durable_position"],
+        )
+        yield GaugeMetricFamily(
+            "featurestore_failed", "1: writes are over until a restart.", int(self._engine.failed)
+        )
+        last = self._engine.last_checkpoint
+        if last is not None:
+            age_s = stats["checkpoint_age_ms"] / 1000
+            yield GaugeMetricFamily(
+                "featurestore_checkpoint_age_seconds", "Since the last checkpoint.", age_s
+            )
+            yield GaugeMetricFamily(
+                "featurestore_checkpoint_seconds", "What the last checkpoint took.", last.seconds
+            )
+            yield GaugeMetricFamily(
+                "featurestore_checkpoint_rows", "Rows the last checkpoint wrote.", last.rows
+            )
+
+
+def _calls(methods: dict[str, Any]) -> Iterator[Metric]:
+    latency = HistogramMetricFamily(
+        "featurestore_call_seconds", "Time of a call in the dispatcher.", labels=["method"]
+    )
+    failed = CounterMetricFamily(
+        "featurestore_calls_failed", "Calls that ended with an error.", labels=["method", "code"]
+    )
+    for method, counts in methods.items():
+        n = 0
+        buckets = []
+        for bound_s, in_bucket in counts["latencies"]:
+            n += in_bucket
+            buckets.append(("+Inf" if bound_s == float("inf") else repr(bound_s), float(n)))
+        latency.add_metric([method], buckets, counts["seconds"])
+        for code, n_failed in counts["failed"].items():
+            failed.add_metric([method, Status(code).name], n_failed)
+    yield latency
+    yield failed
+
+
+class MetricsListener:
+    """GET /metrics on an address of its own."""
+
+    def __init__(self, address: Address, collector: Collector) -> None:
+        registry = CollectorRegistry()
+        registry.register(collector)
+        self._server: WSGIServer
+        self._thread: Thread
+        try:
+            self._server, self._thread = start_http_server(address.port, address.host, registry)
+        except OSError as error:
+            raise ConfigError(
+                f"metrics: cannot listen on {address}: {error.strerror or error}; give another address"
+            ) from error
+        self.address = address.with_port(self._server.server_port)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

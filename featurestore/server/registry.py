@@ -1,0 +1,127 @@
+"""What the store serves, in names: the plan as a GetSchemaResponse, made once per schema and sent as bytes.
+
+It changes with the plan and the dispatcher's names in one step (an Engine plan listener), so a fingerprint
+that is read here is the one that the next reply carries, unless the schema changed in between: then the reply
+carries another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from featurestore.engine import Engine
+from featurestore.plan import EventPlan, FeaturePlan, FieldPlan, Kind, Plan, ServicePlan
+from featurestore.v1 import registry_service_pb2 as pb
+
+SERVICE = "featurestore.v1.RegistryService"
+
+_UNITS = {
+    "s": pb.TIME_UNIT_SECONDS,
+    "ms": pb.TIME_UNIT_MILLISECONDS,
+    "us": pb.TIME_UNIT_MICROSECONDS,
+    "iso": pb.TIME_UNIT_ISO,
+}
+
+
+def describe(plan: Plan) -> pb.GetSchemaResponse:
+    """The whole schema."""
+    return pb.GetSchemaResponse(
+        name=plan.name,
+        version=plan.version,
+        source=plan.source,
+        event_types=[_event_type(event) for event in plan.events],
+        entities=[pb.EntitySchema(parts=entity.parts) for entity in plan.entities],
+        services=[_service(plan, service) for service in plan.services],
+    )
+
+
+def _event_type(event: EventPlan) -> pb.EventTypeSchema:
+    return pb.EventTypeSchema(
+        name=event.name,
+        time_field=event.time.field,
+        time_unit=_UNITS[event.time.unit],
+        fields=[pb.FieldSchema(name=field.name, kind=_kind(field)) for field in event.fields],
+        lateness_ms=event.lateness_ms,
+        id_field="" if event.id_field is None else event.fields[event.id_field].name,
+        dedupe_ms=event.dedupe_ms,
+    )
+
+
+def _kind(field: FieldPlan) -> pb.FieldKind:
+    if field.kind is Kind.NUMBER:
+        return pb.FIELD_KIND_NUMBER
+    return pb.FIELD_KIND_KEY if field.is_key else pb.FIELD_KIND_STRING
+
+
+def _service(plan: Plan, service: ServicePlan) -> pb.ServiceSchema:
+    features = [_feature(plan, plan.features[index]) for index in service.features]
+    return pb.ServiceSchema(
+        name=service.name,
+        fingerprint=int(service.fingerprint, 16),
+        features=features,
+        parts=sorted({part for feature in features for part in feature.parts}),
+    )
+
+
+def _feature(plan: Plan, feature: FeaturePlan) -> pb.FeatureSchema:
+    view = plan.views[feature.view]
+    value = None if feature.column is None else view.columns[feature.column].value
+    return pb.FeatureSchema(
+        name=feature.name,
+        aggregate=pb.Aggregate.Name(
+            int(feature.aggregate) + 1
+        ),  # the proto's numbers leave 0 for unspecified
+        field="" if value is None else plan.events[view.event].fields[view.values[value]].name,
+        window_ms=feature.window_ms,
+        offset_ms=view.offset_ms,
+        parts=plan.entities[view.entity].parts,
+        excludes_self=feature.exclude_self,
+    )
+
+
+class Registry:
+    """RegistryService, of the plan being served."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._replies: dict[str, bytes] = {}
+        engine.add_plan_listener(self)
+
+    def close(self) -> None:
+        self._engine.remove_plan_listener(self)
+
+    def prepare(self, plan: Plan) -> dict[str, bytes]:
+        """By the name of a service, the reply to a request for it; by "", the whole schema."""
+        whole = describe(plan)
+        replies = {"": whole.SerializeToString()}
+        for service in whole.services:
+            one = pb.GetSchemaResponse()
+            one.CopyFrom(whole)
+            del one.services[:]
+            one.services.add().CopyFrom(service)
+            replies[service.name] = one.SerializeToString()
+        return replies
+
+    def adopt(self, replies: dict[str, bytes]) -> None:
+        self._replies = replies
+
+    def add_to(self, server: grpc.Server) -> None:
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "GetSchema": grpc.unary_unary_rpc_method_handler(
+                self._get_schema, request_deserializer=pb.GetSchemaRequest.FromString
+            )
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+        server.add_registered_method_handlers(SERVICE, handlers)
+
+    def _get_schema(self, request: pb.GetSchemaRequest, context: grpc.ServicerContext) -> bytes:
+        replies = self._replies
+        if request.service not in replies:
+            known = ", ".join(sorted(name for name in replies if name)) or "none"
+            context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"there is no service {request.service[:100]!r}; there is {known[:1000]}",
+            )
+        return replies[request.service]

@@ -1,0 +1,265 @@
+"""A server from start to end: open the store, listen, wait for a signal or a failure, drain, close.
+
+Start: the store is recovered before any port is bound, so whoever can connect is served. Both listeners are
+bound or none. Drain: health says NOT_SERVING, streams end between two batches, new calls are turned away
+(GOAWAY), calls in flight get `drain_s`, then a last checkpoint, so that the next start replays nothing.
+Failure: when writes are over (a disk failed), the server drains the same way without the checkpoint and the
+process exits with EXIT_FAILED: a restart finds everything that was acknowledged in the journal.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from featurestore.config import Address, Limits, ServeConfig
+from featurestore.engine import Engine
+from featurestore.errors import FeatureStoreError
+from featurestore.server import admin, grpc_front, listener, metrics, registry
+from featurestore.server.dispatcher import Dispatcher
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+# How often the waiting server looks whether the store still takes writes.
+LOOK_EVERY_S = 0.2
+
+_log = logging.getLogger("featurestore.server")
+
+
+class _Reflection(reflection.ReflectionServicer):
+    """Reflection calls are streams too, and count as such."""
+
+    def __init__(self, names: tuple[str, ...], streams: grpc_front.Streams) -> None:
+        super().__init__(names)
+        self._streams = streams
+
+    def ServerReflectionInfo(self, requests: Iterable[Any], context: Any) -> Iterator[Any]:
+        with self._streams.slot(context, context.cancel):
+            yield from super().ServerReflectionInfo(requests, context)
+
+
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    return [
+        listener.OWN_PORT,
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
+        ("grpc.max_metadata_size", 8 << 10),
+        # Clients may ping, and be found dead by pings, but not flood.
+        ("grpc.http2.min_ping_interval_without_data_ms", limits.min_ping_interval_ms),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+
+
+class Server:
+    """Serves an open store. `start`, `wait`, `stop`; or a context manager. The store stays its caller's, to
+    be closed after.
+
+    engine: the store. address, admin_address, metrics_address: where it listens, with the ports that were
+    bound.
+    """
+
+    def __init__(self, engine: Engine, config: ServeConfig) -> None:
+        self.engine, self._config = engine, config
+        self._wanted = threading.Event()  # somebody wants it to stop
+        self._stopped = False
+        limits = config.limits
+        streams = limits.max_streams
+        self.dispatcher = Dispatcher(
+            engine,
+            max_calls=config.read_threads + config.write_threads + 2 * streams,
+            max_message_bytes=limits.max_message_bytes,
+            max_rows=limits.max_batch_events,
+            max_call_bytes=limits.max_call_bytes,
+        )
+        self._registry = registry.Registry(engine)
+        self._front = grpc_front.Front(
+            self.dispatcher, limits, read_threads=config.read_threads, write_threads=config.write_threads
+        )
+        self._health = health.HealthServicer()
+        self._admin_pool = ThreadPoolExecutor(admin.THREADS, "featurestore-admin")
+        self._public = grpc.server(
+            self._front.pool, options=_options(limits), maximum_concurrent_rpcs=limits.max_concurrent_calls
+        )
+        self._admin = grpc.server(
+            self._admin_pool, options=_options(limits), maximum_concurrent_rpcs=admin.MOST_CALLS
+        )
+        self._metrics: metrics.MetricsListener | None = None
+        self._add_services()
+        self.address = config.public_address
+        self.admin_address = config.admin_address
+        self._bound: list[Address] = []
+
+    def _add_services(self) -> None:
+        self._front.add_to(self._public)
+        self._registry.add_to(self._public)
+        admin.Admin(self.engine).add_to(self._admin)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
+        for name in (grpc_front.SERVICE, registry.SERVICE):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        names = (grpc_front.SERVICE, registry.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflected = _Reflection(names, self._front.streams)
+        add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server  # generated, without types
+        add(reflected, self._public)
+
+    def start(self) -> None:
+        """Binds the listeners and serves. Raises ConfigError where an address cannot be had; nothing listens
+        then.
+        """
+        config = self._config
+        try:
+            self.admin_address = listener.bind(self._admin, config.admin_address, config.admin_tls, "admin")
+            self._bound.append(self.admin_address)
+            self.address = listener.bind(self._public, config.public_address, config.tls, "listen")
+            self._bound.append(self.address)
+            if config.metrics_address is not None:
+                collector = metrics.StoreCollector(self.engine, self.dispatcher)
+                self._metrics = metrics.MetricsListener(config.metrics_address, collector)
+        except BaseException:
+            self.stop(0)
+            raise
+        if config.tls is None and not self.address.is_loopback:
+            _log.warning(
+                "%s is reachable from other machines without TLS: whoever reaches it may read and write",
+                self.address,
+            )
+        self._admin.start()
+        self._public.start()
+
+    @property
+    def metrics_address(self) -> Address | None:
+        return None if self._metrics is None else self._metrics.address
+
+    def request_stop(self) -> None:
+        """Ends `wait`; for signal handlers."""
+        self._wanted.set()
+
+    def wait(self) -> bool:
+        """Blocks until a stop is requested (True) or the store has failed (False)."""
+        while not self._wanted.wait(LOOK_EVERY_S):
+            if self.engine.failed:
+                return False
+        return not self.engine.failed
+
+    def stop(self, drain_s: float | None = None) -> None:
+        """Drains and lets every port go; when it returns, no thread is in the dispatcher. Once is enough."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._health.enter_graceful_shutdown()
+        self._front.streams.drain()
+        grace_s = self._config.drain_s if drain_s is None else drain_s
+        endings = [server.stop(grace_s) for server in (self._public, self._admin)]
+        for ending in endings:
+            ending.wait()
+        self._front.close()
+        self._admin_pool.shutdown()
+        if self._metrics is not None:
+            self._metrics.close()
+        for address in self._bound:
+            listener.unbind(address)
+        self._registry.close()
+        self.dispatcher.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def open_store(config: ServeConfig) -> Engine:
+    """The store that a config describes, recovered, with its upkeep not started yet."""
+    return Engine.open(
+        config.data,
+        schema=config.schema,
+        schema_path=config.schema_path,
+        clock=config.clock,
+        durability=config.durability,
+        threads=config.engine_threads,
+        max_memory_bytes=config.max_memory_bytes,
+    )
+
+
+def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
+    """Runs a server in this process's main thread until SIGTERM, SIGINT or a failure; returns the process's
+    exit code.
+
+    on_ready(server) is called when it listens. A second signal ends the process at once, which loses nothing
+    acknowledged.
+    """
+    engine = open_store(config)
+    try:
+        _log_recovered(engine)
+        server = Server(engine, config)
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            for each in before:
+                signal.signal(each, signal.SIG_DFL)
+            server.request_stop()
+
+        for number in before:
+            signal.signal(number, on_signal)
+        try:
+            server.start()
+            engine.start_upkeep(
+                checkpoint_every_s=config.checkpoint_every_s,
+                checkpoint_journal_bytes=config.checkpoint_journal_bytes,
+                on_failure=lambda error: _log.error("the store has failed: %s", error),
+            )
+            _log.info("listening on %s; admin on %s", server.address, server.admin_address)
+            if on_ready is not None:
+                on_ready(server)
+            is_sound = server.wait()
+            if is_sound:
+                _log.info("told to stop: calls in flight get %g s", config.drain_s)
+            server.stop()
+        finally:
+            server.stop(0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    except BaseException:
+        engine.close()
+        raise
+    if not is_sound:
+        _log.error("the store takes no more writes; restart the server: nothing acknowledged is lost")
+    try:
+        engine.close(checkpoint=is_sound)
+    except FeatureStoreError as error:  # the store is closed all the same
+        _log.error("no last checkpoint: %s; the next start replays the journal instead", error)
+        return EXIT_FAILED
+    if is_sound:
+        _log.info("stopped; the checkpoint is at position %d", engine.checkpoint_position)
+    return EXIT_OK if is_sound else EXIT_FAILED
+
+
+def _log_recovered(engine: Engine) -> None:
+    found = engine.recovered
+    _log.info(
+        "%s: opened in %.2f s: %d rows of the checkpoint at position %d, then %d frames of the journal to "
+        "position %d",
+        engine.directory.path,
+        found.seconds,
+        found.rows,
+        found.checkpoint_position,
+        found.frames,
+        engine.state.position,
+    )
+    if found.torn is not None:
+        _log.warning("the end of the journal was cut off, as a crash leaves it: %s", found.torn)

@@ -1,0 +1,460 @@
+"""The clients and the commands against a real server on a real store: what is written is what is read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurestore import config
+from featurestore.cli import main
+from featurestore.client import Client, Status, Tls
+from featurestore.config import ServeConfig
+from featurestore.engine import Engine
+from featurestore.errors import ConfigError, InvalidEventError, UnavailableError
+from featurestore.outcome import Outcome
+from featurestore.server.serve import Server, open_store
+
+from .conftest import FAST, MakeClient
+
+SCHEMA = """\
+version: 1
+name: card-fraud
+events:
+  transaction:
+    time: tx_datetime
+    fields: {customer_id: key, terminal_id: key, tx_amount: number}
+views:
+  customer:
+    event: transaction
+    key: customer_id
+    windows: [1h, 1d]
+    features: [count, mean(tx_amount)]
+  terminal:
+    event: transaction
+    key: terminal_id
+    windows: [1h]
+    features: [count]
+services:
+  fraud: [customer.*, terminal.*]
+"""
+T0 = 1_522_540_800_000
+DAY = 86_400_000
+
+
+@dataclass
+class House:
+    """A server and the store it serves, which outlives it."""
+
+    directory: Path
+    engine: Engine
+    server: Server
+
+    @property
+    def target(self) -> str:
+        return str(self.server.address)
+
+    @property
+    def admin(self) -> str:
+        return str(self.server.admin_address)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    settings = ServeConfig(
+        data=tmp_path / "store", schema=SCHEMA, listen="localhost:0", clock="event", durability="process"
+    )
+    engine = open_store(settings)
+    with Server(engine, settings) as server:
+        yield House(tmp_path, engine, server)
+    engine.close()
+
+
+def rows(n: int) -> dict[str, Any]:
+    """One event a second, over ten customers and three terminals; the amounts are 0, 1, 2, …"""
+    i = np.arange(n)
+    times = (np.datetime64("2018-04-01T00:00:00") + i).astype("M8[s]").astype(str)
+    return {"tx_datetime": times, "customer_id": i % 10, "terminal_id": i % 3, "tx_amount": i.astype(float)}
+
+
+def csv_of(data: dict[str, Any]) -> str:
+    lines = [",".join(data), *(",".join(map(str, row)) for row in zip(*data.values(), strict=True))]
+    return "\n".join(lines) + "\n"
+
+
+def run(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main(list(words))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+# ---- the clients
+
+
+def test_what_is_ingested_is_what_is_read(house: House, make_client: MakeClient) -> None:
+    client = make_client(house.target)
+    report = client.ingest("transaction", rows(1000), batch_events=64)
+    assert (report.accepted, report.position) == (1000, 1001)  # the schema has position 1
+    vector = client.get("fraud", {"customer_id": 3, "terminal_id": "1"}, bounds=True)
+    assert vector.to_dict() == {
+        "customer.count_1h": 100.0,
+        "customer.count_1d": 100.0,
+        "customer.mean_tx_amount_1h": 498.0,
+        "customer.mean_tx_amount_1d": 498.0,
+        "terminal.count_1h": 333.0,
+    }
+    assert vector.now_ms == T0 + 999_000
+    assert set(vector.status_names) == {"WARMING"} or set(vector.status_names) == {"PRESENT"}
+    many = client.get_many("fraud", {"customer_id": np.arange(11), "terminal_id": [0] * 11})
+    assert many.values[:, 0].tolist() == [100.0] * 10 + [0.0]
+
+
+def test_observe_reads_with_the_event_and_a_peek_leaves_no_trace(
+    house: House, make_client: MakeClient
+) -> None:
+    client = make_client(house.target)
+    event = {"tx_datetime": "2018-04-01T00:00:00Z", "customer_id": 596, "tx_amount": 2.5}
+    peeked = client.observe("transaction", event, "fraud", peek=True)
+    seen = client.observe("transaction", event, "fraud")
+    assert peeked.vector.values.tobytes() == seen.vector.values.tobytes()
+    assert (peeked.outcome, peeked.ack, seen.outcome) == (Outcome.ACCEPTED, None, Outcome.ACCEPTED)
+    assert seen.vector["customer.count_1h"] == 1.0
+    assert seen.vector.statuses[4] == Status.UNAVAILABLE  # the event has no terminal
+    assert client.observe("transaction", event, "fraud").vector["customer.count_1h"] == 2.0
+
+
+def test_threads_may_share_a_client(house: House) -> None:
+    errors: list[BaseException] = []
+    with Client(house.target, backoff=FAST) as client:
+
+        def work(number: int) -> None:
+            try:
+                for i in range(20):
+                    event = {"tx_datetime": "2018-04-01", "customer_id": number, "tx_amount": i}
+                    client.observe("transaction", event, "fraud")
+                    client.get("fraud", {"customer_id": number})
+                client.ingest("transaction", rows(500), batch_events=50)
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=work, args=(100 + number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        many = client.get_many("fraud", {"customer_id": [*range(10), *range(100, 106)]})
+    assert many.values[:, 1].tolist() == [300.0] * 10 + [20.0] * 6
+
+
+def certificates(directory: Path) -> Tls:
+    """A certificate for localhost that vouches for itself, made with openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command")
+    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout key.pem"
+    words += " -out cert.pem -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run(words.split(), cwd=directory, check=True, capture_output=True)
+    return Tls(ca=str(directory / "cert.pem"))
+
+
+def test_tls_is_spoken_and_plain_text_is_not_answered(
+    tmp_path: Path, make_client: MakeClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tls = certificates(tmp_path)
+    serving = config.Tls(certificate=tmp_path / "cert.pem", key=tmp_path / "key.pem")
+    settings = ServeConfig(
+        data=tmp_path / "store", schema=SCHEMA, listen="localhost:0", tls=serving, clock="event"
+    )
+    engine = open_store(settings)
+    try:
+        with Server(engine, settings) as server:
+            target = str(server.address)
+            assert make_client(target, tls=tls).schema().name == "card-fraud"
+            words = ("get", "--service", "fraud", "customer_id=1", "--server", target)
+            assert run(*words, "--tls-ca", str(tmp_path / "cert.pem"), capsys=capsys)[0] == 0
+            assert run(*words, capsys=capsys)[0] == 4
+            with pytest.raises(UnavailableError):
+                make_client(target, tls=Tls()).schema()  # a certificate that nobody vouches for
+    finally:
+        engine.close()
+    with pytest.raises(ConfigError, match=r"cannot read .*no\.pem"):
+        make_client("localhost:1", tls=Tls(ca=str(tmp_path / "no.pem")))
+    with pytest.raises(ConfigError, match="given together"):
+        make_client("localhost:1", tls=Tls(cert=str(tmp_path / "cert.pem")))
+
+
+def test_a_server_that_restarts_in_the_midst_of_an_ingest_counts_each_event_once(
+    tmp_path: Path, make_client: MakeClient
+) -> None:
+    settings = ServeConfig(
+        data=tmp_path / "store", schema=SCHEMA, listen=f"unix:{tmp_path / 'public.sock'}", clock="event"
+    )
+    engine = open_store(settings)
+    server = Server(engine, settings)
+    server.start()
+    client = make_client(str(server.address))
+    data = rows(3000)
+    restarts = 0
+
+    def source() -> Iterator[dict[str, Any]]:
+        nonlocal engine, server, restarts
+        for begin in range(0, 3000, 100):
+            if begin in (1000, 2000):
+                server.stop(0)
+                engine.close()
+                engine = open_store(settings)
+                server = Server(engine, settings)
+                server.start()
+                restarts += 1
+            yield {name: values[begin : begin + 100] for name, values in data.items()}
+
+    try:
+        report = client.ingest("transaction", source(), window=4)
+        assert restarts == 2
+        assert report.accepted + report.already_applied == 3000
+        many = client.get_many("fraud", {"customer_id": np.arange(10)})
+        assert many.values[:, 1].tolist() == [300.0] * 10
+    finally:
+        server.stop(0)
+        engine.close()
+
+
+def test_a_long_source_is_resumed_past_what_the_store_remembers_of_one_producer(house: House) -> None:
+    with Client(house.target, backoff=FAST) as client:
+        client.ingest("transaction", rows(1500), batch_events=1, source="long", window=64)
+        report = client.ingest("transaction", rows(1500), batch_events=1, source="long", window=64)
+        assert (report.accepted, report.already_applied) == (0, 1500)
+        with pytest.raises(InvalidEventError):
+            client.ingest("transaction", rows(1500), batch_events=2, source="long")
+
+
+def test_a_schema_change_is_noticed_by_the_next_read(house: House, make_client: MakeClient) -> None:
+    client = make_client(house.target)
+    before = client.get("fraud", {"customer_id": 1}).names
+    house.engine.apply_schema(SCHEMA.replace("[count, mean(tx_amount)]", "[mean(tx_amount)]"))
+    after = client.get("fraud", {"customer_id": 1}).names
+    assert after == tuple(name for name in before if not name.startswith("customer.count"))
+
+
+# ---- the commands
+
+
+def test_a_file_is_ingested_once_however_often_it_is_sent(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = csv_of(rows(500))
+    plain, packed = house.directory / "tx.csv", house.directory / "other.csv.gz"
+    plain.write_text(text)
+    words = ("ingest", str(plain), "--event", "transaction", "--server", house.target, "--batch-events", "64")
+    code, out, err = run(*words, "-o", "json", capsys=capsys)
+    assert code == 0, err
+    first = json.loads(out)
+    assert (first["events"], first["accepted"], first["already_applied"]) == (500, 500, 0)
+    assert "500 events: 500 accepted" in err
+    plain.touch()  # neither its time nor its place is what it is
+    moved = plain.rename(house.directory / "moved.csv")
+    code, out, err = run("ingest", str(moved), *words[2:], "-o", "json", capsys=capsys)
+    again = json.loads(out)
+    assert (again["accepted"], again["already_applied"], again["producer"]) == (0, 500, first["producer"])
+    code, out, err = run("ingest", str(moved), *words[2:], "--epoch", "2", "-o", "json", capsys=capsys)
+    assert json.loads(out)["accepted"] == 500
+    with gzip.open(packed, "wt") as file:
+        file.write(text.replace("499.0", "499.5"))
+    code, out, err = run("ingest", str(packed), *words[2:], "-o", "json", capsys=capsys)
+    assert json.loads(out)["accepted"] == 500  # another content, another file
+    with Client(house.target) as client:
+        assert client.get("fraud", {"customer_id": 3})["customer.count_1d"] == 150.0
+
+
+def test_other_batches_of_a_file_that_is_in_are_refused_not_counted_again(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = house.directory / "tx.csv"
+    file.write_text(csv_of(rows(100)))
+    words = ("ingest", str(file), "--event", "transaction", "--server", house.target, "--batch-events")
+    assert run(*words, "40", capsys=capsys)[0] == 0
+    code, _, err = run(*words, "50", capsys=capsys)
+    assert code == 1
+    assert "sequence 1" in err
+    with Client(house.target) as client:
+        assert client.get("fraud", {"customer_id": 3})["customer.count_1d"] == 10.0
+
+
+def test_refused_events_are_told_by_their_row_and_by_the_exit_code(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {name: list(values) for name, values in rows(20).items()}
+    data["tx_amount"][4] = "much"
+    data["tx_datetime"][7] = "yesterday"
+    file = house.directory / "tx.csv"
+    file.write_text(csv_of(data))
+    words = ("ingest", str(file), "--event", "transaction", "--server", house.target, "-o", "json")
+    code, out, err = run(*words, capsys=capsys)
+    assert code == 3
+    assert [(one["row"], one["outcome"]) for one in json.loads(out)["refusals"]] == [
+        (5, "refused_type"),
+        (8, "refused_type"),
+    ]
+    assert "rows 5, 8" in err
+    assert run(*words, "--allow-refused", capsys=capsys)[0] == 0
+
+
+def test_an_ingest_that_is_killed_is_resumed_by_running_it_again(house: House) -> None:
+    file = house.directory / "tx.csv"
+    file.write_text(csv_of(rows(60_000)))
+    words = ["ingest", str(file), "--event", "transaction", "--server", house.target, "--batch-events", "50"]
+    command = [sys.executable, "-m", "featurestore", *words]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    deadline_s = time.monotonic() + 60
+    while house.engine.stats()["events_accepted"] == 0 and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    applied = house.engine.stats()["events_accepted"]
+    assert 0 < applied < 60_000
+    done = subprocess.run([*command, "-o", "json"], capture_output=True, text=True, check=True)
+    report = json.loads(done.stdout)
+    assert report["accepted"] + report["already_applied"] == 60_000
+    assert report["already_applied"] >= applied - 50 * 8
+    assert house.engine.stats()["events_accepted"] == 60_000
+
+
+def test_a_pipe_is_read_and_resumed_under_a_name(house: House) -> None:
+    command = [sys.executable, "-m", "featurestore", "ingest", "-", "--format", "csv", "--producer", "log-1"]
+    command += ["--event", "transaction", "--server", house.target, "-o", "json"]
+    counts = []
+    for _ in range(2):
+        done = subprocess.run(command, input=csv_of(rows(300)), capture_output=True, text=True, check=True)
+        report = json.loads(done.stdout)
+        counts.append((report["accepted"], report["already_applied"]))
+    assert counts == [(300, 0), (0, 300)]
+
+
+def test_get_prints_a_table_or_json(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    with Client(house.target) as client:
+        client.ingest("transaction", rows(100))
+    words = ("get", "--service", "fraud", "customer_id=3", "--server", house.target, "--bounds")
+    code, out, _ = run(*words, capsys=capsys)
+    assert code == 0
+    head, first, *_, last = out.splitlines()
+    assert head.split() == ["feature", "value", "lower", "upper", "status"]
+    assert first.split()[:4] == ["customer.count_1h", "10", "10", "10"]
+    assert last.split() == ["terminal.count_1h", "-", "-", "-", "UNAVAILABLE"]
+    code, out, _ = run(*words, "-o", "json", "--as-of", "2018-04-01T00:00:13Z", capsys=capsys)
+    told = {one["name"]: one for one in json.loads(out)["features"]}
+    assert told["customer.count_1h"]["value"] == 2
+    assert told["terminal.count_1h"]["value"] is None
+
+
+def test_get_reads_many_key_sets(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    with Client(house.target) as client:
+        client.ingest("transaction", rows(100))
+    file = house.directory / "keys.jsonl"
+    file.write_text('{"customer_id": 3}\n\n{"customer_id": "3", "terminal_id": 1}\n')
+    words = ("get", "--service", "fraud", "--keys-from", str(file), "--server", house.target)
+    code, out, _ = run(*words, "-o", "json", capsys=capsys)
+    one, two = (json.loads(line) for line in out.splitlines())
+    assert (code, one["keys"], two["keys"]) == (0, {"customer_id": 3}, {"customer_id": "3", "terminal_id": 1})
+    assert one["features"][0]["value"] == two["features"][0]["value"] == 10
+    code, out, _ = run(*words, capsys=capsys)
+    assert (code, out.count("customer.count_1h")) == (0, 2)
+    file.write_text('{"customer_id": [3]}\n')
+    code, _, err = run(*words, capsys=capsys)
+    assert (code, "line 1: expected an object of keys" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["get", "--service", "fraud", "customer_id"], 2, "write name=value"),
+        (["get", "--service", "fraud", "a=1", "a=2"], 2, "given twice"),
+        (["get", "--service", "fraudx", "customer_id=1"], 1, "unknown service 'fraudx'"),
+        (["get", "--service", "fraud", "customr=1"], 1, "customr"),
+        (["get", "--service", "fraud", "customer_id=1", "--as-of", "noon"], 1, "as_of"),
+        (["get", "--service", "fraud", "customer_id=1", "--keys-from", "-"], 2, "not both"),
+        (["get", "--service", "fraud", "customer_id=1", "--timeout", "0"], 2, "--timeout"),
+        (["ingest", "no.csv", "--event", "tx"], 1, "unknown event type 'tx'"),
+        (["ingest", "no.csv", "--event", "transaction"], 1, "no.csv"),
+        (["ingest", "no.txt", "--event", "transaction"], 2, "no.txt"),
+    ],
+)
+def test_mistakes_are_one_line(
+    house: House, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+) -> None:
+    got, out, err = run(*words, "--server", house.target, capsys=capsys)
+    assert (got, out) == (code, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["get", "--service", "fraud", "customer_id=1", "--server", "localhost:1"],
+        ["ingest", "no.csv", "--event", "transaction", "--server", "localhost:1"],
+        ["stats", "--admin", "unix:/nowhere/admin.sock"],
+    ],
+)
+def test_a_server_that_is_not_there_is_exit_code_4(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    code, _, err = run(*words, capsys=capsys)
+    assert code == 4
+    assert f"cannot reach {words[-1]}; is `featurestore serve` running there?" in err
+
+
+def test_apply_says_what_changes_and_changes_it(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    file = house.directory / "next.yaml"
+    file.write_text(SCHEMA.replace("[1h]", "[1h, 1d]"))
+    words = ("apply", str(file), "--admin", house.admin)
+    code, out, _ = run(*words, "--dry-run", capsys=capsys)
+    assert (code, out.splitlines()) == (
+        0,
+        ["+ terminal.count_1d", "schema version 2 would be served; 1 features new, 0 gone"],
+    )
+    assert house.engine.state.plan.version == 1
+    code, out, _ = run(*words, "-o", "json", capsys=capsys)
+    assert (code, json.loads(out)["added_features"]) == (0, ["terminal.count_1d"])
+    assert house.engine.state.plan.version == 2
+    file.write_text(SCHEMA.replace("tx_amount)", "tx_amnt)"))
+    code, _, err = run(*words, capsys=capsys)
+    assert (code, house.engine.state.plan.version) == (1, 2)
+    assert f"{file}:" in err
+    assert "did you mean" in err
+
+
+def test_forget_stats_checkpoint_and_backup(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    with Client(house.target) as client:
+        client.ingest("transaction", rows(100))
+        admin = ("--admin", house.admin)
+        code, out, _ = run("stats", *admin, "-o", "json", capsys=capsys)
+        stats = json.loads(out)
+        assert (code, stats["events_accepted"], stats["rows"], stats["now_ms"]) == (0, 100, 13, T0 + 99_000)
+        assert stats["checkpoint_age_ms"] is None
+        code, out, _ = run("stats", *admin, capsys=capsys)
+        assert (code, "2018-04-01 00:01:39.000+00:00" in out) == (0, True)
+        code, out, _ = run("checkpoint", *admin, "-o", "json", capsys=capsys)
+        assert (code, json.loads(out)["rows_written"]) == (0, 13)
+        code, out, _ = run("forget", "customer_id=3", *admin, "-o", "json", capsys=capsys)
+        assert (code, json.loads(out)["found"]) == (0, True)
+        assert client.get("fraud", {"customer_id": 3})["customer.count_1d"] == 0.0
+        code, out, _ = run("forget", "customer_id=3", *admin, capsys=capsys)
+        assert (code, "nothing was kept of it" in out) == (0, True)
+        copy = house.directory / "copy"
+        code, out, _ = run("backup", str(copy), *admin, "-o", "json", capsys=capsys)
+        assert (code, copy.is_dir()) == (0, True)
+        code, _, err = run("backup", str(copy), *admin, capsys=capsys)
+        assert (code, "exists" in err) == (2, True) or code == 1

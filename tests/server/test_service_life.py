@@ -1,0 +1,304 @@
+"""A server's life: where it listens, who may come in, how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from house import SCHEMA, T0, batch, config, keys, observe, play, read, serving, status_of
+
+from featurestore.config import Tls
+from featurestore.engine import Engine
+from featurestore.errors import ConfigError, StoreLockedError
+from featurestore.server.serve import Server, open_store
+from featurestore.v1 import admin_service_pb2 as admin_pb
+from featurestore.v1 import admin_service_pb2_grpc as admin_grpc
+from featurestore.v1 import feature_store_service_pb2 as pb
+from featurestore.v1 import feature_store_service_pb2_grpc as pb_grpc
+from featurestore.v1 import types_pb2 as types
+
+
+def started(tmp_path: Path, **settings: object) -> None:
+    chosen = config(tmp_path, **settings)
+    engine = open_store(chosen)
+    try:
+        with Server(engine, chosen):
+            pass
+    finally:
+        engine.close()
+
+
+def test_a_port_in_use_is_refused_in_words(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for setting in ("listen", "metrics"):
+            with pytest.raises(ConfigError, match=f"{setting}: cannot listen on 127.0.0.1:{port}.*in use"):
+                started(tmp_path, **{setting: f"127.0.0.1:{port}"})
+    assert not (tmp_path / "store" / "admin.sock").exists(), "what was bound before is let go"
+    started(tmp_path)
+
+
+def test_a_dead_servers_socket_is_replaced(tmp_path: Path) -> None:
+    started(tmp_path)
+    path = tmp_path / "store" / "admin.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert stat.S_ISSOCK(path.stat().st_mode)
+    with serving(tmp_path) as house, house.admin() as admin:
+        assert admin.Stats(admin_pb.StatsRequest()).schema_version == 1
+    assert not path.exists()
+
+
+def test_a_live_servers_socket_and_other_files_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "live.sock"
+    with socket.socket(socket.AF_UNIX) as live:
+        live.bind(str(path))
+        live.listen()
+        with pytest.raises(ConfigError, match="a server answers on"):
+            started(tmp_path, admin=f"unix:{path}")
+        assert path.exists()
+    other = tmp_path / "notes.txt"
+    other.write_text("keep")
+    with pytest.raises(ConfigError, match="is no socket"):
+        started(tmp_path, admin=f"unix:{other}")
+    assert other.read_text() == "keep"
+
+
+def test_a_second_server_on_the_directory_is_refused(tmp_path: Path) -> None:
+    with serving(tmp_path), pytest.raises(StoreLockedError):
+        open_store(config(tmp_path))
+
+
+def test_the_public_listener_may_be_a_socket_too(tmp_path: Path) -> None:
+    with serving(tmp_path, listen=f"unix:{tmp_path}/public.sock") as house:
+        assert house.hot.Observe(observe(play())).outcome == types.OUTCOME_ACCEPTED
+
+
+@pytest.fixture(scope="module")
+def papers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A CA, and a certificate for localhost that it signed, for servers and clients alike."""
+    made = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=made, check=True, capture_output=True)
+
+    openssl(
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+        "-subj",
+        "/CN=ca",
+        "-days",
+        "2",
+    )
+    openssl(
+        "req",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        "own.key",
+        "-out",
+        "own.csr",
+        "-subj",
+        "/CN=localhost",
+    )
+    (made / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+    openssl(
+        "x509", "-req", "-in", "own.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+        "-out", "own.pem", "-days", "2", "-extfile", "names",
+    )  # fmt: skip
+    return {"ca": made / "ca.pem", "certificate": made / "own.pem", "key": made / "own.key"}
+
+
+def test_tls_and_mutual_tls(tmp_path: Path, papers: dict[str, Path]) -> None:
+    mutual = Tls(papers["certificate"], papers["key"], papers["ca"])
+    one_sided = Tls(papers["certificate"], papers["key"])
+    ca = papers["ca"].read_bytes()
+    stranger = grpc.ssl_channel_credentials(ca)
+    known = grpc.ssl_channel_credentials(ca, papers["key"].read_bytes(), papers["certificate"].read_bytes())
+    with serving(tmp_path, tls=one_sided, admin="localhost:0", admin_tls=mutual) as house:
+        with grpc.secure_channel(str(house.server.address), stranger) as channel:
+            hot = pb_grpc.FeatureStoreServiceStub(channel)
+            assert hot.Observe(observe(play())).outcome == types.OUTCOME_ACCEPTED
+        assert status_of(lambda: house.hot.Observe(observe(play()), timeout=5))[0] in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+        ), "the fixture's channel speaks no TLS"
+        for credentials, is_let_in in ((known, True), (stranger, False)):
+            with grpc.secure_channel(str(house.server.admin_address), credentials) as channel:
+                admin = admin_grpc.AdminServiceStub(channel)
+                if is_let_in:
+                    assert admin.Stats(admin_pb.StatsRequest()).schema_version == 1
+                else:
+                    code, _ = status_of(lambda admin=admin: admin.Stats(admin_pb.StatsRequest(), timeout=5))
+                    assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def test_drain_finishes_what_was_begun_and_says_where_a_stream_ended(tmp_path: Path) -> None:
+    """Batches are under way when the server stops: each that was applied is answered, and nothing else is
+    applied.
+    """
+    chosen = config(tmp_path)
+    engine = open_store(chosen)
+    server = Server(engine, chosen)
+    server.start()
+    watched = []
+    with grpc.insecure_channel(str(server.address)) as channel:
+        hot = pb_grpc.FeatureStoreServiceStub(channel)
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        watched.append(next(watch).status)
+
+        def endless() -> Iterator[pb.IngestStreamRequest]:
+            sequence = 0
+            while True:
+                sequence += 1
+                yield pb.IngestStreamRequest(batch=batch(play(T0), producer="p", sequence=sequence))
+
+        answered = []
+        stream = hot.IngestStream(endless())
+        idle_reads = hot.GetFeaturesStream(iter_forever())
+        next(idle_reads)
+        stopper = threading.Thread(target=server.stop)
+        code = None
+        try:
+            for reply in stream:
+                answered.append(reply.batch.position)
+                if len(answered) == 20:
+                    stopper.start()
+        except grpc.RpcError as error:
+            code = error.code()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        stopper.join()
+        watched.append(next(watch).status)
+        with pytest.raises(grpc.RpcError):
+            next(idle_reads)
+    assert answered[-1] == engine.state.position
+    assert len(answered) == engine.stats()["events_accepted"]
+    serving_status = health_pb2.HealthCheckResponse
+    assert watched == [serving_status.SERVING, serving_status.NOT_SERVING]
+    engine.close()
+
+
+def iter_forever() -> Iterator[pb.GetFeaturesStreamRequest]:
+    yield pb.GetFeaturesStreamRequest(read=read(keys(ip="a")))
+    threading.Event().wait(20)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from featurestore.config import ServeConfig
+from featurestore.server.serve import serve
+config = ServeConfig(data=Path(sys.argv[1]), schema=Path(sys.argv[2]).read_text(), listen="localhost:0",
+clock="event",
+                     checkpoint_every_s=0.2)
+sys.exit(serve(config, on_ready=lambda server: print(server.address, flush=True)))
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[object]:
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    running = []
+
+    def run(**environment: str) -> tuple[subprocess.Popen[str], str]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "store"), str(tmp_path / "schema.yaml")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        running.append(child)
+        assert child.stdout is not None
+        return child, child.stdout.readline().strip()
+
+    yield run
+    for child in running:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_a_last_checkpoint_and_exit_0(
+    tmp_path: Path, program: object, number: int
+) -> None:
+    child, address = program()
+    with grpc.insecure_channel(address) as channel:
+        hot = pb_grpc.FeatureStoreServiceStub(channel)
+        position = hot.Ingest(batch(*[play()] * 10)).position
+    child.send_signal(number)
+    assert child.wait(30) == 0, child.stderr.read()
+    assert not (tmp_path / "store" / "admin.sock").exists()
+    with Engine.open(tmp_path / "store") as engine:
+        assert (engine.recovered.checkpoint_position, engine.recovered.frames) == (position, 0)
+
+
+def test_a_failed_store_ends_it_with_exit_1_and_keeps_what_was_acknowledged(
+    tmp_path: Path, program: object
+) -> None:
+    child, address = program(FEATURESTORE_FAILPOINT="journal.before_sync:5=eio")
+    acknowledged = 0
+    with grpc.insecure_channel(address) as channel:
+        hot = pb_grpc.FeatureStoreServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as failure:
+            for _ in range(100):
+                acknowledged = hot.Observe(observe(play())).position
+    assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert child.wait(30) == 1
+    with Engine.open(tmp_path / "store") as engine:
+        assert engine.state.position >= acknowledged > 0
+
+
+def test_killed_and_started_again_it_answers_as_before(tmp_path: Path, program: object) -> None:
+    child, address = program()
+    with grpc.insecure_channel(address) as channel:
+        hot = pb_grpc.FeatureStoreServiceStub(channel)
+        sent = batch(*(play(T0 + i) for i in range(100)), producer="p", sequence=1)
+        hot.Ingest(sent)
+        before = hot.GetFeatures(read(keys(ip="1.2.3.4"), bounds=True)).SerializeToString()
+    child.kill()
+    child.wait(30)
+    assert (tmp_path / "store" / "admin.sock").exists(), "nobody was there to remove it"
+    _, address = program()
+    with grpc.insecure_channel(address) as channel:
+        hot = pb_grpc.FeatureStoreServiceStub(channel)
+        assert hot.GetFeatures(read(keys(ip="1.2.3.4"), bounds=True)).SerializeToString() == before
+        assert hot.Ingest(sent).duplicate_batch
+
+
+def test_stop_lets_every_thread_go(tmp_path: Path) -> None:
+    def threads() -> set[str]:
+        return {thread.name for thread in threading.enumerate() if thread.name.startswith("featurestore")}
+
+    with serving(tmp_path, metrics="localhost:0") as house:
+        house.hot.Observe(observe(play()))
+        house.hot.GetFeatures(read(keys(ip="a")))
+        list(house.hot.IngestStream(iter([])))
+        assert threads()
+    for _ in range(100):
+        if not threads():
+            return
+        time.sleep(0.02)
+    raise AssertionError(threads())
