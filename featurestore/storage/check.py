@@ -140,7 +140,10 @@ def _verify_journal(store: DataDirectory, plan: Plan | None, position: int | Non
     reader = JournalReader(store.journal, 0, store.identity.id_bytes)
     first = reader.segments[0].first_position
     if position is not None and first > position + 1:
-        yield f"{store.journal}: begins at position {first}, the rows end at {position}: between, all is lost"
+        yield (
+            f"{store.journal}: begins at position {first}, the rows end at {position}: "
+            "what is between is lost"
+        )
     for frame in reader:
         try:
             # What is older than the rows was written under a plan that is gone.
@@ -184,7 +187,8 @@ def restore(backup: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
     problems = list(verify(source))
     if problems:
         raise CorruptRecordError(
-            f"{source} is not sound ({len(problems)} problems, the first: {problems[0]}); nothing is restored"
+            f"{source} is not sound ({len(problems)} problems, the first: {problems[0]}); "
+            "nothing was restored"
         )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StorageError(f"{path} exists and is not empty; give a new directory")

@@ -196,8 +196,8 @@ def read_identity(path: Path) -> Identity:
         raise IncompatibleVersionError(f"{name} does not belong to a featurestore; give another directory")
     if raw.get("version") != VERSION:
         raise IncompatibleVersionError(
-            f"{name}: data directory version {raw.get('version')}; this program reads version {VERSION}: "
-            f"use a newer one"
+            f"{name}: data directory version {raw.get('version')}; "
+            f"this program reads version {VERSION}: use a newer one"
         )
     crc = raw.pop("crc32", None)
     if crc != _crc_of(raw):
@@ -226,8 +226,8 @@ def read_secret(path: Path, identity: Identity) -> bytes:
         secret = name.read_bytes()
     except OSError as error:
         raise StorageError(
-            f"cannot read {name}: {error.strerror}; without it no key can be found again: "
-            f"restore it from a backup"
+            f"cannot read {name}: {error.strerror}; "
+            "without it no key can be found again: restore it from a backup"
         ) from error
     if len(secret) != SECRET_BYTES:
         raise CorruptRecordError(
@@ -287,6 +287,6 @@ def require_clock(identity: Identity, wanted: str | None) -> None:
     """A store's clock is fixed for its life."""
     if wanted is not None and wanted != identity.clock:
         raise ConfigError(
-            f"this store was created with the {identity.clock} clock; it cannot be opened with the "
-            f"{wanted} clock"
+            f"this store was created with the {identity.clock} clock; "
+            f"it cannot be opened with the {wanted} clock"
         )

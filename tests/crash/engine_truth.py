@@ -1,9 +1,9 @@
 """What must be true of a store, from what its program said: the order of everything that happened.
 
 Acknowledgements carry positions. What was in flight when the process died happened or did not: the frames of
-the journal and the gaps between positions say which, and where the journal no longer does, every order that
-fits is tried. The whole sequence is then done again in memory, by `State` alone and never by an engine, and
-counted in Python. A store is right if its digest and its counts are these.
+the journal and the gaps between positions say which, and where the journal no longer says it, every order
+that fits is tried. The whole sequence is then done again in memory, by `State` alone and never by an engine,
+and counted in Python. A store is right if its digest and its counts are these.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The whole store when the power goes: nothing acknowledged is lost, nothing is there twice or in part.
+"""The whole store when the power goes: nothing acknowledged is lost, nothing is there twice or halved.
 
 One run of the program is traced; from it, the directories that a power cut could have left at any moment are
 made, opened, and compared with what had been acknowledged by then. See engine_truth.py and image.py.
