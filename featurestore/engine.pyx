@@ -820,26 +820,6 @@ cdef uint64_t count_records(bytes records):
     return n
 
 
-def load_rows(rows, State state not None):
-    """Puts the checkpoint in `rows` into a new State: every shard must be at the position of the sequencer's
-    head."""
-    head = rows.get_meta("head")
-    if head is None:
-        raise CorruptRecordError(
-            f"{rows.path}: the clocks and the position are gone; restore it from a backup")
-    state.import_head(head)
-    state.import_ids(rows.get_meta("ids") or b"")
-    state.import_producers(rows.get_meta("producers") or b"")
-    positions = rows.shards()
-    for shard in range(state.c.n_shards):
-        if positions.get(shard) != state.position:
-            raise CorruptRecordError(
-                f"{rows.path}: shard {shard} is at position {positions.get(shard)}, the sequencer at "
-                f"{state.position}; restore it from a backup")
-        records, _ = rows.read_shard(shard)
-        state.import_shard(shard, records)
-
-
 def is_about_space(error):
     """Somewhere in its causes a system call said that a disk is full."""
     while error is not None:
