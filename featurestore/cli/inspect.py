@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    from featurestore.storage.check import inspect  # noqa: PLC0415  pulls in the engine's modules
+    from featurestore.storage.check import inspect
 
     found = inspect(arguments.directory)
     if arguments.output == "json":

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    from featurestore.storage.check import restore  # noqa: PLC0415  pulls in the engine's modules
+    from featurestore.storage.check import restore
 
     position = restore(arguments.backup, arguments.directory)
     if arguments.output == "json":

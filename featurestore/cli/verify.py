@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    from featurestore.storage.check import verify  # noqa: PLC0415  pulls in the engine's modules
+    from featurestore.storage.check import verify
 
     problems = list(verify(arguments.directory))
     if arguments.output == "json":
