@@ -1,10 +1,11 @@
 # The store's hot path for other Cython modules: decide, journal, apply, read, without the GIL.
 #
-# An EngineC belongs to one Engine: whoever uses it keeps a reference to that object. Any number of threads may call in. Take
-# state.plan_lock (shared) before decoding a request against the plan, and let it go after the call that uses what was decoded.
+# An EngineC belongs to one Engine: whoever uses it keeps a reference to that object. Any number of threads
+# may call in. Take state.plan_lock (shared) before decoding a request against the plan, and let it go after
+# the call that uses what was decoded.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from featurestore.core.batch cimport Batch, Column
+from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.plan cimport ServiceC
 from featurestore.core.state cimport State, StateC, Work
 from featurestore.core.window cimport Outputs
@@ -15,7 +16,7 @@ cdef enum EngineStatus:
     ENGINE_OK = 0
     ENGINE_NO_MEMORY = 1         # nothing was applied
     ENGINE_VERDICT = 2           # turned away by (producer, epoch, sequence): WriteResult.verdict says why
-    ENGINE_FULL = 3              # no space for the journal or for checkpoints: nothing was applied, a later try may succeed
+    ENGINE_FULL = 3              # no space for the journal or for checkpoints: nothing was applied, try later
     ENGINE_FAILED = 4            # a disk failed or memory ran out half-way: writes are over until a restart
     ENGINE_TOO_LARGE = 5         # the batch does not fit in one frame
     ENGINE_CLOSED = 6
@@ -47,13 +48,15 @@ ctypedef struct EngineC:
     int failed                   # see ENGINE_FAILED
     uint32_t schema_version
 
-# Applies a batch (or, with peek, only says what it would do) and reads `service` at each event; an EngineStatus. `body` is the
-# caller's scratch for the frame. outcomes of a duplicate batch are all DUPLICATE.
+# Applies a batch (or, with peek, only says what it would do) and reads `service` at each event; an
+# EngineStatus. `body` is the caller's scratch for the frame. outcomes of a duplicate batch are all DUPLICATE.
 cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
-                      const ServiceC* service, const Outputs* outputs, bint peek, WriteResult* result) noexcept nogil
+                      const ServiceC* service, const Outputs* outputs, bint peek,
+                      WriteResult* result) noexcept nogil
 # As state_read, at the wall clock's now.
-cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
-                     Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil
+cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n,
+                     const int64_t* as_of, Work* work, const Outputs* outputs,
+                     int64_t* read_at) noexcept nogil
 
 cdef class Engine:
     cdef EngineC c
@@ -62,13 +65,16 @@ cdef class Engine:
     cdef readonly object rows            # RowStore
     cdef readonly object directory       # DataDirectory
     cdef readonly uint64_t checkpoint_position
-    cdef readonly object checkpointed_at # time.monotonic() of the last checkpoint of this process, None before
-    cdef readonly object last_checkpoint # Checkpointed: that checkpoint, None before
+    cdef readonly object checkpointed_at     # time.monotonic() of this process's last checkpoint, None before
+    cdef readonly object last_checkpoint     # Checkpointed: that checkpoint, None before
     cdef readonly uint64_t schema_position   # of the last schema change of this process, 0 before
+    cdef readonly object failure         # the exception that ended writes, where one did
     cdef readonly object recovered       # Recovered: what opening found
     cdef object lock                     # checkpoints, schema changes, Forget and closing: one at a time
     cdef object listeners                # see add_plan_listener
     cdef object upkeep                   # the thread of start_upkeep
     cdef object stop
+    cdef uint64_t segment_bytes
+    cdef int _check_batch(self, EventBatch batch) except -1
     cdef int _replay_batch(self, object frame, Work* work) except -1
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender)

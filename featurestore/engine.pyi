@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 
 from featurestore.columns import TextColumn
 from featurestore.core.batch import EventBatch
+from featurestore.core.state import State, Vectors
 from featurestore.plan import Plan
+from featurestore.storage.directory import DataDirectory
+from featurestore.storage.journal import Journal
+from featurestore.storage.rows import RowStore
 
 EMPTY_PLAN: Final[Plan]
 
@@ -35,10 +39,10 @@ class Checkpointed:
 
 @final
 class Engine:
-    state: Final[Any]  # featurestore.core.state.State
-    journal: Final[Any]  # featurestore.storage.journal.Journal
-    rows: Final[Any]  # featurestore.storage.rows.RowStore
-    directory: Final[Any]  # featurestore.storage.directory.DataDirectory
+    state: Final[State]
+    journal: Final[Journal]
+    rows: Final[RowStore]
+    directory: Final[DataDirectory]
     checkpoint_position: int
     checkpointed_at: float | None
     last_checkpoint: Checkpointed | None
@@ -69,7 +73,7 @@ class Engine:
         epoch: int = 0,
         sequence: int = 0,
         wait: bool = True,
-    ) -> tuple[Any, int]: ...  # featurestore.core.state.Vectors or None, position
+    ) -> tuple[Vectors | None, int]: ...
     def wait(self, position: int, timeout_s: float | None = None) -> None: ...
     def read(
         self,
@@ -79,7 +83,7 @@ class Engine:
         *,
         as_of: NDArray[int64] | None = None,
         bounds: bool = False,
-    ) -> Any: ...  # featurestore.core.state.Vectors
+    ) -> Vectors: ...
     def add_plan_listener(self, listener: PlanListener) -> None: ...
     def remove_plan_listener(self, listener: PlanListener) -> None: ...
     def apply_schema(self, text: str, *, path: str | None = None, dry_run: bool = False) -> Plan: ...

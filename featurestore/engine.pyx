@@ -5,9 +5,9 @@
     checkpoint  cut → copy dirty rows in slices → LMDB, rows and position together → drop old segments
     recover     rows of the last checkpoint, then the journal from its position on
 
-What the order is for. The journal is written before anything is applied, so whatever a reader saw is found again after a crash of the
-process. It is applied before it is synced, so a sync delays acknowledgements only, never the next batch. A checkpoint never holds what
-the journal might still lose.
+What the order is for. The journal is written before anything is applied, so whatever a reader saw is found
+again after a crash of the process. It is applied before it is synced, so a sync delays acknowledgements only,
+never the next batch. A checkpoint never holds what the journal might still lose.
 
 This module knows the wall clock; `core` below it does not, and gets it as an argument.
 """
@@ -16,40 +16,45 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+import errno
 import os
+import shutil
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.core.batch cimport (
     OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
 )
-from featurestore.core.plan cimport UNSET_MS, CompiledPlan, ServiceC
-from featurestore.core.sequencer cimport VERDICT_DUPLICATE, VERDICT_NEW, Origin, sequencer_judge
+from featurestore.core.plan cimport CompiledPlan, ServiceC
+from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin, sequencer_judge
 from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
 from featurestore.core.state cimport (
     State, StateC, Work, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, state_apply,
-    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for, verdict_error,
-    work_clear, work_prepare,
+    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for,
+    verdict_error, work_clear, work_prepare,
 )
 from featurestore.core.window cimport Outputs
-from featurestore.storage.failpoint cimport CHECKPOINT_MID, failpoint
+from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
 from featurestore.storage.frame cimport (
     BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, MAX_PRODUCER_BYTES, BatchFrame, BatchHead, ByteBuffer,
     batch_frame_free, body_error, buffer_free, decode_batch, decode_forget, encode_batch, encode_forget,
 )
 from featurestore.storage.journal cimport (
-    FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal, iovec,
-    journal_append,
+    FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal,
+    iovec, journal_append,
 )
 
 from featurestore.errors import (
-    ConfigError, CorruptRecordError, LimitError, SchemaError, StorageError, UnknownNameError,
+    ConfigError, CorruptRecordError, InvalidEventError, LimitError, StorageError, UnknownNameError,
 )
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
-from featurestore.storage.directory import DataDirectory, require_clock, write_synced
+from featurestore.storage.checkpoint import HEAD, IDS, PLAN, PRODUCERS, load_rows, parse_plan, stored_plan
+from featurestore.storage.directory import DataDirectory, require_clock, sync_directory, write_synced
+from featurestore.storage.failpoint import reach
 from featurestore.storage.rows import RowStore
 
 cdef extern from "<time.h>" nogil:
@@ -64,6 +69,9 @@ cdef extern from * nogil:
     #define fs_add(counter, n) __atomic_fetch_add((counter), (n), __ATOMIC_RELAXED)
     """
     uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
+
+cdef enum:
+    BACKUP_SEGMENT_BYTES = 4096  # a backup's journal is empty; whoever opens it begins one of its own size
 
 #: The plan of a store before its first schema.
 EMPTY_PLAN = Plan(0, "", "", (), (), (), (), (), (), 1, 1, 1)
@@ -91,7 +99,7 @@ class Checkpointed:
     seconds: float
 
 
-# -- the hot path ---------------------------------------------------------------------------------------------
+# -- the hot path --------------------------------------------------------------------------------------------
 
 cdef int64_t _wall_ms() noexcept nogil:
     cdef timespec now
@@ -99,8 +107,8 @@ cdef int64_t _wall_ms() noexcept nogil:
     return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
 
 
-cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin, int64_t wall_ms,
-                        ByteBuffer* body) noexcept nogil:
+cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
+                        int64_t wall_ms, ByteBuffer* body) noexcept nogil:
     """Writes the decided batch as one frame; an EngineStatus."""
     cdef BatchHead head
     cdef Frame frame
@@ -152,15 +160,17 @@ cdef bint _any_accepted(const Batch* batch) noexcept nogil:
     return False
 
 
-cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin, Work* work,
-                         ByteBuffer* body, const ServiceC* service, const Outputs* outputs, bint peek,
-                         WriteResult* result) noexcept nogil:
+cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
+                         Work* work, ByteBuffer* body, const ServiceC* service, const Outputs* outputs,
+                         bint peek, WriteResult* result) noexcept nogil:
     """With the order lock held."""
     cdef StateC* state = engine.state
     cdef int64_t wall_ms = _wall_ms()
     cdef uint64_t first = state.sequencer.position + 1
     cdef uint32_t i
     cdef int status
+    if engine.journal == NULL:
+        return ENGINE_CLOSED
     result.verdict = sequencer_judge(&state.sequencer, origin)
     if result.verdict > VERDICT_DUPLICATE:
         return ENGINE_VERDICT
@@ -184,7 +194,8 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
                 return status
             result.written = True
             if state_commit(state, batch, work, origin, wall_ms) < 0:
-                state.broken = True          # the journal has it and the state has not: only a restart brings them together
+                # The journal has it and the state has not: only a restart brings them together.
+                state.broken = True
                 return ENGINE_FAILED
     result.position = state.sequencer.position
     # What was not written is only read: at no position, and nothing of it is applied.
@@ -194,12 +205,11 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
 
 
 cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
-                      const ServiceC* service, const Outputs* outputs, bint peek, WriteResult* result) noexcept nogil:
+                      const ServiceC* service, const Outputs* outputs, bint peek,
+                      WriteResult* result) noexcept nogil:
     cdef Origin origin
     cdef int status
     memset(result, 0, sizeof(WriteResult))
-    if engine.journal == NULL:
-        return ENGINE_CLOSED
     if batch.n_events == 0:
         result.position = engine.state.sequencer.position
         return ENGINE_OK
@@ -220,33 +230,36 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
     return status
 
 
-cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
-                     Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil:
+cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n,
+                     const int64_t* as_of, Work* work, const Outputs* outputs,
+                     int64_t* read_at) noexcept nogil:
     fs_add(&engine.counters.vectors, n)
     return state_read(engine.state, service, parts, n, as_of, _wall_ms(), work, outputs, read_at)
 
 
-# -- the store ------------------------------------------------------------------------------------------------
+# -- the store -----------------------------------------------------------------------------------------------
 
 @cython.final
 cdef class Engine:
     """An open store. Made by `open`; close it, or use it as a context manager.
 
-    Any thread may call any method. Checkpoints, schema changes, Forget and backups take their turn; none of them stops reads or
-    ingest for longer than the swap itself.
+    Any thread may call any method. Checkpoints, schema changes, Forget and backups take their turn; none of
+    them stops reads or ingest for longer than the swap itself.
     """
 
     def __init__(self):
         raise TypeError("Engine.open(directory, ...) opens a store")
 
     @staticmethod
-    def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group", uint32_t threads=1,
-             uint32_t n_shards=64, uint64_t max_memory_bytes=0, uint64_t segment_bytes=64 << 20, bint create=True):
+    def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group",
+             uint32_t threads=1, uint32_t n_shards=64, uint64_t max_memory_bytes=0,
+             uint64_t segment_bytes=64 << 20, bint create=True):
         """Opens the store in `directory`, creating it where there is none (and `create`).
 
-        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store) or "event"; n_shards:
-        a power of two; both are fixed when a store is created. durability: "group" or "process" (design §2.10). threads: that apply one
-        large batch together. max_memory_bytes: of rows, 0 for no limit. segment_bytes: size of a journal file.
+        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store)
+        or "event"; n_shards: a power of two; both are fixed when a store is created. durability: "group" or
+        "process" (design §2.10). threads: that apply one large batch together. max_memory_bytes: of rows, 0
+        for no limit. segment_bytes: size of a journal file.
         """
         cdef Engine self = Engine.__new__(Engine)
         path = Path(directory)
@@ -257,10 +270,9 @@ cdef class Engine:
         self.lock = threading.RLock()
         self.listeners = []
         self.stop = threading.Event()
-        is_new = not DataDirectory.exists(path)
+        self.segment_bytes = segment_bytes
+        is_new = create and not DataDirectory.exists(path)
         if is_new:
-            if not create:
-                raise StorageError(f"{path} is not a store")
             if schema is None:
                 raise ConfigError(f"{path} is not a store yet; give the schema to create one with")
             compile_schema(schema, path=schema_path)          # a wrong schema must leave no store behind
@@ -269,11 +281,11 @@ cdef class Engine:
             self.directory = DataDirectory.open(path)
         try:
             require_clock(self.directory.identity, clock)
-            self._recover(durability, threads, max_memory_bytes, segment_bytes)
+            self._recover(is_new, durability, threads, max_memory_bytes)
             if schema is not None:
                 self.apply_schema(schema, path=schema_path)
-            elif self.state.plan.version == 0:
-                raise ConfigError(f"{path} has no schema yet; give one")
+            if is_new:
+                self.directory.publish()
         except BaseException:
             self.close()
             raise
@@ -281,60 +293,44 @@ cdef class Engine:
 
     # -- recover
 
-    def _recover(self, durability, threads, max_memory_bytes, segment_bytes):
+    def _recover(self, is_new, durability, threads, max_memory_bytes):
         began = time.monotonic()
         identity = self.directory.identity
-        rows_are_new = not (self.directory.rows / "data.mdb").exists()
-        self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=rows_are_new)
-        plan_text = self.rows.get_meta("plan")
-        plan = EMPTY_PLAN if plan_text is None else Plan.from_json(plan_text.decode())
-        self.state = State(plan, clock=identity.clock, secret=self.directory.secret, n_shards=identity.n_shards,
-                           threads=threads, max_memory_bytes=max_memory_bytes)
-        if plan_text is not None:
-            self._load_rows()
+        if is_new:
+            self.directory.journal.mkdir()
+        elif not (self.directory.journal.is_dir() and any(self.directory.journal.iterdir())):
+            raise CorruptRecordError(
+                f"{self.directory.journal} is gone, and with it what the rows do not hold: restore it from "
+                "a backup")
+        self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=is_new)
+        plan = stored_plan(self.rows)
+        self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret,
+                           n_shards=identity.n_shards, threads=threads, max_memory_bytes=max_memory_bytes)
+        if plan is not None:
+            load_rows(self.rows, self.state, identity.n_shards)
         self.checkpoint_position = self.state.position
         n_rows = self.state.stats()["rows"]
-        journal_is_new = not self.directory.journal.exists() or not any(self.directory.journal.iterdir())
-        if journal_is_new and self.checkpoint_position and not self._is_restored():
-            raise CorruptRecordError(
-                f"{self.directory.journal} is gone, and the rows reach position {self.checkpoint_position}: restore it from a backup")
-        self.directory.journal.mkdir(exist_ok=True)
         self.journal = Journal(self.directory.journal, identity.id_bytes, mode=durability,
-                               from_position=self.checkpoint_position + 1, create=journal_is_new,
-                               segment_bytes=segment_bytes)
+                               from_position=self.checkpoint_position + 1, create=is_new,
+                               segment_bytes=self.segment_bytes)
         frames = 0
         for frame in self.journal.read(self.checkpoint_position + 1):
             self._replay(frame)
             frames += 1
         if self.journal.last_position != self.state.position:
-            raise CorruptRecordError(f"the journal ends at position {self.journal.last_position} and its frames lead to "
-                                     f"{self.state.position}; restore {self.directory.path} from a backup")
+            raise CorruptRecordError(
+                f"the journal ends at position {self.journal.last_position} and its frames lead to "
+                f"{self.state.position}; restore {self.directory.path} from a backup")
+        if not is_new and self.state.plan.version == 0:
+            raise CorruptRecordError(
+                f"{self.directory.path}: the journal ends before the store's first schema; restore it from "
+                "a backup")
         self.c.state = &self.state.c
         self.c.journal = self.journal.state
         self.c.schema_version = self.state.plan.version
-        self.recovered = Recovered(n_rows, self.checkpoint_position, frames, self.state.position - self.checkpoint_position,
-                                   self.journal.torn, time.monotonic() - began)
-
-    def _is_restored(self):
-        """A backup has rows and an empty journal; its marker goes with the first segment."""
-        marker = self.directory.path / "RESTORED"
-        if marker.exists():
-            marker.unlink()
-            return True
-        return False
-
-    def _load_rows(self):
-        """The last checkpoint: every shard at the same position as the sequencer's head."""
-        self.state.import_head(self.rows.get_meta("head"))
-        self.state.import_ids(self.rows.get_meta("ids") or b"")
-        self.state.import_producers(self.rows.get_meta("producers") or b"")
-        positions = self.rows.shards()
-        for shard in range(self.directory.identity.n_shards):
-            if positions.get(shard) != self.state.position:
-                raise CorruptRecordError(f"{self.rows.path}: shard {shard} is at position {positions.get(shard)}, the sequencer at "
-                                         f"{self.state.position}; restore it from a backup")
-            records, _ = self.rows.read_shard(shard)
-            self.state.import_shard(shard, records)
+        self.recovered = Recovered(n_rows, self.checkpoint_position, frames,
+                                   self.state.position - self.checkpoint_position, self.journal.torn,
+                                   time.monotonic() - began)
 
     def _replay(self, frame):
         """One frame of the journal, as it was decided; nothing is decided again."""
@@ -343,7 +339,8 @@ cdef class Engine:
         cdef bytes body = frame.body
         cdef Work work
         if frame.first_position != self.state.position + 1:
-            raise CorruptRecordError(f"journal frame at position {frame.first_position} follows position {self.state.position}")
+            raise CorruptRecordError(
+                f"journal frame at position {frame.first_position} follows position {self.state.position}")
         if frame.kind == FRAME_BATCH:
             memset(&work, 0, sizeof(work))
             try:
@@ -351,25 +348,23 @@ cdef class Engine:
             finally:
                 work_clear(&work)
         elif frame.kind == FRAME_SCHEMA:
-            try:
-                plan = Plan.from_json(body.decode())
-            except (ValueError, KeyError, TypeError) as error:
-                raise CorruptRecordError(f"schema frame at position {frame.first_position} is no plan: {error}") from error
+            plan = parse_plan(body, f"schema frame at position {frame.first_position}")
             self.state.apply_plan(plan)
         elif frame.kind == FRAME_FORGET:
             if decode_forget(body, len(body), &entity_id, <uint8_t*>fp) != BODY_OK:
                 raise CorruptRecordError(f"Forget frame at position {frame.first_position} cannot be read")
             state_forget(&self.state.c, fp[0], fp[1])
         else:
-            raise CorruptRecordError(f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
+            raise CorruptRecordError(
+                f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
 
     cdef int _replay_batch(self, object frame, Work* work) except -1:
-        cdef bytearray body = bytearray(frame.body)          # outcomes point into it, and a bytearray is aligned and writable
+        # Outcomes point into it, and a bytearray is aligned and writable.
+        cdef bytearray body = bytearray(frame.body)
         cdef uint8_t* data = body
         cdef size_t size = len(body)
         cdef BatchFrame decoded
         cdef Origin origin
-        cdef Sender sender
         cdef StateC* state = &self.state.c
         cdef int64_t wall_ms = frame.now_ms
         cdef uint64_t first = frame.first_position
@@ -385,14 +380,16 @@ cdef class Engine:
                     decoded.batch.event = i
                     break
             else:
-                raise CorruptRecordError(f"batch frame at position {first} is of event type id {decoded.head.event_id}, which the schema "
-                                         "before it does not declare")
+                raise CorruptRecordError(
+                    f"batch frame at position {first} is of event type id {decoded.head.event_id}, which "
+                    "the schema before it does not declare")
             if decoded.batch.n_columns != state.plan.events[decoded.batch.event].n_fields or (
                     decoded.batch.n_events != frame.n_positions):
-                raise CorruptRecordError(f"batch frame at position {first} does not have the columns of its event type")
+                raise CorruptRecordError(
+                    f"batch frame at position {first} does not have the columns of its event type")
             with nogil:
-                state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes, decoded.head.epoch,
-                             decoded.head.sequence, decoded.head.fingerprint, &origin)
+                state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes,
+                             decoded.head.epoch, decoded.head.sequence, decoded.head.fingerprint, &origin)
                 status = work_prepare(state, &decoded.batch, False, work)
                 if status == 0:
                     status = state_commit(state, &decoded.batch, work, &origin, wall_ms)
@@ -406,9 +403,10 @@ cdef class Engine:
 
     # -- write and read
 
-    def observe(self, EventBatch batch not None, service=None, *, bint bounds=False, bint peek=False, bytes producer=b"",
-                uint64_t epoch=0, uint64_t sequence=0, bint wait=True):
-        """As State.observe, journaled. Returns (Vectors or None, position); with `wait`, when durable in the store's mode."""
+    def observe(self, EventBatch batch not None, service=None, *, bint bounds=False, bint peek=False,
+                bytes producer=b"", uint64_t epoch=0, uint64_t sequence=0, bint wait=True):
+        """As State.observe, journaled. Returns (Vectors or None, position); with `wait`, when durable in the
+        store's mode."""
         cdef Work work
         cdef ByteBuffer body
         cdef Outputs outputs
@@ -426,12 +424,16 @@ cdef class Engine:
         sender.name_bytes = len(producer)
         sender.epoch = epoch
         sender.sequence = sequence
-        self.state._check_batch(batch)
-        target = self.state._service(service)
-        vectors = vectors_for(target, batch.batch.n_events, bounds, &outputs)
         with nogil:
             pthread_rwlock_rdlock(&self.c.state.plan_lock)
-            status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek, &result)
+        try:                          # what was looked up in the plan holds for as long as the lock does
+            self._check_batch(batch)
+            target = self.state._service(service)
+            vectors = vectors_for(target, batch.batch.n_events, bounds, &outputs)
+            with nogil:
+                status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek,
+                                      &result)
+        finally:
             pthread_rwlock_unlock(&self.c.state.plan_lock)
             work_clear(&work)
             buffer_free(&body)
@@ -441,9 +443,22 @@ cdef class Engine:
             self.wait(result.position)
         return vectors, result.position
 
+    cdef int _check_batch(self, EventBatch batch) except -1:
+        """The batch was made for the event type as it is declared now."""
+        events = self.state.plan.events
+        made_for = batch.event
+        declared = events[batch.event_index] if batch.event_index < len(events) else None
+        if declared is not made_for and (declared is None or declared.event_id != made_for.event_id
+                                         or declared.fields != made_for.fields):
+            raise InvalidEventError(
+                f"event type {made_for.name} is declared differently since this batch was made; make it "
+                "again")
+        return self.state._check_batch(batch)
+
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender):
         if status == ENGINE_VERDICT:
-            return verdict_error(result.verdict, (<const char*>sender.name)[:sender.name_bytes], sender.epoch, sender.sequence)
+            return verdict_error(result.verdict, (<const char*>sender.name)[:sender.name_bytes], sender.epoch,
+                                 sender.sequence)
         return write_error(status)
 
     def wait(self, uint64_t position, timeout_s=None):
@@ -453,15 +468,21 @@ cdef class Engine:
 
     def read(self, service, parts, uint32_t n, *, as_of=None, bint bounds=False):
         """As State.read, at the store's now."""
-        vectors = self.state.read(service, parts, n, as_of=as_of, now_ms=_wall_ms(), bounds=bounds)
+        with nogil:
+            pthread_rwlock_rdlock(&self.c.state.plan_lock)
+        try:                          # as in observe; state.read takes the lock once more
+            vectors = self.state.read(service, parts, n, as_of=as_of, now_ms=_wall_ms(), bounds=bounds)
+        finally:
+            pthread_rwlock_unlock(&self.c.state.plan_lock)
         fs_add(&self.c.counters.vectors, n)
         return vectors
 
     # -- change
 
     def add_plan_listener(self, listener):
-        """listener.prepare(plan) makes what it needs of a coming plan (and may refuse it); listener.adopt(prepared) is called as it takes
-        effect, while no request is between decoding and applying. Called once now with the plan being served."""
+        """listener.prepare(plan) makes what it needs of a coming plan (and may refuse it);
+        listener.adopt(prepared) is called as it takes effect, while no request is between decoding and
+        applying. Called once now with the plan being served."""
         with self.lock:
             listener.adopt(listener.prepare(self.state.plan))
             self.listeners.append(listener)
@@ -471,13 +492,15 @@ cdef class Engine:
             self.listeners.remove(listener)
 
     def apply_schema(self, str text, *, path=None, bint dry_run=False):
-        """Checks a schema against the one being served and serves it from now on. Returns the plan (with dry_run: the one it would be)."""
+        """Checks a schema against the one being served and serves it from now on. Returns the plan (with
+        dry_run: the one it would be)."""
         cdef CompiledPlan compiled
         cdef Frame frame
         cdef iovec piece
         cdef bytes body
         cdef int status
         with self.lock:
+            self._check_writable()
             previous = self.state.plan if self.state.plan.version else None
             plan = compile_schema(text, path=path, previous=previous, now_ms=self._now_ms())
             if dry_run or (previous is not None and plan is previous):
@@ -496,14 +519,22 @@ cdef class Engine:
                 pthread_rwlock_wrlock(&self.c.state.plan_lock)
                 pthread_mutex_lock(&self.c.state.order)
                 status = journal_append(self.c.journal, &frame, &piece, 1)
+                if status == JOURNAL_OK and failpoint(SCHEMA_JOURNALED):
+                    self.c.failed = 1
             try:
                 if status != JOURNAL_OK:
                     raise self.journal.problem(status)
+                if self.c.failed:
+                    raise write_error(ENGINE_FAILED)
                 self.state.swap_plan(compiled)
                 self.c.schema_version = plan.version
                 for listener, ready in zip(self.listeners, prepared, strict=True):
                     listener.adopt(ready)
                 position = self.state.position
+            except BaseException:
+                if status == JOURNAL_OK:
+                    self.c.failed = 1        # journaled and not served: only a restart brings them together
+                raise
             finally:
                 pthread_mutex_unlock(&self.c.state.order)
                 pthread_rwlock_unlock(&self.c.state.plan_lock)
@@ -526,8 +557,9 @@ cdef class Engine:
         raise UnknownNameError(f"no entity has the key parts ({', '.join(wanted)}); there are {known}")
 
     def forget(self, parts):
-        """Drops all that is kept of one key ({part: text}) and returns (whether there was anything, position) once it is nowhere: a tombstone is
-        journaled, a checkpoint written past it, older segments deleted, and the rows rewritten without the pages it was in."""
+        """Drops all that is kept of one key ({part: text}) and returns (whether there was anything, position)
+        once it is nowhere: a tombstone is journaled, a checkpoint written past it, older segments deleted,
+        and the rows rewritten without the pages it was in."""
         cdef Frame frame
         cdef iovec piece
         cdef uint8_t body[FORGET_BODY_BYTES]
@@ -535,11 +567,13 @@ cdef class Engine:
         cdef bint found = False
         cdef int status
         with self.lock:
+            self._check_writable()
             entity = self.entity_of(parts)
             names = self.state.plan.entities[entity].parts
             fingerprint = self.state.fingerprint(entity, [parts[name].encode() for name in names])
             if fingerprint is None:
-                raise UnknownNameError(f"key ({', '.join(names)}) has an empty part, and no such key is ever kept")
+                raise UnknownNameError(
+                    f"key ({', '.join(names)}) has an empty part, and no such key is ever kept")
             memcpy(fp, <const char*>(<bytes>fingerprint), 16)
             encode_forget(self.state.plan.entities[entity].entity_id, <const uint8_t*>fp, body)
             memset(&frame, 0, sizeof(frame))
@@ -557,53 +591,104 @@ cdef class Engine:
                 pthread_mutex_unlock(&self.c.state.order)
             if status != JOURNAL_OK:
                 raise self.journal.problem(status)
-            position = self.state.position
+            reach("forget.journaled")
+            self.journal.roll()               # or its segment would stay for what is written to it meanwhile
             self.checkpoint()
-            self.rows.compact()
-            return found, position
+            reach("forget.checkpointed")
+            try:
+                self.rows.compact()
+            except StorageError as error:
+                self._judge(error, "rewriting the rows")
+            return found, frame.first_position
 
     # -- checkpoint
 
     def checkpoint(self):
-        """Writes what changed since the last one; returns (position, bytes). Reads and ingest go on."""
+        """Writes what changed since the last one; returns (position, bytes of records). Reads and ingest go
+        on.
+
+        LimitError: there is no space; what is in memory and in the journal goes on, and a later call may
+        succeed. StorageError: the disk failed, and writes with it (ENGINE_FAILED).
+        """
         with self.lock:
-            began = time.monotonic()
-            position, head = self.state.cut()
-            written = False
-            rows = n_bytes = 0
+            self._check_writable()
             try:
-                self.rows.begin()
+                if self.rows.given_up:
+                    self.rows.reopen()
                 try:
-                    for shard in range(self.directory.identity.n_shards):
-                        records = self.state.copy_shard(shard)
-                        self.rows.write_shard(shard, records, position)
-                        rows += count_records(records)
-                        n_bytes += len(records)
-                    self.rows.put_meta("plan", self.state.plan.to_json().encode())
-                    self.rows.put_meta("head", head)
-                    self.rows.put_meta("ids", self.state.copy_ids())
-                    self.rows.put_meta("producers", self.state.copy_producers())
-                    # Ids and producers were copied after the cut and may know of later batches: those must not be lost.
-                    self.journal.wait_durable(self.state.position)
-                    error = failpoint(CHECKPOINT_MID)
-                    if error:
-                        raise StorageError(f"checkpoint: {os.strerror(error)}")
-                    self.rows.commit()
-                except BaseException:
-                    self.rows.abort()
-                    raise
-                written = True
-            finally:
-                self.state.copy_end(written)
-            self.checkpoint_position = position
-            self.checkpointed_at = time.monotonic()
-            self.last_checkpoint = Checkpointed(position, rows, n_bytes, self.checkpointed_at - began)
-            self.journal.roll()
-            self.journal.truncate_before(position + 1)
-            return position, n_bytes
+                    # Before the cut: what is written meanwhile goes to a segment of its own, and all before
+                    # it can be deleted.
+                    self.journal.roll()
+                except LimitError:
+                    pass  # the segment in use stays; deleting older ones may be what makes space
+                written = self._checkpoint()
+                self.journal.truncate_before(written[0] + 1)
+            except LimitError:
+                self.c.blocked = self.upkeep is not None          # which tries again, and lets go
+                raise
+            except MemoryError as error:
+                raise LimitError("no memory for a checkpoint; it is tried again with the next") from error
+            except StorageError as error:
+                self._judge(error, "checkpoint")
+            self.c.blocked = 0
+            return written
+
+    def _checkpoint(self):
+        began = time.monotonic()
+        position, head = self.state.cut()
+        written = False
+        rows = n_bytes = 0
+        try:
+            self.rows.begin()
+            try:
+                for shard in range(self.directory.identity.n_shards):
+                    records = self.state.copy_shard(shard)
+                    self.rows.write_shard(shard, records, position)
+                    rows += count_records(records)
+                    n_bytes += len(records)
+                self.rows.put_meta(PLAN, self.state.plan.to_json().encode())
+                self.rows.put_meta(HEAD, head)
+                self.rows.put_meta(IDS, self.state.copy_ids())
+                self.rows.put_meta(PRODUCERS, self.state.copy_producers())
+                # Ids and producers were copied after the cut and may know of later batches: those must not be
+                # lost.
+                self.journal.wait_durable(self.state.position)
+                error = failpoint(CHECKPOINT_MID)
+                if error:
+                    raise StorageError(f"checkpoint: {os.strerror(error)}") from OSError(error,
+                                                                                         os.strerror(error))
+                self.rows.commit()
+            except BaseException:
+                self.rows.abort()
+                raise
+            written = True
+        finally:
+            self.state.copy_end(written)
+        self.checkpoint_position = position
+        self.checkpointed_at = time.monotonic()
+        self.last_checkpoint = Checkpointed(position, rows, n_bytes, self.checkpointed_at - began)
+        failpoint(CHECKPOINT_COMMITTED)
+        return position, n_bytes
+
+    def _judge(self, error, str doing):
+        """Always raises. No space is waited out; after any other failure of a disk nobody knows what it
+        holds, and writes end."""
+        if is_about_space(error):
+            self.c.blocked = self.upkeep is not None
+            raise LimitError(f"{doing}: {error}; free some space") from error
+        self.c.failed = 1
+        self.failure = error
+        raise error
+
+    def _check_writable(self):
+        if self.c.journal == NULL:
+            raise write_error(ENGINE_CLOSED)
+        if self.has_failed:
+            raise write_error(ENGINE_FAILED)
 
     def backup(self, target):
-        """Copies the live store, consistent at one position, to the new directory `target`, which `Engine.open` opens; returns the position."""
+        """Copies the live store, consistent at one position, to the new directory `target`, which is a store
+        as any other: rows, and a journal that begins behind them. Returns the position."""
         target = Path(target)
         with self.lock:
             if target.exists():
@@ -611,20 +696,29 @@ cdef class Engine:
             position, _ = self.checkpoint()
             try:
                 target.mkdir(parents=True)
-                self.rows.copy_to(target / "rows")
-                write_synced(target / "secret", self.directory.secret, 0o600)
-                write_synced(target / "RESTORED", b"")
-                write_synced(target / "store.json", (self.directory.path / "store.json").read_bytes())
+                try:
+                    self.rows.copy_to(target / "rows")
+                    (target / "journal").mkdir()
+                    Journal(target / "journal", self.directory.identity.id_bytes, from_position=position + 1,
+                            create=True, segment_bytes=BACKUP_SEGMENT_BYTES).close()
+                    write_synced(target / "secret", self.directory.secret, 0o600)
+                    write_synced(target / "store.json", self.directory.identity.to_json())
+                    sync_directory(target.absolute().parent)
+                except BaseException:
+                    shutil.rmtree(target, ignore_errors=True)
+                    raise
             except OSError as error:
                 raise StorageError(f"cannot write the backup {target}: {error.strerror}") from error
             return position
 
     def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
                      double sweep_every_s=300.0, on_failure=None):
-        """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees expired rows.
+        """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees
+        expired rows.
 
-        A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other failure stops writes for
-        good and calls on_failure(error): a restart then finds everything that was acknowledged in the journal.
+        A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other
+        failure stops writes for good and calls on_failure(error): a restart then finds everything that was
+        acknowledged in the journal.
         """
         with self.lock:
             if self.upkeep is not None:
@@ -636,29 +730,33 @@ cdef class Engine:
 
     def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure):
         checked = swept = time.monotonic()
+        # What a journal just truncated has, and what preallocation adds.
+        most_bytes = checkpoint_journal_bytes + 2 * self.segment_bytes
         while not self.stop.wait(0.2):
             now = time.monotonic()
-            due = now - checked >= checkpoint_every_s and self.state.position > self.checkpoint_position
-            if due or self.c.blocked or self.journal.total_bytes > checkpoint_journal_bytes + 2 * (64 << 20):
-                checked = now
-                try:
+            try:
+                if self.failed:
+                    raise self.failure or write_error(ENGINE_FAILED)
+                is_news = self.state.position > self.checkpoint_position
+                due = now - checked >= checkpoint_every_s or self.journal.total_bytes > most_bytes
+                if is_news and due or self.c.blocked:
+                    checked = now
                     self.checkpoint()
-                    self.c.blocked = 0
-                except LimitError:
-                    self.c.blocked = 1
-                    self.stop.wait(1.0)
-                except StorageError as error:
-                    self.c.failed = 1
-                    if on_failure is not None:
-                        on_failure(error)
-                    return
-            if now - swept >= sweep_every_s:
-                swept = now
-                self.state.sweep()
+                if now - swept >= sweep_every_s:
+                    swept = now
+                    self.state.sweep()
+            except (LimitError, MemoryError):
+                self.stop.wait(1.0)
+            except Exception as error:
+                self.c.failed = 1
+                self.failure = error
+                if on_failure is not None:
+                    on_failure(error)
+                return
 
     @property
     def failed(self):
-        """Writes are over until a restart: a disk failed, or memory ran out half-way."""
+        """Writes are over until a restart: a disk failed, or memory ran out half-way. Reads go on."""
         return bool(self.c.failed or self.c.state.broken or self.journal.status == "failed")
 
     def stats(self):
@@ -675,28 +773,32 @@ cdef class Engine:
             "vectors_read": counters.vectors,
             "durable_position": self.journal.durable_position,
             "checkpoint_position": self.checkpoint_position,
-            "checkpoint_age_ms": -1 if self.checkpointed_at is None else int((time.monotonic() - self.checkpointed_at) * 1000),
-            "journal_bytes": self.journal.total_bytes,
-            "now_ms": self._now_ms(),
+            "checkpoint_age_ms": -1 if self.checkpointed_at is None
+            else int((time.monotonic() - self.checkpointed_at) * 1000),
+            "journal_bytes": self.journal.total_bytes, "now_ms": self._now_ms(),
         }
 
     def close(self, *, bint checkpoint=False):
-        """Stops upkeep, writes a last checkpoint if asked, and lets the directory go. Every thread that calls in must have left."""
+        """Stops upkeep, writes a last checkpoint if asked, and lets the directory go. Whoever writes
+        meanwhile gets its acknowledgement or StorageError; reads go on from memory for as long as somebody
+        holds this object."""
         self.stop.set()
         if self.upkeep is not None and self.upkeep is not threading.current_thread():
             self.upkeep.join()
-        with self.lock:
+        with self.lock, ExitStack() as last:          # every step is taken, whatever the one before says
+            for part in (self.directory, self.rows, self.journal):
+                if part is not None:
+                    last.callback(part.close)
+            if self.c.journal == NULL:
+                return
             try:
-                if checkpoint and self.journal is not None and self.c.journal != NULL and not self.c.failed:
+                if checkpoint and not self.failed:
                     self.checkpoint()
             finally:
-                self.c.journal = NULL
-                if self.journal is not None:
-                    self.journal.close()
-                if self.rows is not None:
-                    self.rows.close()
-                if self.directory is not None:
-                    self.directory.close()
+                with nogil:
+                    pthread_mutex_lock(&self.c.state.order)
+                    self.c.journal = NULL             # no append is under way, and none begins
+                    pthread_mutex_unlock(&self.c.state.order)
 
     def __enter__(self):
         return self
@@ -718,14 +820,28 @@ cdef uint64_t count_records(bytes records):
     return n
 
 
+def is_about_space(error):
+    """Somewhere in its causes a system call said that a disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
 def write_error(int status):
     """The exception for an EngineStatus other than OK and VERDICT."""
     if status == ENGINE_NO_MEMORY:
-        return LimitError("no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
+        return LimitError(
+            "no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
     if status == ENGINE_FULL:
-        return LimitError("the disk is full: nothing was applied; writes resume by themselves when there is space")
+        return LimitError(
+            "the disk is full: nothing was applied; writes resume by themselves when there is space")
     if status == ENGINE_TOO_LARGE:
-        return LimitError("the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
+        return LimitError(
+            "the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
     if status == ENGINE_CLOSED:
         return StorageError("the store is closed")
-    return StorageError("the store has failed and takes no more writes; see its log and restart it: nothing acknowledged is lost")
+    return StorageError(
+        "the store has failed and takes no more writes; see its log and restart it: nothing acknowledged "
+        "is lost")

@@ -1,8 +1,8 @@
 """Every error featurestore raises on purpose: one small tree under FeatureStoreError.
 
-A message says what was wrong, where, and what to do. A late, refused or duplicate *event* is not an error: it is
-a named outcome in the reply (`featurestore.Outcome`). Two tables translate at the edges, and only there: LMDB to
-these classes in `storage`, these classes to gRPC status codes in `server`.
+A message says what was wrong, where, and what to do. A late, refused or duplicate *event* is not an error: it
+is a named outcome in the reply (`featurestore.Outcome`). Two tables translate at the edges, and only there:
+LMDB to these classes in `storage`, these classes to gRPC status codes in `server`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class ConfigError(FeatureStoreError):
 
 
 class SchemaError(FeatureStoreError):
-    """The schema file is wrong, or a change to it is not allowed. Names the file and line where they are known."""
+    """The schema file is wrong, or a change to it is not allowed. Names file and line if known."""
 
     def __init__(self, message: str, *, path: str | None = None, line: int | None = None) -> None:
         self.path, self.line, self.problem = path, line, message
@@ -42,7 +42,7 @@ class SequenceError(FeatureStoreError):
 
 
 class LimitError(FeatureStoreError):
-    """A limit on memory, size or concurrency is reached; nothing was applied and a later retry may succeed."""
+    """A limit on memory, size or concurrency is reached; nothing was applied, try again later."""
 
 
 class StorageError(FeatureStoreError):
@@ -50,7 +50,7 @@ class StorageError(FeatureStoreError):
 
 
 class CorruptRecordError(StorageError):
-    """Stored bytes do not match their checksum or their format. Names the file, the place, and what was found."""
+    """Stored bytes do not match their checksum or their format. Names file, place, and what was found."""
 
 
 class IncompatibleVersionError(StorageError):

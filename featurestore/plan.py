@@ -1,11 +1,12 @@
-"""The schema compiled: numbered entities, events, views, columns, features and services, with no name left to look up.
+"""The schema compiled: numbered entities, events, views, columns, features, services; no name to look up.
 
-A `Plan` is plain immutable data. `featurestore.schema` makes it from the file people write and, for a change, from
-the plan before it (ids are kept, so that state finds its view again); `featurestore.core.plan` copies it into C
-structs; the journal stores it as JSON in every schema frame, so that replay never compiles again.
+A `Plan` is plain immutable data. `featurestore.schema` makes it from the file people write and, for a change,
+from the plan before it (ids are kept, so that state finds its view again); `featurestore.core.plan` copies it
+into C structs; the journal stores it as JSON in every schema frame, so that replay never compiles again.
 
 Order inside each tuple is the index used everywhere else: `ViewPlan.event` indexes `Plan.events`,
-`ColumnPlan.value` indexes `ViewPlan.values`, and so on. Ids (`*_id`) are given once, never used again, and survive schema changes.
+`ColumnPlan.value` indexes `ViewPlan.values`, and so on. Ids (`*_id`) are given once, never used again, and
+survive schema changes.
 """
 
 from __future__ import annotations
@@ -93,8 +94,9 @@ class EntityPlan:
 class Op:
     """One step of a filter program, a stack machine over columns; see core/program.pyx for each code."""
 
-    code: str  # "number" "text" "load_number" "load_text" "add" "sub" "mul" "div" "neg" "eq" "ne" "lt" "le"
-    #            "gt" "ge" "text_eq" "text_ne" "in_numbers" "in_texts" "and" "or" "not" "true" "false" "is_null"
+    # "number" "text" "load_number" "load_text" "add" "sub" "mul" "div" "neg" "eq" "ne" "lt" "le" "gt" "ge"
+    # "text_eq" "text_ne" "in_numbers" "in_texts" "and" "or" "not" "true" "false" "is_null"
+    code: str
     field: int = -1  # load_*: index in EventPlan.fields
     number: float = 0.0  # number
     numbers: tuple[float, ...] = ()  # in_numbers
@@ -146,7 +148,7 @@ class FeaturePlan:
     column: int | None  # index in ViewPlan.columns; None: every event of the view (plain count, since_*)
     window_ms: int  # 0 = lifetime
     exclude_self: bool
-    live_since_ms: int | None  # now when it was applied; None: at the first event of its type accepted thereafter
+    live_since_ms: int | None  # now when it was applied; None: at the first event of its type accepted later
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote. Raises ValueError, KeyError or TypeError where the text is not one."""
+        """The plan that `to_json` wrote. Raises ValueError, KeyError or TypeError where it is not one."""
         raw = json.loads(text)
         return cls(
             **{
@@ -189,7 +191,9 @@ class Plan:
                 "features": tuple(
                     FeaturePlan(**{**f, "aggregate": Aggregate(f["aggregate"])}) for f in raw["features"]
                 ),
-                "services": tuple(ServicePlan(**{**s, "features": tuple(s["features"])}) for s in raw["services"]),
+                "services": tuple(
+                    ServicePlan(**{**s, "features": tuple(s["features"])}) for s in raw["services"]
+                ),
             }
         )
 
@@ -206,7 +210,9 @@ def _event(raw: dict[str, Any]) -> EventPlan:
 
 
 def _program(raw: dict[str, Any]) -> Program:
-    ops = tuple(Op(**{**op, "numbers": tuple(op["numbers"]), "texts": tuple(op["texts"])}) for op in raw["ops"])
+    ops = tuple(
+        Op(**{**op, "numbers": tuple(op["numbers"]), "texts": tuple(op["texts"])}) for op in raw["ops"]
+    )
     return Program(raw["event"], raw["source"], ops)
 
 

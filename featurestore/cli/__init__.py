@@ -31,6 +31,11 @@ COMMANDS = (
     Command("stats", "featurestore.cli.stats", "what a live store holds and has done"),
     Command("checkpoint", "featurestore.cli.checkpoint", "have a live store write its rows to disk now"),
     Command("backup", "featurestore.cli.backup", "copy a live store to a directory on its machine"),
+    Command("inspect", "featurestore.cli.inspect", "say what a store that is not open is and holds"),
+    Command(
+        "verify", "featurestore.cli.verify", "read all of a store that is not open, and name what is wrong"
+    ),
+    Command("restore", "featurestore.cli.restore", "make a store of a backup"),
 )
 
 

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    from featurestore import schema  # noqa: PLC0415  pulls in yaml
+    from featurestore import schema
 
     plan = schema.load(arguments.schema)
     if arguments.output == "json":

@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     if not 1 <= arguments.top <= 1000:
         raise ConfigError(f"--top is {arguments.top}; it must be from 1 to 1000")
     # heavy: numpy, grpc, the engine
-    from featurestore.demo.run import run as run_demo  # noqa: PLC0415
+    from featurestore.demo.run import run as run_demo
 
     keep = None if arguments.keep is None else Path(arguments.keep)
     result = run_demo(keep, n_each=arguments.top, on_step=_say_step)

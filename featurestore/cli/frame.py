@@ -68,7 +68,7 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        from importlib import metadata  # noqa: PLC0415  slow, and only needed here
+        from importlib import metadata
 
         try:
             version = metadata.version("featurestore")

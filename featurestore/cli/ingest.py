@@ -96,10 +96,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Exit:
     # heavy: numpy, grpc, pyarrow
-    from featurestore.client import Ack, IngestReport  # noqa: PLC0415
-    from featurestore.client.catalog import event_plan  # noqa: PLC0415
-    from featurestore.files import open_events  # noqa: PLC0415
-    from featurestore.files.names import size_bytes_of  # noqa: PLC0415
+    from featurestore.client import Ack, IngestReport
+    from featurestore.client.catalog import event_plan
+    from featurestore.files import open_events
+    from featurestore.files.names import size_bytes_of
 
     began_s = time.monotonic()
     ack = None if arguments.ack is None else Ack[arguments.ack.upper()]

@@ -23,7 +23,7 @@ class Progress:
         if shown is False or (shown is None and not sys.stderr.isatty()):
             return
         try:
-            from tqdm import tqdm  # noqa: PLC0415  only where a bar is shown
+            from tqdm import tqdm
         except ModuleNotFoundError:
             if shown:
                 raise

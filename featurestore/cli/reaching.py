@@ -46,7 +46,7 @@ def _add_tls_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _tls(arguments: argparse.Namespace) -> Tls | None:
-    from featurestore.client import Tls  # noqa: PLC0415  pulls in grpc
+    from featurestore.client import Tls
 
     given = (arguments.tls_ca, arguments.tls_cert, arguments.tls_key)
     return Tls(*given) if arguments.tls or any(given) else None
@@ -55,7 +55,7 @@ def _tls(arguments: argparse.Namespace) -> Tls | None:
 def client_of(
     arguments: argparse.Namespace, *, producer: str | None = None, epoch: int | None = None
 ) -> Client:
-    from featurestore.client import Client  # noqa: PLC0415  pulls in grpc
+    from featurestore.client import Client
 
     return Client(
         arguments.server,
@@ -67,7 +67,7 @@ def client_of(
 
 
 def admin_of(arguments: argparse.Namespace) -> AdminClient:
-    from featurestore.client import AdminClient  # noqa: PLC0415  pulls in grpc
+    from featurestore.client import AdminClient
 
     return AdminClient(arguments.admin, timeout_s=checked_timeout_s(arguments.timeout), tls=_tls(arguments))
 

@@ -78,9 +78,9 @@ def run(arguments: argparse.Namespace) -> Exit:
     if not 1 <= arguments.threads <= 1024:
         raise ConfigError(f"--threads is {arguments.threads}; it must be from 1 to 1024")
     # heavy: numpy, pyarrow, the engine
-    from featurestore import schema  # noqa: PLC0415
-    from featurestore.files.names import size_bytes_of  # noqa: PLC0415
-    from featurestore.replay import replay  # noqa: PLC0415
+    from featurestore import schema
+    from featurestore.files.names import size_bytes_of
+    from featurestore.replay import replay
 
     with Progress(arguments.file, size_bytes_of(arguments.file), arguments.progress) as bar:
         done = replay(

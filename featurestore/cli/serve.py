@@ -192,7 +192,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Exit:
     config = config_of(arguments)
     _log_to_stderr(arguments.log_level)
-    from featurestore.server.serve import serve  # noqa: PLC0415  heavy: grpc, the engine
+    from featurestore.server.serve import serve
 
     def on_ready(server: Server) -> None:
         ready = as_dict(server, config)

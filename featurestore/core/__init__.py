@@ -6,6 +6,7 @@
         table       fingerprint → row
         window      one log per (row, view): exact first, bounded after
         arena       the memory of a shard
+          pages     chunks cut from huge pages, for all shards
       program     compiled `where` filters
       plan        the schema as flat C structs
       batch       events in columns, the one shape in which they travel

@@ -1,35 +1,34 @@
 """Size-class allocator of one shard; see arena.pxd for the picture.
 
-A general malloc would serve, but costs 8 bytes of header and 8 of pointer for every block, and a cold key is only
-96 bytes in all. Classes are 16 bytes apart up to 1 KiB (no waste beyond rounding) and at most 12.5 % apart above.
+A general malloc would serve, but costs 8 bytes of header and 8 of pointer for every block, and a cold key is
+only 96 bytes in all. Classes are 16 bytes apart up to 1 KiB (no waste beyond rounding) and at most 12.5 %
+apart above.
 """
 
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
-cdef extern from "<sys/mman.h>" nogil:
-    void* mmap(void* addr, size_t length, int prot, int flags, int fd, long offset)
-    int munmap(void* addr, size_t length)
-    void* MAP_FAILED
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS
+from featurestore.core.pages cimport CHUNK_BYTES, pages_map, pages_unmap, pool_chunk
 
 cdef enum:
     LINEAR_CLASSES = 64
-    MAX_CHUNKS = 1 << 16
+    MAX_CHUNKS = 1 << 19
+    CHUNK_OF_POOL = 1            # as Chunk.n_bytes: the pool frees it
 
 
-cdef void arena_init(Arena* arena) noexcept nogil:
+cdef void arena_init(Arena* arena, Pool* pool) noexcept nogil:
     memset(arena, 0, sizeof(Arena))
+    arena.pool = pool
 
 
 cdef void arena_clear(Arena* arena) noexcept nogil:
     cdef uint32_t i
     for i in range(arena.n_chunks):
-        if arena.chunks[i].n_bytes:
-            munmap(arena.chunks[i].base, arena.chunks[i].n_bytes)
+        if arena.chunks[i].n_bytes > CHUNK_OF_POOL:
+            pages_unmap(arena.chunks[i].base, arena.chunks[i].n_bytes)
     free(arena.chunks)
-    arena_init(arena)
+    arena_init(arena, arena.pool)
 
 
 cdef inline uint32_t _class_of(size_t n_bytes, size_t* rounded) noexcept nogil:
@@ -60,27 +59,27 @@ cdef inline void _push(Arena* arena, uint32_t class_, uint32_t handle) noexcept 
     arena.free_blocks[class_] = handle
 
 
-cdef uint32_t _map_chunk(Arena* arena, size_t n_bytes) noexcept nogil:
-    """Slot + 1 of a new chunk of n_bytes, or 0."""
+cdef uint32_t _new_chunk(Arena* arena, size_t n_bytes) noexcept nogil:
+    """Slot + 1 of a new chunk, of the pool or of n_bytes of its own, or 0."""
     cdef uint32_t slot, cap
     cdef Chunk* chunks
-    cdef void* base = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    if base == MAP_FAILED:
+    cdef void* base
+    if arena.free_chunk == 0 and arena.n_chunks == arena.cap_chunks:
+        cap = arena.cap_chunks * 2 if arena.cap_chunks else 8
+        if cap > MAX_CHUNKS:
+            return 0
+        chunks = <Chunk*>realloc(arena.chunks, cap * sizeof(Chunk))
+        if chunks == NULL:
+            return 0
+        arena.chunks = chunks
+        arena.cap_chunks = cap
+    base = pool_chunk(arena.pool) if n_bytes == CHUNK_OF_POOL else pages_map(n_bytes, False)
+    if base == NULL:
         return 0
     if arena.free_chunk:
         slot = arena.free_chunk - 1
         arena.free_chunk = <uint32_t><size_t>arena.chunks[slot].base
     else:
-        if arena.n_chunks == arena.cap_chunks:
-            cap = arena.cap_chunks * 2 if arena.cap_chunks else 8
-            chunks = NULL
-            if cap <= MAX_CHUNKS:
-                chunks = <Chunk*>realloc(arena.chunks, cap * sizeof(Chunk))
-            if chunks == NULL:
-                munmap(base, n_bytes)
-                return 0
-            arena.chunks = chunks
-            arena.cap_chunks = cap
         slot = arena.n_chunks
         arena.n_chunks += 1
     arena.chunks[slot].base = <char*>base
@@ -93,11 +92,11 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
     cdef uint32_t class_, handle, slot
     if n_bytes > BIG_BYTES:
         # One unit in, as in every chunk: handle 0 means no block.
-        slot = _map_chunk(arena, n_bytes + UNIT_BYTES)
+        slot = _new_chunk(arena, n_bytes + UNIT_BYTES)
         if slot == 0:
             return 0
         arena.used_bytes += n_bytes
-        return (slot - 1) << 16 | 1
+        return (slot - 1) << UNIT_BITS | 1
     class_ = _class_of(n_bytes if n_bytes else 1, &rounded)
     handle = arena.free_blocks[class_]
     if handle:
@@ -109,16 +108,16 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
             left = CHUNK_BYTES - arena.open_used
             if left > LINEAR_CLASSES * UNIT_BYTES:
                 left = LINEAR_CLASSES * UNIT_BYTES
-            _push(arena, <uint32_t>(left // UNIT_BYTES) - 1, arena.open_chunk << 16 | arena.open_used // UNIT_BYTES)
+            _push(arena, <uint32_t>(left // UNIT_BYTES) - 1, arena.open_chunk << UNIT_BITS | arena.open_used // UNIT_BYTES)
             arena.open_used += <uint32_t>left
             arena.used_bytes += left
-        slot = _map_chunk(arena, CHUNK_BYTES)
+        slot = _new_chunk(arena, CHUNK_OF_POOL)
         if slot == 0:
             arena.open_used = 0
             return 0
         arena.open_chunk = slot - 1
         arena.open_used = UNIT_BYTES                           # unit 0 stays unused: handle 0 means no block
-    handle = arena.open_chunk << 16 | arena.open_used // UNIT_BYTES
+    handle = arena.open_chunk << UNIT_BITS | arena.open_used // UNIT_BYTES
     arena.open_used += <uint32_t>rounded
     arena.used_bytes += rounded
     return handle
@@ -126,11 +125,11 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
 
 cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nogil:
     cdef size_t rounded
-    cdef uint32_t slot = handle >> 16
+    cdef uint32_t slot = handle >> UNIT_BITS
     if handle == 0:
         return
     if n_bytes > BIG_BYTES:
-        munmap(arena.chunks[slot].base, arena.chunks[slot].n_bytes)
+        pages_unmap(arena.chunks[slot].base, arena.chunks[slot].n_bytes)
         arena.used_bytes -= n_bytes
         arena.chunks[slot].n_bytes = 0
         arena.chunks[slot].base = <char*><size_t>arena.free_chunk

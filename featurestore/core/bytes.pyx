@@ -26,6 +26,8 @@ cdef int bytes_reserve(Bytes* bytes, size_t more) noexcept nogil:
 
 
 cdef int bytes_append(Bytes* bytes, const void* data, size_t n) noexcept nogil:
+    if n == 0:
+        return 0                         # data may be NULL then, and memcpy may not have it
     if bytes_reserve(bytes, n) < 0:
         return -1
     memcpy(bytes.data + bytes.n_bytes, data, n)

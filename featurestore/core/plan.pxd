@@ -1,6 +1,6 @@
-# The plan as flat C structs: which rows an event touches, which logs are updated, which values a service reads.
-# `featurestore/plan.py` explains each name; this is its copy for code without the GIL. Owned by CompiledPlan,
-# immutable, and alive as long as any state uses it.
+# The plan as flat C structs: which rows an event touches, which logs are updated, which values a service
+# reads. `featurestore/plan.py` explains each name; this is its copy for code without the GIL. Owned by
+# CompiledPlan, immutable, and alive as long as any state uses it.
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.program cimport ProgramC
@@ -71,7 +71,7 @@ ctypedef struct ViewC:
     uint16_t n_filters
     uint16_t n_columns
     uint16_t n_weights
-    uint16_t raw_words           # of an entry that is one event: time, values, filter word if there are filters
+    uint16_t raw_words           # of an entry that is one event: time, values, filter word if any
     uint16_t wide_words
     uint8_t has_lifetime
     uint16_t* values             # [n_values] index among the event type's fields
@@ -144,7 +144,8 @@ ctypedef struct PlanC:
     ViewC* views
     ServiceC* services
     int32_t* view_of_id          # [max_view_id + 1] index, -1: removed
-    const ViewC** layout_of_id   # [max_view_id + 1] also of views removed while the process runs; NULL: unknown
+    const ViewC** layout_of_id   # [max_view_id + 1] also of views removed while the process runs; NULL:
+                                 # unknown
 
 cdef class CompiledPlan:
     cdef readonly object plan    # featurestore.plan.Plan

@@ -1,7 +1,7 @@
 """Copies a checked `featurestore.plan.Plan` into C structs; see plan.pxd for what each holds.
 
-The plan was made by `featurestore.schema`, or read back from the journal where a checksum covers it. Its indexes are
-checked here all the same, once, because nothing on the hot path checks them again.
+The plan was made by `featurestore.schema`, or read back from the journal where a checksum covers it. Its
+indexes are checked here all the same, once, because nothing on the hot path checks them again.
 """
 
 from libc.stdlib cimport calloc, free, realloc
@@ -19,12 +19,14 @@ def _check(bint holds, str what):
 
 cdef class CompiledPlan:
     def __cinit__(self, plan not None, CompiledPlan previous=None):
-        """`previous`: the plan that the state was built with, so that logs of views it loses can still be freed."""
+        """`previous`: the plan that the state was built with, so that logs of views it loses can still be
+        freed."""
         cdef size_t i
         self.plan = plan
         self.previous = previous
         self.programs = []
-        _check(len(plan.entities) < 0x7FFF and len(plan.events) < 0x7FFF, "more than 32,767 entities or event types")
+        _check(len(plan.entities) < 0x7FFF and len(plan.events) < 0x7FFF,
+               "more than 32,767 entities or event types")
         _check(len(plan.views) < 0x7FFF and len(plan.services) < 0x7FFF, "more than 32,767 views or services")
         self.c = <PlanC*>self._array(1, sizeof(PlanC))
         self.c.n_entities = len(plan.entities)
@@ -82,7 +84,8 @@ cdef class CompiledPlan:
         return out
 
     def _events(self):
-        """Fills events; returns, per event type, {index in Plan.programs: index among the type's own programs}."""
+        """Fills events; returns, per event type, {index in Plan.programs: index among the type's own
+        programs}."""
         cdef size_t i, j
         cdef EventC* event
         cdef CompiledProgram compiled
@@ -128,15 +131,19 @@ cdef class CompiledPlan:
         view.max_error = spec.max_error
         view.exact_events = spec.exact_events
         view.max_entries = spec.max_entries
-        _check(0 < spec.max_error <= 0.5 and 1 <= spec.exact_events <= 1 << 20, f"view {spec.name}: error settings")
+        _check(0 < spec.max_error <= 0.5 and 1 <= spec.exact_events <= 1 << 20,
+               f"view {spec.name}: error settings")
         _check(spec.exact_events <= spec.max_entries <= 1 << 22, f"view {spec.name}: max_entries")
-        _check(len(spec.filters) <= 48 and len(spec.columns) <= 64, f"view {spec.name}: too many filters or columns")
+        _check(len(spec.filters) <= 48 and len(spec.columns) <= 64,
+               f"view {spec.name}: too many filters or columns")
         _check(len(spec.values) <= MAX_VALUES, f"view {spec.name}: more than {MAX_VALUES} fields")
         view.has_lifetime = spec.has_lifetime
         view.n_values = len(spec.values)
-        view.values = self._indexes(spec.values, len(self.plan.events[spec.event].fields), f"view {spec.name}: field")
+        view.values = self._indexes(spec.values, len(self.plan.events[spec.event].fields),
+                                    f"view {spec.name}: field")
         view.n_filters = len(spec.filters)
-        view.filters = self._indexes([programs[f] for f in spec.filters], len(programs), f"view {spec.name}: filter")
+        view.filters = self._indexes([programs[f] for f in spec.filters], len(programs),
+                                     f"view {spec.name}: filter")
         view.n_columns = len(spec.columns)
         view.columns = <ColumnC*>self._array(view.n_columns, sizeof(ColumnC))
         for i, column_spec in enumerate(spec.columns):
@@ -206,7 +213,8 @@ cdef class CompiledPlan:
             self.c.view_of_id[view.view_id] = i
             self.c.layout_of_id[view.view_id] = &self.c.views[i]
             per_entity[view.entity] += 1
-        _check(max(per_entity, default=0) <= MAX_VIEWS_PER_ENTITY, f"more than {MAX_VIEWS_PER_ENTITY} views of one entity")
+        _check(max(per_entity, default=0) <= MAX_VIEWS_PER_ENTITY,
+               f"more than {MAX_VIEWS_PER_ENTITY} views of one entity")
         for i, spec in enumerate(self.plan.events):
             event = &self.c.events[i]
             event.n_touches = len(spec.touches)
@@ -223,8 +231,10 @@ cdef class CompiledPlan:
                 touch.n_fields = len(touch_spec.fields)
                 _check(touch.n_fields == len(entity.parts), f"event {spec.name}: key of {entity.parts}")
                 touch.fields = self._indexes(touch_spec.fields, len(spec.fields), f"event {spec.name}: field")
-                _check(all(spec.fields[f].kind == 1 for f in touch_spec.fields), f"event {spec.name}: key is not text")
-                views = [k for k, v in enumerate(self.plan.views) if v.event == i and v.entity == touch_spec.entity]
+                _check(all(spec.fields[f].kind == 1 for f in touch_spec.fields),
+                       f"event {spec.name}: key is not text")
+                views = [k for k, v in enumerate(self.plan.views) if v.event == i
+                         and v.entity == touch_spec.entity]
                 touch.n_views = len(views)
                 touch.views = self._indexes(views, len(self.plan.views), "view")
                 for k in views:
@@ -270,7 +280,8 @@ cdef class CompiledPlan:
         cdef size_t i
         for i, (place, feature) in enumerate(items):
             column = feature.column
-            _check(column is None or 0 <= column < self.c.views[view].n_columns, f"feature {feature.name}: column")
+            _check(column is None or 0 <= column < self.c.views[view].n_columns,
+                   f"feature {feature.name}: column")
             out[i].window_ms = feature.window_ms
             out[i].live_since_ms = UNSET_MS if feature.live_since_ms is None else feature.live_since_ms
             out[i].out = place
@@ -286,7 +297,8 @@ cdef class CompiledPlan:
         plain = (Aggregate.COUNT, Aggregate.SINCE_FIRST, Aggregate.SINCE_LAST)
         if column == NULL:
             _check(aggregate in plain, f"feature {feature.name} needs a column")
-            _check(feature.window_ms != 0 or view.has_lifetime, f"feature {feature.name}: view keeps no lifetime")
+            _check(feature.window_ms != 0 or view.has_lifetime,
+                   f"feature {feature.name}: view keeps no lifetime")
             return 0
         kept = True
         if aggregate in (Aggregate.SUM, Aggregate.MEAN):
@@ -297,8 +309,10 @@ cdef class CompiledPlan:
             kept = column.first_at != 0
         if aggregate in (Aggregate.LAST, Aggregate.SINCE_LAST):
             kept = column.last_at != 0
-        if aggregate in (Aggregate.MEAN, Aggregate.MIN, Aggregate.MAX, Aggregate.STDDEV, Aggregate.FIRST, Aggregate.LAST):
+        if aggregate in (Aggregate.MEAN, Aggregate.MIN, Aggregate.MAX, Aggregate.STDDEV, Aggregate.FIRST,
+                         Aggregate.LAST):
             kept = kept and column.extremes_at != 0
-        _check(kept and (aggregate in plain or column.value >= 0), f"feature {feature.name}: its column keeps no {aggregate.name}")
+        _check(kept and (aggregate in plain or column.value >= 0),
+               f"feature {feature.name}: its column keeps no {aggregate.name}")
         _check(feature.window_ms != 0 or view.has_lifetime, f"feature {feature.name}: view keeps no lifetime")
         return 0

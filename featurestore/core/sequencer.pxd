@@ -1,11 +1,12 @@
 # The one place that decides: clock, lateness, refusals, duplicates, order.
 #
-# sequencer_decide looks and changes nothing; sequencer_commit makes the decision part of the state and decides nothing. The
-# journal is written in between, and replay only commits, so that it can never decide differently. Both run under the
-# caller's order lock: one batch at a time for the whole store.
+# sequencer_decide looks and changes nothing; sequencer_commit makes the decision part of the state and
+# decides nothing. The journal is written in between, and replay only commits, so that it can never decide
+# differently. Both run under the caller's order lock: one batch at a time for the whole store.
 #
 # The state is small and a machine of its own: a position, the clocks, and two tables.
-#   producers   per producer: epoch, highest sequence, and which of the 1,024 below it were seen, with a fingerprint of each
+#   producers   per producer: epoch, highest sequence, and which of the 1,024 below it were seen, with a
+#               fingerprint of each
 #   ids         per event type: fingerprint of each id accepted within the dedupe horizon, and when
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
@@ -83,30 +84,39 @@ ctypedef struct Facts:           # what is known of a batch before it is decided
     const uint8_t* id_missing    # [n_events]
 
 # Fills the outcomes that are still 0, and every nows[i]: the clock at event i. 0, or -1 when out of memory.
-cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts, int64_t wall_ms,
-                          int64_t* nows) noexcept nogil
-# Takes the outcomes as they stand, moves the clocks and the position, and remembers ids and the origin. Also fills nows.
-# 0, or -1 when out of memory; nothing is changed then.
-cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin, int64_t wall_ms,
-                          int64_t dedupe_ms, int64_t* nows) noexcept nogil
+cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts,
+                          int64_t wall_ms, int64_t* nows) noexcept nogil
+# Takes the outcomes as they stand, moves the clocks and the position, and remembers ids and the origin. Also
+# fills nows. 0, or -1 when out of memory; nothing is changed then.
+cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin,
+                          int64_t wall_ms, int64_t dedupe_ms, int64_t* nows) noexcept nogil
 
-# The state as bytes, in three streams (format: sequencer.pyx): the head (clocks and position), the ids, the producers.
+# The state as bytes, in three streams (format: sequencer.pyx): the head (clocks and position), the ids, the
+# producers.
 #
-# A checkpoint takes the head at its cut and the tables later, in slices between batches: they may then know ids and sequences of
-# events after the cut, which is harmless because replay only commits, and committing those events again changes nothing. The
-# checkpoint must not be kept, though, before the journal is durable up to the last slice.
+# A checkpoint takes the head at its cut and the tables later, in slices between batches: they may then know
+# ids and sequences of events after the cut, which is harmless because replay only commits, and committing
+# those events again changes nothing. The checkpoint must not be kept, though, before the journal is durable
+# up to the last slice.
 ctypedef struct TableCursor:     # all zero: begin
     uint64_t type_               # index of the event type being copied
     uint64_t place
     uint64_t n_places            # of the table when copying it began; a rebuilt table is copied again
 
-cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil      # 0, -1 memory
+# 0, -1 memory
+cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil
 cdef int sequencer_copy_ids(const Sequencer* s, const PlanC* plan, TableCursor* cursor, uint32_t max_places,
-                            Bytes* out) noexcept nogil                                                # 1 more, 0 done, -1
+                            # 1 more, 0 done, -1
+                            Bytes* out) noexcept nogil
 cdef int sequencer_copy_producers(const Sequencer* s, TableCursor* cursor, uint32_t max_places,
-                                  Bytes* out) noexcept nogil                                          # 1 more, 0 done, -1
-cdef void sequencer_sort(Bytes* ids, Bytes* producers) noexcept nogil                                 # into canonical order
-# Into a new sequencer, head first. Event types that the plan does not have are left out. 0, 1 not readable, -1 memory.
-cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil
-cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil
+                                  # 1 more, 0 done, -1
+                                  Bytes* out) noexcept nogil
+# into canonical order
+cdef void sequencer_sort(Bytes* ids, Bytes* producers) noexcept nogil
+# Into a new sequencer, head first. Event types that the plan does not have are left out. 0, 1 not readable,
+# -1 memory.
+cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data,
+                               size_t n_bytes) noexcept nogil
+cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data,
+                              size_t n_bytes) noexcept nogil
 cdef int sequencer_import_producers(Sequencer* s, const uint8_t* data, size_t n_bytes) noexcept nogil

@@ -1,8 +1,9 @@
 """Clock, lateness, refusals, duplicates; see sequencer.pxd for who calls what and when.
 
-Both tables are keyed by SipHash with the store's secret: whoever chooses producer names and event ids cannot make them collide.
-Both have a cap, because whoever reaches the port may invent names. At the cap a new id refuses its event (REFUSED_MEMORY), and a
-new producer takes the place of the one silent longest, if that is longer than PRODUCER_IDLE_MS, else its batch is turned away.
+Both tables are keyed by SipHash with the store's secret: whoever chooses producer names and event ids cannot
+make them collide. Both have a cap, because whoever reaches the port may invent names. At the cap a new id
+refuses its event (REFUSED_MEMORY), and a new producer takes the place of the one silent longest, if that is
+longer than PRODUCER_IDLE_MS, else its batch is turned away.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -59,7 +60,7 @@ cdef void sequencer_clear(Sequencer* s) noexcept nogil:
     memset(s, 0, sizeof(Sequencer))
 
 
-# -- producers ------------------------------------------------------------------------------------------------
+# -- producers -----------------------------------------------------------------------------------------------
 
 cdef Producer** _producer_place(const ProducerTable* table, uint64_t fp0, uint64_t fp1) noexcept nogil:
     """Its place, or the empty place where it would go: the table is never full."""
@@ -70,7 +71,8 @@ cdef Producer** _producer_place(const ProducerTable* table, uint64_t fp0, uint64
 
 
 cdef Producer* _idlest(const ProducerTable* table, int64_t now_ms) noexcept nogil:
-    """The producer that may be forgotten for a new one, or NULL. Depends on content only: ties go by fingerprint."""
+    """The producer that may be forgotten for a new one, or NULL. Depends on content only: ties go by
+    fingerprint."""
     cdef Producer* best = NULL
     cdef Producer* other
     cdef uint64_t i
@@ -78,7 +80,8 @@ cdef Producer* _idlest(const ProducerTable* table, int64_t now_ms) noexcept nogi
         other = table.places[i]
         if other == NULL or now_ms == UNSET_MS or other.last_ms > now_ms - PRODUCER_IDLE_MS:
             continue
-        if best == NULL or other.last_ms < best.last_ms or (other.last_ms == best.last_ms and other.fp0 < best.fp0):
+        if best == NULL or other.last_ms < best.last_ms or (other.last_ms == best.last_ms
+                                                            and other.fp0 < best.fp0):
             best = other
     return best
 
@@ -137,7 +140,8 @@ cdef void _forget_producer(ProducerTable* table, Producer* gone) noexcept nogil:
         at = (at + 1) & mask
 
 
-cdef Producer* _make_producer(ProducerTable* table, uint64_t fp0, uint64_t fp1, int64_t now_ms) noexcept nogil:
+cdef Producer* _make_producer(ProducerTable* table, uint64_t fp0, uint64_t fp1,
+                              int64_t now_ms) noexcept nogil:
     cdef Producer* producer
     if table.n_producers >= table.max_producers:
         producer = _idlest(table, now_ms)
@@ -156,6 +160,12 @@ cdef Producer* _make_producer(ProducerTable* table, uint64_t fp0, uint64_t fp1, 
 
 cdef void _remember_sequence(Producer* producer, const Origin* origin, int64_t now_ms) noexcept nogil:
     cdef uint64_t gap, i
+    # Never live, where such batches are turned away. A replay begins with tables that may be ahead of its
+    # first batches.
+    if origin.epoch < producer.epoch or (
+            origin.epoch == producer.epoch and producer.highest > origin.sequence and
+            producer.highest - origin.sequence >= SEQUENCES):
+        return
     if origin.epoch > producer.epoch:
         memset(producer.content, 0, sizeof(producer.content))
         producer.epoch = origin.epoch
@@ -171,7 +181,7 @@ cdef void _remember_sequence(Producer* producer, const Origin* origin, int64_t n
     producer.last_ms = now_ms
 
 
-# -- ids ------------------------------------------------------------------------------------------------------
+# -- ids -----------------------------------------------------------------------------------------------------
 
 cdef Id* _id_place(const IdTable* table, uint64_t fp0, uint64_t fp1) noexcept nogil:
     cdef uint64_t at = fp0 & (table.n_places - 1)
@@ -214,9 +224,10 @@ cdef bint _seen_before(const IdTable* table, const uint64_t* fp, int64_t oldest_
     return (id_.fp0 | id_.fp1) != 0 and id_.seen_at_ms >= oldest_ms
 
 
-# -- decide and commit ----------------------------------------------------------------------------------------
+# -- decide and commit ---------------------------------------------------------------------------------------
 
-cdef inline bint _is_late(const PlanC* plan, const Batch* batch, const Facts* facts, uint32_t i, int64_t now_ms) noexcept nogil:
+cdef inline bint _is_late(const PlanC* plan, const Batch* batch, const Facts* facts, uint32_t i,
+                          int64_t now_ms) noexcept nogil:
     """Every view that the event matches has dropped its time, and there is one."""
     cdef const EventC* event = &plan.events[batch.event]
     cdef const TouchC* touch
@@ -237,8 +248,8 @@ cdef inline bint _is_late(const PlanC* plan, const Batch* batch, const Facts* fa
     return matched
 
 
-cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts, int64_t wall_ms,
-                          int64_t* nows) noexcept nogil:
+cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts,
+                          int64_t wall_ms, int64_t* nows) noexcept nogil:
     cdef const EventC* event = &plan.events[batch.event]
     cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t, then
     cdef IdTable in_batch
@@ -295,8 +306,8 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
     return 0
 
 
-cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin, int64_t wall_ms,
-                          int64_t dedupe_ms, int64_t* nows) noexcept nogil:
+cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin,
+                          int64_t wall_ms, int64_t dedupe_ms, int64_t* nows) noexcept nogil:
     cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t
     cdef Producer* producer = NULL
     cdef IdTable* ids = &s.ids[batch.event]
@@ -342,7 +353,7 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
     return 0
 
 
-# -- bytes ----------------------------------------------------------------------------------------------------
+# -- bytes ---------------------------------------------------------------------------------------------------
 #
 # Little-endian.
 #   head       u32 version (1), u8 event_clock, u8[3] 0, i64 now, u64 position, u32 event types, u32 0,
@@ -401,7 +412,8 @@ cdef int sequencer_copy_ids(const Sequencer* s, const PlanC* plan, TableCursor* 
                 return 1
             looked += 1
             id_ = &table.places[cursor.place]
-            if (id_.fp0 | id_.fp1) and id_.seen_at_ms >= s.type_nows[cursor.type_] - plan.events[cursor.type_].dedupe_ms:
+            if (id_.fp0 | id_.fp1) and (
+                    id_.seen_at_ms >= s.type_nows[cursor.type_] - plan.events[cursor.type_].dedupe_ms):
                 record.id_ = id_[0]
                 if bytes_append(out, &record, sizeof(record)) < 0:
                     return -1
@@ -453,7 +465,8 @@ cdef void sequencer_sort(Bytes* ids, Bytes* producers) noexcept nogil:
         qsort(producers.data, producers.n_bytes // sizeof(Producer), sizeof(Producer), _by_producer)
 
 
-cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil:
+cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data,
+                               size_t n_bytes) noexcept nogil:
     cdef uint32_t version, n_types, k
     cdef uint16_t event_id, i
     cdef const uint8_t* at
@@ -476,7 +489,8 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
     return 0
 
 
-cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil:
+cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data,
+                              size_t n_bytes) noexcept nogil:
     cdef IdRecord record
     cdef Id* id_
     cdef size_t k

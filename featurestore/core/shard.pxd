@@ -1,29 +1,30 @@
 # The rows of one partition of the key space: applied in position order, read under the same lock.
 #
-#   index (table)  ──►  row: fingerprint, entity, log heads  ──►  logs (window), one per view that had an event
+#   index (table) ──► row: fingerprint, entity, log heads ──► logs (window), one per view that had an event
 #
-# All views of one entity key sit in one row, so an event costs one probe per entity and a read is one probe and a scan.
-# Owner of the memory: the shard. Writers are one at a time for the whole store (the caller's order lock); the shard's own lock is
-# what a writer shares with readers and with the checkpoint's copier, and is held for at most LOCKED_PARTS parts.
+# All views of one entity key sit in one row, so an event costs one probe per entity and a read is one probe
+# and a scan. Owner of the memory: the shard. Writers are one at a time for the whole store (the caller's
+# order lock); the shard's own lock is what a writer shares with readers and with the checkpoint's copier, and
+# is held for at most LOCKED_PARTS parts.
 #
 # A row as bytes (checkpoints, digests), little-endian, all sizes multiples of 8:
 #   u16 entity_id, u16 number of logs, u32 0, then the logs by (view_id, kind):
-#   u16 view_id, u8 kind (0 RAW, 1 WIDE, 2 lifetime, 3 raw key), u8 0, u32 entries, u32 compact_at, u32 words per entry,
-#   then the entries, 8 bytes a word: RAW  i64 time, f64 per value, u64 filter bits if the view has feature filters
-#                                     WIDE i64 first, i64 last, i64 events, then the columns' partials in plan order
-#                                     key  the key's bytes as they are hashed (entries = their number), padded with 0
+#   u16 view_id, u8 kind (0 RAW, 1 WIDE, 2 lifetime, 3 raw key), u8 0, u32 entries, u32 compact_at,
+#   u32 words per entry, then the entries, 8 bytes a word:
+#     RAW    i64 time, f64 per value, u64 filter bits if the view has feature filters
+#     WIDE   i64 first, i64 last, i64 events, then the columns' partials in plan order
+#     key    the key's bytes as they are hashed (entries = their number), padded with 0
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.arena cimport Arena
 from featurestore.core.batch cimport Batch
 from featurestore.core.bytes cimport Bytes
+from featurestore.core.pages cimport Pool, pthread_mutex_t
 from featurestore.core.plan cimport EventC, PlanC, ServiceC, SlotC
 from featurestore.core.table cimport Table
 from featurestore.core.window cimport LogHead, Outputs, ReadAt
 
 cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
     int pthread_mutex_lock(pthread_mutex_t* mutex)
@@ -47,19 +48,21 @@ ctypedef struct Shard:
     int waiting                  # readers that want the lock: whoever holds it for long lets them in
     uint64_t position            # of the last event applied: earlier parts are skipped
     uint32_t cut                 # counts checkpoints begun; a row changed since has mark == cut
-    uint32_t written             # the last cut whose checkpoint was written: rows with mark < written are in it
+    uint32_t written             # the last cut whose checkpoint was written: rows with mark < written are in
+                                 # it
     uint32_t copying             # 1 while a checkpoint copies the rows with written <= mark < cut
     uint64_t copy_bucket         # next bucket to copy from
-    uint64_t copy_n_buckets      # the table's size when copying began: a grown table is copied from its start again
+    uint64_t copy_n_buckets      # the table's size when copying began: a grown table is copied from its start
+                                 # again
     const int64_t* cut_nows      # the clocks at the cut, borrowed until shard_copy_end
     Bytes copied                 # row records of the checkpoint under way
-    Bytes freed                  # fingerprints (16 bytes each) of rows freed since the cut, or since the last written
+    Bytes freed                  # fingerprints (16 bytes each) of rows freed since the cut, or since the last
+                                 # written
     Bytes freed_before           # those freed before the cut under way
 
 ctypedef struct Part:            # one event's share of one row
     uint32_t event               # index in the batch
     uint16_t touch               # index in the event type's touches
-    uint16_t shard
     uint64_t fp0
     uint64_t fp1
 
@@ -73,33 +76,37 @@ ctypedef struct Job:             # one batch being applied and read; everything 
     const int64_t* first_nows    # [events in the plan] now at its first accepted event, UNSET_MS before
     uint32_t first_accepted      # events before this one, and their reads, come before own_first_now
     int64_t own_first_now        # now at the first accepted event of the batch's own type; UNSET_MS: none yet
-    const int64_t* reads_at      # [n_events] when the vector is read: the event's time, or now where it has none
+    const int64_t* reads_at      # [n_events] when the vector is read: the event's time, or now where it has
+                                 # none
     uint64_t first_position      # of event 0
     const ServiceC* service      # NULL: nothing is read
     Outputs outputs              # of event 0; event i's are i * width further on
     bint peek
     bint event_clock             # the type's own clock advances with each event
 
-cdef int shard_init(Shard* shard) noexcept nogil
+cdef int shard_init(Shard* shard, Pool* pool) noexcept nogil     # 0, or -1. The pool is borrowed
 cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil
 
 # Applies and reads parts, which are all of this shard and in position order. 0, or -1 when out of memory.
-cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, const uint32_t* order,
-                     uint32_t n_parts) noexcept nogil
+cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil
 # Reads the values of one row; `slot` is the service's part that its entity answers.
-cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1, int64_t at_ms,
-                     const int64_t* type_nows, const int64_t* first_nows, const Outputs* out) noexcept nogil
+cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
+                     int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
+                     const Outputs* out) noexcept nogil
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
 # True if the row was there.
 cdef bint shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil
-# Frees logs and rows that hold nothing any more at type_nows, in some buckets from bucket[0] on, which moves and is 0 again after
-# the last. Under the order lock: type_nows must not be ahead of what is applied. Number of rows freed, -1 out of memory.
-cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows, uint64_t* bucket) noexcept nogil
+# Frees logs and rows that hold nothing any more at type_nows, in some buckets from bucket[0] on, which moves
+# and is 0 again after the last. Under the order lock: type_nows must not be ahead of what is applied. Number
+# of rows freed, -1 out of memory.
+cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows,
+                         uint64_t* bucket) noexcept nogil
 
-# Checkpoint. Cut: under the order lock, between batches. Then slices until one returns 0 (1: more, -1: out of memory); rows that
-# change meanwhile are copied as they were at the cut. Then the records, sorted: each is the 16 bytes of the fingerprint in
-# big-endian order of (fp0, fp1), u32 payload bytes (0xFFFFFFFF: the row was freed, no payload), payload. Then the end, which
-# says whether they were written; if not, the next checkpoint has them again.
+# Checkpoint. Cut: under the order lock, between batches. Then slices until one returns 0 (1: more, -1: out of
+# memory); rows that change meanwhile are copied as they were at the cut. Then the records, sorted: each is
+# the 16 bytes of the fingerprint in big-endian order of (fp0, fp1), u32 payload bytes (0xFFFFFFFF: the row
+# was freed, no payload), payload. Then the end, which says whether they were written; if not, the next
+# checkpoint has them again.
 cdef void shard_cut(Shard* shard, const int64_t* nows) noexcept nogil
 cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil
 cdef int shard_copy_records(Shard* shard, Bytes* out) noexcept nogil   # 0, or -1 when out of memory

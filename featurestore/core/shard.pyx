@@ -1,23 +1,23 @@
 """One shard: rows, their index and their memory; see shard.pxd for the picture and the bytes of a row."""
 
 from libc.math cimport NAN
-from libc.stdint cimport int16_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init
-from featurestore.core.batch cimport OUTCOME_ACCEPTED, Batch, Column
+from featurestore.core.batch cimport OUTCOME_ACCEPTED, Column
 from featurestore.core.bytes cimport Bytes, bytes_clear, bytes_reserve
 from featurestore.core.plan cimport (
-    MAX_RAW_WORDS, UNSET_MS, GroupC, ItemC, PlanC, SlotC, TouchC, ViewC, Word,
+    MAX_RAW_WORDS, UNSET_MS, GroupC, PlanC, SlotC, TouchC, ViewC, Word,
 )
 from featurestore.core.table cimport (
-    SLOTS, Bucket, Table, fs_prefetch, table_clear, table_find, table_guess, table_init, table_insert,
-    table_prefetch, table_remove,
+    SLOTS, Bucket, fs_prefetch, table_clear, table_find, table_init, table_insert,
+    table_prefetch, table_prefetch_rows, table_remove,
 )
 from featurestore.core.window cimport (
-    LOG_KEY, LOG_LIFETIME, LogHead, Outputs, ReadAt, lifetime_append, log_append, log_clone, log_expired, log_export,
-    log_export_bytes, log_free, log_import, read_unavailable, view_horizon, view_read,
+    LOG_KEY, LOG_LIFETIME, LogHead, Outputs, ReadAt, lifetime_append, log_append, log_clone, log_expired,
+    log_export, log_export_bytes, log_free, log_import, view_horizon, view_read,
 )
 
 cdef enum:
@@ -25,9 +25,9 @@ cdef enum:
     ROW_EXPORT_BYTES = 8
     RECORD_HEAD_BYTES = 20
     FREED = 0xFFFFFFFF
-    AHEAD_INDEX = 12             # parts ahead of the one applied whose bucket, row and log are being fetched
-    AHEAD_ROW = 8
-    AHEAD_LOG = 4
+    AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row and log are being fetched
+    AHEAD_ROW = 16
+    AHEAD_LOG = 8
 
 
 cdef extern from * nogil:
@@ -52,18 +52,18 @@ cdef inline void _lock_to_read(Shard* shard) noexcept nogil:
 
 
 cdef inline void _lock_again(Shard* shard) noexcept nogil:
-    """After unlocking in the middle of long work. A mutex alone is not fair: whoever lets go takes it again at once."""
-    cdef int turn
-    for turn in range(64):
+    """After unlocking amid long work. A mutex alone is not fair: whoever lets go takes it again at once."""
+    cdef int _turn
+    for _turn in range(64):
         if fs_wanted(&shard.waiting) == 0:
             break
         sched_yield()
     pthread_mutex_lock(&shard.lock)
 
 
-cdef int shard_init(Shard* shard) noexcept nogil:
+cdef int shard_init(Shard* shard, Pool* pool) noexcept nogil:
     memset(shard, 0, sizeof(Shard))
-    arena_init(&shard.arena)
+    arena_init(&shard.arena, pool)
     shard.cut = 1
     shard.written = 1
     if table_init(&shard.table) < 0:
@@ -87,7 +87,7 @@ cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil:
     return shard.arena.used_bytes + shard.table.n_buckets * sizeof(Bucket)
 
 
-# -- rows -----------------------------------------------------------------------------------------------------
+# -- rows ----------------------------------------------------------------------------------------------------
 
 cdef inline LogHead* _heads(Row* row) noexcept nogil:
     return <LogHead*>(<char*>row + ROW_HEAD_BYTES)
@@ -101,12 +101,14 @@ cdef inline LogHead* _find_head(Row* row, uint16_t view_id, bint lifetime) noexc
     cdef LogHead* head = _heads(row)
     cdef uint8_t i
     for i in range(row.n_heads):
-        if head[i].view_id == view_id and (head[i].kind == LOG_LIFETIME) == lifetime and head[i].kind != LOG_KEY:
+        if (head[i].view_id == view_id and (head[i].kind == LOG_LIFETIME) == lifetime
+                and head[i].kind != LOG_KEY):
             return &head[i]
     return NULL
 
 
-cdef uint32_t _new_row(Arena* arena, uint64_t fp0, uint64_t fp1, uint16_t entity_id, uint8_t cap_heads) noexcept nogil:
+cdef uint32_t _new_row(Arena* arena, uint64_t fp0, uint64_t fp1, uint16_t entity_id,
+                       uint8_t cap_heads) noexcept nogil:
     cdef uint32_t handle = arena_alloc(arena, _row_bytes(cap_heads))
     cdef Row* row
     if handle:
@@ -121,7 +123,8 @@ cdef uint32_t _new_row(Arena* arena, uint64_t fp0, uint64_t fp1, uint16_t entity
 
 
 cdef LogHead* _add_head(Arena* arena, uint32_t* place, uint16_t view_id, uint8_t kind) noexcept nogil:
-    """A new empty head; the row moves when it is full, and *place, which holds its handle, follows. NULL: out of memory."""
+    """A new empty head; the row moves when it is full, and *place, which holds its handle, follows. NULL: out
+    of memory."""
     cdef Row* row = <Row*>arena_at(arena, place[0])
     cdef Row* grown
     cdef LogHead* head
@@ -167,14 +170,16 @@ cdef uint32_t _clone_row(Arena* arena, const PlanC* plan, const Row* row) noexce
         return 0
     clone = <Row*>arena_at(arena, handle)
     for i in range(row.n_heads):
-        if log_clone(arena, &_heads(<Row*>row)[i], _layout(plan, _heads(<Row*>row)[i].view_id), &_heads(clone)[i]) < 0:
+        if log_clone(arena, &_heads(<Row*>row)[i], _layout(plan, _heads(<Row*>row)[i].view_id),
+                     &_heads(clone)[i]) < 0:
             _free_row(arena, plan, handle)
             return 0
         clone.n_heads += 1
     return handle
 
 
-cdef bint _head_expired(const Arena* arena, const PlanC* plan, const LogHead* head, const int64_t* type_nows) noexcept nogil:
+cdef bint _head_expired(const Arena* arena, const PlanC* plan, const LogHead* head,
+                        const int64_t* type_nows) noexcept nogil:
     cdef const ViewC* view
     if head.kind == LOG_KEY:
         return False
@@ -184,12 +189,14 @@ cdef bint _head_expired(const Arena* arena, const PlanC* plan, const LogHead* he
     return log_expired(arena, head, view, type_nows[view.event])
 
 
-# -- apply and read -------------------------------------------------------------------------------------------
+# -- apply and read ------------------------------------------------------------------------------------------
 
 cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC* slot, Row* row, bint before,
-                              int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows, uint16_t own_type,
-                              int64_t own_now, int64_t own_first_now, const Outputs* out) noexcept nogil:
-    """Values of one row. Views of `own_type` (0xFFFF: none) go by own_now and own_first_now instead of the arrays."""
+                              int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
+                              uint16_t own_type, int64_t own_now, int64_t own_first_now,
+                              const Outputs* out) noexcept nogil:
+    """Values of one row. Views of `own_type` (0xFFFF: none) go by own_now and own_first_now instead of the
+    arrays."""
     cdef const GroupC* group
     cdef const ViewC* view
     cdef const LogHead* log
@@ -214,7 +221,8 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
         view_read(arena, log, lifetime, view, &when, group.before if before else group.after, n, out)
 
 
-cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const TouchC* touch, uint32_t event) noexcept nogil:
+cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const TouchC* touch,
+                       uint32_t event) noexcept nogil:
     """keep_keys: the key as it is hashed, part by part: u16 length, bytes."""
     cdef LogHead* head = _add_head(arena, place, 0, LOG_KEY)
     cdef const Column* column
@@ -250,7 +258,8 @@ cdef inline void _raw_entry(const Job* job, const ViewC* view, uint32_t event, W
     raw[0].i = job.batch.times[event]
     for i in range(view.n_values):
         x = job.batch.columns[view.values[i]].numbers[event]
-        raw[1 + i].f = x if x == x else NAN      # absent has one bit pattern, or equal states would differ in bytes
+        raw[1 + i].f = x if x == x else NAN      # absent has one bit pattern, or equal states would differ in
+                                                 # bytes
     if view.n_filters:
         for i in range(view.n_filters):
             if job.masks[<size_t>view.filters[i] * job.batch.n_events + event]:
@@ -339,8 +348,8 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint64_t ap
         out.statuses += offset
         out.coverage += offset
         at_ms = job.reads_at[part.event]
-        _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, True, at_ms,
-                     job.type_nows, job.first_nows, event_index, now, first_now, &out)
+        _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, True,
+                     at_ms, job.type_nows, job.first_nows, event_index, now, first_now, &out)
     if apply and job.peek:
         # The event goes into a copy of the row, which is read and thrown away.
         if place != NULL:
@@ -353,38 +362,34 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint64_t ap
     if apply:
         status = _apply_views(shard, job, part, touch, &place)
     if slot != NULL and status == 0:
-        _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, False, at_ms,
-                     job.type_nows, job.first_nows, event_index, now, first_now, &out)
+        _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, False,
+                     at_ms, job.type_nows, job.first_nows, event_index, now, first_now, &out)
     if trial:
         _free_row(arena, job.plan, trial)
     return status
 
 
-cdef inline void _prefetch(const Shard* shard, const Part* parts, const uint32_t* order, uint32_t i,
-                           uint32_t n) noexcept nogil:
+cdef inline void _prefetch(const Shard* shard, const Part* parts, uint32_t i, uint32_t n) noexcept nogil:
     """Part i is next: ask for the bucket, the row and the log of parts a little further on."""
-    cdef uint32_t handle
+    cdef const uint32_t* place
     cdef const Row* row
     cdef const Part* part
     if i + AHEAD_INDEX < n:
-        table_prefetch(&shard.table, parts[order[i + AHEAD_INDEX]].fp0)
+        table_prefetch(&shard.table, parts[i + AHEAD_INDEX].fp0)
     if i + AHEAD_ROW < n:
-        part = &parts[order[i + AHEAD_ROW]]
-        handle = table_guess(&shard.table, part.fp0, part.fp1)
-        if handle:
-            fs_prefetch(arena_at(&shard.arena, handle))
+        part = &parts[i + AHEAD_ROW]
+        table_prefetch_rows(&shard.table, &shard.arena, part.fp0, part.fp1)
     if i + AHEAD_LOG < n:
-        part = &parts[order[i + AHEAD_LOG]]
-        handle = table_guess(&shard.table, part.fp0, part.fp1)
-        if handle:
-            row = <const Row*>arena_at(&shard.arena, handle)
+        part = &parts[i + AHEAD_LOG]
+        place = table_find(&shard.table, &shard.arena, part.fp0, part.fp1)
+        if place != NULL:
+            row = <const Row*>arena_at(&shard.arena, place[0])
             if row.n_heads and _heads(<Row*>row).block:
                 fs_prefetch(arena_at(&shard.arena, _heads(<Row*>row).block))
-                fs_prefetch(<char*>arena_at(&shard.arena, _heads(<Row*>row).block) + 64)
+                fs_prefetch(<char*>arena_at(&shard.arena, _heads(<Row*>row).block) + 47)
 
 
-cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, const uint32_t* order,
-                     uint32_t n_parts) noexcept nogil:
+cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil:
     cdef uint64_t applied, position
     cdef uint32_t i
     cdef int status = 0
@@ -396,20 +401,21 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, const uint
         if i and i % LOCKED_PARTS == 0:
             pthread_mutex_unlock(&shard.lock)
             _lock_again(shard)
-        _prefetch(shard, parts, order, i, n_parts)
-        status = _apply_part(shard, job, &parts[order[i]], applied)
+        _prefetch(shard, parts, i, n_parts)
+        status = _apply_part(shard, job, &parts[i], applied)
         if status < 0:
             break
     if status == 0 and not job.peek:
-        position = job.first_position + parts[order[n_parts - 1]].event
+        position = job.first_position + parts[n_parts - 1].event
         if position > shard.position:
             shard.position = position
     pthread_mutex_unlock(&shard.lock)
     return status
 
 
-cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1, int64_t at_ms,
-                     const int64_t* type_nows, const int64_t* first_nows, const Outputs* out) noexcept nogil:
+cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
+                     int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
+                     const Outputs* out) noexcept nogil:
     cdef uint32_t* place
     cdef Row* row = NULL
     _lock_to_read(shard)
@@ -429,7 +435,7 @@ cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
     return found
 
 
-# -- freeing --------------------------------------------------------------------------------------------------
+# -- freeing -------------------------------------------------------------------------------------------------
 
 cdef int _drop_row(Shard* shard, const PlanC* plan, uint32_t* place) noexcept nogil:
     """Frees the row and remembers, for the next checkpoint, that it is gone. 0, or -1 when out of memory."""
@@ -458,7 +464,8 @@ cdef bint shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t f
     return found
 
 
-cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket, const int64_t* type_nows) noexcept nogil:
+cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
+                           const int64_t* type_nows) noexcept nogil:
     cdef Row* row
     cdef LogHead* heads
     cdef int64_t freed = 0
@@ -494,7 +501,8 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket, cons
     return freed
 
 
-cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows, uint64_t* bucket) noexcept nogil:
+cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows,
+                         uint64_t* bucket) noexcept nogil:
     cdef int64_t freed = 0, some = 0
     cdef uint32_t looked = 0
     pthread_mutex_lock(&shard.lock)
@@ -509,7 +517,7 @@ cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_no
     return freed if some >= 0 else -1
 
 
-# -- checkpoint -----------------------------------------------------------------------------------------------
+# -- checkpoint ----------------------------------------------------------------------------------------------
 
 cdef struct Export:
     uint8_t n_logs
@@ -517,7 +525,8 @@ cdef struct Export:
     uint8_t order[255]           # heads that are exported, by (view_id, kind)
 
 
-cdef void _export_plan(const Arena* arena, const PlanC* plan, const Row* row, const int64_t* nows, Export* export) noexcept nogil:
+cdef void _export_plan(const Arena* arena, const PlanC* plan, const Row* row, const int64_t* nows,
+                       Export* export) noexcept nogil:
     cdef const LogHead* heads = _heads(<Row*>row)
     cdef uint8_t i, j, keys = 0
     export.n_logs = 0
@@ -604,10 +613,11 @@ cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil:
     cdef int slot, status = 0
     _lock_again(shard)
     if shard.copy_n_buckets != shard.table.n_buckets:
-        # The table grew and its rows moved. What was copied is copied again: equal records, of which one is kept.
+        # The table grew and its rows moved. What was copied is copied again: equal records, one is kept.
         shard.copy_n_buckets = shard.table.n_buckets
         shard.copy_bucket = 0
-    while copied < LOCKED_PARTS and looked < 4 * LOCKED_PARTS and shard.copy_bucket < shard.table.n_buckets and status == 0:
+    while (copied < LOCKED_PARTS and looked < 4 * LOCKED_PARTS and shard.copy_bucket < shard.table.n_buckets
+           and status == 0):
         bucket = &shard.table.buckets[shard.copy_bucket]
         for slot in range(SLOTS):
             if bucket.tags[slot]:
@@ -719,7 +729,8 @@ cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows,
         for slot in range(SLOTS):
             if status == 0 and shard.table.buckets[at].tags[slot]:
                 status = _put_record(&records, &shard.arena, plan,
-                                     <const Row*>arena_at(&shard.arena, shard.table.buckets[at].rows[slot]), type_nows, False)
+                                     <const Row*>arena_at(&shard.arena, shard.table.buckets[at].rows[slot]),
+                                     type_nows, False)
     pthread_mutex_unlock(&shard.lock)
     if status == 0:
         status = _sorted_records(&records, out)
@@ -732,7 +743,7 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
     cdef Arena* arena = &shard.arena
     cdef LogHead head
     cdef LogHead* added
-    cdef uint16_t entity_id, n_logs, view_id, i
+    cdef uint16_t entity_id, n_logs, view_id, _log
     cdef uint32_t handle
     cdef size_t at = ROW_EXPORT_BYTES
     cdef int64_t used
@@ -746,7 +757,7 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
     handle = _new_row(arena, fp0, fp1, entity_id, 1)
     if handle == 0:
         return -1
-    for i in range(n_logs):
+    for _log in range(n_logs):
         if n_bytes - at < 16:
             _free_row(arena, plan, handle)
             return 1

@@ -2,16 +2,18 @@
 #
 #   work_prepare     filters, fingerprints, parts by shard            any thread, no lock
 #   state_decide     outcomes and clocks, by the sequencer            order lock held
-#   state_commit     the decision becomes state                       order lock held; the journal is written before
+#   state_commit     the decision becomes state                       order lock held, the journal is written
 #   state_apply      parts into their shards, vectors read on the way order lock held
 #   state_read       vectors of given keys                            any thread; each shard's lock in turn
 #
-# Locks, in the order they are taken: plan (shared by every call that uses the plan, exclusive while it changes), order (one
-# batch at a time), then a shard's. A batch and its Work belong to the caller; the state keeps nothing of either.
+# Locks, in the order they are taken: plan (shared by every call that uses the plan, exclusive while it
+# changes), order (one batch at a time), then a shard's. A batch and its Work belong to the caller; the state
+# keeps nothing of either.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.bytes cimport Bytes
+from featurestore.core.pages cimport Pool
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
 from featurestore.core.sequencer cimport Facts, Origin, Sequencer
 from featurestore.core.shard cimport Part, Shard, pthread_mutex_t
@@ -28,6 +30,7 @@ cdef extern from "<pthread.h>" nogil:
 ctypedef struct StateC:
     const PlanC* plan            # owned by State.compiled
     Shard* shards                # [n_shards], owned
+    Pool pool                    # where the shards' memory comes from
     uint32_t n_shards            # a power of two, fixed when the store is created
     uint32_t shard_bits
     uint32_t threads             # that apply one large batch together
@@ -47,31 +50,33 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     int64_t* reads_at
     int64_t* type_nows
     int64_t* first_nows
-    Part* parts
-    uint32_t* order              # part indexes by shard, each shard's in position order
+    Part* parts                  # by shard, each shard's in position order
     uint32_t* starts             # [n_shards + 1] where each shard's begin
     uint32_t n_parts
     bint first_of_type           # no event of its type had been accepted before this batch
 
-# The plan lock must be held (shared) from before the batch was decoded until after state_apply. 0, or -1 when out of memory.
-# to_read: vectors will be read too, so rows that the events only read need their fingerprints.
+# The plan lock must be held (shared) from before the batch was decoded until after state_apply. 0, or -1 when
+# out of memory. to_read: vectors will be read too, so rows that the events only read need their fingerprints.
 cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil
 cdef void work_clear(Work* work) noexcept nogil
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
-cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin, int64_t wall_ms) noexcept nogil
-# first_position is that of event 0. service and outputs may be NULL: nothing is read. peek: nothing is applied or kept.
-cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position, const ServiceC* service,
-                     const Outputs* outputs, bint peek) noexcept nogil
+cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
+                      int64_t wall_ms) noexcept nogil
+# first_position is that of event 0. service and outputs may be NULL: nothing is read. peek: nothing is
+# applied or kept.
+cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position,
+                     const ServiceC* service, const Outputs* outputs, bint peek) noexcept nogil
 # parts: one column of n keys per part name of the plan, NULL where not given. as_of: [n] or NULL for now.
 # 0, or -1 when out of memory. read_at[0] becomes the time of a read without as_of.
-cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
-                    int64_t wall_ms, Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil
+cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n,
+                    const int64_t* as_of, int64_t wall_ms, Work* work, const Outputs* outputs,
+                    int64_t* read_at) noexcept nogil
 # Frees what one key holds; it takes one position. True if there was a row. Order lock held.
 cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil
 # Fingerprint of all that a batch says, never 0: a retry has the same.
 cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil
-cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_bytes, uint64_t epoch, uint64_t sequence,
-                       uint64_t content, Origin* origin) noexcept nogil
+cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_bytes, uint64_t epoch,
+                       uint64_t sequence, uint64_t content, Origin* origin) noexcept nogil
 
 # Fresh Vectors for n rows of a service, and where they are; None for no service.
 cdef object vectors_for(const ServiceC* service, uint32_t n, bint bounds, Outputs* outputs)

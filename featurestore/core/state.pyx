@@ -1,7 +1,8 @@
 """The state machine over all shards; state.pxd says which step runs under which lock.
 
-The same journal gives the same state and the same answers bit for bit (design §2.11): decisions depend on the sequencer's state and the
-batch, a row depends on its own events in position order, and neither on how events were batched or how many threads ran.
+The same journal gives the same state and the same answers bit for bit (design §2.11): decisions depend on the
+sequencer's state and the batch, a row depends on its own events in position order, and neither on how events
+were batched or how many threads ran.
 """
 
 import hashlib
@@ -10,42 +11,45 @@ import numpy as np
 
 from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from featurestore.core.batch cimport (
-    COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE, REFUSED_MEMORY,
-    REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME, REFUSED_NOT_FINITE, REFUSED_TIME_RANGE,
-    REFUSED_TYPE, Batch, Column, EventBatch,
+    COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE,
+    REFUSED_FUTURE, REFUSED_MEMORY, REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME,
+    REFUSED_NOT_FINITE, REFUSED_TIME_RANGE, REFUSED_TYPE, Batch, Column, EventBatch,
 )
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
 from featurestore.core.hashing cimport (
     SipState, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
 )
+from featurestore.core.pages cimport pool_clear, pool_init
 from featurestore.core.plan cimport UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
-    VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_FULL, VERDICT_NEW, VERDICT_TOO_OLD, Origin, Sequencer,
-    TableCursor, sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers, sequencer_decide,
-    sequencer_export_head, sequencer_import_head, sequencer_import_ids, sequencer_import_producers, sequencer_init,
-    sequencer_judge, sequencer_sort,
+    VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_TOO_OLD, Origin, Sequencer, TableCursor,
+    sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers, sequencer_decide,
+    sequencer_export_head, sequencer_import_head, sequencer_import_ids, sequencer_import_producers,
+    sequencer_init, sequencer_judge, sequencer_sort,
 )
 from featurestore.core.shard cimport (
-    Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
-    pthread_mutex_unlock, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut,
-    shard_export, shard_forget, shard_holds, shard_import, shard_init,
-    shard_read, shard_sweep, shard_used_bytes,
+    Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut, shard_export,
+    shard_forget, shard_holds, shard_import, shard_init, shard_read, shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.window cimport Outputs, read_unavailable
 
 from featurestore.columns import TextColumn
-from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError
+from featurestore.errors import (
+    CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError,
+)
 from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
-    int pthread_create(pthread_t* thread, void* attributes, void* (*start)(void*) noexcept nogil, void* argument)
+    int pthread_create(pthread_t* thread, void* attributes, void* (*start)(void*) noexcept nogil,
+                       void* argument)
     int pthread_join(pthread_t thread, void** result)
 
 cdef enum:
@@ -83,14 +87,13 @@ cdef inline uint32_t _shard_of(const StateC* state, uint64_t fp1) noexcept nogil
     return <uint32_t>((fp1 >> 32) >> (32 - state.shard_bits))
 
 
-# -- work -----------------------------------------------------------------------------------------------------
+# -- work ----------------------------------------------------------------------------------------------------
 
 cdef inline size_t _aligned(size_t n_bytes) noexcept nogil:
     return (n_bytes + 15) & ~<size_t>15
 
 
 cdef int _reserve(Work* work, size_t n_bytes) noexcept nogil:
-    cdef uint8_t* memory
     if n_bytes <= work.capacity:
         return 0
     free(work.memory)
@@ -108,7 +111,8 @@ cdef void work_clear(Work* work) noexcept nogil:
 
 
 cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept nogil:
-    """Cuts the work's memory into arrays. Sizes cannot overflow: events are at most 2^20, the rest 16-bit counts."""
+    """Cuts the work's memory into arrays. Sizes cannot overflow: events are at most 2^20, the rest 16-bit
+    counts."""
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef size_t n = batch.n_events, at
     cdef size_t sizes[11]
@@ -124,7 +128,7 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     sizes[6] = n * sizeof(int64_t)
     sizes[7] = state.plan.n_events * sizeof(int64_t)
     sizes[8] = state.plan.n_events * sizeof(int64_t)
-    sizes[9] = n * event.n_touches * (sizeof(Part) + sizeof(uint32_t) + 16)
+    sizes[9] = n * event.n_touches * (sizeof(Part) + 16)
     sizes[10] = (state.n_shards + 1) * sizeof(uint32_t)
     for i in range(11):
         total += _aligned(sizes[i])
@@ -146,7 +150,6 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     work.type_nows = <int64_t*>places[7]
     work.first_nows = <int64_t*>places[8]
     work.parts = <Part*>places[9]
-    work.order = <uint32_t*>(places[9] + n * event.n_touches * sizeof(Part))
     work.starts = <uint32_t*>places[10]
     return 0
 
@@ -157,8 +160,9 @@ cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Wor
     cdef const TouchC* touch
     cdef Part* part
     cdef uint64_t* fps
+    cdef const uint64_t* fp
     cdef uint8_t* missing
-    cdef uint32_t n = batch.n_events, i, n_parts = 0, shard, start = 0
+    cdef uint32_t n = batch.n_events, i, shard, start = 0
     cdef uint16_t j, k
     if _lay_out(state, batch, work) < 0:
         return -1
@@ -168,9 +172,8 @@ cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Wor
         columns[0] = &batch.columns[event.id_field]
         key_fingerprints(state.secret, event.event_id, columns, 1, 0, n, <uint64_t*>work.facts.id_fps,
                          <uint8_t*>work.facts.id_missing)
-    # Fingerprints of one touch at a time, then into parts, which are ordered by event: position order.
-    fps = <uint64_t*>(work.order + <size_t>n * event.n_touches)
-    fps = <uint64_t*>(<uintptr_t>(<uint8_t*>fps + 7) & ~<uintptr_t>7)
+    # Fingerprints, one touch after the other; then a counting sort of the parts by shard, which keeps them in position order.
+    fps = <uint64_t*>(work.parts + <size_t>n * event.n_touches)
     memset(work.starts, 0, (state.n_shards + 1) * sizeof(uint32_t))
     for j in range(event.n_touches):
         touch = &event.touches[j]
@@ -179,34 +182,35 @@ cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Wor
         missing = <uint8_t*>work.facts.missing + <size_t>j * n
         if touch.n_views == 0 and not to_read:
             memset(missing, 1, n)
+            fps += 2 * <size_t>n
             continue
         key_fingerprints(state.secret, touch.entity_id, columns, touch.n_fields, 0, n, fps, missing)
         for i in range(n):
             if (fps[2 * i] | fps[2 * i + 1]) == 0:
                 missing[i] = 1
-            part = &work.parts[<size_t>i * event.n_touches + j]
-            part.event = i
-            part.touch = j
-            part.fp0 = fps[2 * i]
-            part.fp1 = fps[2 * i + 1]
-            if not missing[i]:
-                part.shard = <uint16_t>_shard_of(state, part.fp1)
-                work.starts[part.shard + 1] += 1
+            elif not missing[i]:
+                work.starts[_shard_of(state, fps[2 * i + 1]) + 1] += 1
+        fps += 2 * <size_t>n
     for shard in range(state.n_shards):
         work.starts[shard + 1] += work.starts[shard]
+    work.n_parts = work.starts[state.n_shards]
+    fps = <uint64_t*>(work.parts + <size_t>n * event.n_touches)
     for i in range(n):
         for j in range(event.n_touches):
             if not work.facts.missing[<size_t>j * n + i]:
-                part = &work.parts[<size_t>i * event.n_touches + j]
-                work.order[work.starts[part.shard]] = i * event.n_touches + j
-                work.starts[part.shard] += 1
-                n_parts += 1
+                fp = fps + 2 * (<size_t>j * n + i)
+                shard = _shard_of(state, fp[1])
+                part = &work.parts[work.starts[shard]]
+                work.starts[shard] += 1
+                part.event = i
+                part.touch = j
+                part.fp0 = fp[0]
+                part.fp1 = fp[1]
     # Each start has moved to its end, which is the next one's start.
     for shard in range(state.n_shards):
         i = work.starts[shard]
         work.starts[shard] = start
         start = i
-    work.n_parts = n_parts
     return 0
 
 
@@ -216,7 +220,7 @@ cdef inline int64_t _now(const StateC* state, uint16_t event, int64_t wall_ms) n
     return wall_ms if wall_ms > state.sequencer.now_ms else state.sequencer.now_ms
 
 
-# -- decide, commit, apply ------------------------------------------------------------------------------------
+# -- decide, commit, apply -----------------------------------------------------------------------------------
 
 cdef uint64_t _used_bytes(const StateC* state) noexcept nogil:
     cdef uint64_t used = 0
@@ -230,15 +234,14 @@ cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept
     """Memory is at its cap: marks events that would make a new row."""
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef const Part* part
-    cdef uint32_t i
-    cdef uint16_t j
+    cdef uint32_t i, shard
     memset(work.homeless, 0, batch.n_events)
-    for i in range(batch.n_events):
-        for j in range(event.n_touches):
-            part = &work.parts[<size_t>i * event.n_touches + j]
-            if not work.facts.missing[<size_t>j * batch.n_events + i] and not shard_holds(
-                    &state.shards[part.shard], part.fp0, part.fp1):
-                work.homeless[i] = 1
+    for shard in range(state.n_shards):
+        for i in range(work.starts[shard], work.starts[shard + 1]):
+            part = &work.parts[i]
+            if event.touches[part.touch].n_views and not shard_holds(
+                    &state.shards[shard], part.fp0, part.fp1):
+                work.homeless[part.event] = 1
     work.facts.homeless = work.homeless
 
 
@@ -246,7 +249,8 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
     cdef uint32_t i
     cdef uint8_t outcome
     for i in range(batch.n_events):
-        # What a sequencer said before (of a batch that was peeked at, or sent to another store) does not count.
+        # What a sequencer said before (of a batch that was peeked at, or sent to another store) does not
+        # count.
         outcome = batch.outcomes[i]
         if (outcome == OUTCOME_LATE or outcome == OUTCOME_DUPLICATE or outcome == REFUSED_FUTURE
                 or outcome == REFUSED_NO_ID or outcome == REFUSED_BEYOND_DEDUPE or outcome == REFUSED_MEMORY):
@@ -258,7 +262,8 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
     return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows)
 
 
-cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin, int64_t wall_ms) noexcept nogil:
+cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
+                      int64_t wall_ms) noexcept nogil:
     work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
     return sequencer_commit(&state.sequencer, batch, &work.facts, origin, wall_ms,
                             state.plan.events[batch.event].dedupe_ms, work.nows)
@@ -280,7 +285,7 @@ cdef void* _apply_shards(void* argument) noexcept nogil:
     while shard < crew.state.n_shards and crew.status == 0:
         n = work.starts[shard + 1] - work.starts[shard]
         if n:
-            crew.status = shard_apply(&crew.state.shards[shard], crew.job, work.parts, work.order + work.starts[shard], n)
+            crew.status = shard_apply(&crew.state.shards[shard], crew.job, work.parts + work.starts[shard], n)
         shard += crew.step
     return NULL
 
@@ -331,8 +336,8 @@ cdef void _slot_unavailable(const SlotC* slot, const Outputs* out) noexcept nogi
         read_unavailable(slot.groups[i].after, slot.groups[i].n_after, out)
 
 
-cdef void _unavailable_keys(const StateC* state, const Batch* batch, const Work* work, const ServiceC* service,
-                            const Outputs* outputs) noexcept nogil:
+cdef void _unavailable_keys(const StateC* state, const Batch* batch, const Work* work,
+                            const ServiceC* service, const Outputs* outputs) noexcept nogil:
     """Values of entities that an event gives no key for. The shards write all others."""
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef Outputs out
@@ -350,8 +355,8 @@ cdef void _unavailable_keys(const StateC* state, const Batch* batch, const Work*
                 _slot_unavailable(&service.slots[j], &out)
 
 
-cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position, const ServiceC* service,
-                     const Outputs* outputs, bint peek) noexcept nogil:
+cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position,
+                     const ServiceC* service, const Outputs* outputs, bint peek) noexcept nogil:
     cdef Sequencer* s = &state.sequencer
     cdef Job job
     cdef uint32_t i
@@ -362,7 +367,8 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     if not s.event_clock and batch.n_events:
         for i in range(s.n_types):
             work.type_nows[i] = work.nows[0]
-    # A view of this type is live from its first accepted event on: events before that one in this batch do not know it yet.
+    # A view of this type is live from its first accepted event on: events before that one in this batch do
+    # not know it yet.
     job.own_first_now = work.first_nows[batch.event]
     if work.first_of_type:
         job.own_first_now = UNSET_MS
@@ -394,10 +400,11 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     return status
 
 
-# -- read -----------------------------------------------------------------------------------------------------
+# -- read ----------------------------------------------------------------------------------------------------
 
-cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n, const int64_t* as_of,
-                    int64_t wall_ms, Work* work, const Outputs* outputs, int64_t* read_at) noexcept nogil:
+cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n,
+                    const int64_t* as_of, int64_t wall_ms, Work* work, const Outputs* outputs,
+                    int64_t* read_at) noexcept nogil:
     cdef const PlanC* plan = state.plan
     cdef Sequencer* s = &state.sequencer
     cdef const Column* columns[256]
@@ -437,13 +444,14 @@ cdef int state_read(StateC* state, const ServiceC* service, const Column* const*
             if not given or missing[i] or (fps[2 * i] | fps[2 * i + 1]) == 0:
                 _slot_unavailable(slot, &out)
             else:
-                shard_read(&state.shards[_shard_of(state, fps[2 * i + 1])], plan, slot, fps[2 * i], fps[2 * i + 1],
-                           as_of[i] if as_of != NULL else read_at[0], nows, nows + plan.n_events, &out)
+                shard_read(&state.shards[_shard_of(state, fps[2 * i + 1])], plan, slot, fps[2 * i],
+                           fps[2 * i + 1], as_of[i] if as_of != NULL else read_at[0], nows,
+                           nows + plan.n_events, &out)
     return 0
 
 
-cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_bytes, uint64_t epoch, uint64_t sequence,
-                       uint64_t content, Origin* origin) noexcept nogil:
+cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_bytes, uint64_t epoch,
+                       uint64_t sequence, uint64_t content, Origin* origin) noexcept nogil:
     cdef uint64_t fp[2]
     memset(origin, 0, sizeof(Origin))
     if n_bytes == 0:
@@ -501,7 +509,7 @@ cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept no
     return out[0] if out[0] else 1
 
 
-# -- Python ---------------------------------------------------------------------------------------------------
+# -- Python --------------------------------------------------------------------------------------------------
 
 def _keys(names, columns, n):
     """Key texts as a batch, which checks them."""
@@ -513,9 +521,10 @@ def _keys(names, columns, n):
 class Vectors:
     """Feature vectors, one row per event or key set, columns in the service's order.
 
-    values, lower, upper: float64 (n, width), the last two None unless bounds were asked for. statuses: uint8 (n, width),
-    see `featurestore.Status`. coverage: float32 (n, width), the share of its window that a WARMING feature has been live for, else 1 (0
-    where UNAVAILABLE). read_at_ms: the time of a read that named none.
+    values, lower, upper: float64 (n, width), the last two None unless bounds were asked for. statuses: uint8
+    (n, width), see `featurestore.Status`. coverage: float32 (n, width), the share of its window that a
+    WARMING feature has been live for, else 1 (0 where UNAVAILABLE). read_at_ms: the time of a read that named
+    none.
     """
 
     __slots__ = ("coverage", "lower", "read_at_ms", "statuses", "upper", "values")
@@ -547,22 +556,28 @@ cdef object vectors_for(const ServiceC* service, uint32_t n, bint bounds, Output
 cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t sequence):
     who = f"batch (producer {producer!r}, epoch {epoch}, sequence {sequence})"
     if verdict == VERDICT_TOO_OLD:
-        return SequenceError(f"{who} is more than 1,024 below this producer's highest sequence, so it cannot be told whether it was "
-                             "applied; do not retry it, or begin a new epoch")
+        return SequenceError(
+            f"{who} is more than 1,024 below this producer's highest sequence, so it cannot be told whether "
+            "it was applied; do not retry it, or begin a new epoch")
     if verdict == VERDICT_FENCED:
-        return SequenceError(f"{who} is from a fenced-off epoch: a newer instance of this producer has written; stop this one")
+        return SequenceError(
+            f"{who} is from a fenced-off epoch: a newer instance of this producer has written; stop this one")
     if verdict == VERDICT_CONFLICT:
-        return InvalidEventError(f"{who} was seen before with other content; a retry must resend the same bytes under the same sequence, "
-                                 "and other events need a sequence of their own")
-    return LimitError(f"{who}: the store remembers as many producers as it may and none has been silent for 7 days; reuse a producer name")
+        return InvalidEventError(
+            f"{who} was seen before with other content; a retry must resend the same bytes under the same "
+            "sequence, and other events need a sequence of their own")
+    return LimitError(
+        f"{who}: the store remembers as many producers as it may and none has been silent for 7 days; reuse "
+        "a producer name")
 
 
 cdef class State:
-    """The whole engine in memory, without journal or files: what replay and tests use, and what the store persists.
+    """The whole engine in memory, without journal or files: what replay and tests use, and what the store
+    persists.
 
-    clock: "event" or "wall" (design §2.2). secret: 16 bytes that key every fingerprint. n_shards: a power of two; with the
-    secret part of the store's identity. threads: how many apply one large batch together. max_memory_bytes: rows past this are
-    refused, 0 for no limit.
+    clock: "event" or "wall" (design §2.2). secret: 16 bytes that key every fingerprint. n_shards: a power of
+    two; with the secret part of the store's identity. threads: how many apply one large batch together.
+    max_memory_bytes: rows past this are refused, 0 for no limit.
     """
 
     def __init__(self, plan not None, *, str clock="event", bytes secret=bytes(16), uint32_t n_shards=64,
@@ -584,13 +599,16 @@ cdef class State:
         self.c.threads = threads
         self.c.max_memory_bytes = max_memory_bytes
         memcpy(self.c.secret, <const char*>secret, 16)
-        if sequencer_init(&self.c.sequencer, self.c.plan.n_events, clock == "event", max_future_ms, max_producers, max_ids) < 0:
+        if sequencer_init(&self.c.sequencer, self.c.plan.n_events, clock == "event", max_future_ms,
+                          max_producers, max_ids) < 0:
+            raise MemoryError
+        if pool_init(&self.c.pool) < 0:
             raise MemoryError
         self.c.shards = <Shard*>calloc(n_shards, sizeof(Shard))
         if self.c.shards == NULL:
             raise MemoryError
         for i in range(n_shards):
-            if shard_init(&self.c.shards[i]) < 0:
+            if shard_init(&self.c.shards[i], &self.c.pool) < 0:
                 raise MemoryError
             self.c.n_shards += 1
         self.c.shard_bits = n_shards.bit_length() - 1
@@ -603,6 +621,7 @@ cdef class State:
         for i in range(self.c.n_shards):
             shard_clear(&self.c.shards[i], self.c.plan)
         free(self.c.shards)
+        pool_clear(&self.c.pool)
         free(self.cut_nows)
         sequencer_clear(&self.c.sequencer)
         if self.made:
@@ -639,21 +658,24 @@ cdef class State:
 
     cdef int _check_batch(self, EventBatch batch) except -1:
         if batch.batch.event >= self.c.plan.n_events:
-            raise InvalidEventError(f"batch is of event type {batch.batch.event}; the plan has {self.c.plan.n_events}")
+            raise InvalidEventError(
+                f"batch is of event type {batch.batch.event}; the plan has {self.c.plan.n_events}")
         if batch.batch.n_columns != self.c.plan.events[batch.batch.event].n_fields:
             raise InvalidEventError(f"batch has {batch.batch.n_columns} columns; event type "
-                                    f"{self.plan.events[batch.batch.event].name} has {self.c.plan.events[batch.batch.event].n_fields} fields")
+                                    f"{self.plan.events[batch.batch.event].name} has "
+                                    f"{self.c.plan.events[batch.batch.event].n_fields} fields")
         if self.c.broken:
             raise MemoryError("memory ran out while a batch was applied; restart from the last checkpoint")
         return 0
 
-    def observe(self, EventBatch batch not None, service=None, *, int64_t now_ms=0, bint bounds=False, bint peek=False,
-                bytes producer=b"", uint64_t epoch=0, uint64_t sequence=0):
+    def observe(self, EventBatch batch not None, service=None, *, int64_t now_ms=0, bint bounds=False,
+                bint peek=False, bytes producer=b"", uint64_t epoch=0, uint64_t sequence=0):
         """Applies a batch and reads `service` (its index) at every event's position; see design §2.6.
 
-        Returns Vectors with one row per event, or None without a service. What became of each event is in batch.outcomes. A duplicate
-        batch is acknowledged: every event's outcome is DUPLICATE and vectors are plain reads. now_ms: the wall clock, ignored by the
-        event clock. Raises SequenceError, InvalidEventError or LimitError where (producer, epoch, sequence) is turned away.
+        Returns Vectors with one row per event, or None without a service. What became of each event is in
+        batch.outcomes. A duplicate batch is acknowledged: every event's outcome is DUPLICATE and vectors are
+        plain reads. now_ms: the wall clock, ignored by the event clock. Raises SequenceError,
+        InvalidEventError or LimitError where (producer, epoch, sequence) is turned away.
         """
         cdef Batch* b = &batch.batch
         cdef Work work
@@ -684,8 +706,8 @@ cdef class State:
                     if status == 0 and not peek:
                         status = state_commit(&self.c, b, &work, &origin, now_ms)
                 if status == 0:
-                    status = state_apply(&self.c, b, &work, self.c.sequencer.position - b.n_events + 1, target, &outputs,
-                                         peek)
+                    status = state_apply(&self.c, b, &work, self.c.sequencer.position - b.n_events + 1,
+                                         target, &outputs, peek)
             pthread_mutex_unlock(&self.c.order)
             pthread_rwlock_unlock(&self.c.plan_lock)
             work_clear(&work)
@@ -696,8 +718,9 @@ cdef class State:
         return vectors
 
     def read(self, service, parts not None, uint32_t n, *, as_of=None, int64_t now_ms=0, bint bounds=False):
-        """Reads `service` (its index) for n key sets. parts: {part name: TextColumn of n keys}; a part that is not given, or a null or
-        empty key, makes its entity's values UNAVAILABLE. as_of: int64 (n) ms, None for now. now_ms as in observe."""
+        """Reads `service` (its index) for n key sets. parts: {part name: TextColumn of n keys}; a part that
+        is not given, or a null or empty key, makes its entity's values UNAVAILABLE. as_of: int64 (n) ms, None
+        for now. now_ms as in observe."""
         cdef const ServiceC* target = self._service(service)
         cdef const int64_t* times = NULL
         cdef Work work
@@ -710,11 +733,13 @@ cdef class State:
             raise UnknownNameError("read needs a service")
         unknown = [name for name in parts if name not in self.compiled.part_names]
         if unknown:
-            raise UnknownNameError(f"no entity has a key part {unknown[0]!r}; there are {', '.join(self.compiled.part_names)}")
+            raise UnknownNameError(
+                f"no entity has a key part {unknown[0]!r}; there are {', '.join(self.compiled.part_names)}")
         if as_of is not None:
             as_of = np.ascontiguousarray(as_of, np.int64)
             if as_of.shape != (n,):
-                raise InvalidEventError(f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
+                raise InvalidEventError(
+                    f"as_of has shape {as_of.shape}; it has one time for each of the {n} key sets")
             if n and not (EARLIEST_MS <= as_of.min() and as_of.max() <= LATEST_MS):
                 raise InvalidEventError("as_of is outside the years 1 to 9999")
             times = <const int64_t*><uintptr_t>as_of.ctypes.data
@@ -738,7 +763,8 @@ cdef class State:
         return vectors
 
     def apply_plan(self, plan not None):
-        """Serves another plan from here on. Views that it keeps (by id) keep their state; it takes one position."""
+        """Serves another plan from here on. Views that it keeps (by id) keep their state; it takes one
+        position."""
         cdef CompiledPlan compiled = CompiledPlan(plan, self.compiled)
         with nogil:
             pthread_rwlock_wrlock(&self.c.plan_lock)
@@ -750,7 +776,8 @@ cdef class State:
             pthread_rwlock_unlock(&self.c.plan_lock)
 
     cdef int swap_plan(self, CompiledPlan compiled) except -1:
-        """apply_plan with the plan lock (exclusive) and the order lock held. `compiled` was made with the current one as previous."""
+        """apply_plan with the plan lock (exclusive) and the order lock held. `compiled` was made with the
+        current one as previous."""
         cdef Sequencer s
         cdef Sequencer* old = &self.c.sequencer
         cdef uint16_t i, j
@@ -778,7 +805,8 @@ cdef class State:
         return 0
 
     def fingerprint(self, size_t entity, parts not None):
-        """The 16 bytes that stand for one key (bytes per part, in the entity's order), None where a part is empty."""
+        """The 16 bytes that stand for one key (bytes per part, in the entity's order), None where a part is
+        empty."""
         cdef EventBatch keys
         cdef const Column* columns[256]
         cdef uint64_t fp[2]
@@ -787,14 +815,16 @@ cdef class State:
         if entity >= self.c.plan.n_entities or len(parts) != self.c.plan.entities[entity].n_parts:
             raise UnknownNameError(f"entity {entity} with {len(parts)} key parts")
         texts = [
-            TextColumn(np.array([0, len(part)], np.uint32), np.frombuffer(part, np.uint8), None) for part in parts
+            TextColumn(np.array([0, len(part)], np.uint32), np.frombuffer(part, np.uint8), None)
+            for part in parts
         ]
         keys = _keys([str(i) for i in range(len(parts))], texts, 1)
         if len(parts) and keys.outcomes[0]:
             raise InvalidEventError(f"a key part is longer than {MAX_TEXT_BYTES} bytes")
         for i in range(<size_t>len(parts)):
             columns[i] = &keys.batch.columns[i]
-        key_fingerprints(self.c.secret, self.c.plan.entities[entity].entity_id, columns, <uint32_t>len(parts), 0, 1, fp, &missing)
+        key_fingerprints(self.c.secret, self.c.plan.entities[entity].entity_id, columns, <uint32_t>len(parts),
+                         0, 1, fp, &missing)
         return None if missing else (<char*>fp)[:16]
 
     def forget(self, size_t entity, parts not None):
@@ -873,8 +903,8 @@ cdef class State:
             bytes_clear(&out)
 
     def cut(self):
-        """Begins a checkpoint: (position, head of the sequencer) as they are now. Then copy_shard for each shard, copy_ids,
-        copy_producers, and copy_end; the plan must not change in between."""
+        """Begins a checkpoint: (position, head of the sequencer) as they are now. Then copy_shard for each
+        shard, copy_ids, copy_producers, and copy_end; the plan must not change in between."""
         cdef Bytes head
         cdef uint32_t i
         cdef uint64_t position
@@ -902,7 +932,8 @@ cdef class State:
             bytes_clear(&head)
 
     def copy_shard(self, uint32_t shard):
-        """Records (format: shard.pxd) of what changed in one shard between the last checkpoint written and the cut, sorted."""
+        """Records (format: shard.pxd) of what changed in one shard between the last checkpoint written and
+        the cut, sorted."""
         cdef Bytes out
         cdef int status
         if shard >= self.c.n_shards:
@@ -930,7 +961,8 @@ cdef class State:
         return self._table(True, 64)
 
     def copy_end(self, bint written):
-        """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything again."""
+        """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything
+        again."""
         cdef uint32_t i
         with nogil:
             for i in range(self.c.n_shards):
@@ -973,7 +1005,8 @@ cdef class State:
                 bytes_clear(&sections[i])
             for i in range(self.c.n_shards):
                 if status == 0:
-                    status = shard_export(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows, &sections[0])
+                    status = shard_export(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows,
+                                          &sections[0])
                 n_bytes = sections[0].n_bytes
                 if status == 0:
                     status = bytes_append(&out, &n_bytes, 8)
@@ -1006,8 +1039,10 @@ cdef class State:
             raise CorruptRecordError("not a snapshot: it does not begin with its magic")
         memcpy(head, raw + 24, 8)
         if head[0] != SNAPSHOT_VERSION:
-            raise CorruptRecordError(f"snapshot version {head[0]}; this program reads version {SNAPSHOT_VERSION}")
-        state = cls(plan, secret=data[8:24], n_shards=head[1], threads=threads, max_memory_bytes=max_memory_bytes)
+            raise CorruptRecordError(
+                f"snapshot version {head[0]}; this program reads version {SNAPSHOT_VERSION}")
+        state = cls(plan, secret=data[8:24], n_shards=head[1], threads=threads,
+                    max_memory_bytes=max_memory_bytes)
         takes = [state.import_head, state.import_ids, state.import_producers]
         for i in range(state.c.n_shards + 3):
             if len(data) - at < 8:
@@ -1015,7 +1050,8 @@ cdef class State:
             memcpy(&n_bytes, raw + at, 8)
             at += 8
             if n_bytes > len(data) - at:
-                raise CorruptRecordError(f"snapshot section {i} at byte {at} wants {n_bytes} bytes, {len(data) - at} are left")
+                raise CorruptRecordError(
+                    f"snapshot section {i} at byte {at} wants {n_bytes} bytes, {len(data) - at} are left")
             if i < 3:
                 takes[i](data[at:at + n_bytes])
             else:
@@ -1029,7 +1065,8 @@ cdef class State:
         if status < 0:
             raise MemoryError
         if status > 0:
-            raise CorruptRecordError(f"stored {what} cannot be read: lengths do not add up, or a newer version wrote it")
+            raise CorruptRecordError(
+                f"stored {what} cannot be read: lengths do not add up, or a newer version wrote it")
         return 0
 
     def import_head(self, bytes data not None):

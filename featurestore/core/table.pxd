@@ -1,14 +1,16 @@
 # Index of one shard: 128-bit fingerprint → row handle.
 #
-# A bucket is one cache line: 12 one-byte tags, 12 row handles, a flag. A probe reads the home bucket, compares tags,
-# and looks at the rows behind equal tags (each row starts with its fingerprint); it goes on to the next bucket only
-# where a key once had to. So a hit costs two cache lines and an absent key, nearly always, one.
+# A bucket is one cache line: 12 one-byte tags, 12 row handles, a flag. A probe reads the home bucket,
+# compares tags, and looks at the rows behind equal tags (each row starts with its fingerprint); it goes on to
+# the next bucket only where a key once had to. So a hit costs two cache lines and an absent key, nearly
+# always, one.
 #
 #   bytes per key = 64 / 12 / load: 6.3 just before doubling, 12.5 just after
 #
 # Fingerprints are keyed SipHash, so their bits are uniform even when an attacker chooses the keys.
 # Not thread-safe: the owner is a shard, and its lock is held around every call.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from featurestore.core.arena cimport Arena, arena_at
 
@@ -27,8 +29,6 @@ ctypedef struct Table:
 
 cdef int table_init(Table* table) noexcept nogil                    # 0, or -1 when out of memory
 cdef void table_clear(Table* table) noexcept nogil
-cdef uint32_t* table_find(const Table* table, const Arena* arena, uint64_t fp0, uint64_t fp1) noexcept nogil
-# The place of the row's handle, or NULL; good until the next table_insert.
 cdef int table_insert(Table* table, const Arena* arena, uint32_t row) noexcept nogil
 # The row's fingerprint must be set and absent from the table. 0, or -1 when out of memory.
 cdef void table_remove(Table* table, uint32_t* place) noexcept nogil
@@ -36,18 +36,61 @@ cdef void table_remove(Table* table, uint32_t* place) noexcept nogil
 cdef extern from * nogil:
     """
     #define fs_prefetch(p) __builtin_prefetch((const void*)(p), 1, 3)
+
+    /* Tags equal to `tag`, as the top bit of each of the 12 bytes: [0] of tags 0..7, [1] of tags 8..11. Exact: the sum of
+       seven bits a byte never carries into the next byte. */
+    static inline void fs_equal_tags(const uint8_t* tags, uint8_t tag, uint64_t* equal) {
+        const uint64_t low = 0x7F7F7F7F7F7F7F7Full, each = tag * 0x0101010101010101ull;
+        uint64_t a;
+        uint32_t b;
+        memcpy(&a, tags, 8);
+        memcpy(&b, tags + 8, 4);
+        a ^= each;
+        b ^= (uint32_t)each;
+        equal[0] = ~(((a & low) + low) | a | low);
+        equal[1] = (uint32_t)~(((b & (uint32_t)low) + (uint32_t)low) | b | (uint32_t)low);
+    }
+    #define fs_lowest_byte(bits) (__builtin_ctzll(bits) >> 3)
     """
     void fs_prefetch(const void* p) noexcept
+    void fs_equal_tags(const uint8_t* tags, uint8_t tag, uint64_t* equal) noexcept
+    int fs_lowest_byte(uint64_t bits) noexcept
+
+cdef inline uint32_t* table_find(const Table* table, const Arena* arena, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    """The place of the row's handle, or NULL; good until the next table_insert."""
+    cdef uint64_t at = fp0 & (table.n_buckets - 1)
+    cdef uint8_t tag = <uint8_t>(fp1 & 0x7F) | 0x80
+    cdef uint64_t equal[2]
+    cdef Bucket* bucket
+    cdef const uint64_t* row
+    cdef int half, i
+    while True:
+        bucket = &table.buckets[at]
+        fs_equal_tags(bucket.tags, tag, equal)
+        for half in range(2):
+            while equal[half]:
+                i = 8 * half + fs_lowest_byte(equal[half])
+                row = <const uint64_t*>arena_at(arena, bucket.rows[i])
+                if row[0] == fp0 and row[1] == fp1:
+                    return &bucket.rows[i]
+                equal[half] &= equal[half] - 1
+        if not bucket.overflowed:
+            return NULL
+        at = (at + 1) & (table.n_buckets - 1)
 
 cdef inline void table_prefetch(const Table* table, uint64_t fp0) noexcept nogil:
     fs_prefetch(&table.buckets[fp0 & (table.n_buckets - 1)])
 
-cdef inline uint32_t table_guess(const Table* table, uint64_t fp0, uint64_t fp1) noexcept nogil:
-    """First row in the home bucket whose tag fits, or 0: for prefetching only, nothing is compared."""
+cdef inline void table_prefetch_rows(const Table* table, const Arena* arena, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    """The rows in the home bucket whose tag fits: one, nearly always. A row may lie across two cache lines."""
     cdef const Bucket* bucket = &table.buckets[fp0 & (table.n_buckets - 1)]
-    cdef uint8_t tag = <uint8_t>(fp1 & 0x7F) | 0x80
-    cdef int i
-    for i in range(SLOTS):
-        if bucket.tags[i] == tag:
-            return bucket.rows[i]
-    return 0
+    cdef uint64_t equal[2]
+    cdef const char* row
+    cdef int half
+    fs_equal_tags(bucket.tags, <uint8_t>(fp1 & 0x7F) | 0x80, equal)
+    for half in range(2):
+        while equal[half]:
+            row = <const char*>arena_at(arena, bucket.rows[8 * half + fs_lowest_byte(equal[half])])
+            fs_prefetch(row)
+            fs_prefetch(row + 31)
+            equal[half] &= equal[half] - 1

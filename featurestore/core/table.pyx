@@ -1,13 +1,15 @@
 """Open addressing over cache-line buckets; see table.pxd for the picture.
 
-Compare Abseil's Swiss tables and F14: tags first, then the key. What differs: the key stays in the row, since the
-row is read next anyway, and the tag's other bits choose the bucket (tag from the second half of the fingerprint,
-bucket from the first, shard from the top of the second).
+Compare Abseil's Swiss tables and F14: tags first, then the key. What differs: the key stays in the row, since
+the row is read next anyway, and the tag's other bits choose the bucket (tag from the second half of the
+fingerprint, bucket from the first, shard from the top of the second).
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
+
+from featurestore.core.pages cimport SLAB_BYTES, pages_map, pages_unmap
 
 cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t size)
@@ -15,15 +17,25 @@ cdef extern from "<stdlib.h>" nogil:
 cdef enum:
     FIRST_BUCKETS = 4
     PREFETCH_AHEAD = 8
+    MAPPED_BYTES = 64 << 10      # from this size on a table is pages of its own: given back to the kernel when it has grown
 
 
 cdef Bucket* _new_buckets(uint64_t n_buckets) noexcept nogil:
     cdef Bucket* buckets = NULL
     if n_buckets <= (<uint64_t>1 << 40):
+        if n_buckets * sizeof(Bucket) >= MAPPED_BYTES:
+            return <Bucket*>pages_map(n_buckets * sizeof(Bucket), n_buckets * sizeof(Bucket) >= SLAB_BYTES)
         buckets = <Bucket*>aligned_alloc(64, n_buckets * sizeof(Bucket))
         if buckets != NULL:
             memset(buckets, 0, n_buckets * sizeof(Bucket))
     return buckets
+
+
+cdef void _free_buckets(Bucket* buckets, uint64_t n_buckets) noexcept nogil:
+    if buckets == NULL or n_buckets * sizeof(Bucket) < MAPPED_BYTES:
+        free(buckets)
+    else:
+        pages_unmap(buckets, n_buckets * sizeof(Bucket))
 
 
 cdef int table_init(Table* table) noexcept nogil:
@@ -34,27 +46,9 @@ cdef int table_init(Table* table) noexcept nogil:
 
 
 cdef void table_clear(Table* table) noexcept nogil:
-    free(table.buckets)
+    _free_buckets(table.buckets, table.n_buckets)
     table.buckets = NULL
     table.n_buckets = table.n_rows = 0
-
-
-cdef uint32_t* table_find(const Table* table, const Arena* arena, uint64_t fp0, uint64_t fp1) noexcept nogil:
-    cdef uint64_t at = fp0 & (table.n_buckets - 1)
-    cdef uint8_t tag = <uint8_t>(fp1 & 0x7F) | 0x80
-    cdef Bucket* bucket
-    cdef const uint64_t* row
-    cdef int i
-    while True:
-        bucket = &table.buckets[at]
-        for i in range(SLOTS):
-            if bucket.tags[i] == tag:
-                row = <const uint64_t*>arena_at(arena, bucket.rows[i])
-                if row[0] == fp0 and row[1] == fp1:
-                    return &bucket.rows[i]
-        if not bucket.overflowed:
-            return NULL
-        at = (at + 1) & (table.n_buckets - 1)
 
 
 cdef inline void _put(Bucket* buckets, uint64_t mask, uint64_t fp0, uint64_t fp1, uint32_t row) noexcept nogil:
@@ -89,7 +83,7 @@ cdef int _grow(Table* table, const Arena* arena) noexcept nogil:
             if old.tags[i]:
                 row = <const uint64_t*>arena_at(arena, old.rows[i])
                 _put(buckets, n - 1, row[0], row[1], old.rows[i])
-    free(table.buckets)
+    _free_buckets(table.buckets, table.n_buckets)
     table.buckets = buckets
     table.n_buckets = n
     return 0

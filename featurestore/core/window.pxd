@@ -4,18 +4,19 @@
 #   RAW   [t v…][t v…][t v…]                      one entry per event, at most exact_events of them
 #   WIDE  [first…last, n, partials][…][…][t][t]   older events merged, an exponential histogram
 #
-# Idea and paper: Datar, Gionis, Indyk, Motwani, "Maintaining stream statistics over sliding windows", SICOMP 2002.
-# One log answers every window of the view, because a window only chooses where the backward scan ends. Only the entry
-# that straddles a window's edge is uncertain; it is what separates `lower` from `upper`.
+# Idea and paper: Datar, Gionis, Indyk, Motwani, "Maintaining stream statistics over sliding windows", SICOMP
+# 2002. One log answers every window of the view, because a window only chooses where the backward scan ends.
+# Only the entry that straddles a window's edge is uncertain; it is what separates `lower` from `upper`.
 #
-# Guarantee. RAW is exact. WIDE: adjacent entries merge only while each of their weights (events, events per column,
-# sums of each sign) is at most 2 * max_error of what is newer, so for reads no earlier than the newest event a count or a
-# sum of non-negative values is off by at most max_error, unless a late event fell into a merged entry or the log
-# reached max_entries. Always: the truth is within [lower, upper].
+# Guarantee. RAW is exact. WIDE: adjacent entries merge only while each of their weights (events, events per
+# column, sums of each sign) is at most 2 * max_error of what is newer, so for reads no earlier than the
+# newest event a count or a sum of non-negative values is off by at most max_error, unless a late event fell
+# into a merged entry or the log reached max_entries. Always: the truth is within [lower, upper].
 #
-# Entries are sorted and never overlap: last of one < first of the next (RAW: <=, in position order where equal).
-# Order needed: none (late events are inserted). Time: append amortised O(1), late O(log n) + move, read O(entries read).
-# Everything below is a function of the log's content and its arguments, never of allocation or of earlier reads.
+# Entries are sorted and never overlap: last of one < first of the next (RAW: <=, in position order where
+# equal). Order needed: none (late events are inserted). Time: append amortised O(1), late O(log n) + move,
+# read O(entries read). Everything below is a function of the log's content and its arguments, never of
+# allocation or of earlier reads.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.arena cimport Arena
@@ -67,19 +68,23 @@ ctypedef struct ReadAt:          # when a row is read, and what the store's cloc
 # Oldest time still kept by the view at `now_ms`: older events are late, older entries absent.
 cdef int64_t view_horizon(const ViewC* view, int64_t now_ms) noexcept nogil
 
-# Adds one event: raw[0].i its time (not before the horizon), then its values and filter word. 0, or -1 out of memory.
-cdef int log_append(Arena* arena, LogHead* head, const ViewC* view, const Word* raw, int64_t now_ms) noexcept nogil
+# Adds one event: raw[0].i its time (not before the horizon), then its values and filter word. 0, or -1 out of
+# memory.
+cdef int log_append(Arena* arena, LogHead* head, const ViewC* view, const Word* raw,
+                    int64_t now_ms) noexcept nogil
 cdef int lifetime_append(Arena* arena, LogHead* head, const ViewC* view, const Word* raw,
                          int64_t now_ms) noexcept nogil
 
 # True when nothing in it can be read any more at now_ms.
-cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view, int64_t now_ms) noexcept nogil
+cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view,
+                      int64_t now_ms) noexcept nogil
 cdef void log_free(Arena* arena, LogHead* head, const ViewC* view) noexcept nogil
 cdef int log_clone(Arena* arena, const LogHead* head, const ViewC* view, LogHead* copy) noexcept nogil
 
 # Reads `items` (sorted by window, lifetime last) of one view; log or lifetime may be NULL: no event yet.
 cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifetime, const ViewC* view,
-                    const ReadAt* when, const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil
+                    const ReadAt* when, const ItemC* items, uint32_t n_items,
+                    const Outputs* out) noexcept nogil
 # What every value of a missing key reads as.
 cdef void read_unavailable(const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil
 
@@ -87,4 +92,5 @@ cdef void read_unavailable(const ItemC* items, uint32_t n_items, const Outputs* 
 cdef size_t log_export_bytes(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil
 cdef void log_export(const Arena* arena, const LogHead* head, const ViewC* view, uint8_t* out) noexcept nogil
 # Reads one log back. Bytes consumed, 0 when they are not a log of this view, -1 when out of memory.
-cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const uint8_t* data, size_t n) noexcept nogil
+cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const uint8_t* data,
+                        size_t n) noexcept nogil

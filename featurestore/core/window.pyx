@@ -1,11 +1,11 @@
 """The window log; window.pxd has the picture, the guarantee and the paper.
 
-Three kinds of function below, in this order: partials (what an entry knows of its events), the log (append, expire,
-merge), and the read (one backward scan that ends once per window).
+Three kinds of function below, in this order: partials (what an entry knows of its events), the log (append,
+expire, merge), and the read (one backward scan that ends once per window).
 
-Of the partials, counts, sums, extremes and moments combine associatively and commutatively (floats up to rounding);
-first and last combine in time order only. None is inverted: a window is always built up from its newest end, so no error
-accumulates from subtracting.
+Of the partials, counts, sums, extremes and moments combine associatively and commutatively (floats up to
+rounding); first and last combine in time order only. None is inverted: a window is always built up from its
+newest end, so no error accumulates from subtracting.
 """
 
 from libc.math cimport INFINITY, NAN, fabs, sqrt
@@ -14,8 +14,9 @@ from libc.string cimport memcpy, memmove, memset
 
 from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_free
 from featurestore.core.plan cimport (
-    AGG_COUNT, AGG_FIRST, AGG_LAST, AGG_MAX, AGG_MEAN, AGG_MIN, AGG_SINCE_FIRST, AGG_SINCE_LAST, AGG_STDDEV, AGG_SUM,
-    MAX_WIDE_WORDS, NO_COLUMN, UNSET_MS, WIDE_COUNT, WIDE_FIRST, WIDE_LAST, ColumnC, ItemC, ViewC, Word,
+    AGG_COUNT, AGG_FIRST, AGG_LAST, AGG_MAX, AGG_MEAN, AGG_MIN, AGG_SINCE_FIRST, AGG_STDDEV, AGG_SUM,
+    MAX_WIDE_WORDS, NO_COLUMN, UNSET_MS, WIDE_COUNT, WIDE_FIRST, WIDE_LAST, ColumnC, ItemC, ViewC,
+    Word,
 )
 
 cdef enum:
@@ -42,15 +43,15 @@ ctypedef struct Edges:           # one window, and the merged entries across its
     const Word* right            # or NULL; may be the same entry as left
 
 
-# -- partials -------------------------------------------------------------------------------------------------
+# -- partials ------------------------------------------------------------------------------------------------
 
 cdef inline void _wide_clear(const ViewC* view, Word* entry) noexcept nogil:
     memset(entry, 0, view.wide_words * sizeof(Word))
 
 
 cdef inline void _wide_add(const ViewC* view, Word* entry, const Word* raw, bint older) noexcept nogil:
-    """Adds one event. `older`: it comes before all that the entry holds (by time, then position); else its position
-    is the greatest so far, whatever its time."""
+    """Adds one event. `older`: it comes before all that the entry holds (by time, then position); else its
+    position is the greatest so far, whatever its time."""
     cdef int64_t t = raw[0].i, n
     cdef uint64_t bits = raw[1 + view.n_values].u if view.n_filters else 0
     cdef double x, delta
@@ -132,7 +133,8 @@ cdef inline void _wide_merge(const ViewC* view, Word* into, const Word* older) n
             if n == 0 or older[at + 1].f > into[at + 1].f:
                 into[at + 1].f = older[at + 1].f
         if column.moments_at:
-            # Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+            # Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+            # variances", 1979.
             at = column.moments_at
             delta = older[at].f - into[at].f
             into[at + 1].f += older[at + 1].f + delta * delta * (<double>n * <double>m / <double>(n + m))
@@ -145,7 +147,7 @@ cdef inline void _wide_merge(const ViewC* view, Word* into, const Word* older) n
             into[column.last_at + 1] = older[column.last_at + 1]
 
 
-# -- the log --------------------------------------------------------------------------------------------------
+# -- the log -------------------------------------------------------------------------------------------------
 
 cdef int64_t view_horizon(const ViewC* view, int64_t now_ms) noexcept nogil:
     cdef int64_t horizon = UNSET_MS
@@ -235,7 +237,8 @@ cdef int log_clone(Arena* arena, const LogHead* head, const ViewC* view, LogHead
 
 
 cdef int _small_resize(Arena* arena, LogHead* head, const ViewC* view, uint32_t n) noexcept nogil:
-    """Moves the first min(n, n_small) entries to a block for n, if it is of another size. Sets n_small to n."""
+    """Moves the first min(n, n_small) entries to a block for n, if it is of another size. Sets n_small to
+    n."""
     cdef uint32_t block = head.block, kept = head.n_small if head.n_small < n else n
     if n == 0:
         if head.block:
@@ -246,7 +249,8 @@ cdef int _small_resize(Arena* arena, LogHead* head, const ViewC* view, uint32_t 
         if block == 0:
             return -1
         if head.block:
-            memcpy(arena_at(arena, block), arena_at(arena, head.block), <size_t>kept * view.raw_words * sizeof(Word))
+            memcpy(arena_at(arena, block), arena_at(arena, head.block),
+                   <size_t>kept * view.raw_words * sizeof(Word))
             arena_free(arena, head.block, _small_bytes(view, head.n_small))
         head.block = block
     head.n_small = <uint8_t>n
@@ -375,8 +379,10 @@ cdef inline double _weight(const ViewC* view, const Word* entry, uint16_t k) noe
     return word.f if view.weights[k].is_float else <double>word.i
 
 
-cdef inline double _pair_cost(const ViewC* view, const Word* a, const Word* b, const double* newer) noexcept nogil:
-    """Largest ratio, over all weights, of the pair's weight to what is newer; infinity where nothing is newer."""
+cdef inline double _pair_cost(const ViewC* view, const Word* a, const Word* b,
+                              const double* newer) noexcept nogil:
+    """Largest ratio, over all weights, of the pair's weight to what is newer; infinity where nothing is
+    newer."""
     cdef double cost = 0.0, together, ratio
     cdef uint16_t k
     for k in range(view.n_weights):
@@ -401,7 +407,8 @@ cdef void _merge_pairs(const ViewC* view, LargeLog* large, int64_t limit, double
                        uint32_t max_bucket, uint32_t max_merges) noexcept nogil:
     """One pass from the newest entry to the oldest that merges neighbours, both at or before `limit`.
 
-    With max_merges 0: greedily, while the pair's cost is at most max_cost (the exponential histogram's invariant).
+    With max_merges 0: greedily, while the pair's cost is at most max_cost (the exponential histogram's
+    invariant).
     Else: at most max_merges pairs, none twice, whose cost falls in a bucket up to max_bucket.
     """
     cdef double newer[3 * 64 + 1]
@@ -441,7 +448,8 @@ cdef void _merge_pairs(const ViewC* view, LargeLog* large, int64_t limit, double
     large.n_entries -= to
 
 
-cdef uint32_t _cheapest_bucket(const ViewC* view, LargeLog* large, int64_t limit, uint32_t wanted) noexcept nogil:
+cdef uint32_t _cheapest_bucket(const ViewC* view, LargeLog* large, int64_t limit,
+                               uint32_t wanted) noexcept nogil:
     """The bucket up to which `wanted` neighbouring pairs cost; COST_BUCKETS when there are fewer pairs."""
     cdef uint32_t histogram[COST_BUCKETS]
     cdef double newer[3 * 64 + 1]
@@ -483,7 +491,8 @@ cdef void _compact(const ViewC* view, LargeLog* large) noexcept nogil:
                 if limit == newest:
                     bucket = COST_BUCKETS - 1          # fewer pairs than wanted: every second entry goes
                 else:
-                    limit = newest                     # all that is older than the offset is one entry already
+                    limit = newest                     # all that is older than the offset is one entry
+                                                       # already
                     continue
             _merge_pairs(view, large, limit, 0.0, bucket, large.n_entries - view.max_entries)
     large.compact_at = large.n_entries + large.n_entries // 2 + COMPACT_SLACK
@@ -514,7 +523,8 @@ cdef int _wide_append(Arena* arena, LogHead* head, const ViewC* view, const Word
     return 0
 
 
-cdef int log_append(Arena* arena, LogHead* head, const ViewC* view, const Word* raw, int64_t now_ms) noexcept nogil:
+cdef int log_append(Arena* arena, LogHead* head, const ViewC* view, const Word* raw,
+                    int64_t now_ms) noexcept nogil:
     cdef int64_t horizon = view_horizon(view, now_ms)
     cdef Entries entries
     cdef LargeLog* large
@@ -571,7 +581,8 @@ cdef int lifetime_append(Arena* arena, LogHead* head, const ViewC* view, const W
     return 0
 
 
-cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view, int64_t now_ms) noexcept nogil:
+cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view,
+                      int64_t now_ms) noexcept nogil:
     cdef Entries entries
     if head.kind == LOG_KEY:
         return False
@@ -583,9 +594,10 @@ cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view
     return _last_of(&entries, entries.n - 1) < view_horizon(view, now_ms)
 
 
-# -- the read -------------------------------------------------------------------------------------------------
+# -- the read ------------------------------------------------------------------------------------------------
 
-cdef inline void _put(const Outputs* out, const ItemC* item, double value, double lower, double upper) noexcept nogil:
+cdef inline void _put(const Outputs* out, const ItemC* item, double value, double lower,
+                      double upper) noexcept nogil:
     if value < lower:
         value = lower
     if value > upper:
@@ -650,9 +662,9 @@ cdef inline void _read_stddev(const Outputs* out, const ItemC* item, const Colum
                               const Uncertain* doubt) noexcept nogil:
     """Bounds of a population standard deviation over n sure events and 0..k doubtful ones.
 
-    From below: the sum of squares only grows with events, so sure M2 / (n + k). From above: M2 of the sure, M2 of the doubtful, and
-    n j / (n + j) times the squared distance of the two means, over n + j, at the worst j; never above a quarter of the
-    squared range (Popoviciu).
+    From below: the sum of squares only grows with events, so sure M2 / (n + k). From above: M2 of the sure,
+    M2 of the doubtful, and n j / (n + j) times the squared distance of the two means, over n + j, at the
+    worst j; never above a quarter of the squared range (Popoviciu).
     """
     cdef double n = <double>sure[column.n_at].i, k = <double>doubt.n
     cdef double least = doubt.least, most = doubt.most, mean, m2, far, share, variance
@@ -698,7 +710,8 @@ cdef inline void _read_extreme(const Outputs* out, const ItemC* item, const Colu
 
 cdef inline void _read_end(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
                            const Edges* edges) noexcept nogil:
-    """first and last. The entry across the far edge of the window decides only when nothing sure lies beyond it."""
+    """first and last. The entry across the far edge of the window decides only when nothing sure lies beyond
+    it."""
     cdef bint want_first = item.aggregate == AGG_FIRST
     cdef uint16_t at = column.first_at if want_first else column.last_at
     cdef const Word* near = edges.left if want_first else edges.right
@@ -712,7 +725,8 @@ cdef inline void _read_end(const Outputs* out, const ItemC* item, const ColumnC*
         _put(out, item, sure[at].f, sure[at].f, sure[at].f)
         return
     if doubt.n == 0:
-        # Only the entry across the other edge is left; its own first (last) event is inside, or none of the column is.
+        # Only the entry across the other edge is left; its own first (last) event is inside, or none of the
+        # column is.
         if edges.lo < far[at + 1].i <= edges.hi:
             _put(out, item, far[at].f, far[at].f, far[at].f)
         else:
@@ -730,7 +744,8 @@ cdef inline void _read_end(const Outputs* out, const ItemC* item, const ColumnC*
 
 cdef inline void _read_since(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
                              const Edges* edges) noexcept nogil:
-    """since_first and since_last: hi minus the time of the first or last event, in ms. column NULL: of any event."""
+    """since_first and since_last: hi minus the time of the first or last event, in ms. column NULL: of any
+    event."""
     cdef bint want_first = item.aggregate == AGG_SINCE_FIRST
     cdef uint16_t at                     # word that holds the wanted time
     cdef uint16_t n_at = WIDE_COUNT
@@ -751,7 +766,8 @@ cdef inline void _read_since(const Outputs* out, const ItemC* item, const Column
             _put_nothing(out, item)
             return
     else:
-        # Somewhere in the part of `near` that is inside, or, if its column has none there, at the next sure one.
+        # Somewhere in the part of `near` that is inside, or, if its column has none there, at the next sure
+        # one.
         earliest = edges.lo + 1
         latest = edges.hi
         if want_first:
@@ -830,8 +846,8 @@ cdef void _read_item(const ViewC* view, const ItemC* item, const Word* sure, con
         _read_since(out, item, column, sure, edges)
 
 
-cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
-                                const ItemC* item, const Outputs* out) noexcept nogil:
+cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const ViewC* view,
+                                const ReadAt* when, const ItemC* item, const Outputs* out) noexcept nogil:
     cdef Entries entries = _entries(arena, head, view)
     cdef Edges edges
     out.statuses[item.out] = STATUS_PRESENT
@@ -865,13 +881,15 @@ cdef inline void _judge(const ViewC* view, const ReadAt* when, const ItemC* item
         share = <double>(hi - live) / <double>item.window_ms
         out.coverage[item.out] = <float>(0.0 if share < 0.0 else share)
     elif lo < view.floor_ms:
-        # What it once held was dropped before the view's windows were made longer. (A new, longer window is WARMING.)
+        # What it once held was dropped before the view's windows were made longer. (A new, longer window is
+        # WARMING.)
         out.statuses[item.out] = STATUS_UNAVAILABLE
         out.coverage[item.out] = 0.0
 
 
 cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifetime, const ViewC* view,
-                    const ReadAt* when, const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil:
+                    const ReadAt* when, const ItemC* items, uint32_t n_items,
+                    const Outputs* out) noexcept nogil:
     cdef Word sure[MAX_WIDE_WORDS]
     cdef Entries entries = _entries(arena, log, view)
     cdef int64_t horizon = view_horizon(view, when.now_ms), lo
@@ -921,7 +939,7 @@ cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifet
         _read_item(view, &items[i], sure, &edges, out)
 
 
-# -- bytes ----------------------------------------------------------------------------------------------------
+# -- bytes ---------------------------------------------------------------------------------------------------
 
 cdef size_t log_export_bytes(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil:
     cdef Entries entries
@@ -1034,7 +1052,8 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
         memcpy(arena_at(arena, head.block), &n_entries, sizeof(uint32_t))
         memcpy(<char*>arena_at(arena, head.block) + sizeof(uint32_t), data + EXPORT_HEAD_BYTES, n_entries)
         return <int64_t>(EXPORT_HEAD_BYTES + n_bytes)
-    if view == NULL or kind > EXPORT_LIFETIME or stride != _stride(view, kind != EXPORT_RAW) or n_entries == 0:
+    if view == NULL or kind > EXPORT_LIFETIME or stride != _stride(view,
+                                                                   kind != EXPORT_RAW) or n_entries == 0:
         return 0
     if kind == EXPORT_LIFETIME and n_entries != 1:
         return 0

@@ -108,8 +108,8 @@ def _event(
     index: int, event: EventModel, views: Iterable[ViewModel], entities: dict[tuple[str, ...], int]
 ) -> EventPlan:
     order = {name: position for position, name in enumerate(event.fields)}
-    # Which keys an event brings, to be read by: those its views name, and key fields called like a part. So Observe reads what
-    # other event types have fed to this event's ip, and `key: []` belongs to everybody.
+    # Which keys an event brings, to be read by: those its views name, and key fields called like a part. So
+    # Observe reads what other event types have fed to this event's ip, and `key: []` belongs to everybody.
     parts = {name: name for name, kind in event.fields.items() if kind is FieldType.KEY}
     for view in views:
         parts.update(view.key)

@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from featurestore.config import Address, Limits, ServeConfig
 from featurestore.engine import Engine
+from featurestore.errors import FeatureStoreError
 from featurestore.server import admin, grpc_front, listener, metrics, registry
 from featurestore.server.dispatcher import Dispatcher
 
@@ -238,7 +239,11 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
         raise
     if not is_sound:
         _log.error("the store takes no more writes; restart the server: nothing acknowledged is lost")
-    engine.close(checkpoint=is_sound)
+    try:
+        engine.close(checkpoint=is_sound)
+    except FeatureStoreError as error:  # the store is closed all the same
+        _log.error("no last checkpoint: %s; the next start replays the journal instead", error)
+        return EXIT_FAILED
     if is_sound:
         _log.info("stopped; the checkpoint is at position %d", engine.checkpoint_position)
     return EXIT_OK if is_sound else EXIT_FAILED

@@ -19,7 +19,7 @@ of 16 KiB wrote 2.5 times what those of 4 KiB wrote. Values of half a page are t
 and an inner split leaves it half empty.
 
 Promise: no function here trusts a byte it read. What is not what was written, under this key, comes back as a
-FaultCode and is never merged, copied out or given a new checksum. All formats are in FORMAT_ROWS.md.
+FaultCode and is never merged, copied out or given a new checksum. All formats are in FORMAT.md.
 """
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport realloc

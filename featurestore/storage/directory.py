@@ -5,16 +5,23 @@
     DIR/secret        16 random bytes that key every fingerprint, mode 0600
     DIR/journal/      segments (journal.pyx)
     DIR/rows/         checkpoints in LMDB (rows.pyx)
+    DIR/CREATING      the store is being made and nobody has been told of it: what is there may be thrown away
 
-store.json is written last when a store is created, so a directory either is a store or is not one yet.
+A store is made under the mark CREATING; store.json is written when everything else is durable, its first
+schema included, and the mark is removed last. So a directory with a store.json has all of the above, and
+whatever is missing was lost; and one without is a store being made if it has the mark, else none, and nothing
+in it is touched. A backup writes store.json last, too, and never the mark.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import secrets
+import shutil
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +35,8 @@ from featurestore.errors import (
 
 FORMAT = "featurestore data directory"
 VERSION = 1
+SECRET_BYTES = 16
+STORE_JSON, CREATING = "store.json", "CREATING"
 
 
 @dataclass(frozen=True)
@@ -39,10 +48,24 @@ class Identity:
     store_id: str  # 32 hex digits
     clock: str  # "wall" | "event"
     n_shards: int
+    secret_check: str  # first 16 hex digits of the SHA-256 of the secret
 
     @property
     def id_bytes(self) -> bytes:
         return bytes.fromhex(self.store_id)
+
+    def to_json(self) -> bytes:
+        """The bytes of store.json: the fields, and the CRC-32 over them."""
+        fields = asdict(self)
+        return (json.dumps({**fields, "crc32": _crc_of(fields)}, indent=2) + "\n").encode()
+
+
+def _crc_of(fields: dict[str, object]) -> str:
+    return f"{zlib.crc32(json.dumps(fields, sort_keys=True, separators=(',', ':')).encode()):08x}"
+
+
+def _check_of(secret: bytes) -> str:
+    return hashlib.sha256(secret).hexdigest()[:16]
 
 
 def sync_directory(path: Path) -> None:
@@ -87,24 +110,27 @@ class DataDirectory:
 
     @classmethod
     def exists(cls, path: Path) -> bool:
-        return (path / "store.json").exists()
+        return (path / STORE_JSON).exists()
 
     @classmethod
     def create(cls, path: Path, *, clock: str, n_shards: int) -> DataDirectory:
-        """Makes a new store's directory; what a creation that did not finish left there is replaced."""
-        if cls.exists(path):
-            raise StorageError(f"{path} is a store already; open it, or give another directory")
+        """Begins a new store's directory; `publish` makes it one. What a creation that did not finish left
+        there is replaced."""
+        secret = secrets.token_bytes(SECRET_BYTES)
+        identity = Identity(FORMAT, VERSION, secrets.token_hex(16), clock, n_shards, _check_of(secret))
         try:
             path.mkdir(parents=True, exist_ok=True)
-            strangers = {entry.name for entry in path.iterdir()} - {"LOCK", "secret", "secret.new", "store.json.new"}
-            if strangers:
-                raise StorageError(f"{path} is not empty ({sorted(strangers)[0]}) and is no store; give an empty directory")
+            _refuse_strangers(path)
             lock_fd = _lock(path)
             try:
-                secret = secrets.token_bytes(16)
-                identity = Identity(FORMAT, VERSION, secrets.token_hex(16), clock, n_shards)
+                if cls.exists(path):  # made by another process since we looked
+                    raise StorageError(f"{path} is a store already; open it, or give another directory")
+                write_synced(path / CREATING, b"")
+                for name in ("journal", "rows"):
+                    if (path / name).exists():
+                        shutil.rmtree(path / name)
                 write_synced(path / "secret", secret, 0o600)
-                write_synced(path / "store.json", (json.dumps(asdict(identity), indent=2) + "\n").encode())
+                sync_directory(path.absolute().parent)
             except BaseException:
                 os.close(lock_fd)
                 raise
@@ -112,24 +138,35 @@ class DataDirectory:
             raise StorageError(f"cannot create a store in {path}: {error.strerror}") from error
         return cls(path, identity, secret, lock_fd)
 
-    @classmethod
-    def open(cls, path: Path) -> DataDirectory:
-        """Takes an existing store. Raises StoreLockedError, CorruptRecordError, IncompatibleVersionError, StorageError."""
-        if not cls.exists(path):
-            raise StorageError(f"{path} is not a store: it has no store.json; create one with `featurestore serve --schema`")
-        identity = read_identity(path)
-        lock_fd = _lock(path)
+    def publish(self) -> None:
+        """From now on the directory is a store: everything in it is durable."""
         try:
-            secret = (path / "secret").read_bytes()
-            if len(secret) != 16:
-                raise CorruptRecordError(f"{path / 'secret'} has {len(secret)} bytes, not 16; restore it from a backup")
+            write_synced(self.path / STORE_JSON, self.identity.to_json())
+            (self.path / CREATING).unlink()
+            sync_directory(self.path)
         except OSError as error:
-            os.close(lock_fd)
-            raise StorageError(
-                f"cannot read {path / 'secret'}: {error.strerror}; without it no key can be found again: restore it from a backup"
-            ) from error
-        except BaseException:
-            os.close(lock_fd)
+            raise StorageError(f"cannot create a store in {self.path}: {error.strerror}") from error
+
+    @classmethod
+    def open(cls, path: Path, *, read_only: bool = False) -> DataDirectory:
+        """Takes an existing store; read_only: without writing anything, LOCK included.
+
+        Raises StoreLockedError, CorruptRecordError, IncompatibleVersionError, StorageError.
+        """
+        if not cls.exists(path):
+            why = "making it did not finish" if (path / CREATING).exists() else "it has no store.json"
+            raise StorageError(f"{path} is not a store: {why}; create one with `featurestore serve --schema`")
+        identity = read_identity(path)
+        lock_fd = _lock_existing(path) if read_only else _lock(path)
+        try:
+            secret = read_secret(path, identity)
+            if not read_only:
+                (path / CREATING).unlink(missing_ok=True)
+        except BaseException as error:
+            if lock_fd >= 0:
+                os.close(lock_fd)
+            if isinstance(error, OSError):
+                raise StorageError(f"cannot write to {path}: {error.strerror}") from error
             raise
         return cls(path, identity, secret, lock_fd)
 
@@ -148,7 +185,7 @@ class DataDirectory:
 
 def read_identity(path: Path) -> Identity:
     """What store.json says, checked; takes no lock."""
-    name = path / "store.json"
+    name = path / STORE_JSON
     try:
         raw = json.loads(name.read_bytes())
     except OSError as error:
@@ -159,29 +196,97 @@ def read_identity(path: Path) -> Identity:
         raise IncompatibleVersionError(f"{name} does not belong to a featurestore; give another directory")
     if raw.get("version") != VERSION:
         raise IncompatibleVersionError(
-            f"{name}: data directory version {raw.get('version')}; this program reads version {VERSION}: use a newer one"
+            f"{name}: data directory version {raw.get('version')}; "
+            f"this program reads version {VERSION}: use a newer one"
+        )
+    crc = raw.pop("crc32", None)
+    if crc != _crc_of(raw):
+        raise CorruptRecordError(
+            f"{name}: its checksum is {crc}, its fields give {_crc_of(raw)}; restore it from a backup"
         )
     try:
         identity = Identity(**raw)
         n = identity.n_shards
-        if len(identity.id_bytes) != 16 or identity.clock not in ("wall", "event") or not 0 < n <= 4096 or n & (n - 1):
+        if (
+            len(identity.id_bytes) != 16
+            or identity.clock not in ("wall", "event")
+            or not 0 < n <= 4096
+            or n & (n - 1)
+        ):
             raise ValueError("a value is out of range")
     except (TypeError, ValueError) as error:
         raise CorruptRecordError(f"{name}: {error}; restore it from a backup") from error
     return identity
 
 
+def read_secret(path: Path, identity: Identity) -> bytes:
+    """The secret, checked against what store.json says of it."""
+    name = path / "secret"
+    try:
+        secret = name.read_bytes()
+    except OSError as error:
+        raise StorageError(
+            f"cannot read {name}: {error.strerror}; "
+            "without it no key can be found again: restore it from a backup"
+        ) from error
+    if len(secret) != SECRET_BYTES:
+        raise CorruptRecordError(
+            f"{name} has {len(secret)} bytes, not {SECRET_BYTES}; restore it from a backup"
+        )
+    if _check_of(secret) != identity.secret_check:
+        raise CorruptRecordError(
+            f"{name} is damaged or another store's: it does not match store.json; restore it from a backup"
+        )
+    return secret
+
+
+def _refuse_strangers(path: Path) -> None:
+    entries = {entry.name for entry in path.iterdir()}
+    ours = {"LOCK", "secret", "secret.new", "store.json.new", CREATING, f"{CREATING}.new"}
+    if CREATING in entries:
+        ours |= {"journal", "rows"}
+    if strangers := sorted(entries - ours):
+        raise StorageError(
+            f"{path} is not empty ({strangers[0]}) and is no store; "
+            f"give an empty directory, or restore its store.json"
+        )
+
+
+def _lock_existing(path: Path) -> int:
+    """As _lock where LOCK exists, without writing; -1 where it does not: then nobody ever had the store open
+    here."""
+    try:
+        fd = os.open(path / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return -1
+    return _flocked(fd, path)
+
+
 def _lock(path: Path) -> int:
-    fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path / 'LOCK'}: {error.strerror}; a store's directory must be writable"
+        ) from error
+    return _flocked(fd, path)
+
+
+def _flocked(fd: int, path: Path) -> int:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(fd)
-        raise StoreLockedError(f"{path} is in use by another process; stop it first, or give another directory") from error
+        raise StoreLockedError(
+            f"{path} is in use by another process; stop it first, or give another directory"
+        ) from error
     return fd
 
 
 def require_clock(identity: Identity, wanted: str | None) -> None:
     """A store's clock is fixed for its life."""
     if wanted is not None and wanted != identity.clock:
-        raise ConfigError(f"this store was created with the {identity.clock} clock; it cannot be opened with the {wanted} clock")
+        raise ConfigError(
+            f"this store was created with the {identity.clock} clock; "
+            f"it cannot be opened with the {wanted} clock"
+        )

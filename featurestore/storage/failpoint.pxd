@@ -13,8 +13,14 @@ cdef enum Failpoint:
     JOURNAL_ROLLED = 5            # renamed, the directory not synced
     JOURNAL_TRUNCATE = 6          # one old segment is deleted, the next is not
     RECOVERY_MID = 7              # a torn tail was found and partly zeroed
-    CHECKPOINT_MID = 8            # part of a checkpoint is committed
-    N_FAILPOINTS = 9
+    CHECKPOINT_MID = 8            # a checkpoint is written, nothing of it is committed
+    CHECKPOINT_COMMITTED = 9      # committed, the journal before it still there
+    COMPACT_COPIED = 10           # the rows' new file is complete, not in its place
+    COMPACT_SWAPPED = 11          # in its place, the directory not synced
+    SCHEMA_JOURNALED = 12         # a schema frame is written, nothing serves it yet
+    FORGET_JOURNALED = 13         # the tombstone is written, the key still in rows and journal
+    FORGET_CHECKPOINTED = 14      # the key is in no row and no segment, the rows' file has it in free pages
+    N_FAILPOINTS = 15
 
 cdef bint failpoints_armed        # any rule is set; read without a lock, written under the GIL
 

@@ -56,6 +56,12 @@ NAMES = (
     "journal.truncate",
     "recovery.mid",
     "checkpoint.mid",
+    "checkpoint.committed",
+    "compact.copied",
+    "compact.swapped",
+    "schema.journaled",
+    "forget.journaled",
+    "forget.checkpointed",
 )
 ACTIONS = {"kill": ACTION_KILL, "eio": ACTION_EIO, "enospc": ACTION_ENOSPC}
 

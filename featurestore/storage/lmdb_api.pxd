@@ -46,6 +46,7 @@ cdef extern from * nogil:
 cdef enum:
     MDB_RDONLY = 0x20000
     MDB_NOTLS = 0x200000
+    MDB_NOLOCK = 0x400000         # no table of readers; only where nobody writes meanwhile
     MDB_RESERVE = 0x10000         # put: leave room for the value, the caller fills it before the next write
     MDB_CP_COMPACT = 1            # copy: without free pages, in key order
     MDB_FREE_DBI = 0              # the database of free pages; readable in a read transaction

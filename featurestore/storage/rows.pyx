@@ -28,7 +28,7 @@ belongs to the thread that took it: `begin` to `commit` is one thread.
 
 Cost: a transaction's changed pages are in RAM until it commits, and pages that it replaced are reused two
 transactions later. A checkpoint of many rows in several transactions, a few shards each, bounds both. The
-formats are in FORMAT_ROWS.md.
+formats are in FORMAT.md.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -36,6 +36,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
+import errno
 import fcntl
 import os
 import re
@@ -51,8 +52,9 @@ from featurestore.storage.blocks cimport (
     put_entry, put_head, start_job, store_u32, store_u64, walk_blocks, write_records,
 )
 from featurestore.storage.lmdb_api cimport (
-    MDB_CP_COMPACT, MDB_FIRST, MDB_FREE_DBI, MDB_MAP_FULL, MDB_NEXT, MDB_NOTFOUND, MDB_NOTLS, MDB_RDONLY,
-    MDB_SET_RANGE, LmdbApi, MDB_cursor, MDB_dbi, MDB_env, MDB_envinfo, MDB_stat, MDB_txn, MDB_val, lmdb,
+    MDB_CP_COMPACT, MDB_FIRST, MDB_FREE_DBI, MDB_MAP_FULL, MDB_NEXT, MDB_NOLOCK, MDB_NOTFOUND, MDB_NOTLS,
+    MDB_RDONLY, MDB_SET_RANGE, LmdbApi, MDB_cursor, MDB_dbi, MDB_env, MDB_envinfo, MDB_stat, MDB_txn, MDB_val,
+    lmdb,
 )
 
 from featurestore.errors import (
@@ -64,6 +66,7 @@ from featurestore.errors import (
     StoreLockedError,
 )
 from featurestore.storage import lmdb_file
+from featurestore.storage.failpoint import reach
 
 cdef enum:
     IDENTITY_BYTES = 40           # u32 crc, u32 version, 8 bytes magic, 16 bytes store id, u64 openings
@@ -120,6 +123,7 @@ cdef class RowStore:
     cdef list steps               # what the transaction was asked for, to do it again in a larger map
     cdef tuple file_id            # (device, inode) in open_files, or None
     cdef bytes store_id
+    cdef bint read_only
     cdef str failure              # why the environment was given up, or None
     cdef readonly str path
 
@@ -146,8 +150,11 @@ cdef class RowStore:
     @staticmethod
     def open(path, *, bytes store_id not None, bint create, size_t map_size_bytes=1 << 30,
              size_t max_map_size_bytes=1 << 40, uint64_t headroom_bytes=256 << 20,
-             size_t block_bytes=VALUE_BYTES):
+             size_t block_bytes=VALUE_BYTES, bint read_only=False):
         """Opens the store in the directory `path`; `create` makes a new one, and refuses if there is one.
+
+        read_only: nothing is written, not even that it was opened, and `begin` refuses; for looking at a
+        store that is not open elsewhere, perhaps on a medium that cannot be written.
 
         map_size_bytes is address space, not disk; it doubles when it is full, up to max_map_size_bytes. begin
         refuses while the file system has less than headroom_bytes free. block_bytes is for measuring: any
@@ -174,13 +181,16 @@ cdef class RowStore:
         store.max_map_size_bytes = max_map_size_bytes
         store.headroom_bytes = headroom_bytes
         store.block_bytes = block_bytes
+        store.read_only = read_only
         try:
             if create:
                 store.make_file()
             store.take_file()
             store.open_env(Path(store.path))
             store.read_identity()
-            store.sign_in()
+            if not read_only:
+                store.remove_copy()
+                store.sign_in()
         except BaseException:
             store.close()
             raise
@@ -212,7 +222,7 @@ cdef class RowStore:
     cdef int take_file(self) except -1:
         target = os.path.join(self.path, DATA_NAME)
         try:
-            self.fd = os.open(target, os.O_RDWR | os.O_CLOEXEC)
+            self.fd = os.open(target, (os.O_RDONLY if self.read_only else os.O_RDWR) | os.O_CLOEXEC)
         except OSError as error:
             raise StorageError(
                 f"{target}: cannot be opened: {error}; is this the directory of a store?"
@@ -234,6 +244,8 @@ cdef class RowStore:
 
     cdef int open_env(self, directory) except -1:
         cdef int rc, n_dead = 0
+        # Alone on the file by its flock, a reader needs no table of readers, which it would have to write.
+        cdef unsigned int flags = MDB_NOTLS | MDB_RDONLY | MDB_NOLOCK if self.read_only else MDB_NOTLS
         cdef MDB_txn* txn = NULL
         cdef bytes encoded = os.fsencode(directory)
         cdef const char* c_path = encoded
@@ -242,6 +254,8 @@ cdef class RowStore:
             file = lmdb_file.inspect(self.fd, os.path.join(where, DATA_NAME))
             # Only ever larger: the file may have grown past what is configured.
             self.map_size_bytes = max(self.map_size_bytes, file.map_size_bytes)
+            if not self.read_only:
+                self.settle_metas(file.page_bytes)
         rc = self.api.env_create(&self.env)
         if rc != 0:
             self.env = NULL
@@ -250,8 +264,8 @@ cdef class RowStore:
         rc = self.api.env_set_mapsize(self.env, self.map_size_bytes)
         if rc == 0:
             with nogil:
-                rc = self.api.env_open(self.env, c_path, MDB_NOTLS, 0o600)
-        if rc == 0:               # slots of readers that were killed would keep their pages for ever
+                rc = self.api.env_open(self.env, c_path, flags, 0o600)
+        if rc == 0 and not self.read_only:       # slots of readers that were killed would keep their pages
             rc = self.api.reader_check(self.env, &n_dead)
         if rc == 0:
             rc = self.api.txn_begin(self.env, NULL, MDB_RDONLY, &txn)
@@ -261,6 +275,26 @@ cdef class RowStore:
         if rc != 0:
             self.close_env()
             raise lmdb_error(rc, "opening", where)
+        return 0
+
+    # Makes the disk say which transaction is the newest: the one that is read from the file now.
+    #
+    # When LMDB's write of a meta page fails, it puts the old page back, into the page cache only. The disk
+    # may have the new one all the same. The next transaction would then use pages that are free according to
+    # the old meta, and that the new one reaches: after a power cut the new one counts, and its pages are
+    # another's. So both metas are written as they are read, and synced, before anything else is written. A
+    # cut in between leaves either meta with all of its pages.
+    cdef int settle_metas(self, size_t page_bytes) except -1:
+        try:
+            for offset in (0, page_bytes):
+                page = os.pread(self.fd, page_bytes, offset)
+                if os.pwrite(self.fd, page, offset) != len(page):
+                    raise OSError(errno.EIO, "short write")
+            os.fdatasync(self.fd)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path}: its meta pages cannot be written: {error}; see to the disk, then try again"
+            ) from error
         return 0
 
     cdef int close_env(self) except -1:
@@ -420,6 +454,16 @@ cdef class RowStore:
             check_value(self.path, key, value, SHARD_VALUE_BYTES)
             positions[int.from_bytes(key[1:], "big")] = int.from_bytes(value[8:16], "little")
         return positions
+
+    def sizes(self):
+        """(rows, bytes of their records) of every shard that was ever written, by shard number, as their
+        heads say."""
+        sizes = {}
+        for key, value in self.entries(KIND_SHARD):
+            check_value(self.path, key, value, SHARD_VALUE_BYTES)
+            sizes[int.from_bytes(key[1:], "big")] = (
+                int.from_bytes(value[16:24], "little"), int.from_bytes(value[24:32], "little"))
+        return sizes
 
     def metas(self):
         """Names of all metas, sorted."""
@@ -644,7 +688,8 @@ cdef class RowStore:
             self.leave(txn)
 
     def copy_to(self, path):
-        """Writes the last commit to the new directory `path`, without free pages; the store goes on.
+        """Writes the last commit to the new directory `path`, without free pages or anything else of the
+        past; the store goes on.
 
         The copy is complete and synced when this returns, and is not there under its name before. A map that
         fills meanwhile grows only after the copy. Raises StorageError if `path` exists or cannot be written.
@@ -652,10 +697,11 @@ cdef class RowStore:
         cdef int rc, target_fd
         directory = Path(path)
         target, partial = directory / DATA_NAME, directory / (DATA_NAME + ".partial")
-        self.check_open()
+        with self.turn:
+            self.check_open()
         try:
             directory.mkdir(mode=0o700, parents=True)
-            target_fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            target_fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StorageError(
                 f"{path}: cannot be written: {error}; give a directory that does not exist"
@@ -674,6 +720,7 @@ cdef class RowStore:
             if rc != 0:
                 raise lmdb_error(rc, f"copying to {path}", self.path)
             try:
+                lmdb_file.clear_slack(target_fd, os.fspath(partial))
                 os.fsync(target_fd)
                 partial.rename(target)
                 sync_directory(directory)
@@ -681,44 +728,63 @@ cdef class RowStore:
             except OSError as error:
                 raise StorageError(f"{path}: cannot be written: {error}") from error
         except BaseException:
-            partial.unlink(missing_ok=True)
+            for name in (partial, target):       # the directory is ours: nothing else is in it
+                name.unlink(missing_ok=True)
             directory.rmdir()
             raise
         finally:
             os.close(target_fd)
 
     def compact(self):
-        """Rewrites the file without its free pages: what was deleted is in it no more, and the file is as small as it can be.
+        """Rewrites the file without its free pages: what was deleted is in it no more, and the file is as
+        small as it can be.
 
-        Needs as much free space as there are rows; whoever reads waits only while the files change places. Raises
-        StorageError if the copy cannot be written (the store goes on as it was).
+        Needs as much free space as there are rows; whoever reads waits while the files change places. Raises
+        StorageError: either the copy cannot be written and the store goes on as it was, or it is given up and
+        `reopen` finds one file or the other, which hold the same rows.
         """
         copy = Path(self.path, COMPACTING_NAME)
-        if self.txn != NULL:
-            raise RuntimeError("compact: a transaction is under way; commit or abort it first")
+        if self.txn != NULL or self.read_only:
+            raise RuntimeError("compact: a transaction is under way, or the store is open to be read only")
+        self.check_open()
         self.remove_copy()
         self.copy_to(copy)
-        self.close_env()
-        try:
-            (copy / DATA_NAME).replace(Path(self.path, DATA_NAME))
-            sync_directory(self.path)
-            copy.rmdir()
-        except OSError as error:
-            self.failure = f"compacting: {error}"
-            raise StorageError(f"{self.path}: cannot be replaced by its compacted copy: {error}; reopen() it") from error
-        self.give_file()
-        self.take_file()
-        self.open_env(Path(self.path))
-        self.read_identity()
-        self.sign_in()
+        with self.turn:
+            self.close_env()
+            try:
+                try:
+                    reach("compact.copied")
+                    (copy / DATA_NAME).replace(Path(self.path, DATA_NAME))
+                    reach("compact.swapped")
+                    copy.rmdir()
+                    sync_directory(self.path)
+                finally:
+                    self.give_file()
+                    self.take_file()
+                self.open_env(Path(self.path))
+                self.read_identity()
+                self.sign_in()
+            except (OSError, StorageError) as error:
+                self.failure = f"compacting: {error}"
+                self.close_env()
+                raise StorageError(
+                    f"{self.path}: cannot be replaced by its compacted copy: {error}; reopen() it"
+                ) from error
+        return 0
 
-    # What a compaction that was interrupted left behind.
+    # What a compaction that was interrupted left behind. It may hold what the next one is to be rid of.
     cdef int remove_copy(self) except -1:
         copy = Path(self.path, COMPACTING_NAME)
-        if copy.exists():
-            for entry in copy.iterdir():
-                entry.unlink()
-            copy.rmdir()
+        try:
+            if copy.exists():
+                for entry in copy.iterdir():
+                    entry.unlink()
+                copy.rmdir()
+                sync_directory(self.path)
+        except OSError as error:
+            raise StorageError(
+                f"{copy}: cannot be removed: {error}; remove it, it is an unfinished copy"
+            ) from error
         return 0
 
     cdef int give_file(self) except -1:
@@ -731,6 +797,11 @@ cdef class RowStore:
             self.fd = -1
         return 0
 
+    @property
+    def given_up(self):
+        """A failure closed the environment: `reopen` it, or be content with what is in memory."""
+        return self.failure is not None
+
     def begin(self):
         """Starts the transaction that write_shard and put_meta fill and commit makes durable.
 
@@ -740,6 +811,8 @@ cdef class RowStore:
         self.check_open()
         if self.txn != NULL:
             raise RuntimeError("begin: the transaction before this one was neither committed nor aborted")
+        if self.read_only:
+            raise RuntimeError("begin: the store was opened to be read only")
         space = os.statvfs(self.path)
         if space.f_bavail * space.f_frsize < self.headroom_bytes:
             raise LimitError(
@@ -977,11 +1050,14 @@ cdef class RowStore:
         Raises as open does. What it finds is the last commit, never the one that failed: shards() gives the
         positions.
         """
-        if self.fd < 0:
+        if self.fd < 0 and self.failure is None:
             raise StorageError(f"{self.path}: is closed; open it again")
         if self.env != NULL:
             raise RuntimeError("reopen: the store is open")
         try:
+            if self.file_id is None:             # lost between the two files of a compaction
+                self.give_file()
+                self.take_file()
             self.open_env(Path(self.path))
             self.read_identity()
             self.sign_in()

@@ -1,4 +1,4 @@
-"""The state machine as a whole: what its arguments may be, growth and freeing of rows, memory limits, snapshots."""
+"""The whole state machine: what it may be asked, growth and freeing of rows, memory limits, snapshots."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import pytest
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
 from featurestore.core.state import State
-from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError
+from featurestore.errors import (
+    CorruptRecordError,
+    InvalidEventError,
+    LimitError,
+    SequenceError,
+    UnknownNameError,
+)
 from featurestore.outcome import Outcome
 from featurestore.schema import compile_schema
 
@@ -38,7 +44,9 @@ def batch(**columns: Any) -> EventBatch:
     return EventBatch(PLAN.events[0], 0, times, values, outcomes)
 
 
-def plays(n: int, *, start: int = 1_000_000, step: int = 1, prefix: str = "i", keys: int | None = None) -> EventBatch:
+def plays(
+    n: int, *, start: int = 1_000_000, step: int = 1, prefix: str = "i", keys: int | None = None
+) -> EventBatch:
     keys = keys or n
     return batch(
         ts=[start + i * step for i in range(n)],
@@ -79,7 +87,9 @@ def test_rows_that_hold_nothing_are_freed_and_their_memory_serves_the_next_ones(
 def test_an_event_that_needs_a_new_row_past_the_memory_limit_is_refused_and_known_keys_go_on() -> None:
     state = State(PLAN, n_shards=1, max_memory_bytes=300)
     state.observe(plays(1))
-    again = batch(ts=[1_000_001, 1_000_002], account=["a0", "new"], track=["t", "t"], ms=[1, 1], id=["x", "y"])
+    again = batch(
+        ts=[1_000_001, 1_000_002], account=["a0", "new"], track=["t", "t"], ms=[1, 1], id=["x", "y"]
+    )
     state.observe(again)
     assert list(again.outcomes) == [Outcome.ACCEPTED, Outcome.REFUSED_MEMORY]
 
@@ -118,7 +128,9 @@ def test_a_retry_of_a_batch_with_unreadable_events_is_told_by_its_content() -> N
     state = State(PLAN)
 
     def mixed() -> EventBatch:
-        return batch(ts=[1_000_000, 1_000_000], account=["a", 1.5], track=["t", "t"], ms=[np.inf, 2], id=["1", "2"])
+        return batch(
+            ts=[1_000_000, 1_000_000], account=["a", 1.5], track=["t", "t"], ms=[np.inf, 2], id=["1", "2"]
+        )
 
     state.observe(mixed(), producer=b"p", sequence=1)
     retry = mixed()

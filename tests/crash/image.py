@@ -467,7 +467,7 @@ class _World:
         """Writes the directory as a power cut leaves it; returns how many blocks and names were uncertain."""
         if self.unmodelled:
             raise TraceError(f"{self.unmodelled}: the harness does not model this")
-        directories = [node for node in self.nodes.values() if isinstance(node, _Directory)]
+        directories = self.directories()
         left = {id(directory): dict(directory.durable) for directory in directories}
         changes = {id(change): change for directory in directories for change in directory.pending}
         for change in sorted(changes.values(), key=lambda change: change.index):
@@ -495,6 +495,20 @@ class _World:
             for change in changes.values()
         )
         return n_blocks, n_names
+
+    def directories(self) -> list[_Directory]:
+        """Those that are, and those that were and may be again: another may have the inode number by now."""
+        found = dict[int, _Directory]()
+        waiting = list[_Node](self.nodes.values())
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, _Directory) and id(node) not in found:
+                found[id(node)] = node
+                waiting += node.durable.values()
+                for change in node.pending:
+                    for directory, _, named in change.parts:
+                        waiting += [directory] if named is None else [directory, named]
+        return list(found.values())
 
     def trusted(self, file: _File, path: Path, root: Path, volatile: Sequence[str]) -> bool:
         relative = str(path.relative_to(root))

@@ -1,12 +1,13 @@
 """A program that writes checkpoints of rows and says which are durable; see test_rows_power.py.
 
-    python -m crash.rows_program DIRECTORY N_CHECKPOINTS
+    python -m crash.rows_program DIRECTORY N_CHECKPOINTS [copy] [compact]
 
 A checkpoint is numbered on from what the store holds. It changes, adds and frees rows of some shards and
 puts one meta, all of it following from its number, so that what a store must hold is computed from one
 number. `created` and `ack NUMBER` are said on standard output and as markers. After a failure the store is
 reopened, must hold what the last acknowledged checkpoint left, and the checkpoint is tried again, `given
-up` being said.
+up` being said. With `copy`, every third checkpoint is copied to DIRECTORY/copy-NUMBER, and `copied NUMBER`
+is said; with `compact` the file is rewritten after every fourth, and `compacted NUMBER` is said.
 """
 
 from __future__ import annotations
@@ -140,6 +141,16 @@ def checkpoint(store: RowStore, number: int) -> None:
     raise AssertionError(f"checkpoint {number} failed {MAX_TRIES} times")
 
 
+def compact(store: RowStore) -> None:
+    try:
+        store.compact()
+    except StorageError as error:
+        say(f"given up {error}")
+        if store.given_up:  # else it failed before the files changed places
+            store.reopen()
+        store.compact()
+
+
 def main() -> None:
     directory = Path(sys.argv[1])
     with open_store(directory, create=not (directory / "data.mdb").exists()) as store:
@@ -149,6 +160,12 @@ def main() -> None:
         for number in range(first, first + int(sys.argv[2])):
             checkpoint(store, number)
             say(f"ack {number}")
+            if "copy" in sys.argv and number % 3 == 2:
+                store.copy_to(directory / f"copy-{number}")
+                say(f"copied {number}")
+            if "compact" in sys.argv and number % 4 == 3:
+                compact(store)
+                say(f"compacted {number}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The live server says what was published: card data in over gRPC, vectors of the newest keys back.
 
-Keys are read at the time of their newest event. Under the event clock a window must begin within the kept span, which ends
-one lateness (an hour) behind the newest event of all: so the keys are those with an event in the last hour.
+Keys are read at the time of their newest event. Under the event clock a window must begin within the kept
+span, which ends one lateness (an hour) behind the newest event of all: so the keys are those with an event in
+the last hour.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
-from oracles.test_cards import FIELDS, PUBLISHED, SCHEMA
 
 from featurestore import Client
 from featurestore.config import ServeConfig
 from featurestore.server.serve import Server, open_store
+from oracles.test_cards import FIELDS, PUBLISHED, SCHEMA
 
 N_ROWS = 400_000
 
 
 def newest(path: Path, entity: str) -> list[dict[str, object]]:
-    """Keys whose newest event is within the last hour, and what was published with that event; no tied seconds."""
+    """Keys whose newest event is within the last hour, and what was published with it; no tied seconds."""
     published = ", ".join(column for column in PUBLISHED.values() if column.startswith(entity))
     return (
         duckdb.sql(
@@ -43,8 +44,12 @@ def newest(path: Path, entity: str) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, data_file: Callable[[str], Path]):
     path = data_file("card_transactions.parquet")
-    config = ServeConfig(data=tmp_path_factory.mktemp("cards") / "store", schema=SCHEMA, clock="event", listen="localhost:0")
-    rows = duckdb.sql(f"SELECT {FIELDS} FROM read_parquet(?) WHERE seq < {N_ROWS} ORDER BY seq", params=[str(path)])
+    config = ServeConfig(
+        data=tmp_path_factory.mktemp("cards") / "store", schema=SCHEMA, clock="event", listen="localhost:0"
+    )
+    rows = duckdb.sql(
+        f"SELECT {FIELDS} FROM read_parquet(?) WHERE seq < {N_ROWS} ORDER BY seq", params=[str(path)]
+    )
     engine = open_store(config)
     try:
         with Server(engine, config) as server, Client(str(server.address)) as client:
@@ -56,11 +61,16 @@ def client(tmp_path_factory: pytest.TempPathFactory, data_file: Callable[[str], 
 
 
 @pytest.mark.parametrize("entity", ["customer_id", "terminal_id"])
-def test_the_newest_keys_read_as_published(client: Client, data_file: Callable[[str], Path], entity: str) -> None:
+def test_the_newest_keys_read_as_published(
+    client: Client, data_file: Callable[[str], Path], entity: str
+) -> None:
     rows = newest(data_file("card_transactions.parquet"), entity)
     assert len(rows) > 100
     vectors = client.get_many(
-        "fraud", [{entity: row["key"]} for row in rows], as_of=np.array([row["ms"] for row in rows]), bounds=True
+        "fraud",
+        [{entity: row["key"]} for row in rows],
+        as_of=np.array([row["ms"] for row in rows]),
+        bounds=True,
     )
     for name, column in PUBLISHED.items():
         if column.startswith(entity):

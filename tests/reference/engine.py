@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from featurestore.core.state import State
 
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
+from featurestore.core.state import State
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
 from reference.compare import Floats, Got

@@ -332,7 +332,7 @@ class Store:
         return Answer(outcome, None if service is None else vector)
 
     def _vector(self, event: str, fields: Fields, service: str | None, t: int | None) -> list[Truth]:
-        """What an event reads: it brings the key parts that its views name, and its key fields by their names."""
+        """What an event reads: it brings the parts that its views name, and its key fields by name."""
         source = {name: name for name, kind in self.schema.events[event].fields.items() if kind == "key"}
         for view in self.views.values():
             source.update(view.plan.key if view.plan.event == event else {})

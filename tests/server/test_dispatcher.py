@@ -239,3 +239,35 @@ def test_schema_changes_while_calls_fail(tmp_path: Path) -> None:
             thread.join()
         assert not wrong
         dispatcher.close()
+
+
+def test_a_busy_store_does_not_keep_a_schema_change_waiting(tmp_path: Path) -> None:
+    """Calls overlap all the time; the change still comes after those under way and before those after it."""
+    other = SCHEMA.replace("  likes: [likes.*]\n", "")
+    with Engine.open(tmp_path / "store", schema=SCHEMA, clock="event", durability="process") as engine:
+        dispatcher = Dispatcher(engine)
+        message = batch(*[play(ip=str(i)) for i in range(2000)]).SerializeToString()
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.is_set():
+                dispatcher.call(hot.INGEST, message)
+
+        def n_calls() -> int:
+            return dispatcher.counts()["methods"]["Ingest"]["calls"]
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while n_calls() < 50:
+            stop.wait(0.01)
+        waited = []
+        for i in range(4):
+            before = n_calls()
+            engine.apply_schema((other, SCHEMA)[i % 2])
+            waited.append(n_calls() - before)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert max(waited) < 1000, waited
+        dispatcher.close()

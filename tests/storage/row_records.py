@@ -43,5 +43,5 @@ def crc32c(data: bytes) -> int:
 
 
 def entry(key: bytes, body: bytes) -> bytes:
-    """A value with its checksum, as FORMAT_ROWS.md says."""
+    """A value with its checksum, as FORMAT.md says."""
     return struct.pack("<I", crc32c(key + body)) + body

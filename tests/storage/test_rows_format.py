@@ -1,4 +1,4 @@
-"""Format version 1: bytes written once, read for ever. The second reader below knows only FORMAT_ROWS.md."""
+"""Format version 1: bytes written once, read for ever. The second reader below knows only FORMAT.md."""
 
 from __future__ import annotations
 

@@ -1,0 +1,130 @@
+"""What do readers notice of a checkpoint?
+
+Measured: latency of GetFeatures (three entities, 30 values) while events come at a steady pace, in phases
+with checkpoints one after the other and phases without, in turns; p50, p99 and p99.9 over all phases of a
+kind. Once inside the process, from request bytes to reply bytes (what the engine and its locks cost), and
+once over grpcio. Not measured: an idle machine, unless this one is.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from featurestore.engine import Engine
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benches import process, requests, workload
+from benches.process import checkpoints, running
+from featurestore.server.dispatcher import INGEST_STREAM, READ, Dispatcher
+
+PACE_S = 0.01
+
+
+def summary(latencies_s: dict[str, list[float]]) -> tuple[float, str]:
+    """p99 with checkpoints over p99 without, and the words for it."""
+    marks = {kind: np.percentile(each, [50, 99, 99.9]) * 1e6 for kind, each in latencies_s.items()}
+    ratio = float(marks["with"][1] / marks["without"][1])
+    words = "; ".join(
+        f"{kind} checkpoints p50 {p50:.0f} p99 {p99:.0f} p99.9 {p999:.0f} us"
+        for kind, (p50, p99, p999) in marks.items()
+    )
+    return ratio, f"p99 x{ratio:.2f}: {words}"
+
+
+def bench_in_process(
+    benchmark: BenchmarkFixture,
+    size: Callable[[float, float], float],
+    found: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    n_keys, n_events, seconds = int(size(500, 500_000)), int(size(64, 1_024)), size(0.1, 4.0)
+    reads = requests.reads(int(size(50, 5_000)), n_keys, seed=3)
+    writes = requests.ingests(int(size(4, 64)), n_events, n_keys, seed=4)
+    latencies_s: dict[str, list[float]] = {"with": [], "without": []}
+    checksum = 0
+    plan = workload.plan()
+    with Engine.open(
+        tmp_path / "store", schema=workload.SCHEMA, clock="event", durability="process"
+    ) as engine:
+        for some in workload.first_events(n_keys, len(workload.ENTITIES), 3, seed=1):
+            engine.observe(some.batch(plan), wait=False)
+        engine.checkpoint()
+        dispatcher = Dispatcher(engine)
+
+        def write(end: float) -> None:
+            at = 0
+            while time.monotonic() < end:
+                dispatcher.call(INGEST_STREAM, writes[at % len(writes)])
+                at += 1
+                time.sleep(PACE_S)
+
+        def phase(kind: str) -> None:
+            nonlocal checksum
+            end = time.monotonic() + seconds
+            beside = [threading.Thread(target=write, args=(end,))]
+            if kind == "with":
+                beside.append(threading.Thread(target=checkpoints, args=(engine, seconds)))
+            for thread in beside:
+                thread.start()
+            at = 0
+            while (began := time.monotonic()) < end:
+                reply = dispatcher.call(READ, reads[at % len(reads)])
+                latencies_s[kind].append(time.monotonic() - began)
+                at += 1
+            for thread in beside:
+                thread.join()
+            checksum = zlib.crc32(reply[:16])
+
+        def turn() -> None:
+            for kind in latencies_s:
+                phase(kind)
+
+        benchmark.pedantic(turn, rounds=int(size(1, 5)))
+        last = engine.last_checkpoint
+        dispatcher.close()
+    ratio, words = summary(latencies_s)
+    benchmark.extra_info.update(p99_ratio=ratio)
+    found(f"{words}; last checkpoint {last.rows} rows in {last.seconds:.2f} s; checksum {checksum:08x}")
+
+
+def bench_over_grpcio(
+    benchmark: BenchmarkFixture,
+    size: Callable[[float, float], float],
+    found: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    n_keys, n_events, seconds = int(size(500, 500_000)), int(size(64, 1_024)), size(0.1, 4.0)
+    reads = requests.reads(int(size(50, 5_000)), n_keys, seed=3)
+    writes = requests.ingests(int(size(4, 64)), n_events, n_keys, seed=4)
+    latencies_s: dict[str, list[float]] = {"with": [], "without": []}
+    checksum = 0
+    with ExitStack() as stack:
+        store = stack.enter_context(running(process.serve_store, tmp_path / "store", "process", n_keys))
+        target = store.ask("target")
+        reader = stack.enter_context(running(process.load, 1))
+        writer = stack.enter_context(running(process.feed))
+        reader.ask("call", target, process.READ, reads, 0.05)
+
+        def turn() -> None:
+            nonlocal checksum
+            for kind, each in latencies_s.items():
+                writer.start("stream", target, writes, seconds, process.WINDOW, PACE_S)
+                if kind == "with":
+                    store.start("checkpoint", seconds)
+                done = reader.ask("call", target, process.READ, reads, seconds)
+                each.extend(done.latencies_s)
+                checksum = done.checksum
+                writer.result()
+                if kind == "with":
+                    assert store.result() > 0
+
+        benchmark.pedantic(turn, rounds=int(size(1, 5)))
+    ratio, words = summary(latencies_s)
+    benchmark.extra_info.update(p99_ratio=ratio)
+    found(f"{words}; checksum {checksum:08x}")

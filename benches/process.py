@@ -1,0 +1,218 @@
+"""Processes of their own: a server to be measured, clients that load it, and what a process costs.
+
+Servers and clients are spawned, never forked, because grpcio's threads do not survive a fork. Each answers
+commands on a pipe, so that the bench decides what runs when.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import grpc
+from featurestore.engine import Engine
+
+from benches import workload
+from featurestore.config import Limits, ServeConfig
+from featurestore.server import serve
+from featurestore.server.dispatcher import READ as READ_METHOD
+from featurestore.server.serve import Server
+
+READ = "/featurestore.v1.FeatureStoreService/GetFeatures"
+NULL = "/featurestore.bench.Null/Get"
+INGEST_STREAM = "/featurestore.v1.FeatureStoreService/IngestStream"
+WINDOW = 8  # batches of a stream that may be unanswered
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_spawn = multiprocessing.get_context("spawn")
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+
+
+class Remote:
+    """The other end of a process that answers commands."""
+
+    def __init__(self, process: Any, pipe: Connection) -> None:
+        self._process, self._pipe = process, pipe
+
+    def start(self, *command: Any) -> None:
+        self._pipe.send(command)
+
+    def result(self) -> Any:
+        answer = self._pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def ask(self, *command: Any) -> Any:
+        self.start(*command)
+        return self.result()
+
+
+@contextmanager
+def running(target: Callable[..., None], *arguments: Any) -> Iterator[Remote]:
+    """A process that runs target(pipe, *arguments) until it is told to stop."""
+    ours, theirs = _spawn.Pipe()
+    process = _spawn.Process(target=target, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield Remote(process, ours)
+    finally:
+        ours.close()
+        process.join(30)
+        if process.is_alive():
+            process.kill()
+
+
+def answer(pipe: Connection, commands: dict[str, Callable[..., Any]]) -> None:
+    """Carries out commands until the other end hangs up."""
+    while True:
+        try:
+            name, *arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(commands[name](*arguments))
+        except Exception as error:
+            pipe.send(error)
+
+
+# -- servers
+
+
+def serve_store(pipe: Connection, directory: Path, durability: str, n_keys: int) -> None:
+    """A store with n_keys keys of each entity, three events each, served on a free port."""
+    plan = workload.plan()
+    config = ServeConfig(directory, listen="localhost:0", durability=durability, clock="event")
+    with Engine.open(directory, schema=workload.SCHEMA, clock="event", durability=durability) as engine:
+        for some in workload.first_events(n_keys, len(workload.ENTITIES), 3, seed=1):
+            engine.observe(some.batch(plan), wait=False)
+        engine.wait(engine.state.position)
+        engine.checkpoint()
+        with Server(engine, config) as server:
+            commands = {
+                "target": lambda: str(server.address),
+                "cpu_s": time.process_time,
+                "reply_bytes": lambda message: len(server.dispatcher.call(READ_METHOD, message)),
+                "position": lambda: engine.state.position,
+                "checkpoint": lambda seconds: checkpoints(engine, seconds),
+            }
+            answer(pipe, commands)
+
+
+def checkpoints(engine: Engine, seconds: float) -> int:
+    """Checkpoints one after the other for so long; their number."""
+    end, n = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        engine.checkpoint()
+        n += 1
+    return n
+
+
+def serve_null(pipe: Connection, reply: bytes) -> None:
+    """A grpcio server with the store's settings whose one method answers any bytes with the same reply."""
+    limits = Limits()
+    pool = ThreadPoolExecutor(ServeConfig.read_threads + limits.max_streams)
+    server = grpc.server(
+        pool, options=serve._options(limits), maximum_concurrent_rpcs=limits.max_concurrent_calls
+    )
+    handlers = {"Get": grpc.unary_unary_rpc_method_handler(lambda message, context: reply)}
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("featurestore.bench.Null", handlers),)
+    )
+    server.add_registered_method_handlers("featurestore.bench.Null", handlers)
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    answer(pipe, {"target": lambda: f"localhost:{port}", "cpu_s": time.process_time})
+    server.stop(0).wait()
+
+
+# -- clients
+
+
+@dataclass
+class Calls:
+    """What one client did: how many calls, their latencies, the sum of its replies' checksums."""
+
+    n: int
+    latencies_s: list[float]
+    checksum: int
+
+
+def load(pipe: Connection, n_threads: int) -> None:
+    """Unary calls with raw bytes, from n_threads threads, one after the other in each."""
+    channels: dict[str, grpc.Channel] = {}
+
+    def call(target: str, method: str, messages: list[bytes], seconds: float) -> Calls:
+        if target not in channels:
+            channels[target] = grpc.insecure_channel(target)
+            grpc.channel_ready_future(channels[target]).result(30)
+        stub = channels[target].unary_unary(method)
+        end = time.monotonic() + seconds
+        each = [Calls(0, [], 0) for _ in range(n_threads)]
+
+        def run(mine: Calls, first: int) -> None:
+            at = first
+            while (began := time.monotonic()) < end or mine.n == 0:
+                reply = stub(messages[at % len(messages)])
+                mine.latencies_s.append(time.monotonic() - began)
+                mine.n += 1
+                at += n_threads
+                if mine.n == 1:
+                    mine.checksum = zlib.crc32(reply)
+
+        threads = [threading.Thread(target=run, args=(mine, i)) for i, mine in enumerate(each)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return Calls(
+            sum(mine.n for mine in each),
+            [s for mine in each for s in mine.latencies_s],
+            sum(mine.checksum for mine in each) & 0xFFFFFFFF,
+        )
+
+    answer(pipe, {"call": call})
+
+
+def feed(pipe: Connection) -> None:
+    """One IngestStream at a time, as fast as it is taken, with at most `window` batches unanswered."""
+    channels: dict[str, grpc.Channel] = {}
+
+    def stream(
+        target: str, messages: list[bytes], seconds: float, window: int, pause_s: float
+    ) -> tuple[int, float]:
+        if target not in channels:
+            channels[target] = grpc.insecure_channel(target)
+            grpc.channel_ready_future(channels[target]).result(30)
+        room = threading.Semaphore(window)
+        began = time.monotonic()
+
+        def requests() -> Iterator[bytes]:
+            n = 0
+            while time.monotonic() < began + seconds or n == 0:
+                room.acquire()
+                yield messages[n % len(messages)]
+                n += 1
+                if pause_s:
+                    time.sleep(pause_s)
+
+        n_answered = 0
+        for _ in channels[target].stream_stream(INGEST_STREAM)(requests()):
+            n_answered += 1
+            room.release()
+        return n_answered, time.monotonic() - began
+
+    answer(pipe, {"stream": stream})

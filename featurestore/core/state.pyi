@@ -1,0 +1,85 @@
+from collections.abc import Mapping, Sequence
+from typing import Final, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featurestore.columns import TextColumn
+from featurestore.core.batch import EventBatch
+from featurestore.plan import Plan
+
+EARLIEST_MS: Final[int]
+LATEST_MS: Final[int]
+SNAPSHOT_MAGIC: Final[bytes]
+
+class Vectors:
+    __slots__ = ("coverage", "lower", "read_at_ms", "statuses", "upper", "values")
+    values: NDArray[np.float64]
+    lower: NDArray[np.float64] | None
+    upper: NDArray[np.float64] | None
+    statuses: NDArray[np.uint8]
+    coverage: NDArray[np.float32]
+    read_at_ms: int
+    def __init__(self, n: int, width: int, bounds: bool) -> None: ...
+
+class State:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        clock: str = "event",
+        secret: bytes = ...,
+        n_shards: int = 64,
+        threads: int = 1,
+        max_memory_bytes: int = 0,
+        max_future_ms: int = 10_000,
+        max_producers: int = 8192,
+        max_ids: int = 10_000_000,
+    ) -> None: ...
+    @property
+    def plan(self) -> Plan: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def now_ms(self) -> int | None: ...
+    def event_now_ms(self, event: int) -> int | None: ...
+    def observe(
+        self,
+        batch: EventBatch,
+        service: int | None = None,
+        *,
+        now_ms: int = 0,
+        bounds: bool = False,
+        peek: bool = False,
+        producer: bytes = b"",
+        epoch: int = 0,
+        sequence: int = 0,
+    ) -> Vectors | None: ...
+    def read(
+        self,
+        service: int,
+        parts: Mapping[str, TextColumn],
+        n: int,
+        *,
+        as_of: ArrayLike | None = None,
+        now_ms: int = 0,
+        bounds: bool = False,
+    ) -> Vectors: ...
+    def apply_plan(self, plan: Plan) -> None: ...
+    def fingerprint(self, entity: int, parts: Sequence[bytes]) -> bytes | None: ...
+    def forget(self, entity: int, parts: Sequence[bytes]) -> bool: ...
+    def sweep(self) -> int: ...
+    def stats(self) -> dict[str, int]: ...
+    def cut(self) -> tuple[int, bytes]: ...
+    def copy_shard(self, shard: int) -> bytes: ...
+    def copy_ids(self) -> bytes: ...
+    def copy_producers(self) -> bytes: ...
+    def copy_end(self, written: bool) -> None: ...
+    def snapshot(self) -> bytes: ...
+    def digest(self) -> bytes: ...
+    @classmethod
+    def restore(cls, plan: Plan, data: bytes, *, threads: int = 1, max_memory_bytes: int = 0) -> Self: ...
+    def import_head(self, data: bytes) -> None: ...
+    def import_ids(self, data: bytes) -> None: ...
+    def import_producers(self, data: bytes) -> None: ...
+    def import_shard(self, shard: int, data: bytes | memoryview) -> None: ...

@@ -1,0 +1,247 @@
+"""Looking at a store that is not open, and making one of a backup. Also the golden store of version 1."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from featurestore import storage
+from featurestore.cli import main
+from featurestore.cli.exits import Exit
+from featurestore.engine import Engine
+from featurestore.errors import CorruptRecordError, StorageError, StoreLockedError
+from featurestore.storage.check import inspect, restore, verify
+from featurestore.storage.rows import RowStore
+
+from . import store_v1
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "store_v1"
+GOLDEN_DIGEST = "af400d47dbab5e49861c902ce36a0917"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    store_v1.make(tmp_path / "store")
+    return tmp_path / "store"
+
+
+def segment_of(store: Path) -> Path:
+    return max(store.glob("journal/*.seg"))
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 0x10
+    path.write_bytes(data)
+
+
+def test_the_golden_store_says_what_it_always_said(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN, tmp_path / "store")
+    assert list(verify(tmp_path / "store")) == []
+    with Engine.open(tmp_path / "store") as engine:
+        assert store_v1.answers(engine) == store_v1.EXPECTED
+        assert engine.state.digest().hex() == GOLDEN_DIGEST
+        assert (engine.recovered.rows, engine.recovered.checkpoint_position, engine.recovered.events) == (
+            1,
+            9,
+            7,
+        )
+        # What it remembers to count nothing twice.
+        batch = store_v1.batch(
+            engine,
+            {"at": [store_v1.START_MS + 10_000], "play_id": ["1-0"], "account": ["anna"], "seconds": [1.0]},
+        )
+        engine.observe(batch)
+        assert list(batch.outcomes) == [2]
+        store_v1.send(engine, 2, ["bert"] * 6 + ["anna"])
+        assert store_v1.answers(engine) == store_v1.EXPECTED
+
+
+def test_the_example_of_a_row_is_the_golden_one(tmp_path: Path) -> None:
+    text = (Path(storage.__file__).parent / "FORMAT.md").read_text().partition("The only row of")[2]
+    lines = re.findall(r"^    (\w{4})  (.+?)  +\|", text, re.M)
+    shown = {int(at, 16): bytes.fromhex(digits) for at, digits in lines}
+    shutil.copytree(GOLDEN, tmp_path / "store")
+    store_id = bytes.fromhex(inspect(tmp_path / "store")["store_id"])
+    with RowStore.open(tmp_path / "store" / "rows", store_id=store_id, create=False, read_only=True) as rows:
+        record, position = rows.read_shard(0)
+    assert position == 9
+    assert len(shown) > 12
+    for at, data in shown.items():
+        assert record[at : at + len(data)] == data
+
+
+def test_inspect_says_what_is_there(store: Path) -> None:
+    found = inspect(store)
+    assert found["clock"] == "event"
+    assert found["schema"] == {"name": "golden", "version": 1}
+    assert (found["rows"]["position"], found["rows"]["rows"]) == (9, 1)
+    assert sum(shard["rows"] for shard in found["rows"]["shards"]) == 1
+    journal = found["journal"]
+    assert (journal["first_position"], journal["last_position"], journal["torn"]) == (10, 16, None)
+    assert (journal["batches"], journal["events"], journal["schemas"], journal["forgets"]) == (1, 7, 0, 0)
+    assert sum(segment["frames"] for segment in journal["segments"]) == 1
+    json.dumps(found)
+
+
+def test_inspect_and_verify_write_nothing(store: Path) -> None:
+    def everything() -> dict[str, tuple[bytes, int]]:
+        return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in store.rglob("*") if p.is_file()}
+
+    before = everything()
+    inspect(store)
+    assert list(verify(store)) == []
+    assert everything() == before
+
+
+def test_a_store_that_is_open_is_left_alone(store: Path) -> None:
+    with Engine.open(store):
+        with pytest.raises(StoreLockedError):
+            inspect(store)
+        (problem,) = verify(store)
+        assert "in use" in problem
+
+
+def test_a_torn_tail_is_no_problem_and_is_told(store: Path) -> None:
+    segment = segment_of(store)
+    data = bytearray(segment.read_bytes())
+    end = len(bytes(data).rstrip(b"\0")) + 8 & ~7
+    data[end : end + 40] = b"torn" * 10
+    segment.write_bytes(data)
+    assert list(verify(store)) == []
+    assert inspect(store)["journal"]["torn"]
+
+
+def row_bytes(store: Path) -> int:
+    """Where in data.mdb the only row of the store is."""
+    with RowStore.open(
+        store / "rows", store_id=bytes.fromhex(inspect(store)["store_id"]), create=False, read_only=True
+    ) as rows:
+        record = next(records for shard in range(2) if (records := rows.read_shard(shard)[0]))
+    return (store / "rows" / "data.mdb").read_bytes().index(record[20:60]) + 24
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("store.json", lambda _: 30),
+        ("store.json", lambda store: (store / "store.json").read_bytes().index(b'"n_shards": 2') + 12),
+        ("store.json", lambda store: (store / "store.json").read_bytes().index(b'"store_id": "') + 14),
+        ("secret", lambda _: 7),
+        ("journal", lambda _: 30),  # the segment's header
+        ("journal", lambda _: 200),  # a frame that a later one proves durable
+        ("rows/data.mdb", row_bytes),
+    ],
+)
+def test_a_flipped_byte_is_found(store: Path, name: str, place: Callable[[Path], int]) -> None:
+    with Engine.open(store) as engine:
+        store_v1.send(engine, 3, ["bert"])
+    path = segment_of(store) if name == "journal" else store / name
+    flip(path, place(store))
+    problems = list(verify(store))
+    assert problems
+    assert any(str(path.parent if name.startswith("rows") else path) in problem for problem in problems)
+    with pytest.raises(StorageError):
+        Engine.open(store)
+
+
+@pytest.mark.parametrize("name", ["store.json", "secret", "rows/data.mdb", "journal"])
+def test_a_missing_file_is_found(store: Path, name: str) -> None:
+    (segment_of(store) if name == "journal" else store / name).unlink()
+    assert list(verify(store))
+    with pytest.raises(StorageError):
+        Engine.open(store, schema=store_v1.SCHEMA)
+
+
+def test_a_journal_older_than_the_rows_is_found(store: Path, tmp_path: Path) -> None:
+    with Engine.open(store) as engine:
+        store_v1.send(engine, 3, ["bert"])
+        shutil.copytree(store / "journal", tmp_path / "older")
+        store_v1.send(engine, 4, ["bert"])
+        engine.checkpoint()
+    shutil.rmtree(store / "journal")
+    (tmp_path / "older").rename(store / "journal")
+    assert any("ends at position" in problem for problem in verify(store))
+
+
+class TestBackup:
+    def test_a_backup_is_a_store_and_goes_on(self, store: Path, tmp_path: Path) -> None:
+        with Engine.open(store) as engine:
+            position = engine.backup(tmp_path / "backup")
+            digest = engine.state.digest()
+            assert position == engine.state.position == 16
+            store_v1.send(engine, 3, ["bert"])
+        assert list(verify(tmp_path / "backup")) == []
+        with Engine.open(tmp_path / "backup") as engine:
+            assert engine.state.digest() == digest
+            assert engine.recovered.events == 0
+            store_v1.send(engine, 3, ["anna"])
+            store_v1.send(engine, 1, ["anna", "carl"] + ["anna"] * 5)  # a duplicate here, too
+            assert store_v1.answers(engine)["account.count_lifetime"] == [8.0, 6.0, 0.0]
+
+    def test_restore_makes_a_store_of_it(self, store: Path, tmp_path: Path) -> None:
+        with Engine.open(store) as engine:
+            engine.backup(tmp_path / "backup")
+            digest = engine.state.digest()
+        assert restore(tmp_path / "backup", tmp_path / "new" / "store") == 16
+        assert (tmp_path / "new" / "store" / "secret").stat().st_mode & 0o777 == 0o600
+        with Engine.open(tmp_path / "new" / "store") as engine:
+            assert engine.state.digest() == digest
+
+    def test_restoring_a_stopped_store_keeps_its_journal(self, store: Path, tmp_path: Path) -> None:
+        assert restore(store, tmp_path / "copy") == 16
+        with Engine.open(tmp_path / "copy") as engine:
+            assert store_v1.answers(engine) == store_v1.EXPECTED
+
+    def test_a_damaged_backup_is_refused_and_leaves_nothing(self, store: Path, tmp_path: Path) -> None:
+        flip(store / "secret", 3)
+        with pytest.raises(CorruptRecordError, match="secret"):
+            restore(store, tmp_path / "copy")
+        assert not (tmp_path / "copy").exists()
+
+    def test_neither_writes_over_anything(self, store: Path, tmp_path: Path) -> None:
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "file").touch()
+        with pytest.raises(StorageError, match="not empty"):
+            restore(store, tmp_path / "there")
+        with Engine.open(store) as engine, pytest.raises(Exception, match="exists"):
+            engine.backup(tmp_path / "there")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+    def test_a_backup_on_a_medium_that_cannot_be_written_can_be_restored(
+        self, store: Path, tmp_path: Path
+    ) -> None:
+        for path in [store, *store.rglob("*")]:
+            path.chmod(0o500 if path.is_dir() else 0o400)
+        assert restore(store, tmp_path / "copy") == 16
+
+
+class TestCommands:
+    def test_inspect(self, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["inspect", str(store)]) == Exit.OK
+        assert "positions 10 to 16" in capsys.readouterr().out
+        assert main(["inspect", str(store), "-o", "json"]) == Exit.OK
+        assert json.loads(capsys.readouterr().out)["journal"]["last_position"] == 16
+
+    def test_verify_says_what_is_wrong_and_exits_with_1(
+        self, store: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["verify", str(store)]) == Exit.OK
+        assert capsys.readouterr().out.endswith(": sound\n")
+        flip(store / "secret", 0)
+        assert main(["verify", str(store)]) == Exit.ERROR
+        assert "secret" in capsys.readouterr().out
+        assert main(["verify", str(store), "-o", "json"]) == Exit.ERROR
+        assert len(json.loads(capsys.readouterr().out)["problems"]) == 1
+
+    def test_restore(self, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["restore", str(store), str(tmp_path / "copy")]) == Exit.OK
+        assert "position 16" in capsys.readouterr().out
+        assert main(["restore", str(store), str(tmp_path / "copy")]) == Exit.ERROR
+        assert "not empty" in capsys.readouterr().err

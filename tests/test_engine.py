@@ -1,0 +1,346 @@
+"""The store as a whole when something goes wrong around it: the defined answer for each.
+
+What survives crashes and power cuts is in tests/crash.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from storage import store_v1
+
+import featurestore.engine as engine_module
+from featurestore.engine import Engine
+from featurestore.errors import (
+    ConfigError,
+    CorruptRecordError,
+    FeatureStoreError,
+    IncompatibleVersionError,
+    InvalidEventError,
+    LimitError,
+    StorageError,
+    StoreLockedError,
+)
+from featurestore.storage import failpoint
+from featurestore.storage.directory import DataDirectory, Identity
+from featurestore.storage.rows import RowStore
+
+WAIT_S = 30
+
+
+@pytest.fixture(autouse=True)
+def disarmed() -> Iterator[None]:
+    yield
+    failpoint.disarm()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    store_v1.make(tmp_path / "store")
+    return tmp_path / "store"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def writes(engine: Engine, sequence: int) -> bool:
+    try:
+        store_v1.send(engine, sequence, ["bert"])
+    except LimitError as error:
+        assert "full" in str(error)
+        return False
+    return True
+
+
+class TestOpening:
+    def test_a_second_process_is_refused(self, path: Path) -> None:
+        fd = os.open(path / "LOCK", os.O_RDWR)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        with pytest.raises(StoreLockedError, match="another process"):
+            Engine.open(path)
+        os.close(fd)
+        Engine.open(path).close()
+
+    def test_a_store_is_not_opened_twice_in_one_process(self, path: Path) -> None:
+        with Engine.open(path), pytest.raises(StoreLockedError):
+            Engine.open(path)
+
+    @pytest.mark.parametrize("name", ["store.json", "rows", "other"])
+    def test_a_directory_with_other_files_is_no_store_and_is_not_touched(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(StorageError):
+            Engine.open(tmp_path, schema=store_v1.SCHEMA)
+        assert [entry.name for entry in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name).read_text() == "mine"
+
+    def test_a_store_that_lost_its_store_json_is_not_begun_anew(self, path: Path) -> None:
+        (path / "store.json").unlink()
+        with pytest.raises(StorageError, match=r"restore its store\.json"):
+            Engine.open(path, schema=store_v1.SCHEMA)
+        assert (path / "rows" / "data.mdb").exists()
+
+    def test_a_wrong_schema_leaves_no_store_behind(self, tmp_path: Path) -> None:
+        with pytest.raises(FeatureStoreError):
+            Engine.open(tmp_path / "new", schema="version: 1\n")
+        assert not (tmp_path / "new").exists()
+
+    def test_a_store_of_a_newer_version_is_refused(self, path: Path) -> None:
+        text = (path / "store.json").read_text()
+        (path / "store.json").write_text(text.replace('"version": 1', '"version": 2'))
+        with pytest.raises(IncompatibleVersionError, match="version 2"):
+            Engine.open(path)
+
+    def test_a_journal_segment_of_a_newer_version_is_refused(self, path: Path) -> None:
+        segment = next((path / "journal").iterdir())
+        data = bytearray(segment.read_bytes())
+        data[4] = 2
+        segment.write_bytes(data)
+        with pytest.raises(IncompatibleVersionError):
+            Engine.open(path)
+
+    @pytest.mark.parametrize("name", ["journal", "rows"])
+    def test_files_of_another_store_are_refused(self, path: Path, tmp_path: Path, name: str) -> None:
+        store_v1.make(tmp_path / "other")
+        shutil.rmtree(path / name)
+        shutil.copytree(tmp_path / "other" / name, path / name)
+        with pytest.raises(IncompatibleVersionError, match="store"):
+            Engine.open(path)
+
+    def test_a_file_that_is_not_lmdb_is_refused(self, path: Path) -> None:
+        (path / "rows" / "data.mdb").write_bytes(b"something else " * 1000)
+        with pytest.raises(IncompatibleVersionError):
+            Engine.open(path)
+
+    def test_another_stores_secret_is_refused(self, path: Path) -> None:
+        (path / "secret").write_bytes(bytes(16))
+        with pytest.raises(CorruptRecordError, match="secret"):
+            Engine.open(path)
+
+    @pytest.mark.parametrize("size", [0, 15, 17])
+    def test_a_secret_of_another_length_is_refused(self, path: Path, size: int) -> None:
+        (path / "secret").write_bytes(bytes(size))
+        with pytest.raises(CorruptRecordError, match=f"{size} bytes"):
+            Engine.open(path)
+
+    @pytest.mark.parametrize("bytes_left", [0, 5000, 30_000])
+    def test_truncated_rows_are_refused(self, path: Path, bytes_left: int) -> None:
+        os.truncate(path / "rows" / "data.mdb", bytes_left)
+        with pytest.raises(StorageError):
+            Engine.open(path)
+
+    def test_a_clock_is_for_life(self, path: Path) -> None:
+        with pytest.raises(ConfigError, match="event clock"):
+            Engine.open(path, clock="wall")
+
+    def test_what_an_interrupted_creation_left_is_replaced(self, path: Path) -> None:
+        (path / "CREATING").touch()
+        (path / "store.json").unlink()
+        with pytest.raises(StorageError, match="did not finish"):
+            Engine.open(path, create=False)
+        with Engine.open(path, schema=store_v1.SCHEMA) as engine:
+            assert engine.state.position == 1
+        assert not (path / "CREATING").exists()
+
+    def test_a_creation_that_finished_but_for_its_mark_is_kept(self, path: Path) -> None:
+        (path / "CREATING").touch()
+        with Engine.open(path, schema=store_v1.SCHEMA) as engine:
+            assert store_v1.answers(engine) == store_v1.EXPECTED
+        assert not (path / "CREATING").exists()
+
+    def test_store_json_is_read_back(self, tmp_path: Path) -> None:
+        with DataDirectory.create(tmp_path, clock="wall", n_shards=8) as made:
+            made.publish()
+            assert isinstance(made.identity, Identity)
+        with DataDirectory.open(tmp_path) as again:
+            assert (again.identity, again.secret) == (made.identity, made.secret)
+
+
+class TestNoSpace:
+    def test_a_full_journal_refuses_and_resumes_by_itself(self, path: Path) -> None:
+        with Engine.open(path, segment_bytes=4096) as engine:
+            before = engine.state.digest()
+            failpoint.arm("journal.allocate=enospc")
+            refused = 0
+            for sequence in range(3, 60):
+                before = engine.state.digest()
+                if not writes(engine, sequence):
+                    refused += 1
+                    assert engine.state.digest() == before
+                    until(lambda s=sequence: writes(engine, s))
+            assert refused == 1
+            digest = engine.state.digest()
+        with Engine.open(path) as engine:
+            assert engine.state.digest() == digest
+
+    def test_a_checkpoint_without_space_blocks_writes_until_one_succeeds(self, path: Path) -> None:
+        with Engine.open(path) as engine:
+            engine.start_upkeep()
+            failpoint.arm("checkpoint.mid=enospc")
+            with pytest.raises(LimitError, match="space"):
+                engine.checkpoint()
+            assert not writes(engine, 3)
+            assert store_v1.answers(engine) == store_v1.EXPECTED
+            until(lambda: writes(engine, 3))
+            assert not engine.has_failed
+
+    def test_rows_that_cannot_grow_are_told_and_nothing_is_lost(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "store"
+
+        class Small:
+            @staticmethod
+            def open(where: Path, **options: Any) -> RowStore:
+                return RowStore.open(where, **options, map_size_bytes=1 << 20, max_map_size_bytes=1 << 20)
+
+        monkeypatch.setattr(engine_module, "RowStore", Small)
+        with Engine.open(path, schema=store_v1.SCHEMA, clock="event") as engine:
+            for sequence in range(3, 40):
+                store_v1.send(engine, sequence, [f"account {sequence} {i}" for i in range(300)])
+            with pytest.raises(LimitError, match="map"):
+                engine.checkpoint()
+            store_v1.send(engine, 40, ["anna"])
+            digest = engine.state.digest()
+        monkeypatch.undo()
+        with Engine.open(path) as engine:
+            assert engine.state.digest() == digest
+            engine.checkpoint()
+
+
+class TestFailedDisk:
+    def test_a_checkpoint_that_fails_ends_writes_and_reads_go_on(self, path: Path) -> None:
+        with Engine.open(path) as engine:
+            told: list[Exception] = []
+            engine.start_upkeep(checkpoint_every_s=0.0, on_failure=told.append)
+            failpoint.arm("checkpoint.mid=eio")
+            store_v1.send(engine, 3, ["bert"])
+            until(lambda: bool(told))
+            with pytest.raises(StorageError, match="restart"):
+                store_v1.send(engine, 4, ["bert"])
+            assert engine.has_failed
+            assert store_v1.answers(engine)["account.count_lifetime"] == [7.0, 7.0, 0.0]
+            with pytest.raises(StorageError):
+                engine.forget({"account": "anna"})
+        with Engine.open(path) as engine:
+            assert store_v1.answers(engine)["account.count_lifetime"] == [7.0, 7.0, 0.0]
+
+    def test_a_journal_that_fails_is_told(self, path: Path) -> None:
+        with Engine.open(path) as engine:
+            told: list[Exception] = []
+            engine.start_upkeep(on_failure=told.append)
+            failpoint.arm("journal.before_sync=eio")
+            with pytest.raises(StorageError, match="failed"):
+                store_v1.send(engine, 3, ["bert"])
+            until(lambda: bool(told))
+            with pytest.raises(StorageError):
+                store_v1.send(engine, 3, ["bert"])
+
+    def test_a_schema_that_was_journaled_and_not_served_ends_writes(self, path: Path) -> None:
+        wider = store_v1.SCHEMA.replace("[10m]", "[10m, 1h]")
+        with Engine.open(path) as engine:
+            failpoint.arm("schema.journaled=eio")
+            with pytest.raises(StorageError):
+                engine.apply_schema(wider)
+            with pytest.raises(StorageError):
+                store_v1.send(engine, 3, ["bert"])
+        with Engine.open(path) as engine:
+            assert engine.state.plan.version == 2
+            store_v1.send(engine, 3, ["bert"])
+
+
+class TestReplay:
+    def test_tables_ahead_of_the_first_batches_end_up_the_same(self, path: Path) -> None:
+        # A checkpoint's producers are copied after its cut: what is replayed first may be long past for them.
+        sent = [(1, 5), (1, 5000), (1, 4400), (2, 1), (2, 1500), (2, 3000)]
+        with Engine.open(path) as engine:
+            engine.checkpoint()
+            for epoch, sequence in sent:
+                data = {"at": [store_v1.START_MS], "play_id": [f"{epoch}/{sequence}"], "account": ["anna"]}
+                batch = store_v1.batch(engine, {**data, "seconds": [1.0]})
+                engine.observe(batch, producer=b"ahead", epoch=epoch, sequence=sequence)
+            digest, producers = engine.state.digest(), engine.state.copy_producers()
+            store_id = engine.directory.identity.id_bytes
+        with RowStore.open(path / "rows", store_id=store_id, create=False) as rows:
+            rows.begin()
+            rows.put_meta("producers", producers)
+            rows.commit()
+        with Engine.open(path) as engine:
+            assert engine.recovered.events == len(sent)
+            assert engine.state.digest() == digest
+
+
+class TestUse:
+    def test_a_journal_above_its_cap_is_checkpointed(self, path: Path) -> None:
+        with Engine.open(path, segment_bytes=4096) as engine:
+            engine.start_upkeep(checkpoint_every_s=3600, checkpoint_journal_bytes=20_000)
+            for sequence in range(3, 400):
+                store_v1.send(engine, sequence, ["bert"] * 20)
+            until(lambda: engine.stats()["journal_bytes"] <= 28_192)
+            assert engine.checkpoint_position > 16
+
+    def test_closing_beside_writers_loses_nothing_acknowledged(self, path: Path) -> None:
+        engine = Engine.open(path)
+        acknowledged = [0] * 3
+        answers: list[str] = []
+
+        def write(thread: int) -> None:
+            event = {"account": ["dora"], "seconds": [1.0]}
+            for number in range(100_000):
+                data = {"at": [store_v1.START_MS + number], "play_id": [f"{thread}-{number}-close"], **event}
+                try:
+                    engine.observe(store_v1.batch(engine, data))
+                except StorageError as error:
+                    answers.append(str(error))
+                    return
+                acknowledged[thread] += 1
+
+        threads = [threading.Thread(target=write, args=(i,)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        until(lambda: min(acknowledged) > 20)
+        engine.close(checkpoint=True)
+        for thread in threads:
+            thread.join()
+        assert answers == ["the store is closed"] * 3
+        with pytest.raises(StorageError, match="closed"):
+            engine.checkpoint()
+        with pytest.raises(StorageError, match="closed"):
+            engine.forget({"account": "dora"})
+        with pytest.raises(StorageError, match="closed"):
+            engine.apply_schema(store_v1.SCHEMA)
+        engine.close()
+        with Engine.open(path) as again:
+            assert again.state.position == 16 + sum(acknowledged)
+
+    def test_a_batch_made_for_another_schema_is_refused(self, path: Path) -> None:
+        with Engine.open(path) as engine:
+            data = {"at": [store_v1.START_MS], "play_id": ["x"], "account": ["anna"], "seconds": [1.0]}
+            batch = store_v1.batch(engine, data)
+            engine.apply_schema(store_v1.SCHEMA.replace("seconds: number}", "seconds: number, free: bool}"))
+            with pytest.raises(InvalidEventError, match="make it again"):
+                engine.observe(batch)
+
+    def test_errors_of_space_are_told_from_errors_of_disks(self) -> None:
+        def caused_by(code: int) -> StorageError:
+            error = StorageError("outer")
+            error.__cause__ = OSError(code, os.strerror(code))
+            return error
+
+        assert engine_module.is_about_space(caused_by(errno.ENOSPC))
+        assert engine_module.is_about_space(caused_by(errno.EDQUOT))
+        assert not engine_module.is_about_space(caused_by(errno.EIO))
