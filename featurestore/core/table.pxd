@@ -37,8 +37,8 @@ cdef extern from * nogil:
     """
     #define fs_prefetch(p) __builtin_prefetch((const void*)(p), 1, 3)
 
-    /* Tags equal to `tag`, as the top bit of each of the 12 bytes: [0] of tags 0..7, [1] of tags 8..11. Exact:
-       the sum of seven bits a byte never carries into the next byte. */
+    /* Tags equal to `tag`, as the top bit of each of the 12 bytes: [0] of tags 0..7, [1] of tags 8..11.
+       Exact: the sum of seven bits a byte never carries into the next byte. */
     static inline void fs_equal_tags(const uint8_t* tags, uint8_t tag, uint64_t* equal) {
         const uint64_t low = 0x7F7F7F7F7F7F7F7Full, each = tag * 0x0101010101010101ull;
         uint64_t a;
