@@ -22,7 +22,7 @@ from featurestore.storage.rows import RowStore
 from . import store_v1
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "store_v1"
-GOLDEN_DIGEST = "3549396d61af4ef92d4795fde62fd7c4"
+GOLDEN_DIGEST = "0474057886273e9d1b23a2352e61c2b1"
 
 
 @pytest.fixture
