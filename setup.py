@@ -27,7 +27,11 @@ JOBS = os.cpu_count() or 1
 # -ffp-contract=off and no -march=native: the same journal gives the same bits on every machine.
 compile_args = ["-std=gnu11", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden"]
 compile_args += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function"]
-compile_args += ["-Wno-missing-field-initializers", "-Wno-cpp", "-Wno-array-bounds"]  # in code of Cython's own
+compile_args += [
+    "-Wno-missing-field-initializers",
+    "-Wno-cpp",
+    "-Wno-array-bounds",
+]  # in code of Cython's own
 link_args = ["-pthread"]
 if SANITIZE:
     # Python itself is compiled with -fwrapv, which would keep signed overflow from being seen.

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from statistics import median
 
 import pytest
-from featurestore.core.state import State
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches import workload
 from benches.process import resident_bytes
+from featurestore.core.state import State
 
 N_ENTITIES = len(workload.ENTITIES)
 

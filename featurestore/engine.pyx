@@ -683,7 +683,7 @@ cdef class Engine:
     def _check_writable(self):
         if self.c.journal == NULL:
             raise write_error(ENGINE_CLOSED)
-        if self.has_failed:
+        if self.failed:
             raise write_error(ENGINE_FAILED)
 
     def backup(self, target):

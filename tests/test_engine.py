@@ -196,7 +196,7 @@ class TestNoSpace:
             assert not writes(engine, 3)
             assert store_v1.answers(engine) == store_v1.EXPECTED
             until(lambda: writes(engine, 3))
-            assert not engine.has_failed
+            assert not engine.failed
 
     def test_rows_that_cannot_grow_are_told_and_nothing_is_lost(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -232,7 +232,7 @@ class TestFailedDisk:
             until(lambda: bool(told))
             with pytest.raises(StorageError, match="restart"):
                 store_v1.send(engine, 4, ["bert"])
-            assert engine.has_failed
+            assert engine.failed
             assert store_v1.answers(engine)["account.count_lifetime"] == [7.0, 7.0, 0.0]
             with pytest.raises(StorageError):
                 engine.forget({"account": "anna"})

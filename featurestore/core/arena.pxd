@@ -3,10 +3,11 @@
 #   handle = chunk << 13 | unit        a unit is 16 bytes, a chunk 8,192 units = 128 KiB
 #   handle 0 is no block
 #
-# Small blocks (up to BIG_BYTES) are cut from chunks, which a pool shared with the other shards gives, and come back to a free list
-# per size class; a larger block is a chunk of its own. A block never moves, so a pointer from arena_at is good until that block is freed.
-# The caller remembers a block's size and gives it back on free: no block carries a header.
-# Not thread-safe: the owner is a shard, and its lock is held around every call.
+# Small blocks (up to BIG_BYTES) are cut from chunks, which a pool shared with the other shards gives, and
+# come back to a free list per size class; a larger block is a chunk of its own. A block never moves, so a
+# pointer from arena_at is good until that block is freed. The caller remembers a block's size and gives it
+# back on free: no block carries a header. Not thread-safe: the owner is a shard, and its lock is held
+# around every call.
 from libc.stdint cimport uint32_t, uint64_t
 
 from featurestore.core.pages cimport Pool

@@ -108,7 +108,8 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
             left = CHUNK_BYTES - arena.open_used
             if left > LINEAR_CLASSES * UNIT_BYTES:
                 left = LINEAR_CLASSES * UNIT_BYTES
-            _push(arena, <uint32_t>(left // UNIT_BYTES) - 1, arena.open_chunk << UNIT_BITS | arena.open_used // UNIT_BYTES)
+            _push(arena, <uint32_t>(left // UNIT_BYTES) - 1,
+                  arena.open_chunk << UNIT_BITS | arena.open_used // UNIT_BYTES)
             arena.open_used += <uint32_t>left
             arena.used_bytes += left
         slot = _new_chunk(arena, CHUNK_OF_POOL)

@@ -172,7 +172,8 @@ cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Wor
         columns[0] = &batch.columns[event.id_field]
         key_fingerprints(state.secret, event.event_id, columns, 1, 0, n, <uint64_t*>work.facts.id_fps,
                          <uint8_t*>work.facts.id_missing)
-    # Fingerprints, one touch after the other; then a counting sort of the parts by shard, which keeps them in position order.
+    # Fingerprints, one touch after the other; then a counting sort of the parts by shard, which keeps them in
+    # position order.
     fps = <uint64_t*>(work.parts + <size_t>n * event.n_touches)
     memset(work.starts, 0, (state.n_shards + 1) * sizeof(uint32_t))
     for j in range(event.n_touches):

@@ -37,8 +37,8 @@ cdef extern from * nogil:
     """
     #define fs_prefetch(p) __builtin_prefetch((const void*)(p), 1, 3)
 
-    /* Tags equal to `tag`, as the top bit of each of the 12 bytes: [0] of tags 0..7, [1] of tags 8..11. Exact: the sum of
-       seven bits a byte never carries into the next byte. */
+    /* Tags equal to `tag`, as the top bit of each of the 12 bytes: [0] of tags 0..7, [1] of tags 8..11.
+       Exact: the sum of seven bits a byte never carries into the next byte. */
     static inline void fs_equal_tags(const uint8_t* tags, uint8_t tag, uint64_t* equal) {
         const uint64_t low = 0x7F7F7F7F7F7F7F7Full, each = tag * 0x0101010101010101ull;
         uint64_t a;
@@ -56,7 +56,8 @@ cdef extern from * nogil:
     void fs_equal_tags(const uint8_t* tags, uint8_t tag, uint64_t* equal) noexcept
     int fs_lowest_byte(uint64_t bits) noexcept
 
-cdef inline uint32_t* table_find(const Table* table, const Arena* arena, uint64_t fp0, uint64_t fp1) noexcept nogil:
+cdef inline uint32_t* table_find(const Table* table, const Arena* arena, uint64_t fp0,
+                                 uint64_t fp1) noexcept nogil:
     """The place of the row's handle, or NULL; good until the next table_insert."""
     cdef uint64_t at = fp0 & (table.n_buckets - 1)
     cdef uint8_t tag = <uint8_t>(fp1 & 0x7F) | 0x80
@@ -81,8 +82,9 @@ cdef inline uint32_t* table_find(const Table* table, const Arena* arena, uint64_
 cdef inline void table_prefetch(const Table* table, uint64_t fp0) noexcept nogil:
     fs_prefetch(&table.buckets[fp0 & (table.n_buckets - 1)])
 
-cdef inline void table_prefetch_rows(const Table* table, const Arena* arena, uint64_t fp0, uint64_t fp1) noexcept nogil:
-    """The rows in the home bucket whose tag fits: one, nearly always. A row may lie across two cache lines."""
+cdef inline void table_prefetch_rows(const Table* table, const Arena* arena, uint64_t fp0,
+                                     uint64_t fp1) noexcept nogil:
+    """The rows in the home bucket whose tag fits: one, nearly always. A row may lie across two lines."""
     cdef const Bucket* bucket = &table.buckets[fp0 & (table.n_buckets - 1)]
     cdef uint64_t equal[2]
     cdef const char* row

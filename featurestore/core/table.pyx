@@ -17,7 +17,7 @@ cdef extern from "<stdlib.h>" nogil:
 cdef enum:
     FIRST_BUCKETS = 4
     PREFETCH_AHEAD = 8
-    MAPPED_BYTES = 64 << 10      # from this size on a table is pages of its own: given back to the kernel when it has grown
+    MAPPED_BYTES = 64 << 10      # from this size on a table is pages of its own, given back when it has grown
 
 
 cdef Bucket* _new_buckets(uint64_t n_buckets) noexcept nogil:
@@ -51,7 +51,8 @@ cdef void table_clear(Table* table) noexcept nogil:
     table.n_buckets = table.n_rows = 0
 
 
-cdef inline void _put(Bucket* buckets, uint64_t mask, uint64_t fp0, uint64_t fp1, uint32_t row) noexcept nogil:
+cdef inline void _put(Bucket* buckets, uint64_t mask, uint64_t fp0, uint64_t fp1,
+                      uint32_t row) noexcept nogil:
     cdef uint64_t at = fp0 & mask
     cdef int i
     while True:

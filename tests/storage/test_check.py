@@ -22,7 +22,7 @@ from featurestore.storage.rows import RowStore
 from . import store_v1
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "store_v1"
-GOLDEN_DIGEST = "af400d47dbab5e49861c902ce36a0917"
+GOLDEN_DIGEST = "0474057886273e9d1b23a2352e61c2b1"
 
 
 @pytest.fixture
