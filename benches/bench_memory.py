@@ -71,7 +71,7 @@ def bench_cold_key_bytes(
     )
     with running(grow, steps) as child:
         curve = benchmark.pedantic(child.ask, args=("run",), rounds=1)
-    worst = max(curve[1:], key=lambda point: point[1])
+    worst = max(curve, key=lambda point: point[1])
     benchmark.extra_info.update(curve=curve, worst_bytes_per_key=worst[1])
     found("keys: resident bytes per key: " + ", ".join(f"{n}: {resident:.1f}" for n, resident, _ in curve))
     found(
