@@ -55,7 +55,8 @@ def bench_group_against_process(
         targets = {mode: store.ask("target") for mode, store in stores.items()}
 
         def turn() -> None:
-            for mode, target in targets.items():
+            first = len(rates["group"]) % 2  # whoever goes first in one turn goes last in the next
+            for mode, target in list(targets.items())[:: -1 if first else 1]:
                 n, took_s = client.ask("stream", target, messages, seconds, WINDOW, 0.0)
                 rates[mode].append(n * n_events / took_s)
 
