@@ -17,11 +17,11 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from featurestore.engine import Engine
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches import process, requests, workload
 from benches.process import checkpoints, running
+from featurestore.engine import Engine
 from featurestore.server.dispatcher import INGEST_STREAM, READ, Dispatcher
 
 PACE_S = 0.01

@@ -16,10 +16,10 @@ from statistics import median
 
 import numpy as np
 import pytest
-from featurestore.core.state import State
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches import workload
+from featurestore.core.state import State
 
 BATCH = 4_096
 MEAN_GAP_MS = 500.0

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import numpy as np
-from featurestore.core.state import State
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches import workload
 from benches.process import answer, resident_bytes, running
+from featurestore.core.state import State
 
 CHUNK = 1 << 16
 

@@ -18,11 +18,11 @@ from statistics import median
 
 import numpy as np
 import pytest
-from featurestore.core.state import State
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches import workload
 from benches.process import resident_bytes
+from featurestore.core.state import State
 
 N_ENTITIES = len(workload.ENTITIES)
 

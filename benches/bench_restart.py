@@ -13,11 +13,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-from featurestore.engine import Engine
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches import workload
 from benches.process import answer, running
+from featurestore.engine import Engine
 
 
 def reopen(pipe: Connection, directory: Path) -> None:

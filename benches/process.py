@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from featurestore.engine import Engine
 
 from benches import workload
 from featurestore.config import Limits, ServeConfig
+from featurestore.engine import Engine
 from featurestore.server import serve
 from featurestore.server.dispatcher import READ as READ_METHOD
 from featurestore.server.serve import Server
