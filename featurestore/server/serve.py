@@ -35,7 +35,7 @@ LOOK_EVERY_S = 0.2
 _log = logging.getLogger("featurestore.server")
 
 
-class _Reflection(reflection.ReflectionServicer):
+class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc,unused-ignore]
     """Reflection calls are streams too, and count as such."""
 
     def __init__(self, names: tuple[str, ...], streams: grpc_front.Streams) -> None:
