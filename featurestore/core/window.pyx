@@ -49,14 +49,54 @@ cdef inline void _wide_clear(const ViewC* view, Word* entry) noexcept nogil:
     memset(entry, 0, view.wide_words * sizeof(Word))
 
 
+cdef inline void _column_add(const ColumnC* column, Word* entry, const Word* raw, uint64_t bits,
+                             bint older) noexcept nogil:
+    """Adds one event to one column; `older` as in _wide_add."""
+    cdef int64_t t = raw[0].i, n
+    cdef double x = 0.0, delta
+    cdef Word* at
+    if column.filter >= 0 and not (bits >> column.filter) & 1:
+        return
+    if column.value >= 0:
+        x = raw[1 + column.value].f
+        if x != x:
+            return
+    n = entry[column.n_at].i
+    entry[column.n_at].i = n + 1
+    if column.sum_at:
+        if x >= 0:
+            entry[column.sum_at].f += x
+        else:
+            entry[column.sum_at + 1].f -= x
+    if column.extremes_at:
+        at = &entry[column.extremes_at]
+        if n == 0 or x < at[0].f:
+            at[0].f = x
+        if n == 0 or x > at[1].f:
+            at[1].f = x
+    if column.moments_at:
+        # Welford, "Note on a method for calculating corrected sums of squares and products", 1962.
+        at = &entry[column.moments_at]
+        delta = x - at[0].f
+        at[0].f += delta / <double>(n + 1)
+        at[1].f += delta * (x - at[0].f)
+    if column.first_at:
+        at = &entry[column.first_at]
+        if n == 0 or (t <= at[1].i if older else t < at[1].i):
+            at[0].f = x
+            at[1].i = t
+    if column.last_at:
+        at = &entry[column.last_at]
+        if n == 0 or (t > at[1].i if older else t >= at[1].i):
+            at[0].f = x
+            at[1].i = t
+
+
 cdef inline void _wide_add(const ViewC* view, Word* entry, const Word* raw, bint older) noexcept nogil:
     """Adds one event. `older`: it comes before all that the entry holds (by time, then position); else its
     position is the greatest so far, whatever its time."""
-    cdef int64_t t = raw[0].i, n
+    cdef int64_t t = raw[0].i
     cdef uint64_t bits = raw[1 + view.n_values].u if view.n_filters else 0
-    cdef double x, delta
-    cdef const ColumnC* column
-    cdef Word* at
     cdef uint16_t i
     if entry[WIDE_COUNT].i == 0:
         entry[WIDE_FIRST].i = entry[WIDE_LAST].i = t
@@ -66,85 +106,51 @@ cdef inline void _wide_add(const ViewC* view, Word* entry, const Word* raw, bint
         entry[WIDE_LAST].i = t
     entry[WIDE_COUNT].i += 1
     for i in range(view.n_columns):
-        column = &view.columns[i]
-        if column.filter >= 0 and not (bits >> column.filter) & 1:
-            continue
-        x = 0.0
-        if column.value >= 0:
-            x = raw[1 + column.value].f
-            if x != x:
-                continue
-        n = entry[column.n_at].i
-        entry[column.n_at].i = n + 1
-        if column.sum_at:
-            if x >= 0:
-                entry[column.sum_at].f += x
-            else:
-                entry[column.sum_at + 1].f -= x
-        if column.extremes_at:
-            at = &entry[column.extremes_at]
-            if n == 0 or x < at[0].f:
-                at[0].f = x
-            if n == 0 or x > at[1].f:
-                at[1].f = x
-        if column.moments_at:
-            # Welford, "Note on a method for calculating corrected sums of squares and products", 1962.
-            at = &entry[column.moments_at]
-            delta = x - at[0].f
-            at[0].f += delta / <double>(n + 1)
-            at[1].f += delta * (x - at[0].f)
-        if column.first_at:
-            at = &entry[column.first_at]
-            if n == 0 or (t <= at[1].i if older else t < at[1].i):
-                at[0].f = x
-                at[1].i = t
-        if column.last_at:
-            at = &entry[column.last_at]
-            if n == 0 or (t > at[1].i if older else t >= at[1].i):
-                at[0].f = x
-                at[1].i = t
+        _column_add(&view.columns[i], entry, raw, bits, older)
+
+
+cdef inline void _column_merge(const ColumnC* column, Word* into, const Word* older) noexcept nogil:
+    """Adds one column of an entry that lies wholly before `into`."""
+    cdef int64_t n = into[column.n_at].i, m = older[column.n_at].i
+    cdef double delta
+    cdef uint16_t at
+    if m == 0:
+        return
+    into[column.n_at].i = n + m
+    if column.sum_at:
+        into[column.sum_at].f += older[column.sum_at].f
+        into[column.sum_at + 1].f += older[column.sum_at + 1].f
+    if column.extremes_at:
+        at = column.extremes_at
+        if n == 0 or older[at].f < into[at].f:
+            into[at].f = older[at].f
+        if n == 0 or older[at + 1].f > into[at + 1].f:
+            into[at + 1].f = older[at + 1].f
+    if column.moments_at:
+        # Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
+        # 1979.
+        at = column.moments_at
+        delta = older[at].f - into[at].f
+        into[at + 1].f += older[at + 1].f + delta * delta * (<double>n * <double>m / <double>(n + m))
+        into[at].f += delta * (<double>m / <double>(n + m))
+    if column.first_at:
+        into[column.first_at] = older[column.first_at]
+        into[column.first_at + 1] = older[column.first_at + 1]
+    if column.last_at and n == 0:
+        into[column.last_at] = older[column.last_at]
+        into[column.last_at + 1] = older[column.last_at + 1]
 
 
 cdef inline void _wide_merge(const ViewC* view, Word* into, const Word* older) noexcept nogil:
     """Adds the events of an entry that lies wholly before `into`."""
-    cdef int64_t n, m
-    cdef double delta
-    cdef const ColumnC* column
-    cdef uint16_t i, at
+    cdef uint16_t i
     if into[WIDE_COUNT].i == 0:
         memcpy(into, older, view.wide_words * sizeof(Word))
         return
     into[WIDE_FIRST].i = older[WIDE_FIRST].i
     into[WIDE_COUNT].i += older[WIDE_COUNT].i
     for i in range(view.n_columns):
-        column = &view.columns[i]
-        m = older[column.n_at].i
-        if m == 0:
-            continue
-        n = into[column.n_at].i
-        into[column.n_at].i = n + m
-        if column.sum_at:
-            into[column.sum_at].f += older[column.sum_at].f
-            into[column.sum_at + 1].f += older[column.sum_at + 1].f
-        if column.extremes_at:
-            at = column.extremes_at
-            if n == 0 or older[at].f < into[at].f:
-                into[at].f = older[at].f
-            if n == 0 or older[at + 1].f > into[at + 1].f:
-                into[at + 1].f = older[at + 1].f
-        if column.moments_at:
-            # Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-            # variances", 1979.
-            at = column.moments_at
-            delta = older[at].f - into[at].f
-            into[at + 1].f += older[at + 1].f + delta * delta * (<double>n * <double>m / <double>(n + m))
-            into[at].f += delta * (<double>m / <double>(n + m))
-        if column.first_at:
-            into[column.first_at] = older[column.first_at]
-            into[column.first_at + 1] = older[column.first_at + 1]
-        if column.last_at and n == 0:
-            into[column.last_at] = older[column.last_at]
-            into[column.last_at + 1] = older[column.last_at + 1]
+        _column_merge(&view.columns[i], into, older)
 
 
 # -- the log -------------------------------------------------------------------------------------------------
@@ -887,6 +893,90 @@ cdef inline void _judge(const ViewC* view, const ReadAt* when, const ItemC* item
         out.coverage[item.out] = 0.0
 
 
+cdef inline bint _sums_only(const ColumnC* column) noexcept nogil:
+    return column.sum_at != 0 and not (column.extremes_at or column.moments_at or column.first_at
+                                       or column.last_at)
+
+
+cdef void _add_raw(const ViewC* view, Word* sure, const Word* raw, uint32_t n) noexcept nogil:
+    """Adds n > 0 events that all lie before `sure`. Column after column, each from its newest to its oldest,
+    so that the common ones are a tight loop: the sums are those of _wide_add, bit for bit."""
+    cdef size_t stride = view.raw_words
+    cdef const ColumnC* column
+    cdef const Word* at
+    cdef double x, above, below
+    cdef int64_t counted
+    cdef uint16_t j
+    if sure[WIDE_COUNT].i == 0:
+        sure[WIDE_LAST].i = raw[(n - 1) * stride].i
+    sure[WIDE_FIRST].i = raw[0].i
+    sure[WIDE_COUNT].i += n
+    for j in range(view.n_columns):
+        column = &view.columns[j]
+        at = raw + n * stride
+        if column.filter < 0 and column.value >= 0 and _sums_only(column):
+            counted = sure[column.n_at].i
+            above = sure[column.sum_at].f
+            below = sure[column.sum_at + 1].f
+            while at != raw:
+                at -= stride
+                x = at[1 + column.value].f
+                if x >= 0:
+                    above += x
+                    counted += 1
+                elif x < 0:
+                    below -= x
+                    counted += 1
+            sure[column.n_at].i = counted
+            sure[column.sum_at].f = above
+            sure[column.sum_at + 1].f = below
+            continue
+        while at != raw:
+            at -= stride
+            _column_add(column, sure, at, at[1 + view.n_values].u if view.n_filters else 0, True)
+
+
+cdef void _add_wide(const ViewC* view, Word* sure, const Word* wide, uint32_t n) noexcept nogil:
+    """_add_raw of n > 0 merged entries: the same as _wide_merge, one after the other."""
+    cdef size_t stride = view.wide_words
+    cdef const ColumnC* column
+    cdef const Word* at = wide + (n - 1) * stride
+    cdef double above, below
+    cdef int64_t counted
+    cdef uint16_t j
+    if sure[WIDE_COUNT].i == 0:
+        memcpy(sure, at, stride * sizeof(Word))
+        n -= 1
+        if n == 0:
+            return
+    sure[WIDE_FIRST].i = wide[WIDE_FIRST].i
+    at = wide + n * stride
+    counted = sure[WIDE_COUNT].i
+    while at != wide:
+        at -= stride
+        counted += at[WIDE_COUNT].i
+    sure[WIDE_COUNT].i = counted
+    for j in range(view.n_columns):
+        column = &view.columns[j]
+        at = wide + n * stride
+        if _sums_only(column):
+            counted = sure[column.n_at].i
+            above = sure[column.sum_at].f
+            below = sure[column.sum_at + 1].f
+            while at != wide:
+                at -= stride
+                counted += at[column.n_at].i
+                above += at[column.sum_at].f             # of no events: 0, which changes no sum
+                below += at[column.sum_at + 1].f
+            sure[column.n_at].i = counted
+            sure[column.sum_at].f = above
+            sure[column.sum_at + 1].f = below
+            continue
+        while at != wide:
+            at -= stride
+            _column_merge(column, sure, at)
+
+
 cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifetime, const ViewC* view,
                     const ReadAt* when, const ItemC* items, uint32_t n_items,
                     const Outputs* out) noexcept nogil:
@@ -894,6 +984,7 @@ cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifet
     cdef Entries entries = _entries(arena, log, view)
     cdef int64_t horizon = view_horizon(view, when.now_ms), lo
     cdef uint32_t i, left                # entries left to scan: the next one is entries[left - 1]
+    cdef uint32_t outside                # how many of those begin before the window
     cdef Edges edges
     cdef const Word* entry
     memset(&edges, 0, sizeof(edges))
@@ -922,20 +1013,20 @@ cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifet
             edges.right = NULL
         if edges.right != NULL and edges.right[WIDE_FIRST].i <= lo:
             edges.left = edges.right
-        while left and edges.left == NULL:
-            entry = entries.words + <size_t>(left - 1) * entries.stride
-            if not entries.wide:
-                if entry[0].i <= lo:
-                    break
-                _wide_add(view, sure, entry, True)
-            elif entry[WIDE_FIRST].i > lo:
-                _wide_merge(view, sure, entry)
-            elif entry[WIDE_LAST].i > lo:
-                edges.left = entry
-                break
-            else:
-                break
-            left -= 1
+        if left and edges.left == NULL:
+            entries.n = left
+            outside = _count_until(&entries, lo)
+            if outside < left:
+                entry = entries.words + <size_t>outside * entries.stride
+                if entries.wide:
+                    _add_wide(view, sure, entry, left - outside)
+                else:
+                    _add_raw(view, sure, entry, left - outside)
+                left = outside
+            if left and entries.wide:
+                entry = entries.words + <size_t>(left - 1) * entries.stride
+                if entry[WIDE_LAST].i > lo:
+                    edges.left = entry
         _read_item(view, &items[i], sure, &edges, out)
 
 
