@@ -6,7 +6,7 @@ from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init
-from featurestore.core.batch cimport OUTCOME_ACCEPTED, Column
+from featurestore.core.batch cimport COLUMN_NUMBER, OUTCOME_ACCEPTED, Column
 from featurestore.core.bytes cimport Bytes, bytes_clear, bytes_reserve
 from featurestore.core.plan cimport (
     MAX_RAW_WORDS, UNSET_MS, GroupC, PlanC, SlotC, TouchC, ViewC, Word,
@@ -17,7 +17,7 @@ from featurestore.core.table cimport (
 )
 from featurestore.core.window cimport (
     LOG_KEY, LOG_LIFETIME, LogHead, Outputs, ReadAt, lifetime_append, log_append, log_clone, log_expired,
-    log_export, log_export_bytes, log_free, log_import, view_horizon, view_read,
+    log_export, log_export_bytes, log_fetch_ends, log_free, log_import, view_horizon, view_read,
 )
 
 cdef enum:
@@ -25,9 +25,10 @@ cdef enum:
     ROW_EXPORT_BYTES = 8
     RECORD_HEAD_BYTES = 20
     FREED = 0xFFFFFFFF
-    AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row and log are being fetched
-    AHEAD_ROW = 16
-    AHEAD_LOG = 8
+    AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row, blocks and logs are being
+    AHEAD_ROW = 16               # fetched
+    AHEAD_BLOCK = 8              # a power of two
+    AHEAD_LOG = 4
 
 
 cdef extern from * nogil:
@@ -322,11 +323,12 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
     return 0
 
 
-cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint64_t applied) noexcept nogil:
+cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* place,
+                     uint64_t applied) noexcept nogil:
+    """`place`: of the row's handle in the table, NULL if there is no such row."""
     cdef const TouchC* touch = &job.event.touches[part.touch]
     cdef const SlotC* slot = NULL
     cdef Arena* arena = &shard.arena
-    cdef uint32_t* place = table_find(&shard.table, arena, part.fp0, part.fp1)
     cdef uint32_t trial = 0
     cdef int64_t at_ms = 0, now = job.nows[part.event]
     cdef int64_t first_now = job.own_first_now if part.event >= job.first_accepted else UNSET_MS
@@ -369,42 +371,92 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint64_t ap
     return status
 
 
-cdef inline void _prefetch(const Shard* shard, const Part* parts, uint32_t i, uint32_t n) noexcept nogil:
-    """Part i is next: ask for the bucket, the row and the log of parts a little further on."""
-    cdef const uint32_t* place
-    cdef const Row* row
-    cdef const Part* part
-    if i + AHEAD_INDEX < n:
-        table_prefetch(&shard.table, parts[i + AHEAD_INDEX].fp0)
-    if i + AHEAD_ROW < n:
-        part = &parts[i + AHEAD_ROW]
-        table_prefetch_rows(&shard.table, &shard.arena, part.fp0, part.fp1)
-    if i + AHEAD_LOG < n:
-        part = &parts[i + AHEAD_LOG]
-        place = table_find(&shard.table, &shard.arena, part.fp0, part.fp1)
-        if place != NULL:
-            row = <const Row*>arena_at(&shard.arena, place[0])
-            if row.n_heads and _heads(<Row*>row).block:
-                fs_prefetch(arena_at(&shard.arena, _heads(<Row*>row).block))
-                fs_prefetch(<char*>arena_at(&shard.arena, _heads(<Row*>row).block) + 47)
+# Fetched ahead of the part that is applied: its bucket; the rows there that may be its own; that row's
+# blocks; the ends of the logs in them. Each step needs what the one before it asked for. Parts are sorted by
+# shard, so they jump about in the batch's columns too.
+
+cdef inline void _fetch_index(const Shard* shard, const Part* parts, int64_t i, int64_t n) noexcept nogil:
+    if 0 <= i < n:
+        table_prefetch(&shard.table, parts[i].fp0)
+
+
+cdef inline void _fetch_row(const Shard* shard, const Job* job, const Part* parts, int64_t i,
+                            int64_t n) noexcept nogil:
+    cdef uint32_t event
+    cdef uint16_t j
+    if i < 0 or i >= n:
+        return
+    table_prefetch_rows(&shard.table, &shard.arena, parts[i].fp0, parts[i].fp1)
+    event = parts[i].event
+    fs_prefetch(&job.batch.times[event])
+    fs_prefetch(&job.nows[event])
+    for j in range(job.batch.n_columns):
+        if job.batch.columns[j].kind == COLUMN_NUMBER:
+            fs_prefetch(&job.batch.columns[j].numbers[event])
+
+
+cdef inline void _fetch_blocks(const Shard* shard, const Part* parts, int64_t i, int64_t n,
+                               uint32_t** places) noexcept nogil:
+    """Remembers where the row's handle is: NULL where there is none yet."""
+    cdef uint32_t* place
+    cdef Row* row
+    cdef uint8_t j
+    if i < 0 or i >= n:
+        return
+    place = table_find(&shard.table, &shard.arena, parts[i].fp0, parts[i].fp1)
+    places[i & (AHEAD_BLOCK - 1)] = place
+    if place != NULL:
+        row = <Row*>arena_at(&shard.arena, place[0])
+        for j in range(row.n_heads):
+            if _heads(row)[j].block:
+                fs_prefetch(arena_at(&shard.arena, _heads(row)[j].block))
+
+
+cdef inline void _fetch_logs(const Shard* shard, const PlanC* plan, int64_t i, int64_t n,
+                             uint32_t** places) noexcept nogil:
+    cdef Row* row
+    cdef uint8_t j
+    if i < 0 or i >= n or places[i & (AHEAD_BLOCK - 1)] == NULL:
+        return
+    row = <Row*>arena_at(&shard.arena, places[i & (AHEAD_BLOCK - 1)][0])
+    for j in range(row.n_heads):
+        if _heads(row)[j].kind != LOG_KEY:
+            log_fetch_ends(&shard.arena, &_heads(row)[j], _layout(plan, _heads(row)[j].view_id))
 
 
 cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil:
-    cdef uint64_t applied, position
-    cdef uint32_t i
+    cdef uint32_t* places[AHEAD_BLOCK]
+    cdef uint32_t* place
+    cdef uint64_t applied, position, n_buckets
+    cdef int64_t i, n = n_parts
     cdef int status = 0
-    if n_parts == 0:
+    if n == 0:
         return 0
     pthread_mutex_lock(&shard.lock)
     applied = shard.position
-    for i in range(n_parts):
-        if i and i % LOCKED_PARTS == 0:
+    n_buckets = shard.table.n_buckets
+    for i in range(-<int64_t>AHEAD_INDEX, n):
+        if i > 0 and i % LOCKED_PARTS == 0:
             pthread_mutex_unlock(&shard.lock)
             _lock_again(shard)
-        _prefetch(shard, parts, i, n_parts)
-        status = _apply_part(shard, job, &parts[i], applied)
+        _fetch_index(shard, parts, i + AHEAD_INDEX, n)
+        _fetch_row(shard, job, parts, i + AHEAD_ROW, n)
+        if i >= 0:
+            place = places[i & (AHEAD_BLOCK - 1)]
+            if place == NULL:
+                # A row that was absent may have come since.
+                place = table_find(&shard.table, &shard.arena, parts[i].fp0, parts[i].fp1)
+        _fetch_blocks(shard, parts, i + AHEAD_BLOCK, n, places)
+        _fetch_logs(shard, job.plan, i + AHEAD_LOG, n, places)
+        if i < 0:
+            continue
+        status = _apply_part(shard, job, &parts[i], place, applied)
         if status < 0:
             break
+        if shard.table.n_buckets != n_buckets:
+            # The table has grown: handles are elsewhere.
+            n_buckets = shard.table.n_buckets
+            memset(places, 0, sizeof(places))
     if status == 0 and not job.peek:
         position = job.first_position + parts[n_parts - 1].event
         if position > shard.position:

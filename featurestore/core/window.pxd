@@ -68,6 +68,10 @@ ctypedef struct ReadAt:          # when a row is read, and what the store's cloc
 # Oldest time still kept by the view at `now_ms`: older events are late, older entries absent.
 cdef int64_t view_horizon(const ViewC* view, int64_t now_ms) noexcept nogil
 
+# Asks for the oldest and the newest entry, which log_append touches. The block's first line is in the cache:
+# whoever calls has asked for it before.
+cdef void log_fetch_ends(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil
+
 # Adds one event: raw[0].i its time (not before the horizon), then its values and filter word. 0, or -1 out of
 # memory.
 cdef int log_append(Arena* arena, LogHead* head, const ViewC* view, const Word* raw,

@@ -13,6 +13,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_free
+from featurestore.core.table cimport fs_prefetch
 from featurestore.core.plan cimport (
     AGG_COUNT, AGG_FIRST, AGG_LAST, AGG_MAX, AGG_MEAN, AGG_MIN, AGG_SINCE_FIRST, AGG_STDDEV, AGG_SUM,
     MAX_WIDE_WORDS, NO_COLUMN, UNSET_MS, WIDE_COUNT, WIDE_FIRST, WIDE_LAST, ColumnC, ItemC, ViewC,
@@ -182,10 +183,11 @@ cdef inline Word* _large_words(LargeLog* large, const ViewC* view) noexcept nogi
     return <Word*>(large + 1) + <size_t>large.start * _stride(view, large.wide)
 
 
-cdef Entries _entries(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil:
+cdef inline Entries _entries(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil:
     cdef Entries entries
     cdef LargeLog* large
-    memset(&entries, 0, sizeof(Entries))
+    entries.words = NULL
+    entries.n = entries.wide = 0
     entries.stride = view.raw_words
     if head == NULL or head.block == 0:
         return entries
@@ -208,6 +210,26 @@ cdef Entries _entries(const Arena* arena, const LogHead* head, const ViewC* view
 
 cdef inline int64_t _last_of(const Entries* entries, uint32_t i) noexcept nogil:
     return entries.words[<size_t>i * entries.stride + (WIDE_LAST if entries.wide else 0)].i
+
+
+cdef void log_fetch_ends(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil:
+    cdef char* oldest
+    cdef LargeLog* large
+    cdef size_t n_bytes
+    if head.block == 0:
+        return
+    oldest = <char*>arena_at(arena, head.block)
+    if head.kind == LOG_SMALL:
+        n_bytes = <size_t>head.n_small * view.raw_words * sizeof(Word)
+    elif head.kind == LOG_LARGE:
+        large = <LargeLog*>oldest
+        oldest = <char*>_large_words(large, view)
+        n_bytes = <size_t>large.n_entries * _stride(view, large.wide) * sizeof(Word)
+        fs_prefetch(oldest)
+    else:
+        return
+    fs_prefetch(oldest + n_bytes - 1)
+    fs_prefetch(oldest + n_bytes + view.raw_words * sizeof(Word) - 1)
 
 
 cdef size_t _block_bytes(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil:
@@ -400,6 +422,16 @@ cdef inline double _pair_cost(const ViewC* view, const Word* a, const Word* b,
     return cost
 
 
+cdef inline bint _light(const ViewC* view, const Word* a, const Word* b, const double* newer,
+                        double max_cost) noexcept nogil:
+    """Whether the pair's cost is at most max_cost, without a division."""
+    cdef uint16_t k
+    for k in range(view.n_weights):
+        if _weight(view, a, k) + _weight(view, b, k) > max_cost * newer[k]:
+            return False
+    return True
+
+
 cdef inline uint32_t _cost_bucket(double cost) noexcept nogil:
     """Order-preserving bucket of a non-negative cost: 16 buckets per doubling."""
     cdef Word word
@@ -425,18 +457,16 @@ cdef void _merge_pairs(const ViewC* view, LargeLog* large, int64_t limit, double
     cdef Word* group = NULL
     cdef Word* entry
     cdef bint fits, just_merged = False
-    cdef double cost
     cdef uint16_t k
-    memset(newer, 0, sizeof(newer))
+    memset(newer, 0, view.n_weights * sizeof(double))
     for i in range(<int64_t>large.n_entries - 1, -1, -1):
         entry = words + <size_t>i * stride
         fits = False
         if group != NULL and entry[WIDE_LAST].i <= limit:
-            cost = _pair_cost(view, group, entry, newer)
             if max_merges == 0:
-                fits = cost <= max_cost
-            else:
-                fits = merges < max_merges and not just_merged and _cost_bucket(cost) <= max_bucket
+                fits = _light(view, group, entry, newer, max_cost)
+            elif merges < max_merges and not just_merged:
+                fits = _cost_bucket(_pair_cost(view, group, entry, newer)) <= max_bucket
         if fits:
             _wide_merge(view, group, entry)
             merges += 1
