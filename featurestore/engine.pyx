@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.core.batch cimport (
-    OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
+    MAX_PRODUCER_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
 )
 from featurestore.core.plan cimport CompiledPlan, ServiceC
 from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin, sequencer_judge
@@ -39,7 +39,7 @@ from featurestore.core.state cimport (
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
 from featurestore.storage.frame cimport (
-    BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, MAX_PRODUCER_BYTES, BatchFrame, BatchHead, ByteBuffer,
+    BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, BatchFrame, BatchHead, ByteBuffer,
     batch_frame_free, body_error, buffer_free, decode_batch, decode_forget, encode_batch, encode_forget,
 )
 from featurestore.storage.journal cimport (

@@ -306,3 +306,5 @@ def test_ids_run_out_loudly() -> None:
     assert view(last, "ip2").view_id == 65535
     with pytest.raises(SchemaError, match="all of its 65535 ids"):
         applied(changed("  ip:\n", "  ip3:\n"), last)
+
+
