@@ -89,6 +89,6 @@ cdef class State:
     cdef int64_t* cut_nows       # the clocks at the checkpoint's cut, owned
     cdef int swap_plan(self, CompiledPlan compiled) except -1
     cdef const ServiceC* _service(self, service) except? NULL
-    cdef bytes _table(self, bint producers, uint32_t max_places)
+    cdef bytes _table(self, bint producers, uint32_t max_places, object meanwhile)
     cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1

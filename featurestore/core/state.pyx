@@ -28,9 +28,9 @@ from featurestore.core.plan cimport UNSET_MS, CompiledPlan, EventC, PlanC, Servi
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
     VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_TOO_OLD, Origin, Sequencer, TableCursor,
-    sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers, sequencer_decide,
-    sequencer_export_head, sequencer_import_head, sequencer_import_ids, sequencer_import_producers,
-    sequencer_init, sequencer_judge, sequencer_sort,
+    sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers,
+    sequencer_decide, sequencer_export_head, sequencer_import_head, sequencer_import_ids,
+    sequencer_import_producers, sequencer_init, sequencer_judge, sequencer_sort,
 )
 from featurestore.core.shard cimport (
     Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
@@ -266,8 +266,7 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
                       int64_t wall_ms) noexcept nogil:
     work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
-    return sequencer_commit(&state.sequencer, batch, &work.facts, origin, wall_ms,
-                            state.plan.events[batch.event].dedupe_ms, work.nows)
+    return sequencer_commit(&state.sequencer, batch, &work.facts, origin, wall_ms, work.nows)
 
 
 ctypedef struct Crew:            # one thread's share of a batch: the shards congruent to `first`
@@ -519,6 +518,11 @@ def _keys(names, columns, n):
     return EventBatch(event, 0, np.zeros(n, np.int64), columns)
 
 
+def _id_name(event):
+    """The field that holds an event type's ids, None where it declares none."""
+    return None if event.id_field is None else event.fields[event.id_field].name
+
+
 class Vectors:
     """Feature vectors, one row per event or key set, columns in the service's order.
 
@@ -600,7 +604,7 @@ cdef class State:
         self.c.threads = threads
         self.c.max_memory_bytes = max_memory_bytes
         memcpy(self.c.secret, <const char*>secret, 16)
-        if sequencer_init(&self.c.sequencer, self.c.plan.n_events, clock == "event", max_future_ms,
+        if sequencer_init(&self.c.sequencer, self.c.plan, clock == "event", max_future_ms,
                           max_producers, max_ids) < 0:
             raise MemoryError
         if pool_init(&self.c.pool) < 0:
@@ -782,18 +786,18 @@ cdef class State:
         cdef Sequencer s
         cdef Sequencer* old = &self.c.sequencer
         cdef uint16_t i, j
-        if sequencer_init(&s, compiled.c.n_events, old.event_clock, old.max_future_ms, 0, old.max_ids) < 0:
+        before = {event.event_id: (j, _id_name(event)) for j, event in enumerate(self.compiled.plan.events)}
+        if sequencer_init(&s, compiled.c, old.event_clock, old.max_future_ms, 0, old.max_ids) < 0:
             raise MemoryError
-        for i in range(s.n_types):
-            for j in range(old.n_types):
-                if compiled.c.events[i].event_id == self.c.plan.events[j].event_id:
-                    s.type_nows[i] = old.type_nows[j]
-                    s.first_nows[i] = old.first_nows[j]
-                    s.ids[i] = old.ids[j]
-                    s.n_ids += old.ids[j].n_used
-                    memset(&old.ids[j], 0, sizeof(old.ids[j]))
+        for i, event in enumerate(compiled.plan.events):
             if not s.event_clock:
                 s.type_nows[i] = old.now_ms
+            if event.event_id in before:
+                j, id_name = before[event.event_id]
+                if sequencer_adopt(&s, i, old, j, id_name is not None and id_name == _id_name(event)) < 0:
+                    self.c.broken = True             # some ids are in neither
+                    sequencer_clear(&s)
+                    raise MemoryError
         free(s.producers.places)
         s.producers = old.producers
         memset(&old.producers, 0, sizeof(old.producers))
@@ -881,22 +885,24 @@ cdef class State:
             "position": self.c.sequencer.position,
         }
 
-    cdef bytes _table(self, bint producers, uint32_t max_places):
+    cdef bytes _table(self, bint producers, uint32_t max_places, object meanwhile):
         """The ids or the producers as bytes, copied in slices of max_places, each under the order lock."""
         cdef TableCursor cursor
         cdef Bytes out
         cdef int status = 1
         memset(&cursor, 0, sizeof(cursor))
         memset(&out, 0, sizeof(out))
-        with nogil:
-            while status == 1:
-                pthread_mutex_lock(&self.c.order)
-                if producers:
-                    status = sequencer_copy_producers(&self.c.sequencer, &cursor, max_places, &out)
-                else:
-                    status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, max_places, &out)
-                pthread_mutex_unlock(&self.c.order)
         try:
+            while status == 1:
+                with nogil:
+                    pthread_mutex_lock(&self.c.order)
+                    if producers:
+                        status = sequencer_copy_producers(&self.c.sequencer, &cursor, max_places, &out)
+                    else:
+                        status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, max_places, &out)
+                    pthread_mutex_unlock(&self.c.order)
+                if meanwhile is not None and status == 1:
+                    meanwhile()
             if status < 0:
                 raise MemoryError
             return (<char*>out.data)[:out.n_bytes]
@@ -953,13 +959,14 @@ cdef class State:
         finally:
             bytes_clear(&out)
 
-    def copy_ids(self):
-        """The event ids remembered, as bytes for import_ids."""
-        return self._table(False, 4096)
+    def copy_ids(self, uint32_t max_places=4096, meanwhile=None):
+        """The event ids remembered, as bytes for import_ids. Batches may be applied between two slices of
+        max_places, as `meanwhile`, called there, may."""
+        return self._table(False, max_places, meanwhile)
 
-    def copy_producers(self):
-        """The producers remembered, as bytes for import_producers."""
-        return self._table(True, 64)
+    def copy_producers(self, uint32_t max_places=64, meanwhile=None):
+        """The producers remembered, as bytes for import_producers; as copy_ids."""
+        return self._table(True, max_places, meanwhile)
 
     def copy_end(self, bint written):
         """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything

@@ -18,6 +18,7 @@ from featurestore.errors import (
     UnknownNameError,
 )
 from featurestore.outcome import Outcome
+from featurestore.plan import Plan
 from featurestore.schema import compile_schema
 
 SCHEMA = """
@@ -149,12 +150,125 @@ def test_a_producer_too_many_is_turned_away_until_one_has_been_silent_for_a_week
     assert state.stats()["producers"] == 2
 
 
-def test_ids_past_their_cap_refuse_events_and_expire_with_the_horizon() -> None:
-    state = State(PLAN, max_ids=3)
-    first = plays(5)
-    state.observe(first)
+@pytest.mark.parametrize("clock", ["event", "wall"])
+def test_ids_past_their_cap_refuse_events_and_expire_with_the_horizon(clock: str) -> None:
+    state = State(PLAN, max_ids=3, clock=clock)
+    first = plays(5, step=0)
+    state.observe(first, now_ms=1_000_000)
     assert list(first.outcomes) == [Outcome.ACCEPTED] * 3 + [Outcome.REFUSED_MEMORY] * 2
     assert state.stats()["ids"] == 3
+    for now_ms, outcome in ((1_060_000, Outcome.REFUSED_MEMORY), (1_070_000, Outcome.ACCEPTED)):
+        again = plays(3, start=now_ms, step=0, prefix=f"{now_ms}-")
+        state.observe(again, now_ms=now_ms)
+        assert list(again.outcomes) == [outcome] * 3
+    assert state.stats()["ids"] == 3
+
+
+def test_the_cap_holds_for_all_event_types_together_and_counts_what_has_not_expired() -> None:
+    two = SCHEMA.replace(
+        "views:", "  skip:\n    time: {field: ts, unit: ms}\n    ids: {id: id, dedupe: 60s}\nviews:"
+    )
+    plan = compile_schema(two)
+    state = State(plan, max_ids=10, clock="wall")
+    accepted = []
+    for turn in range(200):
+        now_ms = 1_000_000 + turn * 9_000  # six or seven turns lie within the horizon
+        event = plan.events[turn % 2]
+        data: dict[str, Any] = {"ts": [now_ms] * 2, "id": [f"{turn}", f"{turn}b"]}
+        data |= {"account": ["a"] * 2, "track": ["t"] * 2, "ms": [1] * 2} if turn % 2 == 0 else {}
+        sent = EventBatch(event, turn % 2, *event_columns(event, data))
+        state.observe(sent, now_ms=now_ms)
+        accepted.append(int((sent.outcomes == Outcome.ACCEPTED).sum()))
+        assert sum(accepted[-6:]) <= 10
+        assert state.stats()["ids"] <= 20
+    assert sum(accepted[100:]) >= 100 * 10 // 8
+
+
+def changed(old: str, new: str, plan: Plan = PLAN, **options: Any) -> Plan:
+    assert SCHEMA.count(old) == 1
+    return compile_schema(SCHEMA.replace(old, new), previous=plan, **options)
+
+
+def one(plan: Plan, **columns: Any) -> EventBatch:
+    event = plan.events[0]
+    data: dict[str, Any] = {"account": ["a"], "track": ["t"], "ms": [1.0]} | columns
+    return EventBatch(event, 0, *event_columns(event, data))
+
+
+def test_a_longer_horizon_does_not_bring_back_ids_that_had_expired() -> None:
+    state = State(PLAN)
+    state.observe(plays(1, prefix="old"))
+    state.observe(plays(1, start=1_100_000, prefix="young"))
+    restarted = State.restore(PLAN, state.snapshot())
+    longer = changed("dedupe: 60s", "dedupe: 1d", now_ms=1_100_000)
+    outcomes = []
+    for each in (state, restarted):
+        each.apply_plan(longer)
+        for name in ("old0", "young0"):
+            sent = one(longer, ts=[1_100_001], id=[name])
+            each.observe(sent)
+            outcomes.append(sent.outcomes[0])
+    assert outcomes == [Outcome.ACCEPTED, Outcome.DUPLICATE] * 2
+    assert state.digest() == restarted.digest()
+
+
+def test_ids_of_another_field_are_other_ids() -> None:
+    state = State(PLAN)
+    state.observe(plays(1, prefix="t"))
+    other = changed("ids: {id: id", "ids: {id: track", now_ms=1_000_000)
+    state.apply_plan(other)
+    sent = one(other, ts=[1_000_001], id=["x"], track=["t0"])
+    state.observe(sent)
+    assert list(sent.outcomes) == [Outcome.ACCEPTED]
+    state.apply_plan(compile_schema(SCHEMA, previous=other, now_ms=1_000_001))
+    again = one(PLAN, ts=[1_000_002], id=["t0"])
+    state.observe(again)
+    assert list(again.outcomes) == [Outcome.ACCEPTED], "its ids ended with the change before"
+
+
+def test_ids_are_all_copied_though_their_table_is_rebuilt_meanwhile() -> None:
+    event = plays(1).event
+    for secret in range(40):
+        state = State(PLAN, secret=bytes([secret] * 16), n_shards=1)
+        state.observe(plays(30, step=0, prefix="old"))
+        state.observe(plays(17, start=1_050_000, step=0, prefix="kept"))
+        turns = iter(range(1 + secret % 20))
+
+        def rebuild(state: State = state, turns: Any = turns) -> None:
+            if next(turns, None) is None and state.stats()["ids"] == 47:
+                state.observe(plays(2, start=1_061_000, step=0, prefix="new"))  # the old ones have expired
+
+        copied = state.copy_ids(1, rebuild)
+        assert state.stats()["ids"] == 19, "the table was rebuilt in place"
+        copy = State(PLAN, secret=bytes([secret] * 16), n_shards=1)
+        copy.import_ids(copied)
+        assert copy.stats()["ids"] == 19
+        assert event.id_field is not None
+
+
+def producers(state: State) -> list[bytes]:
+    data, size = state.copy_producers(), 8 * (5 + 1025)
+    return sorted(data[at : at + size] for at in range(0, len(data), size))
+
+
+def test_producers_are_all_copied_though_one_is_forgotten_meanwhile() -> None:
+    week_ms = 7 * 86_400_000
+    for secret in range(40):
+        state = State(PLAN, secret=bytes([secret] * 16), max_producers=12, n_shards=1)
+        state.observe(plays(1, prefix="gone"), producer=b"gone", sequence=1)
+        for i in range(11):
+            state.observe(plays(1, start=1_000_001 + week_ms, prefix=f"{i}-"), producer=b"%d" % i, sequence=1)
+        turns = iter(range(1 + secret % 14))
+
+        def replace(state: State = state, turns: Any = turns) -> None:
+            if next(turns, None) is None:
+                sent = plays(1, start=1_000_002 + week_ms, prefix="new")
+                state.observe(sent, producer=b"new", sequence=1)
+
+        copied = state.copy_producers(1, replace)
+        copy = State(PLAN, secret=bytes([secret] * 16), max_producers=12, n_shards=1)
+        copy.import_producers(copied)
+        assert producers(copy) == producers(state)
 
 
 @pytest.mark.parametrize("cut", [0, 7, 31, 40, 200, -1])
