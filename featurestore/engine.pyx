@@ -71,7 +71,8 @@ cdef extern from * nogil:
     uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
 
 cdef enum:
-    BACKUP_SEGMENT_BYTES = 4096  # a backup's journal is empty; whoever opens it begins one of its own size
+    BACKUP_SEGMENT_BYTES = 4096  # of a journal without frames; whoever opens it begins one of its own size
+    AHEAD_MS = 1000              # between making a plan and serving it, on the wall clock
 
 #: The plan of a store before its first schema.
 EMPTY_PLAN = Plan(0, "", "", (), (), (), (), (), (), 1, 1, 1)
@@ -105,6 +106,14 @@ cdef int64_t _wall_ms() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_REALTIME, &now)
     return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
+
+
+cdef int64_t _stamp(const StateC* state) noexcept nogil:
+    """The server's clock for a frame; on a wall clock it never goes back. Order lock held."""
+    cdef int64_t now = _wall_ms()
+    if not state.sequencer.event_clock and state.sequencer.now_ms > now:
+        now = state.sequencer.now_ms
+    return now
 
 
 cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
@@ -165,7 +174,7 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
                          bint peek, WriteResult* result) noexcept nogil:
     """With the order lock held."""
     cdef StateC* state = engine.state
-    cdef int64_t wall_ms = _wall_ms()
+    cdef int64_t wall_ms = _stamp(state)
     cdef uint64_t first = state.sequencer.position + 1
     cdef uint32_t i
     cdef int status
@@ -502,26 +511,36 @@ cdef class Engine:
         with self.lock:
             self._check_writable()
             previous = self.state.plan if self.state.plan.version else None
-            plan = compile_schema(text, path=path, previous=previous, now_ms=self._now_ms())
+            nows = self._nows(previous)
+            plan = compile_schema(text, path=path, previous=previous, now_ms=nows)
             if dry_run or (previous is not None and plan is previous):
                 return plan
             compiled = CompiledPlan(plan, self.state.compiled)
             prepared = [listener.prepare(plan) for listener in self.listeners]
             body = plan.to_json().encode()
-            memset(&frame, 0, sizeof(frame))
-            frame.kind = FRAME_SCHEMA
-            frame.n_positions = 1
-            frame.schema_version = plan.version
-            frame.now_ms = _wall_ms()
-            piece.iov_base = <void*><const char*>body
-            piece.iov_len = len(body)
+            status = -1                          # nothing is journaled yet
             with nogil:
                 pthread_rwlock_wrlock(&self.c.state.plan_lock)
                 pthread_mutex_lock(&self.c.state.order)
-                status = journal_append(self.c.journal, &frame, &piece, 1)
-                if status == JOURNAL_OK and failpoint(SCHEMA_JOURNALED):
-                    self.c.failed = 1
             try:
+                if self._is_past(nows, previous):
+                    # Batches were accepted meanwhile: what they made the views drop must not be promised, nor
+                    # that a new view has seen them.
+                    plan = compile_schema(text, path=path, previous=previous, now_ms=self._nows(previous))
+                    compiled = CompiledPlan(plan, self.state.compiled)
+                    prepared = [listener.prepare(plan) for listener in self.listeners]
+                    body = plan.to_json().encode()
+                memset(&frame, 0, sizeof(frame))
+                frame.kind = FRAME_SCHEMA
+                frame.n_positions = 1
+                frame.schema_version = plan.version
+                frame.now_ms = _stamp(self.c.state)
+                piece.iov_base = <void*><const char*>body
+                piece.iov_len = len(body)
+                with nogil:
+                    status = journal_append(self.c.journal, &frame, &piece, 1)
+                    if status == JOURNAL_OK and failpoint(SCHEMA_JOURNALED):
+                        self.c.failed = 1
                 if status != JOURNAL_OK:
                     raise self.journal.problem(status)
                 if self.c.failed:
@@ -546,6 +565,19 @@ cdef class Engine:
         if self.directory.identity.clock == "wall":
             return max(_wall_ms(), self.state.now_ms or 0)
         return self.state.now_ms
+
+    def _nows(self, previous):
+        """When a plan that is made now will be served: the clock of each event type, or of all. On a wall
+        clock a little later, so that it has not passed by then."""
+        if self.directory.identity.clock == "wall":
+            return self._now_ms() + (AHEAD_MS if previous is not None else 0)
+        nows = {event.name: self.state.event_now_ms(i) for i, event in enumerate(self.state.plan.events)}
+        return {name: now for name, now in nows.items() if now is not None}
+
+    def _is_past(self, nows, previous):
+        if previous is None:
+            return False                         # there was nothing that a batch could have been of
+        return self._now_ms() > nows if isinstance(nows, int) else nows != self._nows(previous)
 
     def entity_of(self, parts):
         """Index of the entity whose key has exactly these part names."""
@@ -580,11 +612,11 @@ cdef class Engine:
             frame.kind = FRAME_FORGET
             frame.n_positions = 1
             frame.schema_version = self.c.schema_version
-            frame.now_ms = _wall_ms()
             piece.iov_base = body
             piece.iov_len = FORGET_BODY_BYTES
             with nogil:
                 pthread_mutex_lock(&self.c.state.order)
+                frame.now_ms = _stamp(self.c.state)
                 status = journal_append(self.c.journal, &frame, &piece, 1)
                 if status == JOURNAL_OK:
                     found = state_forget(self.c.state, fp[0], fp[1])

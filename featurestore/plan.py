@@ -138,6 +138,9 @@ class ViewPlan:
     has_lifetime: bool
     lifetime_idle_ms: int
     identity: str  # canonical text of (key, event, filter, columns, offset, error settings): may not change
+    lifetime_floor_ms: int | None = (
+        None  # lifetimes last fed before it have ended (after idle was made longer)
+    )
 
 
 @dataclass(frozen=True)

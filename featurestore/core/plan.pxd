@@ -64,6 +64,7 @@ ctypedef struct ViewC:
     int64_t keep_ms
     int64_t floor_ms             # UNSET_MS: none
     int64_t lifetime_idle_ms
+    int64_t lifetime_floor_ms    # UNSET_MS: none
     double max_error
     uint32_t exact_events
     uint32_t max_entries

@@ -128,6 +128,7 @@ cdef class CompiledPlan:
         view.keep_ms = spec.keep_ms
         view.floor_ms = UNSET_MS if spec.floor_ms is None else spec.floor_ms
         view.lifetime_idle_ms = spec.lifetime_idle_ms
+        view.lifetime_floor_ms = UNSET_MS if spec.lifetime_floor_ms is None else spec.lifetime_floor_ms
         view.max_error = spec.max_error
         view.exact_events = spec.exact_events
         view.max_entries = spec.max_entries

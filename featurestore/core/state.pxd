@@ -53,6 +53,7 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     Part* parts                  # by shard, each shard's in position order
     uint32_t* starts             # [n_shards + 1] where each shard's begin
     uint32_t n_parts
+    int64_t now_ms               # the latest clock of all types before this batch
     bint first_of_type           # no event of its type had been accepted before this batch
 
 # The plan lock must be held (shared) from before the batch was decoded until after state_apply. 0, or -1 when

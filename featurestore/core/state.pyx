@@ -257,6 +257,7 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
                 or outcome == REFUSED_NO_ID or outcome == REFUSED_BEYOND_DEDUPE or outcome == REFUSED_MEMORY):
             batch.outcomes[i] = OUTCOME_ACCEPTED
     work.facts.homeless = NULL
+    work.now_ms = state.sequencer.now_ms
     work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
     if state.max_memory_bytes and _used_bytes(state) >= state.max_memory_bytes:
         _find_homeless(state, batch, work)
@@ -380,7 +381,9 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
         for i in range(batch.n_events):
             work.reads_at[i] = batch.times[i]
             if batch.outcomes[i] == REFUSED_NO_TIME or batch.outcomes[i] == REFUSED_TIME_RANGE:
-                work.reads_at[i] = s.now_ms if s.now_ms > 0 else 0
+                work.reads_at[i] = work.nows[i] if work.nows[i] > work.now_ms else work.now_ms
+                if work.reads_at[i] == UNSET_MS:
+                    work.reads_at[i] = 0
         job.outputs = outputs[0]
         _unavailable_keys(state, batch, work, service, outputs)
     job.plan = state.plan

@@ -271,6 +271,62 @@ def test_producers_are_all_copied_though_one_is_forgotten_meanwhile() -> None:
         assert producers(copy) == producers(state)
 
 
+def test_a_longer_idle_does_not_bring_back_a_lifetime_that_had_ended() -> None:
+    def source(idle: str) -> str:
+        view = "{event: play, key: account, windows: [10s, 60s], features: [count, sum(ms)]}"
+        assert view in SCHEMA
+        return SCHEMA.replace(
+            view,
+            f"{{event: play, key: account, windows: [lifetime], features: [count], lifetime_idle: {idle}}}",
+        )
+
+    plan = compile_schema(source("100s"))
+    state = State(plan)
+    state.observe(one(plan, ts=[1_000_000], id=["x"]))
+    state.observe(one(plan, ts=[1_200_000], id=["y"], account=["b"]))
+    restarted = State.restore(plan, state.snapshot())
+    longer = compile_schema(source("1d"), previous=plan, now_ms=1_200_000)
+    for each in (state, restarted):
+        each.apply_plan(longer)
+        keys, _ = text_column(["a", "b"])
+        assert each.read(0, {"account": keys}, 2).values[:, 0].tolist() == [0.0, 1.0]
+    assert state.digest() == restarted.digest()
+    for each in (state, restarted):
+        each.observe(one(longer, ts=[1_200_001], id=["z"]))
+        assert each.read(0, {"account": keys}, 2).values[:, 0].tolist() == [1.0, 1.0]
+    assert state.digest() == restarted.digest()
+
+
+@pytest.mark.parametrize("clock", ["event", "wall"])
+@pytest.mark.parametrize("start_ms", [1_000_000, -5_000_000_000])
+def test_an_event_without_a_time_reads_at_now_wherever_it_is_in_its_batch(clock: str, start_ms: int) -> None:
+    first = batch(ts=[start_ms], account=["a"], track=["t"], ms=[1], id=["x"])
+    mixed: dict[str, Any] = {
+        "ts": [None, start_ms + 5_000, None, start_ms + 20_000],
+        "account": ["a"] * 4,
+        "track": ["t"] * 4,
+        "ms": [1] * 4,
+        "id": ["p", "q", "r", "s"],
+    }
+    whole, parts = State(PLAN, clock=clock), State(PLAN, clock=clock)
+    now_ms = start_ms + 20_000
+    for state in (whole, parts):
+        state.observe(first, now_ms=start_ms)
+    together = whole.observe(batch(**mixed), 0, now_ms=now_ms)
+    alone = [
+        parts.observe(batch(**{name: values[i : i + 1] for name, values in mixed.items()}), 0, now_ms=now_ms)
+        for i in range(4)
+    ]
+    assert together is not None
+    for name in ("values", "statuses", "coverage"):
+        assert [getattr(v, name).tobytes() for v in alone] == [
+            row.tobytes() for row in getattr(together, name)
+        ]
+    # One event within 10 s of now, or none; two when the second comes; the last is alone.
+    expected = [1, 2, 2, 1] if clock == "event" else [0, 2, 0, 1]
+    assert list(together.values[:, 0]) == expected
+
+
 @pytest.mark.parametrize("cut", [0, 7, 31, 40, 200, -1])
 def test_a_snapshot_that_was_cut_is_refused(cut: int) -> None:
     state = State(PLAN, n_shards=2)
