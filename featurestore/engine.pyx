@@ -29,12 +29,12 @@ from featurestore.core.batch cimport (
     MAX_PRODUCER_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
 )
 from featurestore.core.plan cimport CompiledPlan, ServiceC
-from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin, sequencer_judge
+from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin
 from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
 from featurestore.core.state cimport (
     State, StateC, Work, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, state_apply,
-    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for,
-    verdict_error, work_clear, work_prepare,
+    state_commit, state_content, state_decide, state_forget, state_judge, state_origin, state_read,
+    state_repeat, vectors_for, verdict_error, work_clear, work_prepare,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
@@ -176,19 +176,14 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
     cdef StateC* state = engine.state
     cdef int64_t wall_ms = _stamp(state)
     cdef uint64_t first = state.sequencer.position + 1
-    cdef uint32_t i
     cdef int status
     if engine.journal == NULL:
         return ENGINE_CLOSED
-    result.verdict = sequencer_judge(&state.sequencer, origin)
+    result.verdict = state_judge(state, batch, origin)
     if result.verdict > VERDICT_DUPLICATE:
         return ENGINE_VERDICT
     if result.verdict == VERDICT_DUPLICATE:
-        for i in range(batch.n_events):
-            batch.outcomes[i] = OUTCOME_DUPLICATE
-            work.nows[i] = state.sequencer.type_nows[batch.event]
-            if not state.sequencer.event_clock and wall_ms > work.nows[i]:
-                work.nows[i] = wall_ms
+        state_repeat(state, batch, work, wall_ms)
     else:
         if state_decide(state, batch, work, wall_ms) < 0:
             return ENGINE_NO_MEMORY

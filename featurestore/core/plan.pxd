@@ -99,6 +99,8 @@ ctypedef struct EventC:
     int64_t min_keep_ms          # the shortest keep of its views: an event younger than that is late for none
     int64_t max_floor_ms         # the latest floor of its views
     TouchC* touches              # [n_touches]
+    uint16_t* by_name            # [n_fields] index of each field, in the order of their names
+    uint64_t* name_words         # [n_fields] what stands for each field's name in a content fingerprint
     ProgramC** programs          # [n_programs] borrowed from the CompiledPrograms that CompiledPlan holds
 
 ctypedef struct ItemC:           # one value of a service

@@ -4,8 +4,10 @@ The plan was made by `featurestore.schema`, or read back from the journal where 
 indexes are checked here all the same, once, because nothing on the hot path checks them again.
 """
 
+import hashlib
+
 from libc.stdlib cimport calloc, free, realloc
-from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint64_t
 
 from featurestore.core.program cimport CompiledProgram, ProgramC
 
@@ -104,6 +106,13 @@ cdef class CompiledPlan:
             event.id_field = -1 if spec.id_field is None else spec.id_field
             _check(-1 <= event.id_field < event.n_fields, f"id field of {spec.name}")
             event.dedupe_ms = spec.dedupe_ms
+            names = [field.name for field in spec.fields]
+            event.by_name = self._indexes(
+                sorted(range(len(names)), key=names.__getitem__), len(names), "field")
+            event.name_words = <uint64_t*>self._array(len(names), sizeof(uint64_t))
+            for j, name in enumerate(names):
+                event.name_words[j] = int.from_bytes(
+                    hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
             event.n_programs = len(compiled_of[i])
             event.programs = <ProgramC**>self._array(event.n_programs, sizeof(void*))
             for j in range(event.n_programs):

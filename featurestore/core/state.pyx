@@ -57,6 +57,7 @@ cdef enum:
     MAX_THREADS = 64
     PARTS_PER_THREAD = 2048      # below that, starting a thread costs more than it saves
     SNAPSHOT_VERSION = 1
+    MAX_FIELDS = 256             # of an event type, as schemas have them
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
 EARLIEST_MS = -62_135_596_800_000      # 0001-01-01
@@ -244,6 +245,26 @@ cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept
                     &state.shards[shard], part.fp0, part.fp1):
                 work.homeless[part.event] = 1
     work.facts.homeless = work.homeless
+
+
+cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin) noexcept nogil:
+    cdef Origin other
+    cdef int verdict = sequencer_judge(&state.sequencer, origin)
+    if verdict == VERDICT_CONFLICT:
+        # Or it was remembered by the fingerprint of before.
+        other = origin[0]
+        other.content = _content_by_place(state, batch)
+        if sequencer_judge(&state.sequencer, &other) == VERDICT_DUPLICATE:
+            return VERDICT_DUPLICATE
+    return verdict
+
+
+cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil:
+    cdef uint32_t i
+    work.now_ms = state.sequencer.now_ms
+    for i in range(batch.n_events):
+        batch.outcomes[i] = OUTCOME_DUPLICATE
+        work.nows[i] = _now(state, batch.event, wall_ms)
 
 
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil:
@@ -479,37 +500,73 @@ cdef inline bint _readable(uint8_t outcome) noexcept nogil:
                 or outcome == REFUSED_KEY or outcome == REFUSED_KEY_TOO_LONG or outcome == REFUSED_TYPE)
 
 
-cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil:
-    cdef SipState sip
+cdef bint _says_something(const Batch* batch, uint16_t j) noexcept nogil:
+    """Whether any event that can be read has a value in column j."""
+    cdef const Column* column = &batch.columns[j]
+    cdef uint32_t i
+    for i in range(batch.n_events):
+        if column.kind == COLUMN_NUMBER:
+            if column.numbers[i] == column.numbers[i] and _readable(batch.outcomes[i]):
+                return True
+        elif (column.present == NULL or column.present[i]) and _readable(batch.outcomes[i]):
+            return True
+    return False
+
+
+cdef uint64_t _content(const StateC* state, const Batch* batch, SipState* sip, const uint16_t* order,
+                       uint16_t n_columns) noexcept nogil:
     cdef const Column* column
     cdef uint64_t out[2]
     cdef uint32_t n = batch.n_events, i, length
     cdef uint8_t present, outcome
     cdef double number
     cdef uint16_t j
-    sip128_init(&sip, state.secret)
-    sip128_update(&sip, &state.plan.events[batch.event].event_id, sizeof(uint16_t))
-    sip128_update(&sip, &n, sizeof(n))
+    sip128_update(sip, &state.plan.events[batch.event].event_id, sizeof(uint16_t))
+    sip128_update(sip, &n, sizeof(n))
     for i in range(n):
         outcome = batch.outcomes[i]
         if not _readable(outcome):
-            sip128_update(&sip, &outcome, 1)
+            sip128_update(sip, &outcome, 1)
             continue
-        sip128_update(&sip, &batch.times[i], sizeof(int64_t))
-        for j in range(batch.n_columns):
-            column = &batch.columns[j]
+        sip128_update(sip, &batch.times[i], sizeof(int64_t))
+        for j in range(n_columns):
+            column = &batch.columns[order[j] if order != NULL else j]
             if column.kind == COLUMN_NUMBER:
                 number = column.numbers[i] if column.numbers[i] == column.numbers[i] else NAN
-                sip128_update(&sip, &number, sizeof(double))
+                sip128_update(sip, &number, sizeof(double))
                 continue
             present = column.present == NULL or column.present[i] != 0
             length = column.offsets[i + 1] - column.offsets[i] if present else 0
-            sip128_update(&sip, &present, 1)
-            sip128_update(&sip, &length, sizeof(length))
+            sip128_update(sip, &present, 1)
+            sip128_update(sip, &length, sizeof(length))
             if length:
-                sip128_update(&sip, column.bytes + column.offsets[i], length)
-    sip128_final(&sip, out)
+                sip128_update(sip, column.bytes + column.offsets[i], length)
+    sip128_final(sip, out)
     return out[0] if out[0] else 1
+
+
+cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil:
+    # Columns by name, and none that is all absent: as the batch was sent, whatever else is declared by now.
+    cdef const EventC* event = &state.plan.events[batch.event]
+    cdef SipState sip
+    cdef uint16_t order[MAX_FIELDS]
+    cdef uint16_t j, n = 0
+    if batch.n_columns > MAX_FIELDS:
+        return _content_by_place(state, batch)
+    sip128_init(&sip, state.secret)
+    for j in range(batch.n_columns):
+        if _says_something(batch, event.by_name[j]):
+            order[n] = event.by_name[j]
+            n += 1
+            sip128_update(&sip, &event.name_words[event.by_name[j]], sizeof(uint64_t))
+    return _content(state, batch, &sip, order, n)
+
+
+cdef uint64_t _content_by_place(const StateC* state, const Batch* batch) noexcept nogil:
+    """As state_content was in journals and checkpoints written before it went by names."""
+    cdef SipState sip
+    sip128_init(&sip, state.secret)
+    return _content(state, batch, &sip, NULL, batch.n_columns)
 
 
 # -- Python --------------------------------------------------------------------------------------------------
@@ -692,7 +749,6 @@ cdef class State:
         cdef const ServiceC* target = self._service(service)
         cdef uint64_t content = 0
         cdef int status = 0, verdict
-        cdef uint32_t i
         self._check_batch(batch)
         memset(&work, 0, sizeof(work))
         vectors = vectors_for(target, b.n_events, bounds, &outputs)
@@ -703,12 +759,10 @@ cdef class State:
             pthread_rwlock_rdlock(&self.c.plan_lock)
             status = work_prepare(&self.c, b, target != NULL, &work)
             pthread_mutex_lock(&self.c.order)
-            verdict = sequencer_judge(&self.c.sequencer, &origin)
+            verdict = state_judge(&self.c, b, &origin)
             if status == 0 and verdict <= VERDICT_DUPLICATE:
                 if verdict == VERDICT_DUPLICATE:
-                    for i in range(b.n_events):
-                        b.outcomes[i] = OUTCOME_DUPLICATE
-                        work.nows[i] = _now(&self.c, b.event, now_ms)
+                    state_repeat(&self.c, b, &work, now_ms)
                 else:
                     status = state_decide(&self.c, b, &work, now_ms)
                     if status == 0 and not peek:

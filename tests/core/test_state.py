@@ -297,6 +297,35 @@ def test_a_longer_idle_does_not_bring_back_a_lifetime_that_had_ended() -> None:
     assert state.digest() == restarted.digest()
 
 
+def test_a_retry_is_told_though_fields_were_added_or_moved_since() -> None:
+    state = State(PLAN)
+    state.observe(plays(2), producer=b"p", sequence=1)
+    plan = PLAN
+    for fields in (
+        "{account: key, track: key, ms: number, id: string, free: bool, country: string}",
+        "{country: string, ms: number, id: string, track: key, account: key}",
+    ):
+        source = SCHEMA.replace("{account: key, track: key, ms: number, id: string}", fields)
+        plan = compile_schema(source, previous=plan, now_ms=1_000_001)
+        state.apply_plan(plan)
+        event = plan.events[0]
+        data: dict[str, Any] = {"ts": [1_000_000, 1_000_001], "account": ["a0", "a1"], "track": ["t", "t"]}
+        data |= {"ms": [0.0, 1.0], "id": ["i0", "i1"]}
+        retry = EventBatch(event, 0, *event_columns(event, data))
+        state.observe(retry, producer=b"p", sequence=1)
+        assert list(retry.outcomes) == [Outcome.DUPLICATE] * 2
+        other = EventBatch(event, 0, *event_columns(event, data | {"country": ["fr", None]}))
+        with pytest.raises(InvalidEventError, match="other content"):
+            state.observe(other, producer=b"p", sequence=1)
+
+
+def test_values_of_one_field_are_not_those_of_another() -> None:
+    state = State(PLAN)
+    state.observe(batch(ts=[0], account=["a"], track=[None], ms=[1], id=["x"]), producer=b"p", sequence=1)
+    with pytest.raises(InvalidEventError, match="other content"):
+        state.observe(batch(ts=[0], account=[None], track=["a"], ms=[1], id=["x"]), producer=b"p", sequence=1)
+
+
 @pytest.mark.parametrize("clock", ["event", "wall"])
 @pytest.mark.parametrize("start_ms", [1_000_000, -5_000_000_000])
 def test_an_event_without_a_time_reads_at_now_wherever_it_is_in_its_batch(clock: str, start_ms: int) -> None:
