@@ -358,6 +358,8 @@ cdef class Engine:
             if decode_forget(body, len(body), &entity_id, <uint8_t*>fp) != BODY_OK:
                 raise CorruptRecordError(f"Forget frame at position {frame.first_position} cannot be read")
             state_forget(&self.state.c, fp[0], fp[1])
+            if self.state.c.broken:
+                raise MemoryError(f"no memory to replay the Forget at position {frame.first_position}")
         else:
             raise CorruptRecordError(
                 f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")

@@ -360,6 +360,21 @@ views:
 
 
 class TestUse:
+    def test_rows_that_no_view_has_leave_the_disk(self, path: Path) -> None:
+        other = store_v1.SCHEMA.replace("  account:\n    event", "  renamed:\n    event").replace(
+            "plays: [account.*]", "plays: [renamed.*]"
+        )
+        with Engine.open(path) as engine:
+            engine.checkpoint()
+            assert sum(rows for rows, _ in engine.rows.sizes().values()) == 2
+            engine.apply_schema(other)
+        with Engine.open(path) as engine:
+            engine.checkpoint()
+        with Engine.open(path) as engine:
+            store_v1.send(engine, 3, ["bert"])
+            engine.checkpoint()
+            assert sum(rows for rows, _ in engine.rows.sizes().values()) == 1
+
     def test_a_journal_above_its_cap_is_checkpointed(self, path: Path) -> None:
         with Engine.open(path, segment_bytes=4096) as engine:
             engine.start_upkeep(checkpoint_every_s=3600, checkpoint_journal_bytes=20_000)

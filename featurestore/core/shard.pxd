@@ -94,8 +94,8 @@ cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
                      int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
                      const Outputs* out) noexcept nogil
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
-# True if the row was there.
-cdef bint shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil
+# 1 if the row was there, 0 if not, -1 when out of memory: then it still is.
+cdef int shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil
 # Frees logs and rows that hold nothing any more at type_nows, in some buckets from bucket[0] on, which moves
 # and is 0 again after the last. Under the order lock: type_nows must not be ahead of what is applied. Number
 # of rows freed, -1 out of memory.
@@ -117,3 +117,5 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
 # Appends every row that is not expired as such records, sorted. 0, or -1 when out of memory.
 cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows, Bytes* out) noexcept nogil
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil
+# Of those, in blocks that wait for the next row or log of their size.
+cdef uint64_t shard_free_bytes(const Shard* shard) noexcept nogil

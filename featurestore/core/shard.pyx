@@ -7,7 +7,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init
 from featurestore.core.batch cimport OUTCOME_ACCEPTED, Column
-from featurestore.core.bytes cimport Bytes, bytes_clear, bytes_reserve
+from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear, bytes_reserve
 from featurestore.core.plan cimport (
     MAX_RAW_WORDS, UNSET_MS, GroupC, PlanC, SlotC, TouchC, ViewC, Word,
 )
@@ -25,6 +25,7 @@ cdef enum:
     ROW_EXPORT_BYTES = 8
     RECORD_HEAD_BYTES = 20
     FREED = 0xFFFFFFFF
+    COPIED_BYTES = 64 << 10      # of records in one slice: rows of hot keys are large
     AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row and log are being fetched
     AHEAD_ROW = 16
     AHEAD_LOG = 8
@@ -85,6 +86,10 @@ cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil:
 
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil:
     return shard.arena.used_bytes + shard.table.n_buckets * sizeof(Bucket)
+
+
+cdef uint64_t shard_free_bytes(const Shard* shard) noexcept nogil:
+    return shard.arena.free_bytes
 
 
 # -- rows ----------------------------------------------------------------------------------------------------
@@ -437,29 +442,33 @@ cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
 
 # -- freeing -------------------------------------------------------------------------------------------------
 
+cdef int _note_freed(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    """The next checkpoint deletes its record. 0, or -1 when out of memory."""
+    cdef uint64_t fp[2]
+    fp[0] = fp0
+    fp[1] = fp1
+    return bytes_append(&shard.freed, fp, 16)
+
+
 cdef int _drop_row(Shard* shard, const PlanC* plan, uint32_t* place) noexcept nogil:
     """Frees the row and remembers, for the next checkpoint, that it is gone. 0, or -1 when out of memory."""
     cdef Row* row = <Row*>arena_at(&shard.arena, place[0])
-    cdef uint64_t fp[2]
     if _due(shard, row) and _copy_row(shard, plan, row) < 0:
         return -1
-    if bytes_reserve(&shard.freed, 16) < 0:
+    if _note_freed(shard, row.fp0, row.fp1) < 0:
         return -1
-    fp[0] = row.fp0
-    fp[1] = row.fp1
-    memcpy(shard.freed.data + shard.freed.n_bytes, fp, 16)
-    shard.freed.n_bytes += 16
     _free_row(&shard.arena, plan, place[0])
     table_remove(&shard.table, place)
     return 0
 
 
-cdef bint shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil:
+cdef int shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil:
     cdef uint32_t* place
-    cdef bint found
+    cdef int found = 0
     pthread_mutex_lock(&shard.lock)
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
-    found = place != NULL and _drop_row(shard, plan, place) == 0
+    if place != NULL:
+        found = -1 if _drop_row(shard, plan, place) < 0 else 1
     pthread_mutex_unlock(&shard.lock)
     return found
 
@@ -610,14 +619,16 @@ cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil:
     cdef Bucket* bucket
     cdef const Row* row
     cdef uint32_t copied = 0, looked = 0
+    cdef size_t began
     cdef int slot, status = 0
     _lock_again(shard)
+    began = shard.copied.n_bytes
     if shard.copy_n_buckets != shard.table.n_buckets:
         # The table grew and its rows moved. What was copied is copied again: equal records, one is kept.
         shard.copy_n_buckets = shard.table.n_buckets
         shard.copy_bucket = 0
     while (copied < LOCKED_PARTS and looked < 4 * LOCKED_PARTS and shard.copy_bucket < shard.table.n_buckets
-           and status == 0):
+           and shard.copied.n_bytes < began + COPIED_BYTES and status == 0):
         bucket = &shard.table.buckets[shard.copy_bucket]
         for slot in range(SLOTS):
             if bucket.tags[slot]:
@@ -689,7 +700,8 @@ cdef int shard_copy_records(Shard* shard, Bytes* out) noexcept nogil:
     cdef uint32_t freed = FREED
     cdef int status = 0
     pthread_mutex_lock(&shard.lock)
-    shard.copying = 0
+    shard.copying = 0                    # from here on nobody else looks at what was copied
+    pthread_mutex_unlock(&shard.lock)
     if bytes_reserve(&shard.copied, shard.freed_before.n_bytes // 16 * RECORD_HEAD_BYTES) < 0:
         status = -1
     if status == 0:
@@ -701,22 +713,26 @@ cdef int shard_copy_records(Shard* shard, Bytes* out) noexcept nogil:
             memcpy(at, fp, 16)
             memcpy(at + 16, &freed, 4)
             shard.copied.n_bytes += RECORD_HEAD_BYTES
-    pthread_mutex_unlock(&shard.lock)
     return _sorted_records(&shard.copied, out) if status == 0 else -1
 
 
 cdef void shard_copy_end(Shard* shard, bint written) noexcept nogil:
+    cdef Bytes copied, freed_before
     pthread_mutex_lock(&shard.lock)
     shard.copying = 0
     shard.cut_nows = NULL
-    bytes_clear(&shard.copied)
+    copied = shard.copied
+    memset(&shard.copied, 0, sizeof(Bytes))
     if written:
         shard.written = shard.cut
     elif shard.freed_before.n_bytes and bytes_reserve(&shard.freed, shard.freed_before.n_bytes) == 0:
         memcpy(shard.freed.data + shard.freed.n_bytes, shard.freed_before.data, shard.freed_before.n_bytes)
         shard.freed.n_bytes += shard.freed_before.n_bytes
-    bytes_clear(&shard.freed_before)
+    freed_before = shard.freed_before
+    memset(&shard.freed_before, 0, sizeof(Bytes))
     pthread_mutex_unlock(&shard.lock)
+    bytes_clear(&copied)                 # large blocks go back to the system, which takes its time
+    bytes_clear(&freed_before)
 
 
 cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows, Bytes* out) noexcept nogil:
@@ -782,7 +798,7 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
         at += <size_t>used
     if at != n_bytes or (<Row*>arena_at(arena, handle)).n_heads == 0:
         _free_row(arena, plan, handle)
-        return 1 if at != n_bytes else 0
+        return 1 if at != n_bytes else _note_freed(shard, fp0, fp1)      # no view has it: its record goes too
     if table_insert(&shard.table, arena, handle) < 0:
         _free_row(arena, plan, handle)
         return -1

@@ -76,7 +76,8 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
 cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n,
                     const int64_t* as_of, int64_t wall_ms, Work* work, const Outputs* outputs,
                     int64_t* read_at) noexcept nogil
-# Frees what one key holds; it takes one position. True if there was a row. Order lock held.
+# Frees what one key holds; it takes one position. True if there was a row. Order lock held. When out of
+# memory the row is still there, and the state broken.
 cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil
 # Fingerprint of all that a batch says, never 0: a retry has the same, also where fields have been added to
 # the event type since, or moved.

@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 
 from libc.math cimport NAN
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -35,7 +35,8 @@ from featurestore.core.sequencer cimport (
 from featurestore.core.shard cimport (
     Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut, shard_export,
-    shard_forget, shard_holds, shard_import, shard_init, shard_read, shard_sweep, shard_used_bytes,
+    shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_read,
+    shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.window cimport Outputs, read_unavailable
@@ -232,6 +233,27 @@ cdef uint64_t _used_bytes(const StateC* state) noexcept nogil:
     return used
 
 
+cdef uint64_t _live_bytes(const StateC* state) noexcept nogil:
+    """What the memory limit is about: blocks that were freed are there for new rows."""
+    cdef uint64_t used = _used_bytes(state)
+    cdef uint32_t i
+    for i in range(state.n_shards):
+        used -= shard_free_bytes(&state.shards[i])
+    return used
+
+
+cdef bint _is_matched(const PlanC* plan, const TouchC* touch, const Batch* batch, const Work* work,
+                      uint32_t event) noexcept nogil:
+    """Whether some view of the row takes the event."""
+    cdef int32_t where
+    cdef uint16_t i
+    for i in range(touch.n_views):
+        where = plan.views[touch.views[i]].where
+        if where < 0 or work.facts.masks[<size_t>where * batch.n_events + event]:
+            return True
+    return False
+
+
 cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept nogil:
     """Memory is at its cap: marks events that would make a new row."""
     cdef const EventC* event = &state.plan.events[batch.event]
@@ -241,8 +263,8 @@ cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept
     for shard in range(state.n_shards):
         for i in range(work.starts[shard], work.starts[shard + 1]):
             part = &work.parts[i]
-            if event.touches[part.touch].n_views and not shard_holds(
-                    &state.shards[shard], part.fp0, part.fp1):
+            if _is_matched(state.plan, &event.touches[part.touch], batch, work, part.event) and (
+                    not shard_holds(&state.shards[shard], part.fp0, part.fp1)):
                 work.homeless[part.event] = 1
     work.facts.homeless = work.homeless
 
@@ -280,7 +302,7 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
     work.facts.homeless = NULL
     work.now_ms = state.sequencer.now_ms
     work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
-    if state.max_memory_bytes and _used_bytes(state) >= state.max_memory_bytes:
+    if state.max_memory_bytes and _live_bytes(state) >= state.max_memory_bytes:
         _find_homeless(state, batch, work)
     return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows)
 
@@ -490,8 +512,11 @@ cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_by
 
 
 cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    cdef int found = shard_forget(&state.shards[_shard_of(state, fp1)], state.plan, fp0, fp1)
     state.sequencer.position += 1
-    return shard_forget(&state.shards[_shard_of(state, fp1)], state.plan, fp0, fp1)
+    if found < 0:
+        state.broken = True
+    return found > 0
 
 
 cdef inline bint _readable(uint8_t outcome) noexcept nogil:

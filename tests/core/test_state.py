@@ -95,6 +95,31 @@ def test_an_event_that_needs_a_new_row_past_the_memory_limit_is_refused_and_know
     assert list(again.outcomes) == [Outcome.ACCEPTED, Outcome.REFUSED_MEMORY]
 
 
+def test_memory_of_rows_that_were_freed_is_there_for_new_ones() -> None:
+    state = State(PLAN, n_shards=1, max_memory_bytes=1 << 20)
+
+    def accepted(turn: int, name: str = "") -> int:
+        sent = batch(
+            ts=[turn * 10_000_000] * 1_000,
+            account=[f"{name}{i}" for i in range(1_000)],
+            track=["t"] * 1_000,
+            ms=[1.0] * 1_000,
+            id=[f"{turn}-{name}{i}" for i in range(1_000)],
+        )
+        state.observe(sent)
+        return int((sent.outcomes == Outcome.ACCEPTED).sum())
+
+    n = 0
+    while accepted(1, f"{n}-"):
+        n += 1
+        assert n < 50
+    clock = one(PLAN, ts=[10_000_000 * 3], account=["0-0"], id=["clock"])
+    state.observe(clock)
+    assert list(clock.outcomes) == [Outcome.ACCEPTED], "a known key goes on"
+    assert state.sweep() > 1_000
+    assert accepted(4) == 1_000
+
+
 def test_a_peek_says_what_observe_then_says_and_leaves_no_trace() -> None:
     state = State(PLAN)
     state.observe(plays(100, keys=3))
@@ -354,6 +379,18 @@ def test_an_event_without_a_time_reads_at_now_wherever_it_is_in_its_batch(clock:
     # One event within 10 s of now, or none; two when the second comes; the last is alone.
     expected = [1, 2, 2, 1] if clock == "event" else [0, 2, 0, 1]
     assert list(together.values[:, 0]) == expected
+
+
+def test_an_event_that_no_view_takes_needs_no_row_past_the_memory_limit() -> None:
+    source = SCHEMA.replace("pair: {", "pair: {where: ms > 5, ")
+    plan = compile_schema(source)
+    state = State(plan, n_shards=1, max_memory_bytes=300)
+    state.observe(one(plan, ts=[1_000_000], id=["x"], ms=[9.0]))
+    few = one(plan, ts=[1_000_001], id=["y"], track=["new"], ms=[1.0])
+    state.observe(few)
+    much = one(plan, ts=[1_000_001], id=["z"], track=["new"], ms=[9.0])
+    state.observe(much)
+    assert [few.outcomes[0], much.outcomes[0]] == [Outcome.ACCEPTED, Outcome.REFUSED_MEMORY]
 
 
 @pytest.mark.parametrize("cut", [0, 7, 31, 40, 200, -1])
