@@ -576,6 +576,14 @@ cdef class Engine:
             return False                         # there was nothing that a batch could have been of
         return self._now_ms() > nows if isinstance(nows, int) else nows != self._nows(previous)
 
+    def keys(self, parts):
+        """Iterates over the raw keys of the entity with these part names, which keeps them (`keep_keys`): a
+        {part: text} for each, in no order; see State.keys."""
+        entity = self.entity_of(parts)
+        names = self.state.plan.entities[entity].parts
+        for key in self.state.keys(entity):
+            yield {name: part.decode(errors="replace") for name, part in zip(names, key, strict=True)}
+
     def entity_of(self, parts):
         """Index of the entity whose key has exactly these part names."""
         wanted = tuple(sorted(parts))

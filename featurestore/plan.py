@@ -88,6 +88,7 @@ class EntityPlan:
     entity_id: int
     parts: tuple[str, ...]  # names of the key's parts, sorted; () is one row for everything
     keep_keys: bool
+    key_epoch: int = 0  # counts how often keeping keys was begun again: those kept before then are not kept
 
 
 @dataclass(frozen=True)

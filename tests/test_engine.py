@@ -31,6 +31,7 @@ from featurestore.errors import (
     LimitError,
     StorageError,
     StoreLockedError,
+    UnknownNameError,
 )
 from featurestore.outcome import Outcome
 from featurestore.plan import Plan
@@ -374,6 +375,18 @@ class TestUse:
             store_v1.send(engine, 3, ["bert"])
             engine.checkpoint()
             assert sum(rows for rows, _ in engine.rows.sizes().values()) == 1
+
+    def test_kept_keys_can_be_listed(self, path: Path) -> None:
+        with Engine.open(path) as engine:
+            engine.apply_schema(store_v1.SCHEMA + "keep_keys: [account]\n")
+            store_v1.send(engine, 3, ["dora", "bert"])
+            engine.checkpoint()
+            with pytest.raises(UnknownNameError):
+                list(engine.keys(["nobody"]))
+        with Engine.open(path) as engine:
+            assert sorted(key["account"] for key in engine.keys(["account"])) == ["bert", "dora"]
+            engine.forget({"account": "dora"})
+            assert list(engine.keys(["account"])) == [{"account": "bert"}]
 
     def test_a_journal_above_its_cap_is_checkpointed(self, path: Path) -> None:
         with Engine.open(path, segment_bytes=4096) as engine:

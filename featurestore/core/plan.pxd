@@ -132,6 +132,8 @@ ctypedef struct EntityC:
     uint16_t entity_id
     uint16_t n_parts
     uint16_t* parts              # [n_parts] index among the plan's part names
+    uint16_t key_epoch           # raw keys of another are kept no more
+    uint8_t keep_keys
 
 ctypedef struct PlanC:
     uint16_t n_entities

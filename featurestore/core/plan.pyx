@@ -45,6 +45,8 @@ cdef class CompiledPlan:
         for i, entity in enumerate(plan.entities):
             self.c.entities[i].entity_id = entity.entity_id
             self.c.entities[i].n_parts = len(entity.parts)
+            self.c.entities[i].key_epoch = entity.key_epoch
+            self.c.entities[i].keep_keys = entity.keep_keys
             self.c.entities[i].parts = self._indexes(
                 [self.part_names.index(part) for part in entity.parts], len(self.part_names), "part")
         local_programs = self._events()

@@ -9,7 +9,7 @@ from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_clear, 
 from featurestore.core.batch cimport OUTCOME_ACCEPTED, Column
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear, bytes_reserve
 from featurestore.core.plan cimport (
-    MAX_RAW_WORDS, UNSET_MS, GroupC, PlanC, SlotC, TouchC, ViewC, Word,
+    MAX_RAW_WORDS, UNSET_MS, EntityC, GroupC, PlanC, SlotC, TouchC, ViewC, Word,
 )
 from featurestore.core.table cimport (
     SLOTS, Bucket, fs_prefetch, table_clear, table_find, table_init, table_insert,
@@ -25,6 +25,7 @@ cdef enum:
     ROW_EXPORT_BYTES = 8
     RECORD_HEAD_BYTES = 20
     FREED = 0xFFFFFFFF
+    MOST_HEADS = 254             # of a row; the views of a plan and a raw key need fewer
     COPIED_BYTES = 64 << 10      # of records in one slice: rows of hot keys are large
     AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row and log are being fetched
     AHEAD_ROW = 16
@@ -183,11 +184,22 @@ cdef uint32_t _clone_row(Arena* arena, const PlanC* plan, const Row* row) noexce
     return handle
 
 
-cdef bint _head_expired(const Arena* arena, const PlanC* plan, const LogHead* head,
+cdef bint _key_expired(const PlanC* plan, uint16_t entity_id, const LogHead* head) noexcept nogil:
+    """Whether the entity's keys are not kept any more, or were not for a time since this one was."""
+    cdef const EntityC* entity
+    cdef uint16_t i
+    for i in range(plan.n_entities):
+        entity = &plan.entities[i]
+        if entity.entity_id == entity_id:
+            return not entity.keep_keys or entity.key_epoch != head.view_id
+    return True
+
+
+cdef bint _head_expired(const Arena* arena, const PlanC* plan, const Row* row, const LogHead* head,
                         const int64_t* type_nows) noexcept nogil:
     cdef const ViewC* view
     if head.kind == LOG_KEY:
-        return False
+        return _key_expired(plan, row.entity_id, head)
     if plan.view_of_id[head.view_id] < 0:
         return True
     view = &plan.views[plan.view_of_id[head.view_id]]
@@ -229,7 +241,7 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
 cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const TouchC* touch,
                        uint32_t event) noexcept nogil:
     """keep_keys: the key as it is hashed, part by part: u16 length, bytes."""
-    cdef LogHead* head = _add_head(arena, place, 0, LOG_KEY)
+    cdef LogHead* head = _add_head(arena, place, job.plan.entities[touch.entity].key_epoch, LOG_KEY)
     cdef const Column* column
     cdef uint32_t n_bytes = 0, block
     cdef uint16_t i, n
@@ -254,6 +266,28 @@ cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const Touc
         memcpy(to + 2, column.bytes + column.offsets[event], n)
         to += 2 + n
     return 0
+
+
+cdef bint _has_key(const PlanC* plan, Row* row) noexcept nogil:
+    cdef uint8_t i
+    for i in range(row.n_heads):
+        if _heads(row)[i].kind == LOG_KEY and not _key_expired(plan, row.entity_id, &_heads(row)[i]):
+            return True
+    return False
+
+
+cdef void _prune(Arena* arena, const PlanC* plan, Row* row) noexcept nogil:
+    """Frees the logs of views that are gone, and raw keys kept no more: a row has room for a plan's own."""
+    cdef LogHead* heads = _heads(row)
+    cdef uint8_t i, kept = 0
+    for i in range(row.n_heads):
+        if (_key_expired(plan, row.entity_id, &heads[i]) if heads[i].kind == LOG_KEY
+                else plan.view_of_id[heads[i].view_id] < 0):
+            log_free(arena, &heads[i], _layout(plan, heads[i].view_id))
+        else:
+            heads[kept] = heads[i]
+            kept += 1
+    row.n_heads = kept
 
 
 cdef inline void _raw_entry(const Job* job, const ViewC* view, uint32_t event, Word* raw) noexcept nogil:
@@ -303,8 +337,6 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
                 arena_free(arena, handle, _row_bytes(1))
                 return -1
             place[0] = table_find(&shard.table, arena, part.fp0, part.fp1)
-            if touch.keep_keys and _remember_key(arena, place[0], job, touch, part.event) < 0:
-                return -1
         if not touched:
             touched = True
             row = <Row*>arena_at(arena, place[0][0])
@@ -312,6 +344,11 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
                 if _due(shard, row) and _copy_row(shard, job.plan, row) < 0:
                     return -1
                 row.mark = shard.cut
+            if <uint32_t>row.n_heads + 2 * touch.n_views + 1 > MOST_HEADS:
+                _prune(arena, job.plan, row)
+            if touch.keep_keys and not _has_key(job.plan, row):
+                if _remember_key(arena, place[0], job, touch, part.event) < 0:
+                    return -1
         _raw_entry(job, view, part.event, raw)
         head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, False)
         if head == NULL:
@@ -480,6 +517,7 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
     cdef int64_t freed = 0
     cdef uint8_t i, kept, keys
     cdef int slot
+    cdef bint expired
     for slot in range(SLOTS):
         if bucket.tags[slot] == 0:
             continue
@@ -487,8 +525,9 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
         heads = _heads(row)
         kept = keys = 0
         for i in range(row.n_heads):
-            keys += heads[i].kind == LOG_KEY
-            kept += not _head_expired(&shard.arena, plan, &heads[i], type_nows)
+            expired = _head_expired(&shard.arena, plan, row, &heads[i], type_nows)
+            keys += heads[i].kind == LOG_KEY and not expired
+            kept += not expired
         if kept == row.n_heads and kept > keys:
             continue
         if kept == keys:
@@ -500,7 +539,7 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
             return -1
         kept = 0
         for i in range(row.n_heads):
-            if _head_expired(&shard.arena, plan, &heads[i], type_nows):
+            if _head_expired(&shard.arena, plan, row, &heads[i], type_nows):
                 log_free(&shard.arena, &heads[i], _layout(plan, heads[i].view_id))
             else:
                 heads[kept] = heads[i]
@@ -541,7 +580,7 @@ cdef void _export_plan(const Arena* arena, const PlanC* plan, const Row* row, co
     export.n_logs = 0
     export.n_bytes = ROW_EXPORT_BYTES
     for i in range(row.n_heads):
-        if _head_expired(arena, plan, &heads[i], nows):
+        if _head_expired(arena, plan, row, &heads[i], nows):
             continue
         keys += heads[i].kind == LOG_KEY
         export.n_bytes += log_export_bytes(arena, &heads[i], _layout(plan, heads[i].view_id))
@@ -733,6 +772,36 @@ cdef void shard_copy_end(Shard* shard, bint written) noexcept nogil:
     pthread_mutex_unlock(&shard.lock)
     bytes_clear(&copied)                 # large blocks go back to the system, which takes its time
     bytes_clear(&freed_before)
+
+
+cdef int shard_keys(Shard* shard, const PlanC* plan, uint16_t entity, const int64_t* type_nows,
+                    uint64_t* bucket, Bytes* out) noexcept nogil:
+    cdef Export export
+    cdef const Row* row
+    cdef const LogHead* head
+    cdef uint32_t looked = 0
+    cdef int slot, status = 0
+    cdef uint8_t i
+    _lock_to_read(shard)
+    while bucket[0] < shard.table.n_buckets and looked < LOCKED_PARTS and status == 0:
+        for slot in range(SLOTS):
+            if shard.table.buckets[bucket[0]].tags[slot] == 0 or status < 0:
+                continue
+            row = <const Row*>arena_at(&shard.arena, shard.table.buckets[bucket[0]].rows[slot])
+            if row.entity_id != plan.entities[entity].entity_id:
+                continue
+            _export_plan(&shard.arena, plan, row, type_nows, &export)
+            for i in range(export.n_logs):
+                head = &_heads(<Row*>row)[export.order[i]]
+                if head.kind == LOG_KEY and status == 0:
+                    status = bytes_append(out, arena_at(&shard.arena, head.block), sizeof(uint32_t) + (
+                        <const uint32_t*>arena_at(&shard.arena, head.block))[0])
+        bucket[0] += 1
+        looked += SLOTS
+    if bucket[0] >= shard.table.n_buckets:
+        bucket[0] = 0
+    pthread_mutex_unlock(&shard.lock)
+    return status
 
 
 cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows, Bytes* out) noexcept nogil:

@@ -97,5 +97,6 @@ cdef class State:
     cdef int swap_plan(self, CompiledPlan compiled) except -1
     cdef const ServiceC* _service(self, service) except? NULL
     cdef bytes _table(self, bint producers, uint32_t max_places, object meanwhile)
+    cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id)
     cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1

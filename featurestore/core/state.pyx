@@ -35,7 +35,7 @@ from featurestore.core.sequencer cimport (
 from featurestore.core.shard cimport (
     Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut, shard_export,
-    shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_read,
+    shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_keys, shard_read,
     shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
@@ -952,6 +952,56 @@ cdef class State:
         if some < 0:
             raise MemoryError
         return freed
+
+    def keys(self, size_t entity):
+        """Iterates over the raw keys of an entity that keeps them: a tuple of bytes per row, in no order.
+
+        Only keys of rows that hold something, and that were fed since keeping them was asked for. Of rows
+        that come, go or move meanwhile a key may be missing, or be there twice. It ends when the schema
+        changes.
+        """
+        entities = self.plan.entities
+        if entity >= <size_t>len(entities) or not entities[entity].keep_keys:
+            raise UnknownNameError(f"entity {entity} keeps no keys; name it in the schema's keep_keys")
+        for shard in range(self.c.n_shards):
+            bucket = 0
+            while bucket is not None:
+                found, bucket = self._some_keys(shard, bucket, entity, entities[entity].entity_id)
+                yield from found
+
+    cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id):
+        """(keys, the bucket to go on from; None: this was the last)."""
+        cdef Bytes out
+        cdef uint32_t n_bytes
+        cdef uint16_t length
+        cdef size_t at = 0, end
+        cdef int status = 0
+        memset(&out, 0, sizeof(out))
+        try:
+            with nogil:
+                pthread_rwlock_rdlock(&self.c.plan_lock)
+                if entity < self.c.plan.n_entities and self.c.plan.entities[entity].entity_id == entity_id:
+                    status = shard_keys(&self.c.shards[shard], self.c.plan, <uint16_t>entity,
+                                        self.c.sequencer.type_nows, &bucket, &out)
+                else:
+                    bucket = 0                           # the schema has changed
+                pthread_rwlock_unlock(&self.c.plan_lock)
+            if status < 0:
+                raise MemoryError
+            keys = []
+            while at < out.n_bytes:
+                memcpy(&n_bytes, out.data + at, sizeof(uint32_t))
+                at += sizeof(uint32_t)
+                end = at + n_bytes
+                key = []
+                while at < end:
+                    memcpy(&length, out.data + at, sizeof(uint16_t))
+                    key.append((<char*>out.data)[at + 2:at + 2 + length])
+                    at += 2 + length
+                keys.append(tuple(key))
+            return keys, bucket or None
+        finally:
+            bytes_clear(&out)
 
     def stats(self):
         """Counts: rows, used_bytes (rows, logs and index), ids, producers, position."""

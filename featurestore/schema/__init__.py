@@ -31,7 +31,8 @@
         {event: transaction, key: terminal_id, windows: [1d, 7d], offset: 7d, features: [count]}
     services:                            # what is asked for: each a vector in this order
       fraud: [customer.*, terminal.count_7d]
-    keep_keys: [customer_id]             # optional: entities, by key parts, that store raw keys too
+    keep_keys: [customer_id]             # optional: entities, by key parts, that store raw keys too, of rows
+                                         #   fed from then on; taken out, the next sweep erases them
 
 `where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, numbers, true, false
 and texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in SQL, what

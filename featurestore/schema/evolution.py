@@ -12,6 +12,7 @@ Ids are how state finds its view again, so this file decides what survives:
   only among events accepted since; with another horizon, also among those that were within both.
 - Windows may be added, removed, shortened and lengthened. A view that now keeps longer has dropped what it
   kept shorter: `floor_ms` says up to when, and grows only; `lifetime_floor_ms` says so of its lifetimes.
+- Keys may be kept, or not any more, which erases them. Kept again, they are learned anew: `key_epoch`.
 - A feature that was there before (name, view, aggregate, field, filter, window) keeps `live_since_ms`. Any
   other is live since now, and warms. Whether it includes the event itself does not matter to what it
   covers.
@@ -59,7 +60,7 @@ def succeed(
             f"or apply it to a store of its own"
         )
     event_ids = {event.name: event.event_id for event in previous.events}
-    entity_ids = {entity.parts: entity.entity_id for entity in previous.entities}
+    entities_before = {entity.parts: entity for entity in previous.entities}
     views_before = {view.name: view for view in previous.views}
     next_event_id, next_entity_id, next_view_id = (
         previous.next_event_id,
@@ -75,10 +76,13 @@ def succeed(
         events.append(replace(event, event_id=event_ids[event.name]))
     entities = []
     for entity in plan.entities:
-        if entity.parts not in entity_ids:
-            entity_ids[entity.parts] = next_entity_id
+        known = entities_before.get(entity.parts)
+        if known is None:
+            entities.append(replace(entity, entity_id=next_entity_id))
             next_entity_id += 1
-        entities.append(replace(entity, entity_id=entity_ids[entity.parts]))
+            continue
+        begun_again = entity.keep_keys and not known.keep_keys
+        entities.append(replace(entity, entity_id=known.entity_id, key_epoch=known.key_epoch + begun_again))
     views = []
     for index, view in enumerate(plan.views):
         before = views_before.get(view.name)
@@ -103,6 +107,8 @@ def succeed(
         raise SchemaError(
             f"this store has given all of its {MAX_ID} ids to earlier schemas; start a new store"
         )
+    if max((entity.key_epoch for entity in entities), default=0) > MAX_ID:
+        raise SchemaError(f"keep_keys has been turned on {MAX_ID} times; start a new store")
 
     changed = replace(
         plan,

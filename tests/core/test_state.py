@@ -381,6 +381,79 @@ def test_an_event_without_a_time_reads_at_now_wherever_it_is_in_its_batch(clock:
     assert list(together.values[:, 0]) == expected
 
 
+def test_a_row_outlives_any_number_of_views_that_came_and_went() -> None:
+    views = [[f"v{turn}_{i}" for i in range(100)] for turn in range(5)]
+    plan, state = None, None
+    for turn, names in enumerate(views):
+        source = (
+            "version: 1\nname: many\nevents:\n  e: {time: {field: ts, unit: ms}, fields: {k: key}}\nviews:\n"
+        )
+        source += "".join(
+            f"  {name}: {{event: e, key: k, windows: [60s, lifetime], features: [count]}}\n" for name in names
+        )
+        source += f"services:\n  all: [{', '.join(f'{name}.*' for name in names)}]\n"
+        plan = compile_schema(source, previous=plan, now_ms=turn)
+        if state is None:
+            state = State(plan, n_shards=1)
+        else:
+            state.apply_plan(plan)
+        sent = EventBatch(
+            plan.events[0], 0, *event_columns(plan.events[0], {"ts": [turn] * 3, "k": ["a"] * 3})
+        )
+        vectors = state.observe(sent, 0)
+        assert vectors is not None
+        assert vectors.values[2].tolist() == [3.0] * 200
+    assert plan is not None and state is not None
+    assert State.restore(plan, state.snapshot()).digest() == state.digest()
+
+
+def kept(state: State) -> list[tuple[bytes, ...]]:
+    return sorted(
+        state.keys(state.plan.entities.index(next(e for e in state.plan.entities if len(e.parts) == 2)))
+    )
+
+
+def test_raw_keys_are_kept_from_when_it_is_asked_for_until_it_is_not() -> None:
+    state = State(PLAN)
+    with pytest.raises(UnknownNameError, match="keep_keys"):
+        kept(state)
+    state.observe(plays(3))
+    turned_on = compile_schema(SCHEMA + "keep_keys: [[account, track]]\n", previous=PLAN, now_ms=1_000_002)
+    state.apply_plan(turned_on)
+    assert kept(state) == []
+    state.observe(plays(2, start=1_000_003, prefix="n"))
+    assert kept(state) == [(b"a0", b"t"), (b"a1", b"t")]
+    assert kept(State.restore(turned_on, state.snapshot())) == kept(state)
+    turned_off = compile_schema(SCHEMA, previous=turned_on, now_ms=1_000_004)
+    state.apply_plan(turned_off)
+    swept = State.restore(turned_off, state.snapshot())
+    assert b"a1" not in state.snapshot()
+    again = compile_schema(SCHEMA + "keep_keys: [[account, track]]\n", previous=turned_off, now_ms=1_000_005)
+    swept.sweep()
+    for each in (state, swept):
+        each.apply_plan(again)
+        assert kept(each) == []
+        each.observe(plays(1, start=1_000_006, prefix="m"))
+        assert kept(each) == [(b"a0", b"t")]
+    assert state.digest() == swept.digest()
+
+
+def test_keys_kept_no_more_are_in_no_checkpoint_after_the_next_sweep() -> None:
+    plan = compile_schema(SCHEMA + "keep_keys: [[account, track]]\n")
+    state = State(plan, n_shards=1)
+    state.observe(plays(20))
+    state.cut()
+    assert b"a7" in state.copy_shard(0)
+    state.copy_end(True)
+    state.apply_plan(compile_schema(SCHEMA, previous=plan, now_ms=1_000_020))
+    assert state.sweep() == 0, "the rows themselves stay"
+    state.cut()
+    records = state.copy_shard(0)
+    state.copy_end(True)
+    assert len(records) > 20 * 20 and b"a7" not in records
+    assert counts(state, ["a7"], 1_000_020) == [1.0]
+
+
 def test_an_event_that_no_view_takes_needs_no_row_past_the_memory_limit() -> None:
     source = SCHEMA.replace("pair: {", "pair: {where: ms > 5, ")
     plan = compile_schema(source)

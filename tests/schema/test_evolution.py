@@ -333,3 +333,18 @@ def test_a_longer_idle_ends_the_lifetimes_that_had_ended_before() -> None:
     assert view(Plan.from_json(again.to_json()), "ip") == view(again, "ip")
 
 
+def test_a_plan_stored_before_there_were_lifetime_floors_and_key_epochs_is_read() -> None:
+    text = first().to_json()
+    assert (
+        Plan.from_json(text.replace(',"lifetime_floor_ms":null', "").replace(',"key_epoch":0', "")) == first()
+    )
+    assert '"key_epoch":0' in text and '"lifetime_floor_ms":null' in text
+
+
+def test_keys_that_are_kept_again_are_learned_anew() -> None:
+    plan, epochs = first(), []
+    for days, keep in enumerate([True, True, False, True]):
+        plan = applied(BASE + "keep_keys: [ip]\n" if keep else BASE, plan, days=days)
+        entity = next(each for each in plan.entities if each.parts == ("ip",))
+        epochs.append((entity.keep_keys, entity.key_epoch))
+    assert epochs == [(True, 1), (True, 1), (False, 1), (True, 2)]
