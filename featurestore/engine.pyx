@@ -725,7 +725,11 @@ cdef class Engine:
 
     def backup(self, target):
         """Copies the live store, consistent at one position, to the new directory `target`, which is a store
-        as any other: rows, and a journal that begins behind them. Returns the position."""
+        as any other: rows, and the journal behind them up to that position. Returns the position.
+
+        The journal is needed because a checkpoint's ids and producers may know of batches after its rows:
+        without those, the copy would call them duplicates and never have counted them.
+        """
         target = Path(target)
         with self.lock:
             if target.exists():
@@ -736,8 +740,7 @@ cdef class Engine:
                 try:
                     self.rows.copy_to(target / "rows")
                     (target / "journal").mkdir()
-                    Journal(target / "journal", self.directory.identity.id_bytes, from_position=position + 1,
-                            create=True, segment_bytes=BACKUP_SEGMENT_BYTES).close()
+                    position = self._copy_journal(target / "journal", position + 1)
                     write_synced(target / "secret", self.directory.secret, 0o600)
                     write_synced(target / "store.json", self.directory.identity.to_json())
                     sync_directory(target.absolute().parent)
@@ -747,6 +750,19 @@ cdef class Engine:
             except OSError as error:
                 raise StorageError(f"cannot write the backup {target}: {error.strerror}") from error
             return position
+
+    def _copy_journal(self, directory, uint64_t first):
+        """A journal of the frames from position `first` on, as far as the last checkpoint may know of them.
+        Returns its last position."""
+        cdef uint64_t last = self.journal.durable_position
+        with Journal(directory, self.directory.identity.id_bytes, from_position=first, create=True,
+                     segment_bytes=BACKUP_SEGMENT_BYTES if last < first else self.segment_bytes) as journal:
+            for frame in self.journal.read(first):
+                if first <= frame.first_position <= last:
+                    journal.append(frame.kind, frame.body, n_positions=frame.n_positions, now_ms=frame.now_ms,
+                                   schema_version=frame.schema_version)
+            journal.sync()
+            return journal.last_position
 
     def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
                      double sweep_every_s=300.0, on_failure=None):
