@@ -26,20 +26,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.core.batch cimport (
-    OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
+    MAX_PRODUCER_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
 )
 from featurestore.core.plan cimport CompiledPlan, ServiceC
-from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin, sequencer_judge
+from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin
 from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
 from featurestore.core.state cimport (
     State, StateC, Work, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, state_apply,
-    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for,
-    verdict_error, work_clear, work_prepare,
+    state_commit, state_content, state_decide, state_forget, state_judge, state_origin, state_read,
+    state_repeat, vectors_for, verdict_error, work_clear, work_prepare,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
 from featurestore.storage.frame cimport (
-    BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, MAX_PRODUCER_BYTES, BatchFrame, BatchHead, ByteBuffer,
+    BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, BatchFrame, BatchHead, ByteBuffer,
     batch_frame_free, body_error, buffer_free, decode_batch, decode_forget, encode_batch, encode_forget,
 )
 from featurestore.storage.journal cimport (
@@ -71,7 +71,8 @@ cdef extern from * nogil:
     uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
 
 cdef enum:
-    BACKUP_SEGMENT_BYTES = 4096  # a backup's journal is empty; whoever opens it begins one of its own size
+    BACKUP_SEGMENT_BYTES = 4096  # of a journal without frames; whoever opens it begins one of its own size
+    AHEAD_MS = 1000              # between making a plan and serving it, on the wall clock
 
 #: The plan of a store before its first schema.
 EMPTY_PLAN = Plan(0, "", "", (), (), (), (), (), (), 1, 1, 1)
@@ -105,6 +106,14 @@ cdef int64_t _wall_ms() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_REALTIME, &now)
     return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
+
+
+cdef int64_t _stamp(const StateC* state) noexcept nogil:
+    """The server's clock for a frame; on a wall clock it never goes back. Order lock held."""
+    cdef int64_t now = _wall_ms()
+    if not state.sequencer.event_clock and state.sequencer.now_ms > now:
+        now = state.sequencer.now_ms
+    return now
 
 
 cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
@@ -165,21 +174,16 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
                          bint peek, WriteResult* result) noexcept nogil:
     """With the order lock held."""
     cdef StateC* state = engine.state
-    cdef int64_t wall_ms = _wall_ms()
+    cdef int64_t wall_ms = _stamp(state)
     cdef uint64_t first = state.sequencer.position + 1
-    cdef uint32_t i
     cdef int status
     if engine.journal == NULL:
         return ENGINE_CLOSED
-    result.verdict = sequencer_judge(&state.sequencer, origin)
+    result.verdict = state_judge(state, batch, origin)
     if result.verdict > VERDICT_DUPLICATE:
         return ENGINE_VERDICT
     if result.verdict == VERDICT_DUPLICATE:
-        for i in range(batch.n_events):
-            batch.outcomes[i] = OUTCOME_DUPLICATE
-            work.nows[i] = state.sequencer.type_nows[batch.event]
-            if not state.sequencer.event_clock and wall_ms > work.nows[i]:
-                work.nows[i] = wall_ms
+        state_repeat(state, batch, work, wall_ms)
     else:
         if state_decide(state, batch, work, wall_ms) < 0:
             return ENGINE_NO_MEMORY
@@ -354,6 +358,8 @@ cdef class Engine:
             if decode_forget(body, len(body), &entity_id, <uint8_t*>fp) != BODY_OK:
                 raise CorruptRecordError(f"Forget frame at position {frame.first_position} cannot be read")
             state_forget(&self.state.c, fp[0], fp[1])
+            if self.state.c.broken:
+                raise MemoryError(f"no memory to replay the Forget at position {frame.first_position}")
         else:
             raise CorruptRecordError(
                 f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
@@ -502,26 +508,36 @@ cdef class Engine:
         with self.lock:
             self._check_writable()
             previous = self.state.plan if self.state.plan.version else None
-            plan = compile_schema(text, path=path, previous=previous, now_ms=self._now_ms())
+            nows = self._nows(previous)
+            plan = compile_schema(text, path=path, previous=previous, now_ms=nows)
             if dry_run or (previous is not None and plan is previous):
                 return plan
             compiled = CompiledPlan(plan, self.state.compiled)
             prepared = [listener.prepare(plan) for listener in self.listeners]
             body = plan.to_json().encode()
-            memset(&frame, 0, sizeof(frame))
-            frame.kind = FRAME_SCHEMA
-            frame.n_positions = 1
-            frame.schema_version = plan.version
-            frame.now_ms = _wall_ms()
-            piece.iov_base = <void*><const char*>body
-            piece.iov_len = len(body)
+            status = -1                          # nothing is journaled yet
             with nogil:
                 pthread_rwlock_wrlock(&self.c.state.plan_lock)
                 pthread_mutex_lock(&self.c.state.order)
-                status = journal_append(self.c.journal, &frame, &piece, 1)
-                if status == JOURNAL_OK and failpoint(SCHEMA_JOURNALED):
-                    self.c.failed = 1
             try:
+                if self._is_past(nows, previous):
+                    # Batches were accepted meanwhile: what they made the views drop must not be promised, nor
+                    # that a new view has seen them.
+                    plan = compile_schema(text, path=path, previous=previous, now_ms=self._nows(previous))
+                    compiled = CompiledPlan(plan, self.state.compiled)
+                    prepared = [listener.prepare(plan) for listener in self.listeners]
+                    body = plan.to_json().encode()
+                memset(&frame, 0, sizeof(frame))
+                frame.kind = FRAME_SCHEMA
+                frame.n_positions = 1
+                frame.schema_version = plan.version
+                frame.now_ms = _stamp(self.c.state)
+                piece.iov_base = <void*><const char*>body
+                piece.iov_len = len(body)
+                with nogil:
+                    status = journal_append(self.c.journal, &frame, &piece, 1)
+                    if status == JOURNAL_OK and failpoint(SCHEMA_JOURNALED):
+                        self.c.failed = 1
                 if status != JOURNAL_OK:
                     raise self.journal.problem(status)
                 if self.c.failed:
@@ -546,6 +562,27 @@ cdef class Engine:
         if self.directory.identity.clock == "wall":
             return max(_wall_ms(), self.state.now_ms or 0)
         return self.state.now_ms
+
+    def _nows(self, previous):
+        """When a plan that is made now will be served: the clock of each event type, or of all. On a wall
+        clock a little later, so that it has not passed by then."""
+        if self.directory.identity.clock == "wall":
+            return self._now_ms() + (AHEAD_MS if previous is not None else 0)
+        nows = {event.name: self.state.event_now_ms(i) for i, event in enumerate(self.state.plan.events)}
+        return {name: now for name, now in nows.items() if now is not None}
+
+    def _is_past(self, nows, previous):
+        if previous is None:
+            return False                         # there was nothing that a batch could have been of
+        return self._now_ms() > nows if isinstance(nows, int) else nows != self._nows(previous)
+
+    def keys(self, parts):
+        """Iterates over the raw keys of the entity with these part names, which keeps them (`keep_keys`): a
+        {part: text} for each, in no order; see State.keys."""
+        entity = self.entity_of(parts)
+        names = self.state.plan.entities[entity].parts
+        for key in self.state.keys(entity):
+            yield {name: part.decode(errors="replace") for name, part in zip(names, key, strict=True)}
 
     def entity_of(self, parts):
         """Index of the entity whose key has exactly these part names."""
@@ -580,11 +617,11 @@ cdef class Engine:
             frame.kind = FRAME_FORGET
             frame.n_positions = 1
             frame.schema_version = self.c.schema_version
-            frame.now_ms = _wall_ms()
             piece.iov_base = body
             piece.iov_len = FORGET_BODY_BYTES
             with nogil:
                 pthread_mutex_lock(&self.c.state.order)
+                frame.now_ms = _stamp(self.c.state)
                 status = journal_append(self.c.journal, &frame, &piece, 1)
                 if status == JOURNAL_OK:
                     found = state_forget(self.c.state, fp[0], fp[1])
@@ -688,7 +725,11 @@ cdef class Engine:
 
     def backup(self, target):
         """Copies the live store, consistent at one position, to the new directory `target`, which is a store
-        as any other: rows, and a journal that begins behind them. Returns the position."""
+        as any other: rows, and the journal behind them up to that position. Returns the position.
+
+        The journal is needed because a checkpoint's ids and producers may know of batches after its rows:
+        without those, the copy would call them duplicates and never have counted them.
+        """
         target = Path(target)
         with self.lock:
             if target.exists():
@@ -699,8 +740,7 @@ cdef class Engine:
                 try:
                     self.rows.copy_to(target / "rows")
                     (target / "journal").mkdir()
-                    Journal(target / "journal", self.directory.identity.id_bytes, from_position=position + 1,
-                            create=True, segment_bytes=BACKUP_SEGMENT_BYTES).close()
+                    position = self._copy_journal(target / "journal", position + 1)
                     write_synced(target / "secret", self.directory.secret, 0o600)
                     write_synced(target / "store.json", self.directory.identity.to_json())
                     sync_directory(target.absolute().parent)
@@ -710,6 +750,19 @@ cdef class Engine:
             except OSError as error:
                 raise StorageError(f"cannot write the backup {target}: {error.strerror}") from error
             return position
+
+    def _copy_journal(self, directory, uint64_t first):
+        """A journal of the frames from position `first` on, as far as the last checkpoint may know of them.
+        Returns its last position."""
+        cdef uint64_t last = self.journal.durable_position
+        with Journal(directory, self.directory.identity.id_bytes, from_position=first, create=True,
+                     segment_bytes=BACKUP_SEGMENT_BYTES if last < first else self.segment_bytes) as journal:
+            for frame in self.journal.read(first):
+                if first <= frame.first_position <= last:
+                    journal.append(frame.kind, frame.body, n_positions=frame.n_positions, now_ms=frame.now_ms,
+                                   schema_version=frame.schema_version)
+            journal.sync()
+            return journal.last_position
 
     def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
                      double sweep_every_s=300.0, on_failure=None):

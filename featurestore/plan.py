@@ -88,6 +88,7 @@ class EntityPlan:
     entity_id: int
     parts: tuple[str, ...]  # names of the key's parts, sorted; () is one row for everything
     keep_keys: bool
+    key_epoch: int = 0  # counts how often keeping keys was begun again: those kept before then are not kept
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,9 @@ class ViewPlan:
     has_lifetime: bool
     lifetime_idle_ms: int
     identity: str  # canonical text of (key, event, filter, columns, offset, error settings): may not change
+    lifetime_floor_ms: int | None = (
+        None  # lifetimes last fed before it have ended (after idle was made longer)
+    )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ import pytest
 from storage import store_v1
 
 import featurestore.engine as engine_module
+from featurestore.columns import event_columns
+from featurestore.core.batch import EventBatch
 from featurestore.engine import Engine
 from featurestore.errors import (
     ConfigError,
@@ -29,7 +31,10 @@ from featurestore.errors import (
     LimitError,
     StorageError,
     StoreLockedError,
+    UnknownNameError,
 )
+from featurestore.outcome import Outcome
+from featurestore.plan import Plan
 from featurestore.storage import failpoint
 from featurestore.storage.directory import DataDirectory, Identity
 from featurestore.storage.rows import RowStore
@@ -284,7 +289,105 @@ class TestReplay:
             assert engine.state.digest() == digest
 
 
+class Interrupting:
+    """A plan listener during whose first preparation of a change something happens."""
+
+    def __init__(self, what: Callable[[], object]) -> None:
+        self.what, self.prepared = what, 0
+
+    def prepare(self, plan: Plan) -> Plan:
+        self.prepared += 1
+        if self.prepared == 2:
+            self.what()
+        return plan
+
+    def adopt(self, prepared: Plan) -> None:
+        self.adopted = prepared
+
+
+class TestSchemaChange:
+    WIDER = store_v1.SCHEMA.replace("[10m]}", "[10m, 3h]}")
+    KEPT_MS = 4_200_000  # 10 m and an hour of lateness
+
+    def test_what_batches_made_the_store_drop_while_a_plan_was_made_is_not_promised(self, path: Path) -> None:
+        late_ms = store_v1.START_MS + 10 * 86_400_000
+        with Engine.open(path) as engine:
+            data = {"at": [late_ms], "play_id": ["far"], "account": ["anna"], "seconds": [1.0]}
+            listener = Interrupting(lambda: engine.observe(store_v1.batch(engine, data)))
+            engine.add_plan_listener(listener)
+            plan = engine.apply_schema(self.WIDER)
+            assert plan.views[0].floor_ms == late_ms - self.KEPT_MS
+            longer = next(f for f in plan.features if f.name == "account.sum_seconds_3h")
+            assert longer.live_since_ms == late_ms
+            assert listener.adopted is plan is engine.state.plan
+        with Engine.open(path) as engine:
+            assert engine.state.plan == plan
+
+    def test_on_a_wall_clock_it_is_live_from_when_it_is_served(self, tmp_path: Path) -> None:
+        with Engine.open(tmp_path / "store", schema=store_v1.SCHEMA) as engine:
+            engine.add_plan_listener(Interrupting(lambda: time.sleep(1.2)))
+            plan = engine.apply_schema(self.WIDER)
+            served_ms = int(time.time() * 1000)
+            longer = next(f for f in plan.features if f.name == "account.sum_seconds_3h")
+            assert longer.live_since_ms is not None and longer.live_since_ms >= served_ms
+            assert plan.views[0].floor_ms == longer.live_since_ms - self.KEPT_MS
+
+    def test_each_event_type_has_its_own_now_on_the_event_clock(self, path: Path) -> None:
+        other = """\
+  skip:
+    time: {field: at, unit: ms}
+    fields: {account: key}
+views:
+  skips: {event: skip, key: account, windows: [10m], features: [count]}
+"""
+        both = store_v1.SCHEMA.replace("views:\n", other)
+        early_ms = store_v1.START_MS - 100 * 86_400_000
+        with Engine.open(path) as engine:
+            engine.apply_schema(both)
+
+            def skip(at_ms: int) -> int:
+                event = engine.state.plan.events[1]
+                batch = EventBatch(event, 1, *event_columns(event, {"at": [at_ms], "account": ["anna"]}))
+                engine.observe(batch)
+                return int(batch.outcomes[0])
+
+            assert skip(early_ms) == Outcome.ACCEPTED
+            plan = engine.apply_schema(
+                both.replace("key: account, windows: [10m]", "key: account, windows: [10m, 3h]")
+            )
+            view = next(view for view in plan.views if view.name == "skips")
+            assert view.floor_ms == early_ms - self.KEPT_MS
+            assert skip(early_ms + 1000) == Outcome.ACCEPTED
+
+
 class TestUse:
+    def test_rows_that_no_view_has_leave_the_disk(self, path: Path) -> None:
+        other = store_v1.SCHEMA.replace("  account:\n    event", "  renamed:\n    event").replace(
+            "plays: [account.*]", "plays: [renamed.*]"
+        )
+        with Engine.open(path) as engine:
+            engine.checkpoint()
+            assert sum(rows for rows, _ in engine.rows.sizes().values()) == 2
+            engine.apply_schema(other)
+        with Engine.open(path) as engine:
+            engine.checkpoint()
+        with Engine.open(path) as engine:
+            store_v1.send(engine, 3, ["bert"])
+            engine.checkpoint()
+            assert sum(rows for rows, _ in engine.rows.sizes().values()) == 1
+
+    def test_kept_keys_can_be_listed(self, path: Path) -> None:
+        with Engine.open(path) as engine:
+            engine.apply_schema(store_v1.SCHEMA + "keep_keys: [account]\n")
+            store_v1.send(engine, 3, ["dora", "bert"])
+            engine.checkpoint()
+            with pytest.raises(UnknownNameError):
+                list(engine.keys(["nobody"]))
+        with Engine.open(path) as engine:
+            assert sorted(key["account"] for key in engine.keys(["account"])) == ["bert", "dora"]
+            engine.forget({"account": "dora"})
+            assert list(engine.keys(["account"])) == [{"account": "bert"}]
+
     def test_a_journal_above_its_cap_is_checkpointed(self, path: Path) -> None:
         with Engine.open(path, segment_bytes=4096) as engine:
             engine.start_upkeep(checkpoint_every_s=3600, checkpoint_journal_bytes=20_000)

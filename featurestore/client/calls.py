@@ -32,7 +32,7 @@ from featurestore.v1 import registry_service_pb2 as registry
 
 R = TypeVar("R")
 
-MAX_PRODUCER_BYTES = 240  # the server takes 256; lanes and blocks append their number
+MAX_PRODUCER_BYTES = 240  # the server takes 255; lanes and blocks append their number
 MAX_READ_VALUES = 1 << 18  # of one GetFeatures call: with bounds a reply of 8 MB
 
 

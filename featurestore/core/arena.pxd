@@ -32,6 +32,7 @@ ctypedef struct Arena:
     uint32_t open_used       # bytes already cut from it
     uint32_t free_blocks[N_CLASSES]   # first free block of each class, 0 = none; its first 4 bytes: the next
     uint64_t used_bytes      # cut from chunks, free blocks included: what the process holds for this arena
+    uint64_t free_bytes      # of them in free blocks, which serve the next of their class
 
 cdef void arena_init(Arena* arena, Pool* pool) noexcept nogil
 cdef void arena_clear(Arena* arena) noexcept nogil                       # before the pool is cleared

@@ -54,9 +54,10 @@ cdef size_t arena_rounded(size_t n_bytes) noexcept nogil:
     return rounded
 
 
-cdef inline void _push(Arena* arena, uint32_t class_, uint32_t handle) noexcept nogil:
+cdef inline void _push(Arena* arena, uint32_t class_, uint32_t handle, size_t n_bytes) noexcept nogil:
     (<uint32_t*>arena_at(arena, handle))[0] = arena.free_blocks[class_]
     arena.free_blocks[class_] = handle
+    arena.free_bytes += n_bytes
 
 
 cdef uint32_t _new_chunk(Arena* arena, size_t n_bytes) noexcept nogil:
@@ -101,6 +102,7 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
     handle = arena.free_blocks[class_]
     if handle:
         arena.free_blocks[class_] = (<uint32_t*>arena_at(arena, handle))[0]
+        arena.free_bytes -= rounded
         return handle
     if arena.open_used == 0 or arena.open_used + rounded > CHUNK_BYTES:
         # What is left of the open chunk is given to the free lists in pieces, so that none of it is lost.
@@ -109,7 +111,7 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
             if left > LINEAR_CLASSES * UNIT_BYTES:
                 left = LINEAR_CLASSES * UNIT_BYTES
             _push(arena, <uint32_t>(left // UNIT_BYTES) - 1,
-                  arena.open_chunk << UNIT_BITS | arena.open_used // UNIT_BYTES)
+                  arena.open_chunk << UNIT_BITS | arena.open_used // UNIT_BYTES, left)
             arena.open_used += <uint32_t>left
             arena.used_bytes += left
         slot = _new_chunk(arena, CHUNK_OF_POOL)
@@ -126,7 +128,7 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
 
 cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nogil:
     cdef size_t rounded
-    cdef uint32_t slot = handle >> UNIT_BITS
+    cdef uint32_t slot = handle >> UNIT_BITS, class_
     if handle == 0:
         return
     if n_bytes > BIG_BYTES:
@@ -136,4 +138,5 @@ cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nog
         arena.chunks[slot].base = <char*><size_t>arena.free_chunk
         arena.free_chunk = slot + 1
         return
-    _push(arena, _class_of(n_bytes if n_bytes else 1, &rounded), handle)
+    class_ = _class_of(n_bytes if n_bytes else 1, &rounded)
+    _push(arena, class_, handle, rounded)

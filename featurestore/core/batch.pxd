@@ -29,6 +29,7 @@ cdef enum Outcome:
 cdef enum:
     MAX_TEXT_BYTES = 4096
     MAX_BATCH_EVENTS = 1 << 20
+    MAX_PRODUCER_BYTES = 255      # of a producer's name; its length is one byte in the journal
 
 ctypedef struct Column:
     uint8_t kind                  # ColumnKind

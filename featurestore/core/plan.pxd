@@ -64,6 +64,7 @@ ctypedef struct ViewC:
     int64_t keep_ms
     int64_t floor_ms             # UNSET_MS: none
     int64_t lifetime_idle_ms
+    int64_t lifetime_floor_ms    # UNSET_MS: none
     double max_error
     uint32_t exact_events
     uint32_t max_entries
@@ -98,6 +99,8 @@ ctypedef struct EventC:
     int64_t min_keep_ms          # the shortest keep of its views: an event younger than that is late for none
     int64_t max_floor_ms         # the latest floor of its views
     TouchC* touches              # [n_touches]
+    uint16_t* by_name            # [n_fields] index of each field, in the order of their names
+    uint64_t* name_words         # [n_fields] what stands for each field's name in a content fingerprint
     ProgramC** programs          # [n_programs] borrowed from the CompiledPrograms that CompiledPlan holds
 
 ctypedef struct ItemC:           # one value of a service
@@ -129,6 +132,8 @@ ctypedef struct EntityC:
     uint16_t entity_id
     uint16_t n_parts
     uint16_t* parts              # [n_parts] index among the plan's part names
+    uint16_t key_epoch           # raw keys of another are kept no more
+    uint8_t keep_keys
 
 ctypedef struct PlanC:
     uint16_t n_entities

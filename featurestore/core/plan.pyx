@@ -4,8 +4,10 @@ The plan was made by `featurestore.schema`, or read back from the journal where 
 indexes are checked here all the same, once, because nothing on the hot path checks them again.
 """
 
+import hashlib
+
 from libc.stdlib cimport calloc, free, realloc
-from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint64_t
 
 from featurestore.core.program cimport CompiledProgram, ProgramC
 
@@ -43,6 +45,8 @@ cdef class CompiledPlan:
         for i, entity in enumerate(plan.entities):
             self.c.entities[i].entity_id = entity.entity_id
             self.c.entities[i].n_parts = len(entity.parts)
+            self.c.entities[i].key_epoch = entity.key_epoch
+            self.c.entities[i].keep_keys = entity.keep_keys
             self.c.entities[i].parts = self._indexes(
                 [self.part_names.index(part) for part in entity.parts], len(self.part_names), "part")
         local_programs = self._events()
@@ -104,6 +108,13 @@ cdef class CompiledPlan:
             event.id_field = -1 if spec.id_field is None else spec.id_field
             _check(-1 <= event.id_field < event.n_fields, f"id field of {spec.name}")
             event.dedupe_ms = spec.dedupe_ms
+            names = [field.name for field in spec.fields]
+            event.by_name = self._indexes(
+                sorted(range(len(names)), key=names.__getitem__), len(names), "field")
+            event.name_words = <uint64_t*>self._array(len(names), sizeof(uint64_t))
+            for j, name in enumerate(names):
+                event.name_words[j] = int.from_bytes(
+                    hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
             event.n_programs = len(compiled_of[i])
             event.programs = <ProgramC**>self._array(event.n_programs, sizeof(void*))
             for j in range(event.n_programs):
@@ -128,6 +139,7 @@ cdef class CompiledPlan:
         view.keep_ms = spec.keep_ms
         view.floor_ms = UNSET_MS if spec.floor_ms is None else spec.floor_ms
         view.lifetime_idle_ms = spec.lifetime_idle_ms
+        view.lifetime_floor_ms = UNSET_MS if spec.lifetime_floor_ms is None else spec.lifetime_floor_ms
         view.max_error = spec.max_error
         view.exact_events = spec.exact_events
         view.max_entries = spec.max_entries

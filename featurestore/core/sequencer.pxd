@@ -16,6 +16,8 @@ from featurestore.core.plan cimport PlanC
 
 cdef enum:
     SEQUENCES = 1025             # the highest sequence and the 1,024 below it
+    AGES = 32
+    AGES_PER_HORIZON = 16
 
 cdef enum Verdict:               # of a whole batch, by its producer, epoch and sequence
     VERDICT_NEW = 0
@@ -38,6 +40,8 @@ ctypedef struct ProducerTable:   # open addressing over owned records
     uint64_t n_places            # a power of two
     uint64_t n_producers
     uint64_t max_producers
+    uint64_t moves               # how often records changed places: what is being copied begins again then
+    int64_t oldest_ms            # no last_ms is before it: spares looking for who may be forgotten
 
 ctypedef struct Id:
     uint64_t fp0                 # both 0: empty place
@@ -48,6 +52,12 @@ ctypedef struct IdTable:
     Id* places
     uint64_t n_places            # a power of two, 0 before the first id
     uint64_t n_used              # places not empty; expired ids go when the table is rebuilt
+    uint64_t moves               # how often it was rebuilt: what is being copied begins again then
+    int64_t dedupe_ms            # of the event type
+    # How many ids are of which age, so that the cap counts those within the horizon only, at any now and
+    # without looking at the places. An age is a sixteenth of the horizon; never too few, seldom too many.
+    int64_t ages[AGES]           # which age the count is of: seen_at // width, at place age % AGES
+    uint64_t of_age[AGES]
 
 ctypedef struct Sequencer:
     bint event_clock
@@ -58,8 +68,8 @@ ctypedef struct Sequencer:
     int64_t* type_nows           # [n_types] event clock: greatest time accepted; wall: now
     int64_t* first_nows          # [n_types] now at the first accepted event, UNSET_MS before
     IdTable* ids                 # [n_types]
-    uint64_t max_ids             # of all types together
-    uint64_t n_ids
+    uint64_t max_ids             # of all types together, those within their horizons
+    uint64_t n_ids               # in all tables, expired ones included
     ProducerTable producers
 
 ctypedef struct Origin:          # who sent a batch; n_bytes 0: nobody says, no deduplication by sequence
@@ -70,11 +80,11 @@ ctypedef struct Origin:          # who sent a batch; n_bytes 0: nobody says, no 
     uint64_t content             # fingerprint of the batch as sent, never 0
     bint given
 
-cdef int sequencer_init(Sequencer* s, uint16_t n_types, bint event_clock, int64_t max_future_ms,
+cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
                         uint64_t max_producers, uint64_t max_ids) noexcept nogil
 cdef void sequencer_clear(Sequencer* s) noexcept nogil
 
-cdef int sequencer_judge(const Sequencer* s, const Origin* origin) noexcept nogil      # a Verdict
+cdef int sequencer_judge(Sequencer* s, const Origin* origin) noexcept nogil            # a Verdict
 
 ctypedef struct Facts:           # what is known of a batch before it is decided; everything is borrowed
     const uint8_t* masks         # [n_programs][n_events] 1 = the program is TRUE
@@ -89,7 +99,12 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
 # Takes the outcomes as they stand, moves the clocks and the position, and remembers ids and the origin. Also
 # fills nows. 0, or -1 when out of memory; nothing is changed then.
 cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin,
-                          int64_t wall_ms, int64_t dedupe_ms, int64_t* nows) noexcept nogil
+                          int64_t wall_ms, int64_t* nows) noexcept nogil
+# Takes over the clock and the ids of an event type, from the sequencer of the plan before. Ids that had
+# expired stay expired when the new horizon is longer; none are kept when another field holds them (`same_ids`
+# false). 0, or -1 when out of memory; nothing is changed then.
+cdef int sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t old_type,
+                         bint same_ids) noexcept nogil
 
 # The state as bytes, in three streams (format: sequencer.pyx): the head (clocks and position), the ids, the
 # producers.
@@ -101,7 +116,8 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
 ctypedef struct TableCursor:     # all zero: begin
     uint64_t type_               # index of the event type being copied
     uint64_t place
-    uint64_t n_places            # of the table when copying it began; a rebuilt table is copied again
+    uint64_t moves               # of the table when copying it began
+    size_t began                 # bytes before it: a table that moved is copied again, in place of its copy
 
 # 0, -1 memory
 cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil

@@ -2,8 +2,8 @@
 
 Both tables are keyed by SipHash with the store's secret: whoever chooses producer names and event ids cannot
 make them collide. Both have a cap, because whoever reaches the port may invent names. At the cap a new id
-refuses its event (REFUSED_MEMORY), and a new producer takes the place of the one silent longest, if that is
-longer than PRODUCER_IDLE_MS, else its batch is turned away.
+refuses its event (REFUSED_MEMORY) until older ones expire, and a new producer takes the place of the one
+silent longest, if that is longer than PRODUCER_IDLE_MS, else its batch is turned away.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -22,9 +22,9 @@ cdef enum:
     PRODUCER_IDLE_MS = 604_800_000      # 7 days
 
 
-cdef int sequencer_init(Sequencer* s, uint16_t n_types, bint event_clock, int64_t max_future_ms,
+cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
                         uint64_t max_producers, uint64_t max_ids) noexcept nogil:
-    cdef uint16_t i
+    cdef uint16_t n_types = plan.n_events, i
     memset(s, 0, sizeof(Sequencer))
     s.event_clock = event_clock
     s.max_future_ms = max_future_ms
@@ -32,6 +32,7 @@ cdef int sequencer_init(Sequencer* s, uint16_t n_types, bint event_clock, int64_
     s.max_ids = max_ids
     s.n_types = n_types
     s.producers.max_producers = max_producers
+    s.producers.oldest_ms = UNSET_MS
     s.producers.n_places = 16
     s.producers.places = <Producer**>calloc(s.producers.n_places, sizeof(void*))
     s.type_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
@@ -42,6 +43,7 @@ cdef int sequencer_init(Sequencer* s, uint16_t n_types, bint event_clock, int64_
         return -1
     for i in range(n_types):
         s.type_nows[i] = s.first_nows[i] = UNSET_MS
+        s.ids[i].dedupe_ms = plan.events[i].dedupe_ms
     return 0
 
 
@@ -70,23 +72,31 @@ cdef Producer** _producer_place(const ProducerTable* table, uint64_t fp0, uint64
     return &table.places[at]
 
 
-cdef Producer* _idlest(const ProducerTable* table, int64_t now_ms) noexcept nogil:
+cdef Producer* _idlest(ProducerTable* table, int64_t now_ms) noexcept nogil:
     """The producer that may be forgotten for a new one, or NULL. Depends on content only: ties go by
     fingerprint."""
     cdef Producer* best = NULL
     cdef Producer* other
+    cdef int64_t oldest_ms = now_ms
     cdef uint64_t i
+    if now_ms == UNSET_MS or table.oldest_ms > now_ms - PRODUCER_IDLE_MS:
+        return NULL                      # whoever invents names must not make the store search each time
     for i in range(table.n_places):
         other = table.places[i]
-        if other == NULL or now_ms == UNSET_MS or other.last_ms > now_ms - PRODUCER_IDLE_MS:
+        if other == NULL:
+            continue
+        if other.last_ms < oldest_ms:
+            oldest_ms = other.last_ms
+        if other.last_ms > now_ms - PRODUCER_IDLE_MS:
             continue
         if best == NULL or other.last_ms < best.last_ms or (other.last_ms == best.last_ms
                                                             and other.fp0 < best.fp0):
             best = other
+    table.oldest_ms = oldest_ms
     return best
 
 
-cdef int sequencer_judge(const Sequencer* s, const Origin* origin) noexcept nogil:
+cdef int sequencer_judge(Sequencer* s, const Origin* origin) noexcept nogil:
     cdef const Producer* producer
     cdef uint64_t seen
     if not origin.given:
@@ -119,6 +129,7 @@ cdef int _grow_producers(ProducerTable* table) noexcept nogil:
         if table.places[i] != NULL:
             _producer_place(&grown, table.places[i].fp0, table.places[i].fp1)[0] = table.places[i]
     free(table.places)
+    grown.moves += 1
     table[0] = grown
     return 0
 
@@ -132,6 +143,7 @@ cdef void _forget_producer(ProducerTable* table, Producer* gone) noexcept nogil:
     table.places[at] = NULL
     free(gone)
     table.n_producers -= 1
+    table.moves += 1
     at = (at + 1) & mask
     while table.places[at] != NULL:
         moved = table.places[at]
@@ -191,13 +203,51 @@ cdef Id* _id_place(const IdTable* table, uint64_t fp0, uint64_t fp1) noexcept no
     return &table.places[at]
 
 
-cdef int _reserve_ids(Sequencer* s, uint16_t type_, uint64_t more, int64_t oldest_ms) noexcept nogil:
-    """Room for `more` ids; expired ones (seen before oldest_ms) go when the table is rebuilt."""
-    cdef IdTable* table = &s.ids[type_]
-    cdef IdTable grown
+cdef inline int64_t _age_ms(const IdTable* table) noexcept nogil:
+    return table.dedupe_ms // AGES_PER_HORIZON + 1
+
+
+cdef inline int64_t _age(const IdTable* table, int64_t seen_at_ms) noexcept nogil:
+    cdef int64_t width_ms = _age_ms(table)
+    return seen_at_ms // width_ms - (seen_at_ms % width_ms < 0)          # C's division rounds towards 0
+
+
+cdef inline uint32_t _age_place(int64_t age) noexcept nogil:
+    return <uint32_t>(<uint64_t>age % AGES)
+
+
+cdef void _add_age(IdTable* table, int64_t seen_at_ms, int64_t oldest_ms) noexcept nogil:
+    cdef int64_t age = _age(table, seen_at_ms)
+    cdef uint32_t at = _age_place(age)
+    if table.of_age[at] == 0 or (table.ages[at] + 1) * _age_ms(table) <= oldest_ms:
+        table.of_age[at] = 0
+        table.ages[at] = age
+    elif table.ages[at] < age:
+        table.ages[at] = age             # two ages at one place count as the younger
+    table.of_age[at] += 1
+
+
+cdef void _remove_age(IdTable* table, int64_t seen_at_ms) noexcept nogil:
+    cdef int64_t age = _age(table, seen_at_ms)
+    cdef uint32_t at = _age_place(age)
+    if table.ages[at] == age and table.of_age[at]:
+        table.of_age[at] -= 1
+
+
+cdef uint64_t _n_live(const IdTable* table, int64_t oldest_ms) noexcept nogil:
+    """Ids seen at oldest_ms or later; perhaps a few more, never fewer."""
+    cdef uint64_t n = 0
+    cdef uint32_t i
+    for i in range(AGES):
+        if (table.ages[i] + 1) * _age_ms(table) > oldest_ms:
+            n += table.of_age[i]
+    return n if n < table.n_used else table.n_used
+
+
+cdef int _rebuild_ids(Sequencer* s, IdTable* table, uint64_t more, int64_t oldest_ms) noexcept nogil:
+    """Without the ids seen before oldest_ms, and with room for `more`."""
+    cdef IdTable grown = table[0]
     cdef uint64_t i, live = 0
-    if (table.n_used + more) * 4 <= table.n_places * 3:
-        return 0
     for i in range(table.n_places):
         live += (table.places[i].fp0 | table.places[i].fp1) != 0 and table.places[i].seen_at_ms >= oldest_ms
     grown.n_places = 64
@@ -205,15 +255,42 @@ cdef int _reserve_ids(Sequencer* s, uint16_t type_, uint64_t more, int64_t oldes
         grown.n_places *= 2
     grown.places = <Id*>calloc(grown.n_places, sizeof(Id))
     grown.n_used = live
+    grown.moves += 1
     if grown.places == NULL:
         return -1
+    memset(grown.of_age, 0, sizeof(grown.of_age))
     for i in range(table.n_places):
         if (table.places[i].fp0 | table.places[i].fp1) and table.places[i].seen_at_ms >= oldest_ms:
             _id_place(&grown, table.places[i].fp0, table.places[i].fp1)[0] = table.places[i]
+            _add_age(&grown, table.places[i].seen_at_ms, oldest_ms)
     free(table.places)
     s.n_ids = s.n_ids - table.n_used + live
     table[0] = grown
     return 0
+
+
+cdef int _reserve_ids(Sequencer* s, IdTable* table, uint64_t more, int64_t oldest_ms) noexcept nogil:
+    """Room for `more` ids. Expired ones (seen before oldest_ms) go when the table is full, or when all tables
+    together are and it is worth it."""
+    if (table.n_used + more) * 4 <= table.n_places * 3 and (
+            s.n_ids + more <= s.max_ids or _n_live(table, oldest_ms) * 8 > table.n_used * 7):
+        return 0
+    return _rebuild_ids(s, table, more, oldest_ms)
+
+
+cdef inline void _remember_id(Sequencer* s, IdTable* table, const uint64_t* fp, int64_t seen_at_ms,
+                              int64_t oldest_ms) noexcept nogil:
+    """There is room for it."""
+    cdef Id* id_ = _id_place(table, fp[0], fp[1])
+    if (id_.fp0 | id_.fp1) == 0:
+        table.n_used += 1
+        s.n_ids += 1
+    else:
+        _remove_age(table, id_.seen_at_ms)
+    id_.fp0 = fp[0]
+    id_.fp1 = fp[1]
+    id_.seen_at_ms = seen_at_ms
+    _add_age(table, seen_at_ms, oldest_ms)
 
 
 cdef bint _seen_before(const IdTable* table, const uint64_t* fp, int64_t oldest_ms) noexcept nogil:
@@ -222,6 +299,38 @@ cdef bint _seen_before(const IdTable* table, const uint64_t* fp, int64_t oldest_
         return False
     id_ = _id_place(table, fp[0], fp[1])
     return (id_.fp0 | id_.fp1) != 0 and id_.seen_at_ms >= oldest_ms
+
+
+cdef uint64_t _n_live_of_others(const Sequencer* s, uint16_t type_, int64_t now_ms) noexcept nogil:
+    """Ids of the other event types within their horizons."""
+    cdef uint64_t n = 0
+    cdef int64_t now
+    cdef uint16_t i
+    for i in range(s.n_types):
+        if i != type_ and s.ids[i].n_used:
+            now = s.type_nows[i] if s.event_clock else now_ms
+            n += _n_live(&s.ids[i], now - s.ids[i].dedupe_ms)
+    return n
+
+
+cdef int sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t old_type,
+                         bint same_ids) noexcept nogil:
+    cdef IdTable* table = &old.ids[old_type]
+    cdef int64_t dedupe_ms = s.ids[type_].dedupe_ms, before_ms = table.dedupe_ms
+    cdef int64_t now = old.type_nows[old_type]
+    if same_ids and dedupe_ms != before_ms and table.n_places:
+        table.dedupe_ms = dedupe_ms
+        if _rebuild_ids(old, table, 0, now - before_ms) < 0:
+            table.dedupe_ms = before_ms
+            return -1
+    if same_ids:
+        s.ids[type_] = table[0]
+        s.ids[type_].dedupe_ms = dedupe_ms
+        s.n_ids += table.n_used
+        memset(table, 0, sizeof(IdTable))
+    s.type_nows[type_] = now
+    s.first_nows[type_] = old.first_nows[old_type]
+    return 0
 
 
 # -- decide and commit ---------------------------------------------------------------------------------------
@@ -254,11 +363,15 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
     cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t, then
     cdef IdTable in_batch
     cdef Id* id_ = NULL
-    cdef uint64_t n_new = 0
+    cdef uint64_t n_new = 0, n_others = 0
     cdef uint32_t i
+    # Most batches are far from the cap, whatever has expired.
+    cdef bint is_near_cap = event.id_field >= 0 and s.n_ids + batch.n_events > s.max_ids
     if not s.event_clock and s.now_ms > now:
         now = s.now_ms
     memset(&in_batch, 0, sizeof(in_batch))
+    if is_near_cap:
+        n_others = _n_live_of_others(s, batch.event, now)
     if event.id_field >= 0:
         in_batch.n_places = 16
         while in_batch.n_places < <uint64_t>batch.n_events * 2:
@@ -294,7 +407,8 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
             batch.outcomes[i] = REFUSED_MEMORY
             continue
         if event.id_field >= 0:
-            if s.n_ids + n_new >= s.max_ids:
+            if is_near_cap and n_others + n_new + _n_live(
+                    &s.ids[batch.event], then - event.dedupe_ms) >= s.max_ids:
                 batch.outcomes[i] = REFUSED_MEMORY
                 continue
             n_new += 1
@@ -307,11 +421,10 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
 
 
 cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin,
-                          int64_t wall_ms, int64_t dedupe_ms, int64_t* nows) noexcept nogil:
-    cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t
+                          int64_t wall_ms, int64_t* nows) noexcept nogil:
+    cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t, last
     cdef Producer* producer = NULL
     cdef IdTable* ids = &s.ids[batch.event]
-    cdef Id* id_
     cdef uint32_t i, n_accepted = 0
     if not s.event_clock and s.now_ms > now:
         now = s.now_ms
@@ -321,9 +434,13 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
             producer = _make_producer(&s.producers, origin.fp0, origin.fp1, s.now_ms)
             if producer == NULL:
                 return -1
+    last = now
     for i in range(batch.n_events):
-        n_accepted += batch.outcomes[i] == OUTCOME_ACCEPTED
-    if facts.id_fps != NULL and n_accepted and _reserve_ids(s, batch.event, n_accepted, now - dedupe_ms) < 0:
+        if batch.outcomes[i] == OUTCOME_ACCEPTED:
+            n_accepted += 1
+            if s.event_clock and batch.times[i] > last:
+                last = batch.times[i]
+    if facts.id_fps != NULL and n_accepted and _reserve_ids(s, ids, n_accepted, last - ids.dedupe_ms) < 0:
         return -1
     for i in range(batch.n_events):
         if batch.outcomes[i] == OUTCOME_ACCEPTED:
@@ -333,13 +450,7 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
             if s.first_nows[batch.event] == UNSET_MS:
                 s.first_nows[batch.event] = now
             if facts.id_fps != NULL:
-                id_ = _id_place(ids, facts.id_fps[2 * i], facts.id_fps[2 * i + 1])
-                if (id_.fp0 | id_.fp1) == 0:
-                    ids.n_used += 1
-                    s.n_ids += 1
-                id_.fp0 = facts.id_fps[2 * i]
-                id_.fp1 = facts.id_fps[2 * i + 1]
-                id_.seen_at_ms = t if t > now else now
+                _remember_id(s, ids, &facts.id_fps[2 * i], t if t > now else now, now - ids.dedupe_ms)
         nows[i] = now
     s.type_nows[batch.event] = now
     if now > s.now_ms:
@@ -403,33 +514,35 @@ cdef int sequencer_copy_ids(const Sequencer* s, const PlanC* plan, TableCursor* 
     memset(&record, 0, sizeof(record))
     while cursor.type_ < s.n_types:
         table = &s.ids[cursor.type_]
-        if cursor.n_places != table.n_places:
-            cursor.n_places = table.n_places
+        if cursor.moves != table.moves:
+            cursor.moves = table.moves
             cursor.place = 0
+            out.n_bytes = cursor.began
         record.event_id = plan.events[cursor.type_].event_id
         while cursor.place < table.n_places:
             if looked == max_places:
                 return 1
             looked += 1
             id_ = &table.places[cursor.place]
-            if (id_.fp0 | id_.fp1) and (
-                    id_.seen_at_ms >= s.type_nows[cursor.type_] - plan.events[cursor.type_].dedupe_ms):
+            if (id_.fp0 | id_.fp1) and id_.seen_at_ms >= s.type_nows[cursor.type_] - table.dedupe_ms:
                 record.id_ = id_[0]
                 if bytes_append(out, &record, sizeof(record)) < 0:
                     return -1
             cursor.place += 1
         cursor.type_ += 1
-        cursor.n_places = cursor.place = 0
+        cursor.moves = cursor.place = 0
+        cursor.began = out.n_bytes
     return 0
 
 
 cdef int sequencer_copy_producers(const Sequencer* s, TableCursor* cursor, uint32_t max_places,
                                   Bytes* out) noexcept nogil:
     cdef uint32_t looked = 0
-    if cursor.n_places != s.producers.n_places:
-        cursor.n_places = s.producers.n_places
+    if cursor.moves != s.producers.moves:
+        cursor.moves = s.producers.moves
         cursor.place = 0
-    while cursor.place < cursor.n_places:
+        out.n_bytes = cursor.began
+    while cursor.place < s.producers.n_places:
         if looked == max_places:
             return 1
         looked += 1
@@ -492,7 +605,6 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
 cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data,
                               size_t n_bytes) noexcept nogil:
     cdef IdRecord record
-    cdef Id* id_
     cdef size_t k
     cdef uint16_t i
     if n_bytes % sizeof(IdRecord):
@@ -503,13 +615,9 @@ cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* da
             return 1
         for i in range(s.n_types):
             if plan.events[i].event_id == record.event_id:
-                if _reserve_ids(s, i, 1, UNSET_MS) < 0:
+                if _reserve_ids(s, &s.ids[i], 1, UNSET_MS) < 0:
                     return -1
-                id_ = _id_place(&s.ids[i], record.id_.fp0, record.id_.fp1)
-                if (id_.fp0 | id_.fp1) == 0:
-                    s.ids[i].n_used += 1
-                    s.n_ids += 1
-                id_[0] = record.id_
+                _remember_id(s, &s.ids[i], &record.id_.fp0, record.id_.seen_at_ms, UNSET_MS)
                 break
     return 0
 
@@ -528,4 +636,5 @@ cdef int sequencer_import_producers(Sequencer* s, const uint8_t* data, size_t n_
             if made == NULL:
                 return -1
         made[0] = producer
+        s.producers.oldest_ms = UNSET_MS
     return 0

@@ -9,8 +9,8 @@
 #
 # A row as bytes (checkpoints, digests), little-endian, all sizes multiples of 8:
 #   u16 entity_id, u16 number of logs, u32 0, then the logs by (view_id, kind):
-#   u16 view_id, u8 kind (0 RAW, 1 WIDE, 2 lifetime, 3 raw key), u8 0, u32 entries, u32 compact_at,
-#   u32 words per entry, then the entries, 8 bytes a word:
+#   u16 view_id (raw key: the entity's key_epoch), u8 kind (0 RAW, 1 WIDE, 2 lifetime, 3 raw key), u8 0,
+#   u32 entries, u32 compact_at, u32 words per entry, then the entries, 8 bytes a word:
 #     RAW    i64 time, f64 per value, u64 filter bits if the view has feature filters
 #     WIDE   i64 first, i64 last, i64 events, then the columns' partials in plan order
 #     key    the key's bytes as they are hashed (entries = their number), padded with 0
@@ -94,8 +94,8 @@ cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
                      int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
                      const Outputs* out) noexcept nogil
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
-# True if the row was there.
-cdef bint shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil
+# 1 if the row was there, 0 if not, -1 when out of memory: then it still is.
+cdef int shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil
 # Frees logs and rows that hold nothing any more at type_nows, in some buckets from bucket[0] on, which moves
 # and is 0 again after the last. Under the order lock: type_nows must not be ahead of what is applied. Number
 # of rows freed, -1 out of memory.
@@ -116,4 +116,10 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
                       size_t n_bytes) noexcept nogil
 # Appends every row that is not expired as such records, sorted. 0, or -1 when out of memory.
 cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows, Bytes* out) noexcept nogil
+# Appends the raw keys of an entity's rows, as they are hashed (each part u16 length, bytes) and each after
+# its u32 length, from some buckets on as shard_sweep does. 0, or -1 when out of memory.
+cdef int shard_keys(Shard* shard, const PlanC* plan, uint16_t entity, const int64_t* type_nows,
+                    uint64_t* bucket, Bytes* out) noexcept nogil
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil
+# Of those, in blocks that wait for the next row or log of their size.
+cdef uint64_t shard_free_bytes(const Shard* shard) noexcept nogil

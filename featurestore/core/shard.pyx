@@ -7,9 +7,9 @@ from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init
 from featurestore.core.batch cimport COLUMN_NUMBER, OUTCOME_ACCEPTED, Column
-from featurestore.core.bytes cimport Bytes, bytes_clear, bytes_reserve
+from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear, bytes_reserve
 from featurestore.core.plan cimport (
-    MAX_RAW_WORDS, UNSET_MS, GroupC, PlanC, SlotC, TouchC, ViewC, Word,
+    MAX_RAW_WORDS, UNSET_MS, EntityC, GroupC, PlanC, SlotC, TouchC, ViewC, Word,
 )
 from featurestore.core.table cimport (
     SLOTS, Bucket, fs_prefetch, table_clear, table_find, table_init, table_insert,
@@ -25,6 +25,8 @@ cdef enum:
     ROW_EXPORT_BYTES = 8
     RECORD_HEAD_BYTES = 20
     FREED = 0xFFFFFFFF
+    MOST_HEADS = 254             # of a row; the views of a plan and a raw key need fewer
+    COPIED_BYTES = 64 << 10      # of records in one slice: rows of hot keys are large
     AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row, blocks and logs are being
     AHEAD_ROW = 16               # fetched
     AHEAD_BLOCK = 8              # a power of two
@@ -86,6 +88,10 @@ cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil:
 
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil:
     return shard.arena.used_bytes + shard.table.n_buckets * sizeof(Bucket)
+
+
+cdef uint64_t shard_free_bytes(const Shard* shard) noexcept nogil:
+    return shard.arena.free_bytes
 
 
 # -- rows ----------------------------------------------------------------------------------------------------
@@ -179,11 +185,22 @@ cdef uint32_t _clone_row(Arena* arena, const PlanC* plan, const Row* row) noexce
     return handle
 
 
-cdef bint _head_expired(const Arena* arena, const PlanC* plan, const LogHead* head,
+cdef bint _key_expired(const PlanC* plan, uint16_t entity_id, const LogHead* head) noexcept nogil:
+    """Whether the entity's keys are not kept any more, or were not for a time since this one was."""
+    cdef const EntityC* entity
+    cdef uint16_t i
+    for i in range(plan.n_entities):
+        entity = &plan.entities[i]
+        if entity.entity_id == entity_id:
+            return not entity.keep_keys or entity.key_epoch != head.view_id
+    return True
+
+
+cdef bint _head_expired(const Arena* arena, const PlanC* plan, const Row* row, const LogHead* head,
                         const int64_t* type_nows) noexcept nogil:
     cdef const ViewC* view
     if head.kind == LOG_KEY:
-        return False
+        return _key_expired(plan, row.entity_id, head)
     if plan.view_of_id[head.view_id] < 0:
         return True
     view = &plan.views[plan.view_of_id[head.view_id]]
@@ -225,7 +242,7 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
 cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const TouchC* touch,
                        uint32_t event) noexcept nogil:
     """keep_keys: the key as it is hashed, part by part: u16 length, bytes."""
-    cdef LogHead* head = _add_head(arena, place, 0, LOG_KEY)
+    cdef LogHead* head = _add_head(arena, place, job.plan.entities[touch.entity].key_epoch, LOG_KEY)
     cdef const Column* column
     cdef uint32_t n_bytes = 0, block
     cdef uint16_t i, n
@@ -250,6 +267,28 @@ cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const Touc
         memcpy(to + 2, column.bytes + column.offsets[event], n)
         to += 2 + n
     return 0
+
+
+cdef bint _has_key(const PlanC* plan, Row* row) noexcept nogil:
+    cdef uint8_t i
+    for i in range(row.n_heads):
+        if _heads(row)[i].kind == LOG_KEY and not _key_expired(plan, row.entity_id, &_heads(row)[i]):
+            return True
+    return False
+
+
+cdef void _prune(Arena* arena, const PlanC* plan, Row* row) noexcept nogil:
+    """Frees the logs of views that are gone, and raw keys kept no more: a row has room for a plan's own."""
+    cdef LogHead* heads = _heads(row)
+    cdef uint8_t i, kept = 0
+    for i in range(row.n_heads):
+        if (_key_expired(plan, row.entity_id, &heads[i]) if heads[i].kind == LOG_KEY
+                else plan.view_of_id[heads[i].view_id] < 0):
+            log_free(arena, &heads[i], _layout(plan, heads[i].view_id))
+        else:
+            heads[kept] = heads[i]
+            kept += 1
+    row.n_heads = kept
 
 
 cdef inline void _raw_entry(const Job* job, const ViewC* view, uint32_t event, Word* raw) noexcept nogil:
@@ -299,8 +338,6 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
                 arena_free(arena, handle, _row_bytes(1))
                 return -1
             place[0] = table_find(&shard.table, arena, part.fp0, part.fp1)
-            if touch.keep_keys and _remember_key(arena, place[0], job, touch, part.event) < 0:
-                return -1
         if not touched:
             touched = True
             row = <Row*>arena_at(arena, place[0][0])
@@ -308,6 +345,11 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
                 if _due(shard, row) and _copy_row(shard, job.plan, row) < 0:
                     return -1
                 row.mark = shard.cut
+            if <uint32_t>row.n_heads + 2 * touch.n_views + 1 > MOST_HEADS:
+                _prune(arena, job.plan, row)
+            if touch.keep_keys and not _has_key(job.plan, row):
+                if _remember_key(arena, place[0], job, touch, part.event) < 0:
+                    return -1
         _raw_entry(job, view, part.event, raw)
         head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, False)
         if head == NULL:
@@ -489,29 +531,33 @@ cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
 
 # -- freeing -------------------------------------------------------------------------------------------------
 
+cdef int _note_freed(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    """The next checkpoint deletes its record. 0, or -1 when out of memory."""
+    cdef uint64_t fp[2]
+    fp[0] = fp0
+    fp[1] = fp1
+    return bytes_append(&shard.freed, fp, 16)
+
+
 cdef int _drop_row(Shard* shard, const PlanC* plan, uint32_t* place) noexcept nogil:
     """Frees the row and remembers, for the next checkpoint, that it is gone. 0, or -1 when out of memory."""
     cdef Row* row = <Row*>arena_at(&shard.arena, place[0])
-    cdef uint64_t fp[2]
     if _due(shard, row) and _copy_row(shard, plan, row) < 0:
         return -1
-    if bytes_reserve(&shard.freed, 16) < 0:
+    if _note_freed(shard, row.fp0, row.fp1) < 0:
         return -1
-    fp[0] = row.fp0
-    fp[1] = row.fp1
-    memcpy(shard.freed.data + shard.freed.n_bytes, fp, 16)
-    shard.freed.n_bytes += 16
     _free_row(&shard.arena, plan, place[0])
     table_remove(&shard.table, place)
     return 0
 
 
-cdef bint shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil:
+cdef int shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil:
     cdef uint32_t* place
-    cdef bint found
+    cdef int found = 0
     pthread_mutex_lock(&shard.lock)
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
-    found = place != NULL and _drop_row(shard, plan, place) == 0
+    if place != NULL:
+        found = -1 if _drop_row(shard, plan, place) < 0 else 1
     pthread_mutex_unlock(&shard.lock)
     return found
 
@@ -523,6 +569,7 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
     cdef int64_t freed = 0
     cdef uint8_t i, kept, keys
     cdef int slot
+    cdef bint expired
     for slot in range(SLOTS):
         if bucket.tags[slot] == 0:
             continue
@@ -530,8 +577,9 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
         heads = _heads(row)
         kept = keys = 0
         for i in range(row.n_heads):
-            keys += heads[i].kind == LOG_KEY
-            kept += not _head_expired(&shard.arena, plan, &heads[i], type_nows)
+            expired = _head_expired(&shard.arena, plan, row, &heads[i], type_nows)
+            keys += heads[i].kind == LOG_KEY and not expired
+            kept += not expired
         if kept == row.n_heads and kept > keys:
             continue
         if kept == keys:
@@ -543,7 +591,7 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
             return -1
         kept = 0
         for i in range(row.n_heads):
-            if _head_expired(&shard.arena, plan, &heads[i], type_nows):
+            if _head_expired(&shard.arena, plan, row, &heads[i], type_nows):
                 log_free(&shard.arena, &heads[i], _layout(plan, heads[i].view_id))
             else:
                 heads[kept] = heads[i]
@@ -584,7 +632,7 @@ cdef void _export_plan(const Arena* arena, const PlanC* plan, const Row* row, co
     export.n_logs = 0
     export.n_bytes = ROW_EXPORT_BYTES
     for i in range(row.n_heads):
-        if _head_expired(arena, plan, &heads[i], nows):
+        if _head_expired(arena, plan, row, &heads[i], nows):
             continue
         keys += heads[i].kind == LOG_KEY
         export.n_bytes += log_export_bytes(arena, &heads[i], _layout(plan, heads[i].view_id))
@@ -662,14 +710,16 @@ cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil:
     cdef Bucket* bucket
     cdef const Row* row
     cdef uint32_t copied = 0, looked = 0
+    cdef size_t began
     cdef int slot, status = 0
     _lock_again(shard)
+    began = shard.copied.n_bytes
     if shard.copy_n_buckets != shard.table.n_buckets:
         # The table grew and its rows moved. What was copied is copied again: equal records, one is kept.
         shard.copy_n_buckets = shard.table.n_buckets
         shard.copy_bucket = 0
     while (copied < LOCKED_PARTS and looked < 4 * LOCKED_PARTS and shard.copy_bucket < shard.table.n_buckets
-           and status == 0):
+           and shard.copied.n_bytes < began + COPIED_BYTES and status == 0):
         bucket = &shard.table.buckets[shard.copy_bucket]
         for slot in range(SLOTS):
             if bucket.tags[slot]:
@@ -741,7 +791,8 @@ cdef int shard_copy_records(Shard* shard, Bytes* out) noexcept nogil:
     cdef uint32_t freed = FREED
     cdef int status = 0
     pthread_mutex_lock(&shard.lock)
-    shard.copying = 0
+    shard.copying = 0                    # from here on nobody else looks at what was copied
+    pthread_mutex_unlock(&shard.lock)
     if bytes_reserve(&shard.copied, shard.freed_before.n_bytes // 16 * RECORD_HEAD_BYTES) < 0:
         status = -1
     if status == 0:
@@ -753,22 +804,56 @@ cdef int shard_copy_records(Shard* shard, Bytes* out) noexcept nogil:
             memcpy(at, fp, 16)
             memcpy(at + 16, &freed, 4)
             shard.copied.n_bytes += RECORD_HEAD_BYTES
-    pthread_mutex_unlock(&shard.lock)
     return _sorted_records(&shard.copied, out) if status == 0 else -1
 
 
 cdef void shard_copy_end(Shard* shard, bint written) noexcept nogil:
+    cdef Bytes copied, freed_before
     pthread_mutex_lock(&shard.lock)
     shard.copying = 0
     shard.cut_nows = NULL
-    bytes_clear(&shard.copied)
+    copied = shard.copied
+    memset(&shard.copied, 0, sizeof(Bytes))
     if written:
         shard.written = shard.cut
     elif shard.freed_before.n_bytes and bytes_reserve(&shard.freed, shard.freed_before.n_bytes) == 0:
         memcpy(shard.freed.data + shard.freed.n_bytes, shard.freed_before.data, shard.freed_before.n_bytes)
         shard.freed.n_bytes += shard.freed_before.n_bytes
-    bytes_clear(&shard.freed_before)
+    freed_before = shard.freed_before
+    memset(&shard.freed_before, 0, sizeof(Bytes))
     pthread_mutex_unlock(&shard.lock)
+    bytes_clear(&copied)                 # large blocks go back to the system, which takes its time
+    bytes_clear(&freed_before)
+
+
+cdef int shard_keys(Shard* shard, const PlanC* plan, uint16_t entity, const int64_t* type_nows,
+                    uint64_t* bucket, Bytes* out) noexcept nogil:
+    cdef Export export
+    cdef const Row* row
+    cdef const LogHead* head
+    cdef uint32_t looked = 0
+    cdef int slot, status = 0
+    cdef uint8_t i
+    _lock_to_read(shard)
+    while bucket[0] < shard.table.n_buckets and looked < LOCKED_PARTS and status == 0:
+        for slot in range(SLOTS):
+            if shard.table.buckets[bucket[0]].tags[slot] == 0 or status < 0:
+                continue
+            row = <const Row*>arena_at(&shard.arena, shard.table.buckets[bucket[0]].rows[slot])
+            if row.entity_id != plan.entities[entity].entity_id:
+                continue
+            _export_plan(&shard.arena, plan, row, type_nows, &export)
+            for i in range(export.n_logs):
+                head = &_heads(<Row*>row)[export.order[i]]
+                if head.kind == LOG_KEY and status == 0:
+                    status = bytes_append(out, arena_at(&shard.arena, head.block), sizeof(uint32_t) + (
+                        <const uint32_t*>arena_at(&shard.arena, head.block))[0])
+        bucket[0] += 1
+        looked += SLOTS
+    if bucket[0] >= shard.table.n_buckets:
+        bucket[0] = 0
+    pthread_mutex_unlock(&shard.lock)
+    return status
 
 
 cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows, Bytes* out) noexcept nogil:
@@ -834,7 +919,7 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
         at += <size_t>used
     if at != n_bytes or (<Row*>arena_at(arena, handle)).n_heads == 0:
         _free_row(arena, plan, handle)
-        return 1 if at != n_bytes else 0
+        return 1 if at != n_bytes else _note_freed(shard, fp0, fp1)      # no view has it: its record goes too
     if table_insert(&shard.table, arena, handle) < 0:
         _free_row(arena, plan, handle)
         return -1

@@ -1,7 +1,9 @@
 # Decide, apply, read: the deterministic state machine over all shards.
 #
 #   work_prepare     filters, fingerprints, parts by shard            any thread, no lock
+#   state_judge      is it new, by producer, epoch and sequence       order lock held
 #   state_decide     outcomes and clocks, by the sequencer            order lock held
+#   state_repeat     the same for a batch seen before                 order lock held
 #   state_commit     the decision becomes state                       order lock held, the journal is written
 #   state_apply      parts into their shards, vectors read on the way order lock held
 #   state_read       vectors of given keys                            any thread; each shard's lock in turn
@@ -53,13 +55,16 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     Part* parts                  # by shard, each shard's in position order
     uint32_t* starts             # [n_shards + 1] where each shard's begin
     uint32_t n_parts
+    int64_t now_ms               # the latest clock of all types before this batch
     bint first_of_type           # no event of its type had been accepted before this batch
 
 # The plan lock must be held (shared) from before the batch was decoded until after state_apply. 0, or -1 when
 # out of memory. to_read: vectors will be read too, so rows that the events only read need their fingerprints.
 cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil
 cdef void work_clear(Work* work) noexcept nogil
+cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin) noexcept nogil   # a Verdict
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
+cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
                       int64_t wall_ms) noexcept nogil
 # first_position is that of event 0. service and outputs may be NULL: nothing is read. peek: nothing is
@@ -71,9 +76,11 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
 cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n,
                     const int64_t* as_of, int64_t wall_ms, Work* work, const Outputs* outputs,
                     int64_t* read_at) noexcept nogil
-# Frees what one key holds; it takes one position. True if there was a row. Order lock held.
+# Frees what one key holds; it takes one position. True if there was a row. Order lock held. When out of
+# memory the row is still there, and the state broken.
 cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil
-# Fingerprint of all that a batch says, never 0: a retry has the same.
+# Fingerprint of all that a batch says, never 0: a retry has the same, also where fields have been added to
+# the event type since, or moved.
 cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil
 cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_bytes, uint64_t epoch,
                        uint64_t sequence, uint64_t content, Origin* origin) noexcept nogil
@@ -89,6 +96,7 @@ cdef class State:
     cdef int64_t* cut_nows       # the clocks at the checkpoint's cut, owned
     cdef int swap_plan(self, CompiledPlan compiled) except -1
     cdef const ServiceC* _service(self, service) except? NULL
-    cdef bytes _table(self, bint producers, uint32_t max_places)
+    cdef bytes _table(self, bint producers, uint32_t max_places, object meanwhile)
+    cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id)
     cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1

@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 
 from libc.math cimport NAN
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -28,14 +28,15 @@ from featurestore.core.plan cimport UNSET_MS, CompiledPlan, EventC, PlanC, Servi
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
     VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_TOO_OLD, Origin, Sequencer, TableCursor,
-    sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers, sequencer_decide,
-    sequencer_export_head, sequencer_import_head, sequencer_import_ids, sequencer_import_producers,
-    sequencer_init, sequencer_judge, sequencer_sort,
+    sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers,
+    sequencer_decide, sequencer_export_head, sequencer_import_head, sequencer_import_ids,
+    sequencer_import_producers, sequencer_init, sequencer_judge, sequencer_sort,
 )
 from featurestore.core.shard cimport (
     Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut, shard_export,
-    shard_forget, shard_holds, shard_import, shard_init, shard_read, shard_sweep, shard_used_bytes,
+    shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_keys, shard_read,
+    shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.window cimport Outputs, read_unavailable
@@ -57,6 +58,7 @@ cdef enum:
     MAX_THREADS = 64
     PARTS_PER_THREAD = 2048      # below that, starting a thread costs more than it saves
     SNAPSHOT_VERSION = 1
+    MAX_FIELDS = 256             # of an event type, as schemas have them
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
 EARLIEST_MS = -62_135_596_800_000      # 0001-01-01
@@ -231,6 +233,27 @@ cdef uint64_t _used_bytes(const StateC* state) noexcept nogil:
     return used
 
 
+cdef uint64_t _live_bytes(const StateC* state) noexcept nogil:
+    """What the memory limit is about: blocks that were freed are there for new rows."""
+    cdef uint64_t used = _used_bytes(state)
+    cdef uint32_t i
+    for i in range(state.n_shards):
+        used -= shard_free_bytes(&state.shards[i])
+    return used
+
+
+cdef bint _is_matched(const PlanC* plan, const TouchC* touch, const Batch* batch, const Work* work,
+                      uint32_t event) noexcept nogil:
+    """Whether some view of the row takes the event."""
+    cdef int32_t where
+    cdef uint16_t i
+    for i in range(touch.n_views):
+        where = plan.views[touch.views[i]].where
+        if where < 0 or work.facts.masks[<size_t>where * batch.n_events + event]:
+            return True
+    return False
+
+
 cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept nogil:
     """Memory is at its cap: marks events that would make a new row."""
     cdef const EventC* event = &state.plan.events[batch.event]
@@ -240,10 +263,30 @@ cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept
     for shard in range(state.n_shards):
         for i in range(work.starts[shard], work.starts[shard + 1]):
             part = &work.parts[i]
-            if event.touches[part.touch].n_views and not shard_holds(
-                    &state.shards[shard], part.fp0, part.fp1):
+            if _is_matched(state.plan, &event.touches[part.touch], batch, work, part.event) and (
+                    not shard_holds(&state.shards[shard], part.fp0, part.fp1)):
                 work.homeless[part.event] = 1
     work.facts.homeless = work.homeless
+
+
+cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin) noexcept nogil:
+    cdef Origin other
+    cdef int verdict = sequencer_judge(&state.sequencer, origin)
+    if verdict == VERDICT_CONFLICT:
+        # Or it was remembered by the fingerprint of before.
+        other = origin[0]
+        other.content = _content_by_place(state, batch)
+        if sequencer_judge(&state.sequencer, &other) == VERDICT_DUPLICATE:
+            return VERDICT_DUPLICATE
+    return verdict
+
+
+cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil:
+    cdef uint32_t i
+    work.now_ms = state.sequencer.now_ms
+    for i in range(batch.n_events):
+        batch.outcomes[i] = OUTCOME_DUPLICATE
+        work.nows[i] = _now(state, batch.event, wall_ms)
 
 
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil:
@@ -257,8 +300,9 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
                 or outcome == REFUSED_NO_ID or outcome == REFUSED_BEYOND_DEDUPE or outcome == REFUSED_MEMORY):
             batch.outcomes[i] = OUTCOME_ACCEPTED
     work.facts.homeless = NULL
+    work.now_ms = state.sequencer.now_ms
     work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
-    if state.max_memory_bytes and _used_bytes(state) >= state.max_memory_bytes:
+    if state.max_memory_bytes and _live_bytes(state) >= state.max_memory_bytes:
         _find_homeless(state, batch, work)
     return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows)
 
@@ -266,8 +310,7 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
                       int64_t wall_ms) noexcept nogil:
     work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
-    return sequencer_commit(&state.sequencer, batch, &work.facts, origin, wall_ms,
-                            state.plan.events[batch.event].dedupe_ms, work.nows)
+    return sequencer_commit(&state.sequencer, batch, &work.facts, origin, wall_ms, work.nows)
 
 
 ctypedef struct Crew:            # one thread's share of a batch: the shards congruent to `first`
@@ -381,7 +424,9 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
         for i in range(batch.n_events):
             work.reads_at[i] = batch.times[i]
             if batch.outcomes[i] == REFUSED_NO_TIME or batch.outcomes[i] == REFUSED_TIME_RANGE:
-                work.reads_at[i] = s.now_ms if s.now_ms > 0 else 0
+                work.reads_at[i] = work.nows[i] if work.nows[i] > work.now_ms else work.now_ms
+                if work.reads_at[i] == UNSET_MS:
+                    work.reads_at[i] = 0
         job.outputs = outputs[0]
         _unavailable_keys(state, batch, work, service, outputs)
     job.plan = state.plan
@@ -467,8 +512,11 @@ cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_by
 
 
 cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    cdef int found = shard_forget(&state.shards[_shard_of(state, fp1)], state.plan, fp0, fp1)
     state.sequencer.position += 1
-    return shard_forget(&state.shards[_shard_of(state, fp1)], state.plan, fp0, fp1)
+    if found < 0:
+        state.broken = True
+    return found > 0
 
 
 cdef inline bint _readable(uint8_t outcome) noexcept nogil:
@@ -477,37 +525,73 @@ cdef inline bint _readable(uint8_t outcome) noexcept nogil:
                 or outcome == REFUSED_KEY or outcome == REFUSED_KEY_TOO_LONG or outcome == REFUSED_TYPE)
 
 
-cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil:
-    cdef SipState sip
+cdef bint _says_something(const Batch* batch, uint16_t j) noexcept nogil:
+    """Whether any event that can be read has a value in column j."""
+    cdef const Column* column = &batch.columns[j]
+    cdef uint32_t i
+    for i in range(batch.n_events):
+        if column.kind == COLUMN_NUMBER:
+            if column.numbers[i] == column.numbers[i] and _readable(batch.outcomes[i]):
+                return True
+        elif (column.present == NULL or column.present[i]) and _readable(batch.outcomes[i]):
+            return True
+    return False
+
+
+cdef uint64_t _content(const StateC* state, const Batch* batch, SipState* sip, const uint16_t* order,
+                       uint16_t n_columns) noexcept nogil:
     cdef const Column* column
     cdef uint64_t out[2]
     cdef uint32_t n = batch.n_events, i, length
     cdef uint8_t present, outcome
     cdef double number
     cdef uint16_t j
-    sip128_init(&sip, state.secret)
-    sip128_update(&sip, &state.plan.events[batch.event].event_id, sizeof(uint16_t))
-    sip128_update(&sip, &n, sizeof(n))
+    sip128_update(sip, &state.plan.events[batch.event].event_id, sizeof(uint16_t))
+    sip128_update(sip, &n, sizeof(n))
     for i in range(n):
         outcome = batch.outcomes[i]
         if not _readable(outcome):
-            sip128_update(&sip, &outcome, 1)
+            sip128_update(sip, &outcome, 1)
             continue
-        sip128_update(&sip, &batch.times[i], sizeof(int64_t))
-        for j in range(batch.n_columns):
-            column = &batch.columns[j]
+        sip128_update(sip, &batch.times[i], sizeof(int64_t))
+        for j in range(n_columns):
+            column = &batch.columns[order[j] if order != NULL else j]
             if column.kind == COLUMN_NUMBER:
                 number = column.numbers[i] if column.numbers[i] == column.numbers[i] else NAN
-                sip128_update(&sip, &number, sizeof(double))
+                sip128_update(sip, &number, sizeof(double))
                 continue
             present = column.present == NULL or column.present[i] != 0
             length = column.offsets[i + 1] - column.offsets[i] if present else 0
-            sip128_update(&sip, &present, 1)
-            sip128_update(&sip, &length, sizeof(length))
+            sip128_update(sip, &present, 1)
+            sip128_update(sip, &length, sizeof(length))
             if length:
-                sip128_update(&sip, column.bytes + column.offsets[i], length)
-    sip128_final(&sip, out)
+                sip128_update(sip, column.bytes + column.offsets[i], length)
+    sip128_final(sip, out)
     return out[0] if out[0] else 1
+
+
+cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil:
+    # Columns by name, and none that is all absent: as the batch was sent, whatever else is declared by now.
+    cdef const EventC* event = &state.plan.events[batch.event]
+    cdef SipState sip
+    cdef uint16_t order[MAX_FIELDS]
+    cdef uint16_t j, n = 0
+    if batch.n_columns > MAX_FIELDS:
+        return _content_by_place(state, batch)
+    sip128_init(&sip, state.secret)
+    for j in range(batch.n_columns):
+        if _says_something(batch, event.by_name[j]):
+            order[n] = event.by_name[j]
+            n += 1
+            sip128_update(&sip, &event.name_words[event.by_name[j]], sizeof(uint64_t))
+    return _content(state, batch, &sip, order, n)
+
+
+cdef uint64_t _content_by_place(const StateC* state, const Batch* batch) noexcept nogil:
+    """As state_content was in journals and checkpoints written before it went by names."""
+    cdef SipState sip
+    sip128_init(&sip, state.secret)
+    return _content(state, batch, &sip, NULL, batch.n_columns)
 
 
 # -- Python --------------------------------------------------------------------------------------------------
@@ -517,6 +601,11 @@ def _keys(names, columns, n):
     fields = tuple(FieldPlan(name, Kind.TEXT, True) for name in names)
     event = EventPlan(0, "keys", TimePlan("", "ms"), fields, 0, None, 0, ())
     return EventBatch(event, 0, np.zeros(n, np.int64), columns)
+
+
+def _id_name(event):
+    """The field that holds an event type's ids, None where it declares none."""
+    return None if event.id_field is None else event.fields[event.id_field].name
 
 
 class Vectors:
@@ -600,7 +689,7 @@ cdef class State:
         self.c.threads = threads
         self.c.max_memory_bytes = max_memory_bytes
         memcpy(self.c.secret, <const char*>secret, 16)
-        if sequencer_init(&self.c.sequencer, self.c.plan.n_events, clock == "event", max_future_ms,
+        if sequencer_init(&self.c.sequencer, self.c.plan, clock == "event", max_future_ms,
                           max_producers, max_ids) < 0:
             raise MemoryError
         if pool_init(&self.c.pool) < 0:
@@ -685,7 +774,6 @@ cdef class State:
         cdef const ServiceC* target = self._service(service)
         cdef uint64_t content = 0
         cdef int status = 0, verdict
-        cdef uint32_t i
         self._check_batch(batch)
         memset(&work, 0, sizeof(work))
         vectors = vectors_for(target, b.n_events, bounds, &outputs)
@@ -696,12 +784,10 @@ cdef class State:
             pthread_rwlock_rdlock(&self.c.plan_lock)
             status = work_prepare(&self.c, b, target != NULL, &work)
             pthread_mutex_lock(&self.c.order)
-            verdict = sequencer_judge(&self.c.sequencer, &origin)
+            verdict = state_judge(&self.c, b, &origin)
             if status == 0 and verdict <= VERDICT_DUPLICATE:
                 if verdict == VERDICT_DUPLICATE:
-                    for i in range(b.n_events):
-                        b.outcomes[i] = OUTCOME_DUPLICATE
-                        work.nows[i] = _now(&self.c, b.event, now_ms)
+                    state_repeat(&self.c, b, &work, now_ms)
                 else:
                     status = state_decide(&self.c, b, &work, now_ms)
                     if status == 0 and not peek:
@@ -782,18 +868,18 @@ cdef class State:
         cdef Sequencer s
         cdef Sequencer* old = &self.c.sequencer
         cdef uint16_t i, j
-        if sequencer_init(&s, compiled.c.n_events, old.event_clock, old.max_future_ms, 0, old.max_ids) < 0:
+        before = {event.event_id: (j, _id_name(event)) for j, event in enumerate(self.compiled.plan.events)}
+        if sequencer_init(&s, compiled.c, old.event_clock, old.max_future_ms, 0, old.max_ids) < 0:
             raise MemoryError
-        for i in range(s.n_types):
-            for j in range(old.n_types):
-                if compiled.c.events[i].event_id == self.c.plan.events[j].event_id:
-                    s.type_nows[i] = old.type_nows[j]
-                    s.first_nows[i] = old.first_nows[j]
-                    s.ids[i] = old.ids[j]
-                    s.n_ids += old.ids[j].n_used
-                    memset(&old.ids[j], 0, sizeof(old.ids[j]))
+        for i, event in enumerate(compiled.plan.events):
             if not s.event_clock:
                 s.type_nows[i] = old.now_ms
+            if event.event_id in before:
+                j, id_name = before[event.event_id]
+                if sequencer_adopt(&s, i, old, j, id_name is not None and id_name == _id_name(event)) < 0:
+                    self.c.broken = True             # some ids are in neither
+                    sequencer_clear(&s)
+                    raise MemoryError
         free(s.producers.places)
         s.producers = old.producers
         memset(&old.producers, 0, sizeof(old.producers))
@@ -867,6 +953,56 @@ cdef class State:
             raise MemoryError
         return freed
 
+    def keys(self, size_t entity):
+        """Iterates over the raw keys of an entity that keeps them: a tuple of bytes per row, in no order.
+
+        Only keys of rows that hold something, and that were fed since keeping them was asked for. Of rows
+        that come, go or move meanwhile a key may be missing, or be there twice. It ends when the schema
+        changes.
+        """
+        entities = self.plan.entities
+        if entity >= <size_t>len(entities) or not entities[entity].keep_keys:
+            raise UnknownNameError(f"entity {entity} keeps no keys; name it in the schema's keep_keys")
+        for shard in range(self.c.n_shards):
+            bucket = 0
+            while bucket is not None:
+                found, bucket = self._some_keys(shard, bucket, entity, entities[entity].entity_id)
+                yield from found
+
+    cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id):
+        """(keys, the bucket to go on from; None: this was the last)."""
+        cdef Bytes out
+        cdef uint32_t n_bytes
+        cdef uint16_t length
+        cdef size_t at = 0, end
+        cdef int status = 0
+        memset(&out, 0, sizeof(out))
+        try:
+            with nogil:
+                pthread_rwlock_rdlock(&self.c.plan_lock)
+                if entity < self.c.plan.n_entities and self.c.plan.entities[entity].entity_id == entity_id:
+                    status = shard_keys(&self.c.shards[shard], self.c.plan, <uint16_t>entity,
+                                        self.c.sequencer.type_nows, &bucket, &out)
+                else:
+                    bucket = 0                           # the schema has changed
+                pthread_rwlock_unlock(&self.c.plan_lock)
+            if status < 0:
+                raise MemoryError
+            keys = []
+            while at < out.n_bytes:
+                memcpy(&n_bytes, out.data + at, sizeof(uint32_t))
+                at += sizeof(uint32_t)
+                end = at + n_bytes
+                key = []
+                while at < end:
+                    memcpy(&length, out.data + at, sizeof(uint16_t))
+                    key.append((<char*>out.data)[at + 2:at + 2 + length])
+                    at += 2 + length
+                keys.append(tuple(key))
+            return keys, bucket or None
+        finally:
+            bytes_clear(&out)
+
     def stats(self):
         """Counts: rows, used_bytes (rows, logs and index), ids, producers, position."""
         cdef uint64_t rows = 0
@@ -881,22 +1017,24 @@ cdef class State:
             "position": self.c.sequencer.position,
         }
 
-    cdef bytes _table(self, bint producers, uint32_t max_places):
+    cdef bytes _table(self, bint producers, uint32_t max_places, object meanwhile):
         """The ids or the producers as bytes, copied in slices of max_places, each under the order lock."""
         cdef TableCursor cursor
         cdef Bytes out
         cdef int status = 1
         memset(&cursor, 0, sizeof(cursor))
         memset(&out, 0, sizeof(out))
-        with nogil:
-            while status == 1:
-                pthread_mutex_lock(&self.c.order)
-                if producers:
-                    status = sequencer_copy_producers(&self.c.sequencer, &cursor, max_places, &out)
-                else:
-                    status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, max_places, &out)
-                pthread_mutex_unlock(&self.c.order)
         try:
+            while status == 1:
+                with nogil:
+                    pthread_mutex_lock(&self.c.order)
+                    if producers:
+                        status = sequencer_copy_producers(&self.c.sequencer, &cursor, max_places, &out)
+                    else:
+                        status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, max_places, &out)
+                    pthread_mutex_unlock(&self.c.order)
+                if meanwhile is not None and status == 1:
+                    meanwhile()
             if status < 0:
                 raise MemoryError
             return (<char*>out.data)[:out.n_bytes]
@@ -953,13 +1091,14 @@ cdef class State:
         finally:
             bytes_clear(&out)
 
-    def copy_ids(self):
-        """The event ids remembered, as bytes for import_ids."""
-        return self._table(False, 4096)
+    def copy_ids(self, uint32_t max_places=4096, meanwhile=None):
+        """The event ids remembered, as bytes for import_ids. Batches may be applied between two slices of
+        max_places, as `meanwhile`, called there, may."""
+        return self._table(False, max_places, meanwhile)
 
-    def copy_producers(self):
-        """The producers remembered, as bytes for import_producers."""
-        return self._table(True, 64)
+    def copy_producers(self, uint32_t max_places=64, meanwhile=None):
+        """The producers remembered, as bytes for import_producers; as copy_ids."""
+        return self._table(True, max_places, meanwhile)
 
     def copy_end(self, bint written):
         """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything

@@ -163,6 +163,14 @@ cdef int64_t view_horizon(const ViewC* view, int64_t now_ms) noexcept nogil:
     return horizon if horizon > view.floor_ms else view.floor_ms
 
 
+cdef inline int64_t _lifetime_horizon(const ViewC* view, int64_t now_ms) noexcept nogil:
+    """A lifetime whose last event is older has ended."""
+    cdef int64_t horizon = UNSET_MS
+    if now_ms != UNSET_MS:
+        horizon = now_ms - view.lifetime_idle_ms
+    return horizon if horizon > view.lifetime_floor_ms else view.lifetime_floor_ms
+
+
 cdef inline uint32_t _small_capacity(uint32_t n) noexcept nogil:
     return 3 if n <= 3 else 6 if n <= 6 else 12 if n <= 12 else SMALL_ENTRIES
 
@@ -611,7 +619,7 @@ cdef int lifetime_append(Arena* arena, LogHead* head, const ViewC* view, const W
             return -1
         _wide_clear(view, <Word*>arena_at(arena, head.block))
     entry = <Word*>arena_at(arena, head.block)
-    if entry[WIDE_COUNT].i and entry[WIDE_LAST].i < now_ms - view.lifetime_idle_ms:
+    if entry[WIDE_COUNT].i and entry[WIDE_LAST].i < _lifetime_horizon(view, now_ms):
         _wide_clear(view, entry)
     _wide_add(view, entry, raw, False)
     return 0
@@ -626,7 +634,7 @@ cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view
     if entries.n == 0:
         return True
     if head.kind == LOG_LIFETIME:
-        return now_ms != UNSET_MS and _last_of(&entries, 0) < now_ms - view.lifetime_idle_ms
+        return _last_of(&entries, 0) < _lifetime_horizon(view, now_ms)
     return _last_of(&entries, entries.n - 1) < view_horizon(view, now_ms)
 
 

@@ -31,15 +31,17 @@
         {event: transaction, key: terminal_id, windows: [1d, 7d], offset: 7d, features: [count]}
     services:                            # what is asked for: each a vector in this order
       fraud: [customer.*, terminal.count_7d]
-    keep_keys: [customer_id]             # optional: entities, by key parts, that store raw keys too
+    keep_keys: [customer_id]             # optional: entities, by key parts, that store raw keys too, of rows
+                                         #   fed from then on; taken out, the next sweep erases them
 
 `where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, numbers, true, false
 and texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in SQL, what
 touches an absent field is unknown, and only what is true matches.
 
 A change to a store that has state may add and remove views, services and fields, and change windows,
-lateness and lifetime_idle. What a view keeps (event, key, where, offset, error settings, the fields and
-filters of its features, whether it has lifetimes) stays: a changed view takes a new name and starts empty.
+lateness, ids, lifetime_idle and keep_keys. What a view keeps (event, key, where, offset, error settings, the
+fields and filters of its features, whether it has lifetimes) stays: a changed view takes a new name and
+starts empty.
 
 Text flows one way: `document` reads YAML with its lines, `model` checks it (with `expression` for `where`),
 `compile` numbers it, `evolution` fits it to the plan before. Every mistake is a SchemaError with file, line,
@@ -49,6 +51,7 @@ what is wrong and what was meant.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from featurestore.errors import SchemaError
@@ -61,7 +64,12 @@ from featurestore.schema.model import read_model
 __all__ = ["compile_schema", "load"]
 
 
-def load(path: str | os.PathLike[str], *, previous: Plan | None = None, now_ms: int | None = None) -> Plan:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    previous: Plan | None = None,
+    now_ms: int | Mapping[str, int] | None = None,
+) -> Plan:
     """The plan of the schema file at `path`, as `compile_schema` gives it. Raises SchemaError."""
     name = os.fspath(path)
     try:
@@ -81,13 +89,18 @@ def load(path: str | os.PathLike[str], *, previous: Plan | None = None, now_ms: 
 
 
 def compile_schema(
-    text: str, *, path: str | None = None, previous: Plan | None = None, now_ms: int | None = None
+    text: str,
+    *,
+    path: str | None = None,
+    previous: Plan | None = None,
+    now_ms: int | Mapping[str, int] | None = None,
 ) -> Plan:
     """The plan of the schema `text`, as the successor of `previous` where a store already has one.
 
-    Features that are new are live since `now_ms`; None leaves that to the first event. Where nothing but
-    comments and layout has changed, `previous` itself is returned. Raises SchemaError, which names every
-    independent mistake with `path` and line.
+    Features that are new are live since `now_ms`: one clock for all, or the clock of each event type by its
+    name. None, or no name, leaves that to the first event. Where nothing but comments and layout has changed,
+    `previous` itself is returned. Raises SchemaError, which names every independent mistake with `path` and
+    line.
     """
     mistakes = Mistakes(path)
     plan = None

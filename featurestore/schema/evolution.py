@@ -8,10 +8,11 @@ Ids are how state finds its view again, so this file decides what survives:
 - Event types go on by name, entities by the parts of their key. No id is given twice.
 - Of an event type, fields may be added, removed and moved (views know theirs by name; every batch in the
   journal is read with the schema of its own time), and time, lateness and ids may change. The type of a
-  field that a view reads is part of that view's identity. After a change of `ids`, duplicates are told only
-  among events accepted since.
+  field that a view reads is part of that view's identity. When `ids` name another field, duplicates are told
+  only among events accepted since; with another horizon, also among those that were within both.
 - Windows may be added, removed, shortened and lengthened. A view that now keeps longer has dropped what it
-  kept shorter: `floor_ms` says up to when, and grows only.
+  kept shorter: `floor_ms` says up to when, and grows only; `lifetime_floor_ms` says so of its lifetimes.
+- Keys may be kept, or not any more, which erases them. Kept again, they are learned anew: `key_epoch`.
 - A feature that was there before (name, view, aggregate, field, filter, window) keeps `live_since_ms`. Any
   other is live since now, and warms. Whether it includes the event itself does not matter to what it
   covers.
@@ -34,16 +35,24 @@ _FeatureKey = tuple[str, int, int, str | None, str | None, int]
 
 
 def succeed(
-    plan: Plan, previous: Plan | None, now_ms: int | None, lines: Mapping[str, int], mistakes: Mistakes
+    plan: Plan,
+    previous: Plan | None,
+    now_ms: int | Mapping[str, int] | None,
+    lines: Mapping[str, int],
+    mistakes: Mistakes,
 ) -> Plan:
     """`plan` as the successor of `previous`, or `previous` itself where nothing but its text has changed.
 
-    `lines` are those of the views, for messages. Every view that may not change so is a mistake, and the plan
-    returned is then no plan.
+    `now_ms` is the clock, or that of each event type by its name; `lines` are those of the views, for
+    messages. Every view that may not change so is a mistake, and the plan returned is then no plan.
     """
     if previous is None:
         return replace(
-            plan, features=tuple(replace(feature, live_since_ms=now_ms) for feature in plan.features)
+            plan,
+            features=tuple(
+                replace(feature, live_since_ms=_now_of(plan, feature.view, now_ms))
+                for feature in plan.features
+            ),
         )
     if plan.name != previous.name:
         raise SchemaError(
@@ -51,7 +60,7 @@ def succeed(
             f"or apply it to a store of its own"
         )
     event_ids = {event.name: event.event_id for event in previous.events}
-    entity_ids = {entity.parts: entity.entity_id for entity in previous.entities}
+    entities_before = {entity.parts: entity for entity in previous.entities}
     views_before = {view.name: view for view in previous.views}
     next_event_id, next_entity_id, next_view_id = (
         previous.next_event_id,
@@ -67,12 +76,15 @@ def succeed(
         events.append(replace(event, event_id=event_ids[event.name]))
     entities = []
     for entity in plan.entities:
-        if entity.parts not in entity_ids:
-            entity_ids[entity.parts] = next_entity_id
+        known = entities_before.get(entity.parts)
+        if known is None:
+            entities.append(replace(entity, entity_id=next_entity_id))
             next_entity_id += 1
-        entities.append(replace(entity, entity_id=entity_ids[entity.parts]))
+            continue
+        begun_again = entity.keep_keys and not known.keep_keys
+        entities.append(replace(entity, entity_id=known.entity_id, key_epoch=known.key_epoch + begun_again))
     views = []
-    for view in plan.views:
+    for index, view in enumerate(plan.views):
         before = views_before.get(view.name)
         if before is None:
             views.append(replace(view, view_id=next_view_id))
@@ -80,11 +92,23 @@ def succeed(
             continue
         if before.identity != view.identity:
             mistakes.add(_refusal(before, view), lines.get(view.name))
-        views.append(replace(view, view_id=before.view_id, floor_ms=_floor_ms(before, view, now_ms)))
+        now = _now_of(plan, index, now_ms)
+        views.append(
+            replace(
+                view,
+                view_id=before.view_id,
+                floor_ms=_floor_ms(before.floor_ms, before.keep_ms, view.keep_ms, now),
+                lifetime_floor_ms=_floor_ms(
+                    before.lifetime_floor_ms, before.lifetime_idle_ms, view.lifetime_idle_ms, now
+                ),
+            )
+        )
     if max(next_event_id, next_entity_id, next_view_id) > MAX_ID + 1:
         raise SchemaError(
             f"this store has given all of its {MAX_ID} ids to earlier schemas; start a new store"
         )
+    if max((entity.key_epoch for entity in entities), default=0) > MAX_ID:
+        raise SchemaError(f"keep_keys has been turned on {MAX_ID} times; start a new store")
 
     changed = replace(
         plan,
@@ -100,7 +124,12 @@ def succeed(
     changed = replace(
         changed,
         features=tuple(
-            replace(feature, live_since_ms=live_since_ms.get(_feature_key(changed, feature), now_ms))
+            replace(
+                feature,
+                live_since_ms=live_since_ms.get(
+                    _feature_key(changed, feature), _now_of(changed, feature.view, now_ms)
+                ),
+            )
             for feature in changed.features
         ),
     )
@@ -108,12 +137,19 @@ def succeed(
     return previous if same else changed
 
 
-def _floor_ms(before: ViewPlan, view: ViewPlan, now_ms: int | None) -> int | None:
+def _now_of(plan: Plan, view: int, now_ms: int | Mapping[str, int] | None) -> int | None:
+    """The clock that a view goes by: that of its event type."""
+    if isinstance(now_ms, Mapping):
+        return now_ms.get(plan.events[plan.views[view].event].name)
+    return now_ms
+
+
+def _floor_ms(floor_ms: int | None, before_ms: int, kept_ms: int, now_ms: int | None) -> int | None:
     """Nothing before this time is kept. Without a now there is nothing to reckon from: the floor stays."""
-    if view.keep_ms <= before.keep_ms or now_ms is None:
-        return before.floor_ms
-    dropped_ms = now_ms - before.keep_ms
-    return dropped_ms if before.floor_ms is None else max(before.floor_ms, dropped_ms)
+    if kept_ms <= before_ms or now_ms is None:
+        return floor_ms
+    dropped_ms = now_ms - before_ms
+    return dropped_ms if floor_ms is None else max(floor_ms, dropped_ms)
 
 
 def _feature_key(plan: Plan, feature: FeaturePlan) -> _FeatureKey:

@@ -27,6 +27,7 @@ from libc.string cimport memchr, memcpy, memset
 from featurestore.core.batch cimport (
     COLUMN_NUMBER,
     COLUMN_TEXT,
+    MAX_PRODUCER_BYTES,
     MAX_TEXT_BYTES,
     OUTCOME_ACCEPTED,
     REFUSED_KEY,
@@ -63,7 +64,6 @@ from featurestore.server.memory cimport Arena, arena_alloc, arena_free
 from featurestore.server.names cimport (
     FIELD_KEY,
     FIELD_NUMBER,
-    MAX_PRODUCER_BYTES,
     WIRE_AS_OF_RANGE,
     WIRE_AS_OF_TWICE,
     WIRE_BAD_COLUMN,

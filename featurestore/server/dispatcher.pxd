@@ -46,11 +46,10 @@ cdef enum Fault:
     FAULT_NONE = 0
     FAULT_WIRE = 1                   # Call.wire: the request cannot be read
     FAULT_ENGINE = 2                 # Call.engine_status: the store did not take it
-    FAULT_PRODUCER = 3               # its name is longer than a journal frame can hold
-    FAULT_REPLY = 4                  # the reply would exceed the limit on messages; nothing was written
-    FAULT_MEMORY = 5                 # no memory for the reply
-    FAULT_LOST = 6                   # written, then the journal failed: a restart shows whether it is kept
-    FAULT_TIMEOUT = 7                # written, and not durable in the time that the caller had
+    FAULT_REPLY = 3                  # the reply would exceed the limit on messages; nothing was written
+    FAULT_MEMORY = 4                 # no memory for the reply
+    FAULT_LOST = 5                   # written, then the journal failed: a restart shows whether it is kept
+    FAULT_TIMEOUT = 6                # written, and not durable in the time that the caller had
 
 cdef enum:
     N_LATENCIES = 24                 # the last one is open

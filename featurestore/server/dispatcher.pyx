@@ -43,13 +43,13 @@ from featurestore.server.names cimport WIRE_OK, WireSchema, wire_exception
 from featurestore.server.replies cimport (
     MAX_REFUSALS, VectorsView, wire_encode_ingest, wire_encode_observe, wire_encode_read,
 )
-from featurestore.storage.frame cimport MAX_PRODUCER_BYTES, buffer_free as body_free
+from featurestore.storage.frame cimport buffer_free as body_free
 from featurestore.storage.journal cimport (
     JOURNAL_OK, JOURNAL_TIMEOUT, MODE_PROCESS, journal_acknowledged, journal_durable, journal_hurry,
     journal_wait,
 )
 
-from featurestore.errors import InvalidEventError, LimitError, StorageError
+from featurestore.errors import LimitError, StorageError
 from featurestore.server.status import status_of
 
 cdef extern from "<pthread.h>" nogil:
@@ -220,12 +220,11 @@ cdef VectorsView _view(const Outputs* outputs, uint32_t n, uint32_t width, bint 
     return view
 
 
-cdef bint _sender_of(const IngestCall* write, Sender* sender) noexcept nogil:
+cdef void _sender_of(const IngestCall* write, Sender* sender) noexcept nogil:
     sender.name = write.producer
     sender.name_bytes = write.producer_length
     sender.epoch = write.epoch
     sender.sequence = write.sequence
-    return write.producer_length <= MAX_PRODUCER_BYTES
 
 
 cdef void _count_refusals(DispatcherC* d, const Batch* batch) noexcept nogil:
@@ -288,8 +287,7 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message,
     cdef int answer = ANSWER_DONE
     if wire_decode_observe(edition.tables, &call.arena, message, size, &request, &call.wire) != WIRE_OK:
         return _unreadable(call, edition)
-    if not _sender_of(&request.write, &call.sender):
-        return _failed(call, FAULT_PRODUCER)
+    _sender_of(&request.write, &call.sender)
     if request.service >= 0:
         service = &d.engine.state.plan.services[request.service]
         fingerprint = edition.tables.services[request.service].fingerprint
@@ -326,8 +324,7 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
     if wire_decode_ingest(edition.tables, &call.arena, message, size, streamed, &request,
                           &call.wire) != WIRE_OK:
         return _unreadable(call, edition)
-    if not _sender_of(&request, &call.sender):
-        return _failed(call, FAULT_PRODUCER)
+    _sender_of(&request, &call.sender)
     call.fault = _make_sure(&call.reply, HEAD_BYTES + MAX_REFUSALS * REFUSAL_BYTES)
     if call.fault != FAULT_NONE:
         return ANSWER_ERROR
@@ -530,9 +527,6 @@ cdef class Dispatcher:
             raise AssertionError("the edition of a failed call is gone")
         if call.fault == FAULT_ENGINE:
             return self.engine._write_error(call.engine_status, &call.result, &call.sender)
-        if call.fault == FAULT_PRODUCER:
-            return InvalidEventError(
-                f"the producer's name is longer than {MAX_PRODUCER_BYTES} bytes; shorten it")
         if call.fault == FAULT_REPLY:
             return LimitError(f"the reply would be larger than {self.c.max_reply_bytes} bytes; ask for fewer "
                               "key sets at a time, or without bounds")

@@ -81,9 +81,6 @@ cdef enum WireStatus:
     WIRE_AS_OF_TWICE = 21            # one for all and one for each
     WIRE_FINGERPRINT = 22            # not the service's; text: the service's name
 
-cdef enum:
-    MAX_PRODUCER_BYTES = 256
-
 ctypedef struct WireError:
     int code                         # WireStatus
     size_t offset                    # in the message, where reading stopped

@@ -16,6 +16,7 @@ from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.batch cimport (
     MAX_BATCH_EVENTS,
+    MAX_PRODUCER_BYTES,
     MAX_TEXT_BYTES,
     REFUSED_KEY,
     REFUSED_KEY_TOO_LONG,

@@ -11,7 +11,6 @@ from featurestore.core.batch cimport Batch, Column
 
 cdef enum:
     MAX_BODY_BYTES = 1 << 30
-    MAX_PRODUCER_BYTES = 255
     FORGET_BODY_BYTES = 24
     BATCH_HEAD_BYTES = 40
 

@@ -27,7 +27,8 @@ from libc.string cimport memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from featurestore.core.batch cimport (
-    COLUMN_NUMBER, COLUMN_TEXT, MAX_BATCH_EVENTS, OUTCOME_DUPLICATE, REFUSED_MEMORY, REFUSED_NO_TIME,
+    COLUMN_NUMBER, COLUMN_TEXT, MAX_BATCH_EVENTS, MAX_PRODUCER_BYTES, OUTCOME_DUPLICATE, REFUSED_MEMORY,
+    REFUSED_NO_TIME,
 )
 
 from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError

@@ -18,6 +18,7 @@ from featurestore.errors import (
     UnknownNameError,
 )
 from featurestore.outcome import Outcome
+from featurestore.plan import Plan
 from featurestore.schema import compile_schema
 
 SCHEMA = """
@@ -94,6 +95,31 @@ def test_an_event_that_needs_a_new_row_past_the_memory_limit_is_refused_and_know
     assert list(again.outcomes) == [Outcome.ACCEPTED, Outcome.REFUSED_MEMORY]
 
 
+def test_memory_of_rows_that_were_freed_is_there_for_new_ones() -> None:
+    state = State(PLAN, n_shards=1, max_memory_bytes=1 << 20)
+
+    def accepted(turn: int, name: str = "") -> int:
+        sent = batch(
+            ts=[turn * 10_000_000] * 1_000,
+            account=[f"{name}{i}" for i in range(1_000)],
+            track=["t"] * 1_000,
+            ms=[1.0] * 1_000,
+            id=[f"{turn}-{name}{i}" for i in range(1_000)],
+        )
+        state.observe(sent)
+        return int((sent.outcomes == Outcome.ACCEPTED).sum())
+
+    n = 0
+    while accepted(1, f"{n}-"):
+        n += 1
+        assert n < 50
+    clock = one(PLAN, ts=[10_000_000 * 3], account=["0-0"], id=["clock"])
+    state.observe(clock)
+    assert list(clock.outcomes) == [Outcome.ACCEPTED], "a known key goes on"
+    assert state.sweep() > 1_000
+    assert accepted(4) == 1_000
+
+
 def test_a_peek_says_what_observe_then_says_and_leaves_no_trace() -> None:
     state = State(PLAN)
     state.observe(plays(100, keys=3))
@@ -149,12 +175,295 @@ def test_a_producer_too_many_is_turned_away_until_one_has_been_silent_for_a_week
     assert state.stats()["producers"] == 2
 
 
-def test_ids_past_their_cap_refuse_events_and_expire_with_the_horizon() -> None:
-    state = State(PLAN, max_ids=3)
-    first = plays(5)
-    state.observe(first)
+@pytest.mark.parametrize("clock", ["event", "wall"])
+def test_ids_past_their_cap_refuse_events_and_expire_with_the_horizon(clock: str) -> None:
+    state = State(PLAN, max_ids=3, clock=clock)
+    first = plays(5, step=0)
+    state.observe(first, now_ms=1_000_000)
     assert list(first.outcomes) == [Outcome.ACCEPTED] * 3 + [Outcome.REFUSED_MEMORY] * 2
     assert state.stats()["ids"] == 3
+    for now_ms, outcome in ((1_060_000, Outcome.REFUSED_MEMORY), (1_070_000, Outcome.ACCEPTED)):
+        again = plays(3, start=now_ms, step=0, prefix=f"{now_ms}-")
+        state.observe(again, now_ms=now_ms)
+        assert list(again.outcomes) == [outcome] * 3
+    assert state.stats()["ids"] == 3
+
+
+def test_the_cap_holds_for_all_event_types_together_and_counts_what_has_not_expired() -> None:
+    two = SCHEMA.replace(
+        "views:", "  skip:\n    time: {field: ts, unit: ms}\n    ids: {id: id, dedupe: 60s}\nviews:"
+    )
+    plan = compile_schema(two)
+    state = State(plan, max_ids=10, clock="wall")
+    accepted = []
+    for turn in range(200):
+        now_ms = 1_000_000 + turn * 9_000  # six or seven turns lie within the horizon
+        event = plan.events[turn % 2]
+        data: dict[str, Any] = {"ts": [now_ms] * 2, "id": [f"{turn}", f"{turn}b"]}
+        data |= {"account": ["a"] * 2, "track": ["t"] * 2, "ms": [1] * 2} if turn % 2 == 0 else {}
+        sent = EventBatch(event, turn % 2, *event_columns(event, data))
+        state.observe(sent, now_ms=now_ms)
+        accepted.append(int((sent.outcomes == Outcome.ACCEPTED).sum()))
+        assert sum(accepted[-6:]) <= 10
+        assert state.stats()["ids"] <= 20
+    assert sum(accepted[100:]) >= 100 * 10 // 8
+
+
+def changed(old: str, new: str, plan: Plan = PLAN, **options: Any) -> Plan:
+    assert SCHEMA.count(old) == 1
+    return compile_schema(SCHEMA.replace(old, new), previous=plan, **options)
+
+
+def one(plan: Plan, **columns: Any) -> EventBatch:
+    event = plan.events[0]
+    data: dict[str, Any] = {"account": ["a"], "track": ["t"], "ms": [1.0]} | columns
+    return EventBatch(event, 0, *event_columns(event, data))
+
+
+def test_a_longer_horizon_does_not_bring_back_ids_that_had_expired() -> None:
+    state = State(PLAN)
+    state.observe(plays(1, prefix="old"))
+    state.observe(plays(1, start=1_100_000, prefix="young"))
+    restarted = State.restore(PLAN, state.snapshot())
+    longer = changed("dedupe: 60s", "dedupe: 1d", now_ms=1_100_000)
+    outcomes = []
+    for each in (state, restarted):
+        each.apply_plan(longer)
+        for name in ("old0", "young0"):
+            sent = one(longer, ts=[1_100_001], id=[name])
+            each.observe(sent)
+            outcomes.append(sent.outcomes[0])
+    assert outcomes == [Outcome.ACCEPTED, Outcome.DUPLICATE] * 2
+    assert state.digest() == restarted.digest()
+
+
+def test_ids_of_another_field_are_other_ids() -> None:
+    state = State(PLAN)
+    state.observe(plays(1, prefix="t"))
+    other = changed("ids: {id: id", "ids: {id: track", now_ms=1_000_000)
+    state.apply_plan(other)
+    sent = one(other, ts=[1_000_001], id=["x"], track=["t0"])
+    state.observe(sent)
+    assert list(sent.outcomes) == [Outcome.ACCEPTED]
+    state.apply_plan(compile_schema(SCHEMA, previous=other, now_ms=1_000_001))
+    again = one(PLAN, ts=[1_000_002], id=["t0"])
+    state.observe(again)
+    assert list(again.outcomes) == [Outcome.ACCEPTED], "its ids ended with the change before"
+
+
+def test_ids_are_all_copied_though_their_table_is_rebuilt_meanwhile() -> None:
+    event = plays(1).event
+    for secret in range(40):
+        state = State(PLAN, secret=bytes([secret] * 16), n_shards=1)
+        state.observe(plays(30, step=0, prefix="old"))
+        state.observe(plays(17, start=1_050_000, step=0, prefix="kept"))
+        turns = iter(range(1 + secret % 20))
+
+        def rebuild(state: State = state, turns: Any = turns) -> None:
+            if next(turns, None) is None and state.stats()["ids"] == 47:
+                state.observe(plays(2, start=1_061_000, step=0, prefix="new"))  # the old ones have expired
+
+        copied = state.copy_ids(1, rebuild)
+        assert state.stats()["ids"] == 19, "the table was rebuilt in place"
+        copy = State(PLAN, secret=bytes([secret] * 16), n_shards=1)
+        copy.import_ids(copied)
+        assert copy.stats()["ids"] == 19
+        assert event.id_field is not None
+
+
+def producers(state: State) -> list[bytes]:
+    data, size = state.copy_producers(), 8 * (5 + 1025)
+    return sorted(data[at : at + size] for at in range(0, len(data), size))
+
+
+def test_producers_are_all_copied_though_one_is_forgotten_meanwhile() -> None:
+    week_ms = 7 * 86_400_000
+    for secret in range(40):
+        state = State(PLAN, secret=bytes([secret] * 16), max_producers=12, n_shards=1)
+        state.observe(plays(1, prefix="gone"), producer=b"gone", sequence=1)
+        for i in range(11):
+            state.observe(plays(1, start=1_000_001 + week_ms, prefix=f"{i}-"), producer=b"%d" % i, sequence=1)
+        turns = iter(range(1 + secret % 14))
+
+        def replace(state: State = state, turns: Any = turns) -> None:
+            if next(turns, None) is None:
+                sent = plays(1, start=1_000_002 + week_ms, prefix="new")
+                state.observe(sent, producer=b"new", sequence=1)
+
+        copied = state.copy_producers(1, replace)
+        copy = State(PLAN, secret=bytes([secret] * 16), max_producers=12, n_shards=1)
+        copy.import_producers(copied)
+        assert producers(copy) == producers(state)
+
+
+def test_a_longer_idle_does_not_bring_back_a_lifetime_that_had_ended() -> None:
+    def source(idle: str) -> str:
+        view = "{event: play, key: account, windows: [10s, 60s], features: [count, sum(ms)]}"
+        assert view in SCHEMA
+        return SCHEMA.replace(
+            view,
+            f"{{event: play, key: account, windows: [lifetime], features: [count], lifetime_idle: {idle}}}",
+        )
+
+    plan = compile_schema(source("100s"))
+    state = State(plan)
+    state.observe(one(plan, ts=[1_000_000], id=["x"]))
+    state.observe(one(plan, ts=[1_200_000], id=["y"], account=["b"]))
+    restarted = State.restore(plan, state.snapshot())
+    longer = compile_schema(source("1d"), previous=plan, now_ms=1_200_000)
+    for each in (state, restarted):
+        each.apply_plan(longer)
+        keys, _ = text_column(["a", "b"])
+        assert each.read(0, {"account": keys}, 2).values[:, 0].tolist() == [0.0, 1.0]
+    assert state.digest() == restarted.digest()
+    for each in (state, restarted):
+        each.observe(one(longer, ts=[1_200_001], id=["z"]))
+        assert each.read(0, {"account": keys}, 2).values[:, 0].tolist() == [1.0, 1.0]
+    assert state.digest() == restarted.digest()
+
+
+def test_a_retry_is_told_though_fields_were_added_or_moved_since() -> None:
+    state = State(PLAN)
+    state.observe(plays(2), producer=b"p", sequence=1)
+    plan = PLAN
+    for fields in (
+        "{account: key, track: key, ms: number, id: string, free: bool, country: string}",
+        "{country: string, ms: number, id: string, track: key, account: key}",
+    ):
+        source = SCHEMA.replace("{account: key, track: key, ms: number, id: string}", fields)
+        plan = compile_schema(source, previous=plan, now_ms=1_000_001)
+        state.apply_plan(plan)
+        event = plan.events[0]
+        data: dict[str, Any] = {"ts": [1_000_000, 1_000_001], "account": ["a0", "a1"], "track": ["t", "t"]}
+        data |= {"ms": [0.0, 1.0], "id": ["i0", "i1"]}
+        retry = EventBatch(event, 0, *event_columns(event, data))
+        state.observe(retry, producer=b"p", sequence=1)
+        assert list(retry.outcomes) == [Outcome.DUPLICATE] * 2
+        other = EventBatch(event, 0, *event_columns(event, data | {"country": ["fr", None]}))
+        with pytest.raises(InvalidEventError, match="other content"):
+            state.observe(other, producer=b"p", sequence=1)
+
+
+def test_values_of_one_field_are_not_those_of_another() -> None:
+    state = State(PLAN)
+    state.observe(batch(ts=[0], account=["a"], track=[None], ms=[1], id=["x"]), producer=b"p", sequence=1)
+    with pytest.raises(InvalidEventError, match="other content"):
+        state.observe(batch(ts=[0], account=[None], track=["a"], ms=[1], id=["x"]), producer=b"p", sequence=1)
+
+
+@pytest.mark.parametrize("clock", ["event", "wall"])
+@pytest.mark.parametrize("start_ms", [1_000_000, -5_000_000_000])
+def test_an_event_without_a_time_reads_at_now_wherever_it_is_in_its_batch(clock: str, start_ms: int) -> None:
+    first = batch(ts=[start_ms], account=["a"], track=["t"], ms=[1], id=["x"])
+    mixed: dict[str, Any] = {
+        "ts": [None, start_ms + 5_000, None, start_ms + 20_000],
+        "account": ["a"] * 4,
+        "track": ["t"] * 4,
+        "ms": [1] * 4,
+        "id": ["p", "q", "r", "s"],
+    }
+    whole, parts = State(PLAN, clock=clock), State(PLAN, clock=clock)
+    now_ms = start_ms + 20_000
+    for state in (whole, parts):
+        state.observe(first, now_ms=start_ms)
+    together = whole.observe(batch(**mixed), 0, now_ms=now_ms)
+    alone = [
+        parts.observe(batch(**{name: values[i : i + 1] for name, values in mixed.items()}), 0, now_ms=now_ms)
+        for i in range(4)
+    ]
+    assert together is not None
+    for name in ("values", "statuses", "coverage"):
+        assert [getattr(v, name).tobytes() for v in alone] == [
+            row.tobytes() for row in getattr(together, name)
+        ]
+    # One event within 10 s of now, or none; two when the second comes; the last is alone.
+    expected = [1, 2, 2, 1] if clock == "event" else [0, 2, 0, 1]
+    assert list(together.values[:, 0]) == expected
+
+
+def test_a_row_outlives_any_number_of_views_that_came_and_went() -> None:
+    views = [[f"v{turn}_{i}" for i in range(100)] for turn in range(5)]
+    plan, state = None, None
+    for turn, names in enumerate(views):
+        source = (
+            "version: 1\nname: many\nevents:\n  e: {time: {field: ts, unit: ms}, fields: {k: key}}\nviews:\n"
+        )
+        source += "".join(
+            f"  {name}: {{event: e, key: k, windows: [60s, lifetime], features: [count]}}\n" for name in names
+        )
+        source += f"services:\n  all: [{', '.join(f'{name}.*' for name in names)}]\n"
+        plan = compile_schema(source, previous=plan, now_ms=turn)
+        if state is None:
+            state = State(plan, n_shards=1)
+        else:
+            state.apply_plan(plan)
+        sent = EventBatch(
+            plan.events[0], 0, *event_columns(plan.events[0], {"ts": [turn] * 3, "k": ["a"] * 3})
+        )
+        vectors = state.observe(sent, 0)
+        assert vectors is not None
+        assert vectors.values[2].tolist() == [3.0] * 200
+    assert plan is not None and state is not None
+    assert State.restore(plan, state.snapshot()).digest() == state.digest()
+
+
+def kept(state: State) -> list[tuple[bytes, ...]]:
+    return sorted(
+        state.keys(state.plan.entities.index(next(e for e in state.plan.entities if len(e.parts) == 2)))
+    )
+
+
+def test_raw_keys_are_kept_from_when_it_is_asked_for_until_it_is_not() -> None:
+    state = State(PLAN)
+    with pytest.raises(UnknownNameError, match="keep_keys"):
+        kept(state)
+    state.observe(plays(3))
+    turned_on = compile_schema(SCHEMA + "keep_keys: [[account, track]]\n", previous=PLAN, now_ms=1_000_002)
+    state.apply_plan(turned_on)
+    assert kept(state) == []
+    state.observe(plays(2, start=1_000_003, prefix="n"))
+    assert kept(state) == [(b"a0", b"t"), (b"a1", b"t")]
+    assert kept(State.restore(turned_on, state.snapshot())) == kept(state)
+    turned_off = compile_schema(SCHEMA, previous=turned_on, now_ms=1_000_004)
+    state.apply_plan(turned_off)
+    swept = State.restore(turned_off, state.snapshot())
+    assert b"a1" not in state.snapshot()
+    again = compile_schema(SCHEMA + "keep_keys: [[account, track]]\n", previous=turned_off, now_ms=1_000_005)
+    swept.sweep()
+    for each in (state, swept):
+        each.apply_plan(again)
+        assert kept(each) == []
+        each.observe(plays(1, start=1_000_006, prefix="m"))
+        assert kept(each) == [(b"a0", b"t")]
+    assert state.digest() == swept.digest()
+
+
+def test_keys_kept_no_more_are_in_no_checkpoint_after_the_next_sweep() -> None:
+    plan = compile_schema(SCHEMA + "keep_keys: [[account, track]]\n")
+    state = State(plan, n_shards=1)
+    state.observe(plays(20))
+    state.cut()
+    assert b"a7" in state.copy_shard(0)
+    state.copy_end(True)
+    state.apply_plan(compile_schema(SCHEMA, previous=plan, now_ms=1_000_020))
+    assert state.sweep() == 0, "the rows themselves stay"
+    state.cut()
+    records = state.copy_shard(0)
+    state.copy_end(True)
+    assert len(records) > 20 * 20 and b"a7" not in records
+    assert counts(state, ["a7"], 1_000_020) == [1.0]
+
+
+def test_an_event_that_no_view_takes_needs_no_row_past_the_memory_limit() -> None:
+    source = SCHEMA.replace("pair: {", "pair: {where: ms > 5, ")
+    plan = compile_schema(source)
+    state = State(plan, n_shards=1, max_memory_bytes=300)
+    state.observe(one(plan, ts=[1_000_000], id=["x"], ms=[9.0]))
+    few = one(plan, ts=[1_000_001], id=["y"], track=["new"], ms=[1.0])
+    state.observe(few)
+    much = one(plan, ts=[1_000_001], id=["z"], track=["new"], ms=[9.0])
+    state.observe(much)
+    assert [few.outcomes[0], much.outcomes[0]] == [Outcome.ACCEPTED, Outcome.REFUSED_MEMORY]
 
 
 @pytest.mark.parametrize("cut", [0, 7, 31, 40, 200, -1])

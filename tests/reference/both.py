@@ -131,10 +131,8 @@ class Both:
                 engine.forget(step.parts)
         return engine
 
-    def now_ms(self) -> int | None:
-        if self.naive.clock == "wall":
-            return self.naive.wall_now
-        return max(self.naive.event_now.values(), default=None)
+    def now_ms(self) -> int | dict[str, int] | None:
+        return self.naive.wall_now if self.naive.clock == "wall" else dict(self.naive.event_now)
 
     def _data(self, event: str, rows: Sequence[Row]) -> dict[str, list[object]]:
         # Every field that any schema so far declared: what the present one does not know is ignored.

@@ -103,7 +103,7 @@ class Engine:
         entity = [plan.parts for plan in self.plan.entities].index(names)
         return bool(self.state.forget(entity, [parts[name].encode() for name in names]))
 
-    def apply(self, schema: str, now_ms: int | None) -> None:
+    def apply(self, schema: str, now_ms: int | Mapping[str, int] | None) -> None:
         self.apply_plan(compile_schema(schema, previous=self.plan, now_ms=now_ms))
 
     def apply_plan(self, plan: Plan) -> None:

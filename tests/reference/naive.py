@@ -206,11 +206,13 @@ class Store:
                 found |= any(e.time >= kept_from for e in view.logs.pop(key, Log()).events)
         return found
 
-    def apply(self, schema: Schema, now_ms: int | None) -> None:
-        """A schema change: state stays with the view's name; what is new is live from `now_ms` on."""
+    def apply(self, schema: Schema, clock: int | Mapping[str, int] | None) -> None:
+        """A schema change: state stays with the view's name; what is new is live from now on, which is the
+        clock, or that of each event type."""
         self.position += 1
         before, self.views = self.views, {}
         for name, plan in schema.views.items():
+            now_ms = clock.get(plan.event) if isinstance(clock, Mapping) else clock
             if name not in before:
                 self.views[name] = _live(plan, now_ms)
                 continue

@@ -306,3 +306,45 @@ def test_ids_run_out_loudly() -> None:
     assert view(last, "ip2").view_id == 65535
     with pytest.raises(SchemaError, match="all of its 65535 ids"):
         applied(changed("  ip:\n", "  ip3:\n"), last)
+
+
+def test_each_event_type_goes_by_its_own_clock() -> None:
+    nows = {"login": FIRST_MS, "signup": FIRST_MS - 100 * DAY_MS}
+    plan = compile_schema(BASE, now_ms=nows)
+    assert feature(plan, "ip.count_1h").live_since_ms == FIRST_MS
+    assert feature(plan, "signups.count_1h").live_since_ms == FIRST_MS - 100 * DAY_MS
+    source = changed("windows: [1h], features: [count]}", "windows: [1h, 2h], features: [count]}")
+    longer = compile_schema(source, previous=plan, now_ms=nows)
+    assert view(longer, "signups").floor_ms == nows["signup"] - 2 * HOUR_MS
+    assert feature(longer, "signups.count_2h").live_since_ms == nows["signup"]
+    silent = compile_schema(source, previous=plan, now_ms={"login": FIRST_MS})
+    assert view(silent, "signups").floor_ms is None
+    assert feature(silent, "signups.count_2h").live_since_ms is None
+
+
+def test_a_longer_idle_ends_the_lifetimes_that_had_ended_before() -> None:
+    plan = first()
+    shorter = applied(changed(IP_VIEW, IP_VIEW + "    lifetime_idle: 10d\n"), plan, days=1)
+    assert view(shorter, "ip").lifetime_floor_ms is None
+    longer = applied(BASE, shorter, days=30)
+    assert view(longer, "ip").lifetime_floor_ms == FIRST_MS + 20 * DAY_MS
+    again = applied(changed(IP_VIEW, IP_VIEW + "    lifetime_idle: 3000d\n"), longer, days=31)
+    assert view(again, "ip").lifetime_floor_ms == FIRST_MS + 20 * DAY_MS, "it grows only"
+    assert view(Plan.from_json(again.to_json()), "ip") == view(again, "ip")
+
+
+def test_a_plan_stored_before_there_were_lifetime_floors_and_key_epochs_is_read() -> None:
+    text = first().to_json()
+    assert (
+        Plan.from_json(text.replace(',"lifetime_floor_ms":null', "").replace(',"key_epoch":0', "")) == first()
+    )
+    assert '"key_epoch":0' in text and '"lifetime_floor_ms":null' in text
+
+
+def test_keys_that_are_kept_again_are_learned_anew() -> None:
+    plan, epochs = first(), []
+    for days, keep in enumerate([True, True, False, True]):
+        plan = applied(BASE + "keep_keys: [ip]\n" if keep else BASE, plan, days=days)
+        entity = next(each for each in plan.entities if each.parts == ("ip",))
+        epochs.append((entity.keep_keys, entity.key_epoch))
+    assert epochs == [(True, 1), (True, 1), (False, 1), (True, 2)]

@@ -267,7 +267,7 @@ def ingest(message: Any) -> Rows | Wrong:
     errors: set[str] = set()
     rows = Rows()
     event = EVENTS.get(message.event_type)
-    if message.ack not in (0, 1, 2) or len(message.producer.encode()) > 256:
+    if message.ack not in (0, 1, 2) or len(message.producer.encode()) > 255:
         errors.add("InvalidEventError")
     if message.rows and message.HasField("columns"):
         errors.add("InvalidEventError")
@@ -303,7 +303,7 @@ def observe(message: Any) -> tuple[Rows, int] | Wrong:
     errors: set[str] = set()
     rows = Rows()
     event = EVENTS.get(message.event_type)
-    if message.ack not in (0, 1, 2) or len(message.producer.encode()) > 256:
+    if message.ack not in (0, 1, 2) or len(message.producer.encode()) > 255:
         errors.add("InvalidEventError")
     service = _service(message, errors) if message.service else -1
     if event is None:

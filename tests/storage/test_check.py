@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from featurestore import storage
 from featurestore.cli import main
 from featurestore.cli.exits import Exit
+from featurestore.columns import text_column
 from featurestore.engine import Engine
 from featurestore.errors import CorruptRecordError, StorageError, StoreLockedError
 from featurestore.storage.check import inspect, restore, verify
@@ -184,6 +187,40 @@ class TestBackup:
             store_v1.send(engine, 3, ["anna"])
             store_v1.send(engine, 1, ["anna", "carl"] + ["anna"] * 5)  # a duplicate here, too
             assert store_v1.answers(engine)["account.count_lifetime"] == [8.0, 6.0, 0.0]
+
+    def test_a_backup_knows_no_event_that_it_has_not_counted(self, store: Path, tmp_path: Path) -> None:
+        stop = threading.Event()
+        n_batches = 0
+
+        def write() -> None:
+            nonlocal n_batches
+            while not stop.is_set():
+                store_v1.send(engine, 4 + n_batches, ["dora"] * 5)
+                n_batches += 1
+
+        with Engine.open(store) as engine:
+            many = [str(i) for i in range(50_000)]  # so that a checkpoint takes its time
+            data = {"at": [store_v1.START_MS] * len(many), "play_id": many, "account": many}
+            engine.observe(store_v1.batch(engine, {**data, "seconds": [1.0] * len(many)}))
+            thread = threading.Thread(target=write)
+            thread.start()
+            while n_batches < 30:
+                time.sleep(0.01)
+            position = engine.backup(tmp_path / "backup")
+            stop.set()
+            thread.join()
+        assert list(verify(tmp_path / "backup")) == []
+        with Engine.open(tmp_path / "backup") as engine:
+            assert engine.state.position == position
+
+            def counted() -> float:
+                keys = {"account": text_column(["dora"])[0]}
+                return float(engine.read(0, keys, 1).values[0, 1])
+
+            before = counted()
+            for sequence in range(4, 4 + n_batches):
+                store_v1.send(engine, sequence, ["dora"] * 5)
+            assert before + engine.stats()["events_accepted"] == counted() == 5 * n_batches
 
     def test_restore_makes_a_store_of_it(self, store: Path, tmp_path: Path) -> None:
         with Engine.open(store) as engine:
