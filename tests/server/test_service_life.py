@@ -154,6 +154,27 @@ def test_tls_and_mutual_tls(tmp_path: Path, papers: dict[str, Path]) -> None:
                     assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
+def test_papers_that_cannot_be_used_are_named(tmp_path: Path, papers: dict[str, Path]) -> None:
+    certificate, key, ca = papers["certificate"], papers["key"], papers["ca"]
+    (no_pem := tmp_path / "no.pem").write_text("not a certificate")
+    locked = tmp_path / "locked.key"
+    subprocess.run(
+        ["openssl", "rsa", "-in", str(key), "-aes128", "-passout", "pass:x", "-out", str(locked)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    for tls, what in (
+        (Tls(no_pem, key), f"listen: the certificate {no_pem} and the key {key} cannot be used"),
+        (Tls(certificate, no_pem), f"the key {no_pem} cannot be used"),
+        (Tls(ca, key), f"the certificate {ca} and the key {key} cannot be used .*MISMATCH"),
+        (Tls(certificate, locked), "the key without a password"),
+        (Tls(certificate, key, no_pem), f"listen: the client CA {no_pem} cannot be used"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            started(tmp_path, tls=tls)
+    with pytest.raises(ConfigError, match="admin: the certificate"):
+        started(tmp_path, admin="localhost:0", admin_tls=Tls(no_pem, key, ca))
+
+
 def test_drain_finishes_what_was_begun_and_says_where_a_stream_ended(tmp_path: Path) -> None:
     """Batches are under way when the server stops: each that was applied is answered, and nothing else is
     applied.
