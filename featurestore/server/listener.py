@@ -78,7 +78,7 @@ def _check_pem(tls: Tls, setting: str) -> None:
             context.load_verify_locations(tls.client_ca)
     except OSError as error:
         raise ConfigError(
-            f"{setting}: the client CA {tls.client_ca} cannot be used ({error}); give a PEM file of certificates"
+            f"{setting}: the client CA {tls.client_ca} cannot be used ({error}); give a PEM file"
         ) from error
 
 

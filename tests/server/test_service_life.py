@@ -221,6 +221,37 @@ def test_drain_finishes_what_was_begun_and_says_where_a_stream_ended(tmp_path: P
     engine.close()
 
 
+def test_a_watcher_of_its_health_is_told_and_does_not_hold_the_drain_up(tmp_path: Path) -> None:
+    with serving(tmp_path, drain_s=20.0) as house:
+        stub = health_pb2_grpc.HealthStub(house.channel)
+        watches = [
+            stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30)
+            for name in ("", "", "unknown")
+        ]
+        first = [next(watch).status for watch in watches]
+        began_s = time.monotonic()
+        house.server.stop()
+        assert time.monotonic() - began_s < 10
+        rest = [[reply.status for reply in watch] for watch in watches]
+    statuses = health_pb2.HealthCheckResponse
+    assert first == [statuses.SERVING, statuses.SERVING, statuses.SERVICE_UNKNOWN]
+    assert rest == [[statuses.NOT_SERVING], [statuses.NOT_SERVING], []]
+
+
+def test_a_watcher_that_went_away_is_forgotten(tmp_path: Path) -> None:
+    with serving(tmp_path) as house:
+        watch = health_pb2_grpc.HealthStub(house.channel).Watch(health_pb2.HealthCheckRequest())
+        next(watch)
+        health = house.server._health
+        assert len(health._watchers) == 1
+        watch.cancel()
+        for _ in range(100):
+            if not health._watchers:
+                break
+            time.sleep(0.05)
+        assert not health._watchers
+
+
 def iter_forever() -> Iterator[pb.GetFeaturesStreamRequest]:
     yield pb.GetFeaturesStreamRequest(read=read(keys(ip="a")))
     threading.Event().wait(20)
