@@ -17,7 +17,7 @@ from featurestore.client.failures import Attempts, Backoff, Code, Failure
 from featurestore.client.replies import Ack, IngestReport, Observed, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
-from featurestore.client.upload import OnProgress, Upload, items_of
+from featurestore.client.upload import Batch, OnProgress, Upload, items_of
 from featurestore.errors import FeatureStoreError
 
 R = TypeVar("R")
@@ -142,6 +142,8 @@ class AsyncClient:
                 await asyncio.sleep(upload.wait_after(failure, self.target))
         finally:
             upload.abandon()
+        if upload.broken is not None:
+            raise upload.broken
         return upload.report
 
     async def _stream(self, upload: Upload, items: AsyncIterator[Any]) -> Failure | None:
@@ -154,15 +156,8 @@ class AsyncClient:
             for batch in upload.unanswered():
                 await self._in_time(call.write(batch.message))
             while True:
-                while not upload.is_full:
-                    cut = await asyncio.to_thread(upload.cut)
-                    if cut is not None:
-                        await self._in_time(call.write(cut.message))
-                        continue
-                    item = await anext(items, None)
-                    if item is None:
-                        break
-                    await asyncio.to_thread(upload.feed, item)
+                while not upload.is_full and (cut := await _next_batch(upload, items)) is not None:
+                    await self._in_time(call.write(cut.message))
                 if upload.is_idle:
                     await self._in_time(call.done_writing())
                     await self._in_time(call.read())
@@ -233,6 +228,24 @@ class AsyncClient:
                 await asyncio.sleep(wait_s)
             else:
                 return Reply(reply, attempts.made)
+
+
+async def _next_batch(upload: Upload, items: AsyncIterator[Any]) -> Batch | None:
+    """The next one to send; None at the source's end, and where it breaks (Upload.broken): with whatever
+    error, even one that a stream could have ended in.
+    """
+    while upload.broken is None:
+        try:
+            batch = await asyncio.to_thread(upload.cut)
+            if batch is not None:
+                return batch
+            item = await anext(items, None)
+            if item is None:
+                return None
+            await asyncio.to_thread(upload.feed, item)
+        except Exception as error:
+            upload.broken = error
+    return None
 
 
 class _Ended(Exception):

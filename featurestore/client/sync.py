@@ -17,7 +17,7 @@ from featurestore.client.failures import Attempts, Backoff, Code, Failure
 from featurestore.client.replies import Ack, IngestReport, Observed, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
-from featurestore.client.upload import OnProgress, Upload, items_of
+from featurestore.client.upload import Batch, OnProgress, Upload, items_of
 from featurestore.errors import FeatureStoreError
 
 R = TypeVar("R")
@@ -156,6 +156,9 @@ class Client:
                       must be the same; where a batch differs it is refused (InvalidEventError), not counted
                       twice
         on_progress   called with the report so far after each answer
+
+        Where the data cannot be read to its end, what came before is answered first; then the error is raised
+        as it was.
         """
         plan = self._run(self._calls.event(event), None)
         numbers = self._calls.sequences
@@ -177,6 +180,8 @@ class Client:
                 time.sleep(upload.wait_after(failure, self.target))
         finally:
             upload.abandon()
+        if upload.broken is not None:
+            raise upload.broken
         return upload.report
 
     def _stream(self, upload: Upload, items: Iterator[Any]) -> Failure | None:
@@ -192,15 +197,8 @@ class Client:
             for batch in upload.unanswered():
                 messages.put(batch.message)
             while True:
-                while not upload.is_full:
-                    cut = upload.cut()
-                    if cut is not None:
-                        messages.put(cut.message)
-                        continue
-                    item = next(items, None)
-                    if item is None:
-                        break
-                    upload.feed(item)
+                while not upload.is_full and (cut := _next_batch(upload, items)) is not None:
+                    messages.put(cut.message)
                 if upload.is_idle:
                     stream.end(self.timeout_s)
                     return None
@@ -251,6 +249,22 @@ class Client:
                 time.sleep(wait_s)
             else:
                 return Reply(reply, attempts.made)
+
+
+def _next_batch(upload: Upload, items: Iterator[Any]) -> Batch | None:
+    """The next one to send; None at the source's end, and where it breaks (Upload.broken)."""
+    while upload.broken is None:
+        try:
+            batch = upload.cut()
+            if batch is not None:
+                return batch
+            item = next(items, None)
+            if item is None:
+                return None
+            upload.feed(item)
+        except Exception as error:
+            upload.broken = error
+    return None
 
 
 class _Stream:

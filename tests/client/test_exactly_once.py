@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -349,13 +350,39 @@ def test_tables_and_frames_are_taken_as_they_are(server: FakeServer, client: Any
         assert (report.accepted, times_of(server)) == (25, list(range(25)))
 
 
-def test_a_source_that_breaks_ends_the_ingest_with_its_own_error(server: FakeServer, client: Any) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [InvalidEventError("line 31 is broken"), TimeoutError("line 31 is late"), grpc.RpcError("line 31")],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_source_that_breaks_ends_the_ingest_with_its_own_error_when_the_rest_is_in(
+    server: FakeServer, client: Any, error: Exception, fails: bool
+) -> None:
+    """Also where a stream failed on the way, and where the error looks like one of a stream."""
+
     def source() -> Iterator[dict[str, Any]]:
         yield events(10)
-        raise InvalidEventError("line 11 is broken")
+        yield events(10, 10)
+        yield events(10, 20)
+        raise error
 
-    with pytest.raises(InvalidEventError, match="line 11 is broken"):
-        client.ingest("transaction", source())
+    if fails:
+        server.before = failing_once("batch", 2)
+    reports = []
+    with pytest.raises(type(error), match="line 31"):
+        client.ingest("transaction", source(), on_progress=reports.append)
+    assert times_of(server) == list(range(30))
+    report = reports[-1]
+    assert report.events == report.accepted + report.already_applied == 30
+
+
+def test_a_column_that_cannot_be_read_ends_the_ingest_when_the_rest_is_in(
+    server: FakeServer, client: Any
+) -> None:
+    source = [events(10), {**events(10, 10), "customer_id": 7}, events(10, 20)]
+    with pytest.raises(InvalidEventError, match="customer_id: expected a column"):
+        client.ingest("transaction", source)
+    assert times_of(server) == list(range(10)), "and nothing behind it was sent"
 
 
 @pytest.mark.parametrize("settings", [{"batch_events": 0}, {"window": 0}, {"batch_events": 1 << 21}])
