@@ -34,42 +34,61 @@ EXIT_FAILED = 1
 # How often the waiting server looks whether the store still takes writes.
 LOOK_EVERY_S = 0.2
 
+_Healthy = health_pb2.HealthCheckResponse
+
 _log = logging.getLogger("featurestore.server")
 
 
 class _Health(health.HealthServicer):  # type: ignore[misc,unused-ignore]
-    """Ends its watchers at drain, when each has been told: who waits for news of a server's health never ends
-    its call, and would hold the drain up for all of `drain_s`.
+    """Health v1, whose watchers cannot hold the server up.
+
+    The library's tells its watchers with its lock held, each until gRPC has sent the message: one that goes
+    away meanwhile waits for that lock on the thread that would say so, and nothing moves any more. Here
+    nothing is sent with the lock held, and at drain not on the thread that drains. Watchers are ended then:
+    they never end their calls themselves, and would make every drain last for all of `drain_s`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, services: Iterable[str]) -> None:
         super().__init__()
-        self._watchers_lock = threading.Lock()
-        self._watchers: set[Callable[[Any], None]] = set()
+        self._known = {"", *services}
+        for name in self._known:
+            self.set(name, _Healthy.SERVING)
+        self._lock_of_watchers = threading.Lock()
+        self._watchers: dict[Callable[[Any], None], bool] = {}  # how to send, and is it a service we know
         self._is_draining = False
 
-    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> Any:
-        def forget() -> None:
-            with self._watchers_lock:
-                self._watchers.discard(send_response_callback)
+    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> None:
+        send, is_known = send_response_callback, request.service in self._known
 
-        reply = super().Watch(request, context, send_response_callback)
-        with self._watchers_lock:
-            self._watchers.add(send_response_callback)
+        def forget() -> None:
+            with self._lock_of_watchers:
+                self._watchers.pop(send, None)
+
+        if not self._is_draining:
+            status = _Healthy.SERVING if is_known else _Healthy.SERVICE_UNKNOWN
+            send(health_pb2.HealthCheckResponse(status=status))
+        with self._lock_of_watchers:
             is_draining = self._is_draining
-        if is_draining or not context.add_callback(forget):  # the call is over
-            forget()
+            if not is_draining:
+                self._watchers[send] = is_known
         if is_draining:
-            send_response_callback(None)
-        return reply
+            self._end({send: is_known})
+        elif not context.add_callback(forget):  # the call is over
+            forget()
 
     def drain(self) -> None:
         self.enter_graceful_shutdown()
-        with self._watchers_lock:
+        with self._lock_of_watchers:
             self._is_draining = True
-            watchers = list(self._watchers)
-        for end in watchers:
-            end(None)
+            watchers = dict(self._watchers)
+        threading.Thread(target=self._end, args=(watchers,), name="featurestore-health", daemon=True).start()
+
+    @staticmethod
+    def _end(watchers: dict[Callable[[Any], None], bool]) -> None:
+        for send, is_known in watchers.items():
+            if is_known:
+                send(health_pb2.HealthCheckResponse(status=_Healthy.NOT_SERVING))
+            send(None)
 
 
 class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc,unused-ignore]
@@ -127,7 +146,7 @@ class Server:
         self._front = grpc_front.Front(
             self.dispatcher, limits, read_threads=config.read_threads, write_threads=config.write_threads
         )
-        self._health = _Health()
+        self._health = _Health((grpc_front.SERVICE, registry.SERVICE))
         self._admin_pool = ThreadPoolExecutor(admin.THREADS, "featurestore-admin")
         self._public = grpc.server(
             self._front.pool, options=_options(limits), maximum_concurrent_rpcs=limits.max_concurrent_calls
@@ -146,8 +165,6 @@ class Server:
         self._registry.add_to(self._public)
         admin.Admin(self.engine).add_to(self._admin)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
-        for name in (grpc_front.SERVICE, registry.SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         hot = feature_store_service_pb2.DESCRIPTOR.services_by_name["FeatureStoreService"].full_name
         names = (hot, registry.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflected = _Reflection(names, self._front.streams)

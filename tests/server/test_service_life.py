@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -21,7 +22,7 @@ from house import SCHEMA, T0, batch, config, keys, observe, play, read, serving,
 from featurestore.config import Tls
 from featurestore.engine import Engine
 from featurestore.errors import ConfigError, StoreLockedError
-from featurestore.server.serve import Server, open_store
+from featurestore.server.serve import Server, _Health, open_store
 from featurestore.v1 import admin_service_pb2 as admin_pb
 from featurestore.v1 import admin_service_pb2_grpc as admin_grpc
 from featurestore.v1 import feature_store_service_pb2 as pb
@@ -250,6 +251,27 @@ def test_a_watcher_that_went_away_is_forgotten(tmp_path: Path) -> None:
                 break
             time.sleep(0.05)
         assert not health._watchers
+
+
+def test_a_watcher_that_goes_away_while_it_is_told_stops_nothing() -> None:
+    """gRPC says that a call is over on the thread that also says that a message has been sent."""
+    health = _Health(["a"])
+    over: list[Callable[[], None]] = []
+    is_over = threading.Event()
+    sent = []
+
+    def send(reply: health_pb2.HealthCheckResponse | None) -> None:
+        if reply is not None and reply.status == health_pb2.HealthCheckResponse.NOT_SERVING:
+            assert is_over.wait(20)
+        sent.append(reply)
+
+    context = SimpleNamespace(add_callback=lambda call: over.append(call) or True)
+    health.Watch(health_pb2.HealthCheckRequest(service="a"), context, send)
+    began_s = time.monotonic()
+    health.drain()
+    over[0]()
+    assert time.monotonic() - began_s < 10
+    is_over.set()
 
 
 def iter_forever() -> Iterator[pb.GetFeaturesStreamRequest]:
