@@ -11,7 +11,16 @@ from typing import Any, Self, TypeVar
 import grpc
 import grpc.aio
 
-from featurestore.client.calls import INGEST_STREAM, Call, Calls, Method, Reply, Send, checked_producer
+from featurestore.client.calls import (
+    INGEST_STREAM,
+    Call,
+    Calls,
+    Method,
+    Reply,
+    Send,
+    checked_producer,
+    checked_timeout_s,
+)
 from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
 from featurestore.client.failures import Attempts, Backoff, Code, Failure
 from featurestore.client.replies import Ack, IngestReport, Observed, Schema, Vector, Vectors
@@ -45,7 +54,7 @@ class AsyncClient:
         backoff: Backoff = Backoff(),  # noqa: B008  frozen
     ) -> None:
         self.target = checked_target(target)
-        self.timeout_s, self.retry_s = timeout_s, retry_s
+        self.timeout_s, self.retry_s = checked_timeout_s(timeout_s), retry_s
         self._max_message_bytes, self._backoff = max_message_bytes, backoff
         self._calls = Calls(producer, epoch)
         made = options(max_message_bytes, tls)

@@ -122,6 +122,10 @@ class Attempts:
     made: int = 0
 
     def __post_init__(self) -> None:
+        if not self.timeout_s > 0:  # a caller that gives what it has left: gRPC would take 0 for no deadline
+            raise UnavailableError(
+                f"no time is left to ask: timeout_s is {self.timeout_s:g}; nothing was sent"
+            )
         self._deadline_s = self.clock() + self.timeout_s
 
     def begin(self) -> float:

@@ -437,6 +437,9 @@ def test_get_reads_many_key_sets(house: House, capsys: pytest.CaptureFixture[str
     file.write_text('{"customer_id": [3]}\n')
     code, _, err = run(*words, capsys=capsys)
     assert (code, "line 1: expected an object of keys" in err) == (1, True)
+    file.write_bytes(b'{"customer_id": 3}\n{"customer_id": "\xff"}\n')
+    code, _, err = run(*words, capsys=capsys)
+    assert (code, f"{file}, line 2: not UTF-8" in err) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -446,7 +449,8 @@ def test_get_reads_many_key_sets(house: House, capsys: pytest.CaptureFixture[str
         (["get", "--service", "fraud", "a=1", "a=2"], 2, "given twice"),
         (["get", "--service", "fraudx", "customer_id=1"], 1, "unknown service 'fraudx'"),
         (["get", "--service", "fraud", "customr=1"], 1, "customr"),
-        (["get", "--service", "fraud", "customer_id=1", "--as-of", "noon"], 1, "as_of"),
+        (["get", "--service", "fraud", "customer_id=1", "--as-of", "noon"], 1, "write ISO 8601"),
+        (["get", "--service", "fraud", "customer_id=\udcff"], 1, "key customer_id: it is not text"),
         (["get", "--service", "fraud", "customer_id=1", "--keys-from", "-"], 2, "not both"),
         (["get", "--service", "fraud", "customer_id=1", "--timeout", "0"], 2, "--timeout"),
         (["ingest", "no.csv", "--event", "tx"], 1, "unknown event type 'tx'"),
