@@ -47,8 +47,15 @@ _ERRORS: dict[grpc.StatusCode, type[FeatureStoreError]] = {
     Code.UNKNOWN: FeatureStoreError,
 }
 _RETRIED = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED}
-# gRPC's own words where no connection could be made,
-_UNREACHED = ("connect", "resolution failed", "Name or service not known", "Socket closed", "No such file")
+# gRPC's own words where no connection could be made (a server that is reached has words of its own),
+_UNREACHED = (
+    "failed to connect",
+    "Failed to connect",
+    "connections to all backends failing",
+    "resolution failed",
+    "errors resolving",
+    "Socket closed",
+)
 # and where one broke under a call: the status it gives them then differs from case to case.
 _BROKEN = (
     "Internal error from Core",  # grpc.aio of a write that the server's own status overtook (grpc#36066)

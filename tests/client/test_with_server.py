@@ -483,6 +483,14 @@ def test_a_server_that_is_not_there_is_exit_code_4(
     assert f"cannot reach {words[-1]}; is `featurestore serve` running there?" in err
 
 
+def test_what_the_server_cannot_do_is_not_said_to_be_a_server_that_is_not_there(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run("backup", "/proc/nowhere/copy", "--admin", house.admin, capsys=capsys)
+    assert code != 0
+    assert err.startswith("featurestore: error: cannot write the backup /proc/nowhere/copy: No such file")
+
+
 def test_apply_says_what_changes_and_changes_it(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     file = house.directory / "next.yaml"
     file.write_text(SCHEMA.replace("[1h]", "[1h, 1d]"))
