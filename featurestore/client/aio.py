@@ -223,7 +223,7 @@ class AsyncClient:
             call.close()  # of a task that was cancelled: what the call holds is given back now
 
     async def _send(self, wanted: Send, timeout_s: float) -> Reply:
-        attempts = Attempts(timeout_s, self._backoff)
+        attempts = Attempts(timeout_s, self._backoff, wanted.is_numbered)
         method = self._methods[wanted.method]
         while True:
             try:

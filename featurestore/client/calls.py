@@ -59,6 +59,7 @@ INGEST_STREAM = "/featurestore.v1.FeatureStoreService/IngestStream"
 class Send:
     method: Method
     message: bytes
+    is_numbered: bool = False  # a write with a sequence: only this client can send it again as the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +201,7 @@ class Calls:
             return (yield Send(Method.OBSERVE, message(None)))
         ticket = self.sequences.take()
         try:
-            return (yield Send(Method.OBSERVE, message(ticket)))
+            return (yield Send(Method.OBSERVE, message(ticket), is_numbered=True))
         finally:
             self.sequences.give_back(ticket)
 

@@ -40,7 +40,8 @@ class Client:
             vector = client.get("fraud", {"customer_id": 596, "terminal_id": 3156})
             vector["customer.count_1d"]
 
-    timeout_s          deadline of a call with all its retries; of `ingest`, of each batch's answer
+    timeout_s          deadline of a call with all its retries, of `ingest` of each batch's answer. A read is
+                       tried five times within it, an `observe` until it is over
     producer, epoch    who writes. By default a random name, which makes retries exact. A name of one's own
                        makes a restart exact too: a program that sends the same writes in the same order again
                        is answered DUPLICATE for those that are in. One live client per name; a higher epoch
@@ -244,7 +245,7 @@ class Client:
             return result
 
     def _send(self, wanted: Send, timeout_s: float) -> Reply:
-        attempts = Attempts(timeout_s, self._backoff)
+        attempts = Attempts(timeout_s, self._backoff, wanted.is_numbered)
         method: Callable[..., bytes] = self._methods[wanted.method]
         while True:
             try:

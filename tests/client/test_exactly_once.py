@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
+from featurestore.client.failures import Attempts, Backoff, Failure
 from featurestore.client.replies import Ack
 from featurestore.errors import (
     InvalidEventError,
@@ -96,6 +97,54 @@ def test_tries_have_an_end_and_the_error_has_the_servers_words(server: FakeServe
     with pytest.raises(LimitError, match="256 calls are under way"):
         client.get("fraud", {"customer_id": 596})
     assert server.calls["get"] == 5
+
+
+def test_a_write_is_tried_until_its_deadline_under_its_one_number(server: FakeServer, client: Any) -> None:
+    """As through a server's restart: given up, it could not be sent again as the same."""
+
+    def script(method: str, n: int) -> None:
+        if method == "observe" and n <= 12:
+            raise Abort(Code.UNAVAILABLE)
+
+    server.after = script
+    seen = client.observe("transaction", {"tx_datetime": T0, "customer_id": 1})
+    assert (seen.outcome, seen.attempts, len(server.events)) == (Outcome.DUPLICATE, 13, 1)
+    server.after = failing_from("observe", 14, Code.UNAVAILABLE)
+    began_s = time.monotonic()
+    with pytest.raises(UnavailableError):
+        client.observe("transaction", {"tx_datetime": T0, "customer_id": 1}, timeout_s=0.5)
+    assert time.monotonic() - began_s < 2
+    assert len(server.events) == 2
+
+
+def test_a_server_that_comes_back_just_before_the_deadline_is_met() -> None:
+    """Whatever the waits are by then, and with no more than a second between two tries before."""
+    now_s = 100.0
+    attempts = Attempts(10.0, Backoff(), is_numbered=True, clock=lambda: now_s)
+    tried_s, wait_s = [now_s], 0.0
+    while wait_s is not None:
+        attempts.begin()
+        wait_s = attempts.wait_after(Failure(Code.UNAVAILABLE, "gone"))
+        now_s += wait_s or 0.0
+        tried_s.append(now_s)
+    assert 109.9 < tried_s[-1] < 110
+    assert max(np.diff(tried_s)) <= 1
+    assert len(tried_s) < 40
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "is_tried_again"),
+    [
+        (Code.CANCELLED, "CANCELLED", True),  # by a server that stops
+        (Code.CANCELLED, "", True),
+        (Code.CANCELLED, "Channel closed!", False),
+        (Code.CANCELLED, "Locally cancelled by application!", False),
+        (Code.UNAVAILABLE, "", True),
+        (Code.DEADLINE_EXCEEDED, "", False),
+    ],
+)
+def test_what_is_tried_again(code: Any, details: str, is_tried_again: bool) -> None:
+    assert Failure(code, details).may_be_retried is is_tried_again
 
 
 def test_a_message_that_is_too_large_is_not_sent_again(server: FakeServer, client: Any) -> None:
