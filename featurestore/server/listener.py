@@ -85,6 +85,12 @@ def _check_pem(tls: Tls, setting: str) -> None:
 def _why(address: Address) -> str:
     """gRPC does not say why it could not bind; the system does, asked again."""
     if address.path is not None:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.bind(str(address.path))
+            except OSError as error:
+                return f" ({error.strerror or error})"
+        address.path.unlink(missing_ok=True)
         return ""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -259,6 +259,8 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         (["--tls-cert", "x"], "--tls-cert and --tls-key belong together"),
         (["--listen", "50051"], "listen is '50051'; it is host:port"),
         (["--read-threads", "0"], "read_threads is 0; it is 1 to 256"),
+        (["--max-message", "1"], "max_message_bytes is 1; it is 1,024 to 2,147,483,647"),
+        (["--durable-wait", "0"], "durable_wait_s is 0.0; it is 0.001 to 86,400"),
         (["--admin", "localhost:1"], "over TCP it needs a certificate"),
     ],
 )

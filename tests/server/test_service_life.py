@@ -52,6 +52,11 @@ def test_a_port_in_use_is_refused_in_words(tmp_path: Path) -> None:
     started(tmp_path)
 
 
+def test_a_socket_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"listen: cannot listen on unix:.*/no/a\.sock \(No such file"):
+        started(tmp_path, listen=f"unix:{tmp_path}/no/a.sock")
+
+
 def test_a_dead_servers_socket_is_replaced(tmp_path: Path) -> None:
     started(tmp_path)
     path = tmp_path / "store" / "admin.sock"
