@@ -172,7 +172,7 @@ class ServeConfig:
 def _check_range(name: str, value: float) -> None:
     least, most = _RANGES[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ConfigError(f"{name} is {value!r}; it is {least:g} to {most:g}")
+        raise ConfigError(f"{name} is {value!r}; it is {least:,.16g} to {most:,.16g}")
 
 
 def _check_files(tls: Tls, name: str) -> None:

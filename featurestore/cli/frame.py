@@ -42,6 +42,9 @@ environment:
   FEATURESTORE_TRACEBACK=1   show the traceback of every error"""
 
 
+AGAIN_S = 0.02  # after which a SIGTERM in the midst of an import is looked at again
+
+
 class CommandModule(Protocol):
     """What the module of a command holds."""
 
@@ -143,18 +146,36 @@ def _run(commands: Sequence[Command], words: list[str]) -> int:
 
 @contextlib.contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    def unwind(_number: int, _frame: FrameType | None) -> NoReturn:
+    def unwind(_number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, AGAIN_S)
+            return
         raise _Terminated
+
+    def again(_number: int, _frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # to whoever handles it by now
 
     try:
         before = signal.signal(signal.SIGTERM, unwind)
     except ValueError:  # not the main thread: someone else's process, someone else's signals
         yield
         return
+    before_alarm = signal.signal(signal.SIGALRM, again)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before_alarm)
         signal.signal(signal.SIGTERM, before)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """An import may swallow what is raised inside it, and go on to look elsewhere for what it wanted."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _print_error(message: str) -> None:

@@ -105,7 +105,7 @@ def key_sets(path: str) -> Iterator[dict[str, Any]]:
     """One JSON object a line; empty lines are skipped."""
     name = "standard input" if path == "-" else path
     try:
-        file = sys.stdin if path == "-" else Path(path).open(encoding="utf-8")  # noqa: SIM115  closed below
+        file = sys.stdin.buffer if path == "-" else Path(path).open("rb")  # noqa: SIM115  closed below
     except OSError as error:
         raise StorageError(f"cannot open {path}: {error.strerror}") from error
     try:
@@ -113,7 +113,9 @@ def key_sets(path: str) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                keys = json.loads(line)
+                keys = json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                raise InvalidEventError(f"{name}, line {number}: not UTF-8 ({error})") from error
             except ValueError as error:
                 raise InvalidEventError(f"{name}, line {number}: not JSON ({error})") from error
             if not isinstance(keys, dict) or any(isinstance(value, dict | list) for value in keys.values()):
@@ -122,7 +124,7 @@ def key_sets(path: str) -> Iterator[dict[str, Any]]:
                 )
             yield keys
     finally:
-        if file is not sys.stdin:
+        if file is not sys.stdin.buffer:
             file.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import secrets
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,14 @@ from featurestore.cli.exits import Exit
 from featurestore.cli.frame import add_output_argument, print_json
 from featurestore.cli.progress import Progress
 from featurestore.cli.reaching import add_server_arguments, client_of
-from featurestore.errors import StorageError
+from featurestore.errors import (
+    ConfigError,
+    FeatureStoreError,
+    InvalidEventError,
+    SequenceError,
+    StorageError,
+    UnknownNameError,
+)
 
 if TYPE_CHECKING:
     from featurestore.client import IngestReport
@@ -27,8 +35,11 @@ under the same number, and the server applies a number once.
 
 The numbers belong to the file's content. So a run that was cut short (Ctrl-C, a server gone for long) is
 resumed by running the same command again: batches that are in are skipped. And a file that is in already,
-under whatever name, is not counted a second time, unless --epoch is raised. A file that has grown is
-another file to the server: send only what is new, or declare ids in the schema."""
+under whatever name, is not counted a second time, unless --epoch is raised.
+
+A file that was changed is another file to the server. One that stopped at a broken line is repaired and sent
+again with the --producer that the message names. Of one that has grown send only what is new, or declare ids
+in the schema."""
 
 EPILOG = """\
 what resumes:
@@ -113,13 +124,16 @@ def run(arguments: argparse.Namespace) -> Exit:
         Progress(arguments.file, size_bytes_of(arguments.file), arguments.progress) as bar,
     ):
         read = _Read(reader, arguments.batch_events)
+        if arguments.producer is None:
+            source = source_of(arguments.file, arguments.event)
+        else:
+            source = arguments.producer
 
         def show(so_far: IngestReport) -> None:
             nonlocal report
             report = so_far
             bar.update(read.stored_bytes, so_far.events)
 
-        source = arguments.producer or source_of(arguments.file, arguments.event)
         try:
             client.ingest(
                 arguments.event,
@@ -129,8 +143,11 @@ def run(arguments: argparse.Namespace) -> Exit:
                 source=source,
                 on_progress=show,
             )
-        except BaseException:
-            print(f"stopped after {report.events:,} events: {again(arguments)}", file=sys.stderr)
+        except ConfigError:
+            raise
+        except BaseException as error:
+            how = again(arguments, source, error, is_broken=error is read.broken, is_begun=report.events > 0)
+            print(f"stopped after {report.events:,} events{how}", file=sys.stderr)
             raise
     seconds = time.monotonic() - began_s
     for line in lines(report, seconds):
@@ -145,12 +162,17 @@ class _Read:
 
     def __init__(self, reader: EventReader, batch_events: int) -> None:
         self.stored_bytes = 0
+        self.broken: FeatureStoreError | None = None  # why the file could not be read to its end
         self._chunks = reader.chunks(batch_events)
 
     def __iter__(self) -> Iterator[Any]:
-        for chunk in self._chunks:
-            self.stored_bytes = chunk.stored_bytes
-            yield chunk
+        try:
+            for chunk in self._chunks:
+                self.stored_bytes = chunk.stored_bytes
+                yield chunk
+        except FeatureStoreError as error:
+            self.broken = error
+            raise
 
 
 def source_of(path: str, event: str) -> str:
@@ -169,10 +191,22 @@ def source_of(path: str, event: str) -> str:
     return f"file-{hashlib.sha256(content.digest() + event.encode()).hexdigest()[:32]}"
 
 
-def again(arguments: argparse.Namespace) -> str:
+def again(
+    arguments: argparse.Namespace, source: str, error: BaseException, *, is_broken: bool, is_begun: bool
+) -> str:
+    """How to go on, as the end of a sentence."""
+    if is_broken and not is_begun:
+        return ", none is in: repair the file and run the command again"
     if arguments.file == "-" and arguments.producer is None:
-        return "a pipe without --producer cannot be resumed"
-    return "run the same command again to go on; what is in is not counted twice"
+        return ", they are in: a pipe without --producer cannot be resumed"
+    if is_broken:
+        return (
+            f", they are in: repair the file and go on with --producer {shlex.quote(source)}; "
+            "as long as what stands before the broken place stays as it is, it is not counted twice"
+        )
+    if isinstance(error, InvalidEventError | SequenceError | UnknownNameError):  # so it would end again
+        return ""
+    return ": run the same command again to go on; what is in is not counted twice"
 
 
 def lines(report: IngestReport, seconds: float) -> list[str]:

@@ -170,7 +170,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         (
             "--max-streams-per-connection",
             _LIMITS.max_streams_per_connection,
-            "calls at once on one connection",
+            "calls at once on one connection; a client waits with more, as HTTP/2 has it",
         ),
         ("--stream-window", _LIMITS.stream_window, "batches of an IngestStream applied and not yet answered"),
     ):

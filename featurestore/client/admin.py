@@ -13,7 +13,7 @@ import grpc
 
 from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
 from featurestore.client.failures import Code, Failure
-from featurestore.client.requests import set_value
+from featurestore.client.requests import mapped, set_value
 from featurestore.errors import SchemaError
 from featurestore.v1 import admin_service_pb2 as admin_pb
 from featurestore.v1.admin_service_pb2_grpc import AdminServiceStub
@@ -53,7 +53,7 @@ class AdminClient:
     def forget(self, parts: Mapping[str, Any]) -> admin_pb.ForgetResponse:
         """Returns when the key is nowhere in the store's files any more."""
         request = admin_pb.ForgetRequest()
-        for name, value in parts.items():
+        for name, value in mapped(parts, "a key maps the names of its parts to values").items():
             set_value(request.parts.add(name=name), value, f"key {name}")
         reply: admin_pb.ForgetResponse = self._call(self._stub.Forget, request)
         return reply

@@ -11,13 +11,22 @@ from typing import Any, Self, TypeVar
 import grpc
 import grpc.aio
 
-from featurestore.client.calls import INGEST_STREAM, Call, Calls, Method, Reply, Send, checked_producer
+from featurestore.client.calls import (
+    INGEST_STREAM,
+    Call,
+    Calls,
+    Method,
+    Reply,
+    Send,
+    checked_producer,
+    checked_timeout_s,
+)
 from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
 from featurestore.client.failures import Attempts, Backoff, Code, Failure
 from featurestore.client.replies import Ack, IngestReport, Observed, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
-from featurestore.client.upload import OnProgress, Upload, items_of
+from featurestore.client.upload import Batch, OnProgress, Upload, items_of
 from featurestore.errors import FeatureStoreError
 
 R = TypeVar("R")
@@ -45,7 +54,7 @@ class AsyncClient:
         backoff: Backoff = Backoff(),  # noqa: B008  frozen
     ) -> None:
         self.target = checked_target(target)
-        self.timeout_s, self.retry_s = timeout_s, retry_s
+        self.timeout_s, self.retry_s = checked_timeout_s(timeout_s), retry_s
         self._max_message_bytes, self._backoff = max_message_bytes, backoff
         self._calls = Calls(producer, epoch)
         made = options(max_message_bytes, tls)
@@ -142,6 +151,8 @@ class AsyncClient:
                 await asyncio.sleep(upload.wait_after(failure, self.target))
         finally:
             upload.abandon()
+        if upload.broken is not None:
+            raise upload.broken
         return upload.report
 
     async def _stream(self, upload: Upload, items: AsyncIterator[Any]) -> Failure | None:
@@ -154,15 +165,8 @@ class AsyncClient:
             for batch in upload.unanswered():
                 await self._in_time(call.write(batch.message))
             while True:
-                while not upload.is_full:
-                    cut = await asyncio.to_thread(upload.cut)
-                    if cut is not None:
-                        await self._in_time(call.write(cut.message))
-                        continue
-                    item = await anext(items, None)
-                    if item is None:
-                        break
-                    await asyncio.to_thread(upload.feed, item)
+                while not upload.is_full and (cut := await _next_batch(upload, items)) is not None:
+                    await self._in_time(call.write(cut.message))
                 if upload.is_idle:
                     await self._in_time(call.done_writing())
                     await self._in_time(call.read())
@@ -219,7 +223,7 @@ class AsyncClient:
             call.close()  # of a task that was cancelled: what the call holds is given back now
 
     async def _send(self, wanted: Send, timeout_s: float) -> Reply:
-        attempts = Attempts(timeout_s, self._backoff)
+        attempts = Attempts(timeout_s, self._backoff, wanted.is_numbered)
         method = self._methods[wanted.method]
         while True:
             try:
@@ -233,6 +237,24 @@ class AsyncClient:
                 await asyncio.sleep(wait_s)
             else:
                 return Reply(reply, attempts.made)
+
+
+async def _next_batch(upload: Upload, items: AsyncIterator[Any]) -> Batch | None:
+    """The next one to send; None at the source's end, and where it breaks (Upload.broken): with whatever
+    error, even one that a stream could have ended in.
+    """
+    while upload.broken is None:
+        try:
+            batch = await asyncio.to_thread(upload.cut)
+            if batch is not None:
+                return batch
+            item = await anext(items, None)
+            if item is None:
+                return None
+            await asyncio.to_thread(upload.feed, item)
+        except Exception as error:
+            upload.broken = error
+    return None
 
 
 class _Ended(Exception):

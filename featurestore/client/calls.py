@@ -24,9 +24,17 @@ import numpy as np
 from featurestore.client import wire
 from featurestore.client.catalog import event_plan, named, schema_of
 from featurestore.client.replies import Ack, Observed, Schema, ServiceSchema, Vector, Vectors
-from featurestore.client.requests import KeySets, Time, observe_request, read_request, read_requests
+from featurestore.client.requests import (
+    KeySets,
+    Time,
+    is_datetime,
+    mapped,
+    observe_request,
+    read_request,
+    read_requests,
+)
 from featurestore.client.sequences import Sequences, Ticket
-from featurestore.errors import ConfigError, SchemaMismatchError, SequenceError
+from featurestore.errors import ConfigError, InvalidEventError, SchemaMismatchError, SequenceError
 from featurestore.plan import EventPlan
 from featurestore.v1 import registry_service_pb2 as registry
 
@@ -51,6 +59,7 @@ INGEST_STREAM = "/featurestore.v1.FeatureStoreService/IngestStream"
 class Send:
     method: Method
     message: bytes
+    is_numbered: bool = False  # a write with a sequence: only this client can send it again as the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,7 @@ class Calls:
             checked_producer(producer) if producer is not None else f"client-{os.urandom(8).hex()}"
         )
         self.epoch = 1 if epoch is None else epoch
-        if not 0 <= self.epoch < 1 << 64:
+        if not isinstance(self.epoch, int) or not 0 <= self.epoch < 1 << 64:
             raise ConfigError(f"epoch is {self.epoch}; it must be from 0 to 2**64 - 1")
         self.sequences = Sequences(self.producer, self.epoch)
         self._schema: Schema | None = None
@@ -156,6 +165,8 @@ class Calls:
         bounds: bool,
         ack: Ack | None,
     ) -> Call[Observed]:
+        fields = mapped(fields, "an event's fields map names to values; ingest takes many events")
+        yield from self._check_datetimes(event, fields)
         known = None if service is None else (yield from self.service(service))
 
         def message(ticket: Ticket | None) -> bytes:
@@ -171,21 +182,43 @@ class Calls:
             reply = yield from self._write(message, peek)
         return wire.decode_observed(reply.message, known, reply.attempts)
 
+    def _check_datetimes(self, event: str, fields: Mapping[str, Any]) -> Call[None]:
+        """A datetime is sent as the event's time, so it must stand under the name of that."""
+        given = [name for name, value in fields.items() if is_datetime(value)]
+        if not given:
+            return
+        time = (yield from self.event(event)).time
+        if given != [time.field]:  # perhaps by the schema as it was
+            time = event_plan((yield from self.schema()), event).time
+        for name in given:
+            if name != time.field:
+                raise InvalidEventError(
+                    f"{event}.{name}: a datetime; only the event's time, {time.field!r}, may be one"
+                )
+
     def _write(self, message: Callable[[Ticket | None], bytes], peek: bool) -> Call[Reply]:
         if peek:
             return (yield Send(Method.OBSERVE, message(None)))
         ticket = self.sequences.take()
         try:
-            return (yield Send(Method.OBSERVE, message(ticket)))
+            return (yield Send(Method.OBSERVE, message(ticket), is_numbered=True))
         finally:
             self.sequences.give_back(ticket)
 
 
 def checked_producer(name: str) -> str:
-    size = len(name.encode())
+    size = len(name.encode(errors="surrogatepass"))
     if not 0 < size <= MAX_PRODUCER_BYTES:
         raise ConfigError(f"a producer's name has 1 to {MAX_PRODUCER_BYTES} bytes, this one has {size}")
+    if not name.isprintable():  # nor can half of a surrogate pair be sent
+        raise ConfigError(f"a producer's name is printable text, not {name!r}")
     return name
+
+
+def checked_timeout_s(timeout_s: float) -> float:
+    if not isinstance(timeout_s, int | float) or not 0 < timeout_s < float("inf"):
+        raise ConfigError(f"timeout_s is {timeout_s!r}; it must be a number of seconds above 0")
+    return timeout_s
 
 
 def joined(service: ServiceSchema, parts: Sequence[Vectors], bounds: bool) -> Vectors:

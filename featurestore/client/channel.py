@@ -49,6 +49,10 @@ def _read(path: str | None) -> bytes | None:
 
 def checked_target(target: str) -> str:
     """The address, or ConfigError where it lacks what gRPC would only miss later."""
+    if not isinstance(target, str):
+        raise ConfigError(f"an address is text such as localhost:50051, not {target!r}")
+    if target.startswith(("http://", "https://", "grpc://", "grpcs://")):
+        raise ConfigError(f"{target!r}: write host:port alone; whether TLS is spoken is a setting of its own")
     if target.startswith("unix:"):
         if not target.removeprefix("unix:").strip("/"):
             raise ConfigError(f"{target!r} names no socket; write unix:/path/to.sock")

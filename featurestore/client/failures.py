@@ -47,8 +47,15 @@ _ERRORS: dict[grpc.StatusCode, type[FeatureStoreError]] = {
     Code.UNKNOWN: FeatureStoreError,
 }
 _RETRIED = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED}
-# gRPC's own words where no connection could be made,
-_UNREACHED = ("connect", "resolution failed", "Name or service not known", "Socket closed", "No such file")
+# gRPC's own words where no connection could be made (a server that is reached has words of its own),
+_UNREACHED = (
+    "failed to connect",
+    "Failed to connect",
+    "connections to all backends failing",
+    "resolution failed",
+    "errors resolving",
+    "Socket closed",
+)
 # and where one broke under a call: the status it gives them then differs from case to case.
 _BROKEN = (
     "Internal error from Core",  # grpc.aio of a write that the server's own status overtook (grpc#36066)
@@ -58,6 +65,7 @@ _BROKEN = (
     "Stream removed",
     "Connection reset",
 )
+_CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")
 # A message over the limit is over it every time: gRPC's words, and the server's.
 _TOO_LARGE = "larger than"
 
@@ -77,6 +85,8 @@ class Failure:
     def may_be_retried(self) -> bool:
         if self.code is Code.RESOURCE_EXHAUSTED and _TOO_LARGE in self.details:
             return False
+        if self.code is Code.CANCELLED and self.details not in _CANCELLED_HERE:
+            return True  # by a server that stopped: nobody cancels calls of this client but itself
         broken = self.code in (Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED)
         return self.code in _RETRIED or (broken and any(words in self.details for words in _BROKEN))
 
@@ -111,17 +121,30 @@ class Backoff:
         return min(self.first_s * 2.0 ** min(n_failures - 1, 30), self.longest_s) * (1 - self.random() / 2)
 
 
+MOST_TRIES = 5
+LONGEST_WAIT_S = 1.0
+
+
 @dataclass
 class Attempts:
-    """The tries of one unary call: at most `most`, all within one deadline."""
+    """The tries of one unary call, all within one deadline.
+
+    At most MOST_TRIES, so that a server that is not there is known at once; but until the deadline for a
+    numbered write: when it is given up, whoever sends it anew sends it under another number, and if one of
+    these tries was applied it counts twice.
+    """
 
     timeout_s: float
     backoff: Backoff
-    most: int = 5
+    is_numbered: bool = False
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     made: int = 0
 
     def __post_init__(self) -> None:
+        if not self.timeout_s > 0:  # a caller that gives what it has left: gRPC would take 0 for no deadline
+            raise UnavailableError(
+                f"no time is left to ask: timeout_s is {self.timeout_s:g}; nothing was sent"
+            )
         self._deadline_s = self.clock() + self.timeout_s
 
     def begin(self) -> float:
@@ -130,8 +153,12 @@ class Attempts:
         return max(self._deadline_s - self.clock(), 0.001)
 
     def wait_after(self, failure: Failure) -> float | None:
-        """Seconds until the next try, or None when there is none."""
-        if not failure.may_be_retried or self.made >= self.most:
+        """Seconds until the next try, or None when there is none.
+
+        Never more than half of what is left, so that a server that comes back before the deadline is met.
+        """
+        left_s = self._deadline_s - self.clock()
+        is_last = self.made >= MOST_TRIES and not self.is_numbered
+        if not failure.may_be_retried or is_last or left_s <= self.backoff.first_s:
             return None
-        wait_s = self.backoff.wait_s(self.made)
-        return wait_s if self.clock() + wait_s < self._deadline_s else None
+        return min(self.backoff.wait_s(self.made), LONGEST_WAIT_S, left_s / 2)

@@ -16,7 +16,7 @@ from featurestore.client import wire
 from featurestore.client.replies import Ack, ServiceSchema
 from featurestore.client.sequences import Ticket
 from featurestore.columns import TextColumn
-from featurestore.errors import InvalidEventError
+from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.outcome import Outcome
 from featurestore.v1 import feature_store_service_pb2 as service_pb
 from featurestore.v1 import types_pb2
@@ -28,13 +28,13 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def set_value(target: types_pb2.Field, value: Any, what: str) -> None:
-    """Gives the field its value; None leaves it absent. `what` names it in messages."""
-    if value is None:
+    """Gives the field its value; None, NA and NaT leave it absent. `what` names it in messages."""
+    if _is_null(value):
         return
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, str):
-        target.text = value
+    if isinstance(value, str | bytes):
+        target.text = _text(value, what)
     elif isinstance(value, bool):
         target.flag = value
     elif isinstance(value, int):
@@ -42,19 +42,30 @@ def set_value(target: types_pb2.Field, value: Any, what: str) -> None:
             target.integer = value
         else:  # a key means its decimal text, however long
             target.text = str(value)
-    elif isinstance(value, float):
-        target.number = value
-    elif isinstance(value, Decimal):
+    elif isinstance(value, float | Decimal):
         target.number = float(value)
-    elif isinstance(value, bytes):
-        try:
-            target.text = value.decode()
-        except UnicodeDecodeError as error:
-            raise InvalidEventError(f"{what}: the bytes are not UTF-8 ({error})") from error
     else:
         raise InvalidEventError(
             f"{what}: expected a text, a number, a truth value or None, found {type(value).__name__}"
         )
+
+
+def _text(value: str | bytes, what: str) -> str:
+    """The text; half of a surrogate pair is none, and nor are all bytes."""
+    try:
+        if isinstance(value, bytes):
+            return value.decode()
+        value.encode()
+    except UnicodeError as error:
+        raise InvalidEventError(f"{what}: it is not text that UTF-8 can hold ({error})") from error
+    return value
+
+
+def _is_null(value: Any) -> bool:
+    """As in featurestore.columns: None, pandas' NA, and no time of any kind."""
+    if isinstance(value, np.datetime64):
+        return bool(np.isnat(value))
+    return value is None or type(value).__qualname__ in ("NAType", "NaTType")
 
 
 def time_ms(when: Time, what: str) -> int:
@@ -65,12 +76,35 @@ def time_ms(when: Time, what: str) -> int:
         )
     ms, codes = canonical.time_column([when], "iso" if isinstance(when, str) else "ms")
     if codes[0]:
-        raise InvalidEventError(f"{what}: {when!r} cannot be used: {Outcome(codes[0]).reason}")
+        reason = Outcome(codes[0]).reason
+        if isinstance(when, str):
+            reason = "it is no time; write ISO 8601 such as 2018-04-01T00:07:56Z, of the years 1 to 9999"
+        elif codes[0] == Outcome.REFUSED_NO_TIME:
+            reason = "it is no time"
+        raise InvalidEventError(f"{what}: {when!r} cannot be used: {reason}")
     return int(ms[0])
+
+
+def is_datetime(value: Any) -> bool:
+    """It knows its own unit."""
+    return isinstance(value, date | np.datetime64) and not _is_null(value)
+
+
+def mapped(value: Any, what: str) -> Mapping[str, Any]:
+    """The value, or InvalidEventError where it does not map names to values."""
+    if not isinstance(value, Mapping):
+        raise InvalidEventError(f"{what}; found {type(value).__name__}")
+    for name in value:
+        if not isinstance(name, str):
+            raise InvalidEventError(f"{what}; {name!r} is no name")
+        _text(name, f"the name {name!r}")
+    return value
 
 
 def wire_ack(ack: Ack | None) -> str:
     """The enum value's name in the proto."""
+    if ack is not None and not isinstance(ack, Ack):
+        raise ConfigError(f"ack is {ack!r}; it is Ack.APPLIED, Ack.DURABLE or None")
     return "ACK_UNSPECIFIED" if ack is None else f"ACK_{ack.name}"
 
 
@@ -84,7 +118,9 @@ def observe_request(
     bounds: bool,
     ack: Ack | None,
 ) -> bytes:
-    """An ObserveRequest. A datetime among the fields is the event's time."""
+    """An ObserveRequest. A datetime among the fields is the event's time: the caller has seen to it that it
+    stands under that name.
+    """
     request = service_pb.ObserveRequest(event_type=event, peek=peek, ack=wire_ack(ack))
     if service is not None:
         request.service, request.fingerprint = service.name, service.fingerprint
@@ -94,10 +130,8 @@ def observe_request(
     body = request.event
     body.SetInParent()
     for name, value in fields.items():
-        if isinstance(value, date | np.datetime64):
-            if body.HasField("time_ms"):
-                raise InvalidEventError(f"{event}.{name}: a second datetime; an event has one time")
-            body.time_ms = time_ms(value, f"{event}.{name}")  # type: ignore[arg-type]
+        if is_datetime(value):
+            body.time_ms = time_ms(value, f"{event}.{name}")
         else:
             set_value(body.fields.add(name=name), value, f"{event}.{name}")
     message: bytes = request.SerializeToString()
@@ -110,6 +144,9 @@ def read_request(service: ServiceSchema, keys: Mapping[str, Any], as_of: Time | 
     if as_of is not None:
         request.as_of_ms = time_ms(as_of, "as_of")
     parts = request.key_sets.add().parts
+    keys = mapped(
+        keys, "keys are a mapping of names to values, such as {'ip': '10.0.0.1'}; get_many takes many"
+    )
     for name, value in keys.items():
         set_value(parts.add(name=name), value, f"key {name}")
     message: bytes = request.SerializeToString()

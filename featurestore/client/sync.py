@@ -11,13 +11,22 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
-from featurestore.client.calls import INGEST_STREAM, Call, Calls, Method, Reply, Send, checked_producer
+from featurestore.client.calls import (
+    INGEST_STREAM,
+    Call,
+    Calls,
+    Method,
+    Reply,
+    Send,
+    checked_producer,
+    checked_timeout_s,
+)
 from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
 from featurestore.client.failures import Attempts, Backoff, Code, Failure
 from featurestore.client.replies import Ack, IngestReport, Observed, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
-from featurestore.client.upload import OnProgress, Upload, items_of
+from featurestore.client.upload import Batch, OnProgress, Upload, items_of
 from featurestore.errors import FeatureStoreError
 
 R = TypeVar("R")
@@ -31,7 +40,8 @@ class Client:
             vector = client.get("fraud", {"customer_id": 596, "terminal_id": 3156})
             vector["customer.count_1d"]
 
-    timeout_s          deadline of a call with all its retries; of `ingest`, of each batch's answer
+    timeout_s          deadline of a call with all its retries, of `ingest` of each batch's answer. A read is
+                       tried five times within it, an `observe` until it is over
     producer, epoch    who writes. By default a random name, which makes retries exact. A name of one's own
                        makes a restart exact too: a program that sends the same writes in the same order again
                        is answered DUPLICATE for those that are in. One live client per name; a higher epoch
@@ -57,7 +67,7 @@ class Client:
         backoff: Backoff = Backoff(),  # noqa: B008  frozen
     ) -> None:
         self.target = checked_target(target)
-        self.timeout_s, self.retry_s = timeout_s, retry_s
+        self.timeout_s, self.retry_s = checked_timeout_s(timeout_s), retry_s
         self._max_message_bytes, self._backoff = max_message_bytes, backoff
         self._calls = Calls(producer, epoch)
         made = options(max_message_bytes, tls)
@@ -156,6 +166,9 @@ class Client:
                       must be the same; where a batch differs it is refused (InvalidEventError), not counted
                       twice
         on_progress   called with the report so far after each answer
+
+        Where the data cannot be read to its end, what came before is answered first; then the error is raised
+        as it was.
         """
         plan = self._run(self._calls.event(event), None)
         numbers = self._calls.sequences
@@ -177,6 +190,8 @@ class Client:
                 time.sleep(upload.wait_after(failure, self.target))
         finally:
             upload.abandon()
+        if upload.broken is not None:
+            raise upload.broken
         return upload.report
 
     def _stream(self, upload: Upload, items: Iterator[Any]) -> Failure | None:
@@ -192,15 +207,8 @@ class Client:
             for batch in upload.unanswered():
                 messages.put(batch.message)
             while True:
-                while not upload.is_full:
-                    cut = upload.cut()
-                    if cut is not None:
-                        messages.put(cut.message)
-                        continue
-                    item = next(items, None)
-                    if item is None:
-                        break
-                    upload.feed(item)
+                while not upload.is_full and (cut := _next_batch(upload, items)) is not None:
+                    messages.put(cut.message)
                 if upload.is_idle:
                     stream.end(self.timeout_s)
                     return None
@@ -237,7 +245,7 @@ class Client:
             return result
 
     def _send(self, wanted: Send, timeout_s: float) -> Reply:
-        attempts = Attempts(timeout_s, self._backoff)
+        attempts = Attempts(timeout_s, self._backoff, wanted.is_numbered)
         method: Callable[..., bytes] = self._methods[wanted.method]
         while True:
             try:
@@ -251,6 +259,22 @@ class Client:
                 time.sleep(wait_s)
             else:
                 return Reply(reply, attempts.made)
+
+
+def _next_batch(upload: Upload, items: Iterator[Any]) -> Batch | None:
+    """The next one to send; None at the source's end, and where it breaks (Upload.broken)."""
+    while upload.broken is None:
+        try:
+            batch = upload.cut()
+            if batch is not None:
+                return batch
+            item = next(items, None)
+            if item is None:
+                return None
+            upload.feed(item)
+        except Exception as error:
+            upload.broken = error
+    return None
 
 
 class _Stream:

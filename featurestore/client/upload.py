@@ -9,7 +9,9 @@ No input or output here; a client drives it:
 Batches are cut by row numbers from what is fed, so the same data gives the same batches. Rows that cannot be
 sent (a text where a number belongs) are refused here, by the same rules and in the same words as the
 server's, and left out of their batch; a batch that would be larger than a message may be is halved. At most
-`window` batches are in memory: nothing is cut while that many are unanswered.
+`window` batches are in memory: nothing is cut while that many are unanswered. A source that breaks ends the
+upload as its end would, and then raises: so the report says what is in, and a retry does not take a broken
+source for one that has ended.
 """
 
 from __future__ import annotations
@@ -94,6 +96,7 @@ class Upload:
         if not 1 <= window <= 512:
             raise ConfigError(f"window is {window}; it must be from 1 to 512 batches")
         self.report = IngestReport()
+        self.broken: Exception | None = None  # what the source ended in, raised when all before is answered
         self._event, self._numbers = event, numbers
         self._batch_events, self._window = batch_events, window
         self._ack, self._max_message_bytes = ack, max_message_bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 import stat
 from pathlib import Path
 
@@ -42,10 +43,11 @@ def unbind(address: Address) -> None:
 
 
 def _add(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -> int:
+    credentials = None if tls is None else _credentials(tls, setting)
     try:
-        if tls is None:
+        if credentials is None:
             return int(server.add_insecure_port(str(address)))
-        return int(server.add_secure_port(str(address), _credentials(tls)))
+        return int(server.add_secure_port(str(address), credentials))
     except RuntimeError as error:
         raise ConfigError(
             f"{setting}: cannot listen on {address}{_why(address)}; "
@@ -53,15 +55,42 @@ def _add(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -
         ) from error
 
 
-def _credentials(tls: Tls) -> grpc.ServerCredentials:
+def _credentials(tls: Tls, setting: str) -> grpc.ServerCredentials:
+    _check_pem(tls, setting)
     ca = None if tls.client_ca is None else tls.client_ca.read_bytes()
     pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
     return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
 
 
+def _check_pem(tls: Tls, setting: str) -> None:
+    """gRPC would fail to listen, or turn every client away, without a word of why."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        # the password: no key with one can be used, and nobody is asked for it
+        context.load_cert_chain(tls.certificate, tls.key, password="")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{setting}: the certificate {tls.certificate} and the key {tls.key} cannot be used ({error}); "
+            "give PEM files that belong together, the key without a password"
+        ) from error
+    try:
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+    except OSError as error:
+        raise ConfigError(
+            f"{setting}: the client CA {tls.client_ca} cannot be used ({error}); give a PEM file"
+        ) from error
+
+
 def _why(address: Address) -> str:
     """gRPC does not say why it could not bind; the system does, asked again."""
     if address.path is not None:
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.bind(str(address.path))
+            except OSError as error:
+                return f" ({error.strerror or error})"
+        address.path.unlink(missing_ok=True)
         return ""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -7,6 +7,7 @@ not.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from threading import Thread
 from typing import Any
@@ -57,6 +58,7 @@ class StoreCollector(Collector):
 
     def __init__(self, engine: Engine, dispatcher: Dispatcher) -> None:
         self._engine, self._dispatcher = engine, dispatcher
+        self._began_s = time.monotonic()
 
     def describe(self) -> list[Metric]:
         return []  # registering must not collect
@@ -88,12 +90,14 @@ class StoreCollector(Collector):
         yield GaugeMetricFamily(
             "featurestore_failed", "1: writes are over until a restart.", int(self._engine.failed)
         )
+        age_ms = stats["checkpoint_age_ms"]  # below 0 where there is none, as when each fails since the start
+        yield GaugeMetricFamily(
+            "featurestore_checkpoint_age_seconds",
+            "Since the last checkpoint of this server, or since its start where it has made none.",
+            time.monotonic() - self._began_s if age_ms < 0 else age_ms / 1000,
+        )
         last = self._engine.last_checkpoint
         if last is not None:
-            age_s = stats["checkpoint_age_ms"] / 1000
-            yield GaugeMetricFamily(
-                "featurestore_checkpoint_age_seconds", "Since the last checkpoint.", age_s
-            )
             yield GaugeMetricFamily(
                 "featurestore_checkpoint_seconds", "What the last checkpoint took.", last.seconds
             )

@@ -1,8 +1,9 @@
 """A server from start to end: open the store, listen, wait for a signal or a failure, drain, close.
 
 Start: the store is recovered before any port is bound, so whoever can connect is served. Both listeners are
-bound or none. Drain: health says NOT_SERVING, streams end between two batches, new calls are turned away
-(GOAWAY), calls in flight get `drain_s`, then a last checkpoint, so that the next start replays nothing.
+bound or none. Drain: health says NOT_SERVING and ends its watchers, streams end between two batches, new
+calls are turned away (GOAWAY), calls in flight get `drain_s`, then a last checkpoint, so that the next start
+replays nothing.
 Failure: when writes are over (a disk failed), the server drains the same way without the checkpoint and the
 process exits with EXIT_FAILED: a restart finds everything that was acknowledged in the journal.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -26,17 +27,74 @@ from featurestore.engine import Engine
 from featurestore.errors import FeatureStoreError
 from featurestore.server import admin, grpc_front, listener, metrics, registry
 from featurestore.server.dispatcher import Dispatcher
+from featurestore.v1 import feature_store_service_pb2
 
 EXIT_OK = 0
 EXIT_FAILED = 1
 # How often the waiting server looks whether the store still takes writes.
 LOOK_EVERY_S = 0.2
 
+_Healthy = health_pb2.HealthCheckResponse
+
 _log = logging.getLogger("featurestore.server")
 
 
+class _Health(health.HealthServicer):  # type: ignore[misc,unused-ignore]
+    """Health v1, whose watchers cannot hold the server up.
+
+    The library's tells its watchers with its lock held, each until gRPC has sent the message: one that goes
+    away meanwhile waits for that lock on the thread that would say so, and nothing moves any more. Here
+    nothing is sent with the lock held, and at drain not on the thread that drains. Watchers are ended then:
+    they never end their calls themselves, and would make every drain last for all of `drain_s`.
+    """
+
+    def __init__(self, services: Iterable[str]) -> None:
+        super().__init__()
+        self._known = {"", *services}
+        for name in self._known:
+            self.set(name, _Healthy.SERVING)
+        self._lock_of_watchers = threading.Lock()
+        self._watchers: dict[Callable[[Any], None], bool] = {}  # how to send, and is it a service we know
+        self._is_draining = False
+
+    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> None:
+        send, is_known = send_response_callback, request.service in self._known
+
+        def forget() -> None:
+            with self._lock_of_watchers:
+                self._watchers.pop(send, None)
+
+        if not self._is_draining:
+            status = _Healthy.SERVING if is_known else _Healthy.SERVICE_UNKNOWN
+            send(health_pb2.HealthCheckResponse(status=status))
+        with self._lock_of_watchers:
+            is_draining = self._is_draining
+            if not is_draining:
+                self._watchers[send] = is_known
+        if is_draining:
+            self._end({send: is_known})
+        elif not context.add_callback(forget):  # the call is over
+            forget()
+
+    def drain(self) -> None:
+        self.enter_graceful_shutdown()
+        with self._lock_of_watchers:
+            self._is_draining = True
+            watchers = dict(self._watchers)
+        threading.Thread(target=self._end, args=(watchers,), name="featurestore-health", daemon=True).start()
+
+    @staticmethod
+    def _end(watchers: dict[Callable[[Any], None], bool]) -> None:
+        for send, is_known in watchers.items():
+            if is_known:
+                send(health_pb2.HealthCheckResponse(status=_Healthy.NOT_SERVING))
+            send(None)
+
+
 class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc,unused-ignore]
-    """Reflection calls are streams too, and count as such."""
+    """Reflection calls are streams too, and count as such. It knows the proto files whose classes are
+    imported, which for the hot service nothing else in a server does.
+    """
 
     def __init__(self, names: tuple[str, ...], streams: grpc_front.Streams) -> None:
         super().__init__(names)
@@ -88,7 +146,7 @@ class Server:
         self._front = grpc_front.Front(
             self.dispatcher, limits, read_threads=config.read_threads, write_threads=config.write_threads
         )
-        self._health = health.HealthServicer()
+        self._health = _Health((grpc_front.SERVICE, registry.SERVICE))
         self._admin_pool = ThreadPoolExecutor(admin.THREADS, "featurestore-admin")
         self._public = grpc.server(
             self._front.pool, options=_options(limits), maximum_concurrent_rpcs=limits.max_concurrent_calls
@@ -107,9 +165,8 @@ class Server:
         self._registry.add_to(self._public)
         admin.Admin(self.engine).add_to(self._admin)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
-        for name in (grpc_front.SERVICE, registry.SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        names = (grpc_front.SERVICE, registry.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        hot = feature_store_service_pb2.DESCRIPTOR.services_by_name["FeatureStoreService"].full_name
+        names = (hot, registry.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflected = _Reflection(names, self._front.streams)
         add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server  # generated, without types
         add(reflected, self._public)
@@ -158,7 +215,7 @@ class Server:
         if self._stopped:
             return
         self._stopped = True
-        self._health.enter_graceful_shutdown()
+        self._health.drain()
         self._front.streams.drain()
         grace_s = self._config.drain_s if drain_s is None else drain_s
         endings = [server.stop(grace_s) for server in (self._public, self._admin)]

@@ -158,6 +158,33 @@ def test_sigterm_unwinds_and_the_handler_before_comes_back(run_body, capsys):
     assert "SIGTERM" in capsys.readouterr().err
 
 
+def test_a_sigterm_that_an_import_would_swallow_still_ends_the_command(run_body, tmp_path, monkeypatch):
+    """As imports do that look for something elsewhere when it fails here."""
+    (tmp_path / "imports_something.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.1)\n"
+        "except BaseException:\n"
+        "    pass\n"
+        "done = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.getsignal(signal.SIGALRM)
+    imported = []
+
+    def body(_arguments):
+        import imports_something
+
+        imported.append(imports_something.done)
+        time.sleep(10)
+
+    assert run_body(body) == Exit.TERMINATED
+    assert imported == [True]
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
 def test_the_package_runs_as_a_module():
     done = subprocess.run(
         [sys.executable, "-m", "featurestore", "--version"], capture_output=True, text=True, check=True

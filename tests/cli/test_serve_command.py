@@ -12,7 +12,9 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from featurestore.cli import main
 from featurestore.cli import serve as command
@@ -84,6 +86,22 @@ def test_killed_it_replays_the_journal_and_says_so(serve, schema, tmp_path):
     assert ready["recovered"]["checkpoint_position"] == 0
     assert ready["recovered"]["journal_frames"] == 2  # the schema's and the batch's
     assert ready["rows"] == 2
+
+
+def test_it_describes_its_services_to_whoever_knows_none_of_them(serve, schema, tmp_path):
+    """In a process of its own, which imports only what it needs to serve."""
+    _, ready = serve("--schema", str(schema), "--data", str(tmp_path / "store"))
+    symbols = [
+        "featurestore.v1.FeatureStoreService",
+        "featurestore.v1.RegistryService",
+        "featurestore.v1.Vectors",
+        "grpc.health.v1.Health",
+    ]
+    asked = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol) for symbol in symbols]
+    with grpc.insecure_channel(ready["listen"]) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        for symbol, reply in zip(symbols, stub.ServerReflectionInfo(iter(asked), timeout=20), strict=True):
+            assert reply.file_descriptor_response.file_descriptor_proto, symbol
 
 
 def test_for_people_the_ready_lines_name_every_address(schema, tmp_path):
@@ -241,6 +259,8 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         (["--tls-cert", "x"], "--tls-cert and --tls-key belong together"),
         (["--listen", "50051"], "listen is '50051'; it is host:port"),
         (["--read-threads", "0"], "read_threads is 0; it is 1 to 256"),
+        (["--max-message", "1"], "max_message_bytes is 1; it is 1,024 to 2,147,483,647"),
+        (["--durable-wait", "0"], "durable_wait_s is 0.0; it is 0.001 to 86,400"),
         (["--admin", "localhost:1"], "over TCP it needs a certificate"),
     ],
 )

@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
+from featurestore.client.failures import Attempts, Backoff, Failure
 from featurestore.client.replies import Ack
 from featurestore.errors import (
     InvalidEventError,
@@ -95,6 +97,54 @@ def test_tries_have_an_end_and_the_error_has_the_servers_words(server: FakeServe
     with pytest.raises(LimitError, match="256 calls are under way"):
         client.get("fraud", {"customer_id": 596})
     assert server.calls["get"] == 5
+
+
+def test_a_write_is_tried_until_its_deadline_under_its_one_number(server: FakeServer, client: Any) -> None:
+    """As through a server's restart: given up, it could not be sent again as the same."""
+
+    def script(method: str, n: int) -> None:
+        if method == "observe" and n <= 12:
+            raise Abort(Code.UNAVAILABLE)
+
+    server.after = script
+    seen = client.observe("transaction", {"tx_datetime": T0, "customer_id": 1})
+    assert (seen.outcome, seen.attempts, len(server.events)) == (Outcome.DUPLICATE, 13, 1)
+    server.after = failing_from("observe", 14, Code.UNAVAILABLE)
+    began_s = time.monotonic()
+    with pytest.raises(UnavailableError):
+        client.observe("transaction", {"tx_datetime": T0, "customer_id": 1}, timeout_s=0.5)
+    assert time.monotonic() - began_s < 2
+    assert len(server.events) == 2
+
+
+def test_a_server_that_comes_back_just_before_the_deadline_is_met() -> None:
+    """Whatever the waits are by then, and with no more than a second between two tries before."""
+    now_s = 100.0
+    attempts = Attempts(10.0, Backoff(), is_numbered=True, clock=lambda: now_s)
+    tried_s, wait_s = [now_s], 0.0
+    while wait_s is not None:
+        attempts.begin()
+        wait_s = attempts.wait_after(Failure(Code.UNAVAILABLE, "gone"))
+        now_s += wait_s or 0.0
+        tried_s.append(now_s)
+    assert 109.9 < tried_s[-1] < 110
+    assert max(np.diff(tried_s)) <= 1
+    assert len(tried_s) < 40
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "is_tried_again"),
+    [
+        (Code.CANCELLED, "CANCELLED", True),  # by a server that stops
+        (Code.CANCELLED, "", True),
+        (Code.CANCELLED, "Channel closed!", False),
+        (Code.CANCELLED, "Locally cancelled by application!", False),
+        (Code.UNAVAILABLE, "", True),
+        (Code.DEADLINE_EXCEEDED, "", False),
+    ],
+)
+def test_what_is_tried_again(code: Any, details: str, is_tried_again: bool) -> None:
+    assert Failure(code, details).may_be_retried is is_tried_again
 
 
 def test_a_message_that_is_too_large_is_not_sent_again(server: FakeServer, client: Any) -> None:
@@ -349,13 +399,39 @@ def test_tables_and_frames_are_taken_as_they_are(server: FakeServer, client: Any
         assert (report.accepted, times_of(server)) == (25, list(range(25)))
 
 
-def test_a_source_that_breaks_ends_the_ingest_with_its_own_error(server: FakeServer, client: Any) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [InvalidEventError("line 31 is broken"), TimeoutError("line 31 is late"), grpc.RpcError("line 31")],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_source_that_breaks_ends_the_ingest_with_its_own_error_when_the_rest_is_in(
+    server: FakeServer, client: Any, error: Exception, fails: bool
+) -> None:
+    """Also where a stream failed on the way, and where the error looks like one of a stream."""
+
     def source() -> Iterator[dict[str, Any]]:
         yield events(10)
-        raise InvalidEventError("line 11 is broken")
+        yield events(10, 10)
+        yield events(10, 20)
+        raise error
 
-    with pytest.raises(InvalidEventError, match="line 11 is broken"):
-        client.ingest("transaction", source())
+    if fails:
+        server.before = failing_once("batch", 2)
+    reports = []
+    with pytest.raises(type(error), match="line 31"):
+        client.ingest("transaction", source(), on_progress=reports.append)
+    assert times_of(server) == list(range(30))
+    report = reports[-1]
+    assert report.events == report.accepted + report.already_applied == 30
+
+
+def test_a_column_that_cannot_be_read_ends_the_ingest_when_the_rest_is_in(
+    server: FakeServer, client: Any
+) -> None:
+    source = [events(10), {**events(10, 10), "customer_id": 7}, events(10, 20)]
+    with pytest.raises(InvalidEventError, match="customer_id: expected a column"):
+        client.ingest("transaction", source)
+    assert times_of(server) == list(range(10)), "and nothing behind it was sent"
 
 
 @pytest.mark.parametrize("settings", [{"batch_events": 0}, {"window": 0}, {"batch_events": 1 << 21}])

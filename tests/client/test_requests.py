@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore.client.requests import time_ms
-from featurestore.errors import ConfigError, InvalidEventError
+from featurestore.errors import ConfigError, InvalidEventError, UnavailableError
 
 from .conftest import MakeClient
 from .fake_server import FakeServer, texts_of
@@ -45,6 +45,12 @@ def test_what_is_no_time_is_said(when: Any) -> None:
         time_ms(when, "as_of")
 
 
+@pytest.mark.parametrize("when", ["yesterday", "", "10000-01-01", "2018-02-30"])
+def test_a_text_that_is_no_time_is_told_how_to_write_one(when: str) -> None:
+    with pytest.raises(InvalidEventError, match="write ISO 8601 such as 2018-04-01T00:07:56Z"):
+        time_ms(when, "as_of")
+
+
 @pytest.mark.parametrize(
     ("value", "kind", "sent"),
     [
@@ -59,6 +65,9 @@ def test_what_is_no_time_is_said(when: Any) -> None:
         (np.bool_(True), "flag", True),
         ("ü".encode(), "text", "ü"),
         (None, None, None),
+        (pd.NA, None, None),
+        (pd.NaT, None, None),
+        (np.datetime64("NaT"), None, None),
     ],
 )
 def test_values_of_an_event(server: FakeServer, client: Any, value: Any, kind: str | None, sent: Any) -> None:
@@ -70,7 +79,7 @@ def test_values_of_an_event(server: FakeServer, client: Any, value: Any, kind: s
     assert kind is None or getattr(field, kind) == sent
 
 
-@pytest.mark.parametrize("value", [[1], {"a": 1}, b"\xff", object()])
+@pytest.mark.parametrize("value", [[1], {"a": 1}, b"\xff", "\udcff", object()])
 def test_values_that_cannot_be_sent_are_named(server: FakeServer, client: Any, value: Any) -> None:
     with pytest.raises(InvalidEventError, match=r"transaction\.customer_id"):
         client.observe("transaction", {"customer_id": value})
@@ -79,9 +88,38 @@ def test_values_that_cannot_be_sent_are_named(server: FakeServer, client: Any, v
     assert "observe" not in server.calls
 
 
-def test_an_event_has_one_time(server: FakeServer, client: Any) -> None:
-    with pytest.raises(InvalidEventError, match="a second datetime"):
-        client.observe("transaction", {"tx_datetime": date(2018, 4, 1), "note": datetime(2018, 4, 1)})
+@pytest.mark.parametrize("other", ["note", "tx_amount", "tx_datetim"])
+def test_a_datetime_is_the_events_time_and_no_other_field(
+    server: FakeServer, client: Any, other: str
+) -> None:
+    for fields in ({other: date(2018, 4, 1)}, {"tx_datetime": NOON_MS, other: datetime(2018, 4, 1)}):
+        with pytest.raises(InvalidEventError, match=rf"transaction\.{other}: a datetime; .*'tx_datetime'"):
+            client.observe("transaction", fields)
+    assert "observe" not in server.calls
+
+
+def test_what_maps_no_names_to_values_is_said(server: FakeServer, client: Any) -> None:
+    for wrong in ([1], None, "ip=1", {1: 2}, {"\udcff": 1}):
+        with pytest.raises(InvalidEventError, match="name"):
+            client.get("fraud", wrong)
+        with pytest.raises(InvalidEventError, match="name"):
+            client.observe("transaction", wrong)
+    assert "observe" not in server.calls
+
+
+def test_an_acknowledgement_of_another_kind_is_said(client: Any) -> None:
+    with pytest.raises(ConfigError, match=r"ack is 'durable'; it is Ack\.APPLIED"):
+        client.observe("transaction", {"tx_datetime": NOON_MS}, ack="durable")
+    with pytest.raises(ConfigError, match=r"ack is 'durable'; it is Ack\.APPLIED"):
+        client.ingest("transaction", {"tx_datetime": [NOON_MS], "customer_id": [1]}, ack="durable")
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0])
+def test_with_no_time_left_nothing_is_sent(server: FakeServer, client: Any, timeout_s: float) -> None:
+    client.schema()
+    with pytest.raises(UnavailableError, match="no time is left"):
+        client.get("fraud", {"customer_id": 1}, timeout_s=timeout_s)
+    assert "get" not in server.calls
 
 
 KEYS = {"customer_id": [596, 597, None], "terminal_id": ["a", "b", "c"]}
@@ -149,6 +187,12 @@ def test_key_sets_without_parts_are_read_too(server: FakeServer, client: Any) ->
         ("localhost:1", {"epoch": 2}, "epoch without a producer"),
         ("localhost:1", {"producer": ""}, "1 to 240 bytes"),
         ("localhost:1", {"producer": "p", "epoch": -1}, "epoch is -1"),
+        ("localhost:1", {"producer": "p", "epoch": "1"}, "epoch is 1"),
+        ("localhost:1", {"producer": "\udcff"}, "printable"),
+        ("localhost:1", {"timeout_s": 0}, "timeout_s is 0"),
+        ("localhost:1", {"timeout_s": None}, "timeout_s is None"),
+        ("http://localhost:1", {}, "host:port alone"),
+        (None, {}, "an address is text"),
     ],
 )
 def test_settings_are_checked_at_once(

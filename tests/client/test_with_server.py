@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 import os
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from featurestore import config
+from featurestore.cli import ingest as ingest_command
 from featurestore.cli import main
 from featurestore.client import Client, Status, Tls
 from featurestore.config import ServeConfig
@@ -293,6 +295,67 @@ def test_other_batches_of_a_file_that_is_in_are_refused_not_counted_again(
         assert client.get("fraud", {"customer_id": 3})["customer.count_1d"] == 10.0
 
 
+def test_a_file_that_breaks_is_repaired_and_goes_on_under_the_name_that_it_was_given(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = house.directory / "tx.csv"
+    sound = csv_of(rows(60_000))
+    file.write_text(sound.replace(",50000.0\n", ",50000.0,one too many\n"))
+    words = [
+        "ingest",
+        str(file),
+        "--event",
+        "transaction",
+        "--server",
+        house.target,
+        "--batch-events",
+        "5000",
+    ]
+    code, _, err = run(*words, capsys=capsys)
+    assert code == 1
+    assert "row 50001" in err
+    n_in = house.engine.stats()["events_accepted"]
+    assert 0 < n_in <= 50_000, "of what was read before it"
+    assert (
+        f"stopped after {n_in:,} events, they are in: repair the file and go on with --producer file-" in err
+    )
+    file.write_text(sound)
+    named = err.partition("--producer ")[2].partition(";")[0]
+    code, out, err = run(*words, "--producer", named, "-o", "json", capsys=capsys)
+    report = json.loads(out)
+    assert (report["accepted"], report["already_applied"], code) == (60_000 - n_in, n_in, 0)
+    assert house.engine.stats()["events_accepted"] == 60_000
+
+
+def test_what_stops_an_ingest_is_told_with_how_to_go_on(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = house.directory / "tx.csv"
+    words = ["ingest", str(file), "--event", "transaction", "--server", house.target, "--batch-events"]
+    file.write_text(csv_of(rows(3)) + "one,too,few\n")
+    assert (
+        "stopped after 0 events, none is in: repair the file and run the command again\n"
+        in (run(*words, "2000", capsys=capsys)[2])
+    )
+    file.write_text(csv_of(rows(100)))
+    assert run(*words, "40", capsys=capsys)[0] == 0
+    err = run(*words, "50", capsys=capsys)[2]  # the same would happen again
+    assert "stopped after 0 events\n" in err
+    assert "run the same command again" not in err
+    for wrong in (["0"], ["5", "--producer", ""], ["5", "--producer", "p" * 300]):
+        code, _, err = run(*words, *wrong, capsys=capsys)
+        assert (code, err.count("\n")) == (2, 1), "nothing was begun"
+    assert "run the same command again to go on" in again_of(["a.csv"], UnavailableError("gone"))
+    assert "cannot be resumed" in again_of(["-"], UnavailableError("gone"))
+
+
+def again_of(words: list[str], error: Exception) -> str:
+    parser = argparse.ArgumentParser()
+    ingest_command.add_arguments(parser)
+    arguments = parser.parse_args([*words, "--event", "transaction"])
+    return ingest_command.again(arguments, "file-1", error, is_broken=False, is_begun=True)
+
+
 def test_refused_events_are_told_by_their_row_and_by_the_exit_code(
     house: House, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -374,6 +437,9 @@ def test_get_reads_many_key_sets(house: House, capsys: pytest.CaptureFixture[str
     file.write_text('{"customer_id": [3]}\n')
     code, _, err = run(*words, capsys=capsys)
     assert (code, "line 1: expected an object of keys" in err) == (1, True)
+    file.write_bytes(b'{"customer_id": 3}\n{"customer_id": "\xff"}\n')
+    code, _, err = run(*words, capsys=capsys)
+    assert (code, f"{file}, line 2: not UTF-8" in err) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +449,8 @@ def test_get_reads_many_key_sets(house: House, capsys: pytest.CaptureFixture[str
         (["get", "--service", "fraud", "a=1", "a=2"], 2, "given twice"),
         (["get", "--service", "fraudx", "customer_id=1"], 1, "unknown service 'fraudx'"),
         (["get", "--service", "fraud", "customr=1"], 1, "customr"),
-        (["get", "--service", "fraud", "customer_id=1", "--as-of", "noon"], 1, "as_of"),
+        (["get", "--service", "fraud", "customer_id=1", "--as-of", "noon"], 1, "write ISO 8601"),
+        (["get", "--service", "fraud", "customer_id=\udcff"], 1, "key customer_id: it is not text"),
         (["get", "--service", "fraud", "customer_id=1", "--keys-from", "-"], 2, "not both"),
         (["get", "--service", "fraud", "customer_id=1", "--timeout", "0"], 2, "--timeout"),
         (["ingest", "no.csv", "--event", "tx"], 1, "unknown event type 'tx'"),
@@ -414,6 +481,14 @@ def test_a_server_that_is_not_there_is_exit_code_4(
     code, _, err = run(*words, capsys=capsys)
     assert code == 4
     assert f"cannot reach {words[-1]}; is `featurestore serve` running there?" in err
+
+
+def test_what_the_server_cannot_do_is_not_said_to_be_a_server_that_is_not_there(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run("backup", "/proc/nowhere/copy", "--admin", house.admin, capsys=capsys)
+    assert code != 0
+    assert err.startswith("featurestore: error: cannot write the backup /proc/nowhere/copy: No such file")
 
 
 def test_apply_says_what_changes_and_changes_it(house: House, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
@@ -246,3 +247,18 @@ def test_metrics_tell_what_happened(tmp_path: Path) -> None:
     assert {name: float(lines[name]) for name in told} == told
     assert float(lines["featurestore_checkpoint_age_seconds"]) >= 0
     assert float(lines["featurestore_row_bytes"]) > 0
+
+
+def test_a_server_that_has_made_no_checkpoint_tells_how_long(tmp_path: Path) -> None:
+    """So that one whose checkpoints all fail is seen by whoever watches their age."""
+
+    def age_s() -> float:
+        with urllib.request.urlopen(f"http://{house.server.metrics_address}/metrics") as reply:
+            lines = reply.read().decode().splitlines()
+        (age,) = (line for line in lines if line.startswith("featurestore_checkpoint_age_seconds "))
+        return float(age.rsplit(" ", 1)[1])
+
+    with serving(tmp_path, metrics="localhost:0") as house:
+        first = age_s()
+        time.sleep(0.2)
+        assert 0 <= first <= age_s() - 0.2

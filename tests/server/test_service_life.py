@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -21,7 +22,7 @@ from house import SCHEMA, T0, batch, config, keys, observe, play, read, serving,
 from featurestore.config import Tls
 from featurestore.engine import Engine
 from featurestore.errors import ConfigError, StoreLockedError
-from featurestore.server.serve import Server, open_store
+from featurestore.server.serve import Server, _Health, open_store
 from featurestore.v1 import admin_service_pb2 as admin_pb
 from featurestore.v1 import admin_service_pb2_grpc as admin_grpc
 from featurestore.v1 import feature_store_service_pb2 as pb
@@ -49,6 +50,11 @@ def test_a_port_in_use_is_refused_in_words(tmp_path: Path) -> None:
                 started(tmp_path, **{setting: f"127.0.0.1:{port}"})
     assert not (tmp_path / "store" / "admin.sock").exists(), "what was bound before is let go"
     started(tmp_path)
+
+
+def test_a_socket_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"listen: cannot listen on unix:.*/no/a\.sock \(No such file"):
+        started(tmp_path, listen=f"unix:{tmp_path}/no/a.sock")
 
 
 def test_a_dead_servers_socket_is_replaced(tmp_path: Path) -> None:
@@ -154,6 +160,27 @@ def test_tls_and_mutual_tls(tmp_path: Path, papers: dict[str, Path]) -> None:
                     assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
+def test_papers_that_cannot_be_used_are_named(tmp_path: Path, papers: dict[str, Path]) -> None:
+    certificate, key, ca = papers["certificate"], papers["key"], papers["ca"]
+    (no_pem := tmp_path / "no.pem").write_text("not a certificate")
+    locked = tmp_path / "locked.key"
+    subprocess.run(
+        ["openssl", "rsa", "-in", str(key), "-aes128", "-passout", "pass:x", "-out", str(locked)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    for tls, what in (
+        (Tls(no_pem, key), f"listen: the certificate {no_pem} and the key {key} cannot be used"),
+        (Tls(certificate, no_pem), f"the key {no_pem} cannot be used"),
+        (Tls(ca, key), f"the certificate {ca} and the key {key} cannot be used .*MISMATCH"),
+        (Tls(certificate, locked), "the key without a password"),
+        (Tls(certificate, key, no_pem), f"listen: the client CA {no_pem} cannot be used"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            started(tmp_path, tls=tls)
+    with pytest.raises(ConfigError, match="admin: the certificate"):
+        started(tmp_path, admin="localhost:0", admin_tls=Tls(no_pem, key, ca))
+
+
 def test_drain_finishes_what_was_begun_and_says_where_a_stream_ended(tmp_path: Path) -> None:
     """Batches are under way when the server stops: each that was applied is answered, and nothing else is
     applied.
@@ -198,6 +225,58 @@ def test_drain_finishes_what_was_begun_and_says_where_a_stream_ended(tmp_path: P
     serving_status = health_pb2.HealthCheckResponse
     assert watched == [serving_status.SERVING, serving_status.NOT_SERVING]
     engine.close()
+
+
+def test_a_watcher_of_its_health_is_told_and_does_not_hold_the_drain_up(tmp_path: Path) -> None:
+    with serving(tmp_path, drain_s=20.0) as house:
+        stub = health_pb2_grpc.HealthStub(house.channel)
+        watches = [
+            stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30)
+            for name in ("", "", "unknown")
+        ]
+        first = [next(watch).status for watch in watches]
+        began_s = time.monotonic()
+        house.server.stop()
+        assert time.monotonic() - began_s < 10
+        rest = [[reply.status for reply in watch] for watch in watches]
+    statuses = health_pb2.HealthCheckResponse
+    assert first == [statuses.SERVING, statuses.SERVING, statuses.SERVICE_UNKNOWN]
+    assert rest == [[statuses.NOT_SERVING], [statuses.NOT_SERVING], []]
+
+
+def test_a_watcher_that_went_away_is_forgotten(tmp_path: Path) -> None:
+    with serving(tmp_path) as house:
+        watch = health_pb2_grpc.HealthStub(house.channel).Watch(health_pb2.HealthCheckRequest())
+        next(watch)
+        health = house.server._health
+        assert len(health._watchers) == 1
+        watch.cancel()
+        for _ in range(100):
+            if not health._watchers:
+                break
+            time.sleep(0.05)
+        assert not health._watchers
+
+
+def test_a_watcher_that_goes_away_while_it_is_told_stops_nothing() -> None:
+    """gRPC says that a call is over on the thread that also says that a message has been sent."""
+    health = _Health(["a"])
+    over: list[Callable[[], None]] = []
+    is_over = threading.Event()
+    sent = []
+
+    def send(reply: health_pb2.HealthCheckResponse | None) -> None:
+        if reply is not None and reply.status == health_pb2.HealthCheckResponse.NOT_SERVING:
+            assert is_over.wait(20)
+        sent.append(reply)
+
+    context = SimpleNamespace(add_callback=lambda call: over.append(call) or True)
+    health.Watch(health_pb2.HealthCheckRequest(service="a"), context, send)
+    began_s = time.monotonic()
+    health.drain()
+    over[0]()
+    assert time.monotonic() - began_s < 10
+    is_over.set()
 
 
 def iter_forever() -> Iterator[pb.GetFeaturesStreamRequest]:
