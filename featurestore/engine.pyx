@@ -32,9 +32,9 @@ from featurestore.core.plan cimport CompiledPlan, ServiceC
 from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin, sequencer_judge
 from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
 from featurestore.core.state cimport (
-    State, StateC, Work, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, state_apply,
-    state_commit, state_content, state_decide, state_forget, state_origin, state_read, vectors_for,
-    verdict_error, work_clear, work_prepare,
+    State, StateC, Work, batch_fits, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock,
+    state_apply, state_commit, state_content, state_decide, state_forget, state_origin, state_read,
+    vectors_for, verdict_error, work_clear, work_prepare,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
@@ -383,8 +383,7 @@ cdef class Engine:
                 raise CorruptRecordError(
                     f"batch frame at position {first} is of event type id {decoded.head.event_id}, which "
                     "the schema before it does not declare")
-            if decoded.batch.n_columns != state.plan.events[decoded.batch.event].n_fields or (
-                    decoded.batch.n_events != frame.n_positions):
+            if not batch_fits(state.plan, &decoded.batch) or decoded.batch.n_events != frame.n_positions:
                 raise CorruptRecordError(
                     f"batch frame at position {first} does not have the columns of its event type")
             with nogil:

@@ -20,6 +20,7 @@ cdef enum:
     MAX_VALUES = 64
     MAX_RAW_WORDS = 2 + MAX_VALUES
     MAX_VIEWS_PER_ENTITY = 120
+    MAX_KEY_PARTS = 256
     NO_COLUMN = 0xFFFF
 
 cdef extern from * nogil:
@@ -97,6 +98,7 @@ ctypedef struct EventC:
     int64_t dedupe_ms
     int64_t min_keep_ms          # the shortest keep of its views: an event younger than that is late for none
     int64_t max_floor_ms         # the latest floor of its views
+    uint8_t* kinds               # [n_fields] ColumnKind
     TouchC* touches              # [n_touches]
     ProgramC** programs          # [n_programs] borrowed from the CompiledPrograms that CompiledPlan holds
 

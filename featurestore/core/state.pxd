@@ -55,6 +55,8 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     uint32_t n_parts
     bint first_of_type           # no event of its type had been accepted before this batch
 
+# Whether a batch has the columns that the plan declares for its event type: everything below relies on it.
+cdef bint batch_fits(const PlanC* plan, const Batch* batch) noexcept nogil
 # The plan lock must be held (shared) from before the batch was decoded until after state_apply. 0, or -1 when
 # out of memory. to_read: vectors will be read too, so rows that the events only read need their fingerprints.
 cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil

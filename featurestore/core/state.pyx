@@ -24,7 +24,9 @@ from featurestore.core.hashing cimport (
     SipState, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
 )
 from featurestore.core.pages cimport pool_clear, pool_init
-from featurestore.core.plan cimport UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC
+from featurestore.core.plan cimport (
+    MAX_KEY_PARTS, UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC,
+)
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
     VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_TOO_OLD, Origin, Sequencer, TableCursor,
@@ -154,9 +156,21 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     return 0
 
 
+cdef bint batch_fits(const PlanC* plan, const Batch* batch) noexcept nogil:
+    cdef const EventC* event
+    cdef uint16_t i
+    if batch.event >= plan.n_events or batch.n_columns != plan.events[batch.event].n_fields:
+        return False
+    event = &plan.events[batch.event]
+    for i in range(event.n_fields):
+        if batch.columns[i].kind != event.kinds[i]:
+            return False
+    return True
+
+
 cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil:
     cdef const EventC* event = &state.plan.events[batch.event]
-    cdef const Column* columns[256]
+    cdef const Column* columns[MAX_KEY_PARTS]
     cdef const TouchC* touch
     cdef Part* part
     cdef uint64_t* fps
@@ -408,7 +422,7 @@ cdef int state_read(StateC* state, const ServiceC* service, const Column* const*
                     int64_t* read_at) noexcept nogil:
     cdef const PlanC* plan = state.plan
     cdef Sequencer* s = &state.sequencer
-    cdef const Column* columns[256]
+    cdef const Column* columns[MAX_KEY_PARTS]
     cdef const SlotC* slot
     cdef Outputs out
     cdef int64_t* nows
@@ -665,6 +679,10 @@ cdef class State:
             raise InvalidEventError(f"batch has {batch.batch.n_columns} columns; event type "
                                     f"{self.plan.events[batch.batch.event].name} has "
                                     f"{self.c.plan.events[batch.batch.event].n_fields} fields")
+        if not batch_fits(self.c.plan, &batch.batch):
+            raise InvalidEventError(
+                f"batch was made for another event type than {self.plan.events[batch.batch.event].name}: it "
+                "has numbers where that one has texts")
         if self.c.broken:
             raise MemoryError("memory ran out while a batch was applied; restart from the last checkpoint")
         return 0
@@ -809,7 +827,7 @@ cdef class State:
         """The 16 bytes that stand for one key (bytes per part, in the entity's order), None where a part is
         empty."""
         cdef EventBatch keys
-        cdef const Column* columns[256]
+        cdef const Column* columns[MAX_KEY_PARTS]
         cdef uint64_t fp[2]
         cdef uint8_t missing = 0
         cdef size_t i

@@ -446,6 +446,12 @@ cdef void dispatcher_finish(DispatcherC* d, int method, uint64_t began_ns, int s
 # -- Python
 # ---------------------------------------------------------------------------------------------------
 
+cdef int check_method(int method) except -1:
+    if not 0 <= method < N_METHODS:
+        raise ValueError(f"method {method} of {N_METHODS}")
+    return 0
+
+
 @cython.final
 cdef class Served:
     """The names of one plan, and how many failed calls still point into them."""
@@ -549,8 +555,7 @@ cdef class Dispatcher:
 
     cdef Call* taken(self, int method) except NULL:
         cdef Call* call
-        if not 0 <= method < N_METHODS:
-            raise ValueError(f"method {method} of {N_METHODS}")
+        check_method(method)
         call = dispatcher_take(&self.c)
         if call == NULL:
             raise LimitError(
@@ -613,6 +618,7 @@ cdef class Dispatcher:
         cdef Call call
         cdef int64_t timeout_ns = -1 if timeout_s is None else max(0, int(timeout_s * 1e9))
         cdef int answer = ANSWER_DONE
+        check_method(method)
         memset(&call, 0, sizeof(Call))
         call.position = position
         if position:
