@@ -28,6 +28,7 @@ cdef enum:
     AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row and log are being fetched
     AHEAD_ROW = 16
     AHEAD_LOG = 8
+    MAX_HEADS = 255              # of a row, as its 8 bits can count
 
 
 cdef extern from * nogil:
@@ -122,13 +123,34 @@ cdef uint32_t _new_row(Arena* arena, uint64_t fp0, uint64_t fp1, uint16_t entity
     return handle
 
 
-cdef LogHead* _add_head(Arena* arena, uint32_t* place, uint16_t view_id, uint8_t kind) noexcept nogil:
+cdef inline const ViewC* _layout(const PlanC* plan, uint16_t view_id) noexcept nogil:
+    return plan.layout_of_id[view_id] if view_id <= plan.max_view_id else NULL
+
+
+cdef void _drop_removed(Arena* arena, const PlanC* plan, Row* row) noexcept nogil:
+    """Frees the logs of views that the plan no longer has, as the sweep would."""
+    cdef LogHead* heads = _heads(row)
+    cdef uint8_t i, kept = 0
+    for i in range(row.n_heads):
+        if heads[i].kind != LOG_KEY and plan.view_of_id[heads[i].view_id] < 0:
+            log_free(arena, &heads[i], _layout(plan, heads[i].view_id))
+        else:
+            heads[kept] = heads[i]
+            kept += 1
+    row.n_heads = kept
+
+
+cdef LogHead* _add_head(Arena* arena, const PlanC* plan, uint32_t* place, uint16_t view_id,
+                        uint8_t kind) noexcept nogil:
     """A new empty head; the row moves when it is full, and *place, which holds its handle, follows. NULL: out
     of memory."""
     cdef Row* row = <Row*>arena_at(arena, place[0])
     cdef Row* grown
     cdef LogHead* head
     cdef uint32_t handle
+    if row.n_heads == MAX_HEADS:
+        # A plan needs two at most for each view of an entity, one for the key: others are of plans before it.
+        _drop_removed(arena, plan, row)
     if row.n_heads == row.cap_heads:
         # Two more heads are one more unit of the arena.
         handle = _new_row(arena, row.fp0, row.fp1, row.entity_id, row.cap_heads + 2)
@@ -147,10 +169,6 @@ cdef LogHead* _add_head(Arena* arena, uint32_t* place, uint16_t view_id, uint8_t
     head.kind = kind
     row.n_heads += 1
     return head
-
-
-cdef inline const ViewC* _layout(const PlanC* plan, uint16_t view_id) noexcept nogil:
-    return plan.layout_of_id[view_id] if view_id <= plan.max_view_id else NULL
 
 
 cdef void _free_row(Arena* arena, const PlanC* plan, uint32_t handle) noexcept nogil:
@@ -224,7 +242,7 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
 cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const TouchC* touch,
                        uint32_t event) noexcept nogil:
     """keep_keys: the key as it is hashed, part by part: u16 length, bytes."""
-    cdef LogHead* head = _add_head(arena, place, 0, LOG_KEY)
+    cdef LogHead* head = _add_head(arena, job.plan, place, 0, LOG_KEY)
     cdef const Column* column
     cdef uint32_t n_bytes = 0, block
     cdef uint16_t i, n
@@ -310,13 +328,13 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
         _raw_entry(job, view, part.event, raw)
         head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, False)
         if head == NULL:
-            head = _add_head(arena, place[0], view.view_id, 0)
+            head = _add_head(arena, job.plan, place[0], view.view_id, 0)
         if head == NULL or log_append(arena, head, view, raw, now) < 0:
             return -1
         if view.has_lifetime:
             head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, True)
             if head == NULL:
-                head = _add_head(arena, place[0], view.view_id, LOG_LIFETIME)
+                head = _add_head(arena, job.plan, place[0], view.view_id, LOG_LIFETIME)
             if head == NULL or lifetime_append(arena, head, view, raw, now) < 0:
                 return -1
     return 0
@@ -770,7 +788,7 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
             continue
         used = log_import(arena, &head, view, payload + at, n_bytes - at)
         if used > 0:
-            added = _add_head(arena, &handle, head.view_id, head.kind)
+            added = _add_head(arena, plan, &handle, head.view_id, head.kind)
             if added == NULL:
                 log_free(arena, &head, view)
                 used = -1
