@@ -469,8 +469,8 @@ cdef class Engine:
         """As State.read, at the store's now."""
         with nogil:
             pthread_rwlock_rdlock(&self.c.state.plan_lock)
-        try:                          # as in observe; state.read takes the lock once more
-            vectors = self.state.read(service, parts, n, as_of=as_of, now_ms=_wall_ms(), bounds=bounds)
+        try:
+            vectors = self.state._read(service, parts, n, as_of, _wall_ms(), bounds)
         finally:
             pthread_rwlock_unlock(&self.c.state.plan_lock)
         fs_add(&self.c.counters.vectors, n)

@@ -94,3 +94,6 @@ cdef class State:
     cdef bytes _table(self, bint producers, uint32_t max_places)
     cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1
+    # As read, with the plan lock held (shared). Whoever took it twice might wait for a writer that came in
+    # between, and that waits for the first.
+    cdef object _read(self, service, parts, uint32_t n, as_of, int64_t now_ms, bint bounds)

@@ -740,6 +740,14 @@ cdef class State:
         """Reads `service` (its index) for n key sets. parts: {part name: TextColumn of n keys}; a part that
         is not given, or a null or empty key, makes its entity's values UNAVAILABLE. as_of: int64 (n) ms, None
         for now. now_ms as in observe."""
+        with nogil:
+            pthread_rwlock_rdlock(&self.c.plan_lock)
+        try:                          # what is looked up in the plan holds for as long as the lock does
+            return self._read(service, parts, n, as_of, now_ms, bounds)
+        finally:
+            pthread_rwlock_unlock(&self.c.plan_lock)
+
+    cdef object _read(self, service, parts, uint32_t n, as_of, int64_t now_ms, bint bounds):
         cdef const ServiceC* target = self._service(service)
         cdef const int64_t* times = NULL
         cdef Work work
@@ -771,9 +779,7 @@ cdef class State:
         for i, name in enumerate(parts):
             columns[<size_t>self.compiled.part_names.index(name)] = &keys.batch.columns[<size_t>i]
         with nogil:
-            pthread_rwlock_rdlock(&self.c.plan_lock)
             status = state_read(&self.c, target, columns, n, times, now_ms, &work, &outputs, &read_at)
-            pthread_rwlock_unlock(&self.c.plan_lock)
             work_clear(&work)
             free(columns)
         if status < 0:
