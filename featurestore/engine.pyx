@@ -47,6 +47,7 @@ from featurestore.storage.journal cimport (
     iovec, journal_append,
 )
 
+from featurestore.core.structs import same_structs
 from featurestore.errors import (
     ConfigError, CorruptRecordError, InvalidEventError, LimitError, StorageError, UnknownNameError,
 )
@@ -56,6 +57,8 @@ from featurestore.storage.checkpoint import HEAD, IDS, PLAN, PRODUCERS, load_row
 from featurestore.storage.directory import DataDirectory, require_clock, sync_directory, write_synced
 from featurestore.storage.failpoint import reach
 from featurestore.storage.rows import RowStore
+
+same_structs(__name__, engine_structs())
 
 cdef extern from "<time.h>" nogil:
     struct timespec:

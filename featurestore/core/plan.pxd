@@ -3,7 +3,7 @@
 # CompiledPlan, immutable, and alive as long as any state uses it.
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from featurestore.core.program cimport ProgramC
+from featurestore.core.program cimport ProgramC, program_structs
 
 ctypedef union Word:             # one cell of a log entry
     double f
@@ -162,3 +162,11 @@ cdef class CompiledPlan:
     cdef int _weights(self, ViewC* view, size_t n) except -1
     cdef ItemC* _items(self, list items, size_t view) except NULL
     cdef int _check_parts(self, feature, ViewC* view, size_t column_index) except -1
+
+# Compared at import: see core/structs.py.
+cdef inline dict plan_structs():
+    return program_structs() | {"core/plan.pxd": (
+        sizeof(Word), sizeof(ColumnC), sizeof(WeightC), sizeof(ViewC), sizeof(TouchC), sizeof(EventC),
+        sizeof(ItemC), sizeof(GroupC), sizeof(SlotC), sizeof(ServiceC), sizeof(EntityC), sizeof(PlanC),
+        sizeof(CompiledPlan),
+    )}

@@ -10,7 +10,10 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t
 from featurestore.core.batch cimport COLUMN_NUMBER, COLUMN_TEXT
 from featurestore.core.program cimport CompiledProgram, ProgramC
 
+from featurestore.core.structs import same_structs
 from featurestore.plan import Aggregate, Kind, Part
+
+same_structs(__name__, plan_structs())
 
 
 def _check(bint holds, str what):

@@ -18,11 +18,11 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.arena cimport Arena
 from featurestore.core.batch cimport Batch
-from featurestore.core.bytes cimport Bytes
+from featurestore.core.bytes cimport Bytes, bytes_structs
 from featurestore.core.pages cimport Pool, pthread_mutex_t
 from featurestore.core.plan cimport EventC, PlanC, ServiceC, SlotC
-from featurestore.core.table cimport Table
-from featurestore.core.window cimport LogHead, Outputs, ReadAt
+from featurestore.core.table cimport Table, table_structs
+from featurestore.core.window cimport LogHead, Outputs, ReadAt, window_structs
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
@@ -117,3 +117,9 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
 # Appends every row that is not expired as such records, sorted. 0, or -1 when out of memory.
 cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows, Bytes* out) noexcept nogil
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict shard_structs():
+    return bytes_structs() | table_structs() | window_structs() | {"core/shard.pxd": (
+        sizeof(Row), sizeof(Shard), sizeof(Part), sizeof(Job),
+    )}

@@ -20,6 +20,10 @@ from featurestore.core.window cimport (
     log_export, log_export_bytes, log_free, log_import, view_horizon, view_read,
 )
 
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, shard_structs())
+
 cdef enum:
     ROW_HEAD_BYTES = 24          # of Row; with one LogHead a row is 32 bytes
     ROW_EXPORT_BYTES = 8

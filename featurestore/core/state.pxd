@@ -15,8 +15,8 @@ from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.bytes cimport Bytes
 from featurestore.core.pages cimport Pool
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
-from featurestore.core.sequencer cimport Facts, Origin, Sequencer
-from featurestore.core.shard cimport Part, Shard, pthread_mutex_t
+from featurestore.core.sequencer cimport Facts, Origin, Sequencer, sequencer_structs
+from featurestore.core.shard cimport Part, Shard, pthread_mutex_t, shard_structs
 from featurestore.core.window cimport Outputs
 
 cdef extern from "<pthread.h>" nogil:
@@ -97,3 +97,9 @@ cdef class State:
     # As read, with the plan lock held (shared). Whoever took it twice might wait for a writer that came in
     # between, and that waits for the first.
     cdef object _read(self, service, parts, uint32_t n, as_of, int64_t now_ms, bint bounds)
+
+# Compared at import: see core/structs.py.
+cdef inline dict state_structs():
+    return sequencer_structs() | shard_structs() | {"core/state.pxd": (
+        sizeof(StateC), sizeof(Work), sizeof(State),
+    )}

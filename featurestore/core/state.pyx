@@ -21,7 +21,7 @@ from featurestore.core.batch cimport (
 )
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
 from featurestore.core.hashing cimport (
-    SipState, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
+    SipState, hashing_structs, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
 )
 from featurestore.core.pages cimport pool_clear, pool_init
 from featurestore.core.plan cimport (
@@ -43,10 +43,13 @@ from featurestore.core.table cimport table_prefetch
 from featurestore.core.window cimport Outputs, read_unavailable
 
 from featurestore.columns import TextColumn
+from featurestore.core.structs import same_structs
 from featurestore.errors import (
     CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError,
 )
 from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
+
+same_structs(__name__, state_structs(), hashing_structs())
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t

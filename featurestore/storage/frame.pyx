@@ -30,7 +30,10 @@ from featurestore.core.batch cimport (
     COLUMN_NUMBER, COLUMN_TEXT, MAX_BATCH_EVENTS, OUTCOME_DUPLICATE, REFUSED_MEMORY, REFUSED_NO_TIME,
 )
 
+from featurestore.core.structs import same_structs
 from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError
+
+same_structs(__name__, frame_structs())
 
 if sys.byteorder != "little":
     raise ImportError("featurestore stores little-endian numbers in place; this machine is big-endian")
