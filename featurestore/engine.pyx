@@ -809,7 +809,7 @@ cdef class Engine:
         self.close()
 
 
-cdef uint64_t count_records(bytes records):
+cdef uint64_t count_records(bytes records) except? 0:
     """How many records a shard's copy has: 16 bytes of key, u32 length (all ones: the row is gone), value."""
     cdef const uint8_t* data = records
     cdef size_t size = len(records), at = 0

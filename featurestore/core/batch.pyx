@@ -77,7 +77,7 @@ cdef object checked_array(object array, object dtype, Py_ssize_t n, str what):
     return np.require(array, requirements=["C", "A"])
 
 
-cdef const void* address(object array):
+cdef const void* address(object array) except? NULL:
     """Of the first byte of a numpy array."""
     cdef size_t where = array.ctypes.data
     return <const void*>where
