@@ -4,6 +4,7 @@ The plan was made by `featurestore.schema`, or read back from the journal where 
 indexes are checked here all the same, once, because nothing on the hot path checks them again.
 """
 
+cimport cython
 from libc.stdlib cimport calloc, free, realloc
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t
 
@@ -21,6 +22,7 @@ def _check(bint holds, str what):
         raise ValueError(f"plan: {what}")
 
 
+@cython.final
 cdef class CompiledPlan:
     def __cinit__(self, plan not None, CompiledPlan previous=None):
         """`previous`: the plan that the state was built with, so that logs of views it loses can still be

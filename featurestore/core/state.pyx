@@ -9,6 +9,7 @@ import hashlib
 
 import numpy as np
 
+cimport cython
 from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
@@ -589,6 +590,7 @@ cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t 
         "a producer name")
 
 
+@cython.final
 cdef class State:
     """The whole engine in memory, without journal or files: what replay and tests use, and what the store
     persists.

@@ -82,8 +82,8 @@ CREATING_NAME = "creating"
 COMPACTING_NAME = "compacting"
 META_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,%d}" % (MAX_NAME_BYTES - 1))
 
-open_files = set()                # (device, inode) of every data file that this process has open
-open_files_lock = threading.Lock()
+cdef set open_files = set()       # (device, inode) of every data file that this process has open
+cdef object open_files_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
