@@ -7,10 +7,10 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.plan cimport ServiceC
-from featurestore.core.state cimport State, StateC, Work
+from featurestore.core.state cimport State, StateC, Work, state_structs
 from featurestore.core.window cimport Outputs
 from featurestore.storage.frame cimport ByteBuffer
-from featurestore.storage.journal cimport Journal, JournalState
+from featurestore.storage.journal cimport Journal, JournalState, journal_structs
 
 cdef enum EngineStatus:
     ENGINE_OK = 0
@@ -78,3 +78,9 @@ cdef class Engine:
     cdef int _check_batch(self, EventBatch batch) except -1
     cdef int _replay_batch(self, object frame, Work* work) except -1
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender)
+
+# Compared at import: see core/structs.py.
+cdef inline dict engine_structs():
+    return state_structs() | journal_structs() | {"engine.pxd": (
+        sizeof(Sender), sizeof(WriteResult), sizeof(Counters), sizeof(EngineC), sizeof(Engine),
+    )}

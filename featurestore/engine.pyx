@@ -32,9 +32,9 @@ from featurestore.core.plan cimport CompiledPlan, ServiceC
 from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin
 from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
 from featurestore.core.state cimport (
-    State, StateC, Work, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock, state_apply,
-    state_commit, state_content, state_decide, state_forget, state_judge, state_origin, state_read,
-    state_repeat, vectors_for, verdict_error, work_clear, work_prepare,
+    State, StateC, Work, batch_fits, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock,
+    state_apply, state_commit, state_content, state_decide, state_forget, state_judge, state_origin,
+    state_read, state_repeat, vectors_for, verdict_error, work_clear, work_prepare,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
@@ -47,6 +47,7 @@ from featurestore.storage.journal cimport (
     iovec, journal_append,
 )
 
+from featurestore.core.structs import same_structs
 from featurestore.errors import (
     ConfigError, CorruptRecordError, InvalidEventError, LimitError, StorageError, UnknownNameError,
 )
@@ -56,6 +57,8 @@ from featurestore.storage.checkpoint import HEAD, IDS, PLAN, PRODUCERS, load_row
 from featurestore.storage.directory import DataDirectory, require_clock, sync_directory, write_synced
 from featurestore.storage.failpoint import reach
 from featurestore.storage.rows import RowStore
+
+same_structs(__name__, engine_structs())
 
 cdef extern from "<time.h>" nogil:
     struct timespec:
@@ -389,8 +392,7 @@ cdef class Engine:
                 raise CorruptRecordError(
                     f"batch frame at position {first} is of event type id {decoded.head.event_id}, which "
                     "the schema before it does not declare")
-            if decoded.batch.n_columns != state.plan.events[decoded.batch.event].n_fields or (
-                    decoded.batch.n_events != frame.n_positions):
+            if not batch_fits(state.plan, &decoded.batch) or decoded.batch.n_events != frame.n_positions:
                 raise CorruptRecordError(
                     f"batch frame at position {first} does not have the columns of its event type")
             with nogil:
@@ -476,8 +478,8 @@ cdef class Engine:
         """As State.read, at the store's now."""
         with nogil:
             pthread_rwlock_rdlock(&self.c.state.plan_lock)
-        try:                          # as in observe; state.read takes the lock once more
-            vectors = self.state.read(service, parts, n, as_of=as_of, now_ms=_wall_ms(), bounds=bounds)
+        try:
+            vectors = self.state._read(service, parts, n, as_of, _wall_ms(), bounds)
         finally:
             pthread_rwlock_unlock(&self.c.state.plan_lock)
         fs_add(&self.c.counters.vectors, n)
@@ -860,7 +862,7 @@ cdef class Engine:
         self.close()
 
 
-cdef uint64_t count_records(bytes records):
+cdef uint64_t count_records(bytes records) except? 0:
     """How many records a shard's copy has: 16 bytes of key, u32 length (all ones: the row is gone), value."""
     cdef const uint8_t* data = records
     cdef size_t size = len(records), at = 0

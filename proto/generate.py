@@ -1,7 +1,7 @@
 """Generates featurestore/v1/ from proto/: run `python proto/generate.py` after every change to a .proto file.
 
-Needs grpcio-tools (the `dev` extra). The generated files are committed, so that neither a user nor a wheel
-needs a compiler for them; tests/server/test_codec_proto.py fails when they are not what this script would
+Needs grpcio-tools (the `test` extra). The generated files are committed, so that neither a user nor a wheel
+needs a compiler for them; tests/source/test_generated.py fails when they are not what this script would
 write.
 """
 

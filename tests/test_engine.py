@@ -35,7 +35,7 @@ from featurestore.errors import (
 )
 from featurestore.outcome import Outcome
 from featurestore.plan import Plan
-from featurestore.storage import failpoint
+from featurestore.storage import failpoint, frame, journal
 from featurestore.storage.directory import DataDirectory, Identity
 from featurestore.storage.rows import RowStore
 
@@ -288,6 +288,17 @@ class TestReplay:
             assert engine.recovered.events == len(sent)
             assert engine.state.digest() == digest
 
+    def test_a_batch_whose_columns_are_of_other_kinds_than_the_schemas_is_refused(self, path: Path) -> None:
+        with Engine.open(path) as engine:
+            event_id = engine.state.plan.events[0].event_id
+            position = engine.state.position + 1
+            numbers = [[1.0], [1.0], [1.0]]  # the first two are texts in the schema
+            body = frame.batch_body([0], [store_v1.START_MS], numbers, event_id=event_id)
+            engine.journal.append(journal.BATCH, body, n_positions=1, schema_version=1)
+            engine.journal.sync()
+        with pytest.raises(CorruptRecordError, match=f"position {position} does not have the columns"):
+            Engine.open(path)
+
 
 class Interrupting:
     """A plan listener during whose first preparation of a change something happens."""
@@ -387,6 +398,30 @@ class TestUse:
             assert sorted(key["account"] for key in engine.keys(["account"])) == ["bert", "dora"]
             engine.forget({"account": "dora"})
             assert list(engine.keys(["account"])) == [{"account": "bert"}]
+
+    def test_reads_and_schema_changes_do_not_wait_for_each_other_for_ever(self, path: Path) -> None:
+        engine = Engine.open(path, durability="process")
+        stop = threading.Event()
+
+        def read() -> None:
+            while not stop.is_set():
+                store_v1.answers(engine)
+
+        def change() -> None:
+            for i in range(40):
+                engine.apply_schema(store_v1.SCHEMA + ("" if i % 2 else "  more: [account.*]\n"))
+
+        readers = [threading.Thread(target=read, daemon=True) for _ in range(3)]
+        changes = threading.Thread(target=change, daemon=True)
+        for thread in [*readers, changes]:
+            thread.start()
+        changes.join(WAIT_S)
+        assert not changes.is_alive(), "a reader waits for a writer that waits for it"
+        stop.set()
+        for thread in readers:
+            thread.join()
+        assert engine.state.plan.version == 41
+        engine.close()
 
     def test_a_journal_above_its_cap_is_checkpointed(self, path: Path) -> None:
         with Engine.open(path, segment_bytes=4096) as engine:

@@ -7,10 +7,12 @@
         window      one log per (row, view): exact first, bounded after
         arena       the memory of a shard
           pages     chunks cut from huge pages, for all shards
-      program     compiled `where` filters
       plan        the schema as flat C structs
-      batch       events in columns, the one shape in which they travel
+        program   compiled `where` filters
       hashing     SipHash-2-4-128 keyed fingerprints, CRC32C
+      batch       events in columns, the one shape in which they travel
+      bytes       a growing buffer, for what is written out
+    structs     sizes of all structs, compared at import: modules that do not fit together do not start
 
 Arrows point down only. Nothing here knows a file, a socket, protobuf or the machine's clock.
 """

@@ -10,7 +10,7 @@
 # around every call.
 from libc.stdint cimport uint32_t, uint64_t
 
-from featurestore.core.pages cimport Pool
+from featurestore.core.pages cimport Pool, pages_structs
 
 cdef enum:
     UNIT_BYTES = 16
@@ -42,3 +42,7 @@ cdef size_t arena_rounded(size_t n_bytes) noexcept nogil                 # bytes
 
 cdef inline void* arena_at(const Arena* arena, uint32_t handle) noexcept nogil:
     return arena.chunks[handle >> UNIT_BITS].base + (<size_t>(handle & ((1 << UNIT_BITS) - 1))) * UNIT_BYTES
+
+# Compared at import: see core/structs.py.
+cdef inline dict arena_structs():
+    return pages_structs() | {"core/arena.pxd": (sizeof(Chunk), sizeof(Arena))}

@@ -11,6 +11,10 @@ from libc.string cimport memset
 
 from featurestore.core.pages cimport CHUNK_BYTES, pages_map, pages_unmap, pool_chunk
 
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, arena_structs())
+
 cdef enum:
     LINEAR_CLASSES = 64
     MAX_CHUNKS = 1 << 19

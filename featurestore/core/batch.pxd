@@ -58,3 +58,7 @@ cdef class EventBatch:
     cdef int _take_texts(self, Column* c, object column, str what, list memory) except -1
     cdef void _refuse(self) noexcept
     cdef list _no_columns(self)
+
+# Compared at import: see core/structs.py.
+cdef inline dict batch_structs():
+    return {"core/batch.pxd": (sizeof(Column), sizeof(Batch), sizeof(EventBatch))}

@@ -25,8 +25,11 @@ from libc.stdlib cimport calloc, free
 import numpy as np
 
 from featurestore.columns import TextColumn
+from featurestore.core.structs import same_structs
 from featurestore.errors import InvalidEventError
 from featurestore.plan import EventPlan, Kind
+
+same_structs(__name__, batch_structs())
 
 cdef int64_t EARLIEST_MS = -62135596800000  # 0001-01-01T00:00:00.000Z
 cdef int64_t LATEST_MS = 253402300799999    # 9999-12-31T23:59:59.999Z
@@ -74,7 +77,7 @@ cdef object checked_array(object array, object dtype, Py_ssize_t n, str what):
     return np.require(array, requirements=["C", "A"])
 
 
-cdef const void* address(object array):
+cdef const void* address(object array) except? NULL:
     """Of the first byte of a numpy array."""
     cdef size_t where = array.ctypes.data
     return <const void*>where

@@ -9,3 +9,7 @@ ctypedef struct Bytes:
 cdef int bytes_reserve(Bytes* bytes, size_t more) noexcept nogil           # 0, or -1 when out of memory
 cdef int bytes_append(Bytes* bytes, const void* data, size_t n) noexcept nogil   # 0, or -1 when out of memory
 cdef void bytes_clear(Bytes* bytes) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict bytes_structs():
+    return {"core/bytes.pxd": (sizeof(Bytes),)}

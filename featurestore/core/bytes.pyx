@@ -4,6 +4,10 @@ from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
 
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, bytes_structs())
+
 cdef enum:
     FIRST_BYTES = 256
 

@@ -3,7 +3,7 @@
 # Nothing here allocates or fails. Every pointer is borrowed for the call only.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from featurestore.core.batch cimport Column
+from featurestore.core.batch cimport Column, batch_structs
 
 # A SipHash-2-4-128 under way: lets a message be hashed from its parts without putting them side by side.
 ctypedef struct SipState:
@@ -40,3 +40,7 @@ cdef uint32_t key_fingerprints(const uint8_t* secret, uint16_t entity_id, const 
 # CRC32C (Castagnoli) of `data`, going on from `crc`; start with 0 (or with a salt).
 # crc32c(crc32c(0, a), b) = crc32c(0, a + b), as with zlib's crc32.
 cdef uint32_t crc32c(uint32_t crc, const void* data, size_t n) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict hashing_structs():
+    return batch_structs() | {"core/hashing.pxd": (sizeof(SipState),)}

@@ -32,7 +32,10 @@ from featurestore.core.batch cimport COLUMN_TEXT, Column, EventBatch, MAX_TEXT_B
 
 import numpy as np
 
+from featurestore.core.structs import same_structs
 from featurestore.errors import InvalidEventError
+
+same_structs(__name__, hashing_structs())
 
 cdef extern from *:
     """

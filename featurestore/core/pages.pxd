@@ -39,3 +39,7 @@ cdef void* pool_chunk(Pool* pool) noexcept nogil
 # the same n_bytes.
 cdef void* pages_map(size_t n_bytes, bint huge) noexcept nogil
 cdef void pages_unmap(void* base, size_t n_bytes) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict pages_structs():
+    return {"core/pages.pxd": (sizeof(Pool),)}

@@ -3,7 +3,7 @@
 # CompiledPlan, immutable, and alive as long as any state uses it.
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from featurestore.core.program cimport ProgramC
+from featurestore.core.program cimport ProgramC, program_structs
 
 ctypedef union Word:             # one cell of a log entry
     double f
@@ -20,6 +20,7 @@ cdef enum:
     MAX_VALUES = 64
     MAX_RAW_WORDS = 2 + MAX_VALUES
     MAX_VIEWS_PER_ENTITY = 120
+    MAX_KEY_PARTS = 256
     NO_COLUMN = 0xFFFF
 
 cdef extern from * nogil:
@@ -98,6 +99,7 @@ ctypedef struct EventC:
     int64_t dedupe_ms
     int64_t min_keep_ms          # the shortest keep of its views: an event younger than that is late for none
     int64_t max_floor_ms         # the latest floor of its views
+    uint8_t* kinds               # [n_fields] ColumnKind
     TouchC* touches              # [n_touches]
     uint16_t* by_name            # [n_fields] index of each field, in the order of their names
     uint64_t* name_words         # [n_fields] what stands for each field's name in a content fingerprint
@@ -165,3 +167,11 @@ cdef class CompiledPlan:
     cdef int _weights(self, ViewC* view, size_t n) except -1
     cdef ItemC* _items(self, list items, size_t view) except NULL
     cdef int _check_parts(self, feature, ViewC* view, size_t column_index) except -1
+
+# Compared at import: see core/structs.py.
+cdef inline dict plan_structs():
+    return program_structs() | {"core/plan.pxd": (
+        sizeof(Word), sizeof(ColumnC), sizeof(WeightC), sizeof(ViewC), sizeof(TouchC), sizeof(EventC),
+        sizeof(ItemC), sizeof(GroupC), sizeof(SlotC), sizeof(ServiceC), sizeof(EntityC), sizeof(PlanC),
+        sizeof(CompiledPlan),
+    )}

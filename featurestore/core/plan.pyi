@@ -1,7 +1,8 @@
-from typing import Self
+from typing import Self, final
 
 from featurestore.plan import Plan
 
+@final
 class CompiledPlan:
     def __new__(cls, plan: Plan, previous: CompiledPlan | None = None) -> Self: ...
     @property

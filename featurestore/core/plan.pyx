@@ -6,12 +6,17 @@ indexes are checked here all the same, once, because nothing on the hot path che
 
 import hashlib
 
+cimport cython
 from libc.stdlib cimport calloc, free, realloc
-from libc.stdint cimport int16_t, int32_t, int64_t, uint16_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
+from featurestore.core.batch cimport COLUMN_NUMBER, COLUMN_TEXT
 from featurestore.core.program cimport CompiledProgram, ProgramC
 
-from featurestore.plan import Aggregate, Part
+from featurestore.core.structs import same_structs
+from featurestore.plan import Aggregate, Kind, Part
+
+same_structs(__name__, plan_structs())
 
 
 def _check(bint holds, str what):
@@ -19,6 +24,7 @@ def _check(bint holds, str what):
         raise ValueError(f"plan: {what}")
 
 
+@cython.final
 cdef class CompiledPlan:
     def __cinit__(self, plan not None, CompiledPlan previous=None):
         """`previous`: the plan that the state was built with, so that logs of views it loses can still be
@@ -43,6 +49,7 @@ cdef class CompiledPlan:
         _check(len(self.part_names) < 0x7FFF, "more than 32,767 key parts")
         self.c.n_part_names = len(self.part_names)
         for i, entity in enumerate(plan.entities):
+            _check(len(entity.parts) <= MAX_KEY_PARTS, f"a key of more than {MAX_KEY_PARTS} parts")
             self.c.entities[i].entity_id = entity.entity_id
             self.c.entities[i].n_parts = len(entity.parts)
             self.c.entities[i].key_epoch = entity.key_epoch
@@ -103,10 +110,17 @@ cdef class CompiledPlan:
             compiled_of[program.event].append(compiled)
         for i, spec in enumerate(self.plan.events):
             event = &self.c.events[i]
+            _check(len(spec.fields) <= 0xFFFF and len(compiled_of[i]) <= 0xFFFF,
+                   f"event {spec.name}: more than 65,535 fields or filters")
             event.event_id = spec.event_id
             event.n_fields = len(spec.fields)
+            event.kinds = <uint8_t*>self._array(event.n_fields, 1)
+            for j, field in enumerate(spec.fields):
+                event.kinds[j] = COLUMN_TEXT if field.kind == Kind.TEXT else COLUMN_NUMBER
             event.id_field = -1 if spec.id_field is None else spec.id_field
             _check(-1 <= event.id_field < event.n_fields, f"id field of {spec.name}")
+            _check(event.id_field < 0 or event.kinds[event.id_field] == COLUMN_TEXT,
+                   f"event {spec.name}: its id is not text")
             event.dedupe_ms = spec.dedupe_ms
             names = [field.name for field in spec.fields]
             event.by_name = self._indexes(
@@ -153,6 +167,9 @@ cdef class CompiledPlan:
         view.n_values = len(spec.values)
         view.values = self._indexes(spec.values, len(self.plan.events[spec.event].fields),
                                     f"view {spec.name}: field")
+        for i in range(view.n_values):
+            _check(self.c.events[view.event].kinds[view.values[i]] == COLUMN_NUMBER,
+                   f"view {spec.name}: a value that is not a number")
         view.n_filters = len(spec.filters)
         view.filters = self._indexes([programs[f] for f in spec.filters], len(programs),
                                      f"view {spec.name}: filter")
@@ -243,7 +260,7 @@ cdef class CompiledPlan:
                 touch.n_fields = len(touch_spec.fields)
                 _check(touch.n_fields == len(entity.parts), f"event {spec.name}: key of {entity.parts}")
                 touch.fields = self._indexes(touch_spec.fields, len(spec.fields), f"event {spec.name}: field")
-                _check(all(spec.fields[f].kind == 1 for f in touch_spec.fields),
+                _check(all(spec.fields[f].kind == Kind.TEXT for f in touch_spec.fields),
                        f"event {spec.name}: key is not text")
                 views = [k for k, v in enumerate(self.plan.views) if v.event == i
                          and v.entity == touch_spec.entity]

@@ -1,7 +1,7 @@
 # Compiled `where` filters. See program.pyx for the instructions and the logic.
 from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t
 
-from featurestore.core.batch cimport Batch
+from featurestore.core.batch cimport Batch, batch_structs
 
 cdef enum:
     PROGRAM_MAX_DEPTH = 32        # slots of the evaluation stack
@@ -46,3 +46,9 @@ cdef class CompiledProgram:
     cdef tuple _held              # the bytes of the constants
     cdef tuple _fields            # of the event it was compiled for
     cdef int _fill(self, list steps, object event) except -1
+
+# Compared at import: see core/structs.py.
+cdef inline dict program_structs():
+    return batch_structs() | {"core/program.pxd": (
+        sizeof(TextOperand), sizeof(OpC), sizeof(ProgramC), sizeof(CompiledProgram),
+    )}

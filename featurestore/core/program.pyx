@@ -49,7 +49,10 @@ import math
 
 import numpy as np
 
+from featurestore.core.structs import same_structs
 from featurestore.plan import EventPlan, Kind, Program
+
+same_structs(__name__, program_structs())
 
 cdef enum ProgramCode:
     OP_NUMBER

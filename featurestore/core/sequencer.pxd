@@ -11,8 +11,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Batch
-from featurestore.core.bytes cimport Bytes
-from featurestore.core.plan cimport PlanC
+from featurestore.core.bytes cimport Bytes, bytes_structs
+from featurestore.core.plan cimport PlanC, plan_structs
 
 cdef enum:
     SEQUENCES = 1025             # the highest sequence and the 1,024 below it
@@ -136,3 +136,10 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
 cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data,
                               size_t n_bytes) noexcept nogil
 cdef int sequencer_import_producers(Sequencer* s, const uint8_t* data, size_t n_bytes) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict sequencer_structs():
+    return bytes_structs() | plan_structs() | {"core/sequencer.pxd": (
+        sizeof(Producer), sizeof(ProducerTable), sizeof(Id), sizeof(IdTable), sizeof(Sequencer),
+        sizeof(Origin), sizeof(Facts), sizeof(TableCursor),
+    )}

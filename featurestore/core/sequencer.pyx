@@ -16,7 +16,11 @@ from featurestore.core.batch cimport (
 )
 from featurestore.core.bytes cimport Bytes, bytes_append
 from featurestore.core.plan cimport UNSET_MS, EventC, PlanC, TouchC, ViewC
-from featurestore.core.window cimport view_horizon
+from featurestore.core.window cimport view_horizon, window_structs
+
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, sequencer_structs(), window_structs())
 
 cdef enum:
     PRODUCER_IDLE_MS = 604_800_000      # 7 days

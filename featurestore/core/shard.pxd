@@ -18,11 +18,11 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.arena cimport Arena
 from featurestore.core.batch cimport Batch
-from featurestore.core.bytes cimport Bytes
+from featurestore.core.bytes cimport Bytes, bytes_structs
 from featurestore.core.pages cimport Pool, pthread_mutex_t
 from featurestore.core.plan cimport EventC, PlanC, ServiceC, SlotC
-from featurestore.core.table cimport Table
-from featurestore.core.window cimport LogHead, Outputs, ReadAt
+from featurestore.core.table cimport Table, table_structs
+from featurestore.core.window cimport LogHead, Outputs, ReadAt, window_structs
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
@@ -123,3 +123,9 @@ cdef int shard_keys(Shard* shard, const PlanC* plan, uint16_t entity, const int6
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil
 # Of those, in blocks that wait for the next row or log of their size.
 cdef uint64_t shard_free_bytes(const Shard* shard) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict shard_structs():
+    return bytes_structs() | table_structs() | window_structs() | {"core/shard.pxd": (
+        sizeof(Row), sizeof(Shard), sizeof(Part), sizeof(Job),
+    )}

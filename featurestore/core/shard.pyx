@@ -20,6 +20,10 @@ from featurestore.core.window cimport (
     log_export, log_export_bytes, log_fetch_ends, log_free, log_import, view_horizon, view_read,
 )
 
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, shard_structs())
+
 cdef enum:
     ROW_HEAD_BYTES = 24          # of Row; with one LogHead a row is 32 bytes
     ROW_EXPORT_BYTES = 8
@@ -129,6 +133,10 @@ cdef uint32_t _new_row(Arena* arena, uint64_t fp0, uint64_t fp1, uint16_t entity
     return handle
 
 
+cdef inline const ViewC* _layout(const PlanC* plan, uint16_t view_id) noexcept nogil:
+    return plan.layout_of_id[view_id] if view_id <= plan.max_view_id else NULL
+
+
 cdef LogHead* _add_head(Arena* arena, uint32_t* place, uint16_t view_id, uint8_t kind) noexcept nogil:
     """A new empty head; the row moves when it is full, and *place, which holds its handle, follows. NULL: out
     of memory."""
@@ -154,10 +162,6 @@ cdef LogHead* _add_head(Arena* arena, uint32_t* place, uint16_t view_id, uint8_t
     head.kind = kind
     row.n_heads += 1
     return head
-
-
-cdef inline const ViewC* _layout(const PlanC* plan, uint16_t view_id) noexcept nogil:
-    return plan.layout_of_id[view_id] if view_id <= plan.max_view_id else NULL
 
 
 cdef void _free_row(Arena* arena, const PlanC* plan, uint32_t handle) noexcept nogil:

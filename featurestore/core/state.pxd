@@ -17,8 +17,8 @@ from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.bytes cimport Bytes
 from featurestore.core.pages cimport Pool
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
-from featurestore.core.sequencer cimport Facts, Origin, Sequencer
-from featurestore.core.shard cimport Part, Shard, pthread_mutex_t
+from featurestore.core.sequencer cimport Facts, Origin, Sequencer, sequencer_structs
+from featurestore.core.shard cimport Part, Shard, pthread_mutex_t, shard_structs
 from featurestore.core.window cimport Outputs
 
 cdef extern from "<pthread.h>" nogil:
@@ -58,6 +58,8 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     int64_t now_ms               # the latest clock of all types before this batch
     bint first_of_type           # no event of its type had been accepted before this batch
 
+# Whether a batch has the columns that the plan declares for its event type: everything below relies on it.
+cdef bint batch_fits(const PlanC* plan, const Batch* batch) noexcept nogil
 # The plan lock must be held (shared) from before the batch was decoded until after state_apply. 0, or -1 when
 # out of memory. to_read: vectors will be read too, so rows that the events only read need their fingerprints.
 cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil
@@ -100,3 +102,12 @@ cdef class State:
     cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id)
     cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1
+    # As read, with the plan lock held (shared). Whoever took it twice might wait for a writer that came in
+    # between, and that waits for the first.
+    cdef object _read(self, service, parts, uint32_t n, as_of, int64_t now_ms, bint bounds)
+
+# Compared at import: see core/structs.py.
+cdef inline dict state_structs():
+    return sequencer_structs() | shard_structs() | {"core/state.pxd": (
+        sizeof(StateC), sizeof(Work), sizeof(State),
+    )}

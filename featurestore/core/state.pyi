@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, Self
+from typing import Final, Self, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,7 @@ class Vectors:
     read_at_ms: int
     def __init__(self, n: int, width: int, bounds: bool) -> None: ...
 
+@final
 class State:
     def __init__(
         self,

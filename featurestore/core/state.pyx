@@ -9,6 +9,7 @@ import hashlib
 
 import numpy as np
 
+cimport cython
 from libc.math cimport NAN
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
@@ -21,10 +22,12 @@ from featurestore.core.batch cimport (
 )
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
 from featurestore.core.hashing cimport (
-    SipState, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
+    SipState, hashing_structs, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
 )
 from featurestore.core.pages cimport pool_clear, pool_init
-from featurestore.core.plan cimport UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC
+from featurestore.core.plan cimport (
+    MAX_KEY_PARTS, UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC,
+)
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
     VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_TOO_OLD, Origin, Sequencer, TableCursor,
@@ -42,10 +45,13 @@ from featurestore.core.table cimport table_prefetch
 from featurestore.core.window cimport Outputs, read_unavailable
 
 from featurestore.columns import TextColumn
+from featurestore.core.structs import same_structs
 from featurestore.errors import (
     CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError,
 )
 from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
+
+same_structs(__name__, state_structs(), hashing_structs())
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
@@ -156,9 +162,21 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     return 0
 
 
+cdef bint batch_fits(const PlanC* plan, const Batch* batch) noexcept nogil:
+    cdef const EventC* event
+    cdef uint16_t i
+    if batch.event >= plan.n_events or batch.n_columns != plan.events[batch.event].n_fields:
+        return False
+    event = &plan.events[batch.event]
+    for i in range(event.n_fields):
+        if batch.columns[i].kind != event.kinds[i]:
+            return False
+    return True
+
+
 cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil:
     cdef const EventC* event = &state.plan.events[batch.event]
-    cdef const Column* columns[256]
+    cdef const Column* columns[MAX_KEY_PARTS]
     cdef const TouchC* touch
     cdef Part* part
     cdef uint64_t* fps
@@ -453,7 +471,7 @@ cdef int state_read(StateC* state, const ServiceC* service, const Column* const*
                     int64_t* read_at) noexcept nogil:
     cdef const PlanC* plan = state.plan
     cdef Sequencer* s = &state.sequencer
-    cdef const Column* columns[256]
+    cdef const Column* columns[MAX_KEY_PARTS]
     cdef const SlotC* slot
     cdef Outputs out
     cdef int64_t* nows
@@ -661,6 +679,7 @@ cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t 
         "a producer name")
 
 
+@cython.final
 cdef class State:
     """The whole engine in memory, without journal or files: what replay and tests use, and what the store
     persists.
@@ -754,6 +773,10 @@ cdef class State:
             raise InvalidEventError(f"batch has {batch.batch.n_columns} columns; event type "
                                     f"{self.plan.events[batch.batch.event].name} has "
                                     f"{self.c.plan.events[batch.batch.event].n_fields} fields")
+        if not batch_fits(self.c.plan, &batch.batch):
+            raise InvalidEventError(
+                f"batch was made for another event type than {self.plan.events[batch.batch.event].name}: it "
+                "has numbers where that one has texts")
         if self.c.broken:
             raise MemoryError("memory ran out while a batch was applied; restart from the last checkpoint")
         return 0
@@ -808,6 +831,14 @@ cdef class State:
         """Reads `service` (its index) for n key sets. parts: {part name: TextColumn of n keys}; a part that
         is not given, or a null or empty key, makes its entity's values UNAVAILABLE. as_of: int64 (n) ms, None
         for now. now_ms as in observe."""
+        with nogil:
+            pthread_rwlock_rdlock(&self.c.plan_lock)
+        try:                          # what is looked up in the plan holds for as long as the lock does
+            return self._read(service, parts, n, as_of, now_ms, bounds)
+        finally:
+            pthread_rwlock_unlock(&self.c.plan_lock)
+
+    cdef object _read(self, service, parts, uint32_t n, as_of, int64_t now_ms, bint bounds):
         cdef const ServiceC* target = self._service(service)
         cdef const int64_t* times = NULL
         cdef Work work
@@ -839,9 +870,7 @@ cdef class State:
         for i, name in enumerate(parts):
             columns[<size_t>self.compiled.part_names.index(name)] = &keys.batch.columns[<size_t>i]
         with nogil:
-            pthread_rwlock_rdlock(&self.c.plan_lock)
             status = state_read(&self.c, target, columns, n, times, now_ms, &work, &outputs, &read_at)
-            pthread_rwlock_unlock(&self.c.plan_lock)
             work_clear(&work)
             free(columns)
         if status < 0:
@@ -895,7 +924,7 @@ cdef class State:
         """The 16 bytes that stand for one key (bytes per part, in the entity's order), None where a part is
         empty."""
         cdef EventBatch keys
-        cdef const Column* columns[256]
+        cdef const Column* columns[MAX_KEY_PARTS]
         cdef uint64_t fp[2]
         cdef uint8_t missing = 0
         cdef size_t i

@@ -12,7 +12,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from featurestore.core.arena cimport Arena, arena_at
+from featurestore.core.arena cimport Arena, arena_at, arena_structs
 
 cdef enum:
     SLOTS = 12
@@ -96,3 +96,7 @@ cdef inline void table_prefetch_rows(const Table* table, const Arena* arena, uin
             fs_prefetch(row)
             fs_prefetch(row + 31)
             equal[half] &= equal[half] - 1
+
+# Compared at import: see core/structs.py.
+cdef inline dict table_structs():
+    return arena_structs() | {"core/table.pxd": (sizeof(Bucket), sizeof(Table))}

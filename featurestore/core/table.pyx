@@ -11,6 +11,10 @@ from libc.string cimport memset
 
 from featurestore.core.pages cimport SLAB_BYTES, pages_map, pages_unmap
 
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, table_structs())
+
 cdef extern from "<stdlib.h>" nogil:
     void* aligned_alloc(size_t alignment, size_t size)
 

@@ -19,8 +19,8 @@
 # allocation or of earlier reads.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from featurestore.core.arena cimport Arena
-from featurestore.core.plan cimport ItemC, ViewC, Word
+from featurestore.core.arena cimport Arena, arena_structs
+from featurestore.core.plan cimport ItemC, ViewC, Word, plan_structs
 
 cdef enum LogKind:
     LOG_SMALL = 0                # RAW, up to SMALL_ENTRIES, a bare array of entries
@@ -98,3 +98,9 @@ cdef void log_export(const Arena* arena, const LogHead* head, const ViewC* view,
 # Reads one log back. Bytes consumed, 0 when they are not a log of this view, -1 when out of memory.
 cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const uint8_t* data,
                         size_t n) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict window_structs():
+    return arena_structs() | plan_structs() | {"core/window.pxd": (
+        sizeof(LogHead), sizeof(LargeLog), sizeof(Outputs), sizeof(ReadAt),
+    )}

@@ -20,6 +20,10 @@ from featurestore.core.plan cimport (
     Word,
 )
 
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, window_structs())
+
 cdef enum:
     COMPACT_SLACK = 64           # entries a log may grow by, besides half of itself, before it compacts again
     CAP_SLACK = 8                # at least so many entries over max_entries before the cheapest pairs merge

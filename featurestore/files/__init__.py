@@ -4,10 +4,12 @@
       csv_text    CSV: cells as text, then converted column by column
       json_lines  JSON lines: one object a line
       parquet     Parquet: typed columns
-      cells       text cells → numbers, texts, times, with the cells that could not be read
-    stream      the bytes of a file or a pipe, decompressed, with how far we are
-    names       format from a file's name, and the nearest name to one that was not found
+        cells     text cells → numbers, texts, times, with the cells that could not be read
+        chunk     some events of a file, and the columns they make
+      stream      the bytes of a file or a pipe, decompressed, with how far we are
     writing     open_writer: vectors beside kept columns, whole or not at all
+    names       format from a file's name, and the nearest name to one that was not found
+    tally       how many events became what
 
 Arrows point down only. Nothing here knows the engine: `Chunk.event_columns` ends in the canonical columns of
 `featurestore.columns`, and `open_writer` begins with numpy arrays. Only this package imports pyarrow's

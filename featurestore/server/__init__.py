@@ -1,10 +1,10 @@
 """The only place that knows gRPC and protobuf.
 
 serve           open, listen, wait, drain, close
-  grpc_front    the hot methods on grpcio: threads, streams, deadlines
-  registry      what the store serves, by name
   admin         what an operator may do, on a listener of its own
+  registry      what the store serves, by name
   metrics       the counters, for Prometheus
+  grpc_front    the hot methods on grpcio: threads, streams, deadlines
   listener      addresses → ports: TLS, Unix sockets
 dispatcher      request bytes → reply bytes, now or when durable; what every transport calls
   codec         request bytes → C structs; what a request may and may not say

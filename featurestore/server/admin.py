@@ -76,9 +76,9 @@ class Admin(pb_grpc.AdminServiceServicer):
             )
 
     def _stats(self) -> pb.StatsResponse:
-        stats = self._engine.stats()
+        stats = {name: n for name, n in self._engine.stats().items() if n is not None}
         names = pb.StatsResponse.DESCRIPTOR.fields_by_name
-        response = pb.StatsResponse(**{name: stats[name] for name in names if stats.get(name) is not None})
+        response = pb.StatsResponse(**{name: stats[name] for name in names if name in stats})
         response.row_bytes = stats["used_bytes"]
         response.uptime_ms = int((time.monotonic() - self._began) * 1000)
         return response

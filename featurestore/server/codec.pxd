@@ -10,9 +10,9 @@
 # An Arena and a WireError belong to one thread at a time; WireTables are read-only and shared by all.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from featurestore.core.batch cimport Batch, Column
+from featurestore.core.batch cimport Batch, Column, batch_structs
 from featurestore.server.memory cimport Arena
-from featurestore.server.names cimport WireError, WireTables
+from featurestore.server.names cimport WireError, WireTables, names_structs
 
 cdef enum Ack:                       # featurestore.v1.Ack
     ACK_DEFAULT = 0
@@ -50,3 +50,9 @@ cdef int wire_decode_ingest(const WireTables* tables, Arena* arena, const uint8_
                             bint streamed, IngestCall* call, WireError* error) noexcept nogil
 cdef int wire_decode_read(const WireTables* tables, Arena* arena, const uint8_t* message, size_t size,
                           bint streamed, ReadCall* call, WireError* error) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict codec_structs():
+    return batch_structs() | names_structs() | {"server/codec.pxd": (
+        sizeof(IngestCall), sizeof(ObserveCall), sizeof(ReadCall),
+    )}

@@ -41,6 +41,7 @@ from featurestore.core.batch cimport (
 )
 from featurestore.server.cursor cimport (
     Cursor,
+    cursor_structs,
     is_utf8,
     skip,
     take_fixed64,
@@ -58,6 +59,7 @@ from featurestore.server.eventtime cimport (
     VALUE_NUMBER,
     VALUE_TEXT,
     Scalar,
+    eventtime_structs,
     read_time,
 )
 from featurestore.server.memory cimport Arena, arena_alloc, arena_free
@@ -94,6 +96,10 @@ from featurestore.server.names cimport (
     name_index,
     wire_exception,
 )
+
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, codec_structs(), cursor_structs(), eventtime_structs())
 
 if sys.byteorder != "little":
     raise ImportError("featurestore needs a little-endian machine: packed numbers are copied as they are")

@@ -180,3 +180,7 @@ cdef inline bint is_utf8(const uint8_t* text, size_t length) noexcept nogil:
             at += 1
             more -= 1
     return True
+
+# Compared at import: see core/structs.py.
+cdef inline dict cursor_structs():
+    return {"server/cursor.pxd": (sizeof(Cursor),)}

@@ -20,9 +20,9 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from featurestore.core.state cimport Work
-from featurestore.engine cimport Engine, EngineC, Sender, WriteResult
+from featurestore.engine cimport Engine, EngineC, Sender, WriteResult, engine_structs
 from featurestore.server.memory cimport Arena, Buffer
-from featurestore.server.names cimport WireError, WireSchema, WireTables
+from featurestore.server.names cimport WireError, WireSchema, WireTables, names_structs
 from featurestore.storage.frame cimport ByteBuffer
 
 cdef extern from "<pthread.h>" nogil:
@@ -123,3 +123,9 @@ cdef class Dispatcher:
     cdef object exception(self, Call* call)
     cdef Call* taken(self, int method) except NULL
     cdef object refusal(self, Call* call)
+
+# Compared at import: see core/structs.py.
+cdef inline dict dispatcher_structs():
+    return engine_structs() | names_structs() | {"server/dispatcher.pxd": (
+        sizeof(Edition), sizeof(Call), sizeof(MethodCounts), sizeof(DispatcherC), sizeof(Dispatcher),
+    )}

@@ -1,7 +1,8 @@
-from typing import Final, TypedDict, final
+from typing import Final, TypedDict, final, type_check_only
 
 from featurestore.engine import Engine
 from featurestore.plan import Plan
+from featurestore.server.names import WireSchema
 
 METHODS: Final[tuple[str, ...]]
 OBSERVE: Final[int]
@@ -10,15 +11,21 @@ READ: Final[int]
 INGEST_STREAM: Final[int]
 READ_STREAM: Final[int]
 
+@type_check_only
 class MethodCounts(TypedDict):
     calls: int
     seconds: float
     latencies: list[tuple[float, int]]  # (bound in seconds, calls below it and not below the one before)
     failed: dict[int, int]  # by gRPC status code
 
+@type_check_only
 class Counts(TypedDict):
     methods: dict[str, MethodCounts]
     refused: dict[int, int]  # by Outcome
+
+@final
+class Served:
+    def __init__(self, schema: WireSchema) -> None: ...
 
 @final
 class Dispatcher:
@@ -34,8 +41,8 @@ class Dispatcher:
         max_call_bytes: int = ...,
     ) -> None: ...
     def close(self) -> None: ...
-    def prepare(self, plan: Plan) -> object: ...
-    def adopt(self, served: object) -> None: ...
+    def prepare(self, plan: Plan) -> Served: ...
+    def adopt(self, served: Served) -> None: ...
     def call(self, method: int, message: bytes, timeout_s: float | None = None) -> bytes: ...
     def begin(self, method: int, message: bytes) -> tuple[bytes, int, int]: ...
     def end(self, method: int, position: int, began_ns: int, timeout_s: float | None = None) -> None: ...

@@ -33,15 +33,15 @@ from featurestore.core.state cimport (
 from featurestore.core.window cimport Outputs
 from featurestore.engine cimport ENGINE_NO_MEMORY, ENGINE_OK, Engine, Sender, engine_read, engine_write
 from featurestore.server.codec cimport (
-    ACK_APPLIED, ACK_DEFAULT, ACK_DURABLE, IngestCall, ObserveCall, ReadCall, wire_decode_ingest,
-    wire_decode_observe, wire_decode_read,
+    ACK_APPLIED, ACK_DEFAULT, ACK_DURABLE, IngestCall, ObserveCall, ReadCall, codec_structs,
+    wire_decode_ingest, wire_decode_observe, wire_decode_read,
 )
 from featurestore.server.memory cimport (
     Arena, Buffer, arena_alloc, arena_free, arena_reset, buffer_extend, buffer_free,
 )
 from featurestore.server.names cimport WIRE_OK, WireSchema, wire_exception
 from featurestore.server.replies cimport (
-    MAX_REFUSALS, VectorsView, wire_encode_ingest, wire_encode_observe, wire_encode_read,
+    MAX_REFUSALS, VectorsView, replies_structs, wire_encode_ingest, wire_encode_observe, wire_encode_read,
 )
 from featurestore.storage.frame cimport buffer_free as body_free
 from featurestore.storage.journal cimport (
@@ -49,8 +49,11 @@ from featurestore.storage.journal cimport (
     journal_wait,
 )
 
-from featurestore.errors import LimitError, StorageError
+from featurestore.core.structs import same_structs
+from featurestore.errors import InvalidEventError, LimitError, StorageError
 from featurestore.server.status import status_of
+
+same_structs(__name__, dispatcher_structs(), codec_structs(), replies_structs())
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t* lock, const void* attributes)
@@ -443,6 +446,12 @@ cdef void dispatcher_finish(DispatcherC* d, int method, uint64_t began_ns, int s
 # -- Python
 # ---------------------------------------------------------------------------------------------------
 
+cdef int check_method(int method) except -1:
+    if not 0 <= method < N_METHODS:
+        raise ValueError(f"method {method} of {N_METHODS}")
+    return 0
+
+
 @cython.final
 cdef class Served:
     """The names of one plan, and how many failed calls still point into them."""
@@ -543,8 +552,7 @@ cdef class Dispatcher:
 
     cdef Call* taken(self, int method) except NULL:
         cdef Call* call
-        if not 0 <= method < N_METHODS:
-            raise ValueError(f"method {method} of {N_METHODS}")
+        check_method(method)
         call = dispatcher_take(&self.c)
         if call == NULL:
             raise LimitError(
@@ -607,6 +615,7 @@ cdef class Dispatcher:
         cdef Call call
         cdef int64_t timeout_ns = -1 if timeout_s is None else max(0, int(timeout_s * 1e9))
         cdef int answer = ANSWER_DONE
+        check_method(method)
         memset(&call, 0, sizeof(Call))
         call.position = position
         if position:

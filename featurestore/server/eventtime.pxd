@@ -36,3 +36,7 @@ ctypedef struct Scalar:              # one Value
 
 # 0 and the time in milliseconds, or the Outcome that says why it cannot be read.
 cdef uint8_t read_time(uint8_t unit, const Scalar* value, int64_t* time_ms) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict eventtime_structs():
+    return {"server/eventtime.pxd": (sizeof(Scalar),)}

@@ -5,8 +5,12 @@ it was trained on. Nothing is guessed: the unit is the schema's, and a time with
 from libc.math cimport floor, rint
 from libc.stdint cimport int64_t, uint8_t
 
-from featurestore.core.batch cimport REFUSED_NO_TIME, REFUSED_TIME_RANGE, REFUSED_TYPE
-from featurestore.server.cursor cimport Cursor
+from featurestore.core.batch cimport REFUSED_NO_TIME, REFUSED_TIME_RANGE, REFUSED_TYPE, batch_structs
+from featurestore.server.cursor cimport Cursor, cursor_structs
+
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, eventtime_structs(), batch_structs(), cursor_structs())
 
 cdef enum:
     LONGEST_ISO_BYTES = 64           # a time with more than 30 digits of fraction

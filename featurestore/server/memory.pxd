@@ -31,3 +31,7 @@ cdef void arena_free(Arena* arena) noexcept nogil
 # max_bytes.
 cdef uint8_t* buffer_extend(Buffer* buffer, uint64_t more) noexcept nogil
 cdef void buffer_free(Buffer* buffer) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict memory_structs():
+    return {"server/memory.pxd": (sizeof(ArenaBlock), sizeof(Arena), sizeof(Buffer))}

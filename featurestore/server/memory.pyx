@@ -7,6 +7,10 @@ reset is mostly large enough for the next request: in the steady state a request
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, memory_structs())
+
 cdef enum:
     FIRST_BLOCK_BYTES = 1 << 14
     FIRST_REPLY_BYTES = 1 << 10

@@ -3,7 +3,7 @@
 # WireTables are read-only and shared by all threads; the WireSchema that owns them must outlive every use.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
-from featurestore.server.memory cimport Arena
+from featurestore.server.memory cimport Arena, memory_structs
 
 ctypedef struct Name:
     const uint8_t* text              # UTF-8, not terminated
@@ -92,3 +92,10 @@ ctypedef struct WireError:
 
 # The exception of featurestore.errors that says it in words, with a suggestion for a mistyped name.
 cdef object wire_exception(WireSchema schema, const WireError* error)
+
+# Compared at import: see core/structs.py.
+cdef inline dict names_structs():
+    return memory_structs() | {"server/names.pxd": (
+        sizeof(Name), sizeof(NameTable), sizeof(FieldTable), sizeof(ServiceEntry), sizeof(WireTables),
+        sizeof(WireSchema), sizeof(WireError),
+    )}

@@ -6,6 +6,7 @@ comparison, whatever a sender asks for. The suggestions in error messages are ma
 
 import difflib
 
+from featurestore.core.structs import same_structs
 from featurestore.errors import InvalidEventError, LimitError, SchemaMismatchError, UnknownNameError
 from featurestore.plan import Kind
 
@@ -21,9 +22,12 @@ from featurestore.core.batch cimport (
     REFUSED_KEY,
     REFUSED_KEY_TOO_LONG,
     REFUSED_TYPE,
+    batch_structs,
 )
-from featurestore.server.eventtime cimport TIME_ISO, TIME_MS, TIME_S, TIME_US
+from featurestore.server.eventtime cimport TIME_ISO, TIME_MS, TIME_S, TIME_US, eventtime_structs
 from featurestore.server.memory cimport arena_alloc, arena_free
+
+same_structs(__name__, names_structs(), batch_structs(), eventtime_structs())
 
 
 cdef uint32_t name_hash(const uint8_t* text, size_t length) noexcept nogil:

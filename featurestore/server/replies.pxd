@@ -2,7 +2,7 @@
 # transport may put its framing before it.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from featurestore.server.memory cimport Buffer
+from featurestore.server.memory cimport Buffer, memory_structs
 
 cdef enum:
     MAX_REFUSALS = 100               # listed in an IngestResponse
@@ -27,3 +27,7 @@ cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes
                              bint duplicate_batch) noexcept nogil
 cdef bint wire_encode_read(Buffer* out, bint streamed, const VectorsView* vectors, uint64_t fingerprint,
                            double confidence, const int64_t* now_ms) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict replies_structs():
+    return memory_structs() | {"server/replies.pxd": (sizeof(VectorsView),)}

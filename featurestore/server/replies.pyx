@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 
+from featurestore.core.structs import same_structs
 from featurestore.errors import LimitError
 
 cimport cython
@@ -16,8 +17,12 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from featurestore.core.batch cimport MAX_BATCH_EVENTS, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE
+from featurestore.core.batch cimport (
+    MAX_BATCH_EVENTS, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, batch_structs,
+)
 from featurestore.server.memory cimport Buffer, buffer_extend, buffer_free
+
+same_structs(__name__, replies_structs(), batch_structs())
 
 if sys.byteorder != "little":
     raise ImportError("featurestore needs a little-endian machine: packed numbers are copied as they are")

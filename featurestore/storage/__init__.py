@@ -1,14 +1,14 @@
 """Everything that touches a disk, and the only place that knows record bytes.
 
+    check       a store that is not open: inspect, verify, restore
+    checkpoint  what the engine keeps in the rows' file, and a State made from it again
     journal     the truth: append-only segments, one fdatasync for many appends, recovery after a power cut
     frame       what a journal frame's body holds: a batch in columns, a schema, a Forget
     rows        checkpoints of the rows in LMDB: what bounds how much of the journal is replayed
       blocks      sorted records packed into checksummed values
       lmdb_file   what can be known of an LMDB data file before it is mapped
       lmdb_api    LMDB's C functions, called without the GIL
-    checkpoint  what the engine keeps in the rows' file, and a State made from it again
     directory   the data directory: its owner, its identity, its secret, and where each kind of file lives
-    check       a store that is not open: inspect, verify, restore
     failpoint   named places where a test kills the process or makes the disk fail
 
 `FORMAT.md`, beside this file, gives every format byte by byte. A version is never edited: a new one adds a

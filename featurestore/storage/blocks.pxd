@@ -5,7 +5,7 @@
 # then says in `fault` what it found. Nothing allocates, except through a Buffer that its caller owns.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from featurestore.storage.lmdb_api cimport LmdbApi, MDB_cursor, MDB_dbi, MDB_txn
+from featurestore.storage.lmdb_api cimport LmdbApi, MDB_cursor, MDB_dbi, MDB_txn, lmdb_api_structs
 
 cdef extern from * nogil:
     """
@@ -144,3 +144,9 @@ cdef str key_in_words(const uint8_t* key, size_t size)
 cdef str fault_in_words(const Fault* fault)
 cdef object corrupt(str path, const Fault* fault)
 cdef object lmdb_error(int code, str doing, str path)
+
+# Compared at import: see core/structs.py.
+cdef inline dict blocks_structs():
+    return lmdb_api_structs() | {"storage/blocks.pxd": (
+        sizeof(Fault), sizeof(ShardHead), sizeof(Buffer), sizeof(Job), sizeof(Walk),
+    )}

@@ -27,14 +27,17 @@ from libc.string cimport memcmp, memcpy, memset
 
 import os
 
-from featurestore.core.hashing cimport crc32c
+from featurestore.core.hashing cimport crc32c, hashing_structs
 from featurestore.storage.lmdb_api cimport (
     MDB_CORRUPTED, MDB_INCOMPATIBLE, MDB_INVALID, MDB_LAST, MDB_MAP_FULL, MDB_NEXT, MDB_NOTFOUND,
     MDB_PAGE_NOTFOUND, MDB_PREV, MDB_READERS_FULL, MDB_RESERVE, MDB_SET_RANGE, MDB_VERSION_MISMATCH, LmdbApi,
     MDB_cursor, MDB_dbi, MDB_txn, MDB_val, lmdb,
 )
 
+from featurestore.core.structs import same_structs
 from featurestore.errors import CorruptRecordError, IncompatibleVersionError, LimitError, StorageError
+
+same_structs(__name__, blocks_structs(), hashing_structs())
 
 
 cdef int fail(Fault* fault, int code, uint64_t expected, uint64_t found) noexcept nogil:

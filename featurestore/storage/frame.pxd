@@ -7,7 +7,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from featurestore.core.batch cimport Batch, Column
+from featurestore.core.batch cimport Batch, Column, batch_structs
 
 cdef enum:
     MAX_BODY_BYTES = 1 << 30
@@ -97,3 +97,9 @@ cdef inline uint64_t load_u64(const uint8_t* at) noexcept nogil:
 
 cdef inline size_t align8(size_t n) noexcept nogil:
     return (n + 7) & ~(<size_t> 7)
+
+# Compared at import: see core/structs.py.
+cdef inline dict frame_structs():
+    return batch_structs() | {"storage/frame.pxd": (
+        sizeof(ByteBuffer), sizeof(BatchHead), sizeof(BatchFrame), sizeof(Cursor),
+    )}

@@ -31,7 +31,10 @@ from featurestore.core.batch cimport (
     REFUSED_NO_TIME,
 )
 
+from featurestore.core.structs import same_structs
 from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError
+
+same_structs(__name__, frame_structs())
 
 if sys.byteorder != "little":
     raise ImportError("featurestore stores little-endian numbers in place; this machine is big-endian")

@@ -4,7 +4,7 @@
 # object. Appending and waiting are safe from any number of threads. A JournalReader belongs to one thread.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from featurestore.storage.frame cimport ByteBuffer
+from featurestore.storage.frame cimport ByteBuffer, frame_structs
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_mutex_t:
@@ -205,3 +205,10 @@ cdef class Journal:
     # The exception for a JournalStatus.
     cdef object problem(self, int status)
     cdef uint64_t under_sync_lock(self, const uint64_t* field) noexcept
+
+# Compared at import: see core/structs.py.
+cdef inline dict journal_structs():
+    return frame_structs() | {"storage/journal.pxd": (
+        sizeof(SegmentHeader), sizeof(FrameHeader), sizeof(Frame), sizeof(Hook), sizeof(SegmentEntry),
+        sizeof(JournalState), sizeof(SegmentScan), sizeof(JournalReader), sizeof(Journal),
+    )}

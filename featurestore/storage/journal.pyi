@@ -1,5 +1,4 @@
 import os
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Literal, NamedTuple, Self, final
 
@@ -32,10 +31,14 @@ class JournalFrame(NamedTuple):
 
 @final
 class JournalReader:
-    directory: str
-    segments: list[Segment]
-    torn: str | None
-    end_offset: int
+    @property
+    def directory(self) -> str: ...
+    @property
+    def segments(self) -> list[Segment]: ...
+    @property
+    def torn(self) -> str | None: ...
+    @property
+    def end_offset(self) -> int: ...
     def __init__(
         self,
         directory: str | os.PathLike[str],
@@ -44,15 +47,17 @@ class JournalReader:
         *,
         _live_end: int = 0,
     ) -> None: ...
-    def __iter__(self) -> Iterator[JournalFrame]: ...
+    def __iter__(self) -> Self: ...
     def __next__(self) -> JournalFrame: ...
     @property
     def next_position(self) -> int: ...
 
 @final
 class Journal:
-    directory: str
-    torn: str | None
+    @property
+    def directory(self) -> str: ...
+    @property
+    def torn(self) -> str | None: ...
     def __init__(
         self,
         directory: str | os.PathLike[str],

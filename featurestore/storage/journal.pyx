@@ -48,7 +48,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 
-from featurestore.core.hashing cimport crc32c
+from featurestore.core.hashing cimport crc32c, hashing_structs
 from featurestore.storage.failpoint cimport (
     JOURNAL_AFTER_SYNC, JOURNAL_ALLOCATE, JOURNAL_BEFORE_SYNC, JOURNAL_MID_FRAME, JOURNAL_ROLL,
     JOURNAL_ROLLED, JOURNAL_TRUNCATE, failpoint, failpoints_armed,
@@ -57,10 +57,13 @@ from featurestore.storage.frame cimport (
     MAX_BODY_BYTES, Cursor, align8, buffer_free, buffer_reserve, load_u64, take,
 )
 
+from featurestore.core.structs import same_structs
 from featurestore.errors import (
     ConfigError, CorruptRecordError, IncompatibleVersionError, LimitError, StorageError, StoreLockedError,
 )
 from featurestore.storage import failpoint as failpoints
+
+same_structs(__name__, journal_structs(), hashing_structs())
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_condattr_t:

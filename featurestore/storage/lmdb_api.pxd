@@ -93,3 +93,7 @@ ctypedef struct LmdbApi:
 
 # The functions of the installed lmdb, found at the first call. ConfigError if they cannot be had.
 cdef const LmdbApi* lmdb() except NULL
+
+# Compared at import: see core/structs.py.
+cdef inline dict lmdb_api_structs():
+    return {"storage/lmdb_api.pxd": (sizeof(LmdbApi),)}

@@ -11,7 +11,10 @@ another file format). The module is imported, so its file is loaded already; her
 can come into the process, and what is not as expected is a ConfigError that names the version needed, before
 any file is touched.
 """
+from featurestore.core.structs import same_structs
 from featurestore.errors import ConfigError
+
+same_structs(__name__, lmdb_api_structs())
 
 cdef extern from "<dlfcn.h>" nogil:
     void* dlopen(const char* path, int flags)

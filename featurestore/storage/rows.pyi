@@ -1,12 +1,13 @@
 import os
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, final
+from typing import Final, Never, Self, final
 
 from typing_extensions import Buffer
 
 DATA_NAME: Final[str]
 CREATING_NAME: Final[str]
+COMPACTING_NAME: Final[str]
 
 @dataclass(frozen=True)
 class RowStoreStat:
@@ -20,6 +21,7 @@ class RowStoreStat:
 
 @final
 class RowStore:
+    def __init__(self, *args: Never, **kwargs: Never) -> None: ...
     @property
     def path(self) -> str: ...
     @property
@@ -34,7 +36,7 @@ class RowStore:
         max_map_size_bytes: int = ...,
         headroom_bytes: int = ...,
         block_bytes: int = ...,
-        read_only: bool = ...,
+        read_only: bool = False,
     ) -> RowStore: ...
     def begin(self) -> None: ...
     def write_shard(self, shard: int, records: Buffer, position: int) -> None: ...
@@ -52,7 +54,7 @@ class RowStore:
     def compact(self) -> None: ...
     def reopen(self) -> None: ...
     def close(self) -> None: ...
-    def __enter__(self) -> RowStore: ...
+    def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...

@@ -45,9 +45,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.storage.blocks cimport (
-    FAULT_LMDB, FAULT_MEMORY, FAULT_NONE, FORMAT_VERSION, KIND_BLOCK, KIND_CHUNK, KIND_IDENTITY,
-    KIND_META, KIND_SHARD, MAX_NAME_BYTES, META_VALUE_BYTES, SHARD_KEY_BYTES, SHARD_VALUE_BYTES,
-    VALUE_BYTES, Buffer, Fault, Job, ShardHead, Walk, check_entry, check_records, corrupt, fail_lmdb,
+    FAULT_LMDB, FAULT_MEMORY, FAULT_NONE, FORMAT_VERSION, KIND_BLOCK, KIND_CHUNK, KIND_IDENTITY, KIND_META,
+    KIND_SHARD, MAX_NAME_BYTES, META_VALUE_BYTES, SHARD_KEY_BYTES, SHARD_VALUE_BYTES, VALUE_BYTES, Buffer,
+    Fault, Job, ShardHead, Walk, blocks_structs, check_entry, check_records, corrupt, fail_lmdb,
     fault_in_words, get_chunks, get_head, key_in_words, lmdb_error, load_u32, load_u64, put_chunks,
     put_entry, put_head, start_job, store_u32, store_u64, walk_blocks, write_records,
 )
@@ -57,6 +57,7 @@ from featurestore.storage.lmdb_api cimport (
     lmdb,
 )
 
+from featurestore.core.structs import same_structs
 from featurestore.errors import (
     ConfigError,
     CorruptRecordError,
@@ -67,6 +68,8 @@ from featurestore.errors import (
 )
 from featurestore.storage import lmdb_file
 from featurestore.storage.failpoint import reach
+
+same_structs(__name__, blocks_structs())
 
 cdef enum:
     IDENTITY_BYTES = 40           # u32 crc, u32 version, 8 bytes magic, 16 bytes store id, u64 openings
@@ -79,8 +82,8 @@ CREATING_NAME = "creating"
 COMPACTING_NAME = "compacting"
 META_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,%d}" % (MAX_NAME_BYTES - 1))
 
-open_files = set()                # (device, inode) of every data file that this process has open
-open_files_lock = threading.Lock()
+cdef set open_files = set()       # (device, inode) of every data file that this process has open
+cdef object open_files_lock = threading.Lock()
 
 
 @dataclass(frozen=True)

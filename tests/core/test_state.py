@@ -517,6 +517,42 @@ def test_reads_check_their_names_lengths_and_times() -> None:
         state.read(0, {"account": keys}, 2)
 
 
+def test_a_batch_made_for_an_event_type_with_other_columns_is_refused() -> None:
+    other = compile_schema(SCHEMA.replace("track: key, ms: number", "ms: number, track: key"))
+    times, values, outcomes = event_columns(
+        other.events[0], {"ts": [1_000_000], "account": ["a"], "track": ["t"], "ms": [1.0], "id": ["i"]}
+    )
+    state = State(PLAN)
+    with pytest.raises(InvalidEventError, match="another event type than play"):
+        state.observe(EventBatch(other.events[0], 0, times, values, outcomes), 0)
+    assert state.position == 0
+
+
+def test_a_row_outlives_more_views_than_one_plan_may_have() -> None:
+    """Logs of views that were removed stay until the next sweep; a row counts its logs in 8 bits."""
+
+    def schema(generation: int) -> str:
+        view = "{event: play, key: account, windows: [10s, lifetime], features: [count]}"
+        views = "".join(f"  v{generation}_{i}: {view}\n" for i in range(120))
+        head, _, _ = SCHEMA.partition("views:")
+        return f"{head}views:\n{views}services:\n  all: [v{generation}_0.*, v{generation}_119.*]\n"
+
+    plan = compile_schema(schema(0))
+    state = State(plan, n_shards=1)
+    for generation in range(4):
+        if generation:
+            plan = compile_schema(schema(generation), previous=plan, now_ms=1_000_000)
+            state.apply_plan(plan)
+        event = plan.events[0]
+        for i in range(2):
+            data = {"ts": [1_000_000 + i], "account": ["a"], "id": [f"{generation}-{i}"]}
+            vectors = state.observe(EventBatch(event, 0, *event_columns(event, data)), 0)
+            assert vectors is not None
+            assert vectors.values.tolist() == [[i + 1.0] * 4]
+    restored = State.restore(plan, state.snapshot())
+    assert restored.digest() == state.digest()
+
+
 def test_a_checkpoint_copies_rows_as_they_were_at_the_cut_whatever_changes_meanwhile() -> None:
     state = State(PLAN, n_shards=2, secret=bytes(range(16)))
     state.observe(plays(3_000, keys=1_000))

@@ -115,6 +115,10 @@ def test_an_unknown_method_is_the_programmers_mistake(dispatcher: Dispatcher) ->
     for method in (-1, len(hot.METHODS)):
         with pytest.raises(ValueError, match="method"):
             dispatcher.call(method, b"")
+        with pytest.raises(ValueError, match="method"):
+            dispatcher.begin(method, b"")
+        with pytest.raises(ValueError, match="method"):
+            dispatcher.end(method, 0, 0)
     assert dispatcher.n_busy == 0
 
 
