@@ -50,7 +50,7 @@ from featurestore.storage.journal cimport (
 )
 
 from featurestore.core.structs import same_structs
-from featurestore.errors import InvalidEventError, LimitError, StorageError
+from featurestore.errors import LimitError, StorageError
 from featurestore.server.status import status_of
 
 same_structs(__name__, dispatcher_structs(), codec_structs(), replies_structs())
