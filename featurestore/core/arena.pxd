@@ -40,6 +40,12 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil   # 0: ou
 cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nogil
 cdef size_t arena_rounded(size_t n_bytes) noexcept nogil                 # bytes such a block really has
 
+cdef extern from * nogil:
+    """
+    #define fs_prefetch(p) __builtin_prefetch((const void*)(p), 1, 3)
+    """
+    void fs_prefetch(const void* p) noexcept       # asks for the cache line of p, which may be anything
+
 cdef inline void* arena_at(const Arena* arena, uint32_t handle) noexcept nogil:
     return arena.chunks[handle >> UNIT_BITS].base + (<size_t>(handle & ((1 << UNIT_BITS) - 1))) * UNIT_BYTES
 

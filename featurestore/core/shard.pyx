@@ -5,14 +5,16 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp, memcpy, memset
 
-from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init
+from featurestore.core.arena cimport (
+    Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init, fs_prefetch,
+)
 from featurestore.core.batch cimport COLUMN_NUMBER, OUTCOME_ACCEPTED, Column
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear, bytes_reserve
 from featurestore.core.plan cimport (
     MAX_RAW_WORDS, UNSET_MS, EntityC, GroupC, PlanC, SlotC, TouchC, ViewC, Word,
 )
 from featurestore.core.table cimport (
-    SLOTS, Bucket, fs_prefetch, table_clear, table_find, table_init, table_insert,
+    SLOTS, Bucket, table_clear, table_find, table_init, table_insert,
     table_prefetch, table_prefetch_rows, table_remove,
 )
 from featurestore.core.window cimport (

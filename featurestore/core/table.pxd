@@ -12,7 +12,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from featurestore.core.arena cimport Arena, arena_at, arena_structs
+from featurestore.core.arena cimport Arena, arena_at, arena_structs, fs_prefetch
 
 cdef enum:
     SLOTS = 12
@@ -35,8 +35,6 @@ cdef void table_remove(Table* table, uint32_t* place) noexcept nogil
 
 cdef extern from * nogil:
     """
-    #define fs_prefetch(p) __builtin_prefetch((const void*)(p), 1, 3)
-
     /* Tags equal to `tag`, as the top bit of each of the 12 bytes: [0] of tags 0..7, [1] of tags 8..11.
        Exact: the sum of seven bits a byte never carries into the next byte. */
     static inline void fs_equal_tags(const uint8_t* tags, uint8_t tag, uint64_t* equal) {
@@ -52,7 +50,6 @@ cdef extern from * nogil:
     }
     #define fs_lowest_byte(bits) (__builtin_ctzll(bits) >> 3)
     """
-    void fs_prefetch(const void* p) noexcept
     void fs_equal_tags(const uint8_t* tags, uint8_t tag, uint64_t* equal) noexcept
     int fs_lowest_byte(uint64_t bits) noexcept
 

@@ -9,6 +9,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memset
 
+from featurestore.core.arena cimport fs_prefetch
 from featurestore.core.pages cimport SLAB_BYTES, pages_map, pages_unmap
 
 from featurestore.core.structs import same_structs

@@ -12,8 +12,7 @@ from libc.math cimport INFINITY, NAN, fabs, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
-from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_free
-from featurestore.core.table cimport fs_prefetch
+from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_free, fs_prefetch
 from featurestore.core.plan cimport (
     AGG_COUNT, AGG_FIRST, AGG_LAST, AGG_MAX, AGG_MEAN, AGG_MIN, AGG_SINCE_FIRST, AGG_STDDEV, AGG_SUM,
     MAX_WIDE_WORDS, NO_COLUMN, UNSET_MS, WIDE_COUNT, WIDE_FIRST, WIDE_LAST, ColumnC, ItemC, ViewC,
