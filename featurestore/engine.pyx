@@ -222,7 +222,7 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
         return ENGINE_OK
     state_origin(engine.state, sender.name, sender.name_bytes, sender.epoch, sender.sequence,
                  state_content(engine.state, batch) if sender.name_bytes else 0, &origin)
-    if work_prepare(engine.state, batch, service != NULL, work) < 0:
+    if work_prepare(engine.state, batch, service, work) < 0:
         return ENGINE_NO_MEMORY
     pthread_mutex_lock(&engine.state.order)
     status = _write_in_order(engine, batch, sender, &origin, work, body, service, outputs, peek, result)
@@ -398,7 +398,7 @@ cdef class Engine:
             with nogil:
                 state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes,
                              decoded.head.epoch, decoded.head.sequence, decoded.head.fingerprint, &origin)
-                status = work_prepare(state, &decoded.batch, False, work)
+                status = work_prepare(state, &decoded.batch, NULL, work)
                 if status == 0:
                     status = state_commit(state, &decoded.batch, work, &origin, wall_ms)
                 if status == 0:

@@ -38,6 +38,20 @@ class Aggregate(enum.IntEnum):
     LAST = 7
     SINCE_FIRST = 8
     SINCE_LAST = 9
+    DISTINCT = 10
+    DECAYED_COUNT = 11
+    DECAYED_SUM = 12
+    DECAYED_MEAN = 13
+    INTERVAL_MEAN = 14
+    INTERVAL_CV = 15
+
+
+class Structure(enum.IntEnum):
+    """What a view keeps of each row: the same numbers as `StructureC` in core/plan.pxd."""
+
+    LOG = 0  # the window log: what happened, by event time (core/window)
+    DISTINCT = 1  # different values of one field, with when each was last seen (core/distinct)
+    DECAYED = 2  # exponentially decayed sums, of one field or of events (core/decayed)
 
 
 class Part(enum.IntFlag):
@@ -48,6 +62,7 @@ class Part(enum.IntFlag):
     MOMENTS = 4  # mean and M2
     FIRST = 8  # first value and its time
     LAST = 16  # last value and its time
+    GAPS = 32  # sum of the squared times between neighbours; with FIRST and LAST
 
 
 @dataclass(frozen=True)
@@ -93,12 +108,12 @@ class EntityPlan:
 
 @dataclass(frozen=True)
 class Op:
-    """One step of a filter program, a stack machine over columns; see core/program.pyx for each code."""
+    """One step of a stack program, a filter over columns or a formula; see core/program.pyx for each code."""
 
-    # "number" "text" "load_number" "load_text" "add" "sub" "mul" "div" "neg" "eq" "ne" "lt" "le" "gt" "ge"
-    # "text_eq" "text_ne" "in_numbers" "in_texts" "and" "or" "not" "true" "false" "is_null"
+    # "number" "text" "load_number" "load_text" "add" "sub" "mul" "div" "min" "max" "neg" "eq" "ne" "lt" "le"
+    # "gt" "ge" "text_eq" "text_ne" "in_numbers" "in_texts" "and" "or" "not" "true" "false" "is_null"
     code: str
-    field: int = -1  # load_*: index in EventPlan.fields
+    field: int = -1  # load_*: index in EventPlan.fields, of a formula in DerivedPlan.operands
     number: float = 0.0  # number
     numbers: tuple[float, ...] = ()  # in_numbers
     texts: tuple[str, ...] = ()  # text (one), in_texts
@@ -122,6 +137,9 @@ class ColumnPlan:
 
 @dataclass(frozen=True)
 class ViewPlan:
+    """One structure of a view of the schema: its window log, or one of its sketches. They share the view's
+    key and event type, and are views of their own to everything below the schema."""
+
     view_id: int
     name: str
     event: int
@@ -142,6 +160,12 @@ class ViewPlan:
     lifetime_floor_ms: int | None = (
         None  # lifetimes last fed before it have ended (after idle was made longer)
     )
+    structure: Structure = Structure.LOG
+    # DISTINCT: `values` is the one field, of any kind; no columns, no filters but `where`
+    exact_values: int = 0
+    log2_registers: int = 0
+    # DECAYED: `values` is the summed field, if any; no columns, no filters but `where`
+    half_life_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,9 +180,20 @@ class FeaturePlan:
 
 
 @dataclass(frozen=True)
+class DerivedPlan:
+    """A feature that is computed from others when it is read, and has no state of its own."""
+
+    name: str  # "ip.failed_share_10m"
+    source: str  # canonical text of its formula
+    operands: tuple[int, ...]  # indexes in Plan.all_features, each once
+    ops: tuple[Op, ...]  # leave one number
+    by_zero: float | None  # its value where it divides by zero; None: it has none
+
+
+@dataclass(frozen=True)
 class ServicePlan:
     name: str
-    features: tuple[int, ...]  # indexes in Plan.features, in the order of the vector
+    features: tuple[int, ...]  # indexes in Plan.all_features, in the order of the vector
     fingerprint: str  # 16 hex digits over the ordered feature names and their definitions
 
 
@@ -176,10 +211,40 @@ class Plan:
     next_event_id: int  # first ids never given yet
     next_entity_id: int
     next_view_id: int
+    derived: tuple[DerivedPlan, ...] = ()  # operands first; plans from before there were any have no such key
+
+    @property
+    def all_features(self) -> tuple[FeaturePlan | DerivedPlan, ...]:
+        """What a service may list: `features`, then `derived`."""
+        return self.features + self.derived
+
+    def needed_for(self, features: tuple[int, ...]) -> tuple[int, ...]:
+        """`features`, in their order, then whatever they are derived from: all indexes in all_features."""
+        known = self.all_features
+        needed = dict.fromkeys(features)
+        waiting = list(features)
+        while waiting:
+            feature = known[waiting.pop()]
+            if isinstance(feature, DerivedPlan):
+                new = [operand for operand in feature.operands if operand not in needed]
+                needed |= dict.fromkeys(new)
+                waiting += new
+        return tuple(needed)
+
+    def field_of(self, feature: FeaturePlan) -> str | None:
+        """The name of the field that a feature aggregates; None where it is of events."""
+        view = self.views[feature.view]
+        value = 0 if view.structure is not Structure.LOG and view.values else None
+        if feature.column is not None:
+            value = view.columns[feature.column].value
+        return None if value is None else self.events[view.event].fields[view.values[value]].name
 
     def to_json(self) -> str:
         """Canonical JSON text: equal plans give equal bytes."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), ensure_ascii=False, sort_keys=True)
+        raw = dataclasses.asdict(self)
+        if not self.derived:
+            del raw["derived"]
+        return json.dumps(raw, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -198,6 +263,7 @@ class Plan:
                 "services": tuple(
                     ServicePlan(**{**s, "features": tuple(s["features"])}) for s in raw["services"]
                 ),
+                "derived": tuple(_derived(d) for d in raw.get("derived", ())),
             }
         )
 
@@ -214,14 +280,25 @@ def _event(raw: dict[str, Any]) -> EventPlan:
 
 
 def _program(raw: dict[str, Any]) -> Program:
-    ops = tuple(
-        Op(**{**op, "numbers": tuple(op["numbers"]), "texts": tuple(op["texts"])}) for op in raw["ops"]
-    )
-    return Program(raw["event"], raw["source"], ops)
+    return Program(raw["event"], raw["source"], _ops(raw["ops"]))
+
+
+def _derived(raw: dict[str, Any]) -> DerivedPlan:
+    return DerivedPlan(**{**raw, "operands": tuple(raw["operands"]), "ops": _ops(raw["ops"])})
+
+
+def _ops(raw: list[dict[str, Any]]) -> tuple[Op, ...]:
+    return tuple(Op(**{**op, "numbers": tuple(op["numbers"]), "texts": tuple(op["texts"])}) for op in raw)
 
 
 def _view(raw: dict[str, Any]) -> ViewPlan:
     columns = tuple(ColumnPlan(c["value"], c["filter"], Part(c["parts"])) for c in raw["columns"])
     return ViewPlan(
-        **{**raw, "values": tuple(raw["values"]), "filters": tuple(raw["filters"]), "columns": columns}
+        **{
+            **raw,
+            "values": tuple(raw["values"]),
+            "filters": tuple(raw["filters"]),
+            "columns": columns,
+            "structure": Structure(raw.get("structure", Structure.LOG)),
+        }
     )

@@ -77,7 +77,8 @@ def replay(
     event_index = _index(event, [e.name for e in plan.events], "event type")
     service_index = _index(service, [s.name for s in plan.services], "service")
     event_plan = plan.events[event_index]
-    names = [plan.features[i].name for i in plan.services[service_index].features]
+    names = [plan.all_features[i].name for i in plan.services[service_index].features]
+    needed = plan.needed_for(plan.services[service_index].features)
     if Path(out).exists() and Path(path).exists() and Path(out).samefile(path):
         raise ConfigError(f"{out} is the input; choose another output")
 
@@ -88,7 +89,7 @@ def replay(
         open_events(path, event_plan, keep=keep, stated_format=stated_format) as reader,
         open_writer(out, names, reader.kept_schema, bounds=bounds, outcome=outcome) as writer,
     ):
-        for whole in reader.chunks(_batch_events(len(names), bounds)):
+        for whole in reader.chunks(_batch_events(len(needed), bounds or len(needed) > len(names))):
             chunk = whole if limit is None else whole.head(limit - tally.n_events)
             if chunk.n_events == 0:
                 break

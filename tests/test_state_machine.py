@@ -15,8 +15,8 @@ import hypothesis.strategies as st
 from hypothesis import Phase, event, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from reference.both import Both
-from reference.naive import EventType, Row, Schema, View
-from reference.written import Filter, features
+from reference.naive import Derived, EventType, Row, Schema, View
+from reference.written import Filter, Formula, features
 
 START_MS = 1_000_000
 KEYS = ("a", "b", 7, "7", 7.0)
@@ -92,6 +92,35 @@ def every_view(exact_events: int, max_error: float, max_entries: int) -> dict[st
         ),
         "loud": View("a", {"k": "k"}, features("count", "5s 20s"), where=LOUD, **limits),
         "all": View("a", {}, features("count", "20s lifetime") + features("mean", "5s", value="y"), **limits),
+        "various": View(
+            "a",
+            {"k": "k"},
+            features("distinct", "5s 20s", value="q")
+            + features("distinct", "20s", value="s", name="loud_s", where=LOUD)
+            + features("distinct", "20s", value="x", exclude_self=True)
+            + features("count", "20s"),
+            where=NAMED,
+            **limits,
+        ),
+        "fading": View(
+            "a",
+            {"k": "k"},
+            features("decayed_count", "1s 30s")
+            + features("decayed_sum", "2s", value="x", name="up_x", where=POSITIVE)
+            + features("decayed_mean", "5s", value="y")
+            + features("decayed_sum", "5s", value="x", exclude_self=True)
+            + features("count", "5s"),
+            **limits,
+        ),
+        "regular": View(
+            "a",
+            {"k": "k"},
+            features("interval_mean", "5s 20s")
+            + features("interval_cv", "5s 20s")
+            + features("interval_mean", "20s", name="up_gap", where=POSITIVE)
+            + features("interval_cv", "5s 20s", name="up_cv", where=POSITIVE),
+            **limits,
+        ),
         "other": View(
             "b",
             {"k": "k"},
@@ -99,6 +128,51 @@ def every_view(exact_events: int, max_error: float, max_entries: int) -> dict[st
             **limits,
         ),
     }
+
+
+# By full name. Those whose operands the schema of the moment has are in it.
+DERIVED = {
+    "plain.burst": Derived(
+        ("plain.count_5s", "plain.count_20s"),
+        Formula("plain.count_5s / plain.count_20s", lambda a, b: a / b),
+    ),
+    "plain.burst_or_half": Derived(
+        ("plain.count_5s", "plain.count_20s"),
+        Formula("plain.count_5s / plain.count_20s", lambda a, b: a / b),
+        by_zero=0.5,
+    ),
+    "plain.range": Derived(
+        ("plain.max_x_20s", "plain.min_x_20s"),
+        Formula("plain.max_x_20s - plain.min_x_20s", lambda a, b: a - b),
+    ),
+    "mixed.evenness": Derived(
+        ("plain.stddev_x_20s", "plain.range"),
+        Formula("plain.stddev_x_20s / plain.range", lambda a, b: a / b),
+    ),
+    "mixed.across": Derived(
+        ("plain.sum_x_20s", "plain.mean_x_20s", "other.count_5s"),
+        Formula("-(plain.sum_x_20s - plain.mean_x_20s) / other.count_5s", lambda a, b, c: -(a - b) / c),
+        by_zero=-1.0,
+    ),
+    "mixed.ahead": Derived(
+        ("some.up_20s", "late.count_5s", "some.up_y_20s"),
+        Formula(
+            "max(some.up_20s, late.count_5s, 1) / (some.up_y_20s * -2)",
+            lambda a, b, c: max(a, b, 1) / (c * -2),
+        ),
+    ),
+    "mixed.quiet": Derived(
+        ("plain.count_20s", "loud.count_20s"),
+        Formula("1 / (plain.count_20s - loud.count_20s)", lambda a, b: 1 / (a - b)),
+    ),
+    "mixed.both": Derived(
+        ("mixed.quiet", "plain.burst_or_half", "plain.since_last_20s"),
+        Formula(
+            "min(mixed.quiet, plain.burst_or_half) + plain.since_last_20s / 1000",
+            lambda a, b, c: min(a, b) + c / 1000,
+        ),
+    ),
+}
 
 
 def schema_of(views: dict[str, View], *, ids: bool) -> Schema:
@@ -110,7 +184,13 @@ def schema_of(views: dict[str, View], *, ids: bool) -> Schema:
         "b": EventType({"k": "key", "z": "number"}, 3_000),
     }
     everything = [f"{name}.{feature.name}" for name, view in views.items() for feature in view.features]
-    return Schema(kinds, views, {"everything": everything})
+    derived: dict[str, Derived] = {}
+    for name, each in DERIVED.items():
+        if set(everything) >= set(each.operands):
+            derived[name] = each
+            everything.insert(len(everything) // 2, name)
+    services = {"everything": everything} | ({"derived": list(derived)} if derived else {})
+    return Schema(kinds, views, services, derived=derived)
 
 
 numbers = st.one_of(
@@ -308,6 +388,21 @@ class TwoStores(RuleBasedStateMachine):
         for parts in ({"k": "a", "q": "q"}, {"k": "7", "q": "r"}, {"k": "b"}):
             self.both.read("everything", self.key_set(**parts), **self.now())
         self.both.read("everything", self.key_set(k="a", q="q"), as_of=self.clock_ms, **self.now())
+        self.derived_alone_are_the_same()
+
+    def derived_alone_are_the_same(self) -> None:
+        """A service without the operands of what it lists answers what one with them answers."""
+        derived = self.both.naive.schema.services.get("derived")
+        if derived is None:
+            return
+        keys = self.key_set(k="a", q="q")
+        _, alone = self.both.read("derived", keys, as_of=self.clock_ms, **self.now())
+        _, among = self.both.read("everything", keys, as_of=self.clock_ms, **self.now())
+        assert alone.names == derived
+        answered = dict(among.got(0))
+        for name, got in alone.got(0):
+            assert repr(got) == repr(answered[name])
+            event(f"derived value with status {got.status}, {'exact' if got.lower == got.upper else 'not'}")
 
     def teardown(self) -> None:
         if not hasattr(self, "both"):

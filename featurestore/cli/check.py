@@ -7,7 +7,7 @@ from typing import Any
 
 from featurestore.cli.exits import Exit
 from featurestore.cli.frame import add_output_argument, print_json
-from featurestore.plan import Aggregate, EventPlan, FeaturePlan, FieldPlan, Kind, Plan, ViewPlan
+from featurestore.plan import Aggregate, DerivedPlan, EventPlan, FeaturePlan, FieldPlan, Kind, Plan, ViewPlan
 
 DESCRIPTION = """\
 Reads a schema file as `serve`, `apply` and `replay` would, and says what it declares: event types, entities
@@ -70,17 +70,25 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             feature.name: {
                 "view": plan.views[feature.view].name,
                 "aggregate": feature.aggregate.name.lower(),
-                "field": _field(plan, feature),
+                "field": plan.field_of(feature),
                 "where": _filter(plan, feature),
                 "window_ms": feature.window_ms or None,  # None: lifetime
                 "exclude_self": feature.exclude_self,
             }
             for feature in plan.features
         },
+        "derived": {
+            feature.name: {
+                "value": feature.source,
+                "else": feature.by_zero,
+                "needs": [plan.all_features[i].name for i in feature.operands],
+            }
+            for feature in plan.derived
+        },
         "services": {
             service.name: {
                 "fingerprint": service.fingerprint,
-                "features": [plan.features[i].name for i in service.features],
+                "features": [plan.all_features[i].name for i in service.features],
             }
             for service in plan.services
         },
@@ -99,12 +107,15 @@ def as_lines(plan: Plan) -> list[str]:
         lines.append(f"  {_parts(entity.parts)}, fed by {fed_by}")
     lines += ["", "features"]
     lines += _columns([(feature.name, _meaning(plan, feature)) for feature in plan.features])
+    if plan.derived:
+        lines += ["", "derived features"]
+        lines += _columns([(feature.name, _formula(feature)) for feature in plan.derived])
     for service in plan.services:
         lines += [
             "",
             f"service {service.name}, {len(service.features)} values, fingerprint {service.fingerprint}",
         ]
-        lines += _columns([(str(i), plan.features[f].name) for i, f in enumerate(service.features)])
+        lines += _columns([(str(i), plan.all_features[f].name) for i, f in enumerate(service.features)])
     return lines
 
 
@@ -147,12 +158,6 @@ def _where(plan: Plan, program: int | None) -> str | None:
     return None if program is None else plan.programs[program].source
 
 
-def _field(plan: Plan, feature: FeaturePlan) -> str | None:
-    view = plan.views[feature.view]
-    value = None if feature.column is None else view.columns[feature.column].value
-    return None if value is None else plan.events[view.event].fields[view.values[value]].name
-
-
 def _filter(plan: Plan, feature: FeaturePlan) -> str | None:
     view = plan.views[feature.view]
     index = None if feature.column is None else view.columns[feature.column].filter
@@ -162,12 +167,15 @@ def _filter(plan: Plan, feature: FeaturePlan) -> str | None:
 def _meaning(plan: Plan, feature: FeaturePlan) -> str:
     """`mean of tx_amount over 7d, 7d ago, where amount > 0, without the event itself`"""
     view = plan.views[feature.view]
-    field = _field(plan, feature)
+    field = plan.field_of(feature)
     name = {Aggregate.SINCE_FIRST: "ms since first", Aggregate.SINCE_LAST: "ms since last"}.get(
         feature.aggregate, feature.aggregate.name.lower()
     )
     words = [name if field is None else f"{name} of {field}"]
-    words[0] += f" over {duration(feature.window_ms)}" if feature.window_ms else " over its lifetime"
+    if view.half_life_ms:
+        words[0] += f", half-life {duration(view.half_life_ms)}"
+    else:
+        words[0] += f" over {duration(feature.window_ms)}" if feature.window_ms else " over its lifetime"
     if view.offset_ms:
         words.append(f"{duration(view.offset_ms)} ago")
     filters = [text for text in (_where(plan, view.where), _filter(plan, feature)) if text is not None]
@@ -176,3 +184,10 @@ def _meaning(plan: Plan, feature: FeaturePlan) -> str:
     if feature.exclude_self:
         words.append("without the event itself")
     return ", ".join(words)
+
+
+def _formula(feature: DerivedPlan) -> str:
+    """`ip.failed_1h / ip.count_1h, 0 where it divides by zero`"""
+    if feature.by_zero is None:
+        return feature.source
+    return f"{feature.source}, {feature.by_zero:g} where it divides by zero"

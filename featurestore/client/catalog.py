@@ -57,6 +57,8 @@ def _service(service: registry.ServiceSchema) -> ServiceSchema:
             offset_ms=feature.offset_ms,
             parts=tuple(feature.parts),
             excludes_self=feature.excludes_self,
+            formula=feature.formula or None,
+            by_zero=feature.by_zero if feature.HasField("by_zero") else None,
         )
         for feature in service.features
     )

@@ -209,12 +209,14 @@ class FeatureSchema:
     """One value of a vector."""
 
     name: str
-    aggregate: str  # "count", "sum", …
+    aggregate: str  # "count", "sum", …, or "derived"
     field: str | None
-    window_ms: int | None  # None: lifetime
+    window_ms: int | None  # None: lifetime, or derived
     offset_ms: int
     parts: tuple[str, ...]  # of the key that it is read by
     excludes_self: bool
+    formula: str | None = None  # what it is derived as: "ip.failed_1h / ip.count_1h"
+    by_zero: float | None = None  # the value of a formula that divides by zero; None: NaN
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,16 @@
       sequencer   clock, lateness, refusals, duplicates: the one place that decides
       shard       rows of one partition of the key space, applied in position order
         table       fingerprint → row
-        window      one log per (row, view): exact first, bounded after
-        arena       the memory of a shard
-          pages     chunks cut from huge pages, for all shards
+      derived     arithmetic over the values of a vector, with their bounds
+        kept        what a row keeps of one view, whatever its structure
+          window    one log per (row, view): exact first, bounded after
       plan        the schema as flat C structs
-        program   compiled `where` filters
+        program   compiled `where` filters, and the formulas of derived features
+        distinct  different values, with when each was last seen: for every window
+        decayed   sums that fade, without a window
+        head      the 8 bytes that a row has for each thing it keeps
+      arena       the memory of a shard
+        pages     chunks cut from huge pages, for all shards
       hashing     SipHash-2-4-128 keyed fingerprints, CRC32C
       batch       events in columns, the one shape in which they travel
       bytes       a growing buffer, for what is written out

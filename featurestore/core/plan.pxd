@@ -3,6 +3,8 @@
 # CompiledPlan, immutable, and alive as long as any state uses it.
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from featurestore.core.decayed cimport DecayedC, decayed_structs
+from featurestore.core.distinct cimport DistinctC, distinct_structs
 from featurestore.core.program cimport ProgramC, program_structs
 
 ctypedef union Word:             # one cell of a log entry
@@ -16,7 +18,7 @@ cdef enum:
     WIDE_LAST = 1                # i: time of its newest event, ms
     WIDE_COUNT = 2               # i: events
     WIDE_HEAD = 3
-    MAX_WIDE_WORDS = 1024
+    MAX_WIDE_WORDS = 1024        # a column has at most 13
     MAX_VALUES = 64
     MAX_RAW_WORDS = 2 + MAX_VALUES
     MAX_VIEWS_PER_ENTITY = 120
@@ -40,6 +42,17 @@ cdef enum AggregateC:          # plan.Aggregate
     AGG_LAST = 7
     AGG_SINCE_FIRST = 8
     AGG_SINCE_LAST = 9
+    AGG_DISTINCT = 10
+    AGG_DECAYED_COUNT = 11
+    AGG_DECAYED_SUM = 12
+    AGG_DECAYED_MEAN = 13
+    AGG_INTERVAL_MEAN = 14
+    AGG_INTERVAL_CV = 15
+
+cdef enum StructureC:          # plan.Structure
+    STRUCTURE_LOG = 0
+    STRUCTURE_DISTINCT = 1
+    STRUCTURE_DECAYED = 2
 
 ctypedef struct ColumnC:
     int16_t value                # index among the entry's values; -1: the event itself
@@ -51,6 +64,7 @@ ctypedef struct ColumnC:
     uint16_t moments_at          # f, f: mean, M2
     uint16_t first_at            # f, i: value and time of the first
     uint16_t last_at             # f, i: value and time of the last
+    uint16_t gaps_at             # f, f: sum of squared gaps between neighbours, ms^2: at least, at most
 
 ctypedef struct WeightC:         # a partial that the merge criterion weighs
     uint16_t at                  # word of a wide entry
@@ -76,6 +90,10 @@ ctypedef struct ViewC:
     uint16_t raw_words           # of an entry that is one event: time, values, filter word if any
     uint16_t wide_words
     uint8_t has_lifetime
+    uint8_t structure            # StructureC; all but LOG have no columns, and one value or none
+    uint16_t hashed              # index among the event type's hashed fields: DISTINCT
+    DistinctC distinct
+    DecayedC decayed
     uint16_t* values             # [n_values] index among the event type's fields
     uint16_t* filters            # [n_filters] index in the masks of its event type's programs
     ColumnC* columns             # [n_columns]
@@ -90,17 +108,23 @@ ctypedef struct TouchC:
     uint16_t* views              # [n_views] views this event type feeds on this entity
     uint8_t keep_keys
 
+ctypedef struct HashedC:         # a field whose values views tell apart, by their hash
+    uint16_t field               # index among the event type's fields
+    uint8_t is_key               # empty texts are absent
+
 ctypedef struct EventC:
     uint16_t event_id
     uint16_t n_fields
     uint16_t n_touches
     uint16_t n_programs
+    uint16_t n_hashed
     int32_t id_field             # -1: none
     int64_t dedupe_ms
     int64_t min_keep_ms          # the shortest keep of its views: an event younger than that is late for none
     int64_t max_floor_ms         # the latest floor of its views
     uint8_t* kinds               # [n_fields] ColumnKind
     TouchC* touches              # [n_touches]
+    HashedC* hashed              # [n_hashed]
     uint16_t* by_name            # [n_fields] index of each field, in the order of their names
     uint64_t* name_words         # [n_fields] what stands for each field's name in a content fingerprint
     ProgramC** programs          # [n_programs] borrowed from the CompiledPrograms that CompiledPlan holds
@@ -124,8 +148,18 @@ ctypedef struct SlotC:           # the part of a service that one row answers
     uint16_t n_groups
     GroupC* groups
 
+ctypedef struct DerivedC:        # a derived feature of a service
+    const ProgramC* program      # borrowed, as those of events are. Its loads are indexes in operands
+    uint16_t n_operands
+    uint16_t* operands           # [n_operands] places in the vector
+    uint32_t out                 # place in the vector
+    double by_zero               # its value where it divides by zero; NaN: none
+
 ctypedef struct ServiceC:
-    uint32_t width
+    uint32_t width               # values that it lists: the first places of a vector
+    uint32_t read_width          # and with those that its derived features need
+    uint32_t n_derived
+    DerivedC* derived            # [n_derived] each after those that it needs
     uint16_t n_slots
     SlotC* slots
     int16_t* slot_of_entity      # [n_entities] index in slots, -1: the service does not read it
@@ -159,19 +193,22 @@ cdef class CompiledPlan:
     cdef readonly tuple part_names   # of all entities, sorted
     cdef PlanC* c
     cdef list programs           # keeps the CompiledPrograms alive
+    cdef list hashed_of          # per event type: {field: index in EventC.hashed}
+    cdef list formulas           # CompiledFormula of each derived feature
     cdef CompiledPlan previous   # keeps the layouts of removed views alive
     cdef void** blocks           # every array above, owned
     cdef size_t n_blocks, cap_blocks
     cdef void* _array(self, size_t n, size_t item_bytes) except NULL
     cdef uint16_t* _indexes(self, items, size_t limit, str what) except NULL
     cdef int _weights(self, ViewC* view, size_t n) except -1
+    cdef int _derived(self, ServiceC* service, dict places) except -1
     cdef ItemC* _items(self, list items, size_t view) except NULL
     cdef int _check_parts(self, feature, ViewC* view, size_t column_index) except -1
 
 # Compared at import: see core/structs.py.
 cdef inline dict plan_structs():
-    return program_structs() | {"core/plan.pxd": (
-        sizeof(Word), sizeof(ColumnC), sizeof(WeightC), sizeof(ViewC), sizeof(TouchC), sizeof(EventC),
-        sizeof(ItemC), sizeof(GroupC), sizeof(SlotC), sizeof(ServiceC), sizeof(EntityC), sizeof(PlanC),
-        sizeof(CompiledPlan),
+    return decayed_structs() | distinct_structs() | program_structs() | {"core/plan.pxd": (
+        sizeof(Word), sizeof(ColumnC), sizeof(WeightC), sizeof(ViewC), sizeof(TouchC), sizeof(HashedC),
+        sizeof(EventC), sizeof(ItemC), sizeof(GroupC), sizeof(SlotC), sizeof(DerivedC), sizeof(ServiceC),
+        sizeof(EntityC), sizeof(PlanC), sizeof(CompiledPlan),
     )}

@@ -7,16 +7,22 @@ indexes are checked here all the same, once, because nothing on the hot path che
 import hashlib
 
 cimport cython
+from libc.math cimport NAN
 from libc.stdlib cimport calloc, free, realloc
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 from featurestore.core.batch cimport COLUMN_NUMBER, COLUMN_TEXT
-from featurestore.core.program cimport CompiledProgram, ProgramC
+from featurestore.core.distinct cimport (
+    MAX_EXACT_VALUES, MAX_KEEP_MS, MAX_LOG2_REGISTERS, MIN_LOG2_REGISTERS, distinct_c,
+)
+from featurestore.core.program cimport CompiledFormula, CompiledProgram, ProgramC
 
 from featurestore.core.structs import same_structs
-from featurestore.plan import Aggregate, Kind, Part
+from featurestore.plan import Aggregate, Kind, Part, Structure
 
 same_structs(__name__, plan_structs())
+
+cdef double CONFIDENCE_Z = 1.959963984540054     # standard errors: bounds that are not certain hold at 95 %
 
 
 def _check(bint holds, str what):
@@ -57,9 +63,16 @@ cdef class CompiledPlan:
             self.c.entities[i].parts = self._indexes(
                 [self.part_names.index(part) for part in entity.parts], len(self.part_names), "part")
         local_programs = self._events()
+        for view in plan.views:
+            fields = [0, 1] if view.structure == Structure.DECAYED else [1]
+            _check(view.structure == Structure.LOG
+                   or (len(view.values) in fields and not view.columns and not view.filters),
+                   f"view {view.name}: a sketch is of one field and has no columns or filters")
+        self.hashed_of = [self._hashed(i) for i in range(len(plan.events))]
         for i in range(len(plan.views)):
             self._view(i, local_programs)
         self._touches()
+        self._formulas()
         for i in range(len(plan.services)):
             self._service(i)
 
@@ -136,6 +149,20 @@ cdef class CompiledPlan:
                 event.programs[j] = compiled.c
         return local_programs
 
+    def _hashed(self, size_t index):
+        """The fields of one event type whose values are hashed; returns {index among fields: index here}."""
+        cdef EventC* event = &self.c.events[index]
+        fields = self.plan.events[index].fields
+        hashed = sorted({view.values[0] for view in self.plan.views
+                         if view.event == index and view.structure == Structure.DISTINCT})
+        _check(all(0 <= field < len(fields) for field in hashed), "a structure of values has no such field")
+        event.n_hashed = len(hashed)
+        event.hashed = <HashedC*>self._array(len(hashed), sizeof(HashedC))
+        for i, field in enumerate(hashed):
+            event.hashed[<size_t>i].field = field
+            event.hashed[<size_t>i].is_key = fields[field].is_key
+        return {field: i for i, field in enumerate(hashed)}
+
     def _view(self, size_t index, list local_programs):
         cdef ViewC* view = &self.c.views[index]
         cdef ColumnC* column
@@ -164,11 +191,26 @@ cdef class CompiledPlan:
                f"view {spec.name}: too many filters or columns")
         _check(len(spec.values) <= MAX_VALUES, f"view {spec.name}: more than {MAX_VALUES} fields")
         view.has_lifetime = spec.has_lifetime
+        view.structure = int(spec.structure)
+        if spec.structure == Structure.DISTINCT:
+            _check(1 <= spec.exact_values <= MAX_EXACT_VALUES
+                   and MIN_LOG2_REGISTERS <= spec.log2_registers <= MAX_LOG2_REGISTERS
+                   and 0 < spec.keep_ms <= MAX_KEEP_MS and spec.offset_ms == 0 and not spec.has_lifetime,
+                   f"view {spec.name}: settings of distinct values")
+            view.hashed = self.hashed_of[spec.event][spec.values[0]]
+            view.distinct = distinct_c(spec.exact_values, spec.log2_registers, CONFIDENCE_Z, spec.keep_ms)
+        elif spec.structure == Structure.DECAYED:
+            _check(0 < spec.half_life_ms and spec.offset_ms == 0 and not spec.has_lifetime
+                   and all(self.plan.events[spec.event].fields[f].kind == Kind.NUMBER for f in spec.values),
+                   f"view {spec.name}: settings of decayed sums")
+            view.decayed.half_life_ms = spec.half_life_ms
+            view.decayed.sums = len(spec.values)
         view.n_values = len(spec.values)
         view.values = self._indexes(spec.values, len(self.plan.events[spec.event].fields),
                                     f"view {spec.name}: field")
         for i in range(view.n_values):
-            _check(self.c.events[view.event].kinds[view.values[i]] == COLUMN_NUMBER,
+            _check(spec.structure == Structure.DISTINCT
+                   or self.c.events[view.event].kinds[view.values[i]] == COLUMN_NUMBER,
                    f"view {spec.name}: a value that is not a number")
         view.n_filters = len(spec.filters)
         view.filters = self._indexes([programs[f] for f in spec.filters], len(programs),
@@ -199,6 +241,10 @@ cdef class CompiledPlan:
                 at += 2
             if Part.LAST in column_spec.parts:
                 column.last_at = at
+                at += 2
+            if Part.GAPS in column_spec.parts:
+                _check(column.first_at and column.last_at, f"view {spec.name}: gaps without their ends")
+                column.gaps_at = at
                 at += 2
         _check(at <= MAX_WIDE_WORDS, f"view {spec.name}: too many columns")
         view.wide_words = at
@@ -270,20 +316,58 @@ cdef class CompiledPlan:
                     event.min_keep_ms = min(event.min_keep_ms, self.c.views[<size_t>k].keep_ms)
                     event.max_floor_ms = max(event.max_floor_ms, self.c.views[<size_t>k].floor_ms)
 
+    def _formulas(self):
+        n_features = len(self.plan.features)
+        self.formulas = []
+        for i, derived in enumerate(self.plan.derived):
+            _check(len(derived.operands) <= 4096, f"{derived.name}: more than 4,096 operands")
+            _check(all(0 <= operand < n_features + i for operand in derived.operands),
+                   f"{derived.name}: an operand is not a feature before it")
+            self.formulas.append(CompiledFormula(derived))
+
+    cdef int _derived(self, ServiceC* service, dict places) except -1:
+        """`places` in the vector, of all features that the service reads by their index in all_features."""
+        cdef CompiledFormula formula
+        cdef DerivedC* out
+        n_features = len(self.plan.features)
+        # Their order is the plan's: operands first.
+        derived = sorted(feature_index for feature_index in places if feature_index >= n_features)
+        service.derived = <DerivedC*>self._array(len(derived), sizeof(DerivedC))
+        for feature_index in derived:
+            spec = self.plan.derived[feature_index - n_features]
+            formula = self.formulas[<size_t>(feature_index - n_features)]
+            out = &service.derived[service.n_derived]
+            service.n_derived += 1
+            out.program = formula.c
+            out.n_operands = len(spec.operands)
+            out.operands = self._indexes([places[operand] for operand in spec.operands], len(places),
+                                         f"{spec.name}: operand")
+            out.out = places[feature_index]
+            out.by_zero = NAN if spec.by_zero is None else spec.by_zero
+        return 0
+
     def _service(self, size_t index):
         cdef ServiceC* service = &self.c.services[index]
         cdef SlotC* slot
         cdef GroupC* group
         cdef size_t i, j
         spec = self.plan.services[index]
-        _check(len(spec.features) <= 4096, f"service {spec.name}: more than 4,096 features")
+        n_features = len(self.plan.features)
+        _check(all(0 <= feature < n_features + len(self.plan.derived) for feature in spec.features)
+               and len(set(spec.features)) == len(spec.features),
+               f"service {spec.name}: a feature is unknown or given twice")
+        read = self.plan.needed_for(spec.features)
+        _check(len(read) <= 4096, f"service {spec.name}: more than 4,096 features")
         by_entity = {}
-        for out, feature_index in enumerate(spec.features):
-            _check(0 <= feature_index < len(self.plan.features), f"service {spec.name}: unknown feature")
+        for out, feature_index in enumerate(read):
+            if feature_index >= n_features:
+                continue
             feature = self.plan.features[feature_index]
             views = by_entity.setdefault(self.plan.views[feature.view].entity, {})
             views.setdefault(feature.view, []).append((out, feature))
         service.width = len(spec.features)
+        service.read_width = len(read)
+        self._derived(service, {feature_index: out for out, feature_index in enumerate(read)})
         service.n_slots = len(by_entity)
         service.slots = <SlotC*>self._array(len(by_entity), sizeof(SlotC))
         service.slot_of_entity = <int16_t*>self._array(len(self.plan.entities), sizeof(int16_t))
@@ -320,9 +404,20 @@ cdef class CompiledPlan:
         return out
 
     cdef int _check_parts(self, feature, ViewC* view, size_t column_index) except -1:
-        """A feature reads only what its column keeps."""
+        """A feature reads only what its view, and its column, keeps."""
         cdef ColumnC* column = NULL if column_index == NO_COLUMN else &view.columns[column_index]
         aggregate = feature.aggregate
+        structure = Structure.LOG
+        if aggregate == Aggregate.DISTINCT:
+            structure = Structure.DISTINCT
+        elif aggregate in (Aggregate.DECAYED_COUNT, Aggregate.DECAYED_SUM, Aggregate.DECAYED_MEAN):
+            structure = Structure.DECAYED
+        _check(view.structure == int(structure)
+               and (view.decayed.sums or aggregate not in (Aggregate.DECAYED_SUM, Aggregate.DECAYED_MEAN)),
+               f"feature {feature.name}: its view keeps no {aggregate.name}")
+        if view.structure != STRUCTURE_LOG:
+            _check(column == NULL and feature.window_ms > 0, f"feature {feature.name}: column or window")
+            return 0
         plain = (Aggregate.COUNT, Aggregate.SINCE_FIRST, Aggregate.SINCE_LAST)
         if column == NULL:
             _check(aggregate in plain, f"feature {feature.name} needs a column")
@@ -341,6 +436,9 @@ cdef class CompiledPlan:
         if aggregate in (Aggregate.MEAN, Aggregate.MIN, Aggregate.MAX, Aggregate.STDDEV, Aggregate.FIRST,
                          Aggregate.LAST):
             kept = kept and column.extremes_at != 0
+        if aggregate in (Aggregate.INTERVAL_MEAN, Aggregate.INTERVAL_CV):
+            kept = column.gaps_at != 0 and feature.window_ms != 0
+            plain += (Aggregate.INTERVAL_MEAN, Aggregate.INTERVAL_CV)
         _check(kept and (aggregate in plain or column.value >= 0),
                f"feature {feature.name}: its column keeps no {aggregate.name}")
         _check(feature.window_ms != 0 or view.has_lifetime, f"feature {feature.name}: view keeps no lifetime")

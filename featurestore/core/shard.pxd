@@ -14,6 +14,7 @@
 #     RAW    i64 time, f64 per value, u64 filter bits if the view has feature filters
 #     WIDE   i64 first, i64 last, i64 events, then the columns' partials in plan order
 #     key    the key's bytes as they are hashed (entries = their number), padded with 0
+# or, of kind 4 and 5, distinct values (distinct.pxd), of kind 10 decayed sums (decayed.pxd).
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.arena cimport Arena
@@ -21,8 +22,9 @@ from featurestore.core.batch cimport Batch
 from featurestore.core.bytes cimport Bytes, bytes_structs
 from featurestore.core.pages cimport Pool, pthread_mutex_t
 from featurestore.core.plan cimport EventC, PlanC, ServiceC, SlotC
+from featurestore.core.head cimport LogHead, head_structs
 from featurestore.core.table cimport Table, table_structs
-from featurestore.core.window cimport LogHead, Outputs, ReadAt, window_structs
+from featurestore.core.window cimport Outputs, ReadAt, window_structs
 
 cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
@@ -71,6 +73,7 @@ ctypedef struct Job:             # one batch being applied and read; everything 
     const EventC* event
     const Batch* batch
     const uint8_t* masks         # [n_programs][n_events] 1 = the program is TRUE
+    const uint64_t* hashes       # [n_hashed][n_events] of values, under the secret; 0 = absent
     const int64_t* nows          # [n_events] the store's clock as each event was decided
     const int64_t* type_nows     # [events in the plan] the clock of each event type; see first_nows
     const int64_t* first_nows    # [events in the plan] now at its first accepted event, UNSET_MS before
@@ -80,7 +83,7 @@ ctypedef struct Job:             # one batch being applied and read; everything 
                                  # none
     uint64_t first_position      # of event 0
     const ServiceC* service      # NULL: nothing is read
-    Outputs outputs              # of event 0; event i's are i * width further on
+    Outputs outputs              # of event 0; event i's are i * read_width further on
     bint peek
     bint event_clock             # the type's own clock advances with each event
 

@@ -10,21 +10,26 @@ from featurestore.core.arena cimport (
 )
 from featurestore.core.batch cimport COLUMN_NUMBER, OUTCOME_ACCEPTED, Column
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear, bytes_reserve
+from featurestore.core.head cimport LOG_KEY, LOG_LIFETIME, LogHead
+from featurestore.core.kept cimport (
+    Given, kept_clone, kept_expired, kept_export, kept_export_bytes, kept_free, kept_import, kept_prefetch,
+    kept_structs, sketch_add, sketch_kind, sketch_read,
+)
 from featurestore.core.plan cimport (
-    MAX_RAW_WORDS, UNSET_MS, EntityC, GroupC, PlanC, SlotC, TouchC, ViewC, Word,
+    MAX_RAW_WORDS, STRUCTURE_DISTINCT, STRUCTURE_LOG, UNSET_MS, EntityC, GroupC, ItemC, PlanC, SlotC, TouchC,
+    ViewC, Word,
 )
 from featurestore.core.table cimport (
     SLOTS, Bucket, table_clear, table_find, table_init, table_insert,
     table_prefetch, table_prefetch_rows, table_remove,
 )
 from featurestore.core.window cimport (
-    LOG_KEY, LOG_LIFETIME, LogHead, Outputs, ReadAt, lifetime_append, log_append, log_clone, log_expired,
-    log_export, log_export_bytes, log_fetch_ends, log_free, log_import, view_horizon, view_read,
+    Outputs, ReadAt, lifetime_append, log_append, view_horizon, view_read,
 )
 
 from featurestore.core.structs import same_structs
 
-same_structs(__name__, shard_structs())
+same_structs(__name__, shard_structs(), kept_structs())
 
 cdef enum:
     ROW_HEAD_BYTES = 24          # of Row; with one LogHead a row is 32 bytes
@@ -170,7 +175,7 @@ cdef void _free_row(Arena* arena, const PlanC* plan, uint32_t handle) noexcept n
     cdef Row* row = <Row*>arena_at(arena, handle)
     cdef uint8_t i
     for i in range(row.n_heads):
-        log_free(arena, &_heads(row)[i], _layout(plan, _heads(row)[i].view_id))
+        kept_free(arena, &_heads(row)[i], _layout(plan, _heads(row)[i].view_id))
     arena_free(arena, handle, _row_bytes(row.cap_heads))
 
 
@@ -183,8 +188,8 @@ cdef uint32_t _clone_row(Arena* arena, const PlanC* plan, const Row* row) noexce
         return 0
     clone = <Row*>arena_at(arena, handle)
     for i in range(row.n_heads):
-        if log_clone(arena, &_heads(<Row*>row)[i], _layout(plan, _heads(<Row*>row)[i].view_id),
-                     &_heads(clone)[i]) < 0:
+        if kept_clone(arena, &_heads(<Row*>row)[i], _layout(plan, _heads(<Row*>row)[i].view_id),
+                      &_heads(clone)[i]) < 0:
             _free_row(arena, plan, handle)
             return 0
         clone.n_heads += 1
@@ -210,7 +215,16 @@ cdef bint _head_expired(const Arena* arena, const PlanC* plan, const Row* row, c
     if plan.view_of_id[head.view_id] < 0:
         return True
     view = &plan.views[plan.view_of_id[head.view_id]]
-    return log_expired(arena, head, view, type_nows[view.event])
+    return kept_expired(arena, head, view, type_nows[view.event])
+
+
+cdef inline int64_t _horizon(const PlanC* plan, const LogHead* head, const int64_t* type_nows) noexcept nogil:
+    """Of the view of a head that is not expired; a raw key has none."""
+    cdef const ViewC* view
+    if head.kind == LOG_KEY:
+        return UNSET_MS
+    view = &plan.views[plan.view_of_id[head.view_id]]
+    return view_horizon(view, type_nows[view.event])
 
 
 # -- apply and read ------------------------------------------------------------------------------------------
@@ -225,6 +239,7 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
     cdef const ViewC* view
     cdef const LogHead* log
     cdef const LogHead* lifetime
+    cdef const ItemC* items
     cdef ReadAt when
     cdef uint16_t i
     cdef uint32_t n
@@ -242,7 +257,11 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
                 lifetime = _find_head(row, view.view_id, True)
         when.now_ms = own_now if view.event == own_type else type_nows[view.event]
         when.first_now_ms = own_first_now if view.event == own_type else first_nows[view.event]
-        view_read(arena, log, lifetime, view, &when, group.before if before else group.after, n, out)
+        items = group.before if before else group.after
+        if view.structure == STRUCTURE_LOG:
+            view_read(arena, log, lifetime, view, &when, items, n, out)
+        else:
+            sketch_read(arena, log, view, &when, items, n, out)
 
 
 cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const TouchC* touch,
@@ -290,7 +309,7 @@ cdef void _prune(Arena* arena, const PlanC* plan, Row* row) noexcept nogil:
     for i in range(row.n_heads):
         if (_key_expired(plan, row.entity_id, &heads[i]) if heads[i].kind == LOG_KEY
                 else plan.view_of_id[heads[i].view_id] < 0):
-            log_free(arena, &heads[i], _layout(plan, heads[i].view_id))
+            kept_free(arena, &heads[i], _layout(plan, heads[i].view_id))
         else:
             heads[kept] = heads[i]
             kept += 1
@@ -313,6 +332,21 @@ cdef inline void _raw_entry(const Job* job, const ViewC* view, uint32_t event, W
         raw[1 + view.n_values].u = bits
 
 
+cdef inline uint64_t _hash_of(const Job* job, const ViewC* view, uint32_t event) noexcept nogil:
+    """Of the value that the view tells apart; 0: the event brings none."""
+    return job.hashes[<size_t>view.hashed * job.batch.n_events + event]
+
+
+cdef inline bint _give(const Job* job, const ViewC* view, uint32_t event, Given* given) noexcept nogil:
+    """What the event gives to a structure that is not the window log. False: it brings no value for it."""
+    given.time_ms = job.batch.times[event]
+    if view.structure == STRUCTURE_DISTINCT:
+        given.hash = _hash_of(job, view, event)
+        return given.hash != 0
+    given.value = job.batch.columns[view.values[0]].numbers[event] if view.n_values else 0.0
+    return given.value == given.value
+
+
 cdef inline bint _due(const Shard* shard, const Row* row) noexcept nogil:
     """Whether the checkpoint under way must have this row as it is now."""
     return shard.copying and shard.written <= row.mark < shard.cut
@@ -328,13 +362,17 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
     cdef Row* row
     cdef uint32_t handle
     cdef int64_t now = job.nows[part.event]
+    cdef Given given
     cdef uint16_t i
     cdef bint touched = False
     for i in range(touch.n_views):
         view = &job.plan.views[touch.views[i]]
         if view.where >= 0 and not job.masks[<size_t>view.where * job.batch.n_events + part.event]:
             continue
-        if job.batch.times[part.event] < view_horizon(view, now):
+        given.horizon_ms = view_horizon(view, now)
+        if job.batch.times[part.event] < given.horizon_ms:
+            continue
+        if view.structure != STRUCTURE_LOG and not _give(job, view, part.event, &given):
             continue
         if place[0] == NULL:
             handle = _new_row(arena, part.fp0, part.fp1, touch.entity_id, 1)
@@ -356,6 +394,13 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
             if touch.keep_keys and not _has_key(job.plan, row):
                 if _remember_key(arena, place[0], job, touch, part.event) < 0:
                     return -1
+        if view.structure != STRUCTURE_LOG:
+            head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, False)
+            if head == NULL:
+                head = _add_head(arena, place[0], view.view_id, sketch_kind(view))
+            if head == NULL or sketch_add(arena, head, view, &given) < 0:
+                return -1
+            continue
         _raw_entry(job, view, part.event, raw)
         head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, False)
         if head == NULL:
@@ -389,7 +434,7 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
         apply = False                    # a checkpoint already holds it
     if job.service != NULL and job.service.slot_of_entity[touch.entity] >= 0:
         slot = &job.service.slots[job.service.slot_of_entity[touch.entity]]
-        offset = <uint64_t>part.event * job.service.width
+        offset = <uint64_t>part.event * job.service.read_width
         out = job.outputs
         out.values += offset
         if out.lower != NULL:
@@ -460,21 +505,27 @@ cdef inline void _fetch_blocks(const Shard* shard, const Part* parts, int64_t i,
                 fs_prefetch(arena_at(&shard.arena, _heads(row)[j].block))
 
 
-cdef inline void _fetch_logs(const Shard* shard, const PlanC* plan, int64_t i, int64_t n,
+cdef inline void _fetch_logs(const Shard* shard, const Job* job, const Part* parts, int64_t i, int64_t n,
                              uint32_t** places) noexcept nogil:
+    cdef const ViewC* view
     cdef Row* row
+    cdef uint64_t hash
     cdef uint8_t j
     if i < 0 or i >= n or places[i & (AHEAD_BLOCK - 1)] == NULL:
         return
     row = <Row*>arena_at(&shard.arena, places[i & (AHEAD_BLOCK - 1)][0])
     for j in range(row.n_heads):
         if _heads(row)[j].kind != LOG_KEY:
-            log_fetch_ends(&shard.arena, &_heads(row)[j], _layout(plan, _heads(row)[j].view_id))
+            view = _layout(job.plan, _heads(row)[j].view_id)
+            hash = 0
+            if view.structure == STRUCTURE_DISTINCT and view.event == job.batch.event:
+                hash = _hash_of(job, view, parts[i].event)
+            kept_prefetch(&shard.arena, &_heads(row)[j], view, hash)
 
 
 cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil:
     cdef uint32_t* places[AHEAD_BLOCK]
-    cdef uint32_t* place
+    cdef uint32_t* place = NULL
     cdef uint64_t applied, position, n_buckets
     cdef int64_t i, n = n_parts
     cdef int status = 0
@@ -495,7 +546,7 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
                 # A row that was absent may have come since.
                 place = table_find(&shard.table, &shard.arena, parts[i].fp0, parts[i].fp1)
         _fetch_blocks(shard, parts, i + AHEAD_BLOCK, n, places)
-        _fetch_logs(shard, job.plan, i + AHEAD_LOG, n, places)
+        _fetch_logs(shard, job, parts, i + AHEAD_LOG, n, places)
         if i < 0:
             continue
         status = _apply_part(shard, job, &parts[i], place, applied)
@@ -598,7 +649,7 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
         kept = 0
         for i in range(row.n_heads):
             if _head_expired(&shard.arena, plan, row, &heads[i], type_nows):
-                log_free(&shard.arena, &heads[i], _layout(plan, heads[i].view_id))
+                kept_free(&shard.arena, &heads[i], _layout(plan, heads[i].view_id))
             else:
                 heads[kept] = heads[i]
                 kept += 1
@@ -641,7 +692,8 @@ cdef void _export_plan(const Arena* arena, const PlanC* plan, const Row* row, co
         if _head_expired(arena, plan, row, &heads[i], nows):
             continue
         keys += heads[i].kind == LOG_KEY
-        export.n_bytes += log_export_bytes(arena, &heads[i], _layout(plan, heads[i].view_id))
+        export.n_bytes += kept_export_bytes(arena, &heads[i], _layout(plan, heads[i].view_id),
+                                            _horizon(plan, &heads[i], nows))
         j = export.n_logs
         while j and (heads[export.order[j - 1]].view_id > heads[i].view_id
                      or (heads[export.order[j - 1]].view_id == heads[i].view_id
@@ -660,6 +712,7 @@ cdef int _put_record(Bytes* out, const Arena* arena, const PlanC* plan, const Ro
     cdef Export export
     cdef const LogHead* head
     cdef const ViewC* layout
+    cdef int64_t horizon
     cdef uint64_t fp
     cdef uint32_t n_bytes
     cdef uint16_t n_logs
@@ -689,8 +742,9 @@ cdef int _put_record(Bytes* out, const Arena* arena, const PlanC* plan, const Ro
     for i in range(export.n_logs):
         head = &_heads(<Row*>row)[export.order[i]]
         layout = _layout(plan, head.view_id)
-        log_export(arena, head, layout, at)
-        at += log_export_bytes(arena, head, layout)
+        horizon = _horizon(plan, head, nows)
+        kept_export(arena, head, layout, horizon, at)
+        at += kept_export_bytes(arena, head, layout, horizon)
     out.n_bytes += export.n_bytes
     return 0
 
@@ -911,11 +965,11 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
         if view == NULL and payload[at + 2] < LOG_KEY:
             at += _skip_log(payload + at, n_bytes - at)      # of a view that the schema no longer has
             continue
-        used = log_import(arena, &head, view, payload + at, n_bytes - at)
+        used = kept_import(arena, &head, view, payload + at, n_bytes - at)
         if used > 0:
             added = _add_head(arena, &handle, head.view_id, head.kind)
             if added == NULL:
-                log_free(arena, &head, view)
+                kept_free(arena, &head, view)
                 used = -1
             else:
                 added[0] = head

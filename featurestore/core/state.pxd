@@ -48,6 +48,7 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     size_t capacity
     Facts facts                  # these point into memory
     uint8_t* homeless
+    uint64_t* hashes             # see Job
     int64_t* nows
     int64_t* reads_at
     int64_t* type_nows
@@ -57,20 +58,25 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     uint32_t n_parts
     int64_t now_ms               # the latest clock of all types before this batch
     bint first_of_type           # no event of its type had been accepted before this batch
+    uint8_t* vectors             # owned: vectors with what derived features are made of
+    size_t vectors_bytes
+    Outputs read                 # these point into vectors
 
 # Whether a batch has the columns that the plan declares for its event type: everything below relies on it.
 cdef bint batch_fits(const PlanC* plan, const Batch* batch) noexcept nogil
 # The plan lock must be held (shared) from before the batch was decoded until after state_apply. 0, or -1 when
-# out of memory. to_read: vectors will be read too, so rows that the events only read need their fingerprints.
-cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil
+# out of memory. service: what state_apply will read, NULL for nothing. Where vectors are read, rows that the
+# events only read need their fingerprints.
+cdef int work_prepare(const StateC* state, const Batch* batch, const ServiceC* service,
+                      Work* work) noexcept nogil
 cdef void work_clear(Work* work) noexcept nogil
 cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin) noexcept nogil   # a Verdict
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
 cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
                       int64_t wall_ms) noexcept nogil
-# first_position is that of event 0. service and outputs may be NULL: nothing is read. peek: nothing is
-# applied or kept.
+# first_position is that of event 0. service (as in work_prepare) and outputs may be NULL: nothing is read.
+# peek: nothing is applied or kept.
 cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position,
                      const ServiceC* service, const Outputs* outputs, bint peek) noexcept nogil
 # parts: one column of n keys per part name of the plan, NULL where not given. as_of: [n] or NULL for now.

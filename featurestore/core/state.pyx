@@ -21,12 +21,13 @@ from featurestore.core.batch cimport (
     REFUSED_NOT_FINITE, REFUSED_TIME_RANGE, REFUSED_TYPE, Batch, Column, EventBatch,
 )
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
+from featurestore.core.derived cimport derive
 from featurestore.core.hashing cimport (
     SipState, hashing_structs, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
 )
 from featurestore.core.pages cimport pool_clear, pool_init
 from featurestore.core.plan cimport (
-    MAX_KEY_PARTS, UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC,
+    MAX_KEY_PARTS, UNSET_MS, CompiledPlan, EventC, HashedC, PlanC, ServiceC, SlotC, TouchC,
 )
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
@@ -63,7 +64,9 @@ cdef enum:
     MAX_SHARDS = 4096
     MAX_THREADS = 64
     PARTS_PER_THREAD = 2048      # below that, starting a thread costs more than it saves
+    DERIVED_AT_ONCE = 65536      # values read with what derived features need, before those are computed
     SNAPSHOT_VERSION = 1
+    VALUE_DOMAIN = 0xFFFF        # in the place of an entity id: hashes of values, not of keys
     MAX_FIELDS = 256             # of an event type, as schemas have them
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
@@ -115,7 +118,30 @@ cdef int _reserve(Work* work, size_t n_bytes) noexcept nogil:
 
 cdef void work_clear(Work* work) noexcept nogil:
     free(work.memory)
+    free(work.vectors)
     memset(work, 0, sizeof(Work))
+
+
+cdef int _room_to_derive(const ServiceC* service, uint32_t n, Work* work) noexcept nogil:
+    """Where n vectors are read with what their derived features need; bounds always, which say what a zero
+    divisor means."""
+    cdef size_t n_values = <size_t>n * service.read_width
+    cdef size_t n_bytes = n_values * (3 * sizeof(double) + sizeof(float) + 1)
+    if service.n_derived == 0:
+        return 0
+    if n_bytes > work.vectors_bytes:
+        free(work.vectors)
+        work.vectors_bytes = 0
+        work.vectors = <uint8_t*>malloc(n_bytes)
+        if work.vectors == NULL:
+            return -1
+        work.vectors_bytes = n_bytes
+    work.read.values = <double*>work.vectors
+    work.read.lower = work.read.values + n_values
+    work.read.upper = work.read.lower + n_values
+    work.read.coverage = <float*>(work.read.upper + n_values)
+    work.read.statuses = <uint8_t*>(work.read.coverage + n_values)
+    return 0
 
 
 cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept nogil:
@@ -123,9 +149,9 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     counts."""
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef size_t n = batch.n_events, at
-    cdef size_t sizes[11]
+    cdef size_t sizes[12]
     cdef size_t total = 0
-    cdef uint8_t* places[11]
+    cdef uint8_t* places[12]
     cdef int i
     sizes[0] = n * event.n_programs
     sizes[1] = n * event.n_touches
@@ -138,12 +164,13 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     sizes[8] = state.plan.n_events * sizeof(int64_t)
     sizes[9] = n * event.n_touches * (sizeof(Part) + 16)
     sizes[10] = (state.n_shards + 1) * sizeof(uint32_t)
-    for i in range(11):
+    sizes[11] = n * event.n_hashed * sizeof(uint64_t)
+    for i in range(12):
         total += _aligned(sizes[i])
     if _reserve(work, total) < 0:
         return -1
     at = 0
-    for i in range(11):
+    for i in range(12):
         places[i] = work.memory + at
         at += _aligned(sizes[i])
     work.facts.masks = places[0]
@@ -159,6 +186,7 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     work.first_nows = <int64_t*>places[8]
     work.parts = <Part*>places[9]
     work.starts = <uint32_t*>places[10]
+    work.hashes = <uint64_t*>places[11]
     return 0
 
 
@@ -174,7 +202,37 @@ cdef bint batch_fits(const PlanC* plan, const Batch* batch) noexcept nogil:
     return True
 
 
-cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Work* work) noexcept nogil:
+cdef void _hash_values(const StateC* state, const Batch* batch, const HashedC* field,
+                       uint64_t* hashes) noexcept nogil:
+    """Of one field's values, under the secret; 0 where the value is absent. An empty key is absent, an empty
+    string is a value."""
+    cdef const Column* column = &batch.columns[field.field]
+    cdef SipState start, sip
+    cdef uint64_t fp[2]
+    cdef double number
+    cdef uint32_t i, n_bytes
+    cdef uint16_t domain = VALUE_DOMAIN
+    sip128_init(&start, state.secret)
+    sip128_update(&start, &domain, sizeof(domain))
+    for i in range(batch.n_events):
+        hashes[i] = 0
+        sip = start
+        if column.kind == COLUMN_NUMBER:
+            number = column.numbers[i] + 0.0         # -0 is 0
+            if number != number:
+                continue
+            sip128_update(&sip, &number, sizeof(number))
+        else:
+            n_bytes = column.offsets[i + 1] - column.offsets[i]
+            if (column.present != NULL and not column.present[i]) or (n_bytes == 0 and field.is_key):
+                continue
+            sip128_update(&sip, column.bytes + column.offsets[i], n_bytes)
+        sip128_final(&sip, fp)
+        hashes[i] = fp[0] if fp[0] else 1
+
+
+cdef int work_prepare(const StateC* state, const Batch* batch, const ServiceC* service,
+                      Work* work) noexcept nogil:
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef const Column* columns[MAX_KEY_PARTS]
     cdef const TouchC* touch
@@ -186,8 +244,12 @@ cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Wor
     cdef uint16_t j, k
     if _lay_out(state, batch, work) < 0:
         return -1
+    if service != NULL and _room_to_derive(service, n, work) < 0:
+        return -1
     for j in range(event.n_programs):
         program_run(event.programs[j], batch, 0, n, <uint8_t*>work.facts.masks + <size_t>j * n)
+    for j in range(event.n_hashed):
+        _hash_values(state, batch, &event.hashed[j], work.hashes + <size_t>j * n)
     if event.id_field >= 0:
         columns[0] = &batch.columns[event.id_field]
         key_fingerprints(state.secret, event.event_id, columns, 1, 0, n, <uint64_t*>work.facts.id_fps,
@@ -201,7 +263,7 @@ cdef int work_prepare(const StateC* state, const Batch* batch, bint to_read, Wor
         for k in range(touch.n_fields):
             columns[k] = &batch.columns[touch.fields[k]]
         missing = <uint8_t*>work.facts.missing + <size_t>j * n
-        if touch.n_views == 0 and not to_read:
+        if touch.n_views == 0 and service == NULL:
             memset(missing, 1, n)
             fps += 2 * <size_t>n
             continue
@@ -413,7 +475,7 @@ cdef void _unavailable_keys(const StateC* state, const Batch* batch, const Work*
                 missing = work.facts.missing + <size_t>k * batch.n_events
         for i in range(batch.n_events):
             if missing == NULL or missing[i]:
-                _at_event(outputs, <uint64_t>i * service.width, &out)
+                _at_event(outputs, <uint64_t>i * service.read_width, &out)
                 _slot_unavailable(&service.slots[j], &out)
 
 
@@ -421,6 +483,7 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
                      const ServiceC* service, const Outputs* outputs, bint peek) noexcept nogil:
     cdef Sequencer* s = &state.sequencer
     cdef Job job
+    cdef const Outputs* read = outputs
     cdef uint32_t i
     cdef int status
     memset(&job, 0, sizeof(job))
@@ -445,12 +508,15 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
                 work.reads_at[i] = work.nows[i] if work.nows[i] > work.now_ms else work.now_ms
                 if work.reads_at[i] == UNSET_MS:
                     work.reads_at[i] = 0
-        job.outputs = outputs[0]
-        _unavailable_keys(state, batch, work, service, outputs)
+        if service.n_derived:
+            read = &work.read
+        job.outputs = read[0]
+        _unavailable_keys(state, batch, work, service, read)
     job.plan = state.plan
     job.event = &state.plan.events[batch.event]
     job.batch = batch
     job.masks = work.facts.masks
+    job.hashes = work.hashes
     job.nows = work.nows
     job.type_nows = work.type_nows
     job.first_nows = work.first_nows
@@ -459,6 +525,8 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     job.service = service
     job.peek = peek
     status = _apply_all(state, &job, work)
+    if service != NULL and service.n_derived and status == 0:
+        derive(service, read, batch.n_events, outputs)
     if status < 0 and not peek:
         state.broken = True
     return status
@@ -466,51 +534,72 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
 
 # -- read ----------------------------------------------------------------------------------------------------
 
+cdef void _read_slot(StateC* state, const SlotC* slot, const Column* const* parts, uint32_t first, uint32_t n,
+                     const int64_t* as_of, int64_t read_at, const int64_t* nows, uint64_t* fps,
+                     uint32_t width, const Outputs* outputs) noexcept nogil:
+    """What one entity answers for key sets first..first + n - 1; outputs are those of `first`."""
+    cdef const PlanC* plan = state.plan
+    cdef const Column* columns[MAX_KEY_PARTS]
+    cdef uint8_t* missing = <uint8_t*>(fps + 2 * <size_t>n)
+    cdef Outputs out
+    cdef uint16_t k
+    cdef uint32_t i
+    cdef bint given = True
+    for k in range(plan.entities[slot.entity].n_parts):
+        columns[k] = parts[plan.entities[slot.entity].parts[k]]
+        given = given and columns[k] != NULL
+    if given:
+        key_fingerprints(state.secret, plan.entities[slot.entity].entity_id, columns,
+                         plan.entities[slot.entity].n_parts, first, first + n, fps, missing)
+        for i in range(n):
+            table_prefetch(&state.shards[_shard_of(state, fps[2 * i + 1])].table, fps[2 * i])
+    for i in range(n):
+        _at_event(outputs, <uint64_t>i * width, &out)
+        if not given or missing[i] or (fps[2 * i] | fps[2 * i + 1]) == 0:
+            _slot_unavailable(slot, &out)
+        else:
+            shard_read(&state.shards[_shard_of(state, fps[2 * i + 1])], plan, slot, fps[2 * i],
+                       fps[2 * i + 1], as_of[first + i] if as_of != NULL else read_at, nows,
+                       nows + plan.n_events, &out)
+
+
 cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n,
                     const int64_t* as_of, int64_t wall_ms, Work* work, const Outputs* outputs,
                     int64_t* read_at) noexcept nogil:
     cdef const PlanC* plan = state.plan
     cdef Sequencer* s = &state.sequencer
-    cdef const Column* columns[MAX_KEY_PARTS]
-    cdef const SlotC* slot
+    cdef const Outputs* read
     cdef Outputs out
     cdef int64_t* nows
     cdef int64_t now = s.now_ms
     cdef uint64_t* fps
-    cdef uint8_t* missing
-    cdef uint16_t j, k
-    cdef uint32_t i
-    cdef bint given
-    if _reserve(work, _aligned(plan.n_events * 16) + <size_t>n * 17) < 0:
+    cdef uint16_t j
+    cdef uint32_t first = 0, some = n    # with derived features in pieces: they take room beside the outputs
+    if service.n_derived and some > DERIVED_AT_ONCE // service.read_width:
+        some = 1 + DERIVED_AT_ONCE // service.read_width
+    if _reserve(work, _aligned(plan.n_events * 16) + <size_t>some * 17) < 0:
+        return -1
+    if _room_to_derive(service, some, work) < 0:
         return -1
     nows = <int64_t*>work.memory
     fps = <uint64_t*>(work.memory + _aligned(plan.n_events * 16))
-    missing = <uint8_t*>(fps + 2 * <size_t>n)
     if not s.event_clock and wall_ms > now:
         now = wall_ms
     for j in range(plan.n_events):
         nows[j] = s.type_nows[j] if s.event_clock else now
         nows[plan.n_events + j] = s.first_nows[j]
     read_at[0] = now if now != UNSET_MS else 0
-    for j in range(service.n_slots):
-        slot = &service.slots[j]
-        given = True
-        for k in range(plan.entities[slot.entity].n_parts):
-            columns[k] = parts[plan.entities[slot.entity].parts[k]]
-            given = given and columns[k] != NULL
-        if given:
-            key_fingerprints(state.secret, plan.entities[slot.entity].entity_id, columns,
-                             plan.entities[slot.entity].n_parts, 0, n, fps, missing)
-            for i in range(n):
-                table_prefetch(&state.shards[_shard_of(state, fps[2 * i + 1])].table, fps[2 * i])
-        for i in range(n):
-            _at_event(outputs, <uint64_t>i * service.width, &out)
-            if not given or missing[i] or (fps[2 * i] | fps[2 * i + 1]) == 0:
-                _slot_unavailable(slot, &out)
-            else:
-                shard_read(&state.shards[_shard_of(state, fps[2 * i + 1])], plan, slot, fps[2 * i],
-                           fps[2 * i + 1], as_of[i] if as_of != NULL else read_at[0], nows,
-                           nows + plan.n_events, &out)
+    while first < n:
+        if some > n - first:
+            some = n - first
+        _at_event(outputs, <uint64_t>first * service.width, &out)
+        read = &work.read if service.n_derived else &out
+        for j in range(service.n_slots):
+            _read_slot(state, &service.slots[j], parts, first, some, as_of, read_at[0], nows, fps,
+                       service.read_width, read)
+        if service.n_derived:
+            derive(service, read, some, &out)
+        first += some
     return 0
 
 
@@ -805,7 +894,7 @@ cdef class State:
         state_origin(&self.c, producer, len(producer), epoch, sequence, content, &origin)
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
-            status = work_prepare(&self.c, b, target != NULL, &work)
+            status = work_prepare(&self.c, b, target, &work)
             pthread_mutex_lock(&self.c.order)
             verdict = state_judge(&self.c, b, &origin)
             if status == 0 and verdict <= VERDICT_DUPLICATE:

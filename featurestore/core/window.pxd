@@ -20,22 +20,11 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.arena cimport Arena, arena_structs
+from featurestore.core.head cimport LogHead, head_structs
 from featurestore.core.plan cimport ItemC, ViewC, Word, plan_structs
 
-cdef enum LogKind:
-    LOG_SMALL = 0                # RAW, up to SMALL_ENTRIES, a bare array of entries
-    LOG_LARGE = 1                # RAW or WIDE behind a LargeLog header
-    LOG_LIFETIME = 2             # one wide entry that never expires by window
-    LOG_KEY = 3                  # the raw key, of entities with keep_keys: u32 length, bytes
-
 cdef enum:
-    SMALL_ENTRIES = 24
-
-ctypedef struct LogHead:         # 8 bytes, in the row
-    uint32_t block               # arena handle, owned; 0 = no entries
-    uint16_t view_id
-    uint8_t kind                 # LogKind
-    uint8_t n_small              # LOG_SMALL: entries
+    SMALL_ENTRIES = 24           # of a log of kind LOG_SMALL
 
 ctypedef struct LargeLog:        # head of a LOG_LARGE block; entries follow
     uint32_t capacity            # entries
@@ -85,6 +74,16 @@ cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view
 cdef void log_free(Arena* arena, LogHead* head, const ViewC* view) noexcept nogil
 cdef int log_clone(Arena* arena, const LogHead* head, const ViewC* view, LogHead* copy) noexcept nogil
 
+# One value: its status and coverage as far as they do not depend on what is kept, then what it says. Shared
+# with the other structures (kept.pyx). put_value moves a value into its bounds; put_nothing is that of no
+# events.
+cdef void judge(const ViewC* view, const ReadAt* when, const ItemC* item, int64_t lo, int64_t hi,
+                const Outputs* out) noexcept nogil
+cdef void put_value(const Outputs* out, const ItemC* item, double value, double lower,
+                    double upper) noexcept nogil
+cdef void put_nothing(const Outputs* out, const ItemC* item) noexcept nogil
+cdef void put_unavailable(const Outputs* out, const ItemC* item) noexcept nogil
+
 # Reads `items` (sorted by window, lifetime last) of one view; log or lifetime may be NULL: no event yet.
 cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifetime, const ViewC* view,
                     const ReadAt* when, const ItemC* items, uint32_t n_items,
@@ -101,6 +100,6 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
 
 # Compared at import: see core/structs.py.
 cdef inline dict window_structs():
-    return arena_structs() | plan_structs() | {"core/window.pxd": (
-        sizeof(LogHead), sizeof(LargeLog), sizeof(Outputs), sizeof(ReadAt),
+    return arena_structs() | head_structs() | plan_structs() | {"core/window.pxd": (
+        sizeof(LargeLog), sizeof(Outputs), sizeof(ReadAt),
     )}

@@ -13,8 +13,10 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_free, fs_prefetch
+from featurestore.core.head cimport LOG_KEY, LOG_LARGE, LOG_LIFETIME, LOG_SMALL, LogHead
 from featurestore.core.plan cimport (
-    AGG_COUNT, AGG_FIRST, AGG_LAST, AGG_MAX, AGG_MEAN, AGG_MIN, AGG_SINCE_FIRST, AGG_STDDEV, AGG_SUM,
+    AGG_COUNT, AGG_DECAYED_COUNT, AGG_DECAYED_SUM, AGG_DISTINCT, AGG_FIRST, AGG_INTERVAL_CV,
+    AGG_INTERVAL_MEAN, AGG_LAST, AGG_MAX, AGG_MEAN, AGG_MIN, AGG_SINCE_FIRST, AGG_STDDEV, AGG_SUM,
     MAX_WIDE_WORDS, NO_COLUMN, UNSET_MS, WIDE_COUNT, WIDE_FIRST, WIDE_LAST, ColumnC, ItemC, ViewC,
     Word,
 )
@@ -53,6 +55,34 @@ cdef inline void _wide_clear(const ViewC* view, Word* entry) noexcept nogil:
     memset(entry, 0, view.wide_words * sizeof(Word))
 
 
+cdef inline double _squared(int64_t gap_ms) noexcept nogil:
+    return <double>gap_ms * <double>gap_ms
+
+
+cdef inline void _add_gap(const ColumnC* column, Word* entry, int64_t t, int64_t n) noexcept nogil:
+    """Adds the gap that one more event makes to the n there are; before its time is taken over."""
+    cdef Word* gaps = &entry[column.gaps_at]
+    cdef int64_t first = entry[column.first_at + 1].i, last = entry[column.last_at + 1].i
+    cdef double gap
+    if n == 0:
+        gaps[0].f = gaps[1].f = 0.0
+    elif t <= first or t >= last:
+        gap = _squared(first - t if t <= first else t - last)
+        gaps[0].f += gap
+        gaps[1].f += gap
+    else:
+        # It splits one of the gaps, which one is not known: their squares sum to less, and to no less than if
+        # all n were equal.
+        gaps[0].f = _squared(last - first) / <double>n
+
+
+cdef inline void _merge_gaps(const ColumnC* column, Word* into, const Word* older) noexcept nogil:
+    """Both have events; before the first of `into` is replaced."""
+    cdef double gap = _squared(into[column.first_at + 1].i - older[column.last_at + 1].i)
+    into[column.gaps_at].f += older[column.gaps_at].f + gap
+    into[column.gaps_at + 1].f += older[column.gaps_at + 1].f + gap
+
+
 cdef inline void _column_add(const ColumnC* column, Word* entry, const Word* raw, uint64_t bits,
                              bint older) noexcept nogil:
     """Adds one event to one column; `older` as in _wide_add."""
@@ -84,6 +114,8 @@ cdef inline void _column_add(const ColumnC* column, Word* entry, const Word* raw
         delta = x - at[0].f
         at[0].f += delta / <double>(n + 1)
         at[1].f += delta * (x - at[0].f)
+    if column.gaps_at:
+        _add_gap(column, entry, t, n)
     if column.first_at:
         at = &entry[column.first_at]
         if n == 0 or (t <= at[1].i if older else t < at[1].i):
@@ -137,6 +169,12 @@ cdef inline void _column_merge(const ColumnC* column, Word* into, const Word* ol
         delta = older[at].f - into[at].f
         into[at + 1].f += older[at + 1].f + delta * delta * (<double>n * <double>m / <double>(n + m))
         into[at].f += delta * (<double>m / <double>(n + m))
+    if column.gaps_at:
+        if n:
+            _merge_gaps(column, into, older)
+        else:
+            into[column.gaps_at] = older[column.gaps_at]
+            into[column.gaps_at + 1] = older[column.gaps_at + 1]
     if column.first_at:
         into[column.first_at] = older[column.first_at]
         into[column.first_at + 1] = older[column.first_at + 1]
@@ -643,8 +681,8 @@ cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view
 
 # -- the read ------------------------------------------------------------------------------------------------
 
-cdef inline void _put(const Outputs* out, const ItemC* item, double value, double lower,
-                      double upper) noexcept nogil:
+cdef void put_value(const Outputs* out, const ItemC* item, double value, double lower,
+                    double upper) noexcept nogil:
     if value < lower:
         value = lower
     if value > upper:
@@ -655,15 +693,18 @@ cdef inline void _put(const Outputs* out, const ItemC* item, double value, doubl
         out.upper[item.out] = upper
 
 
-cdef inline void _put_nothing(const Outputs* out, const ItemC* item) noexcept nogil:
-    cdef double value = 0.0 if item.aggregate == AGG_COUNT or item.aggregate == AGG_SUM else NAN
-    _put(out, item, value, value, value)
+cdef void put_nothing(const Outputs* out, const ItemC* item) noexcept nogil:
+    cdef bint counts = (item.aggregate == AGG_COUNT or item.aggregate == AGG_SUM
+                        or item.aggregate == AGG_DISTINCT or item.aggregate == AGG_DECAYED_COUNT
+                        or item.aggregate == AGG_DECAYED_SUM)
+    cdef double value = 0.0 if counts else NAN
+    put_value(out, item, value, value, value)
     if out.statuses[item.out] == STATUS_PRESENT:
         out.statuses[item.out] = STATUS_NOT_FOUND
 
 
-cdef inline void _put_unavailable(const Outputs* out, const ItemC* item) noexcept nogil:
-    _put(out, item, NAN, NAN, NAN)
+cdef void put_unavailable(const Outputs* out, const ItemC* item) noexcept nogil:
+    put_value(out, item, NAN, NAN, NAN)
     out.statuses[item.out] = STATUS_UNAVAILABLE
     out.coverage[item.out] = 0.0
 
@@ -671,7 +712,7 @@ cdef inline void _put_unavailable(const Outputs* out, const ItemC* item) noexcep
 cdef void read_unavailable(const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil:
     cdef uint32_t i
     for i in range(n_items):
-        _put_unavailable(out, &items[i])
+        put_unavailable(out, &items[i])
 
 
 ctypedef struct Uncertain:       # what the entries across a window's edges may add to a column
@@ -717,7 +758,7 @@ cdef inline void _read_stddev(const Outputs* out, const ItemC* item, const Colum
     cdef double least = doubt.least, most = doubt.most, mean, m2, far, share, variance
     if doubt.n == 0:
         variance = sqrt(sure[column.moments_at + 1].f / n)
-        _put(out, item, variance, variance, variance)
+        put_value(out, item, variance, variance, variance)
         return
     if n > 0:
         if sure[column.extremes_at].f < least:
@@ -726,7 +767,7 @@ cdef inline void _read_stddev(const Outputs* out, const ItemC* item, const Colum
             most = sure[column.extremes_at + 1].f
     variance = (most - least) * (most - least) / 4.0
     if n == 0:
-        _put(out, item, sqrt(doubt.m2 / k), 0.0, sqrt(variance))
+        put_value(out, item, sqrt(doubt.m2 / k), 0.0, sqrt(variance))
         return
     mean = sure[column.moments_at].f
     m2 = sure[column.moments_at + 1].f
@@ -736,7 +777,7 @@ cdef inline void _read_stddev(const Outputs* out, const ItemC* item, const Colum
     share = 0.25 if k >= n else n * k / ((n + k) * (n + k))
     if (m2 + doubt.m2) / n + far * far * share < variance:
         variance = (m2 + doubt.m2) / n + far * far * share
-    _put(out, item, sqrt(m2 / n), sqrt(m2 / (n + k)), sqrt(variance))
+    put_value(out, item, sqrt(m2 / n), sqrt(m2 / (n + k)), sqrt(variance))
 
 
 cdef inline void _read_extreme(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
@@ -747,12 +788,12 @@ cdef inline void _read_extreme(const Outputs* out, const ItemC* item, const Colu
         lower = upper = sure[column.extremes_at].f if some else doubt.most
         if doubt.n and doubt.least < lower:
             lower = doubt.least
-        _put(out, item, lower, lower, upper)
+        put_value(out, item, lower, lower, upper)
     else:
         lower = upper = sure[column.extremes_at + 1].f if some else doubt.least
         if doubt.n and doubt.most > upper:
             upper = doubt.most
-        _put(out, item, upper, lower, upper)
+        put_value(out, item, upper, lower, upper)
 
 
 cdef inline void _read_end(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
@@ -769,15 +810,15 @@ cdef inline void _read_end(const Outputs* out, const ItemC* item, const ColumnC*
     if near != NULL:
         _doubt(&doubt, column, near)
     if doubt.n == 0 and some:
-        _put(out, item, sure[at].f, sure[at].f, sure[at].f)
+        put_value(out, item, sure[at].f, sure[at].f, sure[at].f)
         return
     if doubt.n == 0:
         # Only the entry across the other edge is left; its own first (last) event is inside, or none of the
         # column is.
         if edges.lo < far[at + 1].i <= edges.hi:
-            _put(out, item, far[at].f, far[at].f, far[at].f)
+            put_value(out, item, far[at].f, far[at].f, far[at].f)
         else:
-            _put_nothing(out, item)
+            put_nothing(out, item)
         return
     if some:
         if sure[at].f < doubt.least:
@@ -786,7 +827,7 @@ cdef inline void _read_end(const Outputs* out, const ItemC* item, const ColumnC*
             doubt.most = sure[at].f
     elif far != NULL and far != near:
         _doubt(&doubt, column, far)
-    _put(out, item, doubt.least + (doubt.most - doubt.least) / 2.0, doubt.least, doubt.most)
+    put_value(out, item, doubt.least + (doubt.most - doubt.least) / 2.0, doubt.least, doubt.most)
 
 
 cdef inline void _read_since(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
@@ -810,7 +851,7 @@ cdef inline void _read_since(const Outputs* out, const ItemC* item, const Column
         elif far != NULL and far[n_at].i and edges.lo < far[at].i <= edges.hi:
             earliest = latest = far[at].i
         else:
-            _put_nothing(out, item)
+            put_nothing(out, item)
             return
     else:
         # Somewhere in the part of `near` that is inside, or, if its column has none there, at the next sure
@@ -829,8 +870,66 @@ cdef inline void _read_since(const Outputs* out, const ItemC* item, const Column
                 earliest = sure[at].i
             if column == NULL and near != far and near[WIDE_FIRST].i > earliest:
                 earliest = near[WIDE_FIRST].i
-    _put(out, item, <double>(edges.hi - latest) + <double>(latest - earliest) / 2.0,
-         <double>(edges.hi - latest), <double>(edges.hi - earliest))
+    put_value(out, item, <double>(edges.hi - latest) + <double>(latest - earliest) / 2.0,
+              <double>(edges.hi - latest), <double>(edges.hi - earliest))
+
+
+cdef inline void _read_intervals(const Outputs* out, const ItemC* item, const ColumnC* column,
+                                 const Word* sure, const Edges* edges, const Uncertain* doubt) noexcept nogil:
+    """interval_mean and interval_cv: of the times between neighbours, in ms, and their standard deviation
+    over it. Of fewer than two events they are NaN.
+
+    Over m gaps whose sum is the span S and whose squares sum to G, the mean is S / m and the square of the
+    coefficient of variation G m / S^2 - 1. The ends of the span are somewhere between the window's edge and
+    the sure events; gaps there add at most the square of what they lie in.
+    """
+    cdef int64_t n = sure[column.n_at].i, m_least, m_most
+    cdef int64_t first_least, first_most, last_least, last_most
+    cdef double span_least, span_most, lower, upper, value, gaps
+    if n + doubt.n < 2:
+        put_value(out, item, NAN, NAN, NAN)
+        return
+    first_least = first_most = sure[column.first_at + 1].i if n else edges.hi
+    last_least = last_most = sure[column.last_at + 1].i if n else edges.lo + 1
+    if doubt.n:
+        if edges.left != NULL and edges.left[column.n_at].i:
+            first_least = edges.lo + 1
+        elif n == 0:
+            first_least = edges.right[column.first_at + 1].i
+        if edges.right != NULL and edges.right[column.n_at].i:
+            last_most = edges.hi
+        elif n == 0:
+            last_most = edges.left[column.last_at + 1].i
+    m_least = n - 1 if n >= 2 else 1
+    m_most = n + doubt.n - 1
+    span_least = <double>(last_least - first_most) if last_least > first_most else 0.0
+    span_most = <double>(last_most - first_least)
+    if item.aggregate == AGG_INTERVAL_MEAN:
+        lower = span_least / <double>m_most
+        upper = span_most / <double>m_least
+        put_value(out, item, (span_least + (span_most - span_least) / 2.0)
+                  / (<double>m_least + <double>(m_most - m_least) / 2.0), lower, upper)
+        return
+    gaps = sure[column.gaps_at].f if n else 0.0
+    lower = _variation(gaps, <double>m_least, span_most)
+    gaps = sure[column.gaps_at + 1].f if n else 0.0
+    upper = _variation(gaps + _squared(first_most - first_least) + _squared(last_most - last_least),
+                       <double>m_most, span_least)
+    value = lower
+    if n >= 2:
+        value = _variation((sure[column.gaps_at].f + gaps) / 2.0, <double>(n - 1),
+                           <double>(last_least - first_most))
+    put_value(out, item, value, lower, upper)
+
+
+cdef inline double _variation(double gaps, double m, double span) noexcept nogil:
+    """The coefficient of variation of m gaps with this sum of squares and this sum. Gaps that are all 0 do
+    not vary; infinity where the sum may be 0 and the squares are not."""
+    cdef double square
+    if span <= 0.0:
+        return 0.0 if gaps <= 0.0 else INFINITY
+    square = gaps * m / (span * span) - 1.0
+    return sqrt(square) if square > 0.0 else 0.0
 
 
 cdef void _read_item(const ViewC* view, const ItemC* item, const Word* sure, const Edges* edges,
@@ -862,29 +961,33 @@ cdef void _read_item(const ViewC* view, const ItemC* item, const Word* sure, con
             _doubt(&doubt, column, edges.right)
         n_upper = n_lower + doubt.n
     if n_upper == 0:
-        _put_nothing(out, item)
+        put_nothing(out, item)
         return
     if item.aggregate == AGG_COUNT:
-        _put(out, item, (<double>n_lower + <double>n_upper) / 2.0, <double>n_lower, <double>n_upper)
+        put_value(out, item, (<double>n_lower + <double>n_upper) / 2.0, <double>n_lower, <double>n_upper)
     elif item.aggregate == AGG_SUM:
         total = sure[column.sum_at].f - sure[column.sum_at + 1].f
-        _put(out, item, total + (doubt.above - doubt.below) / 2.0, total - doubt.below, total + doubt.above)
+        put_value(out, item, total + (doubt.above - doubt.below) / 2.0, total - doubt.below,
+                  total + doubt.above)
     elif item.aggregate == AGG_MEAN:
         n = n_lower
         total = sure[column.sum_at].f - sure[column.sum_at + 1].f
         if doubt.n == 0:
             total /= <double>n
-            _put(out, item, total, total, total)
+            put_value(out, item, total, total, total)
             return
         # All k doubtful values at their least, or none: the mean is monotone in k.
         least = (total + <double>doubt.n * doubt.least) / <double>(n + doubt.n)
         most = (total + <double>doubt.n * doubt.most) / <double>(n + doubt.n)
         lower = doubt.least if n == 0 else total / <double>n
         upper = doubt.most if n == 0 else total / <double>n
-        _put(out, item, (total + (doubt.above - doubt.below) / 2.0) / (<double>n + <double>doubt.n / 2.0),
-             least if least < lower else lower, most if most > upper else upper)
+        put_value(out, item,
+                  (total + (doubt.above - doubt.below) / 2.0) / (<double>n + <double>doubt.n / 2.0),
+                  least if least < lower else lower, most if most > upper else upper)
     elif item.aggregate == AGG_MIN or item.aggregate == AGG_MAX:
         _read_extreme(out, item, column, sure, &doubt)
+    elif item.aggregate == AGG_INTERVAL_MEAN or item.aggregate == AGG_INTERVAL_CV:
+        _read_intervals(out, item, column, sure, edges, &doubt)
     elif item.aggregate == AGG_STDDEV:
         _read_stddev(out, item, column, sure, &doubt)
     elif item.aggregate == AGG_FIRST or item.aggregate == AGG_LAST:
@@ -901,17 +1004,17 @@ cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const V
     out.coverage[item.out] = 1.0
     if (entries.n == 0 or log_expired(arena, head, view, when.now_ms)
             or when.at_ms < entries.words[WIDE_FIRST].i):
-        _put_nothing(out, item)
+        put_nothing(out, item)
     elif when.at_ms < entries.words[WIDE_LAST].i:
-        _put_unavailable(out, item)          # it cannot be taken apart again
+        put_unavailable(out, item)          # it cannot be taken apart again
     else:
         memset(&edges, 0, sizeof(edges))
         edges.hi = when.at_ms
         _read_item(view, item, entries.words, &edges, out)
 
 
-cdef inline void _judge(const ViewC* view, const ReadAt* when, const ItemC* item, int64_t lo, int64_t hi,
-                        const Outputs* out) noexcept nogil:
+cdef void judge(const ViewC* view, const ReadAt* when, const ItemC* item, int64_t lo, int64_t hi,
+                const Outputs* out) noexcept nogil:
     """Status and coverage as far as they do not depend on what the log holds."""
     cdef int64_t live = item.live_since_ms if item.live_since_ms != UNSET_MS else when.first_now_ms
     cdef double share
@@ -936,7 +1039,7 @@ cdef inline void _judge(const ViewC* view, const ReadAt* when, const ItemC* item
 
 cdef inline bint _sums_only(const ColumnC* column) noexcept nogil:
     return column.sum_at != 0 and not (column.extremes_at or column.moments_at or column.first_at
-                                       or column.last_at)
+                                       or column.last_at or column.gaps_at)
 
 
 cdef void _add_raw(const ViewC* view, Word* sure, const Word* raw, uint32_t n) noexcept nogil:
@@ -1042,9 +1145,9 @@ cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifet
             _read_lifetime(arena, lifetime, view, when, &items[i], out)
             continue
         lo = edges.hi - items[i].window_ms
-        _judge(view, when, &items[i], lo, edges.hi, out)
+        judge(view, when, &items[i], lo, edges.hi, out)
         if out.statuses[items[i].out] == STATUS_UNAVAILABLE:
-            _put_unavailable(out, &items[i])
+            put_unavailable(out, &items[i])
             continue
         if lo < horizon - 1:
             lo = horizon - 1                 # what is older is absent, whether or not it was freed

@@ -18,6 +18,11 @@
         features:                        # named customer.count_10m ... customer.large_1h
           - count                        # also since_first and since_last, in ms
           - mean(amount)                 # also sum, min, max, stddev, first, last: of a number or a bool
+          - distinct(src_ip)             # different values, of any field; no offset, no lifetime
+          - interval_cv                  # and interval_mean: of the ms between events; 0 is a clock, people
+                                         #   are near 1 and above
+          - decayed_count(1h)            # also decayed_sum(amount, 1h), decayed_mean: an event counts half
+                                         #   after each half-life; no windows
           - name: large                  # needed where there is a where
             aggregate: count
             where: online and (amount > 100 or country not in ("FR", "IT"))
@@ -26,24 +31,34 @@
         exact_events: 256                # default 256: a key's values are exact up to so many events,
         max_error: 0.01                  # default 0.01: beyond, counts and sums are off by at most this part
         max_entries: 4096                # default 4096, or twice exact_events: while its log needs no more
+        exact_values: 512                # default 512: a key's distinct values are exact up to so many,
+        distinct_error: 0.03             # default 0.03: beyond, their standard error; bounds hold at 95 %
         lifetime_idle: 400d              # default 400d: a lifetime not fed for so long starts anew
       terminal:                          # offset: as it was 7 days before
         {event: transaction, key: terminal_id, windows: [1d, 7d], offset: 7d, features: [count]}
+    derived:                             # optional: computed from other features when they are read
+      customer.burst: customer.count_10m / customer.count_1d      # named like a feature of a view, or with
+      risk.large:                                                 #   a word of your own before the dot
+        {value: customer.large_1h / terminal.count_1d, else: 0}   # else: its value where it divides by zero
     services:                            # what is asked for: each a vector in this order
-      fraud: [customer.*, terminal.count_7d]
+      fraud: [customer.*, terminal.count_7d, risk.large]          # *: those derived under this name come last
     keep_keys: [customer_id]             # optional: entities, by key parts, that store raw keys too, of rows
                                          #   fed from then on; taken out, the next sweep erases them
 
-`where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, numbers, true, false
-and texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in SQL, what
-touches an absent field is unknown, and only what is true matches.
+A derived feature is a formula of + - * /, min(a, b), max(a, b), numbers and features of any entity, derived
+or not. A service that lists it reads what it needs and returns only what it lists. Without an `else`,
+dividing by zero gives NaN.
 
-A change to a store that has state may add and remove views, services and fields, and change windows,
-lateness, ids, lifetime_idle and keep_keys. What a view keeps (event, key, where, offset, error settings, the
-fields and filters of its features, whether it has lifetimes) stays: a changed view takes a new name and
-starts empty.
+`where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, min(), max(), numbers,
+true, false and texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in
+SQL, what touches an absent field is unknown, and only what is true matches.
 
-Text flows one way: `document` reads YAML with its lines, `model` checks it (with `expression` for `where`),
+A change to a store that has state may add and remove views, services and fields, do anything to derived
+features, and change windows, lateness, ids, lifetime_idle and keep_keys. What a view keeps (event, key,
+where, offset, error settings, the fields and filters of its features, whether it has lifetimes) stays: a
+changed view takes a new name and starts empty. Distinct and decayed features may come and go.
+
+Text flows one way: `document` reads YAML with its lines, `model` checks it (with `expression` for formulas),
 `compile` numbers it, `evolution` fits it to the plan before. Every mistake is a SchemaError with file, line,
 what is wrong and what was meant.
 """

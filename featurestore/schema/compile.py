@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from featurestore.plan import (
     ColumnPlan,
+    DerivedPlan,
     EntityPlan,
     EventPlan,
     FeaturePlan,
@@ -28,11 +30,22 @@ from featurestore.plan import (
     Plan,
     Program,
     ServicePlan,
+    Structure,
     TouchPlan,
     ViewPlan,
 )
-from featurestore.schema.expression import Condition, FieldType
-from featurestore.schema.model import EventModel, FeatureModel, SchemaModel, ViewModel
+from featurestore.schema.document import duration_text
+from featurestore.schema.expression import Condition, FieldType, both
+from featurestore.schema.model import (
+    GONE_HALF_LIVES,
+    DerivedModel,
+    EventModel,
+    FeatureModel,
+    SchemaModel,
+    ViewModel,
+)
+
+DISTINCT_ERROR_OF_ONE = 0.65  # the relative standard error of one register; see core/distinct.pyx
 
 
 def compile_plan(schema: SchemaModel, source: str) -> Plan:
@@ -44,17 +57,19 @@ def compile_plan(schema: SchemaModel, source: str) -> Plan:
     views: list[ViewPlan] = []
     features: list[FeaturePlan] = []
     definitions: dict[str, tuple[int, str]] = {}  # full name → its index, and its definition for fingerprints
-    for index, view in enumerate(schema.views):
+    for view in schema.views:
         columns = _columns(view)
-        views.append(_view(index, view, columns, indexes))
         order = {pair: position for position, pair in enumerate(columns)}
+        places = {sketch: len(views) + place for place, sketch in enumerate(_sketches(view))}
+        for sketch, place in places.items():
+            views.append(_view(place, view, columns, indexes, sketch))
         for feature in view.features:
             column = order[feature.field, feature.where] if feature.has_column else None
             definitions[feature.name] = (len(features), _definition(view, feature))
             features.append(
                 FeaturePlan(
                     name=feature.name,
-                    view=index,
+                    view=places[_sketch(feature)],
                     aggregate=feature.aggregate,
                     column=column,
                     window_ms=feature.window.length_ms,
@@ -62,6 +77,22 @@ def compile_plan(schema: SchemaModel, source: str) -> Plan:
                     live_since_ms=None,
                 )
             )
+    derived: list[DerivedPlan] = []
+    for each in schema.derived:
+        operands = [definitions[name] for name in each.formula.operands]
+        definitions[each.name] = (
+            len(features) + len(derived),
+            _derived_definition(each, [definition for _, definition in operands]),
+        )
+        derived.append(
+            DerivedPlan(
+                name=each.name,
+                source=each.formula.source,
+                operands=tuple(index for index, _ in operands),
+                ops=each.formula.ops,
+                by_zero=each.by_zero,
+            )
+        )
     return Plan(
         version=1,
         name=schema.name,
@@ -88,6 +119,7 @@ def compile_plan(schema: SchemaModel, source: str) -> Plan:
         next_event_id=len(events) + 1,
         next_entity_id=len(entities) + 1,
         next_view_id=len(views) + 1,
+        derived=tuple(derived),
     )
 
 
@@ -150,20 +182,55 @@ def _source(condition: Condition | None) -> str:
     return "" if condition is None else condition.source
 
 
-def _view(index: int, view: ViewModel, columns: dict[_Pair, Part], indexes: _Indexes) -> ViewPlan:
+@dataclass(frozen=True)
+class _Sketch:
+    """What a feature is answered from besides the window log. Each is a view of its own in the plan."""
+
+    structure: Structure
+    field: str | None
+    where: Condition | None
+    half_life_ms: int
+
+    @property
+    def name(self) -> str:
+        """Behind the view's name, in the plan: where a successor finds it again."""
+        half_life = duration_text(self.half_life_ms) if self.half_life_ms else None
+        arguments = ", ".join(each for each in (self.field, half_life) if each is not None)
+        where = "" if self.where is None else f" where {self.where.source}"
+        return f".{self.structure.name.lower()}({arguments}){where}"
+
+
+def _sketch(feature: FeatureModel) -> _Sketch | None:
+    if feature.structure is Structure.LOG:
+        return None
+    return _Sketch(feature.structure, feature.field, feature.where, feature.half_life_ms)
+
+
+def _sketches(view: ViewModel) -> list[_Sketch | None]:
+    """What a view's features are answered from, None for the window log, in canonical order."""
+    found = {_sketch(feature) for feature in view.features}
+    return sorted(found, key=lambda sketch: "" if sketch is None else sketch.name)
+
+
+def _view(
+    index: int, view: ViewModel, columns: dict[_Pair, Part], indexes: _Indexes, sketch: _Sketch | None
+) -> ViewPlan:
+    """One structure of the view. All keep as long as the view does, whose longest window counts for each."""
     event = indexes.events[view.event.name]
     order = {name: position for position, name in enumerate(view.event.fields)}
     values = sorted({name for name, _ in columns if name is not None})
     filters = sorted({where for _, where in columns if where is not None}, key=_source)
-    windows_ms = [feature.window.length_ms for feature in view.features]
-    return ViewPlan(
+    windows_ms = [
+        feature.window.length_ms for feature in view.features if feature.structure is not Structure.DECAYED
+    ]
+    log = ViewPlan(
         view_id=index + 1,
         name=view.name,
         event=event,
         entity=indexes.entities[view.parts],
         where=None if view.where is None else indexes.program(event, view.where),
         offset_ms=view.offset_ms,
-        keep_ms=max(windows_ms) + view.offset_ms + view.event.lateness_ms,
+        keep_ms=max(windows_ms, default=0) + view.offset_ms + view.event.lateness_ms,
         floor_ms=None,
         exact_events=view.exact_events,
         max_error=view.max_error,
@@ -182,13 +249,62 @@ def _view(index: int, view: ViewModel, columns: dict[_Pair, Part], indexes: _Ind
         lifetime_idle_ms=view.lifetime_idle_ms,
         identity=_identity(view, columns),
     )
+    if sketch is None:
+        return log
+    where = both(view.where, sketch.where)
+    plan = replace(
+        log,
+        name=view.name + sketch.name,
+        where=None if where is None else indexes.program(event, where),
+        values=() if sketch.field is None else (order[sketch.field],),
+        filters=(),
+        columns=(),
+        has_lifetime=False,
+        identity=_sketch_identity(view, sketch, where),
+        structure=sketch.structure,
+    )
+    if sketch.structure is Structure.DECAYED:
+        keep_ms = GONE_HALF_LIVES * sketch.half_life_ms + view.event.lateness_ms
+        return replace(plan, half_life_ms=sketch.half_life_ms, keep_ms=keep_ms)
+    return replace(plan, exact_values=view.exact_values, log2_registers=_log2_registers(view.distinct_error))
+
+
+def _log2_registers(error: float) -> int:
+    """The fewest registers, as a power of two, whose relative standard error is at most `error`."""
+    return math.ceil(math.log2((DISTINCT_ERROR_OF_ONE / error) ** 2))
+
+
+def _sketch_identity(view: ViewModel, sketch: _Sketch, where: Condition | None) -> str:
+    settings: dict[str, object] = {"half_life_ms": sketch.half_life_ms}
+    if sketch.structure is Structure.DISTINCT:
+        settings = {
+            "exact_values": view.exact_values,
+            "log2_registers": _log2_registers(view.distinct_error),
+        }
+    return _canonical(
+        {
+            "event": view.event.name,
+            "key": view.key,
+            "where": _source(where),
+            "structure": sketch.structure.name.lower(),
+            "field": sketch.field,
+            "types": _types(view, set() if sketch.field is None else {sketch.field}, [where]),
+            **settings,
+        }
+    )
+
+
+def _types(view: ViewModel, fields: set[str], conditions: Iterable[Condition | None]) -> dict[str, str]:
+    """The types of the fields that a structure reads, by itself or in its filters."""
+    names = list(view.event.fields)
+    read = set(fields)
+    for condition in conditions:
+        read |= {names[op.field] for op in _ops(condition) if op.field >= 0}
+    return {name: view.event.fields[name].value for name in read}
 
 
 def _identity(view: ViewModel, columns: dict[_Pair, Part]) -> str:
     read: set[str] = {name for name, _ in columns if name is not None}
-    names = list(view.event.fields)
-    for condition in [view.where, *(where for _, where in columns)]:
-        read |= {names[op.field] for op in _ops(condition) if op.field >= 0}
     return _canonical(
         {
             "event": view.event.name,
@@ -200,7 +316,7 @@ def _identity(view: ViewModel, columns: dict[_Pair, Part]) -> str:
             "max_entries": view.max_entries,
             "lifetime": any(feature.window.length_ms == 0 for feature in view.features),
             "columns": [_column_text(name, where, parts) for (name, where), parts in columns.items()],
-            "types": {name: view.event.fields[name].value for name in read},
+            "types": _types(view, read, [view.where, *(where for _, where in columns)]),
         }
     )
 
@@ -230,6 +346,19 @@ def _definition(view: ViewModel, feature: FeatureModel) -> str:
             "where": _source(feature.where),
             "window_ms": feature.window.length_ms,
             "exclude_self": feature.exclude_self,
+            **({"half_life_ms": feature.half_life_ms} if feature.half_life_ms else {}),
+        }
+    )
+
+
+def _derived_definition(feature: DerivedModel, operands: list[str]) -> str:
+    """What its operands mean is part of what it means; hashed, because they may share operands in turn."""
+    return _canonical(
+        {
+            "name": feature.name,
+            "formula": feature.formula.source,
+            "else": feature.by_zero,
+            "operands": [_fingerprint([definition]) for definition in operands],
         }
     )
 

@@ -13,6 +13,7 @@ reports all that do not follow from another.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -264,14 +265,22 @@ def integer(node: Node, what: str, least: int, most: int) -> int:
     return number
 
 
-def fraction(node: Node, what: str, most: float) -> float:
-    """A number above 0 and at most `most`."""
+def fraction(node: Node, what: str, most: float, least: float = 0.0) -> float:
+    """A number above 0, at least `least` and at most `most`."""
     if not (isinstance(node, Text) and node.plain and _DECIMAL.fullmatch(node.text)):
         raise SchemaError(f"{what} must be a number, not {described(node)}", line=node.line)
     number = float(node.text)
-    if not 0 < number <= most:
-        raise SchemaError(f"{what} must be above 0 and at most {most:g}, not {node.text}", line=node.line)
+    if number <= 0 or not least <= number <= most:
+        range_ = f"above 0 and at most {most:g}" if least == 0 else f"{least:g} to {most:g}"
+        raise SchemaError(f"{what} must be {range_}, not {node.text}", line=node.line)
     return number
+
+
+def number(node: Node, what: str) -> float:
+    found = float(node.text) if isinstance(node, Text) and _DECIMAL.fullmatch(node.text) else math.nan
+    if not (isinstance(node, Text) and node.plain and math.isfinite(found)):
+        raise SchemaError(f"{what} must be a number, not {described(node)}", line=node.line)
+    return found
 
 
 def duration_ms(node: Node, what: str, least_ms: int, most_ms: int) -> int:

@@ -16,6 +16,9 @@ Ids are how state finds its view again, so this file decides what survives:
 - A feature that was there before (name, view, aggregate, field, filter, window) keeps `live_since_ms`. Any
   other is live since now, and warms. Whether it includes the event itself does not matter to what it
   covers.
+- A derived feature has no state: it may be added, removed and changed at will, and has its past at once, that
+  of its operands. What it means is part of the fingerprint of each service that lists it, so that a client
+  which asks for the old meaning is told.
 - The schema's name may not change: another name is another schema, given to the wrong store.
 """
 
@@ -91,7 +94,7 @@ def succeed(
             next_view_id += 1
             continue
         if before.identity != view.identity:
-            mistakes.add(_refusal(before, view), lines.get(view.name))
+            mistakes.add(_refusal(before, view), lines.get(view.name.partition(".")[0]))
         now = _now_of(plan, index, now_ms)
         views.append(
             replace(
@@ -155,11 +158,9 @@ def _floor_ms(floor_ms: int | None, before_ms: int, kept_ms: int, now_ms: int | 
 def _feature_key(plan: Plan, feature: FeaturePlan) -> _FeatureKey:
     """What a feature counts, in words that no later plan gives another meaning."""
     view = plan.views[feature.view]
-    value = where = None
+    value, where = plan.field_of(feature), None
     if feature.column is not None:
         column = view.columns[feature.column]
-        if column.value is not None:
-            value = plan.events[view.event].fields[view.values[column.value]].name
         if column.filter is not None:
             where = plan.programs[view.filters[column.filter]].source
     return feature.name, view.view_id, int(feature.aggregate), value, where, feature.window_ms

@@ -1,4 +1,6 @@
-"""The `where` language: a condition over one event's fields, checked and compiled to a stack program.
+"""The language of `where` and of derived features, checked and compiled to stack programs.
+
+A `where` is a condition over one event's fields; a formula is a sum over features, of any entity.
 
     condition   = condition "or" condition | condition "and" condition | "not" condition | comparison
     comparison  = sum ("==" | "!=" | "<" | "<=" | ">" | ">=") sum
@@ -6,6 +8,8 @@
                 | field "is" ["not"] "null"
                 | "true" | "false" | a field declared bool
     sum         = sum ("+" | "-" | "*" | "/") sum | "-" sum | "(" condition ")" | field | number | text
+                | ("min" | "max") "(" sum "," sum {"," sum} ")"
+    formula     = sum, of features (view.feature) and numbers
 
 Tightest first: unary minus; * and /; + and -; comparisons, which do not chain; not; and; or. Numbers are
 decimal, texts stand in single or double quotes (a quote is doubled inside). Fields declared `key` or
@@ -14,6 +18,7 @@ mean their decimal digits (`dst_port == 22`).
 
 Logic is SQL's: whatever touches an absent field is unknown, `unknown or true` is true, and an event matches
 only where the whole is true. Arithmetic whose result is not finite (a division by zero) is unknown too.
+What a formula makes of a value that is not there, core/derived.pyx says.
 
 The compiler is one pass: precedence climbing where each rule returns a `_Piece`, the program so far with
 its type and its canonical text. No tree is built and no Python code is ever evaluated. The canonical text
@@ -61,6 +66,15 @@ class Condition:
     ops: tuple[Op, ...]
 
 
+@dataclass(frozen=True)
+class Formula:
+    """The compiled value of a derived feature."""
+
+    source: str  # canonical
+    operands: tuple[str, ...]  # full names of the features in it, in the order of their first use
+    ops: tuple[Op, ...]  # their `field` is an index in operands
+
+
 def compile_condition(
     source: str, fields: Mapping[str, FieldType], *, what: str = "where", line: int | None = None
 ) -> Condition:
@@ -70,7 +84,25 @@ def compile_condition(
     """
     if len(source) > MAX_LENGTH:
         raise SchemaError(f"{what} is longer than {MAX_LENGTH} characters", line=line)
-    return _Compiler(source, fields, what, line).condition()
+    compiler = _Compiler(source, fields, _WHERE, what, line)
+    compiler.indexes.update((name, index) for index, name in enumerate(fields))
+    return compiler.condition()
+
+
+def compile_formula(
+    source: str, features: Mapping[str, FieldType], *, what: str = "formula", line: int | None = None
+) -> Formula:
+    """The formula `source` over `features`, by full name. Raises SchemaError as `compile_condition` does."""
+    if len(source) > MAX_LENGTH:
+        raise SchemaError(f"{what} is longer than {MAX_LENGTH} characters", line=line)
+    return _Compiler(source, features, _FORMULA, what, line).formula()
+
+
+def both(one: Condition | None, other: Condition | None) -> Condition | None:
+    """The condition that is true where both are; None is true everywhere."""
+    if one is None or other is None:
+        return one or other
+    return Condition(f"({one.source}) and ({other.source})", (*one.ops, *other.ops, Op("and")))
 
 
 class _Type(enum.Enum):
@@ -89,6 +121,7 @@ _LEVELS = (
     | dict.fromkeys(_COMPARISONS, _COMPARE)
     | {symbol: level for symbol, (_, level) in _ARITHMETIC.items()}
 )
+_FUNCTIONS = ("min", "max")
 _WORDS = frozenset({"and", "or", "not", "in", "is", "null", "true", "false"})
 _MEANT = {
     "=": "==",
@@ -103,24 +136,44 @@ _MEANT = {
 }
 _MEANT_WORDS = {"NONE": "null", "NIL": "null"} | {each.upper(): each for each in _WORDS}
 
-_TOKEN = re.compile(
-    r"""\s*(?:
-        (?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)
-      | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
-      | (?P<text>"(?:[^"]|"")*"|'(?:[^']|'')*')
-      | (?P<symbol><>|=>|=<|==|!=|<=|>=|&&|\|\||[-<>+*/(),=!&|])
-      | (?P<end>\Z)
-    )""",
-    re.VERBOSE,
-)
 
+def _token(name: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"""\s*(?:
+            (?P<number>(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)
+          | (?P<name>{name})
+          | (?P<text>"(?:[^"]|"")*"|'(?:[^']|'')*')
+          | (?P<symbol><>|=>|=<|==|!=|<=|>=|&&|\|\||[-<>+*/(),=!&|])
+          | (?P<end>\Z)
+        )""",
+        re.VERBOSE,
+    )
+
+
+@dataclass(frozen=True)
+class _Language:
+    """What tells the two apart before anything is typed."""
+
+    noun: str  # what a name stands for
+    operand: str  # what an expression may begin with
+    token: re.Pattern[str]
+    foreign: frozenset[str]  # words and symbols of the other, and kinds of tokens
+
+
+_WHERE = _Language("field", "a field, a number or a text", _token("[A-Za-z_][A-Za-z0-9_]*"), frozenset())
+_FORMULA = _Language(
+    "feature",
+    "a feature or a number",
+    _token(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)*"),
+    _WORDS | {"text"} | _COMPARISONS.keys() | _MEANT.keys(),
+)
 
 _TAIL = re.compile(r"[A-Za-z0-9_.]+")  # after a number: it was none
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    kind: str  # a group of _TOKEN
+    kind: str  # a group of _token
     text: str
     at: int  # where it begins in the source
 
@@ -147,10 +200,13 @@ class _Piece:
 
 
 class _Compiler:
-    def __init__(self, source: str, fields: Mapping[str, FieldType], what: str, line: int | None) -> None:
+    def __init__(
+        self, source: str, fields: Mapping[str, FieldType], language: _Language, what: str, line: int | None
+    ) -> None:
+        self.indexes: dict[str, int] = {}  # in the program; names that it lacks get theirs at their first use
         self._source = source
         self._fields = fields
-        self._indexes = {name: index for index, name in enumerate(fields)}
+        self._language = language
         self._what = what
         self._line = line
         self._nesting = 0
@@ -165,13 +221,21 @@ class _Compiler:
             self._unexpected("the end or an operator", self._peek)
         return Condition(piece.text, piece.ops)
 
+    def formula(self) -> Formula:
+        piece = self._expression(_ADD)
+        if self._peek.kind != "end":
+            self._unexpected("the end or an operator", self._peek)
+        if not self.indexes:
+            self._fail("there is no feature in this formula", piece.at)
+        return Formula(piece.text, tuple(self.indexes), self._exact(piece).ops)
+
     # Tokens
 
     def _tokenized(self) -> Sequence[_Token]:
         tokens = []
         at = 0
         while True:
-            match = _TOKEN.match(self._source, at)
+            match = self._language.token.match(self._source, at)
             if match is None or match.lastgroup is None:
                 at += len(self._source[at:]) - len(self._source[at:].lstrip())
                 letter = self._source[at]
@@ -179,6 +243,9 @@ class _Compiler:
                     self._fail("this text has no closing quote", at)
                 self._fail(f"{shown(letter)} is not part of the language", at)
             kind, text, begin = match.lastgroup, match[match.lastgroup], match.start(match.lastgroup)
+            if not self._language.foreign.isdisjoint((kind, text)):
+                known = "+ - * /, min(), max(), parentheses, features and numbers"
+                self._fail(f"{shown(text)} has no place in a formula, which knows {known}", begin)
             if text in _MEANT:
                 self._fail(f"{text} is not an operator; did you mean {_MEANT[text]}?", begin)
             at = match.end()
@@ -249,29 +316,46 @@ class _Compiler:
             return self._minus(token)
         if token.kind == "name":
             return self._word(token, loosest)
-        return self._unexpected("a field, a number or a text", token)
+        return self._unexpected(self._language.operand, token)
 
     def _word(self, token: _Token, loosest: int) -> _Piece:
+        if token.text in _FUNCTIONS and self._took("("):
+            return self._call(token)
         if token.text not in _WORDS:
             return self._field(token)
         if token.text in ("true", "false"):
             value = token.text == "true"
             return _Piece(_Type.TRUTH, (Op(token.text),), token.text, _ATOM, 1, token.at, value)
         if token.text != "not":
-            self._unexpected("a field, a number or a text", token)
+            self._unexpected(self._language.operand, token)
         if loosest > _NOT:
             self._fail("put `not ...` in parentheses here", token.at)
         inner = self._truth(self._expression(_NOT))
         text = f"not {inner.within(_NOT)}"
         return _Piece(_Type.TRUTH, (*inner.ops, Op("not")), text, _NOT, inner.slots, token.at)
 
+    def _call(self, token: _Token) -> _Piece:
+        """min and max of two or more, from the left."""
+        arguments = [self._expression(_ADD)]
+        while self._took(","):
+            arguments.append(self._expression(_ADD))
+        self._expect(")")
+        if len(arguments) == 1:
+            self._fail(f"{token.text} takes two values or more, separated by commas", token.at)
+        result = self._number_operand(arguments[0])
+        for right in arguments[1:]:
+            result = self._binary(token.text, ",", _ADD, result, self._number_operand(right))
+        text = f"{token.text}({', '.join(argument.text for argument in arguments)})"
+        return _Piece(_Type.NUMBER, result.ops, text, _ATOM, result.slots, token.at)
+
     def _field(self, token: _Token) -> _Piece:
         name = token.text
         if name not in self._fields:
+            noun = self._language.noun
             if name.upper() in _MEANT_WORDS:
-                self._fail(f"unknown field {name}; did you mean {_MEANT_WORDS[name.upper()]}?", token.at)
-            self._fail(f"unknown field {shown(name)}{suggestion(name, self._fields)}", token.at)
-        declared, index = self._fields[name], self._indexes[name]
+                self._fail(f"unknown {noun} {name}; did you mean {_MEANT_WORDS[name.upper()]}?", token.at)
+            self._fail(f"unknown {noun} {shown(name)}{suggestion(name, self._fields)}", token.at)
+        declared, index = self._fields[name], self.indexes.setdefault(name, len(self.indexes))
         if declared.is_text:
             return _Piece(_Type.TEXT, (Op("load_text", field=index),), name, _ATOM, 1, token.at)
         kind = _Type.FLAG if declared is FieldType.BOOL else _Type.NUMBER
@@ -318,9 +402,9 @@ class _Compiler:
 
     def _arithmetic(self, operator: _Token, left: _Piece, right: _Piece) -> _Piece:
         code, level = _ARITHMETIC[operator.text]
-        self._require(left, _Type.NUMBER)
-        self._require(right, _Type.NUMBER)
-        return self._binary(code, operator.text, level, self._exact(left), self._exact(right))
+        return self._binary(
+            code, operator.text, level, self._number_operand(left), self._number_operand(right)
+        )
 
     def _logic(self, operator: _Token, left: _Piece, right: _Piece) -> _Piece:
         level = _LEVELS[operator.text]
@@ -388,9 +472,9 @@ class _Compiler:
             return self._binary(f"text_{_COMPARISONS[symbol]}", symbol, _COMPARE, left, right)
         if _Type.FLAG in (left.type, right.type):
             return self._compare_flags(operator, left, right)
-        self._require(left, _Type.NUMBER)
-        self._require(right, _Type.NUMBER)
-        return self._binary(_COMPARISONS[symbol], symbol, _COMPARE, self._exact(left), self._exact(right))
+        return self._binary(
+            _COMPARISONS[symbol], symbol, _COMPARE, self._number_operand(left), self._number_operand(right)
+        )
 
     def _compare_flags(self, operator: _Token, left: _Piece, right: _Piece) -> _Piece:
         if left.type is not _Type.FLAG:
@@ -466,6 +550,10 @@ class _Compiler:
         if isinstance(piece.literal, bool) or not isinstance(piece.literal, int):
             self._fail(f'{piece.text} is compared with text; write it in quotes: "{piece.text}"', piece.at)
         return self._text_piece(str(piece.literal), piece.at)
+
+    def _number_operand(self, piece: _Piece) -> _Piece:
+        self._require(piece, _Type.NUMBER)
+        return self._exact(piece)
 
     def _exact(self, piece: _Piece) -> _Piece:
         """A number operand; a whole literal beyond 2**53 would silently be another number."""

@@ -1,20 +1,21 @@
 """What a schema file declares, checked: every name resolved, every default filled in, nothing numbered yet.
 
 `read_model` is the only place that knows the file's keys and limits. It takes the sections in the order in
-which they refer to each other (events, views, services) and goes on past a mistake wherever the rest does
-not depend on it: a view of a broken event type is skipped silently, and services are read only if every
-view is right.
+which they refer to each other (events, views, derived, services) and goes on past a mistake wherever the rest
+does not depend on it: a view of a broken event type is skipped silently, and derived features and services
+are read only if everything before them is right.
 """
 
 from __future__ import annotations
 
+import graphlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from featurestore.errors import SchemaError
-from featurestore.plan import Aggregate, Part, TimePlan
+from featurestore.plan import Aggregate, Part, Structure, TimePlan
 from featurestore.schema import document
 from featurestore.schema.document import (
     DAY_MS,
@@ -30,7 +31,13 @@ from featurestore.schema.document import (
     shown,
     suggestion,
 )
-from featurestore.schema.expression import Condition, FieldType, compile_condition
+from featurestore.schema.expression import (
+    Condition,
+    FieldType,
+    Formula,
+    compile_condition,
+    compile_formula,
+)
 
 FORMAT_VERSION = 1
 
@@ -42,12 +49,18 @@ MAX_PARTS = 16  # of a key
 MAX_WINDOWS = 32  # of a view
 MAX_COLUMNS = 64  # of a view
 MAX_FILTERS = 48  # of a view: a bit each in a log entry
-MAX_FEATURES = 4096  # of a view, and of a service
+MAX_FEATURES = 4096  # of a view, derived ones, and of a service with all that its derived features need
 
 MAX_DURATION_MS = 400 * DAY_MS
 MAX_IDLE_MS = 4000 * DAY_MS
 MAX_EXACT_EVENTS = 1 << 20
 MAX_ENTRIES = 1 << 21
+MAX_EXACT_VALUES = 4096
+DEFAULT_EXACT_VALUES = 512
+MIN_DISTINCT_ERROR = 0.006
+DEFAULT_DISTINCT_ERROR = 0.03
+WARM_HALF_LIVES = 7  # a decayed feature warms until it lacks less than 1 %
+GONE_HALF_LIVES = 64  # and is dropped when so long not fed
 DEFAULT_ENTRIES = 4096
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}")
@@ -67,8 +80,16 @@ _AGGREGATES = {
     "last": (Aggregate.LAST, Part.LAST | Part.EXTREMES),
     "since_first": (Aggregate.SINCE_FIRST, Part.FIRST),
     "since_last": (Aggregate.SINCE_LAST, Part.LAST),
+    "interval_mean": (Aggregate.INTERVAL_MEAN, Part.FIRST | Part.LAST | Part.GAPS),
+    "interval_cv": (Aggregate.INTERVAL_CV, Part.FIRST | Part.LAST | Part.GAPS),
+    "distinct": (Aggregate.DISTINCT, Part(0)),
+    "decayed_count": (Aggregate.DECAYED_COUNT, Part(0)),
+    "decayed_sum": (Aggregate.DECAYED_SUM, Part(0)),
+    "decayed_mean": (Aggregate.DECAYED_MEAN, Part(0)),
 }
-_WITHOUT_FIELD = (Aggregate.COUNT, Aggregate.SINCE_FIRST, Aggregate.SINCE_LAST)
+_DECAYED = (Aggregate.DECAYED_COUNT, Aggregate.DECAYED_SUM, Aggregate.DECAYED_MEAN)
+_INTERVALS = (Aggregate.INTERVAL_MEAN, Aggregate.INTERVAL_CV)
+_WITHOUT_FIELD = (Aggregate.COUNT, Aggregate.SINCE_FIRST, Aggregate.SINCE_LAST, *_INTERVALS)
 
 
 @dataclass(frozen=True)
@@ -93,13 +114,22 @@ class FeatureModel:
     aggregate: Aggregate
     field: str | None
     where: Condition | None
-    window: WindowModel
+    window: WindowModel  # of a decayed feature: how long it warms
     exclude_self: bool
+    half_life_ms: int = 0  # of a decayed feature
+
+    @property
+    def structure(self) -> Structure:
+        if self.aggregate in _DECAYED:
+            return Structure.DECAYED
+        return Structure.DISTINCT if self.aggregate is Aggregate.DISTINCT else Structure.LOG
 
     @property
     def has_column(self) -> bool:
-        """Whether it needs a column: plain counts and times are those of the view's log entries."""
-        return self.field is not None or self.where is not None
+        """Whether it needs a column of the log: plain counts and times are those of its entries."""
+        return self.structure is Structure.LOG and (
+            self.field is not None or self.where is not None or self.aggregate in _INTERVALS
+        )
 
     @property
     def parts(self) -> Part:
@@ -122,6 +152,8 @@ class ViewModel:
     max_error: float
     max_entries: int
     lifetime_idle_ms: int
+    exact_values: int
+    distinct_error: float
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -129,10 +161,19 @@ class ViewModel:
 
 
 @dataclass(frozen=True)
+class DerivedModel:
+    name: str  # in full: "ip.failed_share_1d"
+    line: int
+    formula: Formula
+    by_zero: float | None  # None: NaN
+
+
+@dataclass(frozen=True)
 class SchemaModel:
     name: str
     events: tuple[EventModel, ...]
     views: tuple[ViewModel, ...]
+    derived: tuple[DerivedModel, ...]  # each after those that it is derived from
     services: dict[str, tuple[str, ...]]  # full feature names, in the order of the vector
     keep_keys: frozenset[tuple[str, ...]]  # entities, by their sorted parts
 
@@ -154,7 +195,7 @@ def read_model(root: Table, mistakes: Mistakes) -> SchemaModel | None:
             f"version {version} of the schema format is not known; this one is {FORMAT_VERSION}", line=line
         )
 
-    known = ("version", "name", "events", "views", "services", "keep_keys")
+    known = ("version", "name", "events", "views", "derived", "services", "keep_keys")
     sections = document.settings(root, "the schema", known, ("name", "events", "views"), mistakes)
     name = ""
     with mistakes.collect():
@@ -168,6 +209,7 @@ def read_model(root: Table, mistakes: Mistakes) -> SchemaModel | None:
     right_views = [view for view in views.values() if view is not None]
     _check_parts(right_views, mistakes)
     keep_keys: frozenset[tuple[str, ...]] = frozenset()
+    derived: dict[str, DerivedModel] = {}
     services: dict[str, tuple[str, ...] | None] = {}
     if mistakes:
         return None
@@ -175,14 +217,25 @@ def read_model(root: Table, mistakes: Mistakes) -> SchemaModel | None:
     if "keep_keys" in sections:
         with mistakes.collect():
             keep_keys = _keep_keys(sections["keep_keys"], {view.parts for view in right_views})
+    features = {view.name: [feature.name for feature in view.features] for view in right_views}
+    ordered: tuple[DerivedModel, ...] = ()
+    if "derived" in sections:
+        with mistakes.collect():
+            derived = _derived(sections["derived"], features, mistakes)
+        with mistakes.collect():
+            ordered = _operands_first(derived)
+    if mistakes:
+        return None
+
+    for full_name in derived:
+        features.setdefault(full_name.partition(".")[0], []).append(full_name)
     if "services" in sections:
-        features = {view.name: [feature.name for feature in view.features] for view in right_views}
         services = _declared(
             sections["services"],
             "service",
             MAX_SERVICES,
             mistakes,
-            lambda n, node: _service(n, node, features),
+            lambda n, node: _service(n, node, features, derived),
         )
     if mistakes:
         return None
@@ -190,6 +243,7 @@ def read_model(root: Table, mistakes: Mistakes) -> SchemaModel | None:
         name=name,
         events=tuple(event for event in events.values() if event is not None),
         views=tuple(right_views),
+        derived=ordered,
         services={name: members for name, members in services.items() if members is not None},
         keep_keys=keep_keys,
     )
@@ -328,6 +382,8 @@ _VIEW_SETTINGS = (
     "max_error",
     "max_entries",
     "lifetime_idle",
+    "exact_values",
+    "distinct_error",
 )
 
 
@@ -366,6 +422,13 @@ def _view(
         lifetime_idle_ms = document.duration_ms(
             found["lifetime_idle"], f"lifetime_idle of {what}", SECOND_MS, MAX_IDLE_MS
         )
+    exact_values, distinct_error = DEFAULT_EXACT_VALUES, DEFAULT_DISTINCT_ERROR
+    if "exact_values" in found:
+        exact_values = document.integer(found["exact_values"], f"exact_values of {what}", 1, MAX_EXACT_VALUES)
+    if "distinct_error" in found:
+        distinct_error = document.fraction(
+            found["distinct_error"], f"distinct_error of {what}", 0.1, MIN_DISTINCT_ERROR
+        )
     windows = _windows(found["windows"], what) if "windows" in found else ()
     features = _features(found["features"], name, event, windows, mistakes)
     view = ViewModel(
@@ -380,6 +443,8 @@ def _view(
         max_error,
         max_entries,
         lifetime_idle_ms,
+        exact_values,
+        distinct_error,
     )
     _check_limits(view)
     return view
@@ -503,14 +568,21 @@ def _feature(
     else:
         known = ("name", "aggregate", "where", "windows", "self")
         found = document.settings(node, f"a feature of {what}", known, ("aggregate",), mistakes)
-    aggregate, field, name = _aggregate(found["aggregate"], what, event)
+    aggregate, field, name, half_life = _aggregate(found["aggregate"], what, event)
     if "name" in found:
         name = document.word(found["name"], f"name of a feature of {what}")
         _check_name(name, f"feature {shown(name)} of {what}", found["name"].line)
     elif "where" in found:
         raise SchemaError(f"a feature of {what} has a where but no name; give it one", line=node.line)
     where = _where(found, f"feature {name} of {what}", event)
-    if "windows" in found:
+    if half_life is not None:
+        if "windows" in found:
+            raise SchemaError(
+                f"feature {name} of {what} decays by its half-life and takes no windows",
+                line=found["windows"].line,
+            )
+        windows = (half_life,)
+    elif "windows" in found:
         windows = _windows(found["windows"], f"feature {name} of {what}")
     if not windows:
         raise SchemaError(
@@ -521,14 +593,20 @@ def _feature(
         exclude_self = (
             document.choice(found["self"], f"self of feature {name}", ("include", "exclude")) == "exclude"
         )
+    if half_life is not None:
+        warms = WindowModel(half_life.text, WARM_HALF_LIVES * half_life.length_ms)
+        full_name = f"{view}.{name}_{half_life.text}"
+        return [FeatureModel(full_name, aggregate, field, where, warms, exclude_self, half_life.length_ms)]
     return [
         FeatureModel(f"{view}.{name}_{window.text}", aggregate, field, where, window, exclude_self)
         for window in windows
     ]
 
 
-def _aggregate(node: Node, what: str, event: EventModel) -> tuple[Aggregate, str | None, str]:
-    """The aggregate, its field, and the name that a feature has by default."""
+def _aggregate(
+    node: Node, what: str, event: EventModel
+) -> tuple[Aggregate, str | None, str, WindowModel | None]:
+    """The aggregate, its field, the name that a feature has by default, and a decayed one's half-life."""
     written = document.word(node, f"aggregate in {what}")
     match = _AGGREGATE.fullmatch(written)
     if match is None:
@@ -542,28 +620,51 @@ def _aggregate(node: Node, what: str, event: EventModel) -> tuple[Aggregate, str
             f"unknown aggregate {shown(word)} in {what}{suggestion(word, _AGGREGATES)}", line=node.line
         )
     aggregate, _ = _AGGREGATES[word]
+    half_life = None
+    if aggregate in _DECAYED:
+        field, half_life = _half_life(word, aggregate, field, what, node)
+        if field is None:
+            return aggregate, None, word, half_life
     if aggregate in _WITHOUT_FIELD:
         if field is not None:
             hint = (
                 f"; where {field} is present is `where: {field} is not null`" if field in event.fields else ""
             )
             raise SchemaError(f"{word} in {what} is of events and takes no field{hint}", line=node.line)
-        return aggregate, None, word
+        return aggregate, None, word, None
     if not field:
         raise SchemaError(f"{word} in {what} needs a field: {word}(field)", line=node.line)
     kind = _known_field(field, what, event, node.line)
+    if aggregate is Aggregate.DISTINCT:
+        return aggregate, field, f"{word}_{field}", None
     if kind.is_text:
         raise SchemaError(
             f"{word}({field}) in {what}: {field} is declared {kind.value}; {word} needs a number or a bool",
             line=node.line,
         )
-    return aggregate, field, f"{word}_{field}"
+    return aggregate, field, f"{word}_{field}", half_life
+
+
+def _half_life(
+    word: str, aggregate: Aggregate, arguments: str | None, what: str, node: Node
+) -> tuple[str | None, WindowModel]:
+    """The field, if it takes one, and the half-life between a decayed aggregate's parentheses."""
+    given = [each.strip() for each in (arguments or "").split(",")]
+    wanted = ["1h"] if aggregate is Aggregate.DECAYED_COUNT else ["field", "1h"]
+    if len(given) != len(wanted) or not all(given):
+        raise SchemaError(
+            f"{word} in {what} is written {word}({', '.join(wanted)}), with a half-life of your own",
+            line=node.line,
+        )
+    text = Text(node.line, given[-1], plain=True)
+    half_life_ms = document.duration_ms(text, f"half-life of {word} in {what}", SECOND_MS, MAX_DURATION_MS)
+    return given[0] if len(given) == 2 else None, WindowModel(given[-1], half_life_ms)
 
 
 def _check_limits(view: ViewModel) -> None:
     """What the engine's counters and bit sets can hold, and lifetimes, which no offset applies to."""
     what = f"view {view.name}"
-    windows = {feature.window.length_ms for feature in view.features}
+    windows = {each.window.length_ms for each in view.features if each.structure is not Structure.DECAYED}
     columns = {(feature.field, feature.where) for feature in view.features if feature.has_column}
     filters = {feature.where for feature in view.features if feature.where is not None}
     for noun, most, found in (
@@ -574,6 +675,25 @@ def _check_limits(view: ViewModel) -> None:
         if found > most:
             raise SchemaError(
                 f"{what} has {found} {noun}, more than {most}; split it into two views", line=view.line
+            )
+    for feature in view.features:
+        if feature.structure is Structure.DISTINCT and (view.offset_ms or feature.window.length_ms == 0):
+            raise SchemaError(
+                f"feature {feature.name}: distinct values are remembered by when each was last seen, which "
+                f"answers neither an offset nor a lifetime; use windows, in a view without an offset",
+                line=view.line,
+            )
+        if feature.aggregate in _INTERVALS and feature.window.length_ms == 0:
+            raise SchemaError(
+                f"feature {feature.name}: late events make the intervals of a lifetime unknowable; "
+                f"use windows",
+                line=view.line,
+            )
+        if feature.structure is Structure.DECAYED and view.offset_ms:
+            raise SchemaError(
+                f"feature {feature.name}: a decayed sum cannot be read as it was; "
+                f"use a view without an offset",
+                line=view.line,
             )
     if view.offset_ms and 0 in windows:
         raise SchemaError(
@@ -595,10 +715,87 @@ def _check_parts(views: list[ViewModel], mistakes: Mistakes) -> None:
                 )
 
 
+# Derived features
+
+
+def _derived(node: Node, features: Mapping[str, list[str]], mistakes: Mistakes) -> dict[str, DerivedModel]:
+    """By full name, in the file's order."""
+    section = document.table(node, "section derived")
+    if len(section.entries) > MAX_FEATURES:
+        raise SchemaError(
+            f"more than {MAX_FEATURES} derived features: {len(section.entries)}", line=section.line
+        )
+    known = {name: FieldType.NUMBER for names in features.values() for name in names}
+    for name, line in section.lines.items():
+        with mistakes.collect():
+            _check_derived_name(name, known, line)
+    known |= dict.fromkeys(section.entries, FieldType.NUMBER)
+    derived = {}
+    for name, each in section.entries.items():
+        if mistakes.enough:
+            break
+        with mistakes.collect():
+            derived[name] = _derived_feature(name, each, section.lines[name], known, mistakes)
+    return derived
+
+
+def _check_derived_name(name: str, known: Mapping[str, FieldType], line: int) -> None:
+    view, dot, feature = name.partition(".")
+    what = f"derived feature {shown(name)}"
+    if not dot:
+        raise SchemaError(f"{what} is named like any feature, view.feature; put a view before it", line=line)
+    _check_name(view, what, line)
+    _check_name(feature, what, line)
+    if name in known:
+        raise SchemaError(f"{what} has the name of a feature of view {view}; give it another", line=line)
+
+
+def _derived_feature(
+    name: str, node: Node, line: int, known: Mapping[str, FieldType], mistakes: Mistakes
+) -> DerivedModel:
+    what = f"derived feature {shown(name)}"
+    by_zero = None
+    if isinstance(node, Table):
+        found = document.settings(node, what, ("value", "else"), ("value",), mistakes)
+        if "else" in found:
+            by_zero = document.number(found["else"], f"else of {what}")
+        node = found["value"]
+    elif not isinstance(node, Text) or is_null(node):
+        raise SchemaError(
+            f"{what} is a formula such as ip.failed_1h / ip.count_1h, or {{value: ..., else: 0}}, "
+            f"not {described(node)}",
+            line=node.line,
+        )
+    source = document.word(node, f"value of {what}")
+    return DerivedModel(name, line, compile_formula(source, known, what=what, line=node.line), by_zero)
+
+
+def _operands_first(derived: Mapping[str, DerivedModel]) -> tuple[DerivedModel, ...]:
+    """Every feature after those that it needs. Raises SchemaError where some need each other in a circle."""
+    needs = {
+        name: [operand for operand in feature.formula.operands if operand in derived]
+        for name, feature in derived.items()
+    }
+    try:
+        return tuple(derived[name] for name in graphlib.TopologicalSorter(needs).static_order())
+    except graphlib.CycleError as error:
+        circle = error.args[1][:0:-1]  # it comes as "is needed by", with the first one again at its end
+    order = list(derived)
+    first = circle.index(min(circle, key=order.index))
+    circle = [*circle[first:], *circle[:first]]
+    if len(circle) == 1:
+        problem = f"derived feature {circle[0]} is derived from itself"
+    else:
+        problem = f"derived features need each other in a circle: {' needs '.join([*circle, circle[0]])}"
+    raise SchemaError(problem, line=derived[circle[0]].line)
+
+
 # Services, and entities whose keys are kept
 
 
-def _service(name: str, node: Node, features: Mapping[str, list[str]]) -> tuple[str, ...]:
+def _service(
+    name: str, node: Node, features: Mapping[str, list[str]], derived: Mapping[str, DerivedModel]
+) -> tuple[str, ...]:
     what = f"service {name}"
     chosen: dict[str, int] = {}  # full name → line
     for each in document.items(node, what, "[customer.*, terminal.count_1d]"):
@@ -623,6 +820,17 @@ def _service(name: str, node: Node, features: Mapping[str, list[str]]) -> tuple[
             chosen[full_name] = each.line
         if len(chosen) > MAX_FEATURES:
             raise SchemaError(f"{what} has more than {MAX_FEATURES} features", line=each.line)
+    read = dict.fromkeys(chosen)
+    waiting = [derived[each] for each in chosen if each in derived]
+    while waiting:
+        new = [each for each in waiting.pop().formula.operands if each not in read]
+        read |= dict.fromkeys(new)
+        waiting += [derived[each] for each in new if each in derived]
+    if len(read) > MAX_FEATURES:
+        raise SchemaError(
+            f"{what} has more than {MAX_FEATURES} features with all that its derived ones need: {len(read)}",
+            line=node.line,
+        )
     return tuple(chosen)
 
 

@@ -66,7 +66,7 @@ class Admin(pb_grpc.AdminServiceServicer):
             plan = self._engine.apply_schema(
                 request.source, path=request.path or None, dry_run=request.dry_run
             )
-            had, has = ([feature.name for feature in p.features] for p in (before, plan))
+            had, has = ([feature.name for feature in p.all_features] for p in (before, plan))
             is_changed = plan.version != before.version and not request.dry_run
             return pb.ApplySchemaResponse(
                 version=plan.version,

@@ -149,7 +149,7 @@ cdef void dispatcher_give(DispatcherC* d, Call* call) noexcept nogil:
     call.fault = FAULT_NONE
     call.position = 0
     arena_reset(&call.arena, KEEP_BYTES)
-    if call.work.capacity > KEEP_BYTES:
+    if call.work.capacity > KEEP_BYTES or call.work.vectors_bytes > KEEP_BYTES:
         work_clear(&call.work)
     if call.body.capacity > KEEP_BYTES:
         body_free(&call.body)

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from featurestore.engine import Engine
-from featurestore.plan import EventPlan, FeaturePlan, FieldPlan, Kind, Plan, ServicePlan
+from featurestore.plan import DerivedPlan, EventPlan, FeaturePlan, FieldPlan, Kind, Plan, ServicePlan
 from featurestore.v1 import registry_service_pb2 as pb
 
 SERVICE = "featurestore.v1.RegistryService"
@@ -56,7 +56,7 @@ def _kind(field: FieldPlan) -> pb.FieldKind:
 
 
 def _service(plan: Plan, service: ServicePlan) -> pb.ServiceSchema:
-    features = [_feature(plan, plan.features[index]) for index in service.features]
+    features = [_feature(plan, plan.all_features[index]) for index in service.features]
     return pb.ServiceSchema(
         name=service.name,
         fingerprint=int(service.fingerprint, 16),
@@ -65,19 +65,36 @@ def _service(plan: Plan, service: ServicePlan) -> pb.ServiceSchema:
     )
 
 
-def _feature(plan: Plan, feature: FeaturePlan) -> pb.FeatureSchema:
+def _feature(plan: Plan, feature: FeaturePlan | DerivedPlan) -> pb.FeatureSchema:
+    if isinstance(feature, DerivedPlan):
+        return _derived(plan, feature)
     view = plan.views[feature.view]
-    value = None if feature.column is None else view.columns[feature.column].value
     return pb.FeatureSchema(
         name=feature.name,
         aggregate=pb.Aggregate.Name(
             int(feature.aggregate) + 1
         ),  # the proto's numbers leave 0 for unspecified
-        field="" if value is None else plan.events[view.event].fields[view.values[value]].name,
+        field=plan.field_of(feature) or "",
         window_ms=feature.window_ms,
         offset_ms=view.offset_ms,
         parts=plan.entities[view.entity].parts,
         excludes_self=feature.exclude_self,
+    )
+
+
+def _derived(plan: Plan, feature: DerivedPlan) -> pb.FeatureSchema:
+    needed = [
+        _feature(plan, plan.features[index])
+        for index in plan.needed_for(feature.operands)
+        if index < len(plan.features)
+    ]
+    return pb.FeatureSchema(
+        name=feature.name,
+        aggregate=pb.AGGREGATE_DERIVED,
+        parts=sorted({part for each in needed for part in each.parts}),
+        excludes_self=all(each.excludes_self for each in needed),
+        formula=feature.source,
+        by_zero=feature.by_zero,
     )
 
 

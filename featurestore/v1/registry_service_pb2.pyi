@@ -35,6 +35,13 @@ class Aggregate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     AGGREGATE_LAST: _ClassVar[Aggregate]
     AGGREGATE_SINCE_FIRST: _ClassVar[Aggregate]
     AGGREGATE_SINCE_LAST: _ClassVar[Aggregate]
+    AGGREGATE_DISTINCT: _ClassVar[Aggregate]
+    AGGREGATE_DECAYED_COUNT: _ClassVar[Aggregate]
+    AGGREGATE_DECAYED_SUM: _ClassVar[Aggregate]
+    AGGREGATE_DECAYED_MEAN: _ClassVar[Aggregate]
+    AGGREGATE_INTERVAL_MEAN: _ClassVar[Aggregate]
+    AGGREGATE_INTERVAL_CV: _ClassVar[Aggregate]
+    AGGREGATE_DERIVED: _ClassVar[Aggregate]
 FIELD_KIND_UNSPECIFIED: FieldKind
 FIELD_KIND_NUMBER: FieldKind
 FIELD_KIND_STRING: FieldKind
@@ -55,6 +62,13 @@ AGGREGATE_FIRST: Aggregate
 AGGREGATE_LAST: Aggregate
 AGGREGATE_SINCE_FIRST: Aggregate
 AGGREGATE_SINCE_LAST: Aggregate
+AGGREGATE_DISTINCT: Aggregate
+AGGREGATE_DECAYED_COUNT: Aggregate
+AGGREGATE_DECAYED_SUM: Aggregate
+AGGREGATE_DECAYED_MEAN: Aggregate
+AGGREGATE_INTERVAL_MEAN: Aggregate
+AGGREGATE_INTERVAL_CV: Aggregate
+AGGREGATE_DERIVED: Aggregate
 
 class GetSchemaRequest(_message.Message):
     __slots__ = ("service",)
@@ -111,7 +125,7 @@ class EntitySchema(_message.Message):
     def __init__(self, parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FeatureSchema(_message.Message):
-    __slots__ = ("name", "aggregate", "field", "window_ms", "offset_ms", "parts", "excludes_self")
+    __slots__ = ("name", "aggregate", "field", "window_ms", "offset_ms", "parts", "excludes_self", "formula", "by_zero")
     NAME_FIELD_NUMBER: _ClassVar[int]
     AGGREGATE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +133,8 @@ class FeatureSchema(_message.Message):
     OFFSET_MS_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDES_SELF_FIELD_NUMBER: _ClassVar[int]
+    FORMULA_FIELD_NUMBER: _ClassVar[int]
+    BY_ZERO_FIELD_NUMBER: _ClassVar[int]
     name: str
     aggregate: Aggregate
     field: str
@@ -126,7 +142,9 @@ class FeatureSchema(_message.Message):
     offset_ms: int
     parts: _containers.RepeatedScalarFieldContainer[str]
     excludes_self: bool
-    def __init__(self, name: _Optional[str] = ..., aggregate: _Optional[_Union[Aggregate, str]] = ..., field: _Optional[str] = ..., window_ms: _Optional[int] = ..., offset_ms: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., excludes_self: _Optional[bool] = ...) -> None: ...
+    formula: str
+    by_zero: float
+    def __init__(self, name: _Optional[str] = ..., aggregate: _Optional[_Union[Aggregate, str]] = ..., field: _Optional[str] = ..., window_ms: _Optional[int] = ..., offset_ms: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., excludes_self: _Optional[bool] = ..., formula: _Optional[str] = ..., by_zero: _Optional[float] = ...) -> None: ...
 
 class ServiceSchema(_message.Message):
     __slots__ = ("name", "fingerprint", "features", "parts")

@@ -37,8 +37,11 @@ views:
     offset: 7d
     windows: [1d]
     features: [mean(ms_played)]
+derived:
+  account.pace: account.count_10m / account.count_lifetime
+  mixed.short: {value: "account.short_1h / ip.mean_ms_played_1d", else: -1}
 services:
-  abuse: [account.*, ip.mean_ms_played_1d]
+  abuse: [account.*, ip.mean_ms_played_1d, mixed.short]
 """
 
 
@@ -69,7 +72,22 @@ def test_json_says_everything_by_name(schema, capsys):
     }  # fmt: skip
     assert found["features"]["account.count_lifetime"]["window_ms"] is None
     assert found["features"]["ip.mean_ms_played_1d"]["field"] == "ms_played"
-    assert found["services"]["abuse"]["features"] == list(found["features"])
+    assert found["derived"] == {
+        "account.pace": {
+            "value": "account.count_10m / account.count_lifetime",
+            "else": None,
+            "needs": ["account.count_10m", "account.count_lifetime"],
+        },
+        "mixed.short": {
+            "value": "account.short_1h / ip.mean_ms_played_1d",
+            "else": -1,
+            "needs": ["account.short_1h", "ip.mean_ms_played_1d"],
+        },
+    }
+    features = list(found["features"])
+    assert found["services"]["abuse"]["features"] == [
+        *features[:3], "account.pace", features[3], "mixed.short"
+    ]  # fmt: skip
     assert len(found["services"]["abuse"]["fingerprint"]) == 16
 
 
@@ -81,7 +99,9 @@ def test_text_says_what_each_feature_means(schema, capsys):
     assert "count over its lifetime" in text
     assert "count over 1h, where (ms_played > 0) and (ms_played < 35000), without the event itself" in text
     assert "mean of ms_played over 1d, 7d ago" in text
-    assert "service abuse, 4 values" in text
+    assert "account.pace  account.count_10m / account.count_lifetime\n" in text
+    assert "mixed.short   account.short_1h / ip.mean_ms_played_1d, -1 where it divides by zero\n" in text
+    assert "service abuse, 6 values" in text
 
 
 def test_a_mistake_is_named_with_its_line(tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 
 from featurestore.columns import TextColumn, text_column
 from featurestore.core.batch import EventBatch
-from featurestore.core.program import CompiledProgram
-from featurestore.plan import EventPlan, FieldPlan, Kind, Op, Program, TimePlan
+from featurestore.core.program import CompiledFormula, CompiledProgram
+from featurestore.plan import DerivedPlan, EventPlan, FieldPlan, Kind, Op, Program, TimePlan
 
 EVENT = EventPlan(
     event_id=1,
@@ -79,6 +80,8 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "sub": lambda a, b: finite(a - b),
     "mul": lambda a, b: finite(a * b),
     "div": lambda a, b: finite(a / b) if b else None,
+    "min": min,
+    "max": max,
     "eq": operator.eq,
     "ne": operator.ne,
     "lt": operator.lt,
@@ -138,7 +141,10 @@ number_ops = st.recursive(
     | st.builds(lambda f: [Op("load_number", field=f)], st.sampled_from([SECONDS, PRICE])),
     lambda inner: (
         st.builds(
-            lambda a, b, code: [*a, *b, Op(code)], inner, inner, st.sampled_from(["add", "sub", "mul", "div"])
+            lambda a, b, code: [*a, *b, Op(code)],
+            inner,
+            inner,
+            st.sampled_from(["add", "sub", "mul", "div", "min", "max"]),
         )
         | st.builds(lambda a: [*a, Op("neg")], inner)
     ),
@@ -316,9 +322,24 @@ def test_a_wrong_program_is_refused_naming_the_step(ops: list[Op], says: str) ->
         CompiledProgram(program(*ops), EVENT)
 
 
+def test_a_formula_leaves_one_number() -> None:
+    one = DerivedPlan("a.b", "test", (4,), (Op("load_number", field=0), Op("neg")), None)
+    assert CompiledFormula(one).source == "test"
+    for ops, says in (
+        ((), "a.b: leaves nothing on the stack; it leaves one number"),
+        ((Op("load_number", field=0), Op("number"), Op("lt")), "leaves truth"),
+        ((Op("load_number", field=1),), "no field 1; 1 are declared"),
+        ((Op("load_text", field=0),), "'operand 0' holds no text"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            CompiledFormula(replace(one, ops=ops))
+    with pytest.raises(TypeError, match="takes a DerivedPlan"):
+        CompiledFormula(program(Op("number")))  # type: ignore[arg-type]
+
+
 # fmt: off
-STEPS = ["number", "text", "load_number", "load_text", "add", "neg", "eq", "lt", "text_eq", "in_numbers",
-         "in_texts", "and", "not", "true", "is_null"]
+STEPS = ["number", "text", "load_number", "load_text", "add", "max", "neg", "eq", "lt", "text_eq",
+         "in_numbers", "in_texts", "and", "not", "true", "is_null"]
 # fmt: on
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from featurestore.errors import InvalidEventError, SequenceError
 from featurestore.plan import Plan
-from reference.compare import disagreement
+from reference.compare import derived_disagreement, disagreement
 from reference.engine import Engine, Vectors
 from reference.naive import (
     NO_TIME,
@@ -74,7 +74,7 @@ class Both:
             for i, answer in enumerate(answers):
                 # A malformed event keeps no time to be read at.
                 if answer.outcome not in REFUSED_BY_FORM:
-                    _compare(answer.vector or [], vectors, i, f"observing {rows[i]}")
+                    self._compare(answer.vector or [], vectors, i, f"observing {rows[i]}")
         return answers, vectors
 
     def peek(self, event: str, row: Row, service: str, **options: Any) -> Vectors:
@@ -86,7 +86,7 @@ class Both:
         assert outcomes == [answer.outcome]
         assert vectors is not None
         if answer.outcome not in REFUSED_BY_FORM:
-            _compare(answer.vector or [], vectors, 0, f"peeking {row}")
+            self._compare(answer.vector or [], vectors, 0, f"peeking {row}")
         return vectors
 
     def read(
@@ -95,7 +95,7 @@ class Both:
         truths = self.naive.read(service, parts, as_of=as_of, **options)
         keys = {part: [value] for part, value in parts.items()}
         vectors = self.engine.read(service, keys, as_of=as_of, **options)
-        _compare(truths, vectors, 0, f"reading {dict(parts)} as of {as_of}")
+        self._compare(truths, vectors, 0, f"reading {dict(parts)} as of {as_of}")
         return truths, vectors
 
     def forget(self, parts: Mapping[str, str]) -> None:
@@ -130,6 +130,18 @@ class Both:
             else:
                 engine.forget(step.parts)
         return engine
+
+    def _compare(self, truths: Sequence[Truth], vectors: Vectors, i: int, doing: str) -> None:
+        assert len(truths) == len(vectors.names)
+        answered = dict(vectors.got(i))
+        for truth, (name, got) in zip(truths, answered.items(), strict=True):
+            wrong = disagreement(truth, got)
+            assert wrong is None, f"{doing}: {name}: {wrong}; truth {truth}, got {got}"
+            derived = self.naive.schema.derived.get(name)
+            if derived is not None and answered.keys() >= set(derived.operands):
+                operands = [answered[operand] for operand in derived.operands]
+                wrong = derived_disagreement(derived, operands, got)
+                assert wrong is None, f"{doing}: {name}: {wrong}; of {operands}, got {got}"
 
     def now_ms(self) -> int | dict[str, int] | None:
         return self.naive.wall_now if self.naive.clock == "wall" else dict(self.naive.event_now)
@@ -167,13 +179,6 @@ def _rebatched(steps: Sequence[Step], cut: Sequence[int]) -> list[Step]:
             result.append(replace(step, rows=step.rows[start : start + size]))
             start, turn = start + size, turn + 1
     return result
-
-
-def _compare(truths: Sequence[Truth], vectors: Vectors, i: int, doing: str) -> None:
-    assert len(truths) == len(vectors.names)
-    for truth, (name, got) in zip(truths, vectors.got(i), strict=True):
-        wrong = disagreement(truth, got)
-        assert wrong is None, f"{doing}: {name}: {wrong}; truth {truth}, got {got}"
 
 
 def _raises(expected: type[Exception], call: Any) -> None:

@@ -4,17 +4,30 @@ status     UNAVAILABLE and WARMING exactly; NOT_FOUND exactly where the value is
            the window holds an event
 exact      lower == value == upper, and within rounding of the truth
 inexact    lower <= value <= upper, the truth within them too, and near it where an error is promised
+derived    also what `derived_value` makes of its operands as answered, to the last bit; its bounds hold what
+           it makes of whatever lies within theirs: `derived_disagreement`
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reference.naive import NOT_FOUND, PRESENT, UNAVAILABLE, WARMING, Truth
+from reference.naive import (
+    NOT_FOUND,
+    PRESENT,
+    UNAVAILABLE,
+    WARMING,
+    Derived,
+    Truth,
+    derived_status,
+    derived_value,
+)
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -33,6 +46,10 @@ class Got:
 
 def disagreement(truth: Truth, got: Got) -> str | None:
     """What is wrong with the engine's answer, or None."""
+    if truth.evasive and got.status == UNAVAILABLE:
+        return (
+            None if all(map(math.isnan, (got.lower, got.value, got.upper))) else "UNAVAILABLE with a number"
+        )
     if truth.status in (UNAVAILABLE, WARMING) or truth.exact or truth.n:
         if got.status != truth.status:
             return f"status {got.status} instead of {truth.status}"
@@ -43,6 +60,32 @@ def disagreement(truth: Truth, got: Got) -> str | None:
     if truth.exact or got.status == NOT_FOUND:
         return _exact_disagreement(truth, got)
     return None if math.isnan(truth.value) else _bounded_disagreement(truth, got)
+
+
+def derived_disagreement(derived: Derived, operands: Sequence[Got], got: Got) -> str | None:
+    """What is wrong with a derived value, given its operands as the engine answered them, or None."""
+    value = derived_value(derived, [each.value for each in operands])
+    status = derived_status([each.status for each in operands], value)
+    exact = all(each.lower == each.upper for each in operands)
+    known = not any(math.isnan(each.value) for each in operands)
+    if math.isnan(value) and known and not exact and got.status == UNAVAILABLE:
+        status = UNAVAILABLE  # it divides by what may be 0, or by what is
+    if status == UNAVAILABLE:
+        value = math.nan
+    if got.status != status:
+        return f"status {got.status} instead of {status}"
+    if status == WARMING and got.coverage != min(each.coverage for each in operands):
+        return f"covered share {got.coverage}"
+    bounds = (got.lower, got.value, got.upper)
+    if exact or math.isnan(value):
+        right = all(each == value or (math.isnan(each) and math.isnan(value)) for each in bounds)
+        return None if right else f"{bounds} instead of exactly {value}"
+    if got.value != value:
+        return f"{got.value} instead of {value}"
+    ends = [[e for e in {each.lower, each.value, each.upper} if math.isfinite(e)] for each in operands]
+    possible = [derived_value(derived, values) for values in itertools.product(*ends)]
+    outside = [each for each in possible if not (math.isnan(each) or got.lower <= each <= got.upper)]
+    return f"{outside} outside the bounds {bounds}" if outside else None
 
 
 def _exact_disagreement(truth: Truth, got: Got) -> str | None:

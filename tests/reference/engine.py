@@ -118,7 +118,7 @@ class Engine:
 
     def _named(self, service: str | None, vectors: Any) -> Vectors:
         plan = next(plan for plan in self.plan.services if plan.name == service)
-        names = [self.plan.features[index].name for index in plan.features]
+        names = [self.plan.all_features[index].name for index in plan.features]
         return Vectors(
             names, vectors.values, vectors.lower, vectors.upper, vectors.statuses, vectors.coverage
         )

@@ -8,15 +8,21 @@ truth (sums by `math.fsum`) and says, per value, what the engine owes:
     exact      lower == upper: the kept span of that (row, view) never held more than `exact_events` events
     error      the relative error promised for a count or a sum of non-negative values; None: none is
     tolerance  what rounding may cost: 1e-9 of the absolute values added up, nothing where nothing is added
+    evasive    a derived value that need not be answered: the engine's inexact divisor may look like 0
+
+A derived feature is a Python function of its operands' values. To say what rounding may cost it, it is called
+with what rounding may make of them, so nothing that rounding may turn into 0 or out of it may be a divisor.
 
 Time is milliseconds since the epoch. Memory and work grow with the number of events: for tests only.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 Fields = Mapping[str, object]
 Predicate = Callable[[Fields], "bool | None"]
@@ -34,6 +40,7 @@ MAX_TEXT_BYTES = 4096
 REMEMBERED_SEQUENCES = 1024
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+WARM, GONE = 7, 64  # half-lives that a decayed feature warms for, and that it is kept for
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,13 @@ class EventType:
 @dataclass(frozen=True)
 class Feature:
     name: str  # without the view's name: "count_1d"
-    aggregate: str  # count sum mean min max stddev first last since_first since_last
+    aggregate: str  # count sum mean min max stddev first last since_first since_last distinct
+    # interval_mean interval_cv decayed_count decayed_sum decayed_mean
     window_ms: int = 0  # 0 = lifetime
-    value: str | None = None  # the number field aggregated
+    value: str | None = None  # the field aggregated: a number, or anything for distinct
     where: Predicate | None = None
     exclude_self: bool | None = None  # None: since_last excludes, everything else includes
+    half_life_ms: int = 0  # of the decayed aggregates, which have no window
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,19 @@ class View:
 
 
 @dataclass(frozen=True)
+class Derived:
+    operands: tuple[str, ...]  # full names, derived ones among them
+    formula: Callable[..., float]  # of their values; raises ZeroDivisionError where Python does
+    by_zero: float | None = None  # the value then; None: NaN
+
+
+@dataclass(frozen=True)
 class Schema:
     events: Mapping[str, EventType]
     views: Mapping[str, View]
     services: Mapping[str, Sequence[str]]  # name → features as "view.feature"
     max_future_ms: int = 10_000  # wall clock only
+    derived: Mapping[str, Derived] = field(default_factory=dict)  # by full name
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,7 @@ class Truth:
     exact: bool = True
     error: float | None = None
     tolerance: float = 0.0
+    evasive: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +140,8 @@ class Applied:
 class Log:
     """All that was applied to one (row, view) since the row was last forgotten, in the order of arrival."""
 
-    events: list[Applied] = field(default_factory=list)
+    events: list[Applied] = field(default_factory=list)  # not late for the view's windows
+    decayed: list[Applied] = field(default_factory=list)  # every one: what fades is kept far longer
     overflowed: bool = False  # the kept span once held more than exact_events: the engine may have merged
     disordered: bool = False  # an event came after that which may have fallen into a merged entry
 
@@ -193,7 +212,8 @@ class Store:
             if as_of is not None
             else (wall if self.clock == "wall" else max(self.event_now.values(), default=None))
         )
-        return [self._value(name, texts, t, wall) for name in self.schema.services[service]]
+        read = {name: self._value(name, texts, t, wall) for name in self._needed(service)}
+        return self._with_derived(service, read)
 
     def forget(self, parts: Mapping[str, object]) -> bool:
         """Drops the row of one entity key. True if it held an event that is still kept."""
@@ -203,7 +223,9 @@ class Store:
         for view in self.views.values():
             if _entity(view.plan.key) == names and key is not None:
                 kept_from = self._kept_from(view, self.now(view.plan.event))
-                found |= any(e.time >= kept_from for e in view.logs.pop(key, Log()).events)
+                log = view.logs.pop(key, Log())
+                found |= any(e.time >= kept_from for e in log.events)
+                found |= any(f.half_life_ms for f in view.plan.features) and bool(log.decayed)
         return found
 
     def apply(self, schema: Schema, clock: int | Mapping[str, int] | None) -> None:
@@ -235,7 +257,10 @@ class Store:
             name: replace(
                 view,
                 live_since=dict(view.live_since),
-                logs={key: replace(log, events=list(log.events)) for key, log in view.logs.items()},
+                logs={
+                    key: replace(log, events=list(log.events), decayed=list(log.decayed))
+                    for key, log in view.logs.items()
+                },
             )
             for name, view in self.views.items()
         }
@@ -259,7 +284,7 @@ class Store:
         if refused:
             return self._plain(refused, event, row, service)
         matching = self._matching(event, fields)
-        kept = [(view, key) for view, key in matching if time >= self._kept_from(view, now)]
+        kept = [(view, key) for view, key in matching if self._takes(view, time, now)]
         if matching and not kept:
             return self._plain(LATE, event, row, service)
 
@@ -271,13 +296,12 @@ class Store:
         for view in self.views.values():
             if view.plan.event == event:
                 view.live_since = {n: now if since is None else since for n, since in view.live_since.items()}
-        names = self.schema.services[service] if service is not None else []
-        before = self._vector(event, fields, service, time)
+        before = self._read_by(event, fields, service, time)
         for view, key in kept:
             self._apply(view, key, Applied(time, self.position, fields, now))
-        after = self._vector(event, fields, service, time)
-        vector = [b if self._excludes(name) else a for name, b, a in zip(names, before, after, strict=True)]
-        return Answer(ACCEPTED, vector if service is not None else None)
+        after = self._read_by(event, fields, service, time)
+        read = {name: before[name] if self._excludes(name) else after[name] for name in after}
+        return Answer(ACCEPTED, None if service is None else self._with_derived(service, read))
 
     def _refused_by_state(self, event: str, time: int, fields: Fields, now: int) -> int:
         """What the clock and the remembered ids refuse. An old event is beyond, known or not."""
@@ -305,6 +329,9 @@ class Store:
 
     def _apply(self, view: LiveView, key: Key, event: Applied) -> None:
         log = view.logs.setdefault(key, Log())
+        log.decayed.append(event)
+        if event.time < self._kept_from(view, event.now):
+            return
         n_newer = sum(e.time > event.time for e in log.events)
         if log.overflowed and n_newer >= fewest_newer(view.plan.max_error):
             log.disordered = True
@@ -330,20 +357,34 @@ class Store:
         kind = self.schema.events[event]
         t = row.time if row.time is not None and EARLIEST_MS <= row.time <= LATEST_MS else self.now(event)
         right = {n: v for n, v in row.fields.items() if not _check(kind.fields.get(n, "key"), v)}
-        vector = self._vector(event, _clean(kind, right), service, t)
-        return Answer(outcome, None if service is None else vector)
+        read = self._read_by(event, _clean(kind, right), service, t)
+        return Answer(outcome, None if service is None else self._with_derived(service, read))
 
-    def _vector(self, event: str, fields: Fields, service: str | None, t: int | None) -> list[Truth]:
+    def _read_by(self, event: str, fields: Fields, service: str | None, t: int | None) -> dict[str, Truth]:
         """What an event reads: it brings the parts that its views name, and its key fields by name."""
         source = {name: name for name, kind in self.schema.events[event].fields.items() if kind == "key"}
         for view in self.views.values():
             source.update(view.plan.key if view.plan.event == event else {})
-        vector = []
-        for name in [] if service is None else self.schema.services[service]:
-            key = self.views[name.split(".")[0]].plan.key
-            texts = {part: fields.get(source[part]) if part in source else None for part in key}
-            vector.append(self._value(name, texts, t, self.wall_now))
-        return vector
+        texts = {part: fields.get(name) for part, name in source.items()}
+        return {name: self._value(name, texts, t, self.wall_now) for name in self._needed(service)}
+
+    def _needed(self, service: str | None) -> set[str]:
+        """The features of views that a service lists or derives something from."""
+        found = set([] if service is None else self.schema.services[service])
+        while derived := found & self.schema.derived.keys():
+            found -= derived
+            for name in derived:
+                found |= set(self.schema.derived[name].operands)
+        return found
+
+    def _with_derived(self, service: str, read: Mapping[str, Truth]) -> list[Truth]:
+        def value(name: str) -> Truth:
+            if name in read:
+                return read[name]
+            derived = self.schema.derived[name]
+            return derived_truth(derived, [value(operand) for operand in derived.operands])
+
+        return [value(name) for name in self.schema.services[service]]
 
     def _batch_seen(self, name: bytes, epoch: int, sequence: int, content: object) -> bool:
         producer = self.producers.get(name)
@@ -368,7 +409,9 @@ class Store:
 
     # One value
 
-    def _value(self, name: str, texts: Mapping[str, object], t: int | None, wall: int | None) -> Truth:
+    def _value(  # noqa: PLR0911  # a status each
+        self, name: str, texts: Mapping[str, object], t: int | None, wall: int | None
+    ) -> Truth:
         view_name, feature_name = name.split(".")
         view = self.views[view_name]
         feature = next(f for f in view.plan.features if f.name == feature_name)
@@ -379,8 +422,11 @@ class Store:
         if t is None:
             # Nothing was ever accepted: no now, and no window has begun to live.
             nothing = _aggregate(feature, [], 0)[0]
-            return Truth(WARMING if feature.window_ms else NOT_FOUND, nothing, coverage=0.0)
+            warms = feature.window_ms or feature.half_life_ms
+            return Truth(WARMING if warms else NOT_FOUND, nothing, coverage=0.0)
         log = view.logs.get(key, Log())
+        if feature.half_life_ms:
+            return self._decayed_value(view, feature, log, t, now)
         if feature.window_ms == 0:
             return self._lifetime_value(view, feature, log, t, now)
 
@@ -406,8 +452,12 @@ class Store:
     ) -> tuple[bool, float | None]:
         """(exact, promised relative error): design 2.4, on the safe side where only the engine could know.
 
-        That the log stays under `max_entries` is certain while it holds no more events than that.
+        Distinct values are remembered by when each was last seen, so what was seen after the window's end is
+        in doubt; nothing here has so many that they are estimated. That the log stays under `max_entries` is
+        certain while it holds no more events than that.
         """
+        if feature.aggregate == "distinct":
+            return not any(e.time > t for e in log.events if _value_of(feature, e) is not None), None
         if not log.overflowed:
             return True, None
         row = [
@@ -443,6 +493,46 @@ class Store:
         value, n, tolerance = _aggregate(feature, alive, t)
         return Truth(PRESENT if n else NOT_FOUND, value, n, tolerance=tolerance)
 
+    def _decayed_value(self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None) -> Truth:
+        """Every event that was not late, at its weight: 2^(-age / half-life)."""
+        lateness = self.schema.events[view.plan.event].lateness_ms
+        keep, warm = GONE * feature.half_life_ms + lateness, WARM * feature.half_life_ms
+        taken = [
+            (e.time, v)
+            for e in log.decayed
+            for v in [_number(feature, e)]
+            if v is not None and e.time >= e.now - keep
+        ]
+        newest = max((time for time, _ in taken), default=t)
+        if t < newest or (now is not None and t - warm < now - keep):
+            return Truth(UNAVAILABLE, math.nan)
+        if now is not None and newest < now - keep:
+            taken = []
+        weights = [2.0 ** (-(t - time) / feature.half_life_ms) for time, _ in taken]
+        total = math.fsum(weight * value for weight, (_, value) in zip(weights, taken, strict=True))
+        scale = math.fsum(weight * abs(value) for weight, (_, value) in zip(weights, taken, strict=True))
+        value, tolerance = total, 1e-12 * scale
+        if feature.aggregate == "decayed_count":
+            value, tolerance = math.fsum(weights), 1e-12 * math.fsum(weights)
+        elif feature.aggregate == "decayed_mean":
+            value = total / math.fsum(weights) if taken else math.nan
+            tolerance = 1e-12 * scale / math.fsum(weights) if taken else 0.0
+        since = view.live_since[feature.name]
+        if since is None or t - warm < since:
+            coverage = 0.0 if since is None else min(max((t - since) / warm, 0.0), 1.0)
+            return Truth(WARMING, value, len(taken), coverage, tolerance=tolerance)
+        return Truth(PRESENT if taken else NOT_FOUND, value, len(taken), tolerance=tolerance)
+
+    def _takes(self, view: LiveView, time: int, now: int) -> bool:
+        """Whether any feature of the view still counts an event of that time."""
+        lateness = self.schema.events[view.plan.event].lateness_ms
+        return any(
+            time >= now - GONE * feature.half_life_ms - lateness
+            if feature.half_life_ms
+            else time >= self._kept_from(view, now)
+            for feature in view.plan.features
+        )
+
     def _keep(self, plan: View) -> int:
         return _reach(plan) + self.schema.events[plan.event].lateness_ms
 
@@ -458,6 +548,47 @@ class Store:
 
 
 # Pure functions of their arguments
+
+
+def derived_truth(derived: Derived, operands: Sequence[Truth]) -> Truth:
+    value = derived_value(derived, [each.value for each in operands])
+    status = derived_status([each.status for each in operands], value)
+    if status == UNAVAILABLE:
+        return Truth(UNAVAILABLE, math.nan)
+    exact = all(each.exact for each in operands)
+    rounded = [
+        derived_value(derived, values)
+        for values in itertools.product(*({e.value - e.tolerance, e.value + e.tolerance} for e in operands))
+    ]
+    if any(math.isnan(each) != math.isnan(value) for each in rounded):
+        raise ValueError("rounding decides whether this formula divides by zero: it is no oracle")
+    tolerance = max(abs(each - value) for each in rounded)
+    return Truth(
+        status,
+        value,
+        n=sum(each.n for each in operands) if status == PRESENT else 0,
+        coverage=min((each.coverage for each in operands if each.status == WARMING), default=1.0),
+        exact=exact,
+        tolerance=0.0 if math.isnan(value) else 2 * tolerance,
+        evasive=any(each.evasive for each in operands) or (not exact and derived.by_zero is None),
+    )
+
+
+def derived_value(derived: Derived, values: Sequence[float]) -> float:
+    """NaN where an operand is."""
+    if any(map(math.isnan, values)):
+        return math.nan
+    try:
+        return derived.formula(*values)
+    except ZeroDivisionError:
+        return math.nan if derived.by_zero is None else derived.by_zero
+
+
+def derived_status(operands: Sequence[int], value: float) -> int:
+    """UNAVAILABLE and WARMING are the operands'; NOT_FOUND is no value, or nothing behind any of them."""
+    if max(operands) in (UNAVAILABLE, WARMING):
+        return max(operands)
+    return NOT_FOUND if math.isnan(value) or set(operands) == {NOT_FOUND} else PRESENT
 
 
 def fewest_newer(max_error: float) -> int:
@@ -542,8 +673,31 @@ def _number(feature: Feature, event: Applied) -> float | None:
     return value if isinstance(value, float) else None
 
 
+def _value_of(feature: Feature, event: Applied) -> object:
+    """The value that a distinct feature takes from one event, None if it ignores it."""
+    return event.fields.get(str(feature.value)) if _matches(feature.where, event.fields) else None
+
+
+def _intervals(times: list[int], aggregate: str) -> dict[str, tuple[float, float]]:
+    """Mean and coefficient of variation of the times between neighbours, each with its tolerance."""
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    if aggregate not in ("interval_mean", "interval_cv") or not gaps:
+        return {"interval_mean": (math.nan, 0.0), "interval_cv": (math.nan, 0.0)}
+    mean = sum(gaps) / len(gaps)
+    spread = math.sqrt(math.fsum((gap - mean) ** 2 for gap in gaps) / len(gaps))
+    cv = spread / mean if mean else 0.0
+    # What is rounded is the square plus one: near 0 its root moves more.
+    return {
+        "interval_mean": (mean, 1e-12 * mean),
+        "interval_cv": (cv, math.sqrt(cv**2 + 1e-14) - cv + 1e-9 * cv),
+    }
+
+
 def _aggregate(feature: Feature, events: Sequence[Applied], end: int) -> tuple[float, int, float]:
     """(value, n, tolerance) of one aggregate over the events in its window."""
+    if feature.aggregate == "distinct":
+        n = len({_value_of(feature, event) for event in events} - {None})
+        return float(n), n, 0.0
     taken = sorted(
         ((e.time, e.position, v) for e in events for v in [_number(feature, e)] if v is not None),
         key=lambda item: item[:2],
@@ -555,6 +709,8 @@ def _aggregate(feature: Feature, events: Sequence[Applied], end: int) -> tuple[f
         return float(n), n, 0.0
     if feature.aggregate == "sum":
         return math.fsum(values), n, 1e-9 * scale
+    if feature.aggregate in ("decayed_count", "decayed_sum") and n == 0:
+        return 0.0, 0, 0.0
     if n == 0:
         return math.nan, 0, 0.0
     mean = math.fsum(values) / n
@@ -568,6 +724,7 @@ def _aggregate(feature: Feature, events: Sequence[Applied], end: int) -> tuple[f
         "stddev": (stddev, math.sqrt(stddev**2 + 1e-11 * greatest**2) - stddev),
         "first": (values[0], 0.0),
         "last": (values[-1], 0.0),
+        **_intervals([time for time, _, _ in taken], feature.aggregate),
         "since_first": (float(end - taken[0][0]), 0.0),
         "since_last": (float(end - taken[-1][0]), 0.0),
     }[feature.aggregate]

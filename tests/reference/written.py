@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from reference.naive import Feature, Fields, Schema, View
+from reference.naive import Derived, Feature, Fields, Schema, View
 
 TIME_FIELD = "ts"  # in milliseconds
 
@@ -21,6 +21,17 @@ class Filter:
         return self.meaning(fields)
 
 
+@dataclass(frozen=True)
+class Formula:
+    """One formula: its text for the file, and the same in Python."""
+
+    text: str
+    meaning: Callable[..., float]
+
+    def __call__(self, *values: float) -> float:
+        return self.meaning(*values)
+
+
 def features(
     aggregate: str,
     windows: str,
@@ -30,8 +41,14 @@ def features(
     name: str | None = None,
     exclude_self: bool | None = None,
 ) -> tuple[Feature, ...]:
-    """One item of a view's features for each of `windows`, in whole seconds or `lifetime`: "5s 60s"."""
+    """One item of a view's features for each of `windows`, in whole seconds or `lifetime`: "5s 60s". Of a
+    decayed aggregate they are half-lives."""
     base = name or (aggregate if value is None else f"{aggregate}_{value}")
+    if aggregate.startswith("decayed"):
+        return tuple(
+            Feature(f"{base}_{window}", aggregate, 0, value, where, exclude_self, _window_ms(window))
+            for window in windows.split()
+        )
     return tuple(
         Feature(f"{base}_{window}", aggregate, _window_ms(window), value, where, exclude_self)
         for window in windows.split()
@@ -52,6 +69,8 @@ def yaml(schema: Schema) -> str:
     lines.append("views:" if schema.views else "views: {}")
     for name, view in schema.views.items():
         lines += [f"  {name}:", *(f"    {line}" for line in _view(view))]
+    if schema.derived:
+        lines += ["derived:", *(f"  {name}: {_derived(each)}" for name, each in schema.derived.items())]
     lines.append("services:" if schema.services else "services: {}")
     lines += [f"  {name}: [{', '.join(members)}]" for name, members in schema.services.items()]
     return "\n".join(lines) + "\n"
@@ -75,15 +94,25 @@ def _view(view: View) -> list[str]:
     items: dict[str, list[str]] = {}  # neighbours that differ in the window only are one item
     for feature in view.features:
         base, window = feature.name.rsplit("_", 1)
-        aggregate = feature.aggregate if feature.value is None else f"{feature.aggregate}({feature.value})"
-        item = f"name: {base}, aggregate: {aggregate}"
+        half_life = f"{feature.half_life_ms // 1000}s" if feature.half_life_ms else None
+        arguments = ", ".join(each for each in (feature.value, half_life) if each is not None)
+        aggregate = f"{feature.aggregate}({arguments})" if arguments else feature.aggregate
+        item = f'name: {base}, aggregate: "{aggregate}"'
         if feature.where is not None:
             item += f", where: {_text(feature.where)}"
         if feature.exclude_self is not None:
             item += f", self: {'exclude' if feature.exclude_self else 'include'}"
-        items.setdefault(item, []).append(window)
-    lines += [f"  - {{{item}, windows: [{', '.join(windows)}]}}" for item, windows in items.items()]
+        items.setdefault(item, []).extend([] if half_life else [window])
+    for item, windows in items.items():
+        lines.append(f"  - {{{item}, windows: [{', '.join(windows)}]}}" if windows else f"  - {{{item}}}")
     return lines
+
+
+def _derived(derived: Derived) -> str:
+    if not isinstance(derived.formula, Formula):
+        raise TypeError("a formula that is written to a file needs its text: use Formula")
+    text = f'"{derived.formula.text}"'
+    return text if derived.by_zero is None else f"{{value: {text}, else: {derived.by_zero}}}"
 
 
 def _text(where: object) -> str:

@@ -116,7 +116,7 @@ class House:
     def names(self, service: str = "abuse") -> list[str]:
         plan = self.engine.state.plan
         (found,) = (s for s in plan.services if s.name == service)
-        return [plan.features[index].name for index in found.features]
+        return [plan.all_features[index].name for index in found.features]
 
     def values(self, vectors: types.Vectors, row: int = 0, service: str = "abuse") -> dict[str, float]:
         values = vectors.values[row * vectors.width : (row + 1) * vectors.width]

@@ -20,7 +20,10 @@ from source.translation import translate
 # A function that needs Python all the same, by its name in C, and why. There is none.
 EXCEPTIONS: dict[str, str] = {}
 
-HEAD = re.compile(r"^(?:static|CYTHON_INLINE|[a-z_]).*\b(__pyx_f_\w+)\(.*\) \{$", re.MULTILINE)
+# A function over fused types is translated once for each of them.
+HEAD = re.compile(
+    r"^(?:static|CYTHON_INLINE|[a-z_]).*\b(?:__pyx_fuse_\d+)?(__pyx_f_\w+)\(.*\) \{$", re.MULTILINE
+)
 PLACE = re.compile(r'/\* "([^"]+)":(\d+)$', re.MULTILINE)
 COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 # Python's C API and Cython's own helpers around it, types that are plain numbers aside.
@@ -68,6 +71,8 @@ MEMORYVIEWS = {
     "featurestore.server.replies": "_Reply.take encode_ingest",
     "featurestore.storage.blocks": "count_records",
     "featurestore.storage.frame": "batch_body text_column",
+    "featurestore.core.distinct": "DistinctCounters._checked DistinctCounters.add DistinctCounters.export "
+    "DistinctCounters.load DistinctCounters.observe DistinctCounters.read _Answers.__cinit__",
     # once for a shard or a meta of a checkpoint
     "featurestore.core.state": "State.import_shard",
     "featurestore.storage.rows": "RowStore.do_meta RowStore.do_shard RowStore.put_meta RowStore.write_shard",

@@ -1,0 +1,49 @@
+# What a row keeps of one view, whatever its structure: one function for each thing a row does with it, which
+# chooses by the head's kind (or, where there is no head yet, by the view's structure).
+#
+#   window log     window.pxd      the shard calls its log_append and view_read itself
+#   distinct       distinct.pxd
+#   decayed        decayed.pxd
+#
+# `horizon_ms` is view_horizon(view, now). `view` may be NULL for LOG_KEY only.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from featurestore.core.arena cimport Arena
+from featurestore.core.head cimport LogHead
+from featurestore.core.plan cimport ItemC, ViewC
+from featurestore.core.window cimport Outputs, ReadAt, window_structs
+
+ctypedef struct Given:           # what one event gives to a structure that is not the window log
+    int64_t time_ms              # not before horizon_ms
+    int64_t horizon_ms
+    uint64_t hash                # of its value: DISTINCT
+    double value                 # DECAYED
+
+# The kind of a view's head, if its structure is not the window log.
+cdef uint8_t sketch_kind(const ViewC* view) noexcept nogil
+# Adds one event to such a structure. 0, or -1 when out of memory.
+cdef int sketch_add(Arena* arena, LogHead* head, const ViewC* view, const Given* given) noexcept nogil
+# Reads `items` (sorted by window) of such a view; head may be NULL: no event yet.
+cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
+                      const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil
+
+# Asks for what the next event touches. The first line of the head's block was asked for before.
+cdef void kept_prefetch(const Arena* arena, const LogHead* head, const ViewC* view,
+                        uint64_t hash) noexcept nogil
+# True when nothing in it can be read any more at now_ms.
+cdef bint kept_expired(const Arena* arena, const LogHead* head, const ViewC* view,
+                       int64_t now_ms) noexcept nogil
+cdef void kept_free(Arena* arena, LogHead* head, const ViewC* view) noexcept nogil
+cdef int kept_clone(Arena* arena, const LogHead* head, const ViewC* view, LogHead* copy) noexcept nogil
+# As bytes (formats: shard.pxd), for checkpoints and digests. Size, then writing exactly that many.
+cdef size_t kept_export_bytes(const Arena* arena, const LogHead* head, const ViewC* view,
+                              int64_t horizon_ms) noexcept nogil
+cdef void kept_export(const Arena* arena, const LogHead* head, const ViewC* view, int64_t horizon_ms,
+                      uint8_t* out) noexcept nogil
+# Reads one back. Bytes consumed, 0 when they are not what this view keeps, -1 when out of memory.
+cdef int64_t kept_import(Arena* arena, LogHead* head, const ViewC* view, const uint8_t* data,
+                         size_t n) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict kept_structs():
+    return window_structs() | {"core/kept.pxd": (sizeof(Given),)}

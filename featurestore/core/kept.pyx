@@ -1,0 +1,151 @@
+"""Chooses the structure behind a head; see kept.pxd. What each structure is, its own module says."""
+
+from libc.math cimport NAN
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+from featurestore.core.decayed cimport (
+    DecayedValue, decayed_add, decayed_clone, decayed_export, decayed_export_bytes, decayed_free,
+    decayed_import, decayed_newest_ms, decayed_read,
+)
+from featurestore.core.distinct cimport (
+    DistinctValue, distinct_add, distinct_clone, distinct_expired, distinct_export, distinct_export_bytes,
+    distinct_free, distinct_import, distinct_prefetch, distinct_read,
+)
+from featurestore.core.head cimport LOG_DECAYED, LOG_DISTINCT, LOG_LARGE, LOG_SMALL, LogHead
+from featurestore.core.plan cimport (
+    AGG_DECAYED_COUNT, AGG_DECAYED_SUM, STRUCTURE_DECAYED, STRUCTURE_DISTINCT, STRUCTURE_LOG,
+)
+from featurestore.core.window cimport (
+    STATUS_UNAVAILABLE, judge, log_clone, log_expired, log_export, log_export_bytes, log_fetch_ends, log_free,
+    log_import, put_nothing, put_unavailable, put_value, view_horizon,
+)
+
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, kept_structs())
+
+cdef enum:
+    N_AT_ONCE = 32               # windows read together: as many as a view may have
+
+
+cdef uint8_t sketch_kind(const ViewC* view) noexcept nogil:
+    return LOG_DISTINCT if view.structure == STRUCTURE_DISTINCT else LOG_DECAYED
+
+
+cdef int sketch_add(Arena* arena, LogHead* head, const ViewC* view, const Given* given) noexcept nogil:
+    if head.kind == LOG_DISTINCT:
+        return distinct_add(arena, head, &view.distinct, given.hash, given.time_ms, given.horizon_ms)
+    return decayed_add(arena, head, &view.decayed, given.time_ms, given.value, given.horizon_ms)
+
+
+cdef inline void _read_decayed(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
+                               const ItemC* item, const Outputs* out) noexcept nogil:
+    cdef DecayedValue left
+    cdef double value
+    judge(view, when, item, when.at_ms - item.window_ms, when.at_ms, out)
+    if head != NULL and when.at_ms < decayed_newest_ms(arena, head):
+        put_unavailable(out, item)           # sums cannot be taken apart again
+        return
+    if out.statuses[item.out] == STATUS_UNAVAILABLE:
+        put_unavailable(out, item)
+        return
+    if head == NULL or kept_expired(arena, head, view, when.now_ms):
+        put_nothing(out, item)
+        return
+    left = decayed_read(arena, head, &view.decayed, when.at_ms)
+    if item.aggregate == AGG_DECAYED_COUNT:
+        value = left.weight
+    elif item.aggregate == AGG_DECAYED_SUM:
+        value = left.total
+    else:
+        value = left.total / left.weight if left.weight > 0.0 else NAN
+    put_value(out, item, value, value, value)
+
+
+cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
+                      const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil:
+    cdef DistinctValue values[N_AT_ONCE]
+    cdef int64_t windows_ms[N_AT_ONCE]
+    cdef uint32_t lo = 0, n, i
+    if view.structure == STRUCTURE_DECAYED:
+        for i in range(n_items):
+            _read_decayed(arena, head, view, when, &items[i], out)
+        return
+    while lo < n_items:
+        n = n_items - lo if n_items - lo < N_AT_ONCE else N_AT_ONCE
+        for i in range(n):
+            windows_ms[i] = items[lo + i].window_ms
+        if head != NULL:
+            distinct_read(arena, head, &view.distinct, when.at_ms, view_horizon(view, when.now_ms),
+                          windows_ms, n, values)
+        for i in range(n):
+            judge(view, when, &items[lo + i], when.at_ms - windows_ms[i], when.at_ms, out)
+            if out.statuses[items[lo + i].out] == STATUS_UNAVAILABLE:
+                put_unavailable(out, &items[lo + i])
+            elif head == NULL or values[i].upper == 0.0:
+                put_nothing(out, &items[lo + i])
+            else:
+                put_value(out, &items[lo + i], values[i].estimate, values[i].lower, values[i].upper)
+        lo += n
+
+
+cdef void kept_prefetch(const Arena* arena, const LogHead* head, const ViewC* view,
+                        uint64_t hash) noexcept nogil:
+    if head.kind == LOG_SMALL or head.kind == LOG_LARGE:
+        log_fetch_ends(arena, head, view)
+    elif head.kind == LOG_DISTINCT:
+        distinct_prefetch(arena, head, &view.distinct, hash)
+
+
+cdef bint kept_expired(const Arena* arena, const LogHead* head, const ViewC* view,
+                       int64_t now_ms) noexcept nogil:
+    if head.kind == LOG_DISTINCT:
+        return distinct_expired(arena, head, view_horizon(view, now_ms))
+    if head.kind == LOG_DECAYED:
+        return head.block == 0 or decayed_newest_ms(arena, head) < view_horizon(view, now_ms)
+    return log_expired(arena, head, view, now_ms)
+
+
+cdef void kept_free(Arena* arena, LogHead* head, const ViewC* view) noexcept nogil:
+    if head.kind == LOG_DISTINCT:
+        distinct_free(arena, head, &view.distinct)
+    elif head.kind == LOG_DECAYED:
+        decayed_free(arena, head, &view.decayed)
+    else:
+        log_free(arena, head, view)
+
+
+cdef int kept_clone(Arena* arena, const LogHead* head, const ViewC* view, LogHead* copy) noexcept nogil:
+    if head.kind == LOG_DISTINCT:
+        return distinct_clone(arena, head, &view.distinct, copy)
+    if head.kind == LOG_DECAYED:
+        return decayed_clone(arena, head, &view.decayed, copy)
+    return log_clone(arena, head, view, copy)
+
+
+cdef size_t kept_export_bytes(const Arena* arena, const LogHead* head, const ViewC* view,
+                              int64_t horizon_ms) noexcept nogil:
+    if head.kind == LOG_DISTINCT:
+        return distinct_export_bytes(arena, head, &view.distinct, horizon_ms)
+    if head.kind == LOG_DECAYED:
+        return decayed_export_bytes(&view.decayed)
+    return log_export_bytes(arena, head, view)
+
+
+cdef void kept_export(const Arena* arena, const LogHead* head, const ViewC* view, int64_t horizon_ms,
+                      uint8_t* out) noexcept nogil:
+    if head.kind == LOG_DISTINCT:
+        distinct_export(arena, head, &view.distinct, horizon_ms, out)
+    elif head.kind == LOG_DECAYED:
+        decayed_export(arena, head, &view.decayed, out)
+    else:
+        log_export(arena, head, view, out)
+
+
+cdef int64_t kept_import(Arena* arena, LogHead* head, const ViewC* view, const uint8_t* data,
+                         size_t n) noexcept nogil:
+    if view == NULL or view.structure == STRUCTURE_LOG:
+        return log_import(arena, head, view, data, n)
+    if view.structure == STRUCTURE_DECAYED:
+        return decayed_import(arena, head, &view.decayed, data, n)
+    return distinct_import(arena, head, &view.distinct, data, n)
