@@ -7,6 +7,8 @@ cdef enum LogKind:
     LOG_LIFETIME = 2             # window.pxd: one wide entry that never expires by window
     LOG_KEY = 3                  # the raw key, of entities with keep_keys: u32 length, bytes
     LOG_DISTINCT = 4             # distinct.pxd
+    TOP_SMALL = 8                # top.pxd
+    TOP_LARGE = 9
     LOG_DECAYED = 10             # decayed.pxd
 
 ctypedef struct LogHead:         # 8 bytes, in the row

@@ -71,8 +71,11 @@ MEMORYVIEWS = {
     "featurestore.server.replies": "_Reply.take encode_ingest",
     "featurestore.storage.blocks": "count_records",
     "featurestore.storage.frame": "batch_body text_column",
+    "featurestore.core.countmin": "CountminSketch._check CountminSketch.add CountminSketch.load "
+    "CountminSketch.peek CountminSketch.places CountminSketch.read",
     "featurestore.core.distinct": "DistinctCounters._checked DistinctCounters.add DistinctCounters.export "
     "DistinctCounters.load DistinctCounters.observe DistinctCounters.read _Answers.__cinit__",
+    "featurestore.core.top": "Tops.add Tops.read Tops.restore Tops.time_reads entropy_bounds",
     # once for a shard or a meta of a checkpoint
     "featurestore.core.state": "State.import_shard",
     "featurestore.storage.rows": "RowStore.do_meta RowStore.do_shard RowStore.put_meta RowStore.write_shard",
