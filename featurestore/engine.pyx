@@ -27,6 +27,7 @@ from pathlib import Path
 
 from featurestore.core.batch cimport (
     MAX_PRODUCER_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
+    batch_holds,
 )
 from featurestore.core.plan cimport CompiledPlan, ServiceC
 from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin
@@ -395,6 +396,10 @@ cdef class Engine:
             if not batch_fits(state.plan, &decoded.batch) or decoded.batch.n_events != frame.n_positions:
                 raise CorruptRecordError(
                     f"batch frame at position {first} does not have the columns of its event type")
+            if not batch_holds(&decoded.batch):
+                raise CorruptRecordError(
+                    f"batch frame at position {first} accepts an event with a time out of range or a text "
+                    "long")
             with nogil:
                 state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes,
                              decoded.head.epoch, decoded.head.sequence, decoded.head.fingerprint, &origin)

@@ -387,6 +387,23 @@ class TestUse:
             engine.checkpoint()
             assert sum(rows for rows, _ in engine.rows.sizes().values()) == 1
 
+    def test_rows_with_what_removed_features_kept_still_load(self, path: Path) -> None:
+        """Rows that nobody touched stay on disk as they were, whatever the schema has lost since."""
+        more = store_v1.SCHEMA.replace(
+            "    features:\n",
+            "    features:\n"
+            "      - {aggregate: distinct(play_id), windows: [10m]}\n"
+            "      - decayed_sum(seconds, 1h)\n",
+        )
+        with Engine.open(path) as engine:
+            engine.apply_schema(more)
+            store_v1.send(engine, 3, ["anna", "bert"])
+            engine.checkpoint()
+            engine.apply_schema(store_v1.SCHEMA)
+        with Engine.open(path) as engine:
+            answers = store_v1.answers(engine)
+            assert answers["account.count_lifetime"] == [8.0, 7.0, 0.0]
+
     def test_kept_keys_can_be_listed(self, path: Path) -> None:
         with Engine.open(path) as engine:
             engine.apply_schema(store_v1.SCHEMA + "keep_keys: [account]\n")

@@ -10,6 +10,7 @@ from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from featurestore.core.pages cimport CHUNK_BYTES, pages_map, pages_unmap, pool_chunk
+from featurestore.core.sanitizer cimport GAP_BYTES, allow, forbid
 
 from featurestore.core.structs import same_structs
 
@@ -59,9 +60,23 @@ cdef size_t arena_rounded(size_t n_bytes) noexcept nogil:
 
 
 cdef inline void _push(Arena* arena, uint32_t class_, uint32_t handle, size_t n_bytes) noexcept nogil:
-    (<uint32_t*>arena_at(arena, handle))[0] = arena.free_blocks[class_]
+    cdef uint32_t* block = <uint32_t*>arena_at(arena, handle)
+    allow(block, sizeof(uint32_t))
+    block[0] = arena.free_blocks[class_]
+    forbid(block, n_bytes)
     arena.free_blocks[class_] = handle
     arena.free_bytes += n_bytes
+
+
+cdef inline uint32_t _pop(Arena* arena, uint32_t class_) noexcept nogil:
+    """The first free block of the class, 0 where there is none."""
+    cdef uint32_t handle = arena.free_blocks[class_]
+    cdef const uint32_t* block
+    if handle:
+        block = <const uint32_t*>arena_at(arena, handle)
+        allow(block, sizeof(uint32_t))
+        arena.free_blocks[class_] = block[0]
+    return handle
 
 
 cdef uint32_t _new_chunk(Arena* arena, size_t n_bytes) noexcept nogil:
@@ -95,17 +110,18 @@ cdef uint32_t _new_chunk(Arena* arena, size_t n_bytes) noexcept nogil:
 cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
     cdef size_t rounded, left
     cdef uint32_t class_, handle, slot
-    if n_bytes > BIG_BYTES:
+    if n_bytes + GAP_BYTES > BIG_BYTES:
         # One unit in, as in every chunk: handle 0 means no block.
-        slot = _new_chunk(arena, n_bytes + UNIT_BYTES)
+        slot = _new_chunk(arena, n_bytes + UNIT_BYTES + GAP_BYTES)
         if slot == 0:
             return 0
+        forbid(arena.chunks[slot - 1].base + UNIT_BYTES + n_bytes, GAP_BYTES)
         arena.used_bytes += n_bytes
         return (slot - 1) << UNIT_BITS | 1
-    class_ = _class_of(n_bytes if n_bytes else 1, &rounded)
-    handle = arena.free_blocks[class_]
+    class_ = _class_of(n_bytes + GAP_BYTES if n_bytes else 1, &rounded)
+    handle = _pop(arena, class_)
     if handle:
-        arena.free_blocks[class_] = (<uint32_t*>arena_at(arena, handle))[0]
+        allow(arena_at(arena, handle), n_bytes)
         arena.free_bytes -= rounded
         return handle
     if arena.open_used == 0 or arena.open_used + rounded > CHUNK_BYTES:
@@ -124,9 +140,11 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
             return 0
         arena.open_chunk = slot - 1
         arena.open_used = UNIT_BYTES                           # unit 0 stays unused: handle 0 means no block
+        forbid(arena.chunks[arena.open_chunk].base, CHUNK_BYTES)
     handle = arena.open_chunk << UNIT_BITS | arena.open_used // UNIT_BYTES
     arena.open_used += <uint32_t>rounded
     arena.used_bytes += rounded
+    allow(arena_at(arena, handle), n_bytes)
     return handle
 
 
@@ -135,12 +153,12 @@ cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nog
     cdef uint32_t slot = handle >> UNIT_BITS, class_
     if handle == 0:
         return
-    if n_bytes > BIG_BYTES:
+    if n_bytes + GAP_BYTES > BIG_BYTES:
         pages_unmap(arena.chunks[slot].base, arena.chunks[slot].n_bytes)
         arena.used_bytes -= n_bytes
         arena.chunks[slot].n_bytes = 0
         arena.chunks[slot].base = <char*><size_t>arena.free_chunk
         arena.free_chunk = slot + 1
         return
-    class_ = _class_of(n_bytes if n_bytes else 1, &rounded)
+    class_ = _class_of(n_bytes + GAP_BYTES if n_bytes else 1, &rounded)
     _push(arena, class_, handle, rounded)

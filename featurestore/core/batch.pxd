@@ -46,6 +46,10 @@ ctypedef struct Batch:
     const Column* columns         # [n_columns]
     uint8_t* outcomes             # [n_events] Outcome; the decoder refuses, the sequencer decides the rest
 
+# Are the time, the numbers and the texts of every event that is still accepted in range, as an EventBatch has
+# them?
+cdef bint batch_holds(const Batch* batch) noexcept nogil
+
 
 # Owns (or keeps alive) everything its `batch` points to; made and checked once, then passed on under nogil.
 cdef class EventBatch:

@@ -58,6 +58,26 @@ cdef void refuse_long_texts(const uint32_t* offsets, uint32_t n, uint8_t* outcom
             outcomes[i] = REFUSED_KEY_TOO_LONG
 
 
+cdef bint batch_holds(const Batch* batch) noexcept nogil:
+    cdef const Column* column
+    cdef uint32_t i
+    cdef uint16_t k
+    for i in range(batch.n_events):
+        if batch.outcomes[i] == OUTCOME_ACCEPTED and not EARLIEST_MS <= batch.times[i] <= LATEST_MS:
+            return False
+    for k in range(batch.n_columns):
+        column = &batch.columns[k]
+        for i in range(batch.n_events):
+            if batch.outcomes[i] != OUTCOME_ACCEPTED:
+                continue
+            if column.kind == COLUMN_NUMBER:
+                if isinf(column.numbers[i]):
+                    return False
+            elif column.offsets[i + 1] - column.offsets[i] > MAX_TEXT_BYTES:
+                return False
+    return True
+
+
 cdef uint32_t first_descent(const uint32_t* offsets, uint32_t n) noexcept nogil:
     """The first i with offsets[i + 1] < offsets[i], or n."""
     cdef uint32_t i

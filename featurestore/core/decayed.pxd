@@ -11,6 +11,7 @@ from featurestore.core.head cimport LogHead, head_structs
 cdef enum:
     GONE_AFTER = 64              # half-lives after its newest event a row's sum is dropped: it is below 2^-64
     WARM_AFTER = 7               # half-lives that a feature warms for: then it lacks less than 1 %
+    EXPORT_DECAYED = 10          # kind of what is exported
 
 ctypedef struct DecayedC:        # what the plan fixes
     int64_t half_life_ms

@@ -29,7 +29,6 @@ same_structs(__name__, decayed_structs())
 
 cdef enum:
     ROOTS = 6                    # 2^(1/2), 2^(1/4) ... 2^(1/64)
-    EXPORT_DECAYED = 10
     EXPORT_HEAD_BYTES = 16
 
 ctypedef struct Sum:

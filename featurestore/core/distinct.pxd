@@ -20,6 +20,8 @@ from featurestore.core.arena cimport Arena, arena_structs
 from featurestore.core.head cimport LogHead, head_structs
 
 cdef enum:
+    EXPORT_SET = 4               # kinds of what is exported
+    EXPORT_MATRIX = 5
     FINGERPRINT_BITS = 40
     MIN_LOG2_REGISTERS = 6
     MAX_LOG2_REGISTERS = 14

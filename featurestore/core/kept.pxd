@@ -40,6 +40,8 @@ cdef size_t kept_export_bytes(const Arena* arena, const LogHead* head, const Vie
                               int64_t horizon_ms) noexcept nogil
 cdef void kept_export(const Arena* arena, const LogHead* head, const ViewC* view, int64_t horizon_ms,
                       uint8_t* out) noexcept nogil
+# Bytes of one whose view is gone, at least 16 of which are there; n where its sizes do not fit.
+cdef size_t kept_skip_bytes(const uint8_t* data, size_t n) noexcept nogil
 # Reads one back. Bytes consumed, 0 when they are not what this view keeps, -1 when out of memory.
 cdef int64_t kept_import(Arena* arena, LogHead* head, const ViewC* view, const uint8_t* data,
                          size_t n) noexcept nogil

@@ -2,18 +2,20 @@
 
 from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from featurestore.core.decayed cimport (
-    DecayedValue, decayed_add, decayed_clone, decayed_export, decayed_export_bytes, decayed_free,
-    decayed_import, decayed_newest_ms, decayed_read,
+    EXPORT_DECAYED, DecayedValue, decayed_add, decayed_clone, decayed_export, decayed_export_bytes,
+    decayed_free, decayed_import, decayed_newest_ms, decayed_read,
 )
 from featurestore.core.distinct cimport (
-    DistinctValue, distinct_add, distinct_clone, distinct_expired, distinct_export, distinct_export_bytes,
-    distinct_free, distinct_import, distinct_prefetch, distinct_read,
+    EXPORT_MATRIX, EXPORT_SET, MAX_LOG2_REGISTERS, DistinctValue, distinct_add, distinct_clone,
+    distinct_expired, distinct_export, distinct_export_bytes, distinct_free, distinct_import,
+    distinct_prefetch, distinct_read,
 )
-from featurestore.core.head cimport LOG_DECAYED, LOG_DISTINCT, LOG_LARGE, LOG_SMALL, LogHead
+from featurestore.core.head cimport LOG_DECAYED, LOG_DISTINCT, LOG_KEY, LOG_LARGE, LOG_SMALL, LogHead
 from featurestore.core.plan cimport (
-    AGG_DECAYED_COUNT, AGG_DECAYED_SUM, STRUCTURE_DECAYED, STRUCTURE_DISTINCT, STRUCTURE_LOG,
+    AGG_DECAYED_COUNT, AGG_DECAYED_SUM, MAX_WIDE_WORDS, STRUCTURE_DECAYED, STRUCTURE_DISTINCT, STRUCTURE_LOG,
 )
 from featurestore.core.window cimport (
     STATUS_UNAVAILABLE, judge, log_clone, log_expired, log_export, log_export_bytes, log_fetch_ends, log_free,
@@ -149,3 +151,25 @@ cdef int64_t kept_import(Arena* arena, LogHead* head, const ViewC* view, const u
     if view.structure == STRUCTURE_DECAYED:
         return decayed_import(arena, head, &view.decayed, data, n)
     return distinct_import(arena, head, &view.distinct, data, n)
+
+
+cdef size_t kept_skip_bytes(const uint8_t* data, size_t n) noexcept nogil:
+    cdef uint32_t count, words
+    cdef size_t size
+    memcpy(&count, data + 4, 4)
+    memcpy(&words, data + 12, 4)
+    if data[2] == EXPORT_SET:
+        size = 16 + ((10 * <size_t>count + 7) & ~<size_t>7)
+    elif data[2] == EXPORT_MATRIX:
+        # 32-bit cells, m of them for each dense rank, then 64-bit ones
+        memcpy(&count, data + 8, 4)
+        if data[3] > MAX_LOG2_REGISTERS:
+            return n
+        size = 24 + ((4 * (<size_t>data[5] << data[3]) + 7) & ~<size_t>7) + 8 * <size_t>count
+    elif data[2] == EXPORT_DECAYED:
+        size = 16 + 8 * <size_t>count
+    elif data[2] < LOG_KEY and 0 < words <= MAX_WIDE_WORDS:
+        size = 16 + 8 * <size_t>words * count
+    else:
+        return n
+    return size if size <= n else n

@@ -4,6 +4,8 @@ from libc.stdint cimport uint32_t, uintptr_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
+from featurestore.core.sanitizer cimport allow
+
 from featurestore.core.structs import same_structs
 
 same_structs(__name__, pages_structs())
@@ -44,6 +46,7 @@ cdef void* pages_map(size_t n_bytes, bint huge) noexcept nogil:
 
 
 cdef void pages_unmap(void* base, size_t n_bytes) noexcept nogil:
+    allow(base, n_bytes)                        # whatever is mapped here next
     munmap(base, n_bytes)
 
 

@@ -28,8 +28,16 @@ cdef enum:
 cdef extern from * nogil:
     """
     #define FS_UNSET_MS (-4611686018427387904LL)
+    #define FS_FAR_MS (1LL << 61)
+    #define FS_LONG_MS (1LL << 59)
+    #define FS_MANY_EVENTS (1LL << 53)
     """
     const int64_t UNSET_MS "FS_UNSET_MS"   # a time that is not known yet, before every event
+    # No time lies farther from 1970 than FAR_MS, no duration is longer than LONG_MS: so that a time less a
+    # few durations, or less another time, is a number of 64 bits. Decoders of what was stored refuse others.
+    const int64_t FAR_MS "FS_FAR_MS"
+    const int64_t LONG_MS "FS_LONG_MS"
+    const int64_t MANY_EVENTS "FS_MANY_EVENTS"   # more than one log ever counts; exact as a double, too
 
 cdef enum AggregateC:          # plan.Aggregate
     AGG_COUNT = 0

@@ -30,6 +30,14 @@ def _check(bint holds, str what):
         raise ValueError(f"plan: {what}")
 
 
+def _check_duration(n_ms, str what):
+    _check(0 <= n_ms <= LONG_MS, f"{what} of {n_ms} ms")
+
+
+def _check_time(time_ms, str what):
+    _check(time_ms is None or -FAR_MS <= time_ms <= FAR_MS, f"{what} {time_ms} ms")
+
+
 @cython.final
 cdef class CompiledPlan:
     def __cinit__(self, plan not None, CompiledPlan previous=None):
@@ -134,6 +142,7 @@ cdef class CompiledPlan:
             _check(-1 <= event.id_field < event.n_fields, f"id field of {spec.name}")
             _check(event.id_field < 0 or event.kinds[event.id_field] == COLUMN_TEXT,
                    f"event {spec.name}: its id is not text")
+            _check_duration(spec.dedupe_ms, f"event {spec.name}: dedupe")
             event.dedupe_ms = spec.dedupe_ms
             names = [field.name for field in spec.fields]
             event.by_name = self._indexes(
@@ -176,6 +185,11 @@ cdef class CompiledPlan:
         view.event = spec.event
         view.entity = spec.entity
         view.where = -1 if spec.where is None else programs[spec.where]
+        _check_duration(spec.offset_ms, f"view {spec.name}: offset")
+        _check_duration(spec.keep_ms, f"view {spec.name}: keep")
+        _check_duration(spec.lifetime_idle_ms, f"view {spec.name}: lifetime_idle")
+        _check_time(spec.floor_ms, f"view {spec.name}: floor")
+        _check_time(spec.lifetime_floor_ms, f"view {spec.name}: lifetime floor")
         view.offset_ms = spec.offset_ms
         view.keep_ms = spec.keep_ms
         view.floor_ms = UNSET_MS if spec.floor_ms is None else spec.floor_ms
@@ -292,6 +306,8 @@ cdef class CompiledPlan:
                f"more than {MAX_VIEWS_PER_ENTITY} views of one entity")
         for i, spec in enumerate(self.plan.events):
             event = &self.c.events[i]
+            _check(len({touch_spec.entity for touch_spec in spec.touches}) == len(spec.touches),
+                   f"event {spec.name}: an entity twice")
             event.n_touches = len(spec.touches)
             event.touches = <TouchC*>self._array(event.n_touches, sizeof(TouchC))
             event.min_keep_ms = (<int64_t>1) << 61
@@ -363,6 +379,9 @@ cdef class CompiledPlan:
             if feature_index >= n_features:
                 continue
             feature = self.plan.features[feature_index]
+            _check(0 <= feature.view < len(self.plan.views), f"feature {feature.name}: unknown view")
+            _check_duration(feature.window_ms, f"feature {feature.name}: window")
+            _check_time(feature.live_since_ms, f"feature {feature.name}: live since")
             views = by_entity.setdefault(self.plan.views[feature.view].entity, {})
             views.setdefault(feature.view, []).append((out, feature))
         service.width = len(spec.features)

@@ -15,7 +15,7 @@ from featurestore.core.batch cimport (
     REFUSED_NO_ID, Batch,
 )
 from featurestore.core.bytes cimport Bytes, bytes_append
-from featurestore.core.plan cimport UNSET_MS, EventC, PlanC, TouchC, ViewC
+from featurestore.core.plan cimport FAR_MS, UNSET_MS, EventC, PlanC, TouchC, ViewC
 from featurestore.core.window cimport view_horizon, window_structs
 
 from featurestore.core.structs import same_structs
@@ -582,10 +582,23 @@ cdef void sequencer_sort(Bytes* ids, Bytes* producers) noexcept nogil:
         qsort(producers.data, producers.n_bytes // sizeof(Producer), sizeof(Producer), _by_producer)
 
 
+cdef inline bint _is_clock(int64_t t) noexcept nogil:
+    return t == UNSET_MS or -FAR_MS <= t <= FAR_MS
+
+
+cdef inline bint _all_zero(const uint8_t* at, size_t n) noexcept nogil:
+    cdef size_t i
+    for i in range(n):
+        if at[i]:
+            return False
+    return True
+
+
 cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data,
                                size_t n_bytes) noexcept nogil:
     cdef uint32_t version, n_types, k
     cdef uint16_t event_id, i
+    cdef int64_t now_ms, first_now_ms
     cdef const uint8_t* at
     if n_bytes < HEAD_BYTES:
         return 1
@@ -593,16 +606,23 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
     memcpy(&n_types, data + 24, 4)
     if version != 1 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * TYPE_BYTES:
         return 1
-    s.event_clock = data[4] != 0
-    memcpy(&s.now_ms, data + 8, 8)
+    memcpy(&now_ms, data + 8, 8)
+    if data[4] > 1 or not _all_zero(data + 5, 3) or not _all_zero(data + 28, 4) or not _is_clock(now_ms):
+        return 1
+    s.event_clock = data[4]
+    s.now_ms = now_ms
     memcpy(&s.position, data + 16, 8)
     for k in range(n_types):
         at = data + HEAD_BYTES + <size_t>k * TYPE_BYTES
         memcpy(&event_id, at, 2)
+        memcpy(&now_ms, at + 8, 8)
+        memcpy(&first_now_ms, at + 16, 8)
+        if not _all_zero(at + 2, 6) or not _is_clock(now_ms) or not _is_clock(first_now_ms):
+            return 1
         for i in range(s.n_types):
             if plan.events[i].event_id == event_id:
-                memcpy(&s.type_nows[i], at + 8, 8)
-                memcpy(&s.first_nows[i], at + 16, 8)
+                s.type_nows[i] = now_ms
+                s.first_nows[i] = first_now_ms
     return 0
 
 
@@ -615,7 +635,8 @@ cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* da
         return 1
     for k in range(n_bytes // sizeof(IdRecord)):
         memcpy(&record, data + k * sizeof(IdRecord), sizeof(IdRecord))
-        if (record.id_.fp0 | record.id_.fp1) == 0:
+        if ((record.id_.fp0 | record.id_.fp1) == 0 or not _is_clock(record.id_.seen_at_ms)
+                or record.zero[0] or record.zero[1] or record.zero[2]):
             return 1
         for i in range(s.n_types):
             if plan.events[i].event_id == record.event_id:
@@ -634,6 +655,8 @@ cdef int sequencer_import_producers(Sequencer* s, const uint8_t* data, size_t n_
         return 1
     for k in range(n_bytes // sizeof(Producer)):
         memcpy(&producer, data + k * sizeof(Producer), sizeof(Producer))
+        if not _is_clock(producer.last_ms):
+            return 1
         made = _producer_place(&s.producers, producer.fp0, producer.fp1)[0]
         if made == NULL:
             made = _make_producer(&s.producers, producer.fp0, producer.fp1, UNSET_MS)

@@ -10,10 +10,10 @@ from featurestore.core.arena cimport (
 )
 from featurestore.core.batch cimport COLUMN_NUMBER, OUTCOME_ACCEPTED, Column
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear, bytes_reserve
-from featurestore.core.head cimport LOG_KEY, LOG_LIFETIME, LogHead
+from featurestore.core.head cimport LOG_KEY, LOG_LARGE, LOG_LIFETIME, LogHead
 from featurestore.core.kept cimport (
     Given, kept_clone, kept_expired, kept_export, kept_export_bytes, kept_free, kept_import, kept_prefetch,
-    kept_structs, sketch_add, sketch_kind, sketch_read,
+    kept_skip_bytes, kept_structs, sketch_add, sketch_kind, sketch_read,
 )
 from featurestore.core.plan cimport (
     MAX_RAW_WORDS, STRUCTURE_DISTINCT, STRUCTURE_LOG, UNSET_MS, EntityC, GroupC, ItemC, PlanC, SlotC, TouchC,
@@ -941,15 +941,17 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
     cdef LogHead head
     cdef LogHead* added
     cdef uint16_t entity_id, n_logs, view_id, _log
-    cdef uint32_t handle
+    cdef uint32_t handle, reserved
     cdef size_t at = ROW_EXPORT_BYTES
     cdef int64_t used
+    cdef int order, before = -1          # of logs: by view id, then what kind of log it is for its view
     cdef const ViewC* view
     if n_bytes < ROW_EXPORT_BYTES or table_find(&shard.table, arena, fp0, fp1) != NULL:
         return 1
     memcpy(&entity_id, payload, 2)
     memcpy(&n_logs, payload + 2, 2)
-    if n_logs == 0 or n_logs > 255:
+    memcpy(&reserved, payload + 4, 4)
+    if n_logs == 0 or n_logs > 255 or reserved:
         return 1
     handle = _new_row(arena, fp0, fp1, entity_id, 1)
     if handle == 0:
@@ -959,11 +961,19 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
             _free_row(arena, plan, handle)
             return 1
         memcpy(&view_id, payload + at, 2)
+        order = <int>view_id << 8 | max(<int>payload[at + 2], <int>LOG_LARGE)
+        if order <= before:
+            _free_row(arena, plan, handle)
+            return 1
+        before = order
         view = NULL
         if view_id <= plan.max_view_id and plan.view_of_id[view_id] >= 0:
             view = &plan.views[plan.view_of_id[view_id]]
-        if view == NULL and payload[at + 2] < LOG_KEY:
-            at += _skip_log(payload + at, n_bytes - at)      # of a view that the schema no longer has
+            if plan.entities[view.entity].entity_id != entity_id and payload[at + 2] != LOG_KEY:
+                _free_row(arena, plan, handle)
+                return 1
+        if view == NULL and payload[at + 2] != LOG_KEY:
+            at += kept_skip_bytes(payload + at, n_bytes - at)      # of a view that the schema no longer has
             continue
         used = kept_import(arena, &head, view, payload + at, n_bytes - at)
         if used > 0:
@@ -984,13 +994,3 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
         _free_row(arena, plan, handle)
         return -1
     return 0
-
-
-cdef size_t _skip_log(const uint8_t* log, size_t n_bytes) noexcept nogil:
-    """Bytes of one exported log whose layout is unknown; n_bytes when its sizes do not fit."""
-    cdef uint32_t n, stride
-    memcpy(&n, log + 4, 4)
-    memcpy(&stride, log + 12, 4)
-    if stride == 0 or stride > 4096 or n > (n_bytes - 16) // (stride * 8):
-        return n_bytes
-    return 16 + <size_t>n * stride * 8

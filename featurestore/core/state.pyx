@@ -13,7 +13,7 @@ cimport cython
 from libc.math cimport NAN
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.batch cimport (
     COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE,
@@ -1299,6 +1299,8 @@ cdef class State:
         if head[0] != SNAPSHOT_VERSION:
             raise CorruptRecordError(
                 f"snapshot version {head[0]}; this program reads version {SNAPSHOT_VERSION}")
+        if head[1] == 0 or head[1] > MAX_SHARDS or head[1] & (head[1] - 1):
+            raise CorruptRecordError(f"snapshot of {head[1]} shards; it is a power of two up to {MAX_SHARDS}")
         state = cls(plan, secret=data[8:24], n_shards=head[1], threads=threads,
                     max_memory_bytes=max_memory_bytes)
         takes = [state.import_head, state.import_ids, state.import_producers]
@@ -1345,6 +1347,7 @@ cdef class State:
         cdef const uint8_t* raw = NULL
         cdef size_t n = <size_t>view.shape[0]
         cdef size_t at = 0
+        cdef const uint8_t* before = NULL
         cdef uint64_t fp0, fp1
         cdef uint32_t n_bytes
         cdef int status = 0
@@ -1355,8 +1358,9 @@ cdef class State:
         with nogil:
             while at < n and status == 0:
                 status = 1
-                if n - at < 20:
+                if n - at < 20 or (before != NULL and memcmp(before, raw + at, 16) >= 0):
                     break
+                before = raw + at
                 memcpy(&fp0, raw + at, 8)
                 memcpy(&fp1, raw + at + 8, 8)
                 memcpy(&n_bytes, raw + at + 16, 4)

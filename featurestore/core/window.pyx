@@ -17,8 +17,8 @@ from featurestore.core.head cimport LOG_KEY, LOG_LARGE, LOG_LIFETIME, LOG_SMALL,
 from featurestore.core.plan cimport (
     AGG_COUNT, AGG_DECAYED_COUNT, AGG_DECAYED_SUM, AGG_DISTINCT, AGG_FIRST, AGG_INTERVAL_CV,
     AGG_INTERVAL_MEAN, AGG_LAST, AGG_MAX, AGG_MEAN, AGG_MIN, AGG_SINCE_FIRST, AGG_STDDEV, AGG_SUM,
-    MAX_WIDE_WORDS, NO_COLUMN, UNSET_MS, WIDE_COUNT, WIDE_FIRST, WIDE_LAST, ColumnC, ItemC, ViewC,
-    Word,
+    FAR_MS, MANY_EVENTS, MAX_WIDE_WORDS, NO_COLUMN, UNSET_MS, WIDE_COUNT, WIDE_FIRST, WIDE_LAST, ColumnC,
+    ItemC, ViewC, Word,
 )
 
 from featurestore.core.structs import same_structs
@@ -1214,11 +1214,36 @@ cdef void log_export(const Arena* arena, const LogHead* head, const ViewC* view,
     memcpy(out + EXPORT_HEAD_BYTES, entries.words, <size_t>entries.n * entries.stride * sizeof(Word))
 
 
+cdef bint _wide_holds(const ViewC* view, const Word* entry) noexcept nogil:
+    """Could events have made this merged entry? What reads and merges rely on: counts and the order of
+    times."""
+    cdef int64_t n = entry[WIDE_COUNT].i, counted
+    cdef const ColumnC* column
+    cdef uint16_t i
+    if n < 1 or n > MANY_EVENTS or not -FAR_MS <= entry[WIDE_FIRST].i <= entry[WIDE_LAST].i <= FAR_MS:
+        return False
+    for i in range(view.n_columns):
+        column = &view.columns[i]
+        counted = entry[column.n_at].i
+        if counted < 0 or counted > n:
+            return False
+        if counted == 0:
+            continue
+        if column.first_at and not (
+                entry[WIDE_FIRST].i <= entry[column.first_at + 1].i <= entry[WIDE_LAST].i):
+            return False
+        if column.last_at and not (
+                entry[WIDE_FIRST].i <= entry[column.last_at + 1].i <= entry[WIDE_LAST].i):
+            return False
+    return True
+
+
 cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t kind, uint32_t n,
                          uint32_t compact_at, const uint8_t* data) noexcept nogil:
-    """Entries whose size was checked. 0, 1 when they are not in order, -1 when out of memory."""
+    """Entries whose size was checked. 0, 1 when no events could have made them, -1 when out of memory."""
     cdef LargeLog* large
     cdef Entries entries
+    cdef const Word* entry
     cdef size_t n_bytes
     cdef uint32_t i
     if kind == EXPORT_LIFETIME:
@@ -1227,7 +1252,7 @@ cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t
         if head.block == 0:
             return -1
         memcpy(arena_at(arena, head.block), data, view.wide_words * sizeof(Word))
-        return 0
+        return 0 if _wide_holds(view, <Word*>arena_at(arena, head.block)) else 1
     if kind == EXPORT_RAW and n <= SMALL_ENTRIES:
         head.kind = LOG_SMALL
         if _small_resize(arena, head, view, n) < 0:
@@ -1249,15 +1274,19 @@ cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t
         memcpy(large + 1, data, <size_t>n * _stride(view, large.wide) * sizeof(Word))
         if large.wide:
             large.n_events = 0
-            entries = _entries(arena, head, view)
-            for i in range(n):
-                large.n_events += <uint64_t>entries.words[<size_t>i * entries.stride + WIDE_COUNT].i
     entries = _entries(arena, head, view)
     for i in range(n):
-        if entries.wide and (_last_of(&entries, i) < entries.words[<size_t>i * entries.stride].i
-                             or entries.words[<size_t>i * entries.stride + WIDE_COUNT].i <= 0):
+        entry = entries.words + <size_t>i * entries.stride
+        if i and entry[0].i < _last_of(&entries, i - 1) + entries.wide:
             return 1
-        if i and entries.words[<size_t>i * entries.stride].i < _last_of(&entries, i - 1):
+        if not entries.wide:
+            if not -FAR_MS <= entry[0].i <= FAR_MS:
+                return 1
+            continue
+        if not _wide_holds(view, entry):
+            return 1
+        large.n_events += <uint64_t>entry[WIDE_COUNT].i
+        if large.n_events > <uint64_t>MANY_EVENTS:
             return 1
     return 0
 
@@ -1265,7 +1294,7 @@ cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t
 cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const uint8_t* data,
                         size_t n) noexcept nogil:
     cdef uint32_t n_entries, compact_at, stride
-    cdef size_t n_bytes
+    cdef size_t n_bytes, i
     cdef uint8_t kind
     cdef int status
     memset(head, 0, sizeof(LogHead))
@@ -1276,10 +1305,15 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
     memcpy(&n_entries, data + 4, 4)
     memcpy(&compact_at, data + 8, 4)
     memcpy(&stride, data + 12, 4)
+    if data[3] or (compact_at and kind != EXPORT_WIDE):
+        return 0
     if kind == EXPORT_KEY:
         n_bytes = (<size_t>n_entries + 7) & ~<size_t>7
         if stride != 1 or n_bytes > n - EXPORT_HEAD_BYTES:
             return 0
+        for i in range(n_entries, n_bytes):
+            if data[EXPORT_HEAD_BYTES + i]:
+                return 0
         head.kind = LOG_KEY
         head.block = arena_alloc(arena, sizeof(uint32_t) + n_entries)
         if head.block == 0:

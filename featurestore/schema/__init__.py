@@ -18,9 +18,10 @@
         features:                        # named customer.count_10m ... customer.large_1h
           - count                        # also since_first and since_last, in ms
           - mean(amount)                 # also sum, min, max, stddev, first, last: of a number or a bool
-          - distinct(src_ip)             # different values, of any field; no offset, no lifetime
-          - interval_cv                  # and interval_mean: of the ms between events; 0 is a clock, people
-                                         #   are near 1 and above
+          - {aggregate: distinct(src_ip), windows: [1d]}    # different values, of any field
+          - {aggregate: interval_cv, windows: [1d]}         # and interval_mean, of the ms between events: 0
+                                         #   is a clock, people are near 1 and above. Neither of these two
+                                         #   kinds has lifetimes, and distinct no offset
           - decayed_count(1h)            # also decayed_sum(amount, 1h), decayed_mean: an event counts half
                                          #   after each half-life; no windows
           - name: large                  # needed where there is a where

@@ -44,6 +44,7 @@ FORMAT_VERSION = 1
 MAX_EVENTS = 256
 MAX_FIELDS = 256  # of an event type
 MAX_VIEWS = 256
+MAX_VIEWS_OF_A_KEY = 120  # a row counts what it keeps in a byte: two a view, and its raw key (core/plan.pxd)
 MAX_SERVICES = 256
 MAX_PARTS = 16  # of a key
 MAX_WINDOWS = 32  # of a view
@@ -123,6 +124,13 @@ class FeatureModel:
         if self.aggregate in _DECAYED:
             return Structure.DECAYED
         return Structure.DISTINCT if self.aggregate is Aggregate.DISTINCT else Structure.LOG
+
+    @property
+    def kept_in(self) -> tuple[Structure, str | None, Condition | None, int]:
+        """What tells the structures of a view apart; all features of the log are in one."""
+        if self.structure is Structure.LOG:
+            return Structure.LOG, None, None, 0
+        return self.structure, self.field, self.where, self.half_life_ms
 
     @property
     def has_column(self) -> bool:
@@ -208,6 +216,7 @@ def read_model(root: Table, mistakes: Mistakes) -> SchemaModel | None:
     )
     right_views = [view for view in views.values() if view is not None]
     _check_parts(right_views, mistakes)
+    _check_rows(right_views, mistakes)
     keep_keys: frozenset[tuple[str, ...]] = frozenset()
     derived: dict[str, DerivedModel] = {}
     services: dict[str, tuple[str, ...] | None] = {}
@@ -713,6 +722,20 @@ def _check_parts(views: list[ViewModel], mistakes: Mistakes) -> None:
                     f"same event it is {other_field}; give one of the parts another name",
                     view.line,
                 )
+
+
+def _check_rows(views: list[ViewModel], mistakes: Mistakes) -> None:
+    """All views of the same parts keep what they keep in one row: a log, and what each sketch needs."""
+    counts: dict[tuple[str, ...], int] = {}
+    for view in views:
+        before = counts.get(view.parts, 0)
+        counts[view.parts] = before + len({feature.kept_in for feature in view.features})
+        if before <= MAX_VIEWS_OF_A_KEY < counts[view.parts]:
+            mistakes.add(
+                f"more than {MAX_VIEWS_OF_A_KEY} views, distinct fields and half-lives with the key "
+                f"[{', '.join(view.parts)}]; one view may have many features and filters",
+                view.line,
+            )
 
 
 # Derived features

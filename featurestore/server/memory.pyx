@@ -7,6 +7,8 @@ reset is mostly large enough for the next request: in the steady state a request
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 
+from featurestore.core.sanitizer cimport GAP_BYTES, allow, forbid
+
 from featurestore.core.structs import same_structs
 
 same_structs(__name__, memory_structs())
@@ -16,13 +18,17 @@ cdef enum:
     FIRST_REPLY_BYTES = 1 << 10
 
 
+cdef inline uint8_t* _room(ArenaBlock* block) noexcept nogil:
+    return <uint8_t*>block + ((sizeof(ArenaBlock) + 15) & ~<size_t>15)
+
+
 cdef void* arena_alloc(Arena* arena, size_t count, size_t size) noexcept nogil:
     cdef ArenaBlock* block = arena.newest
     cdef size_t bytes, capacity
     cdef void* room
-    if size != 0 and count > (<size_t>-1 - 15) // size:
+    if size != 0 and count > (<size_t>-1 - 15 - GAP_BYTES) // size:
         return NULL
-    bytes = (count * size + 15) & ~<size_t>15
+    bytes = ((count * size + 15) & ~<size_t>15) + GAP_BYTES
     if block == NULL or block.capacity - block.used < bytes:
         if bytes > arena.max_bytes or arena.taken_bytes > arena.max_bytes - bytes:
             return NULL
@@ -40,8 +46,10 @@ cdef void* arena_alloc(Arena* arena, size_t count, size_t size) noexcept nogil:
         block.used = 0
         arena.newest = block
         arena.taken_bytes += capacity
-    room = <uint8_t*>block + ((sizeof(ArenaBlock) + 15) & ~<size_t>15) + block.used
+        forbid(_room(block), capacity)
+    room = _room(block) + block.used
     block.used += bytes
+    allow(room, count * size)
     return room
 
 
@@ -60,6 +68,7 @@ cdef void arena_reset(Arena* arena, size_t keep_bytes) noexcept nogil:
         following = block.next
         free(block)
         block = following
+    forbid(_room(kept), kept.capacity)
     kept.next = NULL
     kept.used = 0
     arena.taken_bytes = kept.capacity

@@ -11,12 +11,15 @@ back here, in one go.
 
 from __future__ import annotations
 
+from featurestore.core.plan import CompiledPlan
 from featurestore.core.state import State
 from featurestore.errors import CorruptRecordError
 from featurestore.plan import Plan
 from featurestore.storage.rows import RowStore
 
 PLAN, HEAD, IDS, PRODUCERS = "plan", "head", "ids", "producers"
+# JSON of another shape makes objects of the wrong types, and what those do not have is asked of them.
+NOT_A_PLAN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def stored_plan(rows: RowStore) -> Plan | None:
@@ -26,11 +29,13 @@ def stored_plan(rows: RowStore) -> Plan | None:
 
 
 def parse_plan(text: bytes, where: str) -> Plan:
-    """A plan as it is stored; CorruptRecordError names `where`."""
+    """A plan as it is stored, which the engine can run; CorruptRecordError names `where`."""
     try:
-        return Plan.from_json(text.decode())
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptRecordError(f"{where}: is no plan ({error}); restore it from a backup") from error
+        plan = Plan.from_json(text.decode())
+        CompiledPlan(plan)
+    except NOT_A_PLAN as error:
+        raise CorruptRecordError(f"{where}: is no plan ({error!r}); restore it from a backup") from error
+    return plan
 
 
 def load_rows(rows: RowStore, state: State, n_shards: int) -> int:

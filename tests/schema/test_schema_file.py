@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import featurestore.schema
+from featurestore.core.state import State
 from featurestore.errors import SchemaError
 from featurestore.plan import (
     Aggregate,
@@ -885,6 +886,12 @@ def test_limits_of_sections() -> None:
         f"  v{n}: {{event: login, key: ip, windows: [1h], features: [count]}}\n" for n in range(256)
     )
     assert "more than 256 views: 257" in str(refusal(changed("services:", f"{views}services:")))
+    full = views[: views.index("  v120:")]
+    State(compile_schema(changed("services:", f"{full}services:")))
+    beyond = views[: views.index("  v121:")]
+    assert "more than 120 views, distinct fields and half-lives with the key [ip]" in str(
+        refusal(changed("services:", f"{beyond}services:"))
+    )
     services = "".join(f"  s{n}: [account.*]\n" for n in range(256))
     assert "more than 256 services: 257" in str(refusal(LOGIN + services))
     events = "".join(f"  e{n}: {{time: ts}}\n" for n in range(256))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -116,6 +117,13 @@ assert unpack(store.read_shard(0)[0]) == kept | lost
 """
 
 
+def environment(*libraries: Path) -> dict[str, str]:
+    """Of a child: this process's own, with `libraries` preloaded behind what is already: a sanitizer comes
+    first."""
+    preload = " ".join([os.environ.get("LD_PRELOAD", ""), *map(str, libraries)]).strip()
+    return {**os.environ, "LD_PRELOAD": preload, "PYTHONPATH": ":".join(sys.path)}
+
+
 @pytest.fixture(scope="session")
 def failing_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("disk") / "disk.so"
@@ -140,7 +148,7 @@ def test_a_failed_commit_gives_the_environment_up_until_reopened(
 ) -> None:
     child = subprocess.run(
         [sys.executable, "-c", FAILING_CHILD, tmp_path / "rows", call, str(after), str(code)],
-        env={"LD_PRELOAD": str(failing_disk), "PYTHONPATH": ":".join(sys.path)},
+        env=environment(failing_disk),
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert child.returncode == 0, child.stdout + child.stderr
@@ -177,7 +185,7 @@ assert after >= 2, after            # at least one page, then the meta page
 """
     child = subprocess.run(
         [sys.executable, "-c", script, tmp_path],
-        env={"LD_PRELOAD": str(failing_disk), "PYTHONPATH": ":".join(sys.path)},
+        env=environment(failing_disk),
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert child.returncode == 0, child.stdout + child.stderr
@@ -211,7 +219,7 @@ def test_after_kill_9_the_last_commit_is_whole(tmp_path: Path) -> None:
     for _ in range(12):
         child = subprocess.Popen(
             [sys.executable, "-c", COMMITTING_CHILD, tmp_path / "rows", str(position + 1)],
-            stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": ":".join(sys.path)},
+            stdout=subprocess.PIPE, text=True, env=environment(),
         )  # fmt: skip
         assert child.stdout is not None
         told = int(child.stdout.readline())
