@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 class Kind(enum.IntEnum):
@@ -250,7 +252,7 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """The plan that `to_json` wrote. Raises ValueError, KeyError or TypeError where it is not one."""
         raw = json.loads(text)
-        return cls(
+        plan = cls(
             **{
                 **raw,
                 "entities": tuple(EntityPlan(**{**e, "parts": tuple(e["parts"])}) for e in raw["entities"]),
@@ -266,6 +268,8 @@ class Plan:
                 "derived": tuple(_derived(d) for d in raw.get("derived", ())),
             }
         )
+        _check_types(plan, cls, "plan")
+        return plan
 
 
 def _event(raw: dict[str, Any]) -> EventPlan:
@@ -302,3 +306,23 @@ def _view(raw: dict[str, Any]) -> ViewPlan:
             "structure": Structure(raw.get("structure", Structure.LOG)),
         }
     )
+
+
+_hints = functools.cache(get_type_hints)
+
+
+def _check_types(value: Any, kind: Any, where: str) -> None:
+    """TypeError unless `value` is what is declared for it: whoever makes C structs of it relies on that."""
+    if get_origin(kind) is UnionType:  # X | None
+        if value is not None:
+            _check_types(value, get_args(kind)[0], where)
+    elif get_origin(kind) is tuple:
+        for i, item in enumerate(value):
+            _check_types(item, get_args(kind)[0], f"{where}[{i}]")
+    elif type(value) is not kind and not (kind is float and type(value) is int):
+        raise TypeError(f"{where} is {value!r:.40}, not {kind.__name__}")
+    elif dataclasses.is_dataclass(kind):
+        for name, declared in _hints(kind).items():
+            _check_types(getattr(value, name), declared, f"{where}.{name}")
+    elif kind is str:
+        value.encode()  # half a surrogate pair is text in JSON and nowhere else

@@ -47,6 +47,7 @@ VECTORS_BOUNDS, VECTORS_LOWER, VECTORS_UPPER, VECTORS_COVERAGE = 6, 7, 8, 10
 BOUNDS_EXACT = 1
 OUTCOME_ACCEPTED = 3
 
+MAX_ROWS = (1 << 32) - 1  # a uint32 in the proto
 KNOWN_STATUSES = bytes(Status)
 DOUBLES, FLOATS, BYTES = np.dtype("<f8"), np.dtype("<f4"), np.dtype("u1")
 
@@ -204,6 +205,8 @@ def decode_vectors(data: bytes, span: Span, service: ServiceSchema, now_ms: int 
         raise SchemaMismatchError(
             f"service {service.name!r} is being changed (the vector has another fingerprint than the schema)"
         )
+    if n > MAX_ROWS:  # where nothing is in a row, no bytes say so
+        raise _unreadable(f"vectors of {n} rows")
     if width != len(service.names):
         raise _unreadable(f"vectors of {width} values for a service of {len(service.names)} features")
 

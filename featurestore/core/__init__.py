@@ -16,7 +16,7 @@
         head      the 8 bytes that a row has for each thing it keeps
       arena       the memory of a shard
         pages     chunks cut from huge pages, for all shards
-          sanitizer what AddressSanitizer is told of memory that is cut up here
+          sanitizer  what AddressSanitizer is told of memory that is cut up here
       hashing     SipHash-2-4-128 keyed fingerprints, CRC32C
       batch       events in columns, the one shape in which they travel
       bytes       a growing buffer, for what is written out

@@ -133,6 +133,7 @@ cdef class CompiledPlan:
             event = &self.c.events[i]
             _check(len(spec.fields) <= 0xFFFF and len(compiled_of[i]) <= 0xFFFF,
                    f"event {spec.name}: more than 65,535 fields or filters")
+            _check(spec.time.unit in ("s", "ms", "us", "iso"), f"event {spec.name}: time in {spec.time.unit}")
             event.event_id = spec.event_id
             event.n_fields = len(spec.fields)
             event.kinds = <uint8_t*>self._array(event.n_fields, 1)
@@ -237,6 +238,8 @@ cdef class CompiledPlan:
             column.filter = -1 if column_spec.filter is None else column_spec.filter
             _check(-1 <= column.value < view.n_values and -1 <= column.filter < view.n_filters,
                    f"view {spec.name}: column {i}")
+            _check(not int(column_spec.parts) & ~int(~Part(0)),
+                   f"view {spec.name}: column {i} keeps what nobody knows")
             column.n_at = at
             at += 1
             n_weights += 1
@@ -403,7 +406,7 @@ cdef class CompiledPlan:
                 group.view = view
                 items.sort(key=lambda item: (item[1].window_ms == 0, item[1].window_ms, item[0]))
                 group.before = self._items([item for item in items if item[1].exclude_self], view)
-                group.n_before = sum(item[1].exclude_self for item in items)
+                group.n_before = sum(1 for item in items if item[1].exclude_self)
                 group.after = self._items([item for item in items if not item[1].exclude_self], view)
                 group.n_after = len(items) - group.n_before
 

@@ -33,6 +33,8 @@ BLOCK_BYTES = 1 << 20
 MAX_ROW_BYTES = 16 << 20
 # A quote opens a value only at its beginning; inside, two stand for one. Unclosed, it reaches to the end.
 QUOTED = re.compile(rb'(?:\A|(?<=[,\r\n]))"[^"]*+(?:""[^"]*+)*+("?)')
+# How pyarrow words it. Its handler of invalid rows would be told more, but not of a row that is not UTF-8.
+WRONG_WIDTH = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", re.DOTALL)
 BYTE_ORDER_MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
@@ -123,12 +125,6 @@ class CsvReader(EventReader):
         if not rows.strip(b"\r\n"):  # pyarrow takes blank lines alone for a mistake
             return []
         wanted = [str(i) for i in sorted({self._header.index(name) for name in self.needed})]
-        bad_rows: list[pcsv.InvalidRow] = []
-
-        def stop(bad: pcsv.InvalidRow) -> str:
-            bad_rows.append(bad)
-            return "error"
-
         try:
             table = pcsv.read_csv(
                 pa.BufferReader(rows),
@@ -137,7 +133,7 @@ class CsvReader(EventReader):
                     block_size=len(rows) + 1,
                     column_names=[str(i) for i in range(len(self._header))],
                 ),
-                pcsv.ParseOptions(newlines_in_values=True, invalid_row_handler=stop),
+                pcsv.ParseOptions(newlines_in_values=True),
                 pcsv.ConvertOptions(
                     include_columns=wanted,
                     column_types=dict.fromkeys(wanted, pa.binary()),
@@ -147,13 +143,13 @@ class CsvReader(EventReader):
                 ),
             )
         except pa.ArrowInvalid as error:
-            if not bad_rows:
+            bad = WRONG_WIDTH.search(str(error))
+            if bad is None:
                 raise InvalidEventError(f"{self.name}, behind row {n_rows_before}: {error}") from error
-            bad = bad_rows[0]
+            number, expected, found, text = bad.groups()
             raise InvalidEventError(
-                f"{self.name}, row {n_rows_before + bad.number} (1 is the first after the header): "
-                f"{bad.actual_columns} values where the header has {bad.expected_columns} columns: "
-                f"{bad.text[:100]!r}"
+                f"{self.name}, row {n_rows_before + int(number)} (1 is the first after the header): "
+                f"{found} values where the header has {expected} columns: {text[:100]!r}"
             ) from error
         batches: list[pa.RecordBatch] = table.to_batches()
         return batches

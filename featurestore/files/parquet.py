@@ -45,7 +45,7 @@ class ParquetReader(EventReader):
             self._file = pq.ParquetFile(
                 source, buffer_size=PAGE_BUFFER_BYTES, page_checksum_verification=True
             )
-        except pa.ArrowInvalid as error:
+        except ValueError as error:  # ArrowInvalid, or a name of a column that is not UTF-8
             raise InvalidEventError(f"{self.name}: this is not a whole Parquet file: {error}") from error
         except OSError as error:
             raise self._unreadable(error) from error

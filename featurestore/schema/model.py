@@ -619,8 +619,9 @@ def _aggregate(
     written = document.word(node, f"aggregate in {what}")
     match = _AGGREGATE.fullmatch(written)
     if match is None:
+        hint = "; between brackets a comma ends it: write it in quotes" if written.count("(") == 1 else ""
         raise SchemaError(
-            f"an aggregate in {what} must be like count or mean(amount), not {described(node)}",
+            f"an aggregate in {what} must be like count or mean(amount), not {described(node)}{hint}",
             line=node.line,
         )
     word, field = match[1], match[2]

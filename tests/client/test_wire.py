@@ -136,6 +136,14 @@ def test_vectors_that_contradict_themselves_are_not_served(
         wire.decode_read(message, service_of(2))
 
 
+def test_rows_that_no_number_of_the_proto_counts_are_not_served_even_where_nothing_is_in_them() -> None:
+    varint = b"\xff" * 9 + b"\1"  # 2^64 - 1, where the proto has 32 bits
+    vectors = t.Vectors(fingerprint=77).SerializeToString() + b"\x10" + varint
+    message = b"\x0a" + bytes([len(vectors)]) + vectors
+    with pytest.raises(UnavailableError, match="rows"):
+        wire.decode_read(message, service_of(0))
+
+
 def decode_anything(message: bytes) -> None:
     for decode in (
         lambda: wire.decode_read(message, service_of(2)),

@@ -128,6 +128,7 @@ def test_kept_columns_are_text_but_for_declared_numbers(chunks_of):
         (b"ts,k,n,k\n", {}, ["column 'k' is in the header 2 times"]),
         (b"ts,k,n\n1,2,3\n\n1,2\n", {}, ["row 2", "2 values", "3 columns", "'1,2'"]),
         (b"ts,k,n\n1,2,3,4\n", {}, ["row 1", "4 values"]),
+        (b"ts,k,n\n1,\xff,3,4\n", {}, ["row 1", "4 values", "3 columns"]),
         (b'ts,k,n\n1,2,3\n4,5,"6\n7,8,9\n', {}, ["row 2: a quote is opened and never closed", "7,8,9"]),
         (b'ts,k,n\n1,2,"', {}, ["never closed"]),
         (b'ts,k,n\n1,"2,3\n4,5,6\n', {}, ["row 1: a quote is opened and never closed"]),

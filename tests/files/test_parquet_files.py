@@ -128,3 +128,15 @@ def test_a_flipped_byte_in_the_data_is_an_error_or_without_consequence(event, da
         with contextlib.suppress(InvalidEventError, StorageError):
             keys = [k for chunk in read_events(str(path), event) for k in chunk.columns["k"].to_pylist()]
             assert keys == list(range(200))
+
+
+def test_any_byte_of_the_footer_may_be_wrong(chunks_of):
+    content = parquet(clicks(5))
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    refused = 0
+    for at in range(len(content) - footer, len(content)):
+        try:
+            chunks_of("a.parquet", content[:at] + b"\xf3" + content[at + 1 :])
+        except (InvalidEventError, StorageError):
+            refused += 1
+    assert refused

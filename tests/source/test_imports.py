@@ -57,7 +57,8 @@ OUTSIDE = {
 CORE_LIBRARY = {"__future__", "hashlib", "math", "statistics", "typing"}
 CORE_C = {"libc.float", "libc.math", "libc.stdint", "libc.stdlib", "libc.string", "cpython.bytes", "cython"}
 CORE_HEADERS = {
-    "<pthread.h>", "<sanitizer/asan_interface.h>", "<sched.h>", "<stddef.h>", "<stdint.h>", "<stdlib.h>", "<string.h>", "<sys/mman.h>",
+    "<pthread.h>", "<sched.h>", "<stddef.h>", "<stdint.h>", "<stdlib.h>", "<string.h>", "<sys/mman.h>",
+    "<sanitizer/asan_interface.h>",
 }  # fmt: skip
 
 IMPORTS = [

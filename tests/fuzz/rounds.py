@@ -1,0 +1,14 @@
+"""How many damaged inputs each decoder gets: a few by default, FEATURESTORE_FUZZ_ROUNDS=5000 for a real
+search."""
+
+from __future__ import annotations
+
+import os
+
+FULL = 5000
+ROUNDS = int(os.environ.get("FEATURESTORE_FUZZ_ROUNDS") or FULL // 20)
+
+
+def scaled(n_in_full: int) -> int:
+    """What is left of `n_in_full` rounds when 5000 stands for all of them."""
+    return max(1, n_in_full * ROUNDS // FULL)
