@@ -32,11 +32,11 @@ cdef enum:
 
 cdef extern from * nogil:
     """
-    #define FS_MAX_TIME_MS (1LL << 48)
+    #define FS_MAX_DISTINCT_TIME_MS (1LL << 48)
     #define FS_MAX_DISTINCT_KEEP_MS (1LL << 38)
     """
-    const int64_t MAX_TIME_MS "FS_MAX_TIME_MS"                   # 8,900 years; the year 9999 is within it
-    const int64_t MAX_KEEP_MS "FS_MAX_DISTINCT_KEEP_MS"          # 8.7 years
+    const int64_t MAX_TIME_MS "FS_MAX_DISTINCT_TIME_MS"  # 8,900 years; the year 9999 is within it
+    const int64_t MAX_KEEP_MS "FS_MAX_DISTINCT_KEEP_MS"  # 8.7 years
 
 ctypedef struct DistinctC:       # what the plan fixes; see distinct_c
     double z                     # the bounds of a MATRIX are so many standard errors away, 0 < z <= 4
