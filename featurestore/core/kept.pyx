@@ -45,7 +45,7 @@ cdef inline void _read_decayed(const Arena* arena, const LogHead* head, const Vi
     cdef DecayedValue left
     cdef double value
     judge(view, when, item, when.at_ms - item.window_ms, when.at_ms, out)
-    if head != NULL and when.at_ms < decayed_newest_ms(arena, head):
+    if head != NULL and head.block and when.at_ms < decayed_newest_ms(arena, head):
         put_unavailable(out, item)           # sums cannot be taken apart again
         return
     if out.statuses[item.out] == STATUS_UNAVAILABLE:

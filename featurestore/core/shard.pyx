@@ -518,7 +518,9 @@ cdef inline void _fetch_logs(const Shard* shard, const Job* job, const Part* par
         if _heads(row)[j].kind != LOG_KEY:
             view = _layout(job.plan, _heads(row)[j].view_id)
             hash = 0
-            if view.structure == STRUCTURE_DISTINCT and view.event == job.batch.event:
+            # A view that is gone has hashes of its own plan, not of this job's.
+            if (view.structure == STRUCTURE_DISTINCT and job.plan.view_of_id[view.view_id] >= 0
+                    and view.event == job.batch.event):
                 hash = _hash_of(job, view, parts[i].event)
             kept_prefetch(&shard.arena, &_heads(row)[j], view, hash)
 
