@@ -37,6 +37,7 @@ if SANITIZE:
     # Python itself is compiled with -fwrapv, which would keep signed overflow from being seen.
     compile_args += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-wrapv"]
     compile_args += ["-fno-sanitize-recover=undefined"]
+    compile_args += ["-Wno-maybe-uninitialized"]  # of what it adds itself, gcc is less sure
     link_args += ["-fsanitize=address,undefined"]
 elif DEBUG:
     compile_args += ["-O0", "-g", "-UNDEBUG"]
