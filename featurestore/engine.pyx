@@ -398,8 +398,8 @@ cdef class Engine:
                     f"batch frame at position {first} does not have the columns of its event type")
             if not batch_holds(&decoded.batch):
                 raise CorruptRecordError(
-                    f"batch frame at position {first} accepts an event with a time out of range or a text "
-                    "long")
+                    f"batch frame at position {first} accepts an event with a time, a number or a text out "
+                    "of range")
             with nogil:
                 state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes,
                              decoded.head.epoch, decoded.head.sequence, decoded.head.fingerprint, &origin)

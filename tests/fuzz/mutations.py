@@ -2,7 +2,8 @@
 
 What breaks decoders is not noise but bytes that are nearly right: a length that says more than there is, a
 count of 0 or of 2^32 - 1, a piece left out, given twice or taken from another message. Noise comes too, but
-seldom."""
+seldom.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""How many damaged inputs each decoder gets: a few by default, FEATURESTORE_FUZZ_ROUNDS=5000 for a real
-search."""
+"""How many damaged inputs a decoder gets: few by default, FEATURESTORE_FUZZ_ROUNDS=5000 for a real search."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A schema in which every kind of log occurs, states in which rows have them all, and questions that reach
-them."""
+"""A schema in which every kind of log occurs, states with rows of them all, and questions that reach them."""
 
 from __future__ import annotations
 
@@ -47,15 +46,19 @@ views:
       - since_last
       - {name: skips, aggregate: count, where: skipped}
       - {name: skips_ago, aggregate: since_last, where: skipped}
-  before: {event: play, key: account, offset: 10s, exact_events: 2, windows: [60s],
-           features: [count, mean(ms)]}
+  before:
+    {event: play, key: account, offset: 10s, exact_events: 2, windows: [60s], features: [count, mean(ms)]}
   pair: {event: play, key: [account, track], windows: [10s], where: ms > 0, features: [count]}
   country: {event: login, key: country, windows: [lifetime, 60s], features: [count, since_last]}
   all: {event: play, key: [], windows: [10s, lifetime], features: [count]}
-  various: {event: play, key: account, windows: [60s], exact_values: 3,
-            features: [distinct(track), "decayed_sum(ms, 10s)", interval_cv]}
+  various:
+    event: play
+    key: account
+    windows: [60s]
+    exact_values: 3
+    features: [distinct(track), "decayed_sum(ms, 10s)", interval_cv]
 services:
-  everything: [raw.*, merged.*, before.*, pair.*, country.*, all.*]
+  everything: [raw.*, merged.*, before.*, pair.*, country.*, all.*, various.*]
 keep_keys: [account]
 """
 PLAN = compile_schema(SCHEMA)

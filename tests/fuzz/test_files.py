@@ -1,7 +1,7 @@
 """Event files: CSV, JSON lines and Parquet, plain and compressed.
 
-What is read is written again in the same format by the standard library (Parquet by pyarrow), and then is the
-same."""
+Rows of CSV and JSON lines that were read are written again by the standard library, and then are the same.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The journal: bodies of frames, whole segments, and a store that replays them.
 
 Frames are damaged twice: as they are, and with their checksums made right, so that what a checksum vouches
-for is not believed either: neither by the reader of frames nor by the engine that applies them."""
+for is not believed either: neither by the reader of frames nor by the engine that applies them.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from featurestore.storage.frame import (
     parse_batch_body,
     parse_forget_body,
 )
-from featurestore.storage.journal import JournalReader
+from featurestore.storage.journal import BATCH, JournalReader
 from fuzz import trial
 from fuzz.stores import SCHEMA, START_MS, logins, plays
 from fuzz.trial import Trial
@@ -202,3 +203,21 @@ def test_a_damaged_journal_with_its_checksums_right_is_refused_or_replayed(
     samples = [used(segment.read_bytes())]
     check = functools.partial(check_store, store, directory / "replayed")
     trial.run(Trial("replay", samples, check, (FeatureStoreError,), with_checksums, 2500, 3 << 30))
+
+
+@pytest.mark.parametrize(
+    ("time_ms", "account", "ms"), [(2**62, b"a", 1.0), (START_MS, b"a" * 5000, 1.0), (START_MS, b"a", np.inf)]
+)
+def test_an_accepted_event_that_no_decoder_accepts_is_not_replayed(
+    tmp_path: Path, time_ms: int, account: bytes, ms: float
+) -> None:
+    def text(value: bytes) -> TextValues:
+        return TextValues(np.array([0, len(value)], np.uint32), np.frombuffer(value, np.uint8), None)
+
+    with Engine.open(tmp_path / "store", schema=SCHEMA, clock="event", n_shards=2) as engine:
+        columns = [text(account), text(b"t"), np.array([ms]), np.array([1.0]), text(b"id")]
+        event_id = engine.state.plan.events[0].event_id
+        engine.journal.append(BATCH, batch_body([0], [time_ms], columns, event_id=event_id))
+        engine.journal.sync()
+    with pytest.raises(CorruptRecordError, match="position 2 accepts an event with"):
+        Engine.open(tmp_path / "store")

@@ -1,7 +1,8 @@
 """The plan as the journal and a checkpoint keep it: JSON that says which memory is read and written, and how.
 
-It is damaged as text, and as what it says: an index, a count, a type that is not what the schema's compiler
-writes."""
+It is damaged as text, and as what it says: an index, a count, a type that the schema's compiler does not
+write.
+"""
 
 from __future__ import annotations
 

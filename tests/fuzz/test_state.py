@@ -22,8 +22,7 @@ def empty() -> State:
 
 
 def check_snapshot(data: bytes) -> None:
-    """What was read is written as it was, but for what is left out: of views that are unknown, and
-    expired."""
+    """What was read is written as it was, but for what is left out: what is unknown, and what expired."""
     state = State.restore(PLAN, data)
     written = state.snapshot()
     assert len(written) <= len(data)

@@ -1,7 +1,8 @@
 """The row store: its blocks, every other entry, the LMDB file below them, and store.json beside it.
 
 Entries are damaged twice: as they are, which the checksum must notice, and with the checksum made right, so
-that what it vouches for is not believed either."""
+that what it vouches for is not believed either.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 tests/server/test_codec_requests.py holds the request decoder to the official runtime, bit by bit and byte by
 byte; here it goes further from what is right, and what it takes is sent again in columns and must then mean
-the same."""
+the same.
+"""
 
 from __future__ import annotations
 
@@ -143,8 +144,8 @@ def events_of(decoded: Any) -> tuple[list[tuple[Any, ...]], list[list[Any]]]:
         columns.append(texts_of(values, n) if declared.kind == Kind.TEXT else values.tolist())
         assert len(columns[-1]) == n == len(decoded["outcomes"])
     kept = [i for i in range(n) if decoded["outcomes"][i] == 0]
-    # A NaN is an absent number and is unlike itself.
-    rows = [(decoded["times"][i], *(None if c[i] != c[i] else c[i] for c in columns)) for i in kept]
+    # repr: a NaN, which is an absent number, is unlike itself.
+    rows = [(decoded["times"][i], *(repr(c[i]) for c in columns)) for i in kept]
     return rows, [[c[i] for i in kept] for c in columns]
 
 
@@ -163,8 +164,7 @@ def check_written(decoded: Any) -> None:
         elif not all(map(math.isnan, values)):
             numbers = again.columns.columns.add(name=declared.name).numbers
             numbers.values.extend(0.0 if math.isnan(value) else value for value in values)
-            given = [not math.isnan(value) for value in values]
-            numbers.present = np.packbits(given, bitorder="little").tobytes()
+            numbers.present = np.packbits(~np.isnan(values), bitorder="little").tobytes()
     repeated = codec.decode_ingest(again.SerializeToString(), SCHEMA)
     assert not repeated["outcomes"].any()
     assert events_of(repeated)[0] == rows

@@ -2,8 +2,9 @@
 
 For every damaged sample: it is decoded or refused by an error of the decoder's own (`errors`); the process
 stays alive; no memory is taken out of proportion to the input; and what was decoded is what the bytes say:
-written again it is the same bytes, or bytes that are then written again as they are, where a format leaves
-room for how things are put (`check` decides, and returns what it can)."""
+written again it is the same bytes, or, where a format has several ways to say it, says the same. `check`
+decodes, compares, and uses what it got as its caller would.
+"""
 
 from __future__ import annotations
 
