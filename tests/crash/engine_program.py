@@ -226,7 +226,7 @@ class Work:
                 return call()
             except LimitError:
                 self.say("full")
-                if self.done.wait(0.05):
+                if self.done.wait(0.05) and self.failed:
                     raise
 
     def send(self, thread: int) -> None:
