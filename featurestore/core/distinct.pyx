@@ -1210,6 +1210,7 @@ cdef int64_t _import_matrix(Arena* arena, LogHead* head, const DistinctC* c, con
     cdef Matrix* matrix
     cdef uint64_t word, before = 0
     cdef int32_t tick
+    cdef bint has_newest = False
     if n < EXPORT_MATRIX_BYTES or data[3] != c.log2_registers:
         return 0
     n_dense = data[5]
@@ -1222,13 +1223,14 @@ cdef int64_t _import_matrix(Arena* arena, LogHead* head, const DistinctC* c, con
     if (data[4] > 16 or n_dense > _n_ranks(c) or n_sparse > _n_ranks(c) * m or n_bytes > n or zero or zero16
             or newest_ms < -MAX_TIME_MS or newest_ms >= MAX_TIME_MS or (n_dense == 0 and n_sparse == 0)):
         return 0
-    # No cell is newer than the newest, and the sparse ones are in order and in their place.
+    # The newest time is that of the newest cell, and the sparse cells are in order and in their place.
     newest = (newest_ms >> data[4]) - _tick_base(newest_ms, data[4])
     at = data + EXPORT_MATRIX_BYTES
     for _i in range(n_dense * m):
         memcpy(&tick, at, 4)
         if tick > newest:
             return 0
+        has_newest |= tick == newest
         at += 4
     for i in range(n_sparse):
         memcpy(&word, at, 8)
@@ -1236,8 +1238,11 @@ cdef int64_t _import_matrix(Arena* arena, LogHead* head, const DistinctC* c, con
         if (tick > newest or tick == NEVER or (i and word >> 32 <= before) or (word >> 48) < n_dense
                 or (word >> 48) >= _n_ranks(c) or ((word >> 32) & 0xFFFF) >= m):
             return 0
+        has_newest |= tick == newest
         before = word >> 32
         at += 8
+    if not has_newest:
+        return 0
     block = _matrix_block(arena, c, n_dense, n_sparse, &cap_sparse)
     if block == 0:
         return -1

@@ -447,7 +447,7 @@ BASES = [exported(n, log2_registers=6, exact_values=50) for n in (1, 30, 60, 900
     tail=st.lists(st.tuples(st.integers(1, 400), st.integers(0, 255)), max_size=3),
     later=st.integers(0, 2 * KEEP_MS),
 )
-@settings(derandomize=True, max_examples=1_000)
+@settings(max_examples=1_000)
 def test_hostile_bytes_are_refused_or_harmless(
     base: bytes, edits: list[tuple[int, int]], tail: list[tuple[int, int]], later: int
 ) -> None:
@@ -474,11 +474,11 @@ def test_hostile_bytes_are_refused_or_harmless(
     assert counters.export(1) == counters.export(0)
 
 
-def test_bytes_with_a_cell_newer_than_the_newest_are_refused() -> None:
+def test_bytes_whose_newest_time_is_not_that_of_the_newest_cell_are_refused() -> None:
     counters = DistinctCounters(keep_ms=KEEP_MS, log2_registers=6)
     never = -ERA_TICKS
     for n_dense, cells in ((1, struct.pack("<64i", 8, *[never] * 63)), (0, struct.pack("<iHH", 8, 5, 3))):
-        for newest, right in ((8, True), (7, False)):
+        for newest, right in ((8, True), (7, False), (9, False)):
             head = struct.pack("<HBBBBHIIq", 0, 5, 6, 0, n_dense, 0, 1 - n_dense, 0, newest)
             if right:
                 assert counters.load(head + cells) == 24 + len(cells)
