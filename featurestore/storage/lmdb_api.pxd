@@ -47,8 +47,10 @@ cdef enum:
     MDB_RDONLY = 0x20000
     MDB_NOTLS = 0x200000
     MDB_NOLOCK = 0x400000         # no table of readers; only where nobody writes meanwhile
+    MDB_NOSUBDIR = 0x4000         # the path is that of the data file
+    MDB_NOSYNC = 0x10000          # commits are not synced; whoever opens it so syncs the file
     MDB_RESERVE = 0x10000         # put: leave room for the value, the caller fills it before the next write
-    MDB_CP_COMPACT = 1            # copy: without free pages, in key order
+    MDB_APPEND = 0x20000          # put: after all others
     MDB_FREE_DBI = 0              # the database of free pages; readable in a read transaction
 
     MDB_FIRST = 0                 # cursor operations
@@ -75,7 +77,6 @@ ctypedef struct LmdbApi:
     int (*env_open)(MDB_env* env, const char* path, unsigned int flags, unsigned int mode) noexcept nogil
     void (*env_close)(MDB_env* env) noexcept nogil
     int (*env_set_mapsize)(MDB_env* env, size_t map_size_bytes) noexcept nogil
-    int (*env_copyfd2)(MDB_env* env, int fd, unsigned int flags) noexcept nogil
     int (*env_info)(MDB_env* env, MDB_envinfo* info) noexcept nogil
     int (*env_stat)(MDB_env* env, MDB_stat* stat) noexcept nogil
     int (*reader_check)(MDB_env* env, int* n_dead) noexcept nogil

@@ -29,9 +29,9 @@ OLDEST = (0, 9, 36)               # what lmdb 3.0.0 brings; any later 0.9 keeps 
 
 # The fields of LmdbApi, in its order.
 FUNCTIONS = (
-    "version", "strerror", "env_create", "env_open", "env_close", "env_set_mapsize", "env_copyfd2",
-    "env_info", "env_stat", "reader_check", "txn_begin", "txn_commit", "txn_abort", "dbi_open", "get", "put",
-    "cursor_open", "cursor_close", "cursor_get", "cursor_put", "cursor_del",
+    "version", "strerror", "env_create", "env_open", "env_close", "env_set_mapsize", "env_info", "env_stat",
+    "reader_check", "txn_begin", "txn_commit", "txn_abort", "dbi_open", "get", "put", "cursor_open",
+    "cursor_close", "cursor_get", "cursor_put", "cursor_del",
 )
 
 cdef LmdbApi functions            # filled once, under the GIL, then only read

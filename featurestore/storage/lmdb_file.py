@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from featurestore.errors import CorruptRecordError, IncompatibleVersionError
@@ -78,8 +77,7 @@ def inspect(fd: int, path: str) -> DataFile:
     newest = first if second is None or second.transaction < first.transaction else second
     if newest.page_bytes != first.page_bytes or newest.map_size_bytes < newest.page_bytes:
         raise CorruptRecordError(f"{path}: its meta pages contradict each other; restore it from a backup")
-    for _ in _pages(fd, newest, path):
-        pass
+    _walk(fd, newest, path)
     return newest
 
 
@@ -105,29 +103,8 @@ def _meta(fd: int, offset: int, path: str) -> DataFile | None:
     return DataFile(page_bytes, map_size_bytes, last_page, transaction, roots, os.fstat(fd).st_size)
 
 
-def clear_slack(fd: int, path: str) -> None:
-    """Zeros every byte of the copy `fd` that belongs to no node and no value.
-
-    LMDB builds pages in buffers that it uses again, and writes them whole: behind a value, and between the
-    nodes of a page, is what an earlier page held. In a file that is to be rid of something, that must go too.
-    """
-    file = inspect(fd, path)
-    size = file.page_bytes
-    for number, page, values in _pages(fd, file, path):
-        lower, upper = PAGE_HEAD.unpack_from(page)[3:]
-        _zero(fd, number * size + lower, number * size + upper)
-        for first, value_bytes in values:
-            end = PAGE_HEAD.size + value_bytes
-            _zero(fd, first * size + end, first * size + -(-end // size) * size)
-
-
-def _zero(fd: int, start: int, end: int) -> None:
-    while start < end:
-        start += os.pwrite(fd, bytes(end - start), start)
-
-
-def _pages(fd: int, file: DataFile, path: str) -> Iterator[tuple[int, bytes, list[tuple[int, int]]]]:
-    """Every page of the trees: its number, its bytes, and the big values it leads to (first page, bytes)."""
+def _walk(fd: int, file: DataFile, path: str) -> None:
+    """Reads every page of the trees. CorruptRecordError for the first that is not as it must be."""
     n_pages = min(file.file_bytes // file.page_bytes, file.last_page + 1)
     waiting, seen = list(file.roots), set[int]()
     while waiting:
@@ -139,24 +116,22 @@ def _pages(fd: int, file: DataFile, path: str) -> Iterator[tuple[int, bytes, lis
                 raise ValueError("is in use twice")
             seen.add(number)
             page = os.pread(fd, file.page_bytes, number * file.page_bytes)
-            children, values = _nodes(page, number, n_pages)
+            waiting += _children(page, number, n_pages)
         except ValueError as error:
             raise CorruptRecordError(
                 f"{path}: page {number} of {file.page_bytes} bytes {error}; the file has "
                 f"{file.file_bytes} bytes; restore it from a backup"
             ) from None
-        waiting += children
-        yield number, page, values
 
 
-def _nodes(page: bytes, number: int, n_pages: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """The pages of trees and the big values that this page leads to. ValueError if it is no page of a tree
-    within `n_pages`."""
+def _children(page: bytes, number: int, n_pages: int) -> list[int]:
+    """The pages of trees that this page leads to. ValueError if it is no page of a tree, or leads to anything
+    that is not within `n_pages`."""
     size = len(page)
     own_number, _, flags, lower, upper = PAGE_HEAD.unpack_from(page)
     if own_number != number or flags not in (BRANCH, LEAF) or not PAGE_HEAD.size <= lower <= upper <= size:
         raise ValueError("is in use and is not a page of a tree")
-    children, values = list[int](), list[tuple[int, int]]()
+    children = list[int]()
     for offset in struct.unpack_from(f"<{(lower - PAGE_HEAD.size) // 2}H", page, PAGE_HEAD.size):
         if not upper <= offset <= size - NODE_HEAD.size:
             raise ValueError("has a node outside of itself")
@@ -175,5 +150,4 @@ def _nodes(page: bytes, number: int, n_pages: int) -> tuple[list[int], list[tupl
             (first,) = struct.unpack_from("<Q", page, value)
             if first + (PAGE_HEAD.size + value_bytes - 1) // size >= n_pages:
                 raise ValueError("has a value that ends beyond the end: the file is truncated, or damaged")
-            values.append((first, value_bytes))
-    return children, values
+    return children

@@ -52,9 +52,9 @@ from featurestore.storage.blocks cimport (
     put_entry, put_head, start_job, store_u32, store_u64, walk_blocks, write_records,
 )
 from featurestore.storage.lmdb_api cimport (
-    MDB_CP_COMPACT, MDB_FIRST, MDB_FREE_DBI, MDB_MAP_FULL, MDB_NEXT, MDB_NOLOCK, MDB_NOTFOUND, MDB_NOTLS,
-    MDB_RDONLY, MDB_SET_RANGE, LmdbApi, MDB_cursor, MDB_dbi, MDB_env, MDB_envinfo, MDB_stat, MDB_txn, MDB_val,
-    lmdb,
+    MDB_APPEND, MDB_FIRST, MDB_FREE_DBI, MDB_MAP_FULL, MDB_NEXT, MDB_NOLOCK, MDB_NOSUBDIR, MDB_NOSYNC,
+    MDB_NOTFOUND, MDB_NOTLS, MDB_RDONLY, MDB_SET_RANGE, LmdbApi, MDB_cursor, MDB_dbi, MDB_env, MDB_envinfo,
+    MDB_stat, MDB_txn, MDB_val, lmdb,
 )
 
 from featurestore.core.structs import same_structs
@@ -73,6 +73,8 @@ same_structs(__name__, blocks_structs())
 
 cdef enum:
     IDENTITY_BYTES = 40           # u32 crc, u32 version, 8 bytes magic, 16 bytes store id, u64 openings
+    PROBE_BYTES = 64 << 10
+    COPY_BYTES = 64 << 20         # of a transaction that writes a copy: its changed pages are in memory
 
 cdef bytes MAGIC = b"fsrows\r\n"  # the line end shows a copy that was translated as text
 cdef bytes IDENTITY_KEY = bytes([KIND_IDENTITY])
@@ -121,7 +123,8 @@ cdef class RowStore:
     cdef uint64_t headroom_bytes
     cdef uint64_t openings
     cdef unsigned long writer     # thread of the write transaction
-    cdef int n_readers            # under `turn`
+    cdef int n_readers            # under `turn`, as is the next
+    cdef int n_movers             # that wait until nobody reads; whoever wants to read then waits for them
     cdef object turn              # Condition: whoever closes or moves the map waits here until nobody reads
     cdef list steps               # what the transaction was asked for, to do it again in a larger map
     cdef tuple file_id            # (device, inode) in open_files, or None
@@ -192,7 +195,7 @@ cdef class RowStore:
             store.open_env(Path(store.path))
             store.read_identity()
             if not read_only:
-                store.remove_copy()
+                store.remove_leftovers()
                 store.sign_in()
         except BaseException:
             store.close()
@@ -302,8 +305,7 @@ cdef class RowStore:
 
     cdef int close_env(self) except -1:
         with self.turn:
-            while self.n_readers > 0:
-                self.turn.wait()
+            self.let_readers_out()
             if self.txn != NULL:
                 self.api.txn_abort(self.txn)
                 self.txn = NULL
@@ -350,6 +352,8 @@ cdef class RowStore:
         cdef MDB_txn* txn = NULL
         cdef int rc
         with self.turn:
+            while self.n_movers > 0:
+                self.turn.wait()
             self.check_open()
             rc = self.api.txn_begin(self.env, NULL, MDB_RDONLY, &txn)
             if rc != 0:
@@ -361,6 +365,17 @@ cdef class RowStore:
         self.api.txn_abort(txn)
         with self.turn:
             self.n_readers -= 1
+            self.turn.notify_all()
+        return 0
+
+    # Under `turn`, which is let go meanwhile; nobody reads until the caller lets go of it.
+    cdef int let_readers_out(self) except -1:
+        self.n_movers += 1
+        try:
+            while self.n_readers > 0:
+                self.turn.wait()
+        finally:
+            self.n_movers -= 1
             self.turn.notify_all()
         return 0
 
@@ -691,40 +706,25 @@ cdef class RowStore:
             self.leave(txn)
 
     def copy_to(self, path):
-        """Writes the last commit to the new directory `path`, without free pages or anything else of the
-        past; the store goes on.
+        """Writes the last commit to the new directory `path`, and nothing of the past; the store goes on.
 
         The copy is complete and synced when this returns, and is not there under its name before. A map that
         fills meanwhile grows only after the copy. Raises StorageError if `path` exists or cannot be written.
         """
-        cdef int rc, target_fd
         directory = Path(path)
         target, partial = directory / DATA_NAME, directory / (DATA_NAME + ".partial")
         with self.turn:
             self.check_open()
         try:
             directory.mkdir(mode=0o700, parents=True)
-            target_fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StorageError(
                 f"{path}: cannot be written: {error}; give a directory that does not exist"
             ) from error
         try:
-            with self.turn:
-                self.check_open()
-                self.n_readers += 1
+            self.copy_entries_to(partial)
             try:
-                with nogil:
-                    rc = self.api.env_copyfd2(self.env, target_fd, MDB_CP_COMPACT)
-            finally:
-                with self.turn:
-                    self.n_readers -= 1
-                    self.turn.notify_all()
-            if rc != 0:
-                raise lmdb_error(rc, f"copying to {path}", self.path)
-            try:
-                lmdb_file.clear_slack(target_fd, os.fspath(partial))
-                os.fsync(target_fd)
+                sync(partial, os.O_RDWR)
                 partial.rename(target)
                 sync_directory(directory)
                 sync_directory(directory.absolute().parent)
@@ -735,8 +735,39 @@ cdef class RowStore:
                 name.unlink(missing_ok=True)
             directory.rmdir()
             raise
+
+    # Makes a new data file of every entry. Its pages are not copied, not even those in use: a key that was
+    # deleted lives on in a branch of the tree, where it parts two leaves, and behind values and between nodes
+    # is what a page held before.
+    cdef int copy_entries_to(self, path) except -1:
+        cdef bytes encoded = os.fsencode(path)
+        cdef const char* c_path = encoded
+        cdef MDB_txn* txn = self.enter()
+        cdef MDB_env* env = NULL
+        cdef MDB_envinfo info
+        cdef MDB_stat stat
+        cdef size_t used_bytes, map_size_bytes
+        cdef int rc
+        try:
+            self.api.env_info(self.env, &info)
+            self.api.env_stat(self.env, &stat)
+            # It is no larger than this one, but for the pages that its own transactions replace.
+            used_bytes = (info.me_last_pgno + 1) * stat.ms_psize
+            map_size_bytes = max(self.map_size_bytes, used_bytes + (used_bytes >> 6) + (1 << 20))
+            with nogil:
+                rc = self.api.env_create(&env)
+                if rc == 0:
+                    rc = self.api.env_set_mapsize(env, map_size_bytes)
+                    if rc == 0:
+                        rc = self.api.env_open(env, c_path, MDB_NOSUBDIR | MDB_NOLOCK | MDB_NOSYNC, 0o600)
+                    if rc == 0:
+                        rc = copy_entries(self.api, txn, self.dbi, env)
+                    self.api.env_close(env)
         finally:
-            os.close(target_fd)
+            self.leave(txn)
+        if rc != 0:
+            raise lmdb_error(self.told(rc), f"copying to {path}", self.path)
+        return 0
 
     def compact(self):
         """Rewrites the file without its free pages: what was deleted is in it no more, and the file is as
@@ -750,7 +781,7 @@ cdef class RowStore:
         if self.txn != NULL or self.read_only:
             raise RuntimeError("compact: a transaction is under way, or the store is open to be read only")
         self.check_open()
-        self.remove_copy()
+        self.remove_leftovers()
         self.copy_to(copy)
         with self.turn:
             self.close_env()
@@ -775,19 +806,20 @@ cdef class RowStore:
                 ) from error
         return 0
 
-    # What a compaction that was interrupted left behind. It may hold what the next one is to be rid of.
-    cdef int remove_copy(self) except -1:
-        copy = Path(self.path, COMPACTING_NAME)
-        try:
-            if copy.exists():
-                for entry in copy.iterdir():
-                    entry.unlink()
-                copy.rmdir()
-                sync_directory(self.path)
-        except OSError as error:
-            raise StorageError(
-                f"{copy}: cannot be removed: {error}; remove it, it is an unfinished copy"
-            ) from error
+    # What was interrupted while it was made. It may hold what the next compaction is to be rid of.
+    cdef int remove_leftovers(self) except -1:
+        for name in (CREATING_NAME, COMPACTING_NAME):
+            leftover = Path(self.path, name)
+            try:
+                if leftover.exists():
+                    for entry in leftover.iterdir():
+                        entry.unlink()
+                    leftover.rmdir()
+                    sync_directory(self.path)
+            except OSError as error:
+                raise StorageError(
+                    f"{leftover}: cannot be removed: {error}; remove it, it is unfinished"
+                ) from error
         return 0
 
     cdef int give_file(self) except -1:
@@ -1027,8 +1059,7 @@ cdef class RowStore:
                 f"transaction is aborted, give a larger max_map_size_bytes"
             )
         with self.turn:
-            while self.n_readers > 0:            # the map moves
-                self.turn.wait()
+            self.let_readers_out()               # the map moves
             rc = self.api.env_set_mapsize(self.env, larger)
         if rc != 0:
             self.give_up(rc, f"growing the map to {larger} bytes")
@@ -1037,15 +1068,34 @@ cdef class RowStore:
 
     # Always raises. After a failed write or sync nobody knows what the disk holds, and LMDB would go on.
     cdef int give_up(self, int code, str doing) except -1:
-        error = lmdb_error(code, doing, self.path)
-        self.failure = str(error)
         self.close_env()
+        error = lmdb_error(self.told(code), doing, self.path)
+        self.failure = str(error)
         if type(error) is not StorageError:
             raise error
         raise StorageError(
             f"{error}; the environment is closed, the last commit before is intact: free space and call "
             f"reopen(), or end the process"
         ) from error.__cause__
+
+    # What a code of LMDB's means. When the system takes a part of what it wants to write, it says EIO: what
+    # takes less than PROBE_BYTES now is a disk that is full.
+    cdef int told(self, int code) except? -1:
+        if code != errno.EIO:
+            return code
+        probe = os.path.join(self.path, "probe")
+        try:
+            fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.unlink(probe)
+                if os.write(fd, bytes(PROBE_BYTES)) < PROBE_BYTES:
+                    return errno.ENOSPC
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            return error.errno if error.errno in (errno.ENOSPC, errno.EDQUOT) else code
+        return code
 
     def reopen(self):
         """Opens the environment again from the file, after a failure gave it up; the lock was kept.
@@ -1105,8 +1155,54 @@ cdef bytes check_value(str path, bytes key, bytes value, size_t least_bytes):
 
 
 # Makes a rename or a new file in it survive a power cut.
+# Puts all entries of `dbi` into the empty `to`, in order, so that its pages are full.
+cdef int copy_entries(const LmdbApi* api, MDB_txn* txn, MDB_dbi dbi, MDB_env* to) noexcept nogil:
+    cdef MDB_cursor* cursor = NULL
+    cdef MDB_cursor* to_cursor = NULL
+    cdef MDB_txn* to_txn = NULL
+    cdef MDB_dbi to_dbi
+    cdef MDB_val key, value
+    cdef size_t n_bytes = 0
+    cdef int to_rc, rc = api.cursor_open(txn, dbi, &cursor)
+    if rc != 0:
+        return rc
+    rc = api.cursor_get(cursor, &key, &value, MDB_FIRST)
+    while rc == 0:
+        if to_txn == NULL:
+            n_bytes = 0
+            rc = api.txn_begin(to, NULL, 0, &to_txn)
+            if rc == 0:
+                rc = api.dbi_open(to_txn, NULL, 0, &to_dbi)
+            if rc == 0:
+                rc = api.cursor_open(to_txn, to_dbi, &to_cursor)
+            if rc != 0:
+                break
+        rc = api.cursor_put(to_cursor, &key, &value, MDB_APPEND)
+        if rc != 0:
+            break
+        n_bytes += key.mv_size + value.mv_size
+        rc = api.cursor_get(cursor, &key, &value, MDB_NEXT)
+        if n_bytes >= COPY_BYTES or rc != 0:
+            api.cursor_close(to_cursor)
+            to_cursor = NULL
+            to_rc = api.txn_commit(to_txn)       # and frees it, whatever comes of it
+            to_txn = NULL
+            if to_rc != 0:
+                rc = to_rc
+    if to_cursor != NULL:
+        api.cursor_close(to_cursor)
+    if to_txn != NULL:
+        api.txn_abort(to_txn)
+    api.cursor_close(cursor)
+    return 0 if rc == MDB_NOTFOUND else rc
+
+
 cdef int sync_directory(path) except -1:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+cdef int sync(path, int flags) except -1:
+    fd = os.open(path, flags | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

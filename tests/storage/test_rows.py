@@ -475,3 +475,20 @@ def test_a_copy_is_a_commit_while_the_store_goes_on(tmp_path: Path) -> None:
             assert set(unpack(records).values()) == {expected.to_bytes(8, "little")}
             assert copy.verify() == []
             write(copy, 0, {}, position + 1)
+
+
+def test_a_compacted_file_holds_no_key_that_was_deleted(tmp_path: Path) -> None:
+    """Not even in the branches of its tree, which part its leaves by the first key of each."""
+    with RowStore.open(tmp_path / "rows", store_id=STORE_ID, create=True, block_bytes=64) as store:
+        rows = some_rows(4_000, seed=9)
+        write(store, 0, rows, 1)
+        dead = sorted(rows)[::5]
+        write(store, 0, dict.fromkeys(dead), 2)
+        store.compact()
+        data = (tmp_path / "rows" / "data.mdb").read_bytes()
+        left = {key: rows[key] for key in rows if key not in set(dead)}
+        assert unpack(store.read_shard(0)[0]) == left
+        assert store.verify() == []
+    for key, expected in [*dict.fromkeys(dead, False).items(), *dict.fromkeys(left, True).items()]:
+        as_stored = key[7::-1] + key[:7:-1]  # in a key of the file: two big-endian numbers
+        assert (key in data or as_stored in data) is expected
