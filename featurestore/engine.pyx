@@ -29,6 +29,7 @@ from featurestore.core.batch cimport (
     MAX_PRODUCER_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
     batch_holds,
 )
+from featurestore.core.bytes cimport Block
 from featurestore.core.plan cimport CompiledPlan, ServiceC
 from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin
 from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
@@ -678,18 +679,20 @@ cdef class Engine:
             return written
 
     def _checkpoint(self):
+        cdef Block records
+        cdef uint64_t rows = 0, n_bytes = 0
         began = time.monotonic()
         position, head = self.state.cut()
         written = False
-        rows = n_bytes = 0
         try:
             self.rows.begin()
             try:
                 for shard in range(self.directory.identity.n_shards):
                     records = self.state.copy_shard(shard)
                     self.rows.write_shard(shard, records, position)
-                    rows += count_records(records)
-                    n_bytes += len(records)
+                    with nogil:
+                        rows += count_records(records.bytes.data, records.bytes.n_bytes)
+                    n_bytes += records.bytes.n_bytes
                 self.rows.put_meta(PLAN, self.state.plan.to_json().encode())
                 self.rows.put_meta(HEAD, head)
                 self.rows.put_meta(IDS, self.state.copy_ids())
@@ -867,10 +870,9 @@ cdef class Engine:
         self.close()
 
 
-cdef uint64_t count_records(bytes records) except? 0:
+cdef uint64_t count_records(const uint8_t* data, size_t size) noexcept nogil:
     """How many records a shard's copy has: 16 bytes of key, u32 length (all ones: the row is gone), value."""
-    cdef const uint8_t* data = records
-    cdef size_t size = len(records), at = 0
+    cdef size_t at = 0
     cdef uint64_t n = 0
     cdef uint32_t n_bytes
     while at + 20 <= size:

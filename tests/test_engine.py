@@ -278,7 +278,7 @@ class TestReplay:
                 data = {"at": [store_v1.START_MS], "play_id": [f"{epoch}/{sequence}"], "account": ["anna"]}
                 batch = store_v1.batch(engine, {**data, "seconds": [1.0]})
                 engine.observe(batch, producer=b"ahead", epoch=epoch, sequence=sequence)
-            digest, producers = engine.state.digest(), engine.state.copy_producers()
+            digest, producers = engine.state.digest(), bytes(engine.state.copy_producers())
             store_id = engine.directory.identity.id_bytes
         with RowStore.open(path / "rows", store_id=store_id, create=False) as rows:
             rows.begin()

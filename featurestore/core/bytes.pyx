@@ -1,5 +1,7 @@
 """A growing byte buffer; see bytes.pxd."""
 
+cimport cython
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memset
@@ -42,3 +44,25 @@ cdef int bytes_append(Bytes* bytes, const void* data, size_t n) noexcept nogil:
 cdef void bytes_clear(Bytes* bytes) noexcept nogil:
     free(bytes.data)
     memset(bytes, 0, sizeof(Bytes))
+
+
+@cython.final
+cdef class Block:
+    """Bytes of a checkpoint: bytes(block), memoryview(block), len(block)."""
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.bytes.data, <Py_ssize_t>self.bytes.n_bytes, 1, flags)
+
+    def __len__(self):
+        return <Py_ssize_t>self.bytes.n_bytes
+
+    def __dealloc__(self):
+        with nogil:
+            bytes_clear(&self.bytes)
+
+
+cdef Block block_of(Bytes* bytes):
+    cdef Block block = Block.__new__(Block)
+    block.bytes = bytes[0]
+    memset(bytes, 0, sizeof(Bytes))
+    return block

@@ -14,7 +14,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Batch, Column, EventBatch
-from featurestore.core.bytes cimport Bytes
+from featurestore.core.bytes cimport Block, Bytes
 from featurestore.core.pages cimport Pool
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
 from featurestore.core.sequencer cimport Facts, Origin, Sequencer, sequencer_structs
@@ -104,7 +104,7 @@ cdef class State:
     cdef int64_t* cut_nows       # the clocks at the checkpoint's cut, owned
     cdef int swap_plan(self, CompiledPlan compiled) except -1
     cdef const ServiceC* _service(self, service) except? NULL
-    cdef bytes _table(self, bint producers, uint32_t max_places, object meanwhile)
+    cdef Block _table(self, bint producers, uint32_t max_places, object meanwhile)
     cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id)
     cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1

@@ -20,7 +20,7 @@ from featurestore.core.batch cimport (
     REFUSED_FUTURE, REFUSED_MEMORY, REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME,
     REFUSED_NOT_FINITE, REFUSED_TIME_RANGE, REFUSED_TYPE, Batch, Column, EventBatch,
 )
-from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
+from featurestore.core.bytes cimport Block, Bytes, block_of, bytes_append, bytes_clear
 from featurestore.core.derived cimport derive
 from featurestore.core.hashing cimport (
     SipState, hashing_structs, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
@@ -1135,7 +1135,7 @@ cdef class State:
             "position": self.c.sequencer.position,
         }
 
-    cdef bytes _table(self, bint producers, uint32_t max_places, object meanwhile):
+    cdef Block _table(self, bint producers, uint32_t max_places, object meanwhile):
         """The ids or the producers as bytes, copied in slices of max_places, each under the order lock."""
         cdef TableCursor cursor
         cdef Bytes out
@@ -1155,7 +1155,7 @@ cdef class State:
                     meanwhile()
             if status < 0:
                 raise MemoryError
-            return (<char*>out.data)[:out.n_bytes]
+            return block_of(&out)
         finally:
             bytes_clear(&out)
 
@@ -1205,7 +1205,7 @@ cdef class State:
         try:
             if status < 0:
                 raise MemoryError
-            return (<char*>out.data)[:out.n_bytes]
+            return block_of(&out)
         finally:
             bytes_clear(&out)
 

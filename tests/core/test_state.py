@@ -263,7 +263,7 @@ def test_ids_are_all_copied_though_their_table_is_rebuilt_meanwhile() -> None:
             if next(turns, None) is None and state.stats()["ids"] == 47:
                 state.observe(plays(2, start=1_061_000, step=0, prefix="new"))  # the old ones have expired
 
-        copied = state.copy_ids(1, rebuild)
+        copied = bytes(state.copy_ids(1, rebuild))
         assert state.stats()["ids"] == 19, "the table was rebuilt in place"
         copy = State(PLAN, secret=bytes([secret] * 16), n_shards=1)
         copy.import_ids(copied)
@@ -272,7 +272,7 @@ def test_ids_are_all_copied_though_their_table_is_rebuilt_meanwhile() -> None:
 
 
 def producers(state: State) -> list[bytes]:
-    data, size = state.copy_producers(), 8 * (5 + 1025)
+    data, size = bytes(state.copy_producers()), 8 * (5 + 1025)
     return sorted(data[at : at + size] for at in range(0, len(data), size))
 
 
@@ -290,7 +290,7 @@ def test_producers_are_all_copied_though_one_is_forgotten_meanwhile() -> None:
                 sent = plays(1, start=1_000_002 + week_ms, prefix="new")
                 state.observe(sent, producer=b"new", sequence=1)
 
-        copied = state.copy_producers(1, replace)
+        copied = bytes(state.copy_producers(1, replace))
         copy = State(PLAN, secret=bytes([secret] * 16), max_producers=12, n_shards=1)
         copy.import_producers(copied)
         assert producers(copy) == producers(state)
@@ -443,12 +443,12 @@ def test_keys_kept_no_more_are_in_no_checkpoint_after_the_next_sweep() -> None:
     state = State(plan, n_shards=1)
     state.observe(plays(20))
     state.cut()
-    assert b"a7" in state.copy_shard(0)
+    assert b"a7" in bytes(state.copy_shard(0))
     state.copy_end(True)
     state.apply_plan(compile_schema(SCHEMA, previous=plan, now_ms=1_000_020))
     assert state.sweep() == 0, "the rows themselves stay"
     state.cut()
-    records = state.copy_shard(0)
+    records = bytes(state.copy_shard(0))
     state.copy_end(True)
     assert len(records) > 20 * 20 and b"a7" not in records
     assert counts(state, ["a7"], 1_000_020) == [1.0]
@@ -559,7 +559,7 @@ def test_a_checkpoint_copies_rows_as_they_were_at_the_cut_whatever_changes_meanw
     frozen = State.restore(PLAN, state.snapshot())
     position, head = state.cut()
     state.observe(plays(6_000, start=1_005_000, keys=1_500, prefix="later"))
-    records = [state.copy_shard(shard) for shard in range(2)]
+    records = [bytes(state.copy_shard(shard)) for shard in range(2)]
     copy = State(PLAN, n_shards=2, secret=bytes(range(16)))
     copy.import_head(head)
     for shard, data in enumerate(records):

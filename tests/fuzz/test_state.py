@@ -47,8 +47,8 @@ def check_rows(data: bytes) -> None:
 
 def checkpoint(state: State) -> tuple[bytes, list[bytes], bytes, bytes]:
     _, head = state.cut()
-    rows = [state.copy_shard(shard) for shard in range(2)]
-    parts = head, rows, state.copy_ids(), state.copy_producers()
+    rows = [bytes(state.copy_shard(shard)) for shard in range(2)]
+    parts = head, rows, bytes(state.copy_ids()), bytes(state.copy_producers())
     state.copy_end(True)
     return parts
 
@@ -81,12 +81,12 @@ def check_ids(data: bytes) -> None:
     state = empty()
     state.import_head(HEADS[2])
     state.import_ids(data)
-    written = state.copy_ids()
+    written = bytes(state.copy_ids())
     assert len(written) <= len(data)
     again = empty()
     again.import_head(HEADS[2])
     again.import_ids(written)
-    assert sorted_records(again.copy_ids(), 32) == sorted_records(written, 32)
+    assert sorted_records(bytes(again.copy_ids()), 32) == sorted_records(written, 32)
     assert set(sorted_records(written, 32)) <= set(sorted_records(data, 32))
     exercise(state)
 
@@ -95,11 +95,11 @@ def check_producers(data: bytes) -> None:
     state = empty()
     state.import_head(HEADS[2])
     state.import_producers(data)
-    written = state.copy_producers()
+    written = bytes(state.copy_producers())
     assert set(sorted_records(written, 8240)) <= set(sorted_records(data, 8240))
     again = empty()
     again.import_producers(written)
-    assert sorted_records(again.copy_producers(), 8240) == sorted_records(written, 8240)
+    assert sorted_records(bytes(again.copy_producers()), 8240) == sorted_records(written, 8240)
     exercise(state)
 
 

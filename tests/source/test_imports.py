@@ -55,7 +55,16 @@ OUTSIDE = {
 
 # core knows no file, no socket and no clock: this is all it has of Python's library and of C's.
 CORE_LIBRARY = {"__future__", "hashlib", "math", "statistics", "typing"}
-CORE_C = {"libc.float", "libc.math", "libc.stdint", "libc.stdlib", "libc.string", "cpython.bytes", "cython"}
+CORE_C = {
+    "libc.float",
+    "libc.math",
+    "libc.stdint",
+    "libc.stdlib",
+    "libc.string",
+    "cpython.buffer",
+    "cpython.bytes",
+    "cython",
+}
 CORE_HEADERS = {
     "<pthread.h>", "<sched.h>", "<stddef.h>", "<stdint.h>", "<stdlib.h>", "<string.h>", "<sys/mman.h>",
     "<sanitizer/asan_interface.h>",
