@@ -108,6 +108,7 @@ def serve_store(pipe: Connection, directory: Path, durability: str, n_keys: int)
                 "reply_bytes": lambda message: len(server.dispatcher.call(READ_METHOD, message)),
                 "position": lambda: engine.state.position,
                 "checkpoint": lambda seconds: checkpoints(engine, seconds),
+                "spin": spin,
             }
             answer(pipe, commands)
 
@@ -117,6 +118,15 @@ def checkpoints(engine: Engine, seconds: float) -> int:
     end, n = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         engine.checkpoint()
+        n += 1
+    return n
+
+
+def spin(seconds: float) -> int:
+    """Uses a core for so long, with neither the GIL nor anything of the store's; how often it went round."""
+    end, n, data = time.monotonic() + seconds, 0, bytes(8 << 20)
+    while time.monotonic() < end:
+        zlib.crc32(data)
         n += 1
     return n
 
