@@ -5,18 +5,22 @@ Two switches in the environment choose another build of the same sources (.ci/ch
 FEATURESTORE_DEBUG=1      bounds and None checks on, assertions on, no optimisation
 FEATURESTORE_SANITIZE=1   AddressSanitizer and UndefinedBehaviorSanitizer (preload libasan to run)
 
-C files and compiled modules are kept under build/, apart for each way of building, and only what changed is
-translated and compiled again: also by `pip install -e .`, which begins every build in a directory of its own.
+Compiled modules are kept under build/, apart for each way of building, by the content of what they were made
+from, and only what changed is translated and compiled again. Times of files say nothing of that: every
+`pip install -e .` begins in a directory of its own, with a Cython that has just been unpacked.
 """
 
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import Cython
 from Cython.Build import cythonize
+from Cython.Build.Dependencies import create_dependency_tree
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -57,23 +61,47 @@ directives = {
     "freethreading_compatible": False,
 }
 
-way = [compile_args, link_args, directives, Cython.__version__, sys.version, os.environ.get("CFLAGS")]
+# All that a module is made from besides the sources; of Cython's own .pxd files its version says enough.
+compiler = os.environ.get("CC") or sysconfig.get_config_var("CC")
+way = [compile_args, link_args, directives, Cython.__version__, sys.version]
+way += [subprocess.getoutput(f"{compiler} --version")]  # noqa: S605 - as setuptools, whoever sets CC runs it
+way += [os.environ.get(flags) for flags in ("CFLAGS", "CPPFLAGS", "LDFLAGS")]
 KEPT = Path("build", "kept-" + hashlib.sha256(repr(way).encode()).hexdigest()[:16])
 
 
+def kept(ext: Extension) -> Path:
+    """Where the module is kept that was compiled from what its sources are now."""
+    read = create_dependency_tree().all_dependencies(f"{ext.name.replace('.', '/')}.pyx")
+    ours = [(path, Path(path).read_bytes()) for path in sorted(read) if path.startswith("featurestore/")]
+    return KEPT / f"{ext.name}-{hashlib.sha256(repr(ours).encode()).hexdigest()[:16]}.so"
+
+
 class BuildChanged(build_ext):
-    """Compiles a module only if its C file is newer than the module that is kept of it."""
+    """Translates and compiles a module only if none is kept of what its sources are now."""
+
+    def build_extensions(self) -> None:
+        changed = {ext.name: ext for ext in self.extensions if not kept(ext).exists()}
+        for translated in cythonize(
+            list(changed.values()),
+            compiler_directives=directives,
+            build_dir=KEPT,
+            force=True,
+            nthreads=JOBS,
+        ):
+            changed[translated.name].sources = translated.sources
+        super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
         built = Path(self.get_ext_fullpath(ext.name))
-        kept = KEPT / f"{ext.name}.so"
         built.unlink(missing_ok=True)  # never written into: a running process may have it mapped
-        if kept.exists() and kept.stat().st_mtime_ns >= Path(ext.sources[0]).stat().st_mtime_ns:
+        if kept(ext).exists():
             built.parent.mkdir(parents=True, exist_ok=True)
         else:
             super().build_extension(ext)
-            built.replace(kept)
-        shutil.copy2(kept, built)
+            for older in KEPT.glob(f"{ext.name}-*.so"):
+                older.unlink()
+            built.replace(kept(ext))
+        shutil.copy2(kept(ext), built)
 
 
 extensions = [
@@ -87,7 +115,7 @@ extensions = [
 ]
 
 setup(
-    ext_modules=cythonize(extensions, compiler_directives=directives, build_dir=KEPT, nthreads=JOBS),
+    ext_modules=extensions,
     cmdclass={"build_ext": BuildChanged},
     options={"build_ext": {"parallel": JOBS}},
 )
