@@ -6,8 +6,8 @@
     outcomes uint8, one `Outcome` per event: 0, or why this event is refused
 
 One bad value refuses its event and no other; a refused event keeps its place with time 0, NaN and empty
-texts. Only data that cannot be lined up into events at all (a missing time column, columns of different
-lengths, something that is not a column) raises InvalidEventError.
+texts. Only data that cannot be lined up into events at all (a missing time or key column, columns of
+different lengths, something that is not a column) raises InvalidEventError.
 
 What a value means depends on its field, never on its neighbours:
 
@@ -26,8 +26,10 @@ field of any unit; naive means UTC. Null is None, an Arrow null, a masked entry,
 (pandas writes NaN for null; anywhere else a NaN was sent). A float of seconds is read to the nearest
 microsecond, so that 1.001 is 1001 ms.
 
-A declared field that the data lacks is absent in every event; columns that are not declared are ignored, so
-that a table with more in it than the schema knows can be handed over as it is.
+Columns that are not declared are ignored, so that a table with more in it than the schema knows can be handed
+over as it is. A declared `number` or `string` that the data lacks is absent in every event. A `key` may not
+be lacking: no view of that key would count these events, which is what a misspelt name does. Where it is
+meant, the column is given and holds nulls.
 
 numpy only: pyarrow and pandas are used when handed in, never imported, and the compiled core is not needed.
 """
@@ -81,15 +83,10 @@ Column = NDArray[np.float64] | TextColumn
 def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[Column], Codes]:
     """Times, one column per EventPlan.fields, and outcomes; `data` is a mapping or an Arrow or pandas table.
 
-    Raises InvalidEventError where the time column is missing or columns differ in length.
+    Raises InvalidEventError where the time or a key column is missing or columns differ in length.
     """
     columns = _named_columns(event, data)
-    if event.time.field not in columns:
-        close = difflib.get_close_matches(event.time.field, columns, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"columns given: {', '.join(columns) or 'none'}"
-        raise InvalidEventError(
-            f"event {event.name!r}: its time column {event.time.field!r} is missing; {hint}"
-        )
+    _check_names(event, columns)
     times, outcomes = time_column(
         columns[event.time.field], event.time.unit, what=f"{event.name}.{event.time.field}"
     )
@@ -118,8 +115,32 @@ def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[
     return times, made, outcomes
 
 
+def _check_names(event: EventPlan, columns: Mapping[str, Any]) -> None:
+    """Raises InvalidEventError, saying what may have been meant, unless the time and every key are there."""
+    fields = [event.time.field, *(field.name for field in event.fields)]
+    keys = [field.name for field in event.fields if field.is_key]
+    for name in (event.time.field, *keys):
+        if name in columns:
+            continue
+        given = [str(one) for one in columns]
+        undeclared = {one.lower(): one for one in given if one not in fields}
+        close = difflib.get_close_matches(name.lower(), undeclared, n=1)
+        hint = (
+            f"did you mean {undeclared[close[0]]!r}?"
+            if close
+            else f"columns given: {', '.join(given) or 'none'}"
+        )
+        what, meant = "time", ""
+        if name in keys:
+            what = "key"
+            meant = (
+                f" (its fields: {', '.join(fields)}; where no event has a {name!r}, give a column of nulls)"
+            )
+        raise InvalidEventError(f"event {event.name!r}: its {what} column {name!r} is missing{meant}; {hint}")
+
+
 def _named_columns(event: EventPlan, data: Any) -> Mapping[str, Any]:
-    """The declared columns that `data` has; all names where the time is not among them."""
+    """The declared columns that `data` has; all names where the time or a key is not among them."""
     if isinstance(data, Mapping):
         return data
     if _comes_from("pyarrow", data) and hasattr(data, "column_names"):
@@ -131,7 +152,8 @@ def _named_columns(event: EventPlan, data: Any) -> Mapping[str, Any]:
             f"event {event.name!r}: expected a mapping of columns, an Arrow table or a DataFrame, "
             f"found {type(data).__name__}"
         )
-    if event.time.field not in names:
+    needed = {event.time.field, *(field.name for field in event.fields if field.is_key)}
+    if not needed.issubset(names):
         return dict.fromkeys(names)
     wanted = [event.time.field, *(field.name for field in event.fields)]
     for name in wanted:

@@ -524,12 +524,27 @@ def test_the_first_reason_an_event_is_refused_for_counts() -> None:
     assert event_columns(EVENT, data)[2].tolist() == [TYPE, KEY, NOT_FINITE, TYPE]
 
 
-def test_a_field_that_is_not_there_is_absent() -> None:
-    _, (customer, amount, note), outcomes = event_columns(EVENT, {"ts": [1, 2], "note": ["a", "b"]})
-    assert customer.present.tolist() == [0, 0]
-    assert customer.offsets.tolist() == [0, 0, 0]
+def test_a_number_or_a_string_that_is_not_there_is_absent() -> None:
+    _, (customer, amount, note), outcomes = event_columns(EVENT, {"ts": [1, 2], "customer": ["a", "b"]})
+    assert texts_of(customer) == ["a", "b"]
     assert np.isnan(amount).all()
-    assert texts_of(note) == ["a", "b"]
+    assert note.present.tolist() == [0, 0]
+    assert note.offsets.tolist() == [0, 0, 0]
+    assert outcomes.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("made", [dict, pa.table, pd.DataFrame])
+def test_a_key_that_is_not_there_is_an_error_and_nulls_are_none(made: Any) -> None:
+    with pytest.raises(
+        InvalidEventError,
+        match=r"event 'tx': its key column 'customer' is missing \(its fields: ts, customer, amount, note; .*"
+        r"give a column of nulls\); did you mean 'Customers'\?",
+    ):
+        event_columns(EVENT, made({"ts": [1, 2], "Customers": ["a", "b"], "amount": [1, 2]}))
+    with pytest.raises(InvalidEventError, match=r"'customer' is missing .*; columns given: ts, note$"):
+        event_columns(EVENT, made({"ts": [1, 2], "note": ["a", "b"]}))
+    _, (customer, _, _), outcomes = event_columns(EVENT, made({"ts": [1, 2], "customer": [None, None]}))
+    assert customer.present.tolist() == [0, 0]
     assert outcomes.tolist() == [0, 0]
 
 
@@ -541,13 +556,13 @@ def test_data_that_cannot_be_lined_up_is_an_error() -> None:
     with pytest.raises(InvalidEventError, match="missing; columns given: none"):
         event_columns(EVENT, {})
     with pytest.raises(InvalidEventError, match=r"tx.amount has 1 values and 'ts' has 2"):
-        event_columns(EVENT, {"ts": [1, 2], "amount": [1]})
+        event_columns(EVENT, {"ts": [1, 2], "customer": [1, 2], "amount": [1]})
     with pytest.raises(InvalidEventError, match=r"tx.customer: expected a column"):
         event_columns(EVENT, {"ts": [1], "customer": "u"})
     with pytest.raises(InvalidEventError, match=r"expected a mapping of columns, .* found list"):
         event_columns(EVENT, [{"ts": 1}])
     with pytest.raises(InvalidEventError, match="two columns are named 'amount'"):
-        event_columns(EVENT, pa.table([[1], [1], [2]], names=["ts", "amount", "amount"]))
+        event_columns(EVENT, pa.table([[1], ["a"], [1], [2]], names=["ts", "customer", "amount", "amount"]))
 
 
 def test_nothing_compiled_and_neither_arrow_nor_pandas_is_imported() -> None:

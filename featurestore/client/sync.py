@@ -157,7 +157,7 @@ class Client:
 
         columns       a mapping of arrays by field name, an Arrow table, a data frame, or an iterator of such
                       (each item begins a batch of its own). Columns that the schema does not declare are
-                      ignored
+                      ignored; one of a `key` that is not there is an error (InvalidEventError)
         batch_events  events per batch
         window        batches sent and not yet answered: at most that many are held in memory
         source        a name for this data that holds for good. Sent again under the same name, by whatever

@@ -7,7 +7,8 @@ pyarrow's JSON reader is several times faster and is not used: it gives up where
 A line that is not an object is an error that names the line; blank lines are passed over. A field that is
 missing or null is absent; fields the event type does not know are ignored. That a name is wrong can only be
 seen by its absence: where no line of the first chunk has the time field, or a column to keep, that is an
-error too.
+error too. So it is of a key field, if the lines have a name that is not declared and may be the wrong one: a
+line that means to have no key may well leave it out.
 """
 
 from __future__ import annotations
@@ -138,13 +139,17 @@ class JsonLinesReader(EventReader):
         )
 
     def _check_first(self, rows: list[Row]) -> None:
-        for name in (self.event.time.field, *self.keep):
-            if not any(name in row for row in rows):
-                names = list(dict.fromkeys(name for row in rows[:1000] for name in row))
-                raise InvalidEventError(
-                    f"{self.name}: none of the first {len(rows)} lines has a field {name!r}"
-                    f"{did_you_mean(name, names)}"
-                )
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        undeclared = [name for name in names if name not in self.needed]
+        keys = [field.name for field in self.event.fields if field.is_key] if undeclared else []
+        for name in dict.fromkeys((self.event.time.field, *self.keep, *keys)):
+            if name in names:
+                continue
+            meant = f" (a key; where no {self.event.name} has one, write null)" if name in keys else ""
+            raise InvalidEventError(
+                f"{self.name}: none of the first {len(rows)} lines has a field {name!r}{meant}"
+                f"{did_you_mean(name, undeclared or names)}"
+            )
 
 
 def _kept(values: list[object], wanted: pa.DataType) -> pa.Array:

@@ -31,7 +31,12 @@ T0 = 1_522_540_800_000
 
 def events(n: int, begin: int = 0) -> dict[str, Any]:
     rows = np.arange(begin, begin + n)
-    return {"tx_datetime": T0 + rows, "customer_id": rows, "tx_amount": rows / 4}
+    return {
+        "tx_datetime": T0 + rows,
+        "customer_id": rows,
+        "terminal_id": [None] * n,
+        "tx_amount": rows / 4,
+    }
 
 
 def failing_once(method: str, n: int, code: Any = Code.UNAVAILABLE) -> Any:
@@ -204,6 +209,7 @@ def test_columns_arrive_as_they_were_given(server: FakeServer, client: Any) -> N
         {
             "tx_datetime": [T0, T0 + 1, T0 + 2],
             "customer_id": [596, None, "ü" * 100],
+            "terminal_id": [None, None, None],
             "tx_amount": [1.5, 0.0, None],
             "note": ["", "a", None],
             "undeclared": [1, 2, 3],
@@ -432,6 +438,16 @@ def test_a_column_that_cannot_be_read_ends_the_ingest_when_the_rest_is_in(
     with pytest.raises(InvalidEventError, match="customer_id: expected a column"):
         client.ingest("transaction", source)
     assert times_of(server) == list(range(10)), "and nothing behind it was sent"
+
+
+def test_a_key_column_that_is_misspelt_ends_the_ingest_before_any_event_loses_its_key(
+    server: FakeServer, client: Any
+) -> None:
+    data = events(10)
+    data["customerid"] = data.pop("customer_id")
+    with pytest.raises(InvalidEventError, match=r"'customer_id' is missing .* did you mean 'customerid'"):
+        client.ingest("transaction", data)
+    assert server.events == []
 
 
 @pytest.mark.parametrize("settings", [{"batch_events": 0}, {"window": 0}, {"batch_events": 1 << 21}])

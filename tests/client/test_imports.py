@@ -51,7 +51,8 @@ def test_a_client_reads_and_writes_without_the_server() -> None:
             "from featurestore import Client\n"
             f"with Client({server.target!r}) as client:\n"
             "    client.observe('transaction', {'tx_datetime': 1, 'customer_id': 596}, 'fraud')\n"
-            "    client.ingest('transaction', {'tx_datetime': [1, 2], 'customer_id': [1, 2]})\n"
+            "    keys = {'customer_id': [1, 2], 'terminal_id': [3, 4]}\n"
+            "    client.ingest('transaction', {'tx_datetime': [1, 2], **keys})\n"
             "    print(client.get('fraud', {'customer_id': 596}).names[0])"
         )
     finally:

@@ -110,8 +110,9 @@ def test_what_maps_no_names_to_values_is_said(server: FakeServer, client: Any) -
 def test_an_acknowledgement_of_another_kind_is_said(client: Any) -> None:
     with pytest.raises(ConfigError, match=r"ack is 'durable'; it is Ack\.APPLIED"):
         client.observe("transaction", {"tx_datetime": NOON_MS}, ack="durable")
+    data = {"tx_datetime": [NOON_MS], "customer_id": [1], "terminal_id": [2]}
     with pytest.raises(ConfigError, match=r"ack is 'durable'; it is Ack\.APPLIED"):
-        client.ingest("transaction", {"tx_datetime": [NOON_MS], "customer_id": [1]}, ack="durable")
+        client.ingest("transaction", data, ack="durable")
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1.0])

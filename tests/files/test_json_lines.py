@@ -120,6 +120,19 @@ def test_a_line_without_end_does_not_fill_the_memory(chunks_of, monkeypatch):
         chunks_of("a.jsonl", line(k=1) + b'{"ts":"' + b"x" * 5000)
 
 
+def test_a_key_that_no_line_has_is_a_wrong_name_if_there_is_another(chunks_of, rows_of):
+    with pytest.raises(
+        InvalidEventError,
+        match=r"2 lines has a field 'k' \(a key; where no click has one, write null\); did you mean 'K'\?",
+    ):
+        chunks_of("a.jsonl", b'{"ts": "2017-03-30", "K": 1}\n{"ts": "2017-03-30", "n": 1}')
+    with pytest.raises(InvalidEventError, match=r"has a field 'k' .*; there is 'page'$"):
+        chunks_of("a.jsonl", b'{"ts": "2017-03-30", "page": 1}')
+    at = "2017-03-30"
+    assert rows_of("a.jsonl", b'{"ts": "2017-03-30", "page": 1, "k": null}') == [(at, None, None)]
+    assert rows_of("a.jsonl", b'{"ts": "2017-03-30", "n": 1}') == [(at, None, 1)]  # no name that is wrong
+
+
 def test_a_time_field_that_no_line_has_is_a_wrong_name(chunks_of):
     with pytest.raises(
         InvalidEventError, match=r"none of the first 2 lines has a field 'ts'; did you mean 't'\?"
