@@ -22,7 +22,7 @@ from featurestore.client.calls import (
     checked_timeout_s,
 )
 from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
-from featurestore.client.failures import Attempts, Backoff, Code, Failure
+from featurestore.client.failures import Attempts, Backoff, Code, Failure, kind_of
 from featurestore.client.replies import Ack, IngestReport, Observed, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
@@ -179,7 +179,8 @@ class AsyncClient:
         except grpc.RpcError as error:
             return Failure.of(error)
         except asyncio.InvalidStateError:  # the stream ended while a batch was being written to it
-            return Failure(await call.code(), await call.details() or "")
+            kind = kind_of(await call.trailing_metadata())
+            return Failure(await call.code(), await call.details() or "", kind)
         finally:
             call.cancel()
 

@@ -1,5 +1,6 @@
 """When a call fails: the one table from gRPC status to featurestore.errors, and how long to wait before
-trying again.
+trying again. Several errors share a status, so the server names the class beside it; where it does not (no
+server was reached, a proxy answered) the table says which it is.
 
 What is tried again: UNAVAILABLE, RESOURCE_EXHAUSTED (but for a message that is too large) and broken
 connections, because every request may be sent twice: reads change nothing, writes carry (producer, epoch,
@@ -10,11 +11,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import grpc
 
+from featurestore import errors
 from featurestore.errors import (
     ConfigError,
     FeatureStoreError,
@@ -46,6 +48,7 @@ _ERRORS: dict[grpc.StatusCode, type[FeatureStoreError]] = {
     Code.UNIMPLEMENTED: ConfigError,
     Code.UNKNOWN: FeatureStoreError,
 }
+ERROR_CLASS = "featurestore-error"  # trailing metadata, as in featurestore/server/status.py
 _RETRIED = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED}
 # gRPC's own words where no connection could be made (a server that is reached has words of its own),
 _UNREACHED = (
@@ -76,10 +79,11 @@ class Failure:
 
     code: grpc.StatusCode
     details: str
+    kind: type[FeatureStoreError] | None = None  # which the server says it is
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> Failure:
-        return cls(error.code(), error.details() or "")
+        return cls(error.code(), error.details() or "", kind_of(error.trailing_metadata()))
 
     @property
     def may_be_retried(self) -> bool:
@@ -92,6 +96,8 @@ class Failure:
 
     def error(self, target: str, *, reading: bool = False) -> FeatureStoreError:
         """The exception for it. A read has no sequence: its precondition is the service's fingerprint."""
+        if self.kind is not None:
+            return self.kind(self.details)
         words = self.details or f"{target} answered {self.code.name}"
         kind = _ERRORS.get(self.code, FeatureStoreError)
         if self.code is Code.UNAVAILABLE and any(sign in self.details for sign in _UNREACHED):
@@ -105,6 +111,15 @@ class Failure:
         elif kind is FeatureStoreError:
             words = f"{target} failed: {self.code.name}: {self.details}"
         return kind(words)
+
+
+def kind_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> type[FeatureStoreError] | None:
+    """The class that is named in it, if there is one of that name here."""
+    for key, name in metadata or ():
+        kind = getattr(errors, name, None) if key == ERROR_CLASS and isinstance(name, str) else None
+        if isinstance(kind, type) and issubclass(kind, FeatureStoreError):
+            return kind
+    return None
 
 
 @dataclass(frozen=True)

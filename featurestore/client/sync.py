@@ -51,7 +51,8 @@ class Client:
     max_message_bytes  of a request; the server has a limit too
 
     Failures are featurestore.errors: UnavailableError (cannot be reached, or too slow), LimitError (the
-    server is at a limit), InvalidEventError, UnknownNameError, SequenceError, each with the server's words.
+    server is at a limit), StorageError (its disk or its files failed), InvalidEventError, UnknownNameError,
+    SequenceError, each with the server's words.
     """
 
     def __init__(

@@ -26,10 +26,10 @@ from typing import Any, NoReturn
 import grpc
 
 from featurestore.config import Limits
-from featurestore.errors import LimitError, UnavailableError
+from featurestore.errors import FeatureStoreError, LimitError, UnavailableError
 from featurestore.server import dispatcher as hot
 from featurestore.server.dispatcher import Dispatcher
-from featurestore.server.status import Status, status_of, words_of
+from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
 
 SERVICE = "featurestore.v1.FeatureStoreService"
 
@@ -38,10 +38,14 @@ _codes = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
-    """Ends the call with the status and the words of `error`. What nobody raised on purpose is logged."""
+    """Ends the call with the status, the words and the class of `error`. What nobody raised on purpose is
+    logged.
+    """
     status = status_of(error)
     if status is Status.INTERNAL:
         _log.error("a call failed", exc_info=error)
+    if isinstance(error, FeatureStoreError):
+        context.set_trailing_metadata([(ERROR_CLASS, type(error).__name__)])
     context.abort(_codes[status], words_of(error))
     raise AssertionError("abort returned")
 

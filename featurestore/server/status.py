@@ -24,6 +24,8 @@ from featurestore.errors import (
 
 # Of a message: it travels in a header, and those have a limit.
 MAX_WORDS = 2000
+# Trailing metadata beside the status, which several classes share: the name of the error's class.
+ERROR_CLASS = "featurestore-error"
 
 
 class Status(enum.IntEnum):

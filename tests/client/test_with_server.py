@@ -26,7 +26,7 @@ from featurestore.cli import main
 from featurestore.client import Client, Status, Tls
 from featurestore.config import ServeConfig
 from featurestore.engine import Engine
-from featurestore.errors import ConfigError, InvalidEventError, UnavailableError
+from featurestore.errors import ConfigError, InvalidEventError, UnavailableError, UnknownNameError
 from featurestore.outcome import Outcome
 from featurestore.server.serve import Server, open_store
 
@@ -104,6 +104,24 @@ def run(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]
 
 
 # ---- the clients
+
+
+def test_an_unknown_name_is_the_same_error_wherever_it_is_given(
+    house: House, make_client: MakeClient
+) -> None:
+    client = make_client(house.target)
+    customer = {"customer_id": 1}
+    for call in (
+        lambda: client.observe("tx", customer),
+        lambda: client.observe("tx", customer, "fraud"),
+        lambda: client.ingest("tx", rows(1)),
+    ):
+        with pytest.raises(UnknownNameError, match="unknown event type 'tx'"):
+            call()
+    with pytest.raises(UnknownNameError, match="unknown field 'customr_id'"):
+        client.observe("transaction", {"customr_id": 1})
+    with pytest.raises(UnknownNameError, match="unknown key part 'customr_id'"):
+        client.get("fraud", {"customr_id": 1})
 
 
 def test_what_is_ingested_is_what_is_read(house: House, make_client: MakeClient) -> None:
@@ -487,7 +505,7 @@ def test_what_the_server_cannot_do_is_not_said_to_be_a_server_that_is_not_there(
     house: House, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = run("backup", "/proc/nowhere/copy", "--admin", house.admin, capsys=capsys)
-    assert code != 0
+    assert code == 1
     assert err.startswith("featurestore: error: cannot write the backup /proc/nowhere/copy: No such file")
 
 
