@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+CONFIDENCE = 0.95  # with which the bounds of an estimate hold; core/plan.pyx has it in standard errors
+
 
 class Kind(enum.IntEnum):
     """How a field's values are kept: the same numbers as `ColumnKind` in core/batch.pxd."""
@@ -232,6 +234,13 @@ class Plan:
                 needed |= dict.fromkeys(new)
                 waiting += new
         return tuple(needed)
+
+    def confidence_of(self, feature: FeaturePlan | DerivedPlan) -> float:
+        """How probable it is, at least, that a true value is within its bounds: 1 is certain."""
+        if isinstance(feature, DerivedPlan):
+            needed = [index for index in self.needed_for(feature.operands) if index < len(self.features)]
+            return max(0.0, 1.0 - sum(1.0 - self.confidence_of(self.features[index]) for index in needed))
+        return CONFIDENCE if self.views[feature.view].structure is Structure.DISTINCT else 1.0
 
     def field_of(self, feature: FeaturePlan) -> str | None:
         """The name of the field that a feature aggregates; None where it is of events."""

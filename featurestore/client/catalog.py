@@ -59,6 +59,8 @@ def _service(service: registry.ServiceSchema) -> ServiceSchema:
             excludes_self=feature.excludes_self,
             formula=feature.formula or None,
             by_zero=feature.by_zero if feature.HasField("by_zero") else None,
+            half_life_ms=feature.half_life_ms or None,
+            confidence=feature.confidence,
         )
         for feature in service.features
     )

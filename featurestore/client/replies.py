@@ -217,6 +217,8 @@ class FeatureSchema:
     excludes_self: bool
     formula: str | None = None  # what it is derived as: "ip.failed_1h / ip.count_1h"
     by_zero: float | None = None  # the value of a formula that divides by zero; None: NaN
+    half_life_ms: int | None = None  # of what decays
+    confidence: float = 1.0  # at which its bounds hold, at least; 1: certain
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,8 @@ def _feature(plan: Plan, feature: FeaturePlan | DerivedPlan) -> pb.FeatureSchema
         offset_ms=view.offset_ms,
         parts=plan.entities[view.entity].parts,
         excludes_self=feature.exclude_self,
+        half_life_ms=view.half_life_ms,
+        confidence=plan.confidence_of(feature),
     )
 
 
@@ -95,6 +97,7 @@ def _derived(plan: Plan, feature: DerivedPlan) -> pb.FeatureSchema:
         excludes_self=all(each.excludes_self for each in needed),
         formula=feature.source,
         by_zero=feature.by_zero,
+        confidence=plan.confidence_of(feature),
     )
 
 

@@ -125,7 +125,7 @@ class EntitySchema(_message.Message):
     def __init__(self, parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FeatureSchema(_message.Message):
-    __slots__ = ("name", "aggregate", "field", "window_ms", "offset_ms", "parts", "excludes_self", "formula", "by_zero")
+    __slots__ = ("name", "aggregate", "field", "window_ms", "offset_ms", "parts", "excludes_self", "formula", "by_zero", "half_life_ms", "confidence")
     NAME_FIELD_NUMBER: _ClassVar[int]
     AGGREGATE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
@@ -135,6 +135,8 @@ class FeatureSchema(_message.Message):
     EXCLUDES_SELF_FIELD_NUMBER: _ClassVar[int]
     FORMULA_FIELD_NUMBER: _ClassVar[int]
     BY_ZERO_FIELD_NUMBER: _ClassVar[int]
+    HALF_LIFE_MS_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     aggregate: Aggregate
     field: str
@@ -144,7 +146,9 @@ class FeatureSchema(_message.Message):
     excludes_self: bool
     formula: str
     by_zero: float
-    def __init__(self, name: _Optional[str] = ..., aggregate: _Optional[_Union[Aggregate, str]] = ..., field: _Optional[str] = ..., window_ms: _Optional[int] = ..., offset_ms: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., excludes_self: _Optional[bool] = ..., formula: _Optional[str] = ..., by_zero: _Optional[float] = ...) -> None: ...
+    half_life_ms: int
+    confidence: float
+    def __init__(self, name: _Optional[str] = ..., aggregate: _Optional[_Union[Aggregate, str]] = ..., field: _Optional[str] = ..., window_ms: _Optional[int] = ..., offset_ms: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., excludes_self: _Optional[bool] = ..., formula: _Optional[str] = ..., by_zero: _Optional[float] = ..., half_life_ms: _Optional[int] = ..., confidence: _Optional[float] = ...) -> None: ...
 
 class ServiceSchema(_message.Message):
     __slots__ = ("name", "fingerprint", "features", "parts")

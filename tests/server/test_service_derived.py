@@ -58,6 +58,29 @@ def test_get_schema_says_what_is_derived_from_what_and_which_keys_it_needs(tmp_p
         )
 
 
+def test_get_schema_says_at_which_confidence_bounds_hold(tmp_path: Path) -> None:
+    """Certain for what is counted, 95 % for what is estimated, and for a formula what its parts leave."""
+    features = "count, mean(ms_played), since_last"
+    more = f"{features}, distinct(account), distinct(track), decayed_count(1h)"
+    source = SCHEMA.replace(features, more, 1).replace(
+        "services:\n", "derived: {risk.spread: ip.distinct_account_1h / ip.distinct_track_1h}\nservices:\n"
+    )
+    with serving(
+        tmp_path, schema=source.replace("services:\n", "services:\n  all: [ip.*, risk.*]\n")
+    ) as house:
+        (service,) = house.registry.GetSchema(registry.GetSchemaRequest(service="all")).services
+        with Client(str(house.server.address)) as client:
+            known = {feature.name: feature for feature in client.schema().services["all"].features}
+    said = {feature.name: (feature.confidence, feature.half_life_ms) for feature in service.features}
+    assert said["ip.count_1h"] == said["ip.since_last_1h"] == (1.0, 0)
+    assert said["ip.distinct_account_1h"] == (0.95, 0)
+    assert said["risk.spread"] == (pytest.approx(0.9), 0)
+    (decayed,) = (name for name in said if "decayed" in name)
+    assert said[decayed] == (1.0, HOUR_MS)
+    assert {name: (f.confidence, f.half_life_ms or 0) for name, f in known.items()} == said
+    assert known["ip.count_1h"].half_life_ms is None
+
+
 def test_observe_and_get_features_return_what_is_listed_and_no_operand(tmp_path: Path) -> None:
     with serving(tmp_path, schema=schema()) as house:
         warmed(house)
