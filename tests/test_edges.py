@@ -23,12 +23,13 @@ from reference.naive import (
     TIME_RANGE,
     UNAVAILABLE,
     WARMING,
+    Derived,
     EventType,
     Row,
     Schema,
     View,
 )
-from reference.written import features
+from reference.written import Formula, features, yaml
 
 EARLIEST_MS, LATEST_MS = -62_135_596_800_000, 253_402_300_799_999
 AGGREGATES = ("sum", "mean", "min", "max", "stddev", "first", "last")
@@ -226,6 +227,49 @@ def test_nan_and_infinity_refuse_the_event_and_absent_does_not() -> None:
     answers, _ = store.submit("e", [at(0, x=x) for x in (math.nan, math.inf, -math.inf, None, 4.0)])
     assert [answer.outcome for answer in answers] == [NOT_FINITE] * 3 + [ACCEPTED] * 2
     assert values(store, 0) == [2, 4]
+
+
+@pytest.mark.parametrize("merging", [{}, {"exact_events": 4, "max_error": 0.5, "max_entries": 16}])
+def test_a_sum_that_no_double_holds_cannot_be_answered_until_it_has_passed(merging: dict[str, Any]) -> None:
+    summed = ("sum", "mean", "stddev")
+    declared = [
+        *(feature for name in summed for feature in features(name, "10s lifetime", value="x")),
+        *(feature for name in ("max", "last") for feature in features(name, "10s", value="x")),
+        *(feature for name in ("decayed_sum", "decayed_mean") for feature in features(name, "1s", value="x")),
+        *features("count", "10s"),
+    ]
+    view = View("e", {"k": "k"}, tuple(declared), **merging)
+    kind = EventType({"k": "key", "x": "number"}, 0)
+    fourfold = Derived(("v.max_x_10s",), Formula("v.max_x_10s * 4", lambda x: x * 4))
+    names = [f"v.{feature.name}" for feature in declared]
+    schema = Schema({"e": kind}, {"v": view}, {"s": [*names, "v.fourfold"]}, derived={"v.fourfold": fourfold})
+    store = Engine(yaml(schema))
+
+    def read_at(as_of: int) -> dict[str, Got]:
+        return {
+            name.removeprefix("v."): got for name, got in store.read("s", {"k": ["a"]}, as_of=as_of).got(0)
+        }
+
+    store.submit("e", {"ts": [-60_000], "k": ["b"], "x": [0.0]})  # so that no window is WARMING
+    store.submit("e", {"ts": range(0, 2000, 50), "k": ["a"] * 40, "x": [1e308, -1e308] * 20})
+    got = read_at(1950)
+    answered = {name: one.value for name, one in got.items() if one.status == PRESENT}
+    assert answered == {"max_x_10s": 1e308, "last_x_10s": -1e308, "count_10s": 40}
+    for name in got.keys() - answered.keys():
+        bounds = (got[name].lower, got[name].value, got[name].upper)
+        assert (got[name].status, got[name].coverage) == (UNAVAILABLE, 0)
+        assert all(map(math.isnan, bounds)), name
+    for as_of in range(10_000, 12_000, 30):  # whatever the window's edge goes across
+        for one in read_at(as_of).values():
+            if one.status == PRESENT:
+                assert math.isfinite(one.value)
+                assert one.lower <= one.value <= one.upper
+    store.submit("e", {"ts": [30_000], "k": ["a"], "x": [3.0]})
+    got = read_at(30_000)
+    assert {got[f"{name}_x_10s"].status for name in summed} == {PRESENT}
+    assert [got[f"{name}_x_10s"].value for name in summed] == [3, 3, 0]
+    assert {got[f"{name}_x_lifetime"].status for name in summed} == {UNAVAILABLE}
+    assert got["fourfold"].value == 12
 
 
 def test_negative_values_in_every_aggregate_exact_and_merged() -> None:

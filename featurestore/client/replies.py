@@ -23,7 +23,7 @@ class Status(enum.IntEnum):
     PRESENT = 1  # the window holds at least one event that the feature aggregates
     NOT_FOUND = 2  # it certainly holds none: counts and sums are 0, other aggregates NaN
     WARMING = 3  # the feature has been live for less than its window; `coverage` is the share it covers
-    UNAVAILABLE = 4  # it cannot be answered (key not given, window older than what is kept): NaN
+    UNAVAILABLE = 4  # it cannot be answered (no key, window older than what is kept, sum beyond doubles): NaN
 
 
 class Ack(enum.IntEnum):

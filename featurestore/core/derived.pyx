@@ -17,12 +17,13 @@ operands had nothing to do with each other: those of `a.count_1h - a.count_10m` 
 
 Dividing by zero gives what the schema's `else` says for the whole feature, without one NaN. Where the divisor
 is certainly 0 that is exact; where it may be, the bounds hold `else` too. Arithmetic that leaves the doubles
-gives NaN, and no `else`. A NaN operand makes the feature NaN: `else` is for divisions of numbers by zero.
+gives NaN, and no `else`: it has a result, and no double says which. A NaN operand makes the feature NaN:
+`else` is for divisions of numbers by zero.
 
 The status answers the same question as any feature's, and never lets a zero or a NaN mean "I don't know":
 
-    UNAVAILABLE   an operand is; or the value is NaN while the true one may be a number (the estimate of a
-                  divisor is 0 and its bounds are not, and there is no `else`). NaN
+    UNAVAILABLE   an operand is; or the value is NaN while the true one may be a number (the arithmetic left
+                  the doubles; or the estimate of a divisor is 0, its bounds are not and there is no `else`)
     WARMING       an operand is. Computed from what there is so far; coverage is the least of the operands'
     NOT_FOUND     certainly nothing: the value is NaN, or no operand's window holds an event. A number is then
                   what the formula makes of nothing: count + count is 0
@@ -59,7 +60,6 @@ ctypedef struct Trouble:         # what came up on the way; `value` then has a s
     bint maybe_by_zero           # the true value may have been
     bint surely_by_zero
     bint not_finite              # a value left the doubles
-    bint surely_not_finite
 
 cdef enum Made:
     MADE_NUMBER                  # what is in the result
@@ -144,7 +144,6 @@ cdef inline void _combine(uint8_t code, Interval* a, const Interval* b, Trouble*
         out.upper = _greatest(a.upper, b.upper)
     if value - value != 0.0:
         trouble.not_finite = True
-        trouble.surely_not_finite |= exact
         value = 0.0
         out.lower = -INFINITY
         out.upper = INFINITY
@@ -186,7 +185,7 @@ cdef Made _compute(const DerivedC* derived, const Outputs* vector, Interval* res
         result.value = result.lower = result.upper = derived.by_zero
         return MADE_NUMBER if derived.by_zero == derived.by_zero else MADE_NOTHING
     if trouble.not_finite:
-        return MADE_NOTHING if trouble.surely_not_finite and not trouble.maybe_by_zero else MADE_UNKNOWN
+        return MADE_UNKNOWN
     if derived.by_zero == derived.by_zero:
         if trouble.by_zero:
             result.value = derived.by_zero

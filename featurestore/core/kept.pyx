@@ -19,7 +19,7 @@ from featurestore.core.plan cimport (
 )
 from featurestore.core.window cimport (
     STATUS_UNAVAILABLE, judge, log_clone, log_expired, log_export, log_export_bytes, log_fetch_ends, log_free,
-    log_import, put_nothing, put_unavailable, put_value, view_horizon,
+    log_import, put_nothing, put_summed, put_unavailable, put_value, view_horizon,
 )
 
 from featurestore.core.structs import same_structs
@@ -61,7 +61,7 @@ cdef inline void _read_decayed(const Arena* arena, const LogHead* head, const Vi
         value = left.total
     else:
         value = left.total / left.weight if left.weight > 0.0 else NAN
-    put_value(out, item, value, value, value)
+    put_summed(out, item, value, value, value)
 
 
 cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,

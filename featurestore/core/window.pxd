@@ -75,12 +75,14 @@ cdef void log_free(Arena* arena, LogHead* head, const ViewC* view) noexcept nogi
 cdef int log_clone(Arena* arena, const LogHead* head, const ViewC* view, LogHead* copy) noexcept nogil
 
 # One value: its status and coverage as far as they do not depend on what is kept, then what it says. Shared
-# with the other structures (kept.pyx). put_value moves a value into its bounds; put_nothing is that of no
-# events.
+# with the other structures (kept.pyx). put_value moves a value into its bounds; put_summed is that of sums,
+# which cannot be answered where one has left the doubles; put_nothing is that of no events.
 cdef void judge(const ViewC* view, const ReadAt* when, const ItemC* item, int64_t lo, int64_t hi,
                 const Outputs* out) noexcept nogil
 cdef void put_value(const Outputs* out, const ItemC* item, double value, double lower,
                     double upper) noexcept nogil
+cdef void put_summed(const Outputs* out, const ItemC* item, double value, double lower,
+                     double upper) noexcept nogil
 cdef void put_nothing(const Outputs* out, const ItemC* item) noexcept nogil
 cdef void put_unavailable(const Outputs* out, const ItemC* item) noexcept nogil
 

@@ -693,6 +693,15 @@ cdef void put_value(const Outputs* out, const ItemC* item, double value, double 
         out.upper[item.out] = upper
 
 
+cdef void put_summed(const Outputs* out, const ItemC* item, double value, double lower,
+                     double upper) noexcept nogil:
+    """Values are finite and their sum need not be: then there is a number, and no double that says it."""
+    put_value(out, item, value, lower, upper)
+    value = out.values[item.out]
+    if not lower <= value <= upper or value - value != 0.0:
+        put_unavailable(out, item)
+
+
 cdef void put_nothing(const Outputs* out, const ItemC* item) noexcept nogil:
     cdef bint counts = (item.aggregate == AGG_COUNT or item.aggregate == AGG_SUM
                         or item.aggregate == AGG_DISTINCT or item.aggregate == AGG_DECAYED_COUNT
@@ -758,7 +767,7 @@ cdef inline void _read_stddev(const Outputs* out, const ItemC* item, const Colum
     cdef double least = doubt.least, most = doubt.most, mean, m2, far, share, variance
     if doubt.n == 0:
         variance = sqrt(sure[column.moments_at + 1].f / n)
-        put_value(out, item, variance, variance, variance)
+        put_summed(out, item, variance, variance, variance)
         return
     if n > 0:
         if sure[column.extremes_at].f < least:
@@ -767,7 +776,7 @@ cdef inline void _read_stddev(const Outputs* out, const ItemC* item, const Colum
             most = sure[column.extremes_at + 1].f
     variance = (most - least) * (most - least) / 4.0
     if n == 0:
-        put_value(out, item, sqrt(doubt.m2 / k), 0.0, sqrt(variance))
+        put_summed(out, item, sqrt(doubt.m2 / k), 0.0, sqrt(variance))
         return
     mean = sure[column.moments_at].f
     m2 = sure[column.moments_at + 1].f
@@ -777,7 +786,7 @@ cdef inline void _read_stddev(const Outputs* out, const ItemC* item, const Colum
     share = 0.25 if k >= n else n * k / ((n + k) * (n + k))
     if (m2 + doubt.m2) / n + far * far * share < variance:
         variance = (m2 + doubt.m2) / n + far * far * share
-    put_value(out, item, sqrt(m2 / n), sqrt(m2 / (n + k)), sqrt(variance))
+    put_summed(out, item, sqrt(m2 / n), sqrt(m2 / (n + k)), sqrt(variance))
 
 
 cdef inline void _read_extreme(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
@@ -967,23 +976,23 @@ cdef void _read_item(const ViewC* view, const ItemC* item, const Word* sure, con
         put_value(out, item, (<double>n_lower + <double>n_upper) / 2.0, <double>n_lower, <double>n_upper)
     elif item.aggregate == AGG_SUM:
         total = sure[column.sum_at].f - sure[column.sum_at + 1].f
-        put_value(out, item, total + (doubt.above - doubt.below) / 2.0, total - doubt.below,
-                  total + doubt.above)
+        put_summed(out, item, total + (doubt.above - doubt.below) / 2.0, total - doubt.below,
+                   total + doubt.above)
     elif item.aggregate == AGG_MEAN:
         n = n_lower
         total = sure[column.sum_at].f - sure[column.sum_at + 1].f
         if doubt.n == 0:
             total /= <double>n
-            put_value(out, item, total, total, total)
+            put_summed(out, item, total, total, total)
             return
         # All k doubtful values at their least, or none: the mean is monotone in k.
         least = (total + <double>doubt.n * doubt.least) / <double>(n + doubt.n)
         most = (total + <double>doubt.n * doubt.most) / <double>(n + doubt.n)
         lower = doubt.least if n == 0 else total / <double>n
         upper = doubt.most if n == 0 else total / <double>n
-        put_value(out, item,
-                  (total + (doubt.above - doubt.below) / 2.0) / (<double>n + <double>doubt.n / 2.0),
-                  least if least < lower else lower, most if most > upper else upper)
+        put_summed(out, item,
+                   (total + (doubt.above - doubt.below) / 2.0) / (<double>n + <double>doubt.n / 2.0),
+                   least if least < lower else lower, most if most > upper else upper)
     elif item.aggregate == AGG_MIN or item.aggregate == AGG_MAX:
         _read_extreme(out, item, column, sure, &doubt)
     elif item.aggregate == AGG_INTERVAL_MEAN or item.aggregate == AGG_INTERVAL_CV:
