@@ -90,7 +90,7 @@ class Recovered:
     rows: int  # of the checkpoint
     checkpoint_position: int
     frames: int  # replayed from the journal
-    events: int
+    events: int  # in those
     torn: str | None  # what was cut off the journal's end
     seconds: float
 
@@ -322,10 +322,11 @@ cdef class Engine:
         self.journal = Journal(self.directory.journal, identity.id_bytes, mode=durability,
                                from_position=self.checkpoint_position + 1, create=is_new,
                                segment_bytes=self.segment_bytes)
-        frames = 0
+        frames = events = 0
         for frame in self.journal.read(self.checkpoint_position + 1):
             self._replay(frame)
             frames += 1
+            events += frame.n_positions if frame.kind == FRAME_BATCH else 0  # a schema has a position too
         if self.journal.last_position != self.state.position:
             raise CorruptRecordError(
                 f"the journal ends at position {self.journal.last_position} and its frames lead to "
@@ -337,8 +338,7 @@ cdef class Engine:
         self.c.state = &self.state.c
         self.c.journal = self.journal.state
         self.c.schema_version = self.state.plan.version
-        self.recovered = Recovered(n_rows, self.checkpoint_position, frames,
-                                   self.state.position - self.checkpoint_position, self.journal.torn,
+        self.recovered = Recovered(n_rows, self.checkpoint_position, frames, events, self.journal.torn,
                                    time.monotonic() - began)
 
     def _replay(self, frame):

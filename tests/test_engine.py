@@ -269,6 +269,11 @@ class TestFailedDisk:
 
 
 class TestReplay:
+    def test_a_store_without_events_recovers_none(self, tmp_path: Path) -> None:
+        Engine.open(tmp_path / "new", schema=store_v1.SCHEMA).close(checkpoint=False)
+        with Engine.open(tmp_path / "new") as engine:
+            assert (engine.recovered.frames, engine.recovered.events) == (1, 0)
+
     def test_tables_ahead_of_the_first_batches_end_up_the_same(self, path: Path) -> None:
         # A checkpoint's producers are copied after its cut: what is replayed first may be long past for them.
         sent = [(1, 5), (1, 5000), (1, 4400), (2, 1), (2, 1500), (2, 3000)]
