@@ -38,13 +38,15 @@ class Address:
             if n_bytes > MAX_SOCKET_PATH_BYTES:
                 raise ConfigError(
                     f"{setting}: the socket's path {path} has {n_bytes} bytes and a socket's has at most "
-                    f"{MAX_SOCKET_PATH_BYTES}; give a shorter one with unix:PATH"
+                    f"{MAX_SOCKET_PATH_BYTES}; give a shorter one with unix:PATH",
+                    setting=setting,
                 )
             return cls(path=path)
         host, colon, port = text.rpartition(":")
         if not colon or not host or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
             raise ConfigError(
-                f"{setting} is {text!r}; it is host:port (port 0 for any), [v6 address]:port or unix:PATH"
+                f"{setting} is {text!r}; it is host:port (port 0 for any), [v6 address]:port or unix:PATH",
+                setting=setting,
             )
         return cls(host.removeprefix("[").removesuffix("]"), int(port))
 
@@ -146,10 +148,11 @@ class ServeConfig:
         if admin.path is None and (self.admin_tls is None or self.admin_tls.client_ca is None):
             raise ConfigError(
                 f"admin is {admin}: over TCP it needs a certificate, a key and a client CA (mutual TLS), "
-                "because whoever reaches it may delete and copy everything; or leave it a Unix socket"
+                "because whoever reaches it may delete and copy everything; or leave it a Unix socket",
+                setting="admin",
             )
         if metrics is not None and metrics.path is not None:
-            raise ConfigError(f"metrics is {metrics}; it is host:port")
+            raise ConfigError(f"metrics is {metrics}; it is host:port", setting="metrics")
         fixed = [str(a) for a in (public, admin, metrics) if a is not None and (a.path is not None or a.port)]
         if len(set(fixed)) < len(fixed):
             raise ConfigError(f"two listeners have the same address ({', '.join(fixed)}); give each its own")
@@ -172,7 +175,7 @@ class ServeConfig:
 def _check_range(name: str, value: float) -> None:
     least, most = _RANGES[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ConfigError(f"{name} is {value!r}; it is {least:,.16g} to {most:,.16g}")
+        raise ConfigError(f"{name} is {value!r}; it is {least:,.16g} to {most:,.16g}", setting=name)
 
 
 def _check_files(tls: Tls, name: str) -> None:

@@ -13,7 +13,11 @@ class FeatureStoreError(Exception):
 
 
 class ConfigError(FeatureStoreError):
-    """A setting or command-line value that cannot be used."""
+    """A setting or command-line value that cannot be used. `setting`: its name, if the message begins so."""
+
+    def __init__(self, message: str, *, setting: str | None = None) -> None:
+        self.setting = setting
+        super().__init__(message)
 
 
 class SchemaError(FeatureStoreError):

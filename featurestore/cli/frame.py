@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
 
 from featurestore.cli.exits import Exit, exit_of, table
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import ConfigError, FeatureStoreError
 
 DESCRIPTION = """\
 Real-time velocity features: how often did this key do this in the last minutes, hours, days?
@@ -46,7 +46,7 @@ AGAIN_S = 0.02  # after which a SIGTERM in the midst of an import is looked at a
 
 
 class CommandModule(Protocol):
-    """What the module of a command holds."""
+    """What the module of a command holds; FLAGS besides, where settings are given by flags of other names."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
     def run(self, arguments: argparse.Namespace) -> Exit: ...
@@ -141,7 +141,20 @@ def _run(commands: Sequence[Command], words: list[str]) -> int:
         return int(stop.code or 0)
     if asked is None:
         raise AssertionError(f"{words[0]} parsed as a command but was not loaded")
-    return asked.run(arguments)
+    try:
+        return asked.run(arguments)
+    except ConfigError as error:
+        raise _in_flags(error, getattr(asked, "FLAGS", {})) from error
+
+
+def _in_flags(error: ConfigError, flags: Mapping[str, str]) -> ConfigError:
+    """The error in the words of the command line: `--max-memory` where it names `max_memory_bytes`, and that
+    behind it, if it says the unit."""
+    if error.setting is None or error.setting not in flags:
+        return error
+    flag = flags[error.setting]
+    named = flag if flag.strip("-").replace("-", "_") == error.setting else f"{flag} ({error.setting})"
+    return ConfigError(named + str(error).removeprefix(error.setting))
 
 
 @contextlib.contextmanager

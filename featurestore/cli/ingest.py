@@ -56,6 +56,7 @@ exit code 3 means that all is in but some events were refused; with --allow-refu
 numbered from 1, the first event of the file; a header is not a row."""
 
 N_FIRST_ROWS = 5
+FLAGS = {"batch_events": "--batch-events", "epoch": "--epoch"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -50,6 +50,29 @@ failed; 2: a setting is wrong or an address is taken."""
 
 _LIMITS = Limits()
 
+# By which a setting of ServeConfig and Limits is given.
+FLAGS = {
+    "listen": "--listen",
+    "admin": "--admin",
+    "metrics": "--metrics-listen",
+    "engine_threads": "--threads",
+    "max_memory_bytes": "--max-memory",
+    "checkpoint_every_s": "--checkpoint-every",
+    "checkpoint_journal_bytes": "--checkpoint-journal",
+    "read_threads": "--read-threads",
+    "write_threads": "--write-threads",
+    "drain_s": "--drain",
+    "max_message_bytes": "--max-message",
+    "max_batch_events": "--max-batch-events",
+    "max_call_bytes": "--max-call-memory",
+    "max_concurrent_calls": "--max-concurrent-calls",
+    "max_streams": "--max-streams",
+    "max_streams_per_connection": "--max-streams-per-connection",
+    "stream_window": "--stream-window",
+    "min_ping_interval_ms": "--min-ping-interval",
+    "durable_wait_s": "--durable-wait",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG

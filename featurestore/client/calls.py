@@ -82,7 +82,7 @@ class Calls:
         )
         self.epoch = 1 if epoch is None else epoch
         if not isinstance(self.epoch, int) or not 0 <= self.epoch < 1 << 64:
-            raise ConfigError(f"epoch is {self.epoch}; it must be from 0 to 2**64 - 1")
+            raise ConfigError(f"epoch is {self.epoch}; it must be from 0 to 2**64 - 1", setting="epoch")
         self.sequences = Sequences(self.producer, self.epoch)
         self._schema: Schema | None = None
         self._lock = threading.Lock()

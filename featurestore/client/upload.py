@@ -92,7 +92,10 @@ class Upload:
         on_progress: OnProgress | None,
     ) -> None:
         if not 1 <= batch_events <= MAX_BATCH_EVENTS:
-            raise ConfigError(f"batch_events is {batch_events}; it must be from 1 to {MAX_BATCH_EVENTS}")
+            raise ConfigError(
+                f"batch_events is {batch_events}; it must be from 1 to {MAX_BATCH_EVENTS}",
+                setting="batch_events",
+            )
         if not 1 <= window <= 512:
             raise ConfigError(f"window is {window}; it must be from 1 to 512 batches")
         self.report = IngestReport()

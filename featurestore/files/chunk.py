@@ -100,7 +100,10 @@ class EventReader(ABC):
     def chunks(self, batch_events: int = 65536, start_row: int = 0) -> Iterator[Chunk]:
         """The events from `start_row` on (the first of the file is row 0), `batch_events` at a time."""
         if not 1 <= batch_events <= MAX_BATCH_EVENTS:
-            raise ConfigError(f"batch_events is {batch_events}; it must be from 1 to {MAX_BATCH_EVENTS}")
+            raise ConfigError(
+                f"batch_events is {batch_events}; it must be from 1 to {MAX_BATCH_EVENTS}",
+                setting="batch_events",
+            )
         if start_row < 0:
             raise ConfigError(f"start_row is {start_row}; it must not be negative")
         return self._chunks(batch_events, start_row)

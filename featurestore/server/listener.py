@@ -51,7 +51,8 @@ def _add(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -
     except RuntimeError as error:
         raise ConfigError(
             f"{setting}: cannot listen on {address}{_why(address)}; "
-            "stop what listens there, or give another address"
+            "stop what listens there, or give another address",
+            setting=setting,
         ) from error
 
 
@@ -71,14 +72,16 @@ def _check_pem(tls: Tls, setting: str) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{setting}: the certificate {tls.certificate} and the key {tls.key} cannot be used ({error}); "
-            "give PEM files that belong together, the key without a password"
+            "give PEM files that belong together, the key without a password",
+            setting=setting,
         ) from error
     try:
         if tls.client_ca is not None:
             context.load_verify_locations(tls.client_ca)
     except OSError as error:
         raise ConfigError(
-            f"{setting}: the client CA {tls.client_ca} cannot be used ({error}); give a PEM file"
+            f"{setting}: the client CA {tls.client_ca} cannot be used ({error}); give a PEM file",
+            setting=setting,
         ) from error
 
 
@@ -109,11 +112,13 @@ def _why(address: Address) -> str:
 def _clear(path: Path, setting: str) -> None:
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError(f"{setting}: {path} exists and is no socket; give another path")
+            raise ConfigError(
+                f"{setting}: {path} exists and is no socket; give another path", setting=setting
+            )
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ConfigError(f"{setting}: cannot use {path}: {error.strerror}") from error
+        raise ConfigError(f"{setting}: cannot use {path}: {error.strerror}", setting=setting) from error
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
@@ -123,6 +128,9 @@ def _clear(path: Path, setting: str) -> None:
             return
         except OSError as error:
             raise ConfigError(
-                f"{setting}: cannot tell whether {path} is in use: {error.strerror or error}"
+                f"{setting}: cannot tell whether {path} is in use: {error.strerror or error}",
+                setting=setting,
             ) from error
-    raise ConfigError(f"{setting}: a server answers on {path} already; stop it, or give another path")
+    raise ConfigError(
+        f"{setting}: a server answers on {path} already; stop it, or give another path", setting=setting
+    )

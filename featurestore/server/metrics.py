@@ -138,7 +138,8 @@ class MetricsListener:
             self._server, self._thread = start_http_server(address.port, address.host, registry)
         except OSError as error:
             raise ConfigError(
-                f"metrics: cannot listen on {address}: {error.strerror or error}; give another address"
+                f"metrics: cannot listen on {address}: {error.strerror or error}; give another address",
+                setting="metrics",
             ) from error
         self.address = address.with_port(self._server.server_port)
 

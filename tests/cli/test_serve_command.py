@@ -16,12 +16,12 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from featurestore import config
 from featurestore.cli import main
 from featurestore.cli import serve as command
 from featurestore.cli.exits import Exit
 from featurestore.client import AdminClient, Client
 from featurestore.config import Limits, ServeConfig, Tls
-from featurestore.errors import ConfigError
 
 SCHEMA = """\
 version: 1
@@ -85,6 +85,7 @@ def test_killed_it_replays_the_journal_and_says_so(serve, schema, tmp_path):
     _, ready = serve("--data", str(tmp_path / "store"))
     assert ready["recovered"]["checkpoint_position"] == 0
     assert ready["recovered"]["journal_frames"] == 2  # the schema's and the batch's
+    assert ready["recovered"]["journal_events"] == 2
     assert ready["rows"] == 2
 
 
@@ -133,7 +134,7 @@ def test_a_port_in_use_is_named_and_is_a_wrong_setting(schema, tmp_path):
         port = taken.getsockname()[1]
         done = run("--schema", schema, "--data", tmp_path / "store", "--listen", f"127.0.0.1:{port}")
     assert done.returncode == Exit.USAGE
-    assert f"127.0.0.1:{port} (the port is in use)" in done.stderr
+    assert f"--listen: cannot listen on 127.0.0.1:{port} (the port is in use)" in done.stderr
     assert done.stdout == ""
 
 
@@ -257,17 +258,30 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         (["--max-memory", "4 gigs"], "--max-memory is '4 gigs'; write a whole number with K, M, G or T"),
         (["--drain", "-1"], "--drain is '-1'"),
         (["--tls-cert", "x"], "--tls-cert and --tls-key belong together"),
-        (["--listen", "50051"], "listen is '50051'; it is host:port"),
-        (["--read-threads", "0"], "read_threads is 0; it is 1 to 256"),
-        (["--max-message", "1"], "max_message_bytes is 1; it is 1,024 to 2,147,483,647"),
-        (["--durable-wait", "0"], "durable_wait_s is 0.0; it is 0.001 to 86,400"),
-        (["--admin", "localhost:1"], "over TCP it needs a certificate"),
+        (["--listen", "50051"], "--listen is '50051'; it is host:port"),
+        (["--metrics-listen", "unix:/m"], "--metrics-listen (metrics) is unix:/m; it is host:port"),
+        (["--read-threads", "0"], "--read-threads is 0; it is 1 to 256"),
+        (["--threads", "0"], "--threads (engine_threads) is 0; it is 1 to 64"),
+        (
+            ["--max-memory", "4096T"],
+            "--max-memory (max_memory_bytes) is 4503599627370496; it is 0 to",
+        ),
+        (["--max-message", "1"], "--max-message (max_message_bytes) is 1; it is 1,024 to 2,147,483,647"),
+        (["--durable-wait", "0"], "--durable-wait (durable_wait_s) is 0.0; it is 0.001 to 86,400"),
+        (["--admin", "localhost:1"], "--admin is localhost:1: over TCP it needs a certificate"),
     ],
 )
-def test_a_wrong_setting_says_what_it_may_be(words, said):
-    with pytest.raises(ConfigError) as caught:
-        parsed(*words)
-    assert said in str(caught.value)
+def test_a_wrong_setting_says_its_flag_and_what_it_may_be(tmp_path, capsys, words, said):
+    assert main(["serve", "--data", str(tmp_path / "s"), *words]) == Exit.USAGE
+    assert capsys.readouterr().err.startswith(f"featurestore: error: {said}")
+
+
+def test_every_setting_with_a_range_is_named_by_its_flag():
+    assert set(config._RANGES) <= set(command.FLAGS)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    for flag in command.FLAGS.values():
+        assert f" {flag} " in parser.format_help()
 
 
 def test_a_schema_that_cannot_be_read_is_an_error_of_one_line(tmp_path, capsys):
