@@ -1,4 +1,4 @@
-"""A bar on standard error: how much of the file, how many events, how fast."""
+"""A bar on standard error: how much is done, how many events, how fast."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Bytes of the file as the bar, events and events per second behind it. Without `shown` it does nothing.
+    """Bytes of the file (or `unit`) as the bar, events and events per second behind it. Without `shown` it
+    does nothing.
 
     `shown` None means: where standard error is a terminal and tqdm is installed.
     """
 
-    def __init__(self, name: str, size_bytes: int | None, shown: bool | None) -> None:
+    def __init__(self, name: str, size: int | None, shown: bool | None, *, unit: str = "B") -> None:
         self._bar: tqdm[None] | None = None
         self._began = time.monotonic()
         if shown is False or (shown is None and not sys.stderr.isatty()):
@@ -28,15 +29,15 @@ class Progress:
             if shown:
                 raise
             return
-        self._bar = tqdm(total=size_bytes, desc=name, unit="B", unit_scale=True, file=sys.stderr, leave=False)
+        self._bar = tqdm(total=size, desc=name, unit=unit, unit_scale=True, file=sys.stderr, leave=False)
 
-    def update(self, stored_bytes: int, n_events: int) -> None:
-        """So many bytes and events are done in all."""
+    def update(self, done: int, n_events: int) -> None:
+        """So many bytes (or `unit`) and events are done in all."""
         if self._bar is None:
             return
         rate = n_events / max(time.monotonic() - self._began, 1e-9)
         self._bar.set_postfix_str(f"{n_events:,} events, {rate:,.0f}/s", refresh=False)
-        self._bar.update(stored_bytes - self._bar.n)
+        self._bar.update(done - self._bar.n)
 
     def __enter__(self) -> Self:
         return self

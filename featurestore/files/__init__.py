@@ -7,7 +7,7 @@
         cells     text cells → numbers, texts, times, with the cells that could not be read
         chunk     some events of a file, and the columns they make
       stream      the bytes of a file or a pipe, decompressed, with how far we are
-    writing     open_writer: vectors beside kept columns, whole or not at all
+    writing     open_writer, open_table: vectors beside kept columns, or columns alone, whole or not at all
     names       format from a file's name, and the nearest name to one that was not found
     tally       how many events became what
 

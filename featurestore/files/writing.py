@@ -15,10 +15,10 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -102,6 +102,11 @@ class VectorWriter:
             self._table.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
         self.n_rows += len(values)
 
+    def write_columns(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Appends rows of a file that `open_table` opened."""
+        n_rows = len(next(iter(columns.values())))
+        self.write(_batch_of(columns), np.empty((n_rows, 0)))
+
     @contextlib.contextmanager
     def _storage_errors(self) -> Iterator[None]:
         try:
@@ -179,3 +184,19 @@ def open_writer(
         seen.add(field.name)
     schema = pa.schema(fields)
     return VectorWriter(path, schema, len(kept_schema), bounds=bounds, outcome=outcome)
+
+
+def open_table(path: str, columns: Mapping[str, NDArray[Any]]) -> VectorWriter:
+    """A writer for columns like these and nothing beside them; formats and errors as in open_writer."""
+    return open_writer(path, (), _batch_of(columns).schema)
+
+
+def _batch_of(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:
+    """Bytes are UTF-8 texts, and null where they are empty."""
+    arrays = [
+        pa.array(column, mask=column == b"").cast(pa.string())
+        if column.dtype.kind == "S"
+        else pa.array(column)
+        for column in columns.values()
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=list(columns))
