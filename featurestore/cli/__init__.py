@@ -6,6 +6,7 @@
     quantities sizes and durations as people write them
     reaching   what the commands that talk to a server share: its address, TLS, key=value words
     one module per command, named in COMMANDS
+    demo_music what `demo --music` prints
 
 A command is a module with `add_arguments(parser)`, which says what it takes, and `run(arguments) -> Exit`.
 Only the module of the command that was asked for is imported, and it imports what is heavy (pyarrow, numpy,
@@ -17,6 +18,9 @@ from featurestore.cli.frame import Command, run_command_line
 
 COMMANDS = (
     Command("demo", "featurestore.cli.demo", "see it work: real logs in, the addresses that stand out, out"),
+    Command(
+        "generate", "featurestore.cli.generate", "write made-up, labelled traffic of a music service to files"
+    ),
     Command("serve", "featurestore.cli.serve", "serve a store over gRPC"),
     Command("check", "featurestore.cli.check", "say what a schema file declares, or what is wrong with it"),
     Command(

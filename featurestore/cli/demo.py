@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurestore.cli import demo_music
 from featurestore.cli.exits import Exit
 from featurestore.cli.frame import add_output_argument, print_json
+from featurestore.cli.generate import add_traffic_arguments, traffic_of
 from featurestore.cli.get import as_dict as vector_as_dict
+from featurestore.cli.progress import Progress
 from featurestore.cli.reaching import columns
 from featurestore.errors import ConfigError
 
@@ -28,13 +31,18 @@ lines of an SSH server's (2017) and 10,000 requests to a web server (2015), whic
 reads, for every event, the vector that a classifier would have been given, and shows the addresses whose
 velocities are beyond what 95 of 100 addresses ever reach, each at its worst moment.
 
-The logs and the schema (demo.yaml, with comments that explain it) are part of the package."""
+The logs and the schema (demo.yaml, with comments that explain it) are part of the package.
+
+With --music, instead: made-up traffic of a music service with five kinds of abuse in it, labelled, through
+the schema music.yaml; one simple rule for each kind, how much of it the rule finds, and which honest people
+it takes for it."""
 
 EPILOG = """\
 examples:
   featurestore demo
   featurestore demo --keep demo-store        then serve it and ask it yourself; it says how
-  featurestore demo -o json | jq '.logs[0].groups[].addresses[].keys.ip'"""
+  featurestore demo -o json | jq '.logs[0].groups[].addresses[].keys.ip'
+  featurestore demo --music --users 500 --days 3 --strength 4"""
 
 WIDTH = 120  # of a line where the output is no terminal
 NARROWEST = 12  # of the last column, where paths are cut to fit
@@ -49,21 +57,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=int, default=3, metavar="N", help="addresses to show for each reason (default: 3)"
     )
+    parser.add_argument("--music", action="store_true", help="made-up traffic of a music service instead")
+    add_traffic_arguments(parser.add_argument_group("with --music"))
     add_output_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> Exit:
     if not 1 <= arguments.top <= 1000:
         raise ConfigError(f"--top is {arguments.top}; it must be from 1 to 1000")
+    keep = None if arguments.keep is None else Path(arguments.keep)
+    if arguments.music:
+        return _run_music(arguments, keep)
     # heavy: numpy, grpc, the engine
     from featurestore.demo.run import run as run_demo
 
-    keep = None if arguments.keep is None else Path(arguments.keep)
     result = run_demo(keep, n_each=arguments.top, on_step=_say_step)
     if arguments.output == "json":
         print_json(as_dict(result, keep))
     else:
         print("\n".join([*as_lines(result), "", *next_lines(result, keep)]))
+    return Exit.OK
+
+
+def _run_music(arguments: argparse.Namespace, keep: Path | None) -> Exit:
+    from featurestore.demo.music import run as run_music
+
+    traffic = traffic_of(arguments)
+    with Progress("demo", 24 * traffic.days, None, unit="h") as bar:
+        result = run_music(keep, traffic, on_hour=bar.update)
+    if arguments.output == "json":
+        print_json(demo_music.as_dict(result, arguments.top, keep))
+    else:
+        lines = demo_music.as_lines(result, arguments.top)
+        print("\n".join([*lines, "", *demo_music.next_lines(result, command_name(), keep)]))
     return Exit.OK
 
 
