@@ -34,9 +34,9 @@ from featurestore.core.plan cimport CompiledPlan, ServiceC
 from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin
 from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
 from featurestore.core.state cimport (
-    State, StateC, Work, batch_fits, pthread_rwlock_rdlock, pthread_rwlock_unlock, pthread_rwlock_wrlock,
-    state_apply, state_commit, state_content, state_decide, state_forget, state_judge, state_origin,
-    state_read, state_repeat, vectors_for, verdict_error, work_clear, work_prepare,
+    Reserved, State, StateC, Work, batch_fits, pthread_rwlock_rdlock, pthread_rwlock_unlock,
+    pthread_rwlock_wrlock, state_apply, state_commit, state_content, state_decide, state_forget, state_judge,
+    state_origin, state_read, state_repeat, vectors_for, verdict_error, work_clear, work_prepare,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
@@ -55,7 +55,9 @@ from featurestore.errors import (
 )
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
-from featurestore.storage.checkpoint import HEAD, IDS, PLAN, PRODUCERS, load_rows, parse_plan, stored_plan
+from featurestore.storage.checkpoint import (
+    HEAD, IDS, PLAN, PRODUCERS, SKETCHES, load_rows, parse_plan, stored_plan,
+)
 from featurestore.storage.directory import DataDirectory, require_clock, sync_directory, write_synced
 from featurestore.storage.failpoint import reach
 from featurestore.storage.rows import RowStore
@@ -509,6 +511,7 @@ cdef class Engine:
         """Checks a schema against the one being served and serves it from now on. Returns the plan (with
         dry_run: the one it would be)."""
         cdef CompiledPlan compiled
+        cdef Reserved reserved
         cdef Frame frame
         cdef iovec piece
         cdef bytes body
@@ -518,9 +521,13 @@ cdef class Engine:
             previous = self.state.plan if self.state.plan.version else None
             nows = self._nows(previous)
             plan = compile_schema(text, path=path, previous=previous, now_ms=nows)
-            if dry_run or (previous is not None and plan is previous):
+            if previous is not None and plan is previous:
                 return plan
             compiled = CompiledPlan(plan, self.state.compiled)
+            self.state.check_memory(compiled)
+            if dry_run:
+                return plan
+            reserved = self.state.reserve(compiled)
             prepared = [listener.prepare(plan) for listener in self.listeners]
             body = plan.to_json().encode()
             status = -1                          # nothing is journaled yet
@@ -550,7 +557,7 @@ cdef class Engine:
                     raise self.journal.problem(status)
                 if self.c.failed:
                     raise write_error(ENGINE_FAILED)
-                self.state.swap_plan(compiled)
+                self.state.swap_plan(compiled, reserved)
                 self.c.schema_version = plan.version
                 for listener, ready in zip(self.listeners, prepared, strict=True):
                     listener.adopt(ready)
@@ -693,6 +700,10 @@ cdef class Engine:
                     with nogil:
                         rows += count_records(records.bytes.data, records.bytes.n_bytes)
                     n_bytes += records.bytes.n_bytes
+                    sketches = self.state.copy_sketches(shard)
+                    if sketches:
+                        self.rows.write_shard(SKETCHES + shard, sketches, position)
+                        n_bytes += len(sketches)
                 self.rows.put_meta(PLAN, self.state.plan.to_json().encode())
                 self.rows.put_meta(HEAD, head)
                 self.rows.put_meta(IDS, self.state.copy_ids())

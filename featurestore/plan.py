@@ -20,6 +20,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 CONFIDENCE = 0.95  # with which the bounds of an estimate hold; core/plan.pyx has it in standard errors
+MAX_FUTURE_MS = 10_000  # how far ahead of a wall clock an event may be; so long the more a sketch keeps
 
 
 class Kind(enum.IntEnum):
@@ -56,6 +57,7 @@ class Structure(enum.IntEnum):
     LOG = 0  # the window log: what happened, by event time (core/window)
     DISTINCT = 1  # different values of one field, with when each was last seen (core/distinct)
     DECAYED = 2  # exponentially decayed sums, of one field or of events (core/decayed)
+    COUNTMIN = 4  # counts of all keys together, or sums, in a sketch beside the rows (core/countmin)
 
 
 class Part(enum.IntFlag):
@@ -170,6 +172,12 @@ class ViewPlan:
     log2_registers: int = 0
     # DECAYED: `values` is the summed field, if any; no columns, no filters but `where`
     half_life_ms: int = 0
+    # COUNTMIN: `values` is the summed field, if any; no columns, no filters but `where`. No row of its entity
+    # has anything of it: each shard has a sketch
+    epsilon: float = 0.0
+    delta: float = 0.0
+    windows_ms: tuple[int, ...] = ()  # ascending; how it cuts time, with n_slices
+    n_slices: int = 0  # of each window
 
 
 @dataclass(frozen=True)
@@ -313,6 +321,7 @@ def _view(raw: dict[str, Any]) -> ViewPlan:
             "filters": tuple(raw["filters"]),
             "columns": columns,
             "structure": Structure(raw.get("structure", Structure.LOG)),
+            "windows_ms": tuple(raw.get("windows_ms", ())),
         }
     )
 

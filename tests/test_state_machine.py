@@ -121,6 +121,16 @@ def every_view(exact_events: int, max_error: float, max_entries: int) -> dict[st
             + features("interval_cv", "5s 20s", name="up_cv", where=POSITIVE),
             **limits,
         ),
+        "pairs": View(
+            "a",
+            {"k": "k", "q": "q"},
+            features("count", "5s 20s")
+            + features("sum", "20s", value="x")
+            + features("count", "5s 20s", name="up", where=POSITIVE),
+            where=NAMED,
+            sketch=(0.05, 0.01),
+        ),
+        "places": View("a", {"q": "q"}, features("count", "20s"), sketch=(0.05, 0.01)),
         "other": View(
             "b",
             {"k": "k"},
@@ -190,6 +200,8 @@ def schema_of(views: dict[str, View], *, ids: bool) -> Schema:
             derived[name] = each
             everything.insert(len(everything) // 2, name)
     services = {"everything": everything} | ({"derived": list(derived)} if derived else {})
+    sketched = {name for name, view in views.items() if view.sketch is not None}
+    services["rows"] = [name for name in everything if name.partition(".")[0] not in sketched]
     return Schema(kinds, views, services, derived=derived)
 
 
@@ -225,7 +237,7 @@ class TwoStores(RuleBasedStateMachine):
             st.sampled_from([1, 4, 32]), st.sampled_from([0.05, 0.2, 0.5]), st.sampled_from([16, 64, 4096])
         ),
         ids=st.booleans(),
-        hidden=st.sets(st.sampled_from(["late", "some", "loud", "all", "other"]), max_size=2),
+        hidden=st.sets(st.sampled_from(["late", "some", "loud", "all", "pairs", "other"]), max_size=2),
     )
     def open(self, clock: str, limits: tuple[int, float, int], ids: bool, hidden: set[str]) -> None:
         self.clock_ms = START_MS
@@ -345,7 +357,7 @@ class TwoStores(RuleBasedStateMachine):
         known = {part for view in self.shown.values() for part in view.key}
         return {part: value for part, value in parts.items() if part in known}
 
-    @rule(name=st.sampled_from(["late", "some", "loud", "all", "other"]))
+    @rule(name=st.sampled_from(["late", "some", "loud", "all", "pairs", "places", "other"]))
     def add_or_remove_view(self, name: str) -> None:
         if name in self.shown:
             self.shown = {n: view for n, view in self.shown.items() if n != name}
@@ -360,7 +372,7 @@ class TwoStores(RuleBasedStateMachine):
         self.shown = {**self.shown, "plain": view}
         self.both.apply(schema_of(self.shown, ids=self.ids))
 
-    @rule(parts=st.sampled_from([{"k": "a"}, {"k": "7"}, {"k": "b", "q": "q"}, {}]))
+    @rule(parts=st.sampled_from([{"k": "a"}, {"k": "7"}, {"k": "b", "q": "q"}, {"q": "q"}, {}]))
     def forget(self, parts: dict[str, str]) -> None:
         entities = {tuple(sorted(view.key)) for view in self.shown.values()}
         if tuple(sorted(parts)) in entities:
@@ -411,13 +423,13 @@ class TwoStores(RuleBasedStateMachine):
         assert other.state.digest() == whole.state.digest(), "other batches or threads, another state"
         sharded = self.both.replayed([1_000], threads=2, n_shards=1)
         for key in ("a", "7"):
-            bits = [
-                engine.read(
-                    "everything", self.key_set(k=[key], q=["q"]), as_of=self.clock_ms, **self.now()
-                ).bits()
-                for engine in (whole, other, sharded)
-            ]
-            assert bits[0] == bits[1] == bits[2]
+            keys = self.key_set(k=[key], q=["q"])
+            # A sketch is its shard's: with other shards, others share it.
+            for service, engines in (("everything", (whole, other)), ("rows", (whole, other, sharded))):
+                answers = [
+                    engine.read(service, keys, as_of=self.clock_ms, **self.now()) for engine in engines
+                ]
+                assert len({answer.bits() for answer in answers}) == 1, service
 
 
 # Explaining a failure runs long histories a hundred times more; the steps themselves say enough.

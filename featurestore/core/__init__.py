@@ -5,14 +5,15 @@
       shard       rows of one partition of the key space, applied in position order
         table       fingerprint → row
       derived     arithmetic over the values of a vector, with their bounds
+        frequency   views without rows: a sketch of each, and reading it
         kept        what a row keeps of one view, whatever its structure
           window    one log per (row, view): exact first, bounded after
-        countmin    windowed count-min sketch, for keys too many to have rows
       plan        the schema as flat C structs
         program   compiled `where` filters, and the formulas of derived features
         top       the heaviest values of a key, for every window
         distinct  different values, with when each was last seen: for every window
         decayed   sums that fade, without a window
+        countmin  windowed count-min sketch, for keys too many to have rows
         head      the 8 bytes that a row has for each thing it keeps
       arena       the memory of a shard
         pages     chunks cut from huge pages, for all shards

@@ -75,6 +75,13 @@ ctypedef struct Shape:           # how time is cut: from windows and lateness on
     uint32_t n_slices            # of all levels
     Level levels[MAX_LEVELS]     # shortest first
 
+ctypedef struct CountminC:       # a view's sketches: each shard has one
+    Shape shape
+    uint64_t width
+    uint64_t n_bytes             # of one
+    uint32_t depth
+    uint32_t kind                # CounterKind
+
 ctypedef struct Ruler:           # which slices a cell holds when the newest event is in `tick`
     int32_t tick                 # counted from the sketch's origin, above 0; 0 before any event
     uint32_t newest[MAX_LEVELS]  # where the newest slice of each level is
@@ -142,10 +149,12 @@ cdef int shape_init(Shape* shape, const int64_t* windows_ms, uint32_t n_windows,
 # Bytes of a cell.
 cdef uint32_t shape_cell_bytes(const Shape* shape, uint32_t kind) noexcept nogil
 
-# 0; -1: out of memory, or out of range: 0 < epsilon < 1, 0 < delta < 1, depth <= MAX_DEPTH, cells <=
-# MAX_BYTES. Whatever it says, countmin_clear is due.
-cdef int countmin_init(Countmin* sketch, const Shape* shape, uint32_t kind, double epsilon,
-                       double delta) noexcept nogil
+# Width and depth by what is declared. 0; -1: out of range: 0 < epsilon < 1, 0 < delta < 1, depth <=
+# MAX_DEPTH, cells of at most 64 GiB, or no such shape.
+cdef int countmin_c(CountminC* settings, const int64_t* windows_ms, uint32_t n_windows, int64_t lateness_ms,
+                    uint32_t n_slices, uint32_t kind, double epsilon, double delta) noexcept nogil
+# 0; -1: out of memory. Whatever it says, countmin_clear is due.
+cdef int countmin_init(Countmin* sketch, const CountminC* settings) noexcept nogil
 cdef void countmin_clear(Countmin* sketch) noexcept nogil
 
 # One key: its places[MAX_DEPTH], which depend on the fingerprint and the sketch's size only; then the cache
@@ -204,6 +213,6 @@ cdef int64_t countmin_import(Countmin* sketch, const uint8_t* data, size_t n_byt
 # Compared at import: see core/structs.py.
 cdef inline dict countmin_structs():
     return bytes_structs() | {"core/countmin.pxd": (
-        sizeof(Level), sizeof(Shape), sizeof(Ruler), sizeof(Countmin), sizeof(Reply), sizeof(WindowAt),
-        sizeof(Frame),
+        sizeof(Level), sizeof(Shape), sizeof(CountminC), sizeof(Ruler), sizeof(Countmin), sizeof(Reply),
+        sizeof(WindowAt), sizeof(Frame),
     )}

@@ -40,13 +40,12 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from featurestore.core.bytes cimport Bytes, bytes_clear, bytes_reserve
-from featurestore.core.pages cimport SLAB_BYTES, pages_map, pages_unmap
-from featurestore.core.plan cimport UNSET_MS, plan_structs
+from featurestore.core.pages cimport SLAB_BYTES, pages_map, pages_structs, pages_unmap
 
 from featurestore.core.structs import same_structs
 from featurestore.errors import CorruptRecordError
 
-same_structs(__name__, countmin_structs(), plan_structs())
+same_structs(__name__, countmin_structs(), pages_structs())
 
 cdef extern from * nogil:
     """
@@ -143,7 +142,9 @@ cdef extern from *:
     """
     #define FS_TIME_MIN_MS (-62135596800000ll)
     #define FS_TIME_MAX_MS 253402300799999ll
+    #define FS_NO_TIME_MS (-4611686018427387904ll)
     #define FS_MAX_COUNT 0x7FFFFFFFu
+    #define FS_E 2.718281828459045
     #define FS_MAX_TICK 0x7FFFFFFFll
     #define FS_MAX_TIME_MS (1ll << 53)
     #define FS_HEAD_RECORD 0xFFFFFFFFu
@@ -151,7 +152,9 @@ cdef extern from *:
     """
     const int64_t TIME_MIN_MS "FS_TIME_MIN_MS"      # the years 1 to 9999
     const int64_t TIME_MAX_MS "FS_TIME_MAX_MS"
+    const int64_t UNSET_MS "FS_NO_TIME_MS"          # that of plan.pxd, which knows this module
     const uint32_t MAX_COUNT "FS_MAX_COUNT"
+    const double E "FS_E"
     const int64_t MAX_TICK "FS_MAX_TICK"
     const int64_t MAX_TIME_MS "FS_MAX_TIME_MS"    # those are well within; a difference never overflows
     const uint32_t HEAD_RECORD "FS_HEAD_RECORD"
@@ -290,24 +293,37 @@ cdef inline char* _cell(const Countmin* sketch, uint64_t place) noexcept nogil:
 
 # ---- Making and freeing
 
-cdef int countmin_init(Countmin* sketch, const Shape* shape, uint32_t kind, double epsilon,
-                       double delta) noexcept nogil:
-    cdef double e = 2.718281828459045, width, depth
+cdef int countmin_c(CountminC* settings, const int64_t* windows_ms, uint32_t n_windows, int64_t lateness_ms,
+                    uint32_t n_slices, uint32_t kind, double epsilon, double delta) noexcept nogil:
+    cdef double width, depth, n_bytes
+    memset(settings, 0, sizeof(CountminC))
+    if not 0 < epsilon < 1 or not 0 < delta < 1 or kind > COUNTER_SUM:
+        return -1
+    if shape_init(&settings.shape, windows_ms, n_windows, lateness_ms, n_slices) < 0:
+        return -1
+    width = ceil(E / epsilon)
+    depth = ceil(log(1 / delta))
+    depth = depth if depth >= 1 else 1
+    n_bytes = width * depth * shape_cell_bytes(&settings.shape, kind)
+    if depth > MAX_DEPTH or n_bytes > <double>(<uint64_t>1 << 36):
+        return -1
+    settings.width = <uint64_t>width
+    settings.depth = <uint32_t>depth
+    settings.n_bytes = <uint64_t>n_bytes
+    settings.kind = kind
+    return 0
+
+
+cdef int countmin_init(Countmin* sketch, const CountminC* settings) noexcept nogil:
     cdef uint64_t n_cells
     memset(sketch, 0, sizeof(Countmin))
-    if not 0 < epsilon < 1 or not 0 < delta < 1 or kind > COUNTER_SUM or shape.n_levels == 0:
-        return -1
-    width = ceil(e / epsilon)
-    depth = ceil(log(1 / delta))
-    sketch.cell_bytes = shape_cell_bytes(shape, kind)
-    if depth > MAX_DEPTH or width * depth * sketch.cell_bytes > <double>(<uint64_t>1 << 36):
-        return -1
-    sketch.depth = <uint32_t>depth if depth >= 1 else 1
-    sketch.width = <uint64_t>width
-    sketch.error = e / width
-    sketch.kind = kind
-    sketch.n_words = sketch.cell_bytes // _word_bytes(kind)
-    sketch.shape = shape[0]
+    sketch.cell_bytes = shape_cell_bytes(&settings.shape, settings.kind)
+    sketch.depth = settings.depth
+    sketch.width = settings.width
+    sketch.error = E / <double>settings.width
+    sketch.kind = settings.kind
+    sketch.n_words = sketch.cell_bytes // _word_bytes(settings.kind)
+    sketch.shape = settings.shape
     n_cells = sketch.width * sketch.depth
     while <uint32_t>sketch.cell_bytes << (sketch.piece_bits + 1) <= PIECE_BYTES:
         sketch.piece_bits += 1
@@ -1081,26 +1097,22 @@ cdef class CountminSketch:
 
     def __cinit__(self, double epsilon, double delta, windows_ms not None, *, int64_t lateness_ms=3_600_000,
                   uint32_t n_slices=0, uint32_t cell_bytes=128, bint sums=False):
-        cdef Shape shape
+        cdef CountminC settings
         cdef Shape tried
         cdef int64_t windows[MAX_WINDOWS]
         cdef uint32_t n_windows = self._take_windows(windows_ms, windows)
         cdef uint32_t kind = COUNTER_SUM if sums else COUNTER_COUNT
-        cdef int status
-        memset(&shape, 0, sizeof(shape))
-        if n_slices:
-            status = shape_init(&shape, windows, n_windows, lateness_ms, n_slices)
-        else:
-            status = -1
-            for n_slices in range(1, MAX_SLICES + 1):
-                if (shape_init(&tried, windows, n_windows, lateness_ms, n_slices) == 0
+        cdef uint32_t n
+        if n_slices == 0:
+            for n in range(1, MAX_SLICES + 1):
+                if (shape_init(&tried, windows, n_windows, lateness_ms, n) == 0
                         and shape_cell_bytes(&tried, kind) <= cell_bytes):
-                    shape = tried
-                    status = 0
-        if status < 0:
+                    n_slices = n
+        if shape_init(&tried, windows, n_windows, lateness_ms, n_slices) < 0:
             raise ValueError(f"windows {list(windows_ms)} with lateness {lateness_ms} ms cannot be cut so: "
                              f"ascending, at most {MAX_SLICES} slices in all, and what the cell holds")
-        if countmin_init(&self.sketch, &shape, kind, epsilon, delta) < 0:
+        if (countmin_c(&settings, windows, n_windows, lateness_ms, n_slices, kind, epsilon, delta) < 0
+                or countmin_init(&self.sketch, &settings) < 0):
             raise ValueError(f"a sketch for epsilon {epsilon} and delta {delta} is out of range or "
                              f"memory: both are between 0 and 1, at most {MAX_DEPTH} rows and 64 GiB")
 

@@ -3,6 +3,7 @@
 # CompiledPlan, immutable, and alive as long as any state uses it.
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from featurestore.core.countmin cimport CountminC, countmin_structs
 from featurestore.core.decayed cimport DecayedC, decayed_structs
 from featurestore.core.distinct cimport DistinctC, distinct_structs
 from featurestore.core.program cimport ProgramC, program_structs
@@ -61,6 +62,7 @@ cdef enum StructureC:          # plan.Structure
     STRUCTURE_LOG = 0
     STRUCTURE_DISTINCT = 1
     STRUCTURE_DECAYED = 2
+    STRUCTURE_COUNTMIN = 4
 
 ctypedef struct ColumnC:
     int16_t value                # index among the entry's values; -1: the event itself
@@ -102,6 +104,8 @@ ctypedef struct ViewC:
     uint16_t hashed              # index among the event type's hashed fields: DISTINCT
     DistinctC distinct
     DecayedC decayed
+    CountminC* countmin          # COUNTMIN, else NULL
+    uint16_t sketch              # index among PlanC.sketched: COUNTMIN
     uint16_t* values             # [n_values] index among the event type's fields
     uint16_t* filters            # [n_filters] index in the masks of its event type's programs
     ColumnC* columns             # [n_columns]
@@ -111,9 +115,10 @@ ctypedef struct TouchC:
     uint16_t entity              # index
     uint16_t entity_id
     uint16_t n_fields
-    uint16_t n_views
+    uint16_t n_views             # kept in rows
+    uint16_t n_all               # and in sketches
     uint16_t* fields             # [n_fields] index among the event type's fields
-    uint16_t* views              # [n_views] views this event type feeds on this entity
+    uint16_t* views              # [n_all] views this event type feeds on this entity, those in rows first
     uint8_t keep_keys
 
 ctypedef struct HashedC:         # a field whose values views tell apart, by their hash
@@ -153,8 +158,9 @@ ctypedef struct GroupC:          # the values that a service reads from one view
 
 ctypedef struct SlotC:           # the part of a service that one row answers
     uint16_t entity              # index
-    uint16_t n_groups
-    GroupC* groups
+    uint16_t n_groups            # of views kept in rows
+    uint16_t n_all               # and in sketches
+    GroupC* groups               # [n_all] those in rows first
 
 ctypedef struct DerivedC:        # a derived feature of a service
     const ProgramC* program      # borrowed, as those of events are. Its loads are indexes in operands
@@ -185,6 +191,7 @@ ctypedef struct PlanC:
     uint16_t n_views
     uint16_t n_services
     uint16_t n_part_names
+    uint16_t n_sketched          # views kept in sketches
     uint32_t max_view_id         # largest view id in use
     uint32_t max_raw_words
     uint32_t max_wide_words
@@ -192,6 +199,7 @@ ctypedef struct PlanC:
     EventC* events
     ViewC* views
     ServiceC* services
+    uint16_t* sketched           # [n_sketched] index of each such view, by view id
     int32_t* view_of_id          # [max_view_id + 1] index, -1: removed
     const ViewC** layout_of_id   # [max_view_id + 1] also of views removed while the process runs; NULL:
                                  # unknown
@@ -209,13 +217,15 @@ cdef class CompiledPlan:
     cdef void* _array(self, size_t n, size_t item_bytes) except NULL
     cdef uint16_t* _indexes(self, items, size_t limit, str what) except NULL
     cdef int _weights(self, ViewC* view, size_t n) except -1
+    cdef int _countmin(self, spec, ViewC* view) except -1
     cdef int _derived(self, ServiceC* service, dict places) except -1
     cdef ItemC* _items(self, list items, size_t view) except NULL
     cdef int _check_parts(self, feature, ViewC* view, size_t column_index) except -1
 
 # Compared at import: see core/structs.py.
 cdef inline dict plan_structs():
-    return decayed_structs() | distinct_structs() | program_structs() | {"core/plan.pxd": (
+    cdef dict built_on = countmin_structs() | decayed_structs() | distinct_structs() | program_structs()
+    return built_on | {"core/plan.pxd": (
         sizeof(Word), sizeof(ColumnC), sizeof(WeightC), sizeof(ViewC), sizeof(TouchC), sizeof(HashedC),
         sizeof(EventC), sizeof(ItemC), sizeof(GroupC), sizeof(SlotC), sizeof(DerivedC), sizeof(ServiceC),
         sizeof(EntityC), sizeof(PlanC), sizeof(CompiledPlan),

@@ -12,13 +12,14 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 from featurestore.core.batch cimport COLUMN_NUMBER, COLUMN_TEXT
+from featurestore.core.countmin cimport COUNTER_COUNT, COUNTER_SUM, MAX_LEVELS, CountminC, countmin_c
 from featurestore.core.distinct cimport (
     MAX_EXACT_VALUES, MAX_KEEP_MS, MAX_LOG2_REGISTERS, MIN_LOG2_REGISTERS, distinct_c,
 )
 from featurestore.core.program cimport CompiledFormula, CompiledProgram, ProgramC
 
 from featurestore.core.structs import same_structs
-from featurestore.plan import Aggregate, Kind, Part, Structure
+from featurestore.plan import MAX_FUTURE_MS, Aggregate, Kind, Part, Structure
 
 same_structs(__name__, plan_structs())
 
@@ -72,13 +73,14 @@ cdef class CompiledPlan:
                 [self.part_names.index(part) for part in entity.parts], len(self.part_names), "part")
         local_programs = self._events()
         for view in plan.views:
-            fields = [0, 1] if view.structure == Structure.DECAYED else [1]
+            fields = [0, 1] if view.structure in (Structure.DECAYED, Structure.COUNTMIN) else [1]
             _check(view.structure == Structure.LOG
                    or (len(view.values) in fields and not view.columns and not view.filters),
                    f"view {view.name}: a sketch is of one field and has no columns or filters")
         self.hashed_of = [self._hashed(i) for i in range(len(plan.events))]
         for i in range(len(plan.views)):
             self._view(i, local_programs)
+        self._sketched()
         self._touches()
         self._formulas()
         for i in range(len(plan.services)):
@@ -220,6 +222,8 @@ cdef class CompiledPlan:
                    f"view {spec.name}: settings of decayed sums")
             view.decayed.half_life_ms = spec.half_life_ms
             view.decayed.sums = len(spec.values)
+        elif spec.structure == Structure.COUNTMIN:
+            self._countmin(spec, view)
         view.n_values = len(spec.values)
         view.values = self._indexes(spec.values, len(self.plan.events[spec.event].fields),
                                     f"view {spec.name}: field")
@@ -287,6 +291,33 @@ cdef class CompiledPlan:
                 view.n_weights += 2
         return 0
 
+    cdef int _countmin(self, spec, ViewC* view) except -1:
+        cdef int64_t windows_ms[MAX_LEVELS]
+        cdef uint32_t i, n = len(spec.windows_ms)
+        what = f"view {spec.name}: settings of its sketch"
+        view.countmin = <CountminC*>self._array(1, sizeof(CountminC))
+        _check(0 < n <= MAX_LEVELS and spec.offset_ms == 0 and not spec.has_lifetime and spec.floor_ms is None
+               and 0 < spec.n_slices <= 0xFF, what)
+        for i, window_ms in enumerate(spec.windows_ms):
+            _check_duration(window_ms, f"view {spec.name}: window")
+            windows_ms[i] = window_ms
+        _check(windows_ms[n - 1] <= view.keep_ms, what)
+        _check(all(self.plan.events[spec.event].fields[f].kind == Kind.NUMBER for f in spec.values), what)
+        # An event that the clock lets in is never late for the sketch, whose newest may be ahead of it.
+        _check(countmin_c(view.countmin, windows_ms, n, view.keep_ms - windows_ms[n - 1] + MAX_FUTURE_MS,
+                          spec.n_slices, COUNTER_SUM if len(spec.values) else COUNTER_COUNT, spec.epsilon,
+                          spec.delta) == 0, what)
+        return 0
+
+    def _sketched(self):
+        cdef size_t i
+        sketched = sorted((view.view_id, index) for index, view in enumerate(self.plan.views)
+                          if view.structure == Structure.COUNTMIN)
+        self.c.n_sketched = len(sketched)
+        self.c.sketched = self._indexes([index for _, index in sketched], len(self.plan.views), "view")
+        for i in range(self.c.n_sketched):
+            self.c.views[self.c.sketched[i]].sketch = i
+
     def _touches(self):
         cdef size_t i, j
         cdef EventC* event
@@ -304,7 +335,7 @@ cdef class CompiledPlan:
             _check(self.c.view_of_id[view.view_id] == -1, f"view id {view.view_id} is given twice")
             self.c.view_of_id[view.view_id] = i
             self.c.layout_of_id[view.view_id] = &self.c.views[i]
-            per_entity[view.entity] += 1
+            per_entity[view.entity] += view.structure != Structure.COUNTMIN
         _check(max(per_entity, default=0) <= MAX_VIEWS_PER_ENTITY,
                f"more than {MAX_VIEWS_PER_ENTITY} views of one entity")
         for i, spec in enumerate(self.plan.events):
@@ -329,11 +360,17 @@ cdef class CompiledPlan:
                        f"event {spec.name}: key is not text")
                 views = [k for k, v in enumerate(self.plan.views) if v.event == i
                          and v.entity == touch_spec.entity]
-                touch.n_views = len(views)
+                touch.n_views, views = self._rows_first(views)
+                touch.n_all = len(views)
                 touch.views = self._indexes(views, len(self.plan.views), "view")
                 for k in views:
                     event.min_keep_ms = min(event.min_keep_ms, self.c.views[<size_t>k].keep_ms)
                     event.max_floor_ms = max(event.max_floor_ms, self.c.views[<size_t>k].floor_ms)
+
+    def _rows_first(self, views):
+        """(How many of these views are kept in rows, all of them with those first.)"""
+        views = sorted(views, key=lambda view: self.plan.views[view].structure == Structure.COUNTMIN)
+        return sum(self.plan.views[view].structure != Structure.COUNTMIN for view in views), views
 
     def _formulas(self):
         n_features = len(self.plan.features)
@@ -399,9 +436,11 @@ cdef class CompiledPlan:
             slot = &service.slots[i]
             slot.entity = entity
             service.slot_of_entity[<size_t>entity] = i
-            slot.n_groups = len(views)
-            slot.groups = <GroupC*>self._array(len(views), sizeof(GroupC))
-            for j, (view, items) in enumerate(views.items()):
+            slot.n_groups, order = self._rows_first(views)
+            slot.n_all = len(order)
+            slot.groups = <GroupC*>self._array(len(order), sizeof(GroupC))
+            for j, view in enumerate(order):
+                items = views[view]
                 group = &slot.groups[j]
                 group.view = view
                 items.sort(key=lambda item: (item[1].window_ms == 0, item[1].window_ms, item[0]))
@@ -429,6 +468,11 @@ cdef class CompiledPlan:
         """A feature reads only what its view, and its column, keeps."""
         cdef ColumnC* column = NULL if column_index == NO_COLUMN else &view.columns[column_index]
         aggregate = feature.aggregate
+        if view.structure == STRUCTURE_COUNTMIN:
+            _check(aggregate == (Aggregate.SUM if view.n_values else Aggregate.COUNT) and column == NULL
+                   and 0 < feature.window_ms <= view.keep_ms and not feature.exclude_self,
+                   f"feature {feature.name}: its view's sketch keeps no {aggregate.name}")
+            return 0
         structure = Structure.LOG
         if aggregate == Aggregate.DISTINCT:
             structure = Structure.DISTINCT

@@ -351,7 +351,7 @@ cdef inline bint _is_late(const PlanC* plan, const Batch* batch, const Facts* fa
         if facts.missing[<size_t>j * batch.n_events + i]:
             continue
         touch = &event.touches[j]
-        for k in range(touch.n_views):
+        for k in range(touch.n_all):
             view = &plan.views[touch.views[k]]
             if view.where >= 0 and not facts.masks[<size_t>view.where * batch.n_events + i]:
                 continue

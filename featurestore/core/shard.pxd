@@ -15,11 +15,15 @@
 #     WIDE   i64 first, i64 last, i64 events, then the columns' partials in plan order
 #     key    the key's bytes as they are hashed (entries = their number), padded with 0
 # or, of kind 4 and 5, distinct values (distinct.pxd), of kind 10 decayed sums (decayed.pxd).
+#
+# Beside the rows, a shard has a sketch of each view that is kept in one (frequency.pxd); it is cut, copied
+# and ended with the rows.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.arena cimport Arena
 from featurestore.core.batch cimport Batch
 from featurestore.core.bytes cimport Bytes, bytes_structs
+from featurestore.core.frequency cimport Frequencies, frequency_structs
 from featurestore.core.pages cimport Pool, pthread_mutex_t
 from featurestore.core.plan cimport EventC, PlanC, ServiceC, SlotC
 from featurestore.core.head cimport LogHead, head_structs
@@ -46,6 +50,7 @@ ctypedef struct Row:             # head of a row's block; n_heads LogHeads follo
 ctypedef struct Shard:
     Arena arena
     Table table
+    Frequencies frequencies
     pthread_mutex_t lock
     int waiting                  # readers that want the lock: whoever holds it for long lets them in
     uint64_t position            # of the last event applied: earlier parts are skipped
@@ -96,6 +101,9 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
 cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
                      int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
                      const Outputs* out) noexcept nogil
+# Asks for what the next needs that is not in a row.
+cdef void shard_fetch(const Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0,
+                      uint64_t fp1) noexcept nogil
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
 # 1 if the row was there, 0 if not, -1 when out of memory: then it still is.
 cdef int shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil
@@ -108,9 +116,9 @@ cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_no
 # Checkpoint. Cut: under the order lock, between batches. Then slices until one returns 0 (1: more, -1: out of
 # memory); rows that change meanwhile are copied as they were at the cut. Then the records, sorted: each is
 # the 16 bytes of the fingerprint in big-endian order of (fp0, fp1), u32 payload bytes (0xFFFFFFFF: the row
-# was freed, no payload), payload. Then the end, which says whether they were written; if not, the next
-# checkpoint has them again.
-cdef void shard_cut(Shard* shard, const int64_t* nows) noexcept nogil
+# was freed, no payload), payload; those of sketches are apart. Then the end, which says whether they were
+# written; if not, the next checkpoint has them again.
+cdef int shard_cut(Shard* shard, const int64_t* nows) noexcept nogil   # -1: out of memory, the end is due
 cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil
 cdef int shard_copy_records(Shard* shard, Bytes* out) noexcept nogil   # 0, or -1 when out of memory
 cdef void shard_copy_end(Shard* shard, bint written) noexcept nogil
@@ -129,6 +137,6 @@ cdef uint64_t shard_free_bytes(const Shard* shard) noexcept nogil
 
 # Compared at import: see core/structs.py.
 cdef inline dict shard_structs():
-    return bytes_structs() | table_structs() | window_structs() | {"core/shard.pxd": (
+    return bytes_structs() | frequency_structs() | table_structs() | window_structs() | {"core/shard.pxd": (
         sizeof(Row), sizeof(Shard), sizeof(Part), sizeof(Job),
     )}

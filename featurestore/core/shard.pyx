@@ -10,6 +10,10 @@ from featurestore.core.arena cimport (
 )
 from featurestore.core.batch cimport COLUMN_NUMBER, OUTCOME_ACCEPTED, Column
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear, bytes_reserve
+from featurestore.core.frequency cimport (
+    Counted, frequencies_clear, frequencies_copy_end, frequencies_copy_slice, frequencies_cut,
+    frequency_add, frequency_fetch, frequency_read,
+)
 from featurestore.core.head cimport LOG_KEY, LOG_LARGE, LOG_LIFETIME, LogHead
 from featurestore.core.kept cimport (
     Given, kept_clone, kept_expired, kept_export, kept_export_bytes, kept_free, kept_import, kept_prefetch,
@@ -40,6 +44,7 @@ cdef enum:
     COPIED_BYTES = 64 << 10      # of records in one slice: rows of hot keys are large
     AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row, blocks and logs are being
     AHEAD_ROW = 16               # fetched
+    AHEAD_CELLS = 12             # and a sketch's cells, which are many lines
     AHEAD_BLOCK = 8              # a power of two
     AHEAD_LOG = 4
 
@@ -92,13 +97,14 @@ cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil:
     pthread_mutex_destroy(&shard.lock)
     table_clear(&shard.table)
     arena_clear(&shard.arena)
+    frequencies_clear(&shard.frequencies)
     bytes_clear(&shard.copied)
     bytes_clear(&shard.freed)
     bytes_clear(&shard.freed_before)
 
 
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil:
-    return shard.arena.used_bytes + shard.table.n_buckets * sizeof(Bucket)
+    return shard.arena.used_bytes + shard.table.n_buckets * sizeof(Bucket) + shard.frequencies.n_bytes
 
 
 cdef uint64_t shard_free_bytes(const Shard* shard) noexcept nogil:
@@ -262,6 +268,54 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
             view_read(arena, log, lifetime, view, &when, items, n, out)
         else:
             sketch_read(arena, log, view, &when, items, n, out)
+
+
+cdef inline bint _is_counted(const Job* job, const ViewC* view, uint32_t event,
+                             Counted* counted) noexcept nogil:
+    """Whether the view's sketch counts the event, and as how much: a value below 0 adds nothing to a sum."""
+    if view.where >= 0 and not job.masks[<size_t>view.where * job.batch.n_events + event]:
+        return False
+    counted.time_ms = job.batch.times[event]
+    counted.weight = job.batch.columns[view.values[0]].numbers[event] if view.n_values else 1.0
+    return counted.weight > 0.0 and counted.time_ms >= view_horizon(view, job.nows[event])
+
+
+cdef inline int _count(Shard* shard, const Job* job, const Part* part, const TouchC* touch) noexcept nogil:
+    """Adds the event to every sketch of its entity that takes it."""
+    cdef const ViewC* view
+    cdef Counted counted
+    cdef uint16_t i
+    for i in range(touch.n_views, touch.n_all):
+        view = &job.plan.views[touch.views[i]]
+        if _is_counted(job, view, part.event, &counted):
+            if frequency_add(shard.frequencies.sketches[view.sketch], part.fp0, part.fp1, &counted) < 0:
+                return -1
+    return 0
+
+
+cdef void _read_sketches(const Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
+                         int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
+                         uint16_t own_type, int64_t own_now, int64_t own_first_now, const Job* peeked,
+                         uint32_t event, const Outputs* out) noexcept nogil:
+    """As _read_groups, what sketches answer. `peeked`: as if that event of its batch had been applied; NULL:
+    none."""
+    cdef const GroupC* group
+    cdef const ViewC* view
+    cdef const Counted* added
+    cdef Counted counted
+    cdef ReadAt when
+    cdef uint16_t i
+    when.at_ms = at_ms
+    for i in range(slot.n_groups, slot.n_all):
+        group = &slot.groups[i]
+        view = &plan.views[group.view]
+        when.now_ms = own_now if view.event == own_type else type_nows[view.event]
+        when.first_now_ms = own_first_now if view.event == own_type else first_nows[view.event]
+        added = NULL
+        if peeked != NULL and view.event == own_type and _is_counted(peeked, view, event, &counted):
+            added = &counted
+        frequency_read(shard.frequencies.sketches[view.sketch], view, fp0, fp1, &when, group.after,
+                       group.n_after, added, out)
 
 
 cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const TouchC* touch,
@@ -456,17 +510,22 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
         place = &trial
     if apply:
         status = _apply_views(shard, job, part, touch, &place)
+    if apply and not job.peek and touch.n_all > touch.n_views and status == 0:
+        status = _count(shard, job, part, touch)
     if slot != NULL and status == 0:
         _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, False,
                      at_ms, job.type_nows, job.first_nows, event_index, now, first_now, &out)
+        if slot.n_all > slot.n_groups:
+            _read_sketches(shard, job.plan, slot, part.fp0, part.fp1, at_ms, job.type_nows, job.first_nows,
+                           event_index, now, first_now, job if apply and job.peek else NULL, part.event, &out)
     if trial:
         _free_row(arena, job.plan, trial)
     return status
 
 
 # Fetched ahead of the part that is applied: its bucket; the rows there that may be its own; that row's
-# blocks; the ends of the logs in them. Each step needs what the one before it asked for. Parts are sorted by
-# shard, so they jump about in the batch's columns too.
+# blocks; the ends of the logs in them. Each step needs what the one before it asked for. Its cells in
+# sketches. Parts are sorted by shard, so they jump about in the batch's columns too.
 
 cdef inline void _fetch_index(const Shard* shard, const Part* parts, int64_t i, int64_t n) noexcept nogil:
     if 0 <= i < n:
@@ -525,11 +584,26 @@ cdef inline void _fetch_logs(const Shard* shard, const Job* job, const Part* par
             kept_prefetch(&shard.arena, &_heads(row)[j], view, hash)
 
 
+cdef inline void _fetch_cells(const Shard* shard, const Job* job, const Part* parts, int64_t i,
+                              int64_t n) noexcept nogil:
+    cdef const TouchC* touch
+    cdef const ViewC* view
+    cdef uint16_t j
+    if i < 0 or i >= n:
+        return
+    touch = &job.event.touches[parts[i].touch]
+    for j in range(touch.n_views, touch.n_all):
+        view = &job.plan.views[touch.views[j]]
+        if view.where < 0 or job.masks[<size_t>view.where * job.batch.n_events + parts[i].event]:
+            frequency_fetch(shard.frequencies.sketches[view.sketch], parts[i].fp0, parts[i].fp1)
+
+
 cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil:
     cdef uint32_t* places[AHEAD_BLOCK]
     cdef uint32_t* place = NULL
     cdef uint64_t applied, position, n_buckets
     cdef int64_t i, n = n_parts
+    cdef bint counting = job.plan.n_sketched > 0
     cdef int status = 0
     if n == 0:
         return 0
@@ -542,6 +616,8 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
             _lock_again(shard)
         _fetch_index(shard, parts, i + AHEAD_INDEX, n)
         _fetch_row(shard, job, parts, i + AHEAD_ROW, n)
+        if counting:
+            _fetch_cells(shard, job, parts, i + AHEAD_CELLS, n)
         if i >= 0:
             place = places[i & (AHEAD_BLOCK - 1)]
             if place == NULL:
@@ -577,7 +653,16 @@ cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
         row = <Row*>arena_at(&shard.arena, place[0])
     _read_groups(&shard.arena, plan, slot, row, True, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, out)
     _read_groups(&shard.arena, plan, slot, row, False, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, out)
+    if slot.n_all > slot.n_groups:
+        _read_sketches(shard, plan, slot, fp0, fp1, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, NULL, 0, out)
     pthread_mutex_unlock(&shard.lock)
+
+
+cdef void shard_fetch(const Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0,
+                      uint64_t fp1) noexcept nogil:
+    cdef uint16_t i
+    for i in range(slot.n_groups, slot.n_all):
+        frequency_fetch(shard.frequencies.sketches[plan.views[slot.groups[i].view].sketch], fp0, fp1)
 
 
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
@@ -755,8 +840,10 @@ cdef int _copy_row(Shard* shard, const PlanC* plan, const Row* row) noexcept nog
     return _put_record(&shard.copied, &shard.arena, plan, row, shard.cut_nows, True)
 
 
-cdef void shard_cut(Shard* shard, const int64_t* nows) noexcept nogil:
+cdef int shard_cut(Shard* shard, const int64_t* nows) noexcept nogil:
+    cdef int status
     pthread_mutex_lock(&shard.lock)
+    status = frequencies_cut(&shard.frequencies)
     shard.cut += 1
     shard.copying = 1
     shard.cut_nows = nows
@@ -766,6 +853,7 @@ cdef void shard_cut(Shard* shard, const int64_t* nows) noexcept nogil:
     shard.freed_before = shard.freed
     memset(&shard.freed, 0, sizeof(Bytes))
     pthread_mutex_unlock(&shard.lock)
+    return status
 
 
 cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil:
@@ -795,6 +883,8 @@ cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil:
         shard.copy_bucket += 1
     if status == 0 and shard.copy_bucket < shard.table.n_buckets:
         status = 1
+    if status == 0:
+        status = frequencies_copy_slice(&shard.frequencies)
     pthread_mutex_unlock(&shard.lock)
     return status
 
@@ -874,6 +964,7 @@ cdef void shard_copy_end(Shard* shard, bint written) noexcept nogil:
     pthread_mutex_lock(&shard.lock)
     shard.copying = 0
     shard.cut_nows = NULL
+    frequencies_copy_end(&shard.frequencies, written)
     copied = shard.copied
     memset(&shard.copied, 0, sizeof(Bytes))
     if written:

@@ -16,6 +16,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.bytes cimport Block, Bytes
 from featurestore.core.pages cimport Pool
+from featurestore.core.frequency cimport Frequencies
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
 from featurestore.core.sequencer cimport Facts, Origin, Sequencer, sequencer_structs
 from featurestore.core.shard cimport Part, Shard, pthread_mutex_t, shard_structs
@@ -97,12 +98,20 @@ cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_by
 cdef object vectors_for(const ServiceC* service, uint32_t n, bint bounds, Outputs* outputs)
 cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t sequence)
 
+cdef class Reserved:             # memory of the sketches that a coming plan adds
+    cdef Frequencies* made       # [n_shards], owned
+    cdef uint32_t n_shards
+
 cdef class State:
     cdef StateC c
     cdef bint made
     cdef CompiledPlan compiled
     cdef int64_t* cut_nows       # the clocks at the checkpoint's cut, owned
-    cdef int swap_plan(self, CompiledPlan compiled) except -1
+    cdef dict gone               # sketches that the plan has no more and the last checkpoint may: view id →
+                                 # pieces
+    cdef dict gone_at_cut
+    cdef Reserved reserve(self, CompiledPlan compiled)
+    cdef int swap_plan(self, CompiledPlan compiled, Reserved reserved) except -1
     cdef const ServiceC* _service(self, service) except? NULL
     cdef Block _table(self, bint producers, uint32_t max_places, object meanwhile)
     cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id)
@@ -115,5 +124,5 @@ cdef class State:
 # Compared at import: see core/structs.py.
 cdef inline dict state_structs():
     return sequencer_structs() | shard_structs() | {"core/state.pxd": (
-        sizeof(StateC), sizeof(Work), sizeof(State),
+        sizeof(StateC), sizeof(Work), sizeof(Reserved), sizeof(State),
     )}

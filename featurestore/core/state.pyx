@@ -22,6 +22,10 @@ from featurestore.core.batch cimport (
 )
 from featurestore.core.bytes cimport Block, Bytes, block_of, bytes_append, bytes_clear
 from featurestore.core.derived cimport derive
+from featurestore.core.frequency cimport (
+    Frequencies, frequencies_adopt, frequencies_bytes, frequencies_clear, frequencies_copy_records,
+    frequencies_export, frequencies_import, frequencies_init,
+)
 from featurestore.core.hashing cimport (
     SipState, hashing_structs, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
 )
@@ -39,8 +43,8 @@ from featurestore.core.sequencer cimport (
 from featurestore.core.shard cimport (
     Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut, shard_export,
-    shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_keys, shard_read,
-    shard_sweep, shard_used_bytes,
+    shard_fetch, shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_keys,
+    shard_read, shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.window cimport Outputs, read_unavailable
@@ -64,12 +68,14 @@ cdef enum:
     MAX_SHARDS = 4096
     MAX_THREADS = 64
     PARTS_PER_THREAD = 2048      # below that, starting a thread costs more than it saves
+    AHEAD_CELLS = 8              # key sets ahead of the one read whose cells in sketches are being fetched
     DERIVED_AT_ONCE = 65536      # values read with what derived features need, before those are computed
     SNAPSHOT_VERSION = 1
     VALUE_DOMAIN = 0xFFFF        # in the place of an entity id: hashes of values, not of keys
     MAX_FIELDS = 256             # of an event type, as schemas have them
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
+FREED = b"\xff\xff\xff\xff"            # a record's length: what it is of is gone
 EARLIEST_MS = -62_135_596_800_000      # 0001-01-01
 LATEST_MS = 253_402_300_799_999        # 9999-12-31
 
@@ -263,7 +269,7 @@ cdef int work_prepare(const StateC* state, const Batch* batch, const ServiceC* s
         for k in range(touch.n_fields):
             columns[k] = &batch.columns[touch.fields[k]]
         missing = <uint8_t*>work.facts.missing + <size_t>j * n
-        if touch.n_views == 0 and service == NULL:
+        if touch.n_all == 0 and service == NULL:
             memset(missing, 1, n)
             fps += 2 * <size_t>n
             continue
@@ -455,7 +461,7 @@ cdef inline void _at_event(const Outputs* outputs, uint64_t offset, Outputs* out
 
 cdef void _slot_unavailable(const SlotC* slot, const Outputs* out) noexcept nogil:
     cdef uint16_t i
-    for i in range(slot.n_groups):
+    for i in range(slot.n_all):
         read_unavailable(slot.groups[i].before, slot.groups[i].n_before, out)
         read_unavailable(slot.groups[i].after, slot.groups[i].n_after, out)
 
@@ -541,6 +547,7 @@ cdef void _read_slot(StateC* state, const SlotC* slot, const Column* const* part
     cdef const PlanC* plan = state.plan
     cdef const Column* columns[MAX_KEY_PARTS]
     cdef uint8_t* missing = <uint8_t*>(fps + 2 * <size_t>n)
+    cdef const uint64_t* fp
     cdef Outputs out
     cdef uint16_t k
     cdef uint32_t i
@@ -554,6 +561,9 @@ cdef void _read_slot(StateC* state, const SlotC* slot, const Column* const* part
         for i in range(n):
             table_prefetch(&state.shards[_shard_of(state, fps[2 * i + 1])].table, fps[2 * i])
     for i in range(n):
+        if slot.n_all > slot.n_groups and given and i + AHEAD_CELLS < n:
+            fp = fps + 2 * <size_t>(i + AHEAD_CELLS)
+            shard_fetch(&state.shards[_shard_of(state, fp[1])], plan, slot, fp[0], fp[1])
         _at_event(outputs, <uint64_t>i * width, &out)
         if not given or missing[i] or (fps[2 * i] | fps[2 * i + 1]) == 0:
             _slot_unavailable(slot, &out)
@@ -703,6 +713,16 @@ cdef uint64_t _content_by_place(const StateC* state, const Batch* batch) noexcep
 
 # -- Python --------------------------------------------------------------------------------------------------
 
+def split_records(records):
+    """The records of a shard (shard.pxd), each as bytes."""
+    at = 0
+    while at < len(records):
+        length = records[at + 16:at + 20]
+        end = at + 20 + (0 if length == FREED else int.from_bytes(length, "little"))
+        yield records[at:end]
+        at = end
+
+
 def _keys(names, columns, n):
     """Key texts as a batch, which checks them."""
     fields = tuple(FieldPlan(name, Kind.TEXT, True) for name in names)
@@ -769,6 +789,17 @@ cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t 
 
 
 @cython.final
+cdef class Reserved:
+    """Sketches that a coming plan adds, made before it is journaled: it must not fail for memory after."""
+
+    def __dealloc__(self):
+        cdef uint32_t i
+        for i in range(self.n_shards):
+            frequencies_clear(&self.made[i])
+        free(self.made)
+
+
+@cython.final
 cdef class State:
     """The whole engine in memory, without journal or files: what replay and tests use, and what the store
     persists.
@@ -809,6 +840,9 @@ cdef class State:
             if shard_init(&self.c.shards[i], &self.c.pool) < 0:
                 raise MemoryError
             self.c.n_shards += 1
+            if frequencies_init(&self.c.shards[i].frequencies, self.c.plan, NULL) < 0:
+                raise MemoryError
+        self.gone = {}
         self.c.shard_bits = n_shards.bit_length() - 1
         if fs_fair_rwlock(&self.c.plan_lock) or pthread_mutex_init(&self.c.order, NULL):
             raise MemoryError
@@ -971,20 +1005,45 @@ cdef class State:
         """Serves another plan from here on. Views that it keeps (by id) keep their state; it takes one
         position."""
         cdef CompiledPlan compiled = CompiledPlan(plan, self.compiled)
+        cdef Reserved reserved = self.reserve(compiled)
         with nogil:
             pthread_rwlock_wrlock(&self.c.plan_lock)
             pthread_mutex_lock(&self.c.order)
         try:
-            self.swap_plan(compiled)
+            self.swap_plan(compiled, reserved)
         finally:
             pthread_mutex_unlock(&self.c.order)
             pthread_rwlock_unlock(&self.c.plan_lock)
 
-    cdef int swap_plan(self, CompiledPlan compiled) except -1:
+    cdef Reserved reserve(self, CompiledPlan compiled):
+        """The sketches that `compiled`, made with the current plan as previous, adds to it."""
+        cdef Reserved reserved = Reserved.__new__(Reserved)
+        cdef uint32_t i
+        reserved.made = <Frequencies*>calloc(self.c.n_shards, sizeof(Frequencies))
+        if reserved.made == NULL:
+            raise MemoryError
+        reserved.n_shards = self.c.n_shards
+        for i in range(self.c.n_shards):
+            if frequencies_init(&reserved.made[i], compiled.c, self.c.plan) < 0:
+                raise MemoryError("no memory for the sketches of this schema")
+        return reserved
+
+    def check_memory(self, CompiledPlan compiled not None):
+        """LimitError where the sketches that a coming plan adds do not fit below max_memory_bytes."""
+        cdef uint64_t more = self.c.n_shards * frequencies_bytes(compiled.c, self.c.plan)
+        cdef uint64_t used = _live_bytes(&self.c)
+        if self.c.max_memory_bytes and more and used + more > self.c.max_memory_bytes:
+            raise LimitError(
+                f"the sketches that this schema adds take {more} bytes in {self.c.n_shards} shards, {used} "
+                f"are in use, and max_memory is {self.c.max_memory_bytes}; declare a larger epsilon or allow "
+                "more memory")
+
+    cdef int swap_plan(self, CompiledPlan compiled, Reserved reserved) except -1:
         """apply_plan with the plan lock (exclusive) and the order lock held. `compiled` was made with the
-        current one as previous."""
+        current one as previous, `reserved` for it."""
         cdef Sequencer s
         cdef Sequencer* old = &self.c.sequencer
+        cdef uint32_t shard
         cdef uint16_t i, j
         before = {event.event_id: (j, _id_name(event)) for j, event in enumerate(self.compiled.plan.events)}
         if sequencer_init(&s, compiled.c, old.event_clock, old.max_future_ms, 0, old.max_ids) < 0:
@@ -1005,6 +1064,14 @@ cdef class State:
         s.position = old.position + 1
         sequencer_clear(old)
         self.c.sequencer = s
+        kept = {view.view_id for view in compiled.plan.views}
+        for i in range(self.c.plan.n_sketched):
+            view_id = self.c.plan.views[self.c.plan.sketched[i]].view_id
+            if view_id not in kept:
+                self.gone[view_id] = self.c.shards[0].frequencies.sketches[i].n_pieces
+        for shard in range(self.c.n_shards):
+            frequencies_adopt(&self.c.shards[shard].frequencies, &reserved.made[shard], compiled.c,
+                              self.c.plan)
         self.c.plan = compiled.c
         self.compiled = compiled
         return 0
@@ -1175,14 +1242,16 @@ cdef class State:
             memcpy(nows, self.c.sequencer.type_nows, self.c.plan.n_events * sizeof(int64_t))
             position = self.c.sequencer.position
             status = sequencer_export_head(&self.c.sequencer, self.c.plan, &head)
-            if status == 0:
-                for i in range(self.c.n_shards):
-                    shard_cut(&self.c.shards[i], nows)
+            for i in range(self.c.n_shards):
+                if status == 0:
+                    status = shard_cut(&self.c.shards[i], nows)
             pthread_mutex_unlock(&self.c.order)
         free(self.cut_nows)
         self.cut_nows = nows
+        self.gone_at_cut = dict(self.gone)
         try:
             if status < 0:
+                self.copy_end(False)
                 raise MemoryError
             return position, (<char*>head.data)[:head.n_bytes]
         finally:
@@ -1209,6 +1278,28 @@ cdef class State:
         finally:
             bytes_clear(&out)
 
+    def copy_sketches(self, uint32_t shard):
+        """After copy_shard: records (format: frequency.pxd) of what changed in its sketches, and of all that
+        is in those that are gone, sorted."""
+        cdef Bytes out
+        cdef int status
+        if shard >= self.c.n_shards:
+            raise IndexError(f"shard {shard} of {self.c.n_shards}")
+        memset(&out, 0, sizeof(out))
+        with nogil:
+            status = frequencies_copy_records(&self.c.shards[shard].frequencies, self.c.plan, &out)
+        try:
+            if status < 0:
+                raise MemoryError
+            records = block_of(&out)
+        finally:
+            bytes_clear(&out)
+        if not self.gone_at_cut:
+            return records
+        return b"".join(sorted([*split_records(records), *(
+            view_id.to_bytes(2, "big") + bytes(6) + number.to_bytes(8, "big") + FREED
+            for view_id, n_pieces in self.gone_at_cut.items() for number in range(n_pieces + 1))]))
+
     def copy_ids(self, uint32_t max_places=4096, meanwhile=None):
         """The event ids remembered, as bytes for import_ids. Batches may be applied between two slices of
         max_places, as `meanwhile`, called there, may."""
@@ -1227,6 +1318,8 @@ cdef class State:
                 shard_copy_end(&self.c.shards[i], written)
         free(self.cut_nows)
         self.cut_nows = NULL
+        if written:
+            self.gone = {view_id: n for view_id, n in self.gone.items() if view_id not in self.gone_at_cut}
 
     def snapshot(self):
         """All state as bytes, canonical: equal states give equal bytes. Between batches."""
@@ -1271,6 +1364,15 @@ cdef class State:
                 if status == 0:
                     status = bytes_append(&out, sections[0].data, sections[0].n_bytes)
                 sections[0].n_bytes = 0
+            for i in range(self.c.n_shards if self.c.plan.n_sketched else 0):
+                if status == 0:
+                    status = frequencies_export(&self.c.shards[i].frequencies, self.c.plan, &sections[0])
+                n_bytes = sections[0].n_bytes
+                if status == 0:
+                    status = bytes_append(&out, &n_bytes, 8)
+                if status == 0:
+                    status = bytes_append(&out, sections[0].data, sections[0].n_bytes)
+                sections[0].n_bytes = 0
             bytes_clear(&sections[0])
             pthread_mutex_unlock(&self.c.order)
             pthread_rwlock_unlock(&self.c.plan_lock)
@@ -1304,7 +1406,7 @@ cdef class State:
         state = cls(plan, secret=data[8:24], n_shards=head[1], threads=threads,
                     max_memory_bytes=max_memory_bytes)
         takes = [state.import_head, state.import_ids, state.import_producers]
-        for i in range(state.c.n_shards + 3):
+        for i in range(3 + state.c.n_shards * (2 if state.c.plan.n_sketched else 1)):
             if len(data) - at < 8:
                 raise CorruptRecordError(f"snapshot ends at byte {len(data)}, inside a section's length")
             memcpy(&n_bytes, raw + at, 8)
@@ -1314,8 +1416,10 @@ cdef class State:
                     f"snapshot section {i} at byte {at} wants {n_bytes} bytes, {len(data) - at} are left")
             if i < 3:
                 takes[i](data[at:at + n_bytes])
-            else:
+            elif i < 3 + state.c.n_shards:
                 state.import_shard(<uint32_t>(i - 3), data[at:at + n_bytes])
+            else:
+                state.import_sketches(<uint32_t>(i - 3 - state.c.n_shards), data[at:at + n_bytes])
             at += n_bytes
         if at != <size_t>len(data):
             raise CorruptRecordError(f"snapshot has {len(data) - at} bytes after its end")
@@ -1376,3 +1480,15 @@ cdef class State:
         if status > 0:
             raise CorruptRecordError(f"record at byte {at} of shard {shard} is not a row of this schema")
         self.c.shards[shard].position = self.c.sequencer.position
+
+    def import_sketches(self, uint32_t shard, data not None):
+        """Puts the records of all sketches of one shard back."""
+        cdef const uint8_t[::1] view = data
+        cdef size_t n = <size_t>view.shape[0]
+        cdef const uint8_t* raw = &view[0] if n else NULL
+        cdef int status
+        if shard >= self.c.n_shards:
+            raise IndexError(f"shard {shard} of {self.c.n_shards}")
+        with nogil:
+            status = frequencies_import(&self.c.shards[shard].frequencies, self.c.plan, raw, n)
+        self._imported(status, f"sketches of shard {shard}")

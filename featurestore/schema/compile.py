@@ -43,6 +43,7 @@ from featurestore.schema.model import (
     FeatureModel,
     SchemaModel,
     ViewModel,
+    sketch_slices,
 )
 
 DISTINCT_ERROR_OF_ONE = 0.65  # the relative standard error of one register; see core/distinct.pyx
@@ -197,7 +198,8 @@ class _Sketch:
         half_life = duration_text(self.half_life_ms) if self.half_life_ms else None
         arguments = ", ".join(each for each in (self.field, half_life) if each is not None)
         where = "" if self.where is None else f" where {self.where.source}"
-        return f".{self.structure.name.lower()}({arguments}){where}"
+        structure = "sketch" if self.structure is Structure.COUNTMIN else self.structure.name.lower()
+        return f".{structure}({arguments}){where}"
 
 
 def _sketch(feature: FeatureModel) -> _Sketch | None:
@@ -260,13 +262,26 @@ def _view(
         filters=(),
         columns=(),
         has_lifetime=False,
-        identity=_sketch_identity(view, sketch, where),
+        identity=_sketch_identity(view, sketch, where, log.keep_ms),
         structure=sketch.structure,
     )
+    if sketch.structure is Structure.COUNTMIN:
+        windows = _windows_of(view, sketch)
+        return replace(
+            plan,
+            epsilon=view.epsilon,
+            delta=view.delta,
+            windows_ms=windows,
+            n_slices=sketch_slices(windows, plan.keep_ms),
+        )
     if sketch.structure is Structure.DECAYED:
         keep_ms = GONE_HALF_LIVES * sketch.half_life_ms + view.event.lateness_ms
         return replace(plan, half_life_ms=sketch.half_life_ms, keep_ms=keep_ms)
     return replace(plan, exact_values=view.exact_values, log2_registers=_log2_registers(view.distinct_error))
+
+
+def _windows_of(view: ViewModel, sketch: _Sketch) -> tuple[int, ...]:
+    return tuple(sorted({each.window.length_ms for each in view.features if _sketch(each) == sketch}))
 
 
 def _log2_registers(error: float) -> int:
@@ -274,12 +289,21 @@ def _log2_registers(error: float) -> int:
     return math.ceil(math.log2((DISTINCT_ERROR_OF_ONE / error) ** 2))
 
 
-def _sketch_identity(view: ViewModel, sketch: _Sketch, where: Condition | None) -> str:
+def _sketch_identity(view: ViewModel, sketch: _Sketch, where: Condition | None, keep_ms: int) -> str:
     settings: dict[str, object] = {"half_life_ms": sketch.half_life_ms}
     if sketch.structure is Structure.DISTINCT:
         settings = {
             "exact_values": view.exact_values,
             "log2_registers": _log2_registers(view.distinct_error),
+        }
+    if sketch.structure is Structure.COUNTMIN:
+        windows = _windows_of(view, sketch)
+        settings = {
+            "epsilon": view.epsilon,
+            "delta": view.delta,
+            "windows": [duration_text(window_ms) for window_ms in windows],
+            "keep_ms": keep_ms,
+            "n_slices": sketch_slices(windows, keep_ms),
         }
     return _canonical(
         {
@@ -347,6 +371,7 @@ def _definition(view: ViewModel, feature: FeatureModel) -> str:
             "window_ms": feature.window.length_ms,
             "exclude_self": feature.exclude_self,
             **({"half_life_ms": feature.half_life_ms} if feature.half_life_ms else {}),
+            **({"store": "sketch"} if feature.sketched else {}),
         }
     )
 

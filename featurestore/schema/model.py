@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import graphlib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from featurestore.errors import SchemaError
-from featurestore.plan import Aggregate, Part, Structure, TimePlan
+from featurestore.plan import MAX_FUTURE_MS, Aggregate, Part, Structure, TimePlan
 from featurestore.schema import document
 from featurestore.schema.document import (
     DAY_MS,
@@ -60,6 +60,15 @@ MAX_EXACT_VALUES = 4096
 DEFAULT_EXACT_VALUES = 512
 MIN_DISTINCT_ERROR = 0.006
 DEFAULT_DISTINCT_ERROR = 0.03
+# Of a sketch: e / epsilon * ln(1 / delta) cells a shard, mostly of 128 bytes. By default, in 64 shards, 111 MB,
+# and at most 0.1 % of what a shard counts, a 64th of all, too much.
+DEFAULT_EPSILON, MIN_EPSILON, MAX_EPSILON = 0.001, 1e-5, 0.1
+DEFAULT_DELTA, MIN_DELTA, MAX_DELTA = 0.01, 1e-6, 0.5
+MAX_SKETCH_WINDOWS = 15  # MAX_LEVELS of core/countmin.pxd, one of which may be for lateness
+MAX_SLICES = 63  # of all windows
+CELL_SLICES = 31  # that fit in 128 bytes as counts
+FEW_SLICES = 4  # to a window: with less, a cell is 256 bytes
+MAX_TICKS = 1 << 28  # shortest slices in the longest window
 WARM_HALF_LIVES = 7  # a decayed feature warms until it lacks less than 1 %
 GONE_HALF_LIVES = 64  # and is dropped when so long not fed
 DEFAULT_ENTRIES = 4096
@@ -118,9 +127,12 @@ class FeatureModel:
     window: WindowModel  # of a decayed feature: how long it warms
     exclude_self: bool
     half_life_ms: int = 0  # of a decayed feature
+    sketched: bool = False  # of a view with `store: sketch`
 
     @property
     def structure(self) -> Structure:
+        if self.sketched:
+            return Structure.COUNTMIN
         if self.aggregate in _DECAYED:
             return Structure.DECAYED
         return Structure.DISTINCT if self.aggregate is Aggregate.DISTINCT else Structure.LOG
@@ -162,6 +174,8 @@ class ViewModel:
     lifetime_idle_ms: int
     exact_values: int
     distinct_error: float
+    epsilon: float  # of `store: sketch`, as is delta
+    delta: float
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -225,7 +239,12 @@ def read_model(root: Table, mistakes: Mistakes) -> SchemaModel | None:
 
     if "keep_keys" in sections:
         with mistakes.collect():
-            keep_keys = _keep_keys(sections["keep_keys"], {view.parts for view in right_views})
+            in_rows = {
+                view.parts
+                for view in right_views
+                if any(each.structure is not Structure.COUNTMIN for each in view.features)
+            }
+            keep_keys = _keep_keys(sections["keep_keys"], {view.parts for view in right_views}, in_rows)
     features = {view.name: [feature.name for feature in view.features] for view in right_views}
     ordered: tuple[DerivedModel, ...] = ()
     if "derived" in sections:
@@ -393,6 +412,18 @@ _VIEW_SETTINGS = (
     "lifetime_idle",
     "exact_values",
     "distinct_error",
+    "store",
+    "epsilon",
+    "delta",
+)
+_OF_ROWS = (
+    "offset",
+    "exact_events",
+    "max_error",
+    "max_entries",
+    "lifetime_idle",
+    "exact_values",
+    "distinct_error",
 )
 
 
@@ -414,6 +445,7 @@ def _view(
     event = events[event_name]
     if event is None:
         return None
+    sketched, epsilon, delta = _store_settings(found, what)
 
     key: dict[str, str] = {}
     with mistakes.collect():
@@ -440,6 +472,8 @@ def _view(
         )
     windows = _windows(found["windows"], what) if "windows" in found else ()
     features = _features(found["features"], name, event, windows, mistakes)
+    if sketched:
+        features = _sketched_features(features, event, what, found["features"].line)
     view = ViewModel(
         name,
         line,
@@ -454,6 +488,8 @@ def _view(
         lifetime_idle_ms,
         exact_values,
         distinct_error,
+        epsilon,
+        delta,
     )
     _check_limits(view)
     return view
@@ -527,6 +563,102 @@ def _error_settings(found: Mapping[str, Node], what: str) -> tuple[int, float, i
                 line=found["max_entries"].line,
             )
     return exact_events, max_error, max_entries
+
+
+def _store_settings(found: Mapping[str, Node], what: str) -> tuple[bool, float, float]:
+    """Whether the view is kept in a sketch, and that one's epsilon and delta."""
+    store = "rows"
+    if "store" in found:
+        store = document.choice(found["store"], f"store of {what}", ("rows", "sketch"))
+    epsilon, delta = DEFAULT_EPSILON, DEFAULT_DELTA
+    sketched = store == "sketch"
+    for setting in ("epsilon", "delta") if not sketched else _OF_ROWS:
+        if setting in found:
+            hint = "add `store: sketch`" if not sketched else "a sketch has epsilon and delta; leave it out"
+            raise SchemaError(
+                f"{setting} of {what} is a setting of views with "
+                f"`store: {'rows' if sketched else 'sketch'}`; {hint}",
+                line=found[setting].line,
+            )
+    if "epsilon" in found:
+        epsilon = document.fraction(found["epsilon"], f"epsilon of {what}", MAX_EPSILON, MIN_EPSILON)
+    if "delta" in found:
+        delta = document.fraction(found["delta"], f"delta of {what}", MAX_DELTA, MIN_DELTA)
+    return sketched, epsilon, delta
+
+
+def _sketched_features(
+    features: tuple[FeatureModel, ...], event: EventModel, what: str, line: int
+) -> tuple[FeatureModel, ...]:
+    """The features of a view with `store: sketch`, which answers counts and sums over windows."""
+    for feature in features:
+        if feature.aggregate not in (Aggregate.COUNT, Aggregate.SUM):
+            raise SchemaError(
+                f"feature {feature.name}: a sketch keeps counts and sums only; put "
+                f"{_word_of(feature.aggregate)} into a view without `store: sketch`",
+                line=line,
+            )
+        if feature.window.length_ms == 0:
+            raise SchemaError(
+                f"feature {feature.name}: a sketch forgets by windows and keeps no lifetime; use windows, "
+                f"or a view without `store: sketch`",
+                line=line,
+            )
+        if feature.exclude_self:
+            raise SchemaError(
+                f"feature {feature.name}: a sketch is read with the event itself in it; "
+                f"leave `self: exclude` out",
+                line=line,
+            )
+    sketched = tuple(replace(feature, sketched=True) for feature in features)
+    keep_ms = max((each.window.length_ms for each in sketched), default=0) + event.lateness_ms
+    for kept_in in {feature.kept_in for feature in sketched}:
+        windows_ms = sorted({each.window.length_ms for each in sketched if each.kept_in == kept_in})
+        if sketch_slices(windows_ms, keep_ms) == 0:
+            raise SchemaError(
+                f"{what} has windows that one sketch cannot cut into slices: at most {MAX_SKETCH_WINDOWS}, "
+                f"the longest below {MAX_TICKS:,} slices of the shortest; split it into two views",
+                line=line,
+            )
+    return sketched
+
+
+def sketch_slices(windows_ms: Sequence[int], keep_ms: int) -> int:
+    """Into how many slices a sketch that keeps so long cuts each of its windows (ascending); 0: it cannot.
+
+    As many as a cell of counts of 128 bytes has room for, but at least FEW_SLICES where one of 256 bytes has.
+    """
+    if len(windows_ms) > MAX_SKETCH_WINDOWS:
+        return 0
+    fitting = {
+        n: n_all
+        for n in range(1, MAX_SLICES + 1)
+        if (n_all := _slices_of_all(windows_ms, keep_ms - windows_ms[-1] + MAX_FUTURE_MS, n)) <= MAX_SLICES
+    }
+    best = max((n for n, n_all in fitting.items() if n_all <= CELL_SLICES), default=0)
+    return best if best >= FEW_SLICES else max(fitting, default=0)
+
+
+def _slices_of_all(windows_ms: Sequence[int], lateness_ms: int, n: int) -> int:
+    """As shape_init of core/countmin.pyx counts them, more than MAX_SLICES where it refuses."""
+    unit_ms = windows_ms[0] // n
+    reach_ms = windows_ms[-1] + lateness_ms
+    if unit_ms == 0 or reach_ms // unit_ms >= MAX_TICKS:
+        return MAX_SLICES + 1
+    slices_ms = [window_ms // n // unit_ms * unit_ms for window_ms in windows_ms]
+    reaches_ms = list(windows_ms)
+    if lateness_ms <= slices_ms[-1]:
+        reaches_ms[-1] = reach_ms
+    else:
+        slices_ms.append(reach_ms // n // unit_ms * unit_ms)
+        reaches_ms.append(reach_ms)
+    return sum(
+        (reach_ms - 1) // slice_ms + 2 for reach_ms, slice_ms in zip(reaches_ms, slices_ms, strict=True)
+    )
+
+
+def _word_of(aggregate: Aggregate) -> str:
+    return next(word for word, (known, _) in _AGGREGATES.items() if known is aggregate)
 
 
 def _windows(node: Node, what: str) -> tuple[WindowModel, ...]:
@@ -730,7 +862,8 @@ def _check_rows(views: list[ViewModel], mistakes: Mistakes) -> None:
     counts: dict[tuple[str, ...], int] = {}
     for view in views:
         before = counts.get(view.parts, 0)
-        counts[view.parts] = before + len({feature.kept_in for feature in view.features})
+        rows = [each for each in view.features if each.structure is not Structure.COUNTMIN]
+        counts[view.parts] = before + len({feature.kept_in for feature in rows})
         if before <= MAX_VIEWS_OF_A_KEY < counts[view.parts]:
             mistakes.add(
                 f"more than {MAX_VIEWS_OF_A_KEY} views, distinct fields and half-lives with the key "
@@ -858,7 +991,9 @@ def _service(
     return tuple(chosen)
 
 
-def _keep_keys(node: Node, entities: set[tuple[str, ...]]) -> frozenset[tuple[str, ...]]:
+def _keep_keys(
+    node: Node, entities: set[tuple[str, ...]], in_rows: set[tuple[str, ...]]
+) -> frozenset[tuple[str, ...]]:
     kept = set()
     for each in document.items(node, "keep_keys", "[customer_id, [ip, track]]"):
         members = each.items if isinstance(each, Listing) else (each,)
@@ -867,6 +1002,12 @@ def _keep_keys(node: Node, entities: set[tuple[str, ...]]) -> frozenset[tuple[st
             written = ", ".join(parts)
             known = suggestion(written, [", ".join(entity) for entity in entities if entity])
             raise SchemaError(f"keep_keys: no view has the key {shown(written)}{known}", line=each.line)
+        if parts not in in_rows:
+            raise SchemaError(
+                f"keep_keys: all views of {', '.join(parts)} are sketches, which keep nothing of a key; "
+                f"leave it out",
+                line=each.line,
+            )
         if parts in kept:
             raise SchemaError(f"keep_keys names {', '.join(parts)} twice", line=each.line)
         kept.add(parts)

@@ -1,6 +1,7 @@
 """What a checkpoint in the row store is made of, and how a State is made from one again.
 
     rows                     per shard, with the position they reflect
+    sketches                 per shard, as rows of shard SKETCHES + its number, if there are any
     meta plan                the plan being served, as JSON (Plan.to_json)
     meta head                clocks and position of the sequencer, at the cut
     meta ids, producers      its tables, copied after the cut: they may know of later batches
@@ -14,9 +15,10 @@ from __future__ import annotations
 from featurestore.core.plan import CompiledPlan
 from featurestore.core.state import State
 from featurestore.errors import CorruptRecordError
-from featurestore.plan import Plan
+from featurestore.plan import Plan, Structure
 from featurestore.storage.rows import RowStore
 
+SKETCHES = 0x8000  # number of the shard of rows that holds the sketches of shard 0
 PLAN, HEAD, IDS, PRODUCERS = "plan", "head", "ids", "producers"
 # JSON of another shape makes objects of the wrong types, and what those do not have is asked of them.
 NOT_A_PLAN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -59,4 +61,18 @@ def load_rows(rows: RowStore, state: State, n_shards: int) -> int:
             )
         records, _ = rows.read_shard(shard)
         state.import_shard(shard, records)
+        _load_sketches(rows, state, shard, positions.get(SKETCHES + shard))
     return state.position
+
+
+def _load_sketches(rows: RowStore, state: State, shard: int, position: int | None) -> None:
+    """They are written with every checkpoint of a plan that has any."""
+    if not any(view.structure is Structure.COUNTMIN for view in state.plan.views):
+        return
+    if position != state.position:
+        raise CorruptRecordError(
+            f"{rows.path}: the sketches of shard {shard} are at position {position}, the sequencer at "
+            f"{state.position}; restore it from a backup"
+        )
+    records, _ = rows.read_shard(SKETCHES + shard)
+    state.import_sketches(shard, records)

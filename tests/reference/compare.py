@@ -3,7 +3,8 @@
 status     UNAVAILABLE and WARMING exactly; NOT_FOUND exactly where the value is exact, and else never where
            the window holds an event
 exact      lower == value == upper, and within rounding of the truth
-inexact    lower <= value <= upper, the truth within them too, and near it where an error is promised
+inexact    lower <= value <= upper, the truth within them too, and near it where an error is promised. Of a
+           sketch, too: its value is its upper bound, and the few keys of these tests never meet in it
 derived    also what `derived_value` makes of its operands as answered, to the last bit; its bounds hold what
            it makes of whatever lies within theirs: `derived_disagreement`
 """

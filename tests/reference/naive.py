@@ -74,6 +74,7 @@ class View:
     max_error: float = 0.01
     max_entries: int = 4096
     lifetime_idle_ms: int = 400 * DAY_MS
+    sketch: tuple[float, float] | None = None  # epsilon and delta; counts, and sums of the values above 0
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,7 @@ class Store:
         names, key = _entity(parts), _key({part: key_text(value) for part, value in parts.items()})
         found = False
         for view in self.views.values():
-            if _entity(view.plan.key) == names and key is not None:
+            if _entity(view.plan.key) == names and key is not None and view.plan.sketch is None:
                 kept_from = self._kept_from(view, self.now(view.plan.event))
                 log = view.logs.pop(key, Log())
                 found |= any(e.time >= kept_from for e in log.events)
@@ -440,6 +441,8 @@ class Store:
             return Truth(UNAVAILABLE, math.nan)
         kept_from = self._kept_from(view, now)
         events = [e for e in log.events if start < e.time <= end and e.time >= kept_from]
+        if view.plan.sketch is not None:
+            events = [e for e in events if (_number(feature, e) or 0.0) > 0]
         value, n, tolerance = _aggregate(feature, events, end)
         status = WARMING if warming else PRESENT if n else NOT_FOUND
         coverage = 1.0
@@ -454,8 +457,10 @@ class Store:
 
         Distinct values are remembered by when each was last seen, so what was seen after the window's end is
         in doubt; nothing here has so many that they are estimated. That the log stays under `max_entries` is
-        certain while it holds no more events than that.
+        certain while it holds no more events than that. Of a sketch there are bounds only.
         """
+        if view.plan.sketch is not None:
+            return False, None
         if feature.aggregate == "distinct":
             return not any(e.time > t for e in log.events if _value_of(feature, e) is not None), None
         if not log.overflowed:

@@ -78,14 +78,17 @@ def yaml(schema: Schema) -> str:
 
 def _view(view: View) -> list[str]:
     key = ", ".join(f"{part}: {source}" for part, source in view.key.items())
-    lines = [
-        f"event: {view.event}",
-        f"key: {{{key}}}" if key else "key: []",
-        f"exact_events: {view.exact_events}",
-        f"max_error: {view.max_error}",
-        f"max_entries: {view.max_entries}",
-        f"lifetime_idle: {view.lifetime_idle_ms // 1000}s",
-    ]
+    lines = [f"event: {view.event}", f"key: {{{key}}}" if key else "key: []"]
+    if view.sketch is not None:
+        epsilon, delta = view.sketch
+        lines += ["store: sketch", f"epsilon: {epsilon}", f"delta: {delta}"]
+    else:
+        lines += [
+            f"exact_events: {view.exact_events}",
+            f"max_error: {view.max_error}",
+            f"max_entries: {view.max_entries}",
+            f"lifetime_idle: {view.lifetime_idle_ms // 1000}s",
+        ]
     if view.offset_ms:
         lines.append(f"offset: {view.offset_ms // 1000}s")
     if view.where is not None:
