@@ -44,6 +44,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         f"rows, up to position {rows['position']:,}",
         f"  {rows['rows']:,} rows of {rows['record_bytes']:,} bytes in {len(rows['shards'])} shards",
         f"  {rows['file_bytes']:,} bytes of file, {rows['free_bytes']:,} of them free",
+        *_sketch_lines(found["sketches"]),
         f"journal, positions {journal['first_position']:,} to {journal['last_position']:,}",
         f"  {journal['batches']:,} batches of {journal['events']:,} events, {journal['schemas']:,} schemas, "
         f"{journal['forgets']:,} forgets",
@@ -55,5 +56,18 @@ def as_lines(found: dict[str, Any]) -> list[str]:
     if journal["torn"]:
         lines.append(
             f"  torn at its end, as a crash leaves it: {journal['torn']}; the next start cuts it off"
+        )
+    return lines
+
+
+def _sketch_lines(sketches: list[dict[str, Any]]) -> list[str]:
+    lines = ["sketches, of all shards"] if sketches else []
+    for each in sketches:
+        saturated = each["saturated_counters"]
+        lines.append(
+            f"  {each['view']}  {each['memory_bytes']:,} bytes, {each['depth']} x {each['width']:,} cells "
+            f"a shard, {each['filled_share']:.1%} filled; N {each['weight']:,.0f}, at most "
+            f"{each['greatest_weight']:,.0f} in a shard"
+            + (f"; {saturated:,} counters SATURATED" if saturated else "")
         )
     return lines

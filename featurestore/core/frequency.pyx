@@ -5,6 +5,9 @@ and the upper bound; the lower bound holds at 1 - delta. An estimate of 0 is cer
 counter (countmin.pxd) makes the value N, which is certain, too; one that knows no finite N is UNAVAILABLE.
 """
 
+import struct
+from typing import NamedTuple
+
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort
@@ -16,12 +19,13 @@ from featurestore.core.countmin cimport (
     countmin_copy_slice, countmin_cut, countmin_export, countmin_frame, countmin_import, countmin_init,
     countmin_peek_one, countmin_place, countmin_prefetch, countmin_read_one,
 )
-from featurestore.core.plan cimport STRUCTURE_COUNTMIN, ItemC, PlanC, ViewC
+from featurestore.core.plan cimport STRUCTURE_COUNTMIN, UNSET_MS, ItemC, PlanC, ViewC
 from featurestore.core.window cimport (
     STATUS_UNAVAILABLE, Outputs, ReadAt, judge, put_nothing, put_unavailable, put_value,
 )
 
 from featurestore.core.structs import same_structs
+from featurestore.errors import CorruptRecordError
 
 same_structs(__name__, frequency_structs())
 
@@ -283,3 +287,76 @@ cdef int frequencies_import(Frequencies* frequencies, const PlanC* plan, const u
         memcpy(before, words, sizeof(before))
         at += size
     return heads != frequencies.n
+
+
+# -- for looking at a store ----------------------------------------------------------------------------------
+
+class SketchSummary(NamedTuple):
+    """What the sketch of one view and shard is and holds."""
+
+    width: int
+    depth: int
+    is_sum: bool                 # of a field; else it counts
+    n_bytes: int                 # of its cells in memory
+    newest_ms: int | None
+    weight: float                # N: of all events kept
+    n_cells: int                 # that hold something, of width * depth
+    n_saturated: int             # counters
+
+
+def summaries(bytes records not None):
+    """Of the sketches whose records (frequency.pxd) these are, by view id. Raises CorruptRecordError."""
+    cdef const uint8_t* data = records
+    cdef size_t n = len(records), at = 0, n_bytes, cell
+    cdef uint64_t mask, word
+    cdef uint32_t size, number, slot, word_bytes = 0
+    found = {}
+    while at < n:
+        if n - at < RECORD_HEAD_BYTES + SKETCH_HEAD_BYTES:
+            raise CorruptRecordError(f"no record of a sketch at byte {at} of {n}")
+        view_id = data[at] << 8 | data[at + 1]
+        memcpy(&size, data + at + 16, 4)
+        at += RECORD_HEAD_BYTES
+        memcpy(&number, data + at, 4)
+        if size > n - at or size < SKETCH_HEAD_BYTES:
+            raise CorruptRecordError(f"the record of a sketch at byte {at} of {n} does not end there")
+        if number == FREED:
+            found[view_id] = summary_of_head(records[at + SKETCH_HEAD_BYTES:at + size])
+        elif view_id not in found:
+            raise CorruptRecordError(f"the record at byte {at} of {n} is of a sketch without a head")
+        else:
+            word_bytes = 8 if found[view_id].is_sum else 4
+            cells = saturated = 0
+            cell = at + SKETCH_HEAD_BYTES
+            while cell + 16 <= at + size:
+                memcpy(&mask, data + cell + 8, 8)
+                cell += 16
+                cells += 1
+                n_bytes = 0
+                for slot in range(64):
+                    if mask >> slot & 1 and cell + n_bytes + word_bytes <= at + size:
+                        word = 0
+                        memcpy(&word, data + cell + n_bytes, word_bytes)
+                        saturated += word == (0x7FF0000000000000 if word_bytes == 8 else 0x7FFFFFFF)
+                        n_bytes += word_bytes
+                cell += (n_bytes + 7) & ~<size_t>7
+            before = found[view_id]
+            found[view_id] = before._replace(n_cells=before.n_cells + cells,
+                                             n_saturated=before.n_saturated + saturated)
+        at += size
+    return found
+
+
+def summary_of_head(bytes payload not None):
+    """A head's payload: see countmin.pxd."""
+    try:
+        _, kind, width, depth, levels, _, _, newest_ms = struct.unpack_from("<IIQIIqqq", payload)
+        totals = struct.unpack_from(f"<{(len(payload) - 48 - 16 * levels) // 8}d", payload, 48 + 16 * levels)
+        slice_ms, reach_ms = struct.unpack_from("<qq", payload, 48 + 16 * (levels - 1))
+    except struct.error as error:
+        raise CorruptRecordError(f"the head of a sketch cannot be read: {error}") from error
+    n_words, word_bytes = 1 + len(totals), 8 if kind else 4
+    cell_bytes = 8 * word_bytes if n_words <= 8 else -(-n_words * word_bytes // 64) * 64
+    weight = sum(totals[-((reach_ms - 1) // slice_ms + 2):])         # the last level reaches back farthest
+    return SketchSummary(width, depth, bool(kind), width * depth * cell_bytes,
+                         None if newest_ms == UNSET_MS else newest_ms, weight, 0, 0)

@@ -1296,7 +1296,7 @@ cdef class State:
             bytes_clear(&out)
         if not self.gone_at_cut:
             return records
-        return b"".join(sorted([*split_records(records), *(
+        return b"".join(sorted([*split_records(bytes(records)), *(
             view_id.to_bytes(2, "big") + bytes(6) + number.to_bytes(8, "big") + FREED
             for view_id, n_pieces in self.gone_at_cut.items() for number in range(n_pieces + 1))]))
 

@@ -60,7 +60,7 @@ MAX_EXACT_VALUES = 4096
 DEFAULT_EXACT_VALUES = 512
 MIN_DISTINCT_ERROR = 0.006
 DEFAULT_DISTINCT_ERROR = 0.03
-# Of a sketch: e / epsilon * ln(1 / delta) cells a shard, mostly of 128 bytes. By default, in 64 shards, 111 MB,
+# Of a sketch: e / epsilon * ln(1 / delta) cells a shard, mostly of 128 bytes. By default 111 MB in 64 shards,
 # and at most 0.1 % of what a shard counts, a 64th of all, too much.
 DEFAULT_EPSILON, MIN_EPSILON, MAX_EPSILON = 0.001, 1e-5, 0.1
 DEFAULT_DELTA, MIN_DELTA, MAX_DELTA = 0.01, 1e-6, 0.5

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from featurestore.core.frequency import summaries
 from featurestore.core.state import State
 from featurestore.errors import CorruptRecordError, FeatureStoreError, StorageError
-from featurestore.plan import Plan
-from featurestore.storage.checkpoint import load_rows, parse_plan, stored_plan
+from featurestore.plan import Plan, Structure
+from featurestore.storage.checkpoint import SKETCHES, load_rows, parse_plan, stored_plan
 from featurestore.storage.directory import STORE_JSON, DataDirectory, sync_directory, write_synced
 from featurestore.storage.frame import parse_batch_body, parse_forget_body
 from featurestore.storage.journal import BATCH, FORGET, SCHEMA, JournalFrame, JournalReader
@@ -34,7 +35,8 @@ def inspect(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """
     with DataDirectory.open(Path(directory), read_only=True) as store, _open_rows(store) as rows:
         identity, plan, stat = store.identity, stored_plan(rows), rows.stat()
-        positions, sizes = rows.shards(), rows.sizes()
+        positions = {shard: at for shard, at in rows.shards().items() if shard < SKETCHES}
+        sizes = {shard: size for shard, size in rows.sizes().items() if shard < SKETCHES}
         journal, last_schema = _journal_summary(store)
         served = last_schema or plan
         return {
@@ -59,8 +61,38 @@ def inspect(directory: str | os.PathLike[str]) -> dict[str, Any]:
                     for shard in range(identity.n_shards)
                 ],
             },
+            "sketches": _sketches(rows, plan, identity.n_shards),
             "journal": journal,
         }
+
+
+def _sketches(rows: RowStore, plan: Plan | None, n_shards: int) -> list[dict[str, Any]]:
+    """Of each view kept in sketches, what those of all shards are and hold together."""
+    sketched = [view for view in plan.views if view.structure is Structure.COUNTMIN] if plan else []
+    if not sketched:
+        return []
+    of_shards = [summaries(rows.read_shard(SKETCHES + shard)[0]) for shard in range(n_shards)]
+    if not all(view.view_id in of_shard for view in sketched for of_shard in of_shards):
+        raise CorruptRecordError(f"{rows.path}: a sketch is missing; restore it from a backup")
+    found = []
+    for view in sketched:
+        each = [of_shard[view.view_id] for of_shard in of_shards]
+        found.append(
+            {
+                "view": view.name,
+                "epsilon": view.epsilon,
+                "delta": view.delta,
+                "width": each[0].width,
+                "depth": each[0].depth,
+                "memory_bytes": sum(sketch.n_bytes for sketch in each),
+                "weight": sum(sketch.weight for sketch in each),
+                "greatest_weight": max(sketch.weight for sketch in each),
+                "filled_share": sum(sketch.n_cells for sketch in each)
+                / sum(sketch.width * sketch.depth for sketch in each),
+                "saturated_counters": sum(sketch.n_saturated for sketch in each),
+            }
+        )
+    return found
 
 
 def _open_rows(store: DataDirectory) -> RowStore:

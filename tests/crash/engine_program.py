@@ -73,11 +73,23 @@ views:
     - {{aggregate: count, windows: [60s, 10m, lifetime]}}
     - {{aggregate: sum(seconds), windows: [60s, 10m]}}
   track: {{event: play, key: {{user: user, track: track}}, features: [{{aggregate: count, windows: [60s]}}]}}
+  pair:
+    event: play
+    key: [user, track]
+    store: sketch
+    epsilon: 0.05
+    features: [{{aggregate: count, windows: [60s, 10m]}}, {{aggregate: sum(seconds), windows: [10m]}}]
   login:
     event: login
     key: user
     exact_events: 8
     features: [{{aggregate: count, windows: [10m, lifetime]}}]
+  again_{version}:
+    event: play
+    key: track
+    store: sketch
+    epsilon: 0.05
+    features: [{{aggregate: count, windows: [5m]}}]
   extra_{version}:
     event: play
     key: track
@@ -85,7 +97,7 @@ views:
     features: [{{aggregate: mean(seconds), windows: [5m, lifetime]}}]
 services:
   counts: [user.count_lifetime, login.count_lifetime]
-  all: ["user.*", "track.*", "login.*", "extra_{version}.*"]
+  all: ["user.*", "track.*", "pair.*", "login.*", "again_{version}.*", "extra_{version}.*"]
 """
 
 
