@@ -49,6 +49,9 @@ class Aggregate(enum.IntEnum):
     DECAYED_MEAN = 13
     INTERVAL_MEAN = 14
     INTERVAL_CV = 15
+    TOP_SHARE = 16
+    TOP_ENTROPY = 17
+    HOUR_ENTROPY = 18
 
 
 class Structure(enum.IntEnum):
@@ -57,6 +60,7 @@ class Structure(enum.IntEnum):
     LOG = 0  # the window log: what happened, by event time (core/window)
     DISTINCT = 1  # different values of one field, with when each was last seen (core/distinct)
     DECAYED = 2  # exponentially decayed sums, of one field or of events (core/decayed)
+    TOP = 3  # the heaviest values of one field, or hours of the day, with their counts (core/top)
     COUNTMIN = 4  # counts of all keys together, or sums, in a sketch beside the rows (core/countmin)
 
 
@@ -172,6 +176,11 @@ class ViewPlan:
     log2_registers: int = 0
     # DECAYED: `values` is the summed field, if any; no columns, no filters but `where`
     half_life_ms: int = 0
+    # TOP: `values` is the one field, of any kind, or none: then the hour of day (UTC) of each event. No
+    # columns, no filters but `where`. exact_events, max_error and max_entries are those of core/top
+    k: int = 0
+    n_counters: int = 0
+    max_text_bytes: int = 0
     # COUNTMIN: `values` is the summed field, if any; no columns, no filters but `where`. No row of its entity
     # has anything of it: each shard has a sketch
     epsilon: float = 0.0
@@ -248,7 +257,10 @@ class Plan:
         if isinstance(feature, DerivedPlan):
             needed = [index for index in self.needed_for(feature.operands) if index < len(self.features)]
             return max(0.0, 1.0 - sum(1.0 - self.confidence_of(self.features[index]) for index in needed))
-        return CONFIDENCE if self.views[feature.view].structure is Structure.DISTINCT else 1.0
+        view = self.views[feature.view]
+        if view.structure is Structure.COUNTMIN:
+            return 1.0 - view.delta  # of lower; upper is certain
+        return CONFIDENCE if view.structure is Structure.DISTINCT else 1.0
 
     def field_of(self, feature: FeaturePlan) -> str | None:
         """The name of the field that a feature aggregates; None where it is of events."""

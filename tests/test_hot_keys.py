@@ -22,6 +22,9 @@ FEATURES = (
     + features("interval_mean", "20s", name="up_gap", where=UP)
     + features("interval_cv", "20s 100s", name="up_cv", where=UP)
     + features("distinct", "2s 100s", value="q")
+    + features("top", "2s 20s 100s", value="q", k=3)
+    + features("top", "100s", value="x", name="up_top", where=UP, k=2)
+    + features("hour_entropy", "2s 100s")
     + features("decayed_sum", "10s", value="x")
     + features("decayed_mean", "3s", value="x", name="up_mean", where=UP)
 )
@@ -30,11 +33,12 @@ FEATURES = (
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("spread_ms", [0, 200, 5_000])
 def test_bounds_hold_truth(seed: int, spread_ms: int) -> None:
-    view = View("e", {"k": "k"}, FEATURES, exact_events=4 + 3 * seed, max_error=0.2, max_entries=24)
+    limits = {"exact_events": 4 + 3 * seed, "max_error": 0.2, "max_entries": 24}
+    view = View("e", {"k": "k"}, FEATURES, **limits, top_counters=8, top_error=0.2)  # type: ignore[arg-type]
     kind = EventType({"k": "key", "q": "key", "x": "number"}, lateness_ms=30_000)
     store = Both(Schema({"e": kind}, {"v": view}, {"s": [f"v.{f.name}" for f in FEATURES]}))
     draw = random.Random(100 * seed + spread_ms)
-    now = 1_000_000
+    now = 3_500_000  # the hour of day changes on the way
     for step in range(100):
         now += draw.choice([0, 0, 1, 10, 300, 300, draw.randrange(4_000)])
         rows = [

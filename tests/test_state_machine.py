@@ -18,7 +18,7 @@ from reference.both import Both
 from reference.naive import Derived, EventType, Row, Schema, View
 from reference.written import Filter, Formula, features
 
-START_MS = 1_000_000
+START_MS = 3_500_000  # soon there is another hour of day
 KEYS = ("a", "b", 7, "7", 7.0)
 POSITIVE = Filter("x > 0", lambda f: None if f["x"] is None else f["x"] > 0)  # type: ignore[operator]
 LOUD = Filter(
@@ -101,6 +101,18 @@ def every_view(exact_events: int, max_error: float, max_entries: int) -> dict[st
             + features("count", "20s"),
             where=NAMED,
             **limits,
+        ),
+        "heavy": View(
+            "a",
+            {"k": "k"},
+            features("top", "5s 20s", value="s", k=2)
+            + features("top", "20s", value="y", k=5)
+            + features("top", "5s 20s", value="x", name="loud_x", where=LOUD, exclude_self=True, k=8)
+            + features("hour_entropy", "20s")
+            + features("count", "20s"),
+            **limits,
+            top_counters=8,
+            top_error=max_error,
         ),
         "fading": View(
             "a",

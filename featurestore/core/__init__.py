@@ -10,7 +10,7 @@
           window    one log per (row, view): exact first, bounded after
       plan        the schema as flat C structs
         program   compiled `where` filters, and the formulas of derived features
-        top       the heaviest values of a key, for every window
+        top       the heaviest values of a key, and its hours of day: for every window
         distinct  different values, with when each was last seen: for every window
         decayed   sums that fade, without a window
         countmin  windowed count-min sketch, for keys too many to have rows

@@ -15,7 +15,7 @@ ctypedef struct LogHead:         # 8 bytes, in the row
     uint32_t block               # arena handle, owned; 0 = nothing
     uint16_t view_id
     uint8_t kind                 # LogKind
-    uint8_t n_small              # LOG_SMALL: entries; LOG_DISTINCT: see there
+    uint8_t n_small              # LOG_SMALL: entries; LOG_DISTINCT: see there; TOP_SMALL: events
 
 # Compared at import: see core/structs.py.
 cdef inline dict head_structs():

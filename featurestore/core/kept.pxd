@@ -4,6 +4,7 @@
 #   window log     window.pxd      the shard calls its log_append and view_read itself
 #   distinct       distinct.pxd
 #   decayed        decayed.pxd
+#   top            top.pxd
 #
 # `horizon_ms` is view_horizon(view, now). `view` may be NULL for LOG_KEY only.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -16,8 +17,10 @@ from featurestore.core.window cimport Outputs, ReadAt, window_structs
 ctypedef struct Given:           # what one event gives to a structure that is not the window log
     int64_t time_ms              # not before horizon_ms
     int64_t horizon_ms
-    uint64_t hash                # of its value: DISTINCT
-    double value                 # DECAYED
+    uint64_t hash                # of its value: DISTINCT, TOP
+    double value                 # DECAYED; TOP of numbers: its text is these 8 bytes
+    const char* text             # of its value: TOP
+    uint32_t n_text
 
 # The kind of a view's head, if its structure is not the window log.
 cdef uint8_t sketch_kind(const ViewC* view) noexcept nogil

@@ -13,9 +13,16 @@ from featurestore.core.distinct cimport (
     distinct_expired, distinct_export, distinct_export_bytes, distinct_free, distinct_import,
     distinct_prefetch, distinct_read,
 )
-from featurestore.core.head cimport LOG_DECAYED, LOG_DISTINCT, LOG_KEY, LOG_LARGE, LOG_SMALL, LogHead
+from featurestore.core.head cimport (
+    LOG_DECAYED, LOG_DISTINCT, LOG_KEY, LOG_LARGE, LOG_SMALL, TOP_LARGE, TOP_SMALL, LogHead,
+)
 from featurestore.core.plan cimport (
-    AGG_DECAYED_COUNT, AGG_DECAYED_SUM, MAX_WIDE_WORDS, STRUCTURE_DECAYED, STRUCTURE_DISTINCT, STRUCTURE_LOG,
+    AGG_DECAYED_COUNT, AGG_DECAYED_SUM, AGG_TOP_SHARE, MAX_WIDE_WORDS, STRUCTURE_DECAYED, STRUCTURE_DISTINCT,
+    STRUCTURE_LOG, STRUCTURE_TOP,
+)
+from featurestore.core.top cimport (
+    TOP_MAX_K, TopValue, TopWindow, top_add, top_clone, top_expired, top_export, top_export_bytes, top_free,
+    top_import, top_prefetch, top_read,
 )
 from featurestore.core.window cimport (
     STATUS_UNAVAILABLE, judge, log_clone, log_expired, log_export, log_export_bytes, log_fetch_ends, log_free,
@@ -28,15 +35,26 @@ same_structs(__name__, kept_structs())
 
 cdef enum:
     N_AT_ONCE = 32               # windows read together: as many as a view may have
+    LISTED_AT_ONCE = 8 * TOP_MAX_K       # of heaviest values, fewer where they need more room
 
 
 cdef uint8_t sketch_kind(const ViewC* view) noexcept nogil:
+    if view.structure == STRUCTURE_TOP:
+        return TOP_SMALL
     return LOG_DISTINCT if view.structure == STRUCTURE_DISTINCT else LOG_DECAYED
+
+
+cdef inline bint _is_top(const LogHead* head) noexcept nogil:
+    return head.kind == TOP_SMALL or head.kind == TOP_LARGE
 
 
 cdef int sketch_add(Arena* arena, LogHead* head, const ViewC* view, const Given* given) noexcept nogil:
     if head.kind == LOG_DISTINCT:
         return distinct_add(arena, head, &view.distinct, given.hash, given.time_ms, given.horizon_ms)
+    if _is_top(head):
+        # 1 is an event that a full entry could not count, which its bounds say.
+        return -1 if top_add(arena, head, &view.top, given.hash, given.text, given.n_text, given.time_ms,
+                             given.horizon_ms) < 0 else 0
     return decayed_add(arena, head, &view.decayed, given.time_ms, given.value, given.horizon_ms)
 
 
@@ -64,6 +82,47 @@ cdef inline void _read_decayed(const Arena* arena, const LogHead* head, const Vi
     put_summed(out, item, value, value, value)
 
 
+cdef void _read_top(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
+                    const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil:
+    """Items are by window, and share and entropy of one window are read once."""
+    cdef TopValue listed[LISTED_AT_ONCE]
+    cdef TopWindow windows[N_AT_ONCE]
+    cdef int64_t windows_ms[N_AT_ONCE]
+    cdef const ItemC* item
+    cdef const TopWindow* window
+    cdef uint32_t lo = 0, hi, n, most = LISTED_AT_ONCE // view.top.k, at, i
+    cdef bint known = True
+    if most > N_AT_ONCE:
+        most = N_AT_ONCE
+    while lo < n_items:
+        n = 0
+        hi = lo
+        while hi < n_items and (n < most or items[hi].window_ms == windows_ms[n - 1]):
+            if n == 0 or items[hi].window_ms != windows_ms[n - 1]:
+                windows_ms[n] = items[hi].window_ms
+                n += 1
+            hi += 1
+        if head != NULL:
+            known = top_read(arena, head, &view.top, when.at_ms, view_horizon(view, when.now_ms), windows_ms,
+                             n, listed, windows) == 0
+        at = 0
+        for i in range(lo, hi):
+            item = &items[i]
+            while windows_ms[at] != item.window_ms:
+                at += 1
+            window = &windows[at]
+            judge(view, when, item, when.at_ms - item.window_ms, when.at_ms, out)
+            if not known or out.statuses[item.out] == STATUS_UNAVAILABLE:
+                put_unavailable(out, item)   # `known` fails where there is no memory to read with
+            elif head == NULL or window.total_upper == 0:
+                put_nothing(out, item)
+            elif item.aggregate == AGG_TOP_SHARE:
+                put_value(out, item, window.share, window.share_lower, window.share_upper)
+            else:
+                put_value(out, item, window.entropy, window.entropy_lower, window.entropy_upper)
+        lo = hi
+
+
 cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
                       const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil:
     cdef DistinctValue values[N_AT_ONCE]
@@ -72,6 +131,9 @@ cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view
     if view.structure == STRUCTURE_DECAYED:
         for i in range(n_items):
             _read_decayed(arena, head, view, when, &items[i], out)
+        return
+    if view.structure == STRUCTURE_TOP:
+        _read_top(arena, head, view, when, items, n_items, out)
         return
     while lo < n_items:
         n = n_items - lo if n_items - lo < N_AT_ONCE else N_AT_ONCE
@@ -97,6 +159,8 @@ cdef void kept_prefetch(const Arena* arena, const LogHead* head, const ViewC* vi
         log_fetch_ends(arena, head, view)
     elif head.kind == LOG_DISTINCT:
         distinct_prefetch(arena, head, &view.distinct, hash)
+    elif _is_top(head):
+        top_prefetch(arena, head, hash)
 
 
 cdef bint kept_expired(const Arena* arena, const LogHead* head, const ViewC* view,
@@ -105,6 +169,8 @@ cdef bint kept_expired(const Arena* arena, const LogHead* head, const ViewC* vie
         return distinct_expired(arena, head, view_horizon(view, now_ms))
     if head.kind == LOG_DECAYED:
         return head.block == 0 or decayed_newest_ms(arena, head) < view_horizon(view, now_ms)
+    if _is_top(head):
+        return top_expired(arena, head, view_horizon(view, now_ms))
     return log_expired(arena, head, view, now_ms)
 
 
@@ -113,6 +179,8 @@ cdef void kept_free(Arena* arena, LogHead* head, const ViewC* view) noexcept nog
         distinct_free(arena, head, &view.distinct)
     elif head.kind == LOG_DECAYED:
         decayed_free(arena, head, &view.decayed)
+    elif _is_top(head):
+        top_free(arena, head)
     else:
         log_free(arena, head, view)
 
@@ -122,6 +190,8 @@ cdef int kept_clone(Arena* arena, const LogHead* head, const ViewC* view, LogHea
         return distinct_clone(arena, head, &view.distinct, copy)
     if head.kind == LOG_DECAYED:
         return decayed_clone(arena, head, &view.decayed, copy)
+    if _is_top(head):
+        return top_clone(arena, head, copy)
     return log_clone(arena, head, view, copy)
 
 
@@ -131,6 +201,8 @@ cdef size_t kept_export_bytes(const Arena* arena, const LogHead* head, const Vie
         return distinct_export_bytes(arena, head, &view.distinct, horizon_ms)
     if head.kind == LOG_DECAYED:
         return decayed_export_bytes(&view.decayed)
+    if _is_top(head):
+        return top_export_bytes(arena, head)
     return log_export_bytes(arena, head, view)
 
 
@@ -140,6 +212,8 @@ cdef void kept_export(const Arena* arena, const LogHead* head, const ViewC* view
         distinct_export(arena, head, &view.distinct, horizon_ms, out)
     elif head.kind == LOG_DECAYED:
         decayed_export(arena, head, &view.decayed, out)
+    elif _is_top(head):
+        top_export(arena, head, out)
     else:
         log_export(arena, head, view, out)
 
@@ -150,6 +224,8 @@ cdef int64_t kept_import(Arena* arena, LogHead* head, const ViewC* view, const u
         return log_import(arena, head, view, data, n)
     if view.structure == STRUCTURE_DECAYED:
         return decayed_import(arena, head, &view.decayed, data, n)
+    if view.structure == STRUCTURE_TOP:
+        return top_import(arena, head, &view.top, data, n)
     return distinct_import(arena, head, &view.distinct, data, n)
 
 
@@ -168,6 +244,8 @@ cdef size_t kept_skip_bytes(const uint8_t* data, size_t n) noexcept nogil:
         size = 24 + ((4 * (<size_t>data[5] << data[3]) + 7) & ~<size_t>7) + 8 * <size_t>count
     elif data[2] == EXPORT_DECAYED:
         size = 16 + 8 * <size_t>count
+    elif data[2] == TOP_SMALL or data[2] == TOP_LARGE:
+        size = 8 + ((<size_t>count + 7) & ~<size_t>7)      # its `entries` are bytes
     elif data[2] < LOG_KEY and 0 < words <= MAX_WIDE_WORDS:
         size = 16 + 8 * <size_t>words * count
     else:

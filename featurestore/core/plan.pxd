@@ -7,6 +7,7 @@ from featurestore.core.countmin cimport CountminC, countmin_structs
 from featurestore.core.decayed cimport DecayedC, decayed_structs
 from featurestore.core.distinct cimport DistinctC, distinct_structs
 from featurestore.core.program cimport ProgramC, program_structs
+from featurestore.core.top cimport TopC, top_structs
 
 ctypedef union Word:             # one cell of a log entry
     double f
@@ -57,11 +58,15 @@ cdef enum AggregateC:          # plan.Aggregate
     AGG_DECAYED_MEAN = 13
     AGG_INTERVAL_MEAN = 14
     AGG_INTERVAL_CV = 15
+    AGG_TOP_SHARE = 16
+    AGG_TOP_ENTROPY = 17
+    AGG_HOUR_ENTROPY = 18
 
 cdef enum StructureC:          # plan.Structure
     STRUCTURE_LOG = 0
     STRUCTURE_DISTINCT = 1
     STRUCTURE_DECAYED = 2
+    STRUCTURE_TOP = 3
     STRUCTURE_COUNTMIN = 4
 
 ctypedef struct ColumnC:
@@ -101,11 +106,12 @@ ctypedef struct ViewC:
     uint16_t wide_words
     uint8_t has_lifetime
     uint8_t structure            # StructureC; all but LOG have no columns, and one value or none
-    uint16_t hashed              # index among the event type's hashed fields: DISTINCT
+    uint16_t hashed              # index among the event type's hashed fields: DISTINCT, TOP of a field
     DistinctC distinct
     DecayedC decayed
     CountminC* countmin          # COUNTMIN, else NULL
     uint16_t sketch              # index among PlanC.sketched: COUNTMIN
+    TopC top                     # of no value: the hours of the day
     uint16_t* values             # [n_values] index among the event type's fields
     uint16_t* filters            # [n_filters] index in the masks of its event type's programs
     ColumnC* columns             # [n_columns]
@@ -225,7 +231,7 @@ cdef class CompiledPlan:
 # Compared at import: see core/structs.py.
 cdef inline dict plan_structs():
     cdef dict built_on = countmin_structs() | decayed_structs() | distinct_structs() | program_structs()
-    return built_on | {"core/plan.pxd": (
+    return built_on | top_structs() | {"core/plan.pxd": (
         sizeof(Word), sizeof(ColumnC), sizeof(WeightC), sizeof(ViewC), sizeof(TouchC), sizeof(HashedC),
         sizeof(EventC), sizeof(ItemC), sizeof(GroupC), sizeof(SlotC), sizeof(DerivedC), sizeof(ServiceC),
         sizeof(EntityC), sizeof(PlanC), sizeof(CompiledPlan),

@@ -17,11 +17,15 @@ from featurestore.core.distinct cimport (
     MAX_EXACT_VALUES, MAX_KEEP_MS, MAX_LOG2_REGISTERS, MIN_LOG2_REGISTERS, distinct_c,
 )
 from featurestore.core.program cimport CompiledFormula, CompiledProgram, ProgramC
+from featurestore.core.top cimport top_plan_ok
 
 from featurestore.core.structs import same_structs
 from featurestore.plan import MAX_FUTURE_MS, Aggregate, Kind, Part, Structure
 
 same_structs(__name__, plan_structs())
+
+cdef enum:
+    HOURS = 24                   # of the day
 
 cdef double CONFIDENCE_Z = 1.959963984540054     # standard errors: bounds that are not certain hold at 95 %
 
@@ -73,7 +77,7 @@ cdef class CompiledPlan:
                 [self.part_names.index(part) for part in entity.parts], len(self.part_names), "part")
         local_programs = self._events()
         for view in plan.views:
-            fields = [0, 1] if view.structure in (Structure.DECAYED, Structure.COUNTMIN) else [1]
+            fields = [1] if view.structure == Structure.DISTINCT else [0, 1]
             _check(view.structure == Structure.LOG
                    or (len(view.values) in fields and not view.columns and not view.filters),
                    f"view {view.name}: a sketch is of one field and has no columns or filters")
@@ -165,8 +169,8 @@ cdef class CompiledPlan:
         """The fields of one event type whose values are hashed; returns {index among fields: index here}."""
         cdef EventC* event = &self.c.events[index]
         fields = self.plan.events[index].fields
-        hashed = sorted({view.values[0] for view in self.plan.views
-                         if view.event == index and view.structure == Structure.DISTINCT})
+        hashed = sorted({view.values[0] for view in self.plan.views if view.event == index and view.values
+                         and view.structure in (Structure.DISTINCT, Structure.TOP)})
         _check(all(0 <= field < len(fields) for field in hashed), "a structure of values has no such field")
         event.n_hashed = len(hashed)
         event.hashed = <HashedC*>self._array(len(hashed), sizeof(HashedC))
@@ -203,7 +207,8 @@ cdef class CompiledPlan:
         view.max_entries = spec.max_entries
         _check(0 < spec.max_error <= 0.5 and 1 <= spec.exact_events <= 1 << 20,
                f"view {spec.name}: error settings")
-        _check(spec.exact_events <= spec.max_entries <= 1 << 22, f"view {spec.name}: max_entries")
+        _check((spec.exact_events <= spec.max_entries or spec.structure == Structure.TOP)
+               and spec.max_entries <= 1 << 22, f"view {spec.name}: max_entries")
         _check(len(spec.filters) <= 48 and len(spec.columns) <= 64,
                f"view {spec.name}: too many filters or columns")
         _check(len(spec.values) <= MAX_VALUES, f"view {spec.name}: more than {MAX_VALUES} fields")
@@ -224,11 +229,25 @@ cdef class CompiledPlan:
             view.decayed.sums = len(spec.values)
         elif spec.structure == Structure.COUNTMIN:
             self._countmin(spec, view)
+        elif spec.structure == Structure.TOP:
+            _check(0 <= spec.k <= 0xFFFF and 0 <= spec.n_counters <= 0xFFFF and spec.max_entries >= 0
+                   and 0 <= spec.max_text_bytes < 1 << 32 and spec.offset_ms == 0 and not spec.has_lifetime,
+                   f"view {spec.name}: settings of heaviest values")
+            if spec.values:
+                view.hashed = self.hashed_of[spec.event][spec.values[0]]
+            view.top.max_error = spec.max_error
+            view.top.exact_events = spec.exact_events
+            view.top.max_entries = spec.max_entries
+            view.top.max_text_bytes = spec.max_text_bytes
+            view.top.k = spec.k
+            view.top.n_counters = spec.n_counters
+            _check(top_plan_ok(&view.top) and (spec.values or spec.n_counters >= HOURS),
+                   f"view {spec.name}: settings of heaviest values")
         view.n_values = len(spec.values)
         view.values = self._indexes(spec.values, len(self.plan.events[spec.event].fields),
                                     f"view {spec.name}: field")
         for i in range(view.n_values):
-            _check(spec.structure == Structure.DISTINCT
+            _check(spec.structure in (Structure.DISTINCT, Structure.TOP)
                    or self.c.events[view.event].kinds[view.values[i]] == COLUMN_NUMBER,
                    f"view {spec.name}: a value that is not a number")
         view.n_filters = len(spec.filters)
@@ -478,8 +497,12 @@ cdef class CompiledPlan:
             structure = Structure.DISTINCT
         elif aggregate in (Aggregate.DECAYED_COUNT, Aggregate.DECAYED_SUM, Aggregate.DECAYED_MEAN):
             structure = Structure.DECAYED
+        elif aggregate in (Aggregate.TOP_SHARE, Aggregate.TOP_ENTROPY, Aggregate.HOUR_ENTROPY):
+            structure = Structure.TOP
         _check(view.structure == int(structure)
-               and (view.decayed.sums or aggregate not in (Aggregate.DECAYED_SUM, Aggregate.DECAYED_MEAN)),
+               and (view.decayed.sums or aggregate not in (Aggregate.DECAYED_SUM, Aggregate.DECAYED_MEAN))
+               and (structure != Structure.TOP
+                    or (view.n_values == 0) == (aggregate == Aggregate.HOUR_ENTROPY)),
                f"feature {feature.name}: its view keeps no {aggregate.name}")
         if view.structure != STRUCTURE_LOG:
             _check(column == NULL and feature.window_ms > 0, f"feature {feature.name}: column or window")

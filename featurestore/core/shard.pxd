@@ -14,7 +14,8 @@
 #     RAW    i64 time, f64 per value, u64 filter bits if the view has feature filters
 #     WIDE   i64 first, i64 last, i64 events, then the columns' partials in plan order
 #     key    the key's bytes as they are hashed (entries = their number), padded with 0
-# or, of kind 4 and 5, distinct values (distinct.pxd), of kind 10 decayed sums (decayed.pxd).
+# or, of kind 4 and 5, distinct values (distinct.pxd), of kind 8 and 9 heaviest values (top.pyx), of kind 10
+# decayed sums (decayed.pxd).
 #
 # Beside the rows, a shard has a sketch of each view that is kept in one (frequency.pxd); it is cut, copied
 # and ended with the rows.

@@ -20,8 +20,8 @@ from featurestore.core.kept cimport (
     kept_skip_bytes, kept_structs, sketch_add, sketch_kind, sketch_read,
 )
 from featurestore.core.plan cimport (
-    MAX_RAW_WORDS, STRUCTURE_DISTINCT, STRUCTURE_LOG, UNSET_MS, EntityC, GroupC, ItemC, PlanC, SlotC, TouchC,
-    ViewC, Word,
+    MAX_RAW_WORDS, STRUCTURE_DECAYED, STRUCTURE_LOG, STRUCTURE_TOP, UNSET_MS, EntityC, GroupC, ItemC, PlanC,
+    SlotC, TouchC, ViewC, Word,
 )
 from featurestore.core.table cimport (
     SLOTS, Bucket, table_clear, table_find, table_init, table_insert,
@@ -40,6 +40,8 @@ cdef enum:
     ROW_EXPORT_BYTES = 8
     RECORD_HEAD_BYTES = 20
     FREED = 0xFFFFFFFF
+    HOUR_MS = 3600 * 1000
+    DAY_MS = 24 * HOUR_MS
     MOST_HEADS = 254             # of a row; the views of a plan and a raw key need fewer
     COPIED_BYTES = 64 << 10      # of records in one slice: rows of hot keys are large
     AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row, blocks and logs are being
@@ -391,14 +393,34 @@ cdef inline uint64_t _hash_of(const Job* job, const ViewC* view, uint32_t event)
     return job.hashes[<size_t>view.hashed * job.batch.n_events + event]
 
 
+cdef inline uint64_t _hour_of_day(int64_t time_ms) noexcept nogil:
+    """UTC; for times before 1970 too."""
+    cdef int64_t ms = time_ms % DAY_MS
+    return <uint64_t>((ms + DAY_MS if ms < 0 else ms) // HOUR_MS)
+
+
 cdef inline bint _give(const Job* job, const ViewC* view, uint32_t event, Given* given) noexcept nogil:
     """What the event gives to a structure that is not the window log. False: it brings no value for it."""
+    cdef const Column* column
     given.time_ms = job.batch.times[event]
-    if view.structure == STRUCTURE_DISTINCT:
-        given.hash = _hash_of(job, view, event)
-        return given.hash != 0
-    given.value = job.batch.columns[view.values[0]].numbers[event] if view.n_values else 0.0
-    return given.value == given.value
+    if view.structure == STRUCTURE_DECAYED:
+        given.value = job.batch.columns[view.values[0]].numbers[event] if view.n_values else 0.0
+        return given.value == given.value
+    if view.n_values == 0:
+        given.hash = _hour_of_day(given.time_ms) + 1
+        given.n_text = 0
+        return True
+    given.hash = _hash_of(job, view, event)
+    if view.structure == STRUCTURE_TOP and given.hash:
+        column = &job.batch.columns[view.values[0]]
+        if column.kind == COLUMN_NUMBER:
+            given.value = column.numbers[event] + 0.0      # -0 is 0
+            given.text = <const char*>&given.value
+            given.n_text = sizeof(double)
+        else:
+            given.text = column.bytes + column.offsets[event]
+            given.n_text = column.offsets[event + 1] - column.offsets[event]
+    return given.hash != 0
 
 
 cdef inline bint _due(const Shard* shard, const Row* row) noexcept nogil:
@@ -578,8 +600,8 @@ cdef inline void _fetch_logs(const Shard* shard, const Job* job, const Part* par
             view = _layout(job.plan, _heads(row)[j].view_id)
             hash = 0
             # A view that is gone has hashes of its own plan, not of this job's.
-            if (view.structure == STRUCTURE_DISTINCT and job.plan.view_of_id[view.view_id] >= 0
-                    and view.event == job.batch.event):
+            if (view.structure != STRUCTURE_LOG and view.structure != STRUCTURE_DECAYED and view.n_values
+                    and job.plan.view_of_id[view.view_id] >= 0 and view.event == job.batch.event):
                 hash = _hash_of(job, view, parts[i].event)
             kept_prefetch(&shard.arena, &_heads(row)[j], view, hash)
 

@@ -22,7 +22,8 @@
 #                 that keeps its share by about as much of its own count.
 #   the summary   an entry of n events knows `missed`: no value has more events there than its counter says
 #                 plus that. missed <= 2 n / n_counters, whatever the order of merges (proof in top.pyx; most
-#                 often about n / n_counters, and 0 while an entry never had more than KEPT_COUNTERS values).
+#                 often about n / n_counters, and 0 while an entry never had more than KEPT_COUNTERS values,
+#                 or, where k = n_counters, than those).
 #
 # Which values are told apart: those with different hashes. The hash is keyed with the store's secret, so
 # nobody outside can make two collide; should two texts have one hash, they are one value, shown by the first.
@@ -140,6 +141,9 @@ cdef bint top_plan_ok(const TopC* top) noexcept nogil
 # counted, a merged entry is full (the bounds say so); -1: out of memory.
 cdef int top_add(Arena* arena, LogHead* head, const TopC* top, uint64_t value_hash, const char* text,
                  uint32_t n_text, int64_t time_ms, int64_t horizon_ms) noexcept nogil
+
+# Asks for what adding a value of this hash touches. The first line of the head's block was asked for before.
+cdef void top_prefetch(const Arena* arena, const LogHead* head, uint64_t value_hash) noexcept nogil
 
 # Reads windows (each: at_ms - window < time <= at_ms, and not before the horizon), ascending. listed[i * k]
 # on: the values of window i, by estimate, then lower, both descending, then hash. head may be empty. 0, or -1

@@ -48,7 +48,7 @@ a quarter: 0.21, 0.18, 0.14, 0.19, 0.27; half: 0.43, 0.38, 0.28, 0.19, 0.26.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.math cimport NAN, log2
+from libc.math cimport NAN, frexp
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
@@ -170,18 +170,19 @@ cdef void _drop_below(Summary* s, uint64_t rank) noexcept nogil:
     s.n_heavy = kept
 
 
-cdef void _shorten(Summary* s, uint32_t n_counters) noexcept nogil:
+cdef void _shorten(Summary* s, const TopC* top) noexcept nogil:
     """Leaves at most n_counters; see the proof above."""
     cdef uint64_t ranks[MAX_HEAVY]
-    cdef uint32_t i, light = s.n_events // n_counters, known = 0
-    if s.n_heavy > KEPT_COUNTERS:
+    cdef uint32_t i, light = s.n_events // top.n_counters, known = 0
+    # Where every counter may be listed, none is light: of so few different values none is lost.
+    if s.n_heavy > KEPT_COUNTERS and top.k < top.n_counters:
         if light < s.missed:
             light = s.missed
         _drop_below(s, (<uint64_t>light + 1) << 16)
-    if s.n_heavy > n_counters:
+    if s.n_heavy > top.n_counters:
         for i in range(s.n_heavy):
             ranks[i] = _rank(&s.heavy[i])
-        _drop_below(s, _nth_greatest(ranks, s.n_heavy, n_counters))
+        _drop_below(s, _nth_greatest(ranks, s.n_heavy, top.n_counters))
     for i in range(s.n_heavy):
         known += s.heavy[i].n
     if s.missed > s.n_events - known:
@@ -203,14 +204,14 @@ cdef inline uint32_t _heavy_place(const Summary* s, uint32_t slot) noexcept nogi
     return lo
 
 
-cdef void _count(Summary* s, uint32_t slot, uint32_t n_counters) noexcept nogil:
+cdef void _count(Summary* s, uint32_t slot, const TopC* top) noexcept nogil:
     """Adds one event; the caller sees to n_events and the times, and shortens at the end."""
     cdef uint32_t place = _heavy_place(s, slot)
     if place < s.n_heavy and s.heavy[place].slot == slot:
         s.heavy[place].n += 1
         return
     if s.n_heavy == MAX_HEAVY:
-        _shorten(s, n_counters)
+        _shorten(s, top)
         place = _heavy_place(s, slot)
     memmove(&s.heavy[place + 1], &s.heavy[place], (s.n_heavy - place) * sizeof(Heavy))
     s.heavy[place].n = 1
@@ -246,7 +247,7 @@ cdef void _pack(const Summary* s, TopEntry* entry, TopCounter* counters) noexcep
         counters[i].missed = _packed(s.heavy[i].missed)
 
 
-cdef void _join(const Summary* newer, const TopEntry* entry, const TopCounter* counters, uint32_t n_counters,
+cdef void _join(const Summary* newer, const TopEntry* entry, const TopCounter* counters, const TopC* top,
                 Summary* out) noexcept nogil:
     """The summary of both, of an entry that lies before `newer`."""
     cdef uint32_t i = 0, j = 0
@@ -274,7 +275,7 @@ cdef void _join(const Summary* newer, const TopEntry* entry, const TopCounter* c
             i += 1
             j += 1
         out.n_heavy += 1
-    _shorten(out, n_counters)
+    _shorten(out, top)
 
 
 # -- the small form ------------------------------------------------------------------------------------------
@@ -708,7 +709,7 @@ cdef void _merge_pass(Arena* arena, TopLarge* large, const TopC* top, double lim
             entry = &entries[i]
             n = <uint64_t>group.n_events + entry.n_events
             if n <= FULL_EVENTS and (<double>n <= limit * <double>newer or entry.first_ms == group.last_ms):
-                _join(group, entry, counters + entry.at, top.n_counters, other)
+                _join(group, entry, counters + entry.at, top, other)
                 swap = group
                 group = other
                 other = swap
@@ -765,14 +766,14 @@ cdef int _fold(Arena* arena, TopLarge* large, const TopC* top) noexcept nogil:
         while True:
             group.n_events += 1
             group.last_ms = times[i]
-            _count(&group, slots[i], top.n_counters)
+            _count(&group, slots[i], top)
             i += 1
             if i == n_fold:
                 break
             if (<double>(group.n_events + 1) > limit * <double>(large.n_raw - i - 1)
                     and times[i] != group.first_ms):
                 break
-        _shorten(&group, top.n_counters)
+        _shorten(&group, top)
         entry = _entries(arena, large) + large.n_entries
         entry.at = large.n_counters
         _pack(&group, entry, _counters(arena, large) + large.n_counters)
@@ -836,8 +837,8 @@ cdef int _add_inside(Arena* arena, TopLarge* large, const TopC* top, uint32_t i,
     else:
         _unpack(&s, entry, counters)
         s.n_events += 1
-        _count(&s, slot, top.n_counters)
-        _shorten(&s, top.n_counters)
+        _count(&s, slot, top)
+        _shorten(&s, top)
         _splice(arena, large, i + 1, entry.at + entry.n_counters,
                 <int64_t>s.n_heavy - <int64_t>entry.n_counters)
         _pack(&s, entry, counters)
@@ -1047,6 +1048,8 @@ cdef int top_add(Arena* arena, LogHead* head, const TopC* top, uint64_t value_ha
     cdef int status
     if time_ms < horizon_ms:
         return 0
+    if head.block and top_expired(arena, head, horizon_ms):
+        top_free(arena, head)            # as if it had been swept: nothing of it is to show
     if head.block and head.kind == TOP_LARGE:
         if _large_expire(arena, head, top, horizon_ms) < 0:
             return -1
@@ -1075,6 +1078,21 @@ cdef int top_add(Arena* arena, LogHead* head, const TopC* top, uint64_t value_ha
     if old.block and head.block != old.block:
         top_free(arena, &old)
     return status
+
+
+cdef void top_prefetch(const Arena* arena, const LogHead* head, uint64_t value_hash) noexcept nogil:
+    cdef const TopLarge* large
+    cdef const uint16_t* index
+    if head.block == 0:
+        return
+    if head.kind == TOP_SMALL:
+        fs_prefetch(<const char*>arena_at(arena, head.block) + 64)
+        return
+    large = _large(arena, head)
+    index = _index(arena, large)
+    fs_prefetch(&index[value_hash & (_index_size(large.cap_slots) - 1)])
+    fs_prefetch(_times(arena, large) + large.n_raw)
+    fs_prefetch(_raw_slots(arena, large) + large.n_raw)
 
 
 cdef bint top_expired(const Arena* arena, const LogHead* head, int64_t horizon_ms) noexcept nogil:
@@ -1250,8 +1268,27 @@ cdef inline void _into_greatest(uint64_t* greatest, uint32_t k, uint64_t x) noex
     greatest[at] = x
 
 
+cdef double _log2(double x) noexcept nogil:
+    """log2(x) for x > 0 to 5e-16 of itself, by IEEE additions, multiplications and a division, never libm's
+    log2, whose last bit differs between machines.
+
+    x is m 2^e with m near 1, and log2(m) = 2 / ln 2 (s + s^3 / 3 + s^5 / 5 ...) with s = (m - 1) / (m + 1),
+    whose magnitude is below 0.172: what is left out is below 1e-18 of it.
+    """
+    cdef int e = 0
+    cdef double m = frexp(x, &e), s, z, y
+    if m < 0.7071067811865476:
+        m *= 2.0
+        e -= 1
+    s = (m - 1.0) / (m + 1.0)
+    z = s * s
+    y = z * (1 / 3.0 + z * (1 / 5.0 + z * (1 / 7.0 + z * (1 / 9.0 + z * (1 / 11.0 + z * (1 / 13.0 + z * (
+        1 / 15.0 + z * (1 / 17.0 + z * (1 / 19.0 + z * (1 / 21.0))))))))))
+    return <double>e + (s + s * y) * 2.8853900817779268
+
+
 cdef inline double _x_log_x(double x) noexcept nogil:
-    return x * log2(x) if x > 0.0 else 0.0
+    return x * _log2(x) if x > 0.0 else 0.0
 
 
 cdef inline double _bits(double total, double weighted) noexcept nogil:
@@ -1259,7 +1296,7 @@ cdef inline double _bits(double total, double weighted) noexcept nogil:
     cdef double bits
     if total <= 0.0:
         return 0.0
-    bits = log2(total) - weighted / total
+    bits = _log2(total) - weighted / total
     return bits if bits > 0.0 else 0.0
 
 
@@ -1277,7 +1314,7 @@ cdef double _entropy_lower(const uint64_t* lower, const uint64_t* upper, uint32_
     for i in range(k):
         total += <double>lower[i]
         weighted += _x_log_x(<double>lower[i])
-    least = _bits(total, weighted) if total > 0.0 else log2(<double>k)
+    least = _bits(total, weighted) if total > 0.0 else _log2(<double>k)
     for i in range(k):
         total += <double>upper[i] - <double>lower[i]
         weighted += _x_log_x(<double>upper[i]) - _x_log_x(<double>lower[i])
@@ -1300,7 +1337,7 @@ cdef double _entropy_at(const Ends* ends, uint32_t k, double level, bint* rising
     Of the counts at their ends, with sum F and W = sum n log2(n), the entropy rises with the level while
     F log2(level) < W.
     """
-    cdef double fixed = 0.0, fixed_weighted = 0.0, log_level = log2(level), n_free = 0.0
+    cdef double fixed = 0.0, fixed_weighted = 0.0, log_level = _log2(level), n_free = 0.0
     cdef uint32_t i
     for i in range(k):
         if level <= ends[i].lower:
@@ -1323,7 +1360,7 @@ cdef double _entropy_upper(const uint64_t* lower, const uint64_t* upper, uint32_
     cdef bint rising = False
     cdef uint32_t i
     if hi <= lo:
-        return log2(<double>k)           # they may all be equal
+        return _log2(<double>k)          # they may all be equal
     for i in range(k):
         ends[i].lower = <double>lower[i]
         ends[i].upper = <double>upper[i]
@@ -1431,6 +1468,8 @@ cdef void _read_window(const View* view, const TopC* top, const Tally* tallies, 
         total += listed[i].estimate
         weighted += _x_log_x(listed[i].estimate)
     out.entropy = _bits(total, weighted)
+    if out.n_listed and out.entropy > _log2(<double>out.n_listed):
+        out.entropy = _log2(<double>out.n_listed)            # they are even, and rounding said more
     out.share = listed[0].estimate / out.total if out.n_listed and out.total > 0.0 else 0.0
     if out.exact:
         out.share_lower = out.share_upper = out.share
@@ -2080,6 +2119,11 @@ def packed(uint32_t x):
     """(code, number) of what a counter stores for x missed events."""
     cdef uint16_t code = _packed(x)
     return code, _unpacked(code)
+
+
+def logarithms(const double[::1] numbers not None):
+    """Of numbers above 0, to the base 2, as entropies are made of them."""
+    return [_log2(numbers[i]) for i in range(numbers.shape[0])]
 
 
 def entropy_bounds(const uint64_t[::1] lower not None, const uint64_t[::1] upper not None):

@@ -22,6 +22,12 @@
           - {aggregate: interval_cv, windows: [1d]}         # and interval_mean, of the ms between events: 0
                                          #   is a clock, people are near 1 and above. Neither of these two
                                          #   kinds has lifetimes, and distinct no offset
+          - {aggregate: "top(src_ip, 5)", windows: [1d]}    # two features, of the most frequent values of any
+                                         #   field: top_src_ip_share_1d, the first one's part of all events,
+                                         #   and top_src_ip_entropy_1d, in bits, of the 5 (default 10) among
+                                         #   themselves: 0 is one has it all. No offset, no lifetime
+          - {aggregate: hour_entropy, windows: [7d]}        # of the 24 hours of day, UTC: 0 is one hour of
+                                         #   them, 4.58 all alike. No offset, no lifetime
           - decayed_count(1h)            # also decayed_sum(amount, 1h), decayed_mean: an event counts half
                                          #   after each half-life; no windows
           - name: large                  # needed where there is a where
@@ -34,6 +40,8 @@
         max_entries: 4096                # default 4096, or twice exact_events: while its log needs no more
         exact_values: 512                # default 512: a key's distinct values are exact up to so many,
         distinct_error: 0.03             # default 0.03: beyond, their standard error; bounds hold at 95 %
+        top_counters: 64                 # default 64: values told apart in merged events, and
+        top_error: 0.1                   # default 0.1: how roughly they merge; see the bounds of each answer
         lifetime_idle: 400d              # default 400d: a lifetime not fed for so long starts anew
       terminal:                          # offset: as it was 7 days before
         {event: transaction, key: terminal_id, windows: [1d, 7d], offset: 7d, features: [count]}
@@ -57,7 +65,8 @@ SQL, what touches an absent field is unknown, and only what is true matches.
 A change to a store that has state may add and remove views, services and fields, do anything to derived
 features, and change windows, lateness, ids, lifetime_idle and keep_keys. What a view keeps (event, key,
 where, offset, error settings, the fields and filters of its features, whether it has lifetimes) stays: a
-changed view takes a new name and starts empty. Distinct and decayed features may come and go.
+changed view takes a new name and starts empty. Distinct, top and decayed features may come and go; with
+another number of values, or another half-life, they start empty.
 
 Text flows one way: `document` reads YAML with its lines, `model` checks it (with `expression` for formulas),
 `compile` numbers it, `evolution` fits it to the plan before. Every mistake is a SchemaError with file, line,

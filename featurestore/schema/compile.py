@@ -46,6 +46,9 @@ from featurestore.schema.model import (
     sketch_slices,
 )
 
+MOST_TOP_VALUES = 65535  # that one structure can hold, its events and the counters of its entries counted
+MOST_TOP_ENTRIES = 512  # enough for a top_error of 10 % and any number of events
+MAX_TOP_TEXT_BYTES = 64 * 1024  # of one structure: what is beyond is counted, and shown by its hash
 DISTINCT_ERROR_OF_ONE = 0.65  # the relative standard error of one register; see core/distinct.pyx
 
 
@@ -191,12 +194,14 @@ class _Sketch:
     field: str | None
     where: Condition | None
     half_life_ms: int
+    k: int
 
     @property
     def name(self) -> str:
         """Behind the view's name, in the plan: where a successor finds it again."""
         half_life = duration_text(self.half_life_ms) if self.half_life_ms else None
-        arguments = ", ".join(each for each in (self.field, half_life) if each is not None)
+        k = str(self.k) if self.k else None
+        arguments = ", ".join(each for each in (self.field, half_life, k) if each is not None)
         where = "" if self.where is None else f" where {self.where.source}"
         structure = "sketch" if self.structure is Structure.COUNTMIN else self.structure.name.lower()
         return f".{structure}({arguments}){where}"
@@ -205,7 +210,7 @@ class _Sketch:
 def _sketch(feature: FeatureModel) -> _Sketch | None:
     if feature.structure is Structure.LOG:
         return None
-    return _Sketch(feature.structure, feature.field, feature.where, feature.half_life_ms)
+    return _Sketch(feature.structure, feature.field, feature.where, feature.half_life_ms, feature.k)
 
 
 def _sketches(view: ViewModel) -> list[_Sketch | None]:
@@ -277,6 +282,16 @@ def _view(
     if sketch.structure is Structure.DECAYED:
         keep_ms = GONE_HALF_LIVES * sketch.half_life_ms + view.event.lateness_ms
         return replace(plan, half_life_ms=sketch.half_life_ms, keep_ms=keep_ms)
+    if sketch.structure is Structure.TOP:
+        n_counters = _top_counters(view, sketch)
+        return replace(
+            plan,
+            k=sketch.k,
+            n_counters=n_counters,
+            max_error=view.top_error,
+            max_entries=_top_entries(view.exact_events, n_counters),
+            max_text_bytes=MAX_TOP_TEXT_BYTES,
+        )
     return replace(plan, exact_values=view.exact_values, log2_registers=_log2_registers(view.distinct_error))
 
 
@@ -287,6 +302,18 @@ def _windows_of(view: ViewModel, sketch: _Sketch) -> tuple[int, ...]:
 def _log2_registers(error: float) -> int:
     """The fewest registers, as a power of two, whose relative standard error is at most `error`."""
     return math.ceil(math.log2((DISTINCT_ERROR_OF_ONE / error) ** 2))
+
+
+def _top_counters(view: ViewModel, sketch: _Sketch) -> int:
+    """Of the hours of the day each has a counter of its own, so that none is ever missed."""
+    return sketch.k if sketch.field is None else view.top_counters
+
+
+def _top_entries(exact_events: int, n_counters: int) -> int:
+    """As many as leave room for a value per counter, where a quarter more and some may come before the next
+    compaction: see top_plan_ok in core/top.pyx."""
+    at_once = (MOST_TOP_VALUES - exact_events - 2) // n_counters - 9
+    return min(MOST_TOP_ENTRIES, at_once * 4 // 5)
 
 
 def _sketch_identity(view: ViewModel, sketch: _Sketch, where: Condition | None, keep_ms: int) -> str:
@@ -304,6 +331,13 @@ def _sketch_identity(view: ViewModel, sketch: _Sketch, where: Condition | None, 
             "windows": [duration_text(window_ms) for window_ms in windows],
             "keep_ms": keep_ms,
             "n_slices": sketch_slices(windows, keep_ms),
+        }
+    if sketch.structure is Structure.TOP:
+        settings = {
+            "k": sketch.k,
+            "exact_events": view.exact_events,
+            "top_counters": _top_counters(view, sketch),
+            "top_error": view.top_error,
         }
     return _canonical(
         {
@@ -372,6 +406,7 @@ def _definition(view: ViewModel, feature: FeatureModel) -> str:
             "exclude_self": feature.exclude_self,
             **({"half_life_ms": feature.half_life_ms} if feature.half_life_ms else {}),
             **({"store": "sketch"} if feature.sketched else {}),
+            **({"k": feature.k} if feature.k else {}),
         }
     )
 

@@ -69,6 +69,14 @@ MAX_SLICES = 63  # of all windows
 CELL_SLICES = 31  # that fit in 128 bytes as counts
 FEW_SLICES = 4  # to a window: with less, a cell is 256 bytes
 MAX_TICKS = 1 << 28  # shortest slices in the longest window
+DEFAULT_TOP = 10  # values of which a top feature says the entropy
+MAX_TOP = 64
+DEFAULT_TOP_ERROR = 0.1
+DEFAULT_TOP_COUNTERS = 64
+MIN_TOP_COUNTERS = 8
+MAX_TOP_COUNTERS = 512
+MAX_TOP_EXACT_EVENTS = 1 << 15  # events and merged entries of one structure share 16 bits (core/top.pxd)
+HOURS = 24  # of the day
 WARM_HALF_LIVES = 7  # a decayed feature warms until it lacks less than 1 %
 GONE_HALF_LIVES = 64  # and is dropped when so long not fed
 DEFAULT_ENTRIES = 4096
@@ -93,13 +101,22 @@ _AGGREGATES = {
     "interval_mean": (Aggregate.INTERVAL_MEAN, Part.FIRST | Part.LAST | Part.GAPS),
     "interval_cv": (Aggregate.INTERVAL_CV, Part.FIRST | Part.LAST | Part.GAPS),
     "distinct": (Aggregate.DISTINCT, Part(0)),
+    "top": (Aggregate.TOP_SHARE, Part(0)),  # and TOP_ENTROPY
+    "hour_entropy": (Aggregate.HOUR_ENTROPY, Part(0)),
     "decayed_count": (Aggregate.DECAYED_COUNT, Part(0)),
     "decayed_sum": (Aggregate.DECAYED_SUM, Part(0)),
     "decayed_mean": (Aggregate.DECAYED_MEAN, Part(0)),
 }
 _DECAYED = (Aggregate.DECAYED_COUNT, Aggregate.DECAYED_SUM, Aggregate.DECAYED_MEAN)
 _INTERVALS = (Aggregate.INTERVAL_MEAN, Aggregate.INTERVAL_CV)
-_WITHOUT_FIELD = (Aggregate.COUNT, Aggregate.SINCE_FIRST, Aggregate.SINCE_LAST, *_INTERVALS)
+_TOP = (Aggregate.TOP_SHARE, Aggregate.TOP_ENTROPY, Aggregate.HOUR_ENTROPY)
+_WITHOUT_FIELD = (
+    Aggregate.COUNT,
+    Aggregate.SINCE_FIRST,
+    Aggregate.SINCE_LAST,
+    Aggregate.HOUR_ENTROPY,
+    *_INTERVALS,
+)
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,7 @@ class FeatureModel:
     exclude_self: bool
     half_life_ms: int = 0  # of a decayed feature
     sketched: bool = False  # of a view with `store: sketch`
+    k: int = 0  # of a top feature: values that it lists
 
     @property
     def structure(self) -> Structure:
@@ -135,14 +153,16 @@ class FeatureModel:
             return Structure.COUNTMIN
         if self.aggregate in _DECAYED:
             return Structure.DECAYED
+        if self.aggregate in _TOP:
+            return Structure.TOP
         return Structure.DISTINCT if self.aggregate is Aggregate.DISTINCT else Structure.LOG
 
     @property
-    def kept_in(self) -> tuple[Structure, str | None, Condition | None, int]:
+    def kept_in(self) -> tuple[Structure, str | None, Condition | None, int, int]:
         """What tells the structures of a view apart; all features of the log are in one."""
         if self.structure is Structure.LOG:
-            return Structure.LOG, None, None, 0
-        return self.structure, self.field, self.where, self.half_life_ms
+            return Structure.LOG, None, None, 0, 0
+        return self.structure, self.field, self.where, self.half_life_ms, self.k
 
     @property
     def has_column(self) -> bool:
@@ -176,6 +196,8 @@ class ViewModel:
     distinct_error: float
     epsilon: float  # of `store: sketch`, as is delta
     delta: float
+    top_counters: int
+    top_error: float
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -412,6 +434,8 @@ _VIEW_SETTINGS = (
     "lifetime_idle",
     "exact_values",
     "distinct_error",
+    "top_counters",
+    "top_error",
     "store",
     "epsilon",
     "delta",
@@ -424,6 +448,8 @@ _OF_ROWS = (
     "lifetime_idle",
     "exact_values",
     "distinct_error",
+    "top_counters",
+    "top_error",
 )
 
 
@@ -470,6 +496,13 @@ def _view(
         distinct_error = document.fraction(
             found["distinct_error"], f"distinct_error of {what}", 0.1, MIN_DISTINCT_ERROR
         )
+    top_counters, top_error = DEFAULT_TOP_COUNTERS, DEFAULT_TOP_ERROR
+    if "top_counters" in found:
+        top_counters = document.integer(
+            found["top_counters"], f"top_counters of {what}", MIN_TOP_COUNTERS, MAX_TOP_COUNTERS
+        )
+    if "top_error" in found:
+        top_error = document.fraction(found["top_error"], f"top_error of {what}", 0.5)
     windows = _windows(found["windows"], what) if "windows" in found else ()
     features = _features(found["features"], name, event, windows, mistakes)
     if sketched:
@@ -490,6 +523,8 @@ def _view(
         distinct_error,
         epsilon,
         delta,
+        top_counters,
+        top_error,
     )
     _check_limits(view)
     return view
@@ -709,7 +744,8 @@ def _feature(
     else:
         known = ("name", "aggregate", "where", "windows", "self")
         found = document.settings(node, f"a feature of {what}", known, ("aggregate",), mistakes)
-    aggregate, field, name, half_life = _aggregate(found["aggregate"], what, event)
+    written = _aggregate(found["aggregate"], what, event)
+    aggregate, field, name, half_life = written.aggregate, written.field, written.name, written.half_life
     if "name" in found:
         name = document.word(found["name"], f"name of a feature of {what}")
         _check_name(name, f"feature {shown(name)} of {what}", found["name"].line)
@@ -738,16 +774,28 @@ def _feature(
         warms = WindowModel(half_life.text, WARM_HALF_LIVES * half_life.length_ms)
         full_name = f"{view}.{name}_{half_life.text}"
         return [FeatureModel(full_name, aggregate, field, where, warms, exclude_self, half_life.length_ms)]
+    values = {name: aggregate}
+    if aggregate is Aggregate.TOP_SHARE:
+        values = {f"{name}_share": aggregate, f"{name}_entropy": Aggregate.TOP_ENTROPY}
     return [
-        FeatureModel(f"{view}.{name}_{window.text}", aggregate, field, where, window, exclude_self)
+        FeatureModel(f"{view}.{base}_{window.text}", each, field, where, window, exclude_self, k=written.k)
+        for base, each in values.items()
         for window in windows
     ]
 
 
-def _aggregate(
-    node: Node, what: str, event: EventModel
-) -> tuple[Aggregate, str | None, str, WindowModel | None]:
-    """The aggregate, its field, the name that a feature has by default, and a decayed one's half-life."""
+@dataclass(frozen=True)
+class _Written:
+    """An aggregate as it is written."""
+
+    aggregate: Aggregate
+    field: str | None
+    name: str  # that a feature has by default
+    half_life: WindowModel | None = None  # of a decayed one
+    k: int = 0  # of a top one
+
+
+def _aggregate(node: Node, what: str, event: EventModel) -> _Written:
     written = document.word(node, f"aggregate in {what}")
     match = _AGGREGATE.fullmatch(written)
     if match is None:
@@ -766,25 +814,42 @@ def _aggregate(
     if aggregate in _DECAYED:
         field, half_life = _half_life(word, aggregate, field, what, node)
         if field is None:
-            return aggregate, None, word, half_life
+            return _Written(aggregate, None, word, half_life)
+    k = HOURS if aggregate is Aggregate.HOUR_ENTROPY else 0
+    if aggregate is Aggregate.TOP_SHARE:
+        field, k = _field_and_k(field, what, node)
     if aggregate in _WITHOUT_FIELD:
         if field is not None:
             hint = (
                 f"; where {field} is present is `where: {field} is not null`" if field in event.fields else ""
             )
             raise SchemaError(f"{word} in {what} is of events and takes no field{hint}", line=node.line)
-        return aggregate, None, word, None
+        return _Written(aggregate, None, word, k=k)
     if not field:
         raise SchemaError(f"{word} in {what} needs a field: {word}(field)", line=node.line)
     kind = _known_field(field, what, event, node.line)
-    if aggregate is Aggregate.DISTINCT:
-        return aggregate, field, f"{word}_{field}", None
+    if aggregate in (Aggregate.DISTINCT, Aggregate.TOP_SHARE):
+        return _Written(aggregate, field, f"{word}_{field}", k=k)
     if kind.is_text:
         raise SchemaError(
             f"{word}({field}) in {what}: {field} is declared {kind.value}; {word} needs a number or a bool",
             line=node.line,
         )
-    return aggregate, field, f"{word}_{field}", half_life
+    return _Written(aggregate, field, f"{word}_{field}", half_life)
+
+
+def _field_and_k(arguments: str | None, what: str, node: Node) -> tuple[str, int]:
+    """Of a top feature: between its parentheses, the second may be left out."""
+    given = [each.strip() for each in (arguments or "").split(",")]
+    if len(given) > 2 or not all(given):
+        raise SchemaError(
+            f"top in {what} is written top(field) or top(field, {DEFAULT_TOP}), with a number of your own",
+            line=node.line,
+        )
+    if len(given) == 1:
+        return given[0], DEFAULT_TOP
+    number = Text(node.line, given[1], plain=True)
+    return given[0], document.integer(number, f"number of values of top in {what}", 1, MAX_TOP)
 
 
 def _half_life(
@@ -825,6 +890,8 @@ def _check_limits(view: ViewModel) -> None:
                 f"answers neither an offset nor a lifetime; use windows, in a view without an offset",
                 line=view.line,
             )
+        if feature.structure is Structure.TOP:
+            _check_top(view, feature)
         if feature.aggregate in _INTERVALS and feature.window.length_ms == 0:
             raise SchemaError(
                 f"feature {feature.name}: late events make the intervals of a lifetime unknowable; "
@@ -840,6 +907,27 @@ def _check_limits(view: ViewModel) -> None:
     if view.offset_ms and 0 in windows:
         raise SchemaError(
             f"{what} has an offset, and lifetime features take none; use another view", line=view.line
+        )
+
+
+def _check_top(view: ViewModel, feature: FeatureModel) -> None:
+    if view.offset_ms or feature.window.length_ms == 0:
+        raise SchemaError(
+            f"feature {feature.name}: values are counted in recent events, which merge as they grow old; "
+            f"that answers neither an offset nor a lifetime; use windows, in a view without an offset",
+            line=view.line,
+        )
+    if feature.k > view.top_counters and feature.aggregate is not Aggregate.HOUR_ENTROPY:
+        raise SchemaError(
+            f"feature {feature.name} is of {feature.k} values, more than the {view.top_counters} that merged "
+            f"events tell apart; raise top_counters, or take fewer",
+            line=view.line,
+        )
+    if view.exact_events > MAX_TOP_EXACT_EVENTS:
+        raise SchemaError(
+            f"feature {feature.name}: with heaviest values, exact_events of a view is at most "
+            f"{MAX_TOP_EXACT_EVENTS}, not {view.exact_events}; lower it, or use a view of its own",
+            line=view.line,
         )
 
 
@@ -866,7 +954,7 @@ def _check_rows(views: list[ViewModel], mistakes: Mistakes) -> None:
         counts[view.parts] = before + len({feature.kept_in for feature in rows})
         if before <= MAX_VIEWS_OF_A_KEY < counts[view.parts]:
             mistakes.add(
-                f"more than {MAX_VIEWS_OF_A_KEY} views, distinct fields and half-lives with the key "
+                f"more than {MAX_VIEWS_OF_A_KEY} views, distinct or top fields and half-lives with the key "
                 f"[{', '.join(view.parts)}]; one view may have many features and filters",
                 view.line,
             )

@@ -41,6 +41,9 @@ class Aggregate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     AGGREGATE_DECAYED_MEAN: _ClassVar[Aggregate]
     AGGREGATE_INTERVAL_MEAN: _ClassVar[Aggregate]
     AGGREGATE_INTERVAL_CV: _ClassVar[Aggregate]
+    AGGREGATE_TOP_SHARE: _ClassVar[Aggregate]
+    AGGREGATE_TOP_ENTROPY: _ClassVar[Aggregate]
+    AGGREGATE_HOUR_ENTROPY: _ClassVar[Aggregate]
     AGGREGATE_DERIVED: _ClassVar[Aggregate]
 FIELD_KIND_UNSPECIFIED: FieldKind
 FIELD_KIND_NUMBER: FieldKind
@@ -68,6 +71,9 @@ AGGREGATE_DECAYED_SUM: Aggregate
 AGGREGATE_DECAYED_MEAN: Aggregate
 AGGREGATE_INTERVAL_MEAN: Aggregate
 AGGREGATE_INTERVAL_CV: Aggregate
+AGGREGATE_TOP_SHARE: Aggregate
+AGGREGATE_TOP_ENTROPY: Aggregate
+AGGREGATE_HOUR_ENTROPY: Aggregate
 AGGREGATE_DERIVED: Aggregate
 
 class GetSchemaRequest(_message.Message):

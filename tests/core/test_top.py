@@ -13,13 +13,14 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.core.top import Tops, Value, Window, entropy_bounds, packed
+from featurestore.core.top import Tops, Value, Window, entropy_bounds, logarithms, packed
 
 YEAR_1_MS = -62135596800000
 YEAR_9999_MS = 253402300799999
@@ -653,6 +654,44 @@ def test_what_was_missed_is_rounded_up_and_little(x: int) -> None:
 
 def test_the_greatest_number_missed() -> None:
     assert packed(4095)[1] == 4095 and packed(2**32 - 1)[1] == 2**32 - 1
+
+
+BITS_OF_LOGARITHMS = [
+    "0x1.95c01a39fbd69p+0",
+    "0x1.2934f0979a371p+1",
+    "0x1.675767f54042dp+1",
+    "0x1.a934f0979a371p+1",
+    "0x1.3ee7b471b3a95p+4",
+    "0x1.ae12262b7b9fcp+4",
+    "-0x1.a934f0979a371p+1",
+]
+NEAR_1 = st.builds(
+    lambda exponent, sign: 1 + sign * 2.0**-exponent, st.integers(1, 52), st.sampled_from([-1, 1])
+)
+
+
+@settings(max_examples=500)
+@given(
+    st.one_of(
+        st.integers(1, 2**62).map(float),
+        st.floats(2**-60, 2**60, allow_subnormal=False),
+        NEAR_1,
+        st.sampled_from([0.7071067811865475, 0.7071067811865476, 1.414213562373095, 1.4142135623730951]),
+    )
+)
+def test_logarithms_are_within_5e_16_of_what_decimals_say(x: float) -> None:
+    (got,) = logarithms(np.array([x]))
+    with localcontext(prec=40):
+        exact = Decimal(x).ln() / Decimal(2).ln()
+        assert abs(Decimal(got) - exact) <= Decimal("5e-16") * abs(exact)
+    for power in range(-60, 63):
+        assert logarithms(np.array([2.0**power])) == [power]
+
+
+def test_logarithms_have_the_same_bits_everywhere() -> None:
+    """What a machine of another kind must say too: nothing in them depends on its C library."""
+    found = logarithms(np.array([3.0, 5.0, 7.0, 10.0, 1e6, 123456789.0, 0.1]))
+    assert [each.hex() for each in found] == BITS_OF_LOGARITHMS
 
 
 @settings(max_examples=300)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -55,12 +56,13 @@ class EventType:
 class Feature:
     name: str  # without the view's name: "count_1d"
     aggregate: str  # count sum mean min max stddev first last since_first since_last distinct
-    # interval_mean interval_cv decayed_count decayed_sum decayed_mean
+    # interval_mean interval_cv decayed_count decayed_sum decayed_mean top_share top_entropy hour_entropy
     window_ms: int = 0  # 0 = lifetime
-    value: str | None = None  # the field aggregated: a number, or anything for distinct
+    value: str | None = None  # the field aggregated: a number, or anything for distinct and top
     where: Predicate | None = None
     exclude_self: bool | None = None  # None: since_last excludes, everything else includes
     half_life_ms: int = 0  # of the decayed aggregates, which have no window
+    k: int = 0  # of top: how many values its entropy is of
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class View:
     max_entries: int = 4096
     lifetime_idle_ms: int = 400 * DAY_MS
     sketch: tuple[float, float] | None = None  # epsilon and delta; counts, and sums of the values above 0
+    top_counters: int = 64
+    top_error: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -502,13 +506,16 @@ class Store:
         """Every event that was not late, at its weight: 2^(-age / half-life)."""
         lateness = self.schema.events[view.plan.event].lateness_ms
         keep, warm = GONE * feature.half_life_ms + lateness, WARM * feature.half_life_ms
-        taken = [
-            (e.time, v)
-            for e in log.decayed
-            for v in [_number(feature, e)]
-            if v is not None and e.time >= e.now - keep
-        ]
-        newest = max((time for time, _ in taken), default=t)
+        taken: list[tuple[int, float]] = []
+        newest = t
+        for e in log.decayed:
+            value = _number(feature, e)
+            if value is None or e.time < e.now - keep:
+                continue
+            if taken and newest < e.now - keep:
+                taken = []  # what had faded does not come back with what comes after
+            newest = max(newest, e.time) if taken else e.time
+            taken.append((e.time, value))
         if t < newest or (now is not None and t - warm < now - keep):
             return Truth(UNAVAILABLE, math.nan)
         if now is not None and newest < now - keep:
@@ -679,8 +686,26 @@ def _number(feature: Feature, event: Applied) -> float | None:
 
 
 def _value_of(feature: Feature, event: Applied) -> object:
-    """The value that a distinct feature takes from one event, None if it ignores it."""
-    return event.fields.get(str(feature.value)) if _matches(feature.where, event.fields) else None
+    """The value that a distinct or top feature takes from one event, None if it ignores it."""
+    if not _matches(feature.where, event.fields):
+        return None
+    if feature.aggregate == "hour_entropy":
+        return event.time // HOUR_MS % 24
+    return event.fields.get(str(feature.value))
+
+
+def _heaviest(feature: Feature, events: Sequence[Applied]) -> tuple[float, int, float]:
+    """Share of the most frequent value in all events; entropy, in bits, of the k most frequent ones."""
+    counts = Counter(_value_of(feature, event) for event in events)
+    del counts[None]
+    n = counts.total()
+    if n == 0:
+        return math.nan, 0, 0.0
+    listed = [count for _, count in counts.most_common(feature.k or None)]
+    if feature.aggregate == "top_share":
+        return listed[0] / n, n, 1e-15
+    shares = [count / sum(listed) for count in listed]
+    return math.fsum(-share * math.log2(share) for share in shares), n, 1e-12
 
 
 def _intervals(times: list[int], aggregate: str) -> dict[str, tuple[float, float]]:
@@ -698,11 +723,15 @@ def _intervals(times: list[int], aggregate: str) -> dict[str, tuple[float, float
     }
 
 
-def _aggregate(feature: Feature, events: Sequence[Applied], end: int) -> tuple[float, int, float]:
+def _aggregate(  # noqa: PLR0911  # an aggregate each
+    feature: Feature, events: Sequence[Applied], end: int
+) -> tuple[float, int, float]:
     """(value, n, tolerance) of one aggregate over the events in its window."""
     if feature.aggregate == "distinct":
         n = len({_value_of(feature, event) for event in events} - {None})
         return float(n), n, 0.0
+    if feature.aggregate in ("top_share", "top_entropy", "hour_entropy"):
+        return _heaviest(feature, events)
     taken = sorted(
         ((e.time, e.position, v) for e in events for v in [_number(feature, e)] if v is not None),
         key=lambda item: item[:2],

@@ -40,17 +40,22 @@ def features(
     where: Filter | None = None,
     name: str | None = None,
     exclude_self: bool | None = None,
+    k: int = 0,
 ) -> tuple[Feature, ...]:
     """One item of a view's features for each of `windows`, in whole seconds or `lifetime`: "5s 60s". Of a
-    decayed aggregate they are half-lives."""
+    decayed aggregate they are half-lives. `top` gives a share and an entropy for each."""
     base = name or (aggregate if value is None else f"{aggregate}_{value}")
     if aggregate.startswith("decayed"):
         return tuple(
             Feature(f"{base}_{window}", aggregate, 0, value, where, exclude_self, _window_ms(window))
             for window in windows.split()
         )
+    kinds = [(base, aggregate)]
+    if aggregate == "top":
+        kinds = [(f"{base}_share", "top_share"), (f"{base}_entropy", "top_entropy")]
     return tuple(
-        Feature(f"{base}_{window}", aggregate, _window_ms(window), value, where, exclude_self)
+        Feature(f"{base}_{window}", kind, _window_ms(window), value, where, exclude_self, k=k)
+        for base, kind in kinds
         for window in windows.split()
     )
 
@@ -89,6 +94,8 @@ def _view(view: View) -> list[str]:
             f"max_entries: {view.max_entries}",
             f"lifetime_idle: {view.lifetime_idle_ms // 1000}s",
         ]
+    if any(feature.aggregate in ("top_share", "hour_entropy") for feature in view.features):
+        lines += [f"top_counters: {view.top_counters}", f"top_error: {view.top_error}"]
     if view.offset_ms:
         lines.append(f"offset: {view.offset_ms // 1000}s")
     if view.where is not None:
@@ -97,9 +104,14 @@ def _view(view: View) -> list[str]:
     items: dict[str, list[str]] = {}  # neighbours that differ in the window only are one item
     for feature in view.features:
         base, window = feature.name.rsplit("_", 1)
+        if feature.aggregate == "top_entropy":
+            continue  # comes with its share
         half_life = f"{feature.half_life_ms // 1000}s" if feature.half_life_ms else None
-        arguments = ", ".join(each for each in (feature.value, half_life) if each is not None)
+        k = str(feature.k) if feature.k else None
+        arguments = ", ".join(each for each in (feature.value, half_life, k) if each is not None)
         aggregate = f"{feature.aggregate}({arguments})" if arguments else feature.aggregate
+        if feature.aggregate == "top_share":
+            base, aggregate = base.removesuffix("_share"), f"top({arguments})"
         item = f'name: {base}, aggregate: "{aggregate}"'
         if feature.where is not None:
             item += f", where: {_text(feature.where)}"

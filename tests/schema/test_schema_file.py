@@ -889,7 +889,7 @@ def test_limits_of_sections() -> None:
     full = views[: views.index("  v120:")]
     State(compile_schema(changed("services:", f"{full}services:")))
     beyond = views[: views.index("  v121:")]
-    assert "more than 120 views, distinct fields and half-lives with the key [ip]" in str(
+    assert "more than 120 views, distinct or top fields and half-lives with the key [ip]" in str(
         refusal(changed("services:", f"{beyond}services:"))
     )
     services = "".join(f"  s{n}: [account.*]\n" for n in range(256))

@@ -75,7 +75,7 @@ MEMORYVIEWS = {
     "CountminSketch.peek CountminSketch.places CountminSketch.read",
     "featurestore.core.distinct": "DistinctCounters._checked DistinctCounters.add DistinctCounters.export "
     "DistinctCounters.load DistinctCounters.observe DistinctCounters.read _Answers.__cinit__",
-    "featurestore.core.top": "Tops.add Tops.read Tops.restore Tops.time_reads entropy_bounds",
+    "featurestore.core.top": "Tops.add Tops.read Tops.restore Tops.time_reads entropy_bounds logarithms",
     # once for a shard or a meta of a checkpoint
     "featurestore.core.state": "State.import_shard State.import_sketches",
     "featurestore.storage.rows": "RowStore.do_meta RowStore.do_shard RowStore.put_meta RowStore.write_shard",

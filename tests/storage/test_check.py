@@ -22,9 +22,11 @@ from featurestore.errors import CorruptRecordError, StorageError, StoreLockedErr
 from featurestore.storage.check import inspect, restore, verify
 from featurestore.storage.rows import RowStore
 
-from . import store_v1
+from . import store_top_v1, store_v1
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "store_v1"
+GOLDEN_TOP = GOLDEN.parent / "store_top_v1"
+GOLDEN_TOP_DIGEST = "0a6b8a5616adfb0139d6e1f4c01b6c3f"
 GOLDEN_DIGEST = "0474057886273e9d1b23a2352e61c2b1"
 
 
@@ -64,6 +66,15 @@ def test_the_golden_store_says_what_it_always_said(tmp_path: Path) -> None:
         assert list(batch.outcomes) == [2]
         store_v1.send(engine, 2, ["bert"] * 6 + ["anna"])
         assert store_v1.answers(engine) == store_v1.EXPECTED
+
+
+def test_the_golden_store_of_heaviest_values_says_what_it_always_said(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN_TOP, tmp_path / "store")
+    assert list(verify(tmp_path / "store")) == []
+    with Engine.open(tmp_path / "store") as engine:
+        assert engine.recovered.rows == 2 and engine.recovered.events == 0  # from the rows, not the journal
+        assert store_top_v1.answers(engine) == store_top_v1.EXPECTED
+        assert engine.state.digest().hex() == GOLDEN_TOP_DIGEST
 
 
 def test_the_example_of_a_row_is_the_golden_one(tmp_path: Path) -> None:
