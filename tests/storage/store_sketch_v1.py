@@ -1,4 +1,4 @@
-"""The store of tests/golden/store_sketch_v1, with a view kept in sketches: how it was made, and what it must say.
+"""The store of tests/golden/store_sketch_v1, with views kept in sketches: how it was made, what it must say.
 
 python -m storage.store_sketch_v1 DIRECTORY     makes one like it (with an id, a secret and salts of its own)
 """
