@@ -698,7 +698,7 @@ cdef void put_summed(const Outputs* out, const ItemC* item, double value, double
     """Values are finite and their sum need not be: then there is a number, and no double that says it."""
     put_value(out, item, value, lower, upper)
     value = out.values[item.out]
-    if not lower <= value <= upper or value - value != 0.0:
+    if value - value != 0.0 or not lower < INFINITY or not upper > -INFINITY:
         put_unavailable(out, item)
 
 
