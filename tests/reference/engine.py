@@ -69,9 +69,14 @@ class Engine:
         self.state = State(self.plan, clock=clock, secret=SECRET, n_shards=n_shards, threads=threads)
 
     def batch(self, event: str, data: Any) -> EventBatch:
-        """Columns by field name (the time field among them), an Arrow table or a data frame, as one batch."""
+        """Columns by field name (the time field among them), an Arrow table or a data frame, as one batch;
+        what a mapping lacks is null."""
         index = [plan.name for plan in self.plan.events].index(event)
-        return EventBatch(self.plan.events[index], index, *event_columns(self.plan.events[index], data))
+        plan = self.plan.events[index]
+        if isinstance(data, Mapping):
+            n = len(data[plan.time.field])
+            data = {field.name: [None] * n for field in plan.fields} | dict(data)
+        return EventBatch(plan, index, *event_columns(plan, data))
 
     def submit(
         self, event: str, data: Any, service: str | None = None, **options: Any
