@@ -545,7 +545,7 @@ def test_a_row_outlives_more_views_than_one_plan_may_have() -> None:
             state.apply_plan(plan)
         event = plan.events[0]
         for i in range(2):
-            data = {"ts": [1_000_000 + i], "account": ["a"], "id": [f"{generation}-{i}"]}
+            data = {"ts": [1_000_000 + i], "account": ["a"], "track": [None], "id": [f"{generation}-{i}"]}
             vectors = state.observe(EventBatch(event, 0, *event_columns(event, data)), 0)
             assert vectors is not None
             assert vectors.values.tolist() == [[i + 1.0] * 4]

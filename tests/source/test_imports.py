@@ -54,7 +54,7 @@ OUTSIDE = {
 }
 
 # core knows no file, no socket and no clock: this is all it has of Python's library and of C's.
-CORE_LIBRARY = {"__future__", "hashlib", "math", "statistics", "typing"}
+CORE_LIBRARY = {"__future__", "hashlib", "math", "statistics", "struct", "typing"}
 CORE_C = {
     "libc.float",
     "libc.math",
