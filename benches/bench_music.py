@@ -1,7 +1,7 @@
 """How many events a second does one core take with the whole schema for music, on its traffic?
 
 Measured: made-up traffic (demo/traffic.py: honest people and five attacks) with the schema that ships
-(demo/music.yaml: 12 views of 6 entities and a pair, distinct counts, intervals, filters, shares). A week goes
+(demo/music.yaml: eleven views of seven entities, distinct counts, intervals, filters, shares). A week goes
 in first, then each round is a few hours of the eighth day, every type of event in batches as they come. CPU
 time of the thread, the batches made before. `events` applies them (State.observe); `vectors` also returns the
 vector of each at its position: 67 values a play; `store` is Engine.observe with the journal written
