@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,7 +88,7 @@ def next_lines(result: MusicResult, command: str, keep: Path | None) -> list[str
         return [
             f"Next: {command} generate DIR    writes this traffic to files, with its labels and the schema"
         ]
-    return [f"Next: {command} serve --data {keep} &"]
+    return [f"Next: {command} serve --data {shlex.quote(str(keep))} &"]
 
 
 def _percent(share: float) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from featurestore.cli.exits import Exit
 from featurestore.cli.frame import add_output_argument, print_json
 from featurestore.cli.progress import Progress
-from featurestore.errors import ConfigError
+from featurestore.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from featurestore.demo.traffic import Traffic
@@ -83,9 +83,8 @@ def run(arguments: argparse.Namespace) -> Exit:
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "music.yaml").write_text(schema_text(), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"cannot write into {directory}: {error.strerror or error}") from error
+        raise ConfigError(f"cannot make {directory}: {error.strerror or error}") from error
     counts = {event: dict.fromkeys(LABELS, 0) for event in EVENTS}
     n_done = n_hours = 0
     with (
@@ -105,6 +104,10 @@ def run(arguments: argparse.Namespace) -> Exit:
             n_done += chunk.n_events
             n_hours += chunk.n_hours
             bar.update(n_hours, n_done)
+    try:  # last: where the rest failed, the directory is as empty as it was, and may be given again
+        (directory / "music.yaml").write_text(schema_text(), encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {directory / 'music.yaml'}: {error.strerror or error}") from error
     print(f"{n_done:,} events in {directory}", file=sys.stderr)
     if arguments.output == "json":
         print_json({"directory": str(directory), "seed": traffic.seed, "events": counts})

@@ -25,6 +25,7 @@ from featurestore.core.state import State
 from featurestore.demo.music import KEYS, schema_text
 from featurestore.demo.rules import NAIVE, RULES, AtLeast, Ground, Judged, Rule
 from featurestore.demo.traffic import EVENTS, LABELS, ROLE, Chunk, Events, Traffic, joined
+from featurestore.errors import StorageError
 from featurestore.schema import compile_schema
 from featurestore.server.serve import Server, open_store
 
@@ -396,6 +397,21 @@ def test_generate_writes_a_file_for_each_type_whatever_the_format(tmp_path, caps
     assert actions.column("text").null_count == sum(
         k != "comment" for k in actions.column("kind").to_pylist()
     )
+
+
+def test_what_fails_in_the_midst_leaves_a_directory_to_be_given_again(tmp_path, monkeypatch, capsys) -> None:
+    words = ["generate", str(tmp_path / "out"), "--users", "20", "--days", "1"]
+
+    def broken_off(traffic: Traffic, _n_events: int):
+        yield next(traffic.hours())
+        raise StorageError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Traffic, "chunks", broken_off)
+        assert main(words) == Exit.ERROR
+    assert "no room" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+    assert main(words) == Exit.OK
 
 
 @pytest.mark.parametrize(
