@@ -12,6 +12,9 @@ DESCRIPTION = """\
 Deletes all that is kept of one key, and returns when it is nowhere in the store's files any more: a tombstone
 is journaled, a checkpoint taken past it, and the older journal deleted. Later events of the key start empty.
 
+A view with `store: sketch` keeps nothing of single keys, so nothing can be taken out of it: what a key added
+stays, without its name, until it is older than the longest window.
+
 Give all parts of one entity's key; together they say which entity is meant. Backups taken before still hold
 it."""
 

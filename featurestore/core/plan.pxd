@@ -178,6 +178,7 @@ ctypedef struct DerivedC:        # a derived feature of a service
 ctypedef struct ServiceC:
     uint32_t width               # values that it lists: the first places of a vector
     uint32_t read_width          # and with those that its derived features need
+    double confidence            # at which each value's bounds hold, at least; 1: certain
     uint32_t n_derived
     DerivedC* derived            # [n_derived] each after those that it needs
     uint16_t n_slots

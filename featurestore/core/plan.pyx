@@ -445,6 +445,8 @@ cdef class CompiledPlan:
             views.setdefault(feature.view, []).append((out, feature))
         service.width = len(spec.features)
         service.read_width = len(read)
+        known = self.plan.all_features
+        service.confidence = min([self.plan.confidence_of(known[f]) for f in spec.features], default=1.0)
         self._derived(service, {feature_index: out for out, feature_index in enumerate(read)})
         service.n_slots = len(by_entity)
         service.slots = <SlotC*>self._array(len(by_entity), sizeof(SlotC))

@@ -17,7 +17,7 @@ SNAPSHOT_MAGIC: Final[bytes]
 
 FREED: Final[bytes]
 
-def split_records(records: bytes) -> Iterator[bytes]: ...
+def split_records(records: Buffer) -> Iterator[bytes]: ...
 
 class Vectors:
     __slots__ = ("coverage", "lower", "read_at_ms", "statuses", "upper", "values")

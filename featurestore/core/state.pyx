@@ -715,6 +715,7 @@ cdef uint64_t _content_by_place(const StateC* state, const Batch* batch) noexcep
 
 def split_records(records):
     """The records of a shard (shard.pxd), each as bytes."""
+    records = bytes(records)
     at = 0
     while at < len(records):
         length = records[at + 16:at + 20]

@@ -43,6 +43,14 @@
         top_counters: 64                 # default 64: values told apart in merged events, and
         top_error: 0.1                   # default 0.1: how roughly they merge; see the bounds of each answer
         lifetime_idle: 400d              # default 400d: a lifetime not fed for so long starts anew
+      pair:                              # too many pairs for rows: counts, and sums of the values above 0,
+        event: transaction               #   in a sketch; see below
+        key: [customer_id, terminal_id]
+        store: sketch                    # default rows
+        epsilon: 0.001                   # default 0.001: a value is never below the truth, and above it by
+        delta: 0.01                      #   more than epsilon * N with probability delta at most (0.01)
+        windows: [1h, 1d]
+        features: [count, sum(amount)]
       terminal:                          # offset: as it was 7 days before
         {event: transaction, key: terminal_id, windows: [1d, 7d], offset: 7d, features: [count]}
     derived:                             # optional: computed from other features when they are read
@@ -58,6 +66,16 @@ A derived feature is a formula of + - * /, min(a, b), max(a, b), numbers and fea
 or not. A service that lists it reads what it needs and returns only what it lists. Without an `else`,
 dividing by zero gives NaN.
 
+A view with `store: sketch` keeps nothing of single keys. It has no lifetimes, no offset, no `self: exclude`
+and no other aggregates, and `forget` cannot take a key out of it: what it added stays, unnamed, until it has
+aged. Its memory is taken when the schema is applied: e / epsilon * ln(1 / delta) cells in each shard for the
+counts, as many for each summed field and each where of features, of 128 bytes for counts and 256 for sums;
+twice that where there are more than five or six windows. With the defaults and 64 shards, 111 MB for counts.
+N is what the key's shard counted, about a 64th of all, in the slices of time that the window touches. Its
+beginning cuts a slice, a fifth of a window where there are five windows: the value, which is the upper bound,
+has all of that slice in it, `lower` none, and epsilon * N less, at 1 - delta. A counter that is full
+(2^31 - 1 in a slice) says N, which is certain; a sum beyond all numbers is UNAVAILABLE.
+
 `where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, min(), max(), numbers,
 true, false and texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in
 SQL, what touches an absent field is unknown, and only what is true matches.
@@ -66,7 +84,8 @@ A change to a store that has state may add and remove views, services and fields
 features, and change windows, lateness, ids, lifetime_idle and keep_keys. What a view keeps (event, key,
 where, offset, error settings, the fields and filters of its features, whether it has lifetimes) stays: a
 changed view takes a new name and starts empty. Distinct, top and decayed features may come and go; with
-another number of values, or another half-life, they start empty.
+another number of values, or another half-life, they start empty. Of a
+sketch also windows, lateness, epsilon and delta stay.
 
 Text flows one way: `document` reads YAML with its lines, `model` checks it (with `expression` for formulas),
 `compile` numbers it, `evolution` fits it to the plan before. Every mistake is a SchemaError with file, line,

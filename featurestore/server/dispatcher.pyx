@@ -312,7 +312,8 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message,
     if service != NULL:
         view = _view(&outputs, 1, service.width, request.coverage)
     if not wire_encode_observe(&call.reply, request.write.batch.outcomes[0], ack, call.result.position,
-                               NULL if service == NULL else &view, fingerprint, 1.0):
+                               NULL if service == NULL else &view, fingerprint,
+                               1.0 if service == NULL else service.confidence):
         return _failed(call, FAULT_MEMORY)
     return answer
 
@@ -380,7 +381,7 @@ cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t si
         return _untaken(call, ENGINE_NO_MEMORY)
     view = _view(&outputs, request.n, service.width, request.coverage)
     if not wire_encode_read(&call.reply, streamed, &view,
-                            edition.tables.services[request.service].fingerprint, 1.0,
+                            edition.tables.services[request.service].fingerprint, service.confidence,
                             &read_at if had_now or read_at != 0 else NULL):
         return _failed(call, FAULT_REPLY)
     return ANSWER_DONE
