@@ -33,6 +33,9 @@ cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view
 # Asks for what the next event touches. The first line of the head's block was asked for before.
 cdef void kept_prefetch(const Arena* arena, const LogHead* head, const ViewC* view,
                         uint64_t hash) noexcept nogil
+# The second step, some events later: of a large block the place depends on what its beginning says.
+cdef void kept_prefetch_value(const Arena* arena, const LogHead* head, const ViewC* view,
+                              uint64_t hash) noexcept nogil
 # True when nothing in it can be read any more at now_ms.
 cdef bint kept_expired(const Arena* arena, const LogHead* head, const ViewC* view,
                        int64_t now_ms) noexcept nogil

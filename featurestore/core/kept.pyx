@@ -11,7 +11,7 @@ from featurestore.core.decayed cimport (
 from featurestore.core.distinct cimport (
     EXPORT_MATRIX, EXPORT_SET, MAX_LOG2_REGISTERS, DistinctValue, distinct_add, distinct_clone,
     distinct_expired, distinct_export, distinct_export_bytes, distinct_free, distinct_import,
-    distinct_prefetch, distinct_read,
+    distinct_prefetch, distinct_prefetch_value, distinct_read,
 )
 from featurestore.core.head cimport (
     LOG_DECAYED, LOG_DISTINCT, LOG_KEY, LOG_LARGE, LOG_SMALL, TOP_LARGE, TOP_SMALL, LogHead,
@@ -161,6 +161,12 @@ cdef void kept_prefetch(const Arena* arena, const LogHead* head, const ViewC* vi
         distinct_prefetch(arena, head, &view.distinct, hash)
     elif _is_top(head):
         top_prefetch(arena, head, hash)
+
+
+cdef void kept_prefetch_value(const Arena* arena, const LogHead* head, const ViewC* view,
+                              uint64_t hash) noexcept nogil:
+    if head.kind == LOG_DISTINCT:
+        distinct_prefetch_value(arena, head, &view.distinct, hash)
 
 
 cdef bint kept_expired(const Arena* arena, const LogHead* head, const ViewC* view,

@@ -17,7 +17,7 @@ from featurestore.core.frequency cimport (
 from featurestore.core.head cimport LOG_KEY, LOG_LARGE, LOG_LIFETIME, LogHead
 from featurestore.core.kept cimport (
     Given, kept_clone, kept_expired, kept_export, kept_export_bytes, kept_free, kept_import, kept_prefetch,
-    kept_skip_bytes, kept_structs, sketch_add, sketch_kind, sketch_read,
+    kept_prefetch_value, kept_skip_bytes, kept_structs, sketch_add, sketch_kind, sketch_read,
 )
 from featurestore.core.plan cimport (
     MAX_RAW_WORDS, STRUCTURE_DECAYED, STRUCTURE_LOG, STRUCTURE_TOP, UNSET_MS, EntityC, GroupC, ItemC, PlanC,
@@ -49,6 +49,7 @@ cdef enum:
     AHEAD_CELLS = 12             # and a sketch's cells, which are many lines
     AHEAD_BLOCK = 8              # a power of two
     AHEAD_LOG = 4
+    AHEAD_VALUE = 2
 
 
 cdef extern from * nogil:
@@ -567,6 +568,8 @@ cdef inline void _fetch_row(const Shard* shard, const Job* job, const Part* part
     for j in range(job.batch.n_columns):
         if job.batch.columns[j].kind == COLUMN_NUMBER:
             fs_prefetch(&job.batch.columns[j].numbers[event])
+    for j in range(job.event.n_hashed):
+        fs_prefetch(&job.hashes[<size_t>j * job.batch.n_events + event])
 
 
 cdef inline void _fetch_blocks(const Shard* shard, const Part* parts, int64_t i, int64_t n,
@@ -587,8 +590,10 @@ cdef inline void _fetch_blocks(const Shard* shard, const Part* parts, int64_t i,
 
 
 cdef inline void _fetch_logs(const Shard* shard, const Job* job, const Part* parts, int64_t i, int64_t n,
-                             uint32_t** places) noexcept nogil:
+                             uint32_t** places, bint of_value) noexcept nogil:
+    """of_value: the second step, once the first has brought what says where the value is."""
     cdef const ViewC* view
+    cdef const LogHead* head
     cdef Row* row
     cdef uint64_t hash
     cdef uint8_t j
@@ -596,14 +601,19 @@ cdef inline void _fetch_logs(const Shard* shard, const Job* job, const Part* par
         return
     row = <Row*>arena_at(&shard.arena, places[i & (AHEAD_BLOCK - 1)][0])
     for j in range(row.n_heads):
-        if _heads(row)[j].kind != LOG_KEY:
-            view = _layout(job.plan, _heads(row)[j].view_id)
-            hash = 0
-            # A view that is gone has hashes of its own plan, not of this job's.
-            if (view.structure != STRUCTURE_LOG and view.structure != STRUCTURE_DECAYED and view.n_values
-                    and job.plan.view_of_id[view.view_id] >= 0 and view.event == job.batch.event):
-                hash = _hash_of(job, view, parts[i].event)
-            kept_prefetch(&shard.arena, &_heads(row)[j], view, hash)
+        head = &_heads(row)[j]
+        if head.kind == LOG_KEY:
+            continue
+        view = _layout(job.plan, head.view_id)
+        hash = 0
+        # A view that is gone has hashes of its own plan, not of this job's.
+        if (view.structure != STRUCTURE_LOG and view.structure != STRUCTURE_DECAYED and view.n_values
+                and job.plan.view_of_id[view.view_id] >= 0 and view.event == job.batch.event):
+            hash = _hash_of(job, view, parts[i].event)
+        if not of_value:
+            kept_prefetch(&shard.arena, head, view, hash)
+        elif hash:
+            kept_prefetch_value(&shard.arena, head, view, hash)
 
 
 cdef inline void _fetch_cells(const Shard* shard, const Job* job, const Part* parts, int64_t i,
@@ -646,7 +656,9 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
                 # A row that was absent may have come since.
                 place = table_find(&shard.table, &shard.arena, parts[i].fp0, parts[i].fp1)
         _fetch_blocks(shard, parts, i + AHEAD_BLOCK, n, places)
-        _fetch_logs(shard, job, parts, i + AHEAD_LOG, n, places)
+        _fetch_logs(shard, job, parts, i + AHEAD_LOG, n, places, False)
+        if job.event.n_hashed:
+            _fetch_logs(shard, job, parts, i + AHEAD_VALUE, n, places, True)
         if i < 0:
             continue
         status = _apply_part(shard, job, &parts[i], place, applied)
