@@ -239,6 +239,24 @@ def test_views_that_come_and_go(tmp_path: Path) -> None:
         assert engine.state.digest() == digest
 
 
+def test_one_sketch_that_goes_beside_others_that_stay(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with opened(path, ANOTHER) as engine:
+        send(engine, 0)
+        engine.checkpoint()
+        gone = engine.state.plan.views[-1].view_id
+        engine.apply_schema(SCHEMA)
+        send(engine, 1)
+        engine.checkpoint()
+        digest = engine.state.digest()
+    assert {record[:2] for record in stored(path, 0)} == {
+        view_id.to_bytes(2, "big") for view_id in range(1, 5) if view_id not in (gone, 3)
+    }
+    with Engine.open(path) as engine:
+        assert engine.recovered.events == 0
+        assert engine.state.digest() == digest
+
+
 def test_inspect_and_backup_know_of_them(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with opened(path) as engine:
