@@ -94,6 +94,21 @@ class Engine:
         as_of: NDArray[int64] | None = None,
         bounds: bool = False,
     ) -> Vectors: ...
+    def lists(
+        self, service: int, parts: Mapping[str, bytes], *, as_of: int | None = None
+    ) -> tuple[
+        int,
+        list[
+            tuple[
+                int,
+                int,
+                float,
+                tuple[float, int, int],
+                int,
+                list[tuple[bytes | None, int, float, int, int]],
+            ]
+        ],
+    ]: ...
     def add_plan_listener(self, listener: PlanListener[Any]) -> None: ...
     def remove_plan_listener(self, listener: PlanListener[Any]) -> None: ...
     def apply_schema(self, text: str, *, path: str | None = None, dry_run: bool = False) -> Plan: ...

@@ -493,6 +493,10 @@ cdef class Engine:
         fs_add(&self.c.counters.vectors, n)
         return vectors
 
+    def lists(self, service, parts, *, as_of=None):
+        """As State.lists, at the store's now."""
+        return self.state.lists(service, parts, as_of=as_of, now_ms=_wall_ms())
+
     # -- change
 
     def add_plan_listener(self, listener):

@@ -270,6 +270,14 @@ class Plan:
             value = view.columns[feature.column].value
         return None if value is None else self.events[view.event].fields[view.values[value]].name
 
+    def list_of(self, feature: FeaturePlan) -> str | None:
+        """The name of the list that a share or an entropy is of, "ip.top_track_1h"; None of any other."""
+        endings = {Aggregate.TOP_SHARE: "_share", Aggregate.TOP_ENTROPY: "_entropy"}
+        if feature.aggregate not in endings:
+            return None
+        base, _, window = feature.name.rpartition("_")
+        return f"{base.removesuffix(endings[feature.aggregate])}_{window}"
+
     def to_json(self) -> str:
         """Canonical JSON text: equal plans give equal bytes."""
         raw = dataclasses.asdict(self)

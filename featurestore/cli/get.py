@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from featurestore.cli.reaching import add_server_arguments, client_of, columns, 
 from featurestore.errors import ConfigError, InvalidEventError, StorageError
 
 if TYPE_CHECKING:
-    from featurestore.client import Vector
+    from featurestore.client import HeavyList, Vector
 
 DESCRIPTION = """\
 Reads one vector of a service, as a classifier would: a value per feature, and what the value means.
@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bounds", action="store_true", help="also read lower and upper bounds")
     parser.add_argument(
+        "--lists",
+        action="store_true",
+        help="also list the most frequent values, of top(...), with their counts",
+    )
+    parser.add_argument(
         "--timeout", type=float, default=10.0, metavar="S", help="give up after S seconds (default: 10)"
     )
     add_server_arguments(parser)
@@ -67,21 +72,23 @@ def run(arguments: argparse.Namespace) -> Exit:
         if arguments.keys_from is None:
             keys = keys_of(arguments.keys)
             vector = client.get(arguments.service, keys, as_of, arguments.bounds)
+            lists = client.heaviest(arguments.service, keys, as_of) if arguments.lists else None
             if arguments.output == "json":
-                print(json.dumps(as_dict(keys, vector), indent=2, ensure_ascii=False, allow_nan=False))
+                print(json.dumps(as_dict(keys, vector, lists), indent=2, ensure_ascii=False, allow_nan=False))
             else:
-                print("\n".join(as_lines(vector)))
+                print("\n".join([*as_lines(vector), *list_lines(lists or [])]))
             return Exit.OK
         first = True
         for some in _together(key_sets(arguments.keys_from)):
             vectors = client.get_many(arguments.service, some, as_of, arguments.bounds)
             for keys, vector in zip(some, vectors, strict=True):
+                lists = client.heaviest(arguments.service, keys, as_of) if arguments.lists else None
                 if arguments.output == "json":
-                    print(json.dumps(as_dict(keys, vector), ensure_ascii=False, allow_nan=False))
+                    print(json.dumps(as_dict(keys, vector, lists), ensure_ascii=False, allow_nan=False))
                     continue
                 print("" if first else "\n", end="")
                 print(" ".join(f"{name}={value}" for name, value in keys.items()))
-                print("\n".join(f"  {line}" for line in as_lines(vector)))
+                print("\n".join(f"  {line}" for line in [*as_lines(vector), *list_lines(lists or [])]))
                 first = False
     return Exit.OK
 
@@ -128,7 +135,9 @@ def key_sets(path: str) -> Iterator[dict[str, Any]]:
             file.close()
 
 
-def as_dict(keys: Mapping[str, Any], vector: Vector) -> dict[str, Any]:
+def as_dict(
+    keys: Mapping[str, Any], vector: Vector, lists: Sequence[HeavyList] | None = None
+) -> dict[str, Any]:
     """Plain JSON; a value that is not there is null."""
     features = []
     for i, name in enumerate(vector.names):
@@ -138,7 +147,47 @@ def as_dict(keys: Mapping[str, Any], vector: Vector) -> dict[str, Any]:
         if vector.status_names[i] == "WARMING":
             feature["coverage"] = round(float(vector.coverage[i]), 6)
         features.append(feature)
-    return {"keys": dict(keys), "now_ms": vector.now_ms, "features": features}
+    found: dict[str, Any] = {"keys": dict(keys), "now_ms": vector.now_ms, "features": features}
+    if lists is not None:
+        found["lists"] = [
+            {
+                "name": each.name,
+                "status": each.status.name,
+                **({"coverage": round(each.coverage, 6)} if each.status.name == "WARMING" else {}),
+                "total": each.total,
+                "total_lower": each.total_lower,
+                "total_upper": each.total_upper,
+                "rest_upper": each.rest_upper,
+                "values": [
+                    {"value": one.value, "count": one.count, "lower": one.lower, "upper": one.upper}
+                    for one in each.values
+                ],
+            }
+            for each in lists
+        ]
+    return found
+
+
+def list_lines(lists: Sequence[HeavyList]) -> list[str]:
+    """A table per list, each after an empty line."""
+    lines: list[str] = []
+    for each in lists:
+        status = each.status.name
+        if status == "WARMING":
+            status += f" ({each.coverage:.0%} covered)"
+        rows = [[each.name, "count", "lower", "upper"]]
+        for one in each.values:
+            value = f"(not kept, {one.hash:016x})" if one.value is None else printable(str(one.value))
+            rows.append([value, shown(one.count), str(one.lower), str(one.upper)])
+        rows.append(["each of the others", "", "0", str(each.rest_upper)])
+        rows.append(["all events", shown(each.total), str(each.total_lower), str(each.total_upper)])
+        lines += ["", *columns(rows, right=range(1, 4)), status]
+    return lines
+
+
+def printable(text: str) -> str:
+    """Values are chosen by whoever sends events, and must not speak to the terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:120])
 
 
 def number(value: float) -> float | None:

@@ -21,6 +21,8 @@ from featurestore.client.aio import AsyncClient
 from featurestore.client.channel import Tls
 from featurestore.client.replies import (
     Ack,
+    HeavyList,
+    HeavyValue,
     IngestReport,
     Observed,
     Refusal,
@@ -36,6 +38,8 @@ __all__ = [
     "AdminClient",
     "AsyncClient",
     "Client",
+    "HeavyList",
+    "HeavyValue",
     "IngestReport",
     "Observed",
     "Refusal",

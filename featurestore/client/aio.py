@@ -23,7 +23,7 @@ from featurestore.client.calls import (
 )
 from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
 from featurestore.client.failures import Attempts, Backoff, Code, Failure, kind_of
-from featurestore.client.replies import Ack, IngestReport, Observed, Schema, Vector, Vectors
+from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
 from featurestore.client.upload import Batch, OnProgress, Upload, items_of
@@ -111,6 +111,17 @@ class AsyncClient:
     ) -> Vectors:
         """See Client.get_many."""
         return await self._run(self._calls.get_many(service, keys, as_of, bounds), timeout_s)
+
+    async def heaviest(
+        self,
+        service: str,
+        keys: Mapping[str, Any],
+        as_of: Time | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> list[HeavyList]:
+        """See Client.heaviest."""
+        return await self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
 
     async def schema(self) -> Schema:
         """See Client.schema."""

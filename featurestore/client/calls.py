@@ -23,10 +23,11 @@ import numpy as np
 
 from featurestore.client import wire
 from featurestore.client.catalog import event_plan, named, schema_of
-from featurestore.client.replies import Ack, Observed, Schema, ServiceSchema, Vector, Vectors
+from featurestore.client.replies import Ack, HeavyList, Observed, Schema, ServiceSchema, Vector, Vectors
 from featurestore.client.requests import (
     KeySets,
     Time,
+    heaviest_request,
     is_datetime,
     mapped,
     observe_request,
@@ -49,6 +50,7 @@ class Method(enum.Enum):
 
     OBSERVE = "/featurestore.v1.FeatureStoreService/Observe"
     GET_FEATURES = "/featurestore.v1.FeatureStoreService/GetFeatures"
+    GET_HEAVIEST = "/featurestore.v1.FeatureStoreService/GetHeaviest"
     GET_SCHEMA = "/featurestore.v1.RegistryService/GetSchema"
 
 
@@ -152,6 +154,10 @@ class Calls:
         for message in read_requests(service, keys, as_of, bounds, MAX_READ_VALUES):
             parts.append((yield from self._read(service, message)))
         return joined(service, parts, bounds)
+
+    def heaviest(self, service: str, keys: Mapping[str, Any], as_of: Time | None) -> Call[list[HeavyList]]:
+        reply = yield Send(Method.GET_HEAVIEST, heaviest_request(service, keys, as_of))
+        return wire.decode_heaviest(reply.message)
 
     # ---- writes
 

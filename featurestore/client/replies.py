@@ -82,6 +82,36 @@ class Vectors:
         return {name: self.values[:, i] for i, name in enumerate(self.names)}
 
 
+@dataclass(frozen=True)
+class HeavyValue:
+    """One value of a list, and how many events of the window have it: certainly from `lower` to `upper`."""
+
+    value: str | float | None  # None: it was not kept
+    count: float
+    lower: int
+    upper: int
+    hash: int  # tells values apart that were not kept
+
+
+@dataclass(frozen=True)
+class HeavyList:
+    """The most frequent values of one field in one window, the most frequent first.
+
+    rest_upper   no value that is not listed has more events
+    total        events of the window, certainly from total_lower to total_upper
+    coverage     the share of its window that a WARMING list covers, else 1
+    """
+
+    name: str
+    status: Status
+    coverage: float
+    values: tuple[HeavyValue, ...]
+    rest_upper: int
+    total: float
+    total_lower: int
+    total_upper: int
+
+
 @dataclass(frozen=True, eq=False)
 class Vector:
     """One vector: as `Vectors`, every array of the length of `names`."""

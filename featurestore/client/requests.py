@@ -153,6 +153,19 @@ def read_request(service: ServiceSchema, keys: Mapping[str, Any], as_of: Time | 
     return message
 
 
+def heaviest_request(service: str, keys: Mapping[str, Any], as_of: Time | None) -> bytes:
+    """A GetHeaviestRequest."""
+    request = service_pb.GetHeaviestRequest(service=service)
+    if as_of is not None:
+        request.as_of_ms = time_ms(as_of, "as_of")
+    keys = mapped(keys, "keys are a mapping of names to values, such as {'ip': '10.0.0.1'}")
+    for name, value in keys.items():
+        if not _is_null(value):
+            set_value(request.key_set.parts.add(name=name), value, f"key {name}")
+    message: bytes = request.SerializeToString()
+    return message
+
+
 def read_requests(
     service: ServiceSchema, keys: KeySets, as_of: Any, bounds: bool, max_values: int
 ) -> Iterator[bytes]:

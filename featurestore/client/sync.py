@@ -23,7 +23,7 @@ from featurestore.client.calls import (
 )
 from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
 from featurestore.client.failures import Attempts, Backoff, Code, Failure
-from featurestore.client.replies import Ack, IngestReport, Observed, Schema, Vector, Vectors
+from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
 from featurestore.client.upload import Batch, OnProgress, Upload, items_of
@@ -138,6 +138,20 @@ class Client:
         later ones may be read at a later now; `timeout_s` is the deadline of each of the calls.
         """
         return self._run(self._calls.get_many(service, keys, as_of, bounds), timeout_s)
+
+    def heaviest(
+        self,
+        service: str,
+        keys: Mapping[str, Any],
+        as_of: Time | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> list[HeavyList]:
+        """The lists that a service's shares and entropies of top(...) are of: raw values, with their counts.
+
+        Those whose key is not given are left out.
+        """
+        return self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
 
     def schema(self) -> Schema:
         """What the store serves, asked for anew."""

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.client.replies import Ack, Observed, ServiceSchema, Status, Vectors
+from featurestore.client.replies import Ack, HeavyList, HeavyValue, Observed, ServiceSchema, Status, Vectors
 from featurestore.columns import TextColumn
 from featurestore.errors import SchemaMismatchError, UnavailableError
 from featurestore.outcome import Outcome
+from featurestore.v1 import feature_store_service_pb2 as service_pb
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
@@ -248,6 +249,30 @@ def decode_read(data: bytes, service: ServiceSchema) -> Vectors:
     return decode_vectors(
         data, spans.get(REPLY_VECTORS, (0, 0)), service, None if now is None else _unzigzag(now)
     )
+
+
+def decode_heaviest(data: bytes) -> list[HeavyList]:
+    reply = service_pb.GetHeaviestResponse.FromString(data)
+    lists = []
+    for each in reply.lists:
+        values = []
+        for one in each.values:
+            kind = one.WhichOneof("kind")
+            value = None if kind is None else getattr(one, kind)
+            values.append(HeavyValue(value, one.count, one.lower, one.upper, one.hash))
+        lists.append(
+            HeavyList(
+                each.name,
+                Status(each.status),
+                each.coverage,
+                tuple(values),
+                each.rest_upper,
+                each.total,
+                each.total_lower,
+                each.total_upper,
+            )
+        )
+    return lists
 
 
 def decode_observed(data: bytes, service: ServiceSchema | None, attempts: int) -> Observed:

@@ -10,6 +10,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from featurestore.core.arena cimport Arena
+from featurestore.core.bytes cimport Bytes, bytes_structs
 from featurestore.core.head cimport LogHead
 from featurestore.core.plan cimport ItemC, ViewC
 from featurestore.core.window cimport Outputs, ReadAt, window_structs
@@ -22,6 +23,24 @@ ctypedef struct Given:           # what one event gives to a structure that is n
     const char* text             # of its value: TOP
     uint32_t n_text
 
+ctypedef struct Listed:          # one list of heaviest values; for each a ListedValue and its text follow
+    uint32_t place               # of its feature in the vector
+    uint32_t n_values
+    double total                 # events of the window, and their bounds
+    uint64_t total_lower
+    uint64_t total_upper
+    uint64_t rest_upper          # no value outside the list has more events
+    float coverage
+    uint8_t status
+
+ctypedef struct ListedValue:
+    uint64_t hash
+    double estimate              # events, and their bounds
+    uint64_t lower
+    uint64_t upper
+    uint32_t n_text              # bytes that follow
+    uint32_t has_text            # 0: it was not kept
+
 # The kind of a view's head, if its structure is not the window log.
 cdef uint8_t sketch_kind(const ViewC* view) noexcept nogil
 # Adds one event to such a structure. 0, or -1 when out of memory.
@@ -29,6 +48,9 @@ cdef int sketch_add(Arena* arena, LogHead* head, const ViewC* view, const Given*
 # Reads `items` (sorted by window) of such a view; head may be NULL: no event yet.
 cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
                       const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil
+# The lists behind `items` of a view of heaviest values. 0, or -1 when out of memory.
+cdef int sketch_list(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
+                     const ItemC* items, uint32_t n_items, Bytes* out) noexcept nogil
 
 # Asks for what the next event touches. The first line of the head's block was asked for before.
 cdef void kept_prefetch(const Arena* arena, const LogHead* head, const ViewC* view,
@@ -54,4 +76,6 @@ cdef int64_t kept_import(Arena* arena, LogHead* head, const ViewC* view, const u
 
 # Compared at import: see core/structs.py.
 cdef inline dict kept_structs():
-    return window_structs() | {"core/kept.pxd": (sizeof(Given),)}
+    return bytes_structs() | window_structs() | {"core/kept.pxd": (
+        sizeof(Given), sizeof(Listed), sizeof(ListedValue),
+    )}

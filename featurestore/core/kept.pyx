@@ -2,8 +2,9 @@
 
 from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
+from featurestore.core.bytes cimport bytes_append
 from featurestore.core.decayed cimport (
     EXPORT_DECAYED, DecayedValue, decayed_add, decayed_clone, decayed_export, decayed_export_bytes,
     decayed_free, decayed_import, decayed_newest_ms, decayed_read,
@@ -22,11 +23,12 @@ from featurestore.core.plan cimport (
 )
 from featurestore.core.top cimport (
     TOP_MAX_K, TopValue, TopWindow, top_add, top_clone, top_expired, top_export, top_export_bytes, top_free,
-    top_import, top_prefetch, top_read,
+    top_import, top_prefetch, top_read, top_text,
 )
 from featurestore.core.window cimport (
-    STATUS_UNAVAILABLE, judge, log_clone, log_expired, log_export, log_export_bytes, log_fetch_ends, log_free,
-    log_import, put_nothing, put_summed, put_unavailable, put_value, view_horizon,
+    STATUS_NOT_FOUND, STATUS_PRESENT, STATUS_UNAVAILABLE, judge, log_clone, log_expired, log_export,
+    log_export_bytes, log_fetch_ends, log_free, log_import, put_nothing, put_summed, put_unavailable, put_value,
+    view_horizon,
 )
 
 from featurestore.core.structs import same_structs
@@ -151,6 +153,53 @@ cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view
             else:
                 put_value(out, &items[lo + i], values[i].estimate, values[i].lower, values[i].upper)
         lo += n
+
+
+cdef int sketch_list(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
+                     const ItemC* items, uint32_t n_items, Bytes* out) noexcept nogil:
+    cdef TopValue values[TOP_MAX_K]
+    cdef TopWindow window
+    cdef Listed listed
+    cdef ListedValue value
+    cdef Outputs judged
+    cdef ItemC item
+    cdef const char* text
+    cdef uint32_t i, j
+    cdef int status
+    memset(&judged, 0, sizeof(Outputs))
+    judged.statuses = &listed.status
+    judged.coverage = &listed.coverage
+    for i in range(n_items):
+        item = items[i]
+        item.out = 0
+        memset(&listed, 0, sizeof(Listed))
+        memset(&window, 0, sizeof(TopWindow))
+        listed.place = items[i].out
+        judge(view, when, &item, when.at_ms - item.window_ms, when.at_ms, &judged)
+        if listed.status != STATUS_UNAVAILABLE and head != NULL:
+            if top_read(arena, head, &view.top, when.at_ms, view_horizon(view, when.now_ms), &item.window_ms,
+                        1, values, &window) < 0:
+                return -1
+            listed.n_values = window.n_listed
+            listed.total = window.total
+            listed.total_lower = window.total_lower
+            listed.total_upper = window.total_upper
+            listed.rest_upper = window.rest_upper
+        if listed.status == STATUS_PRESENT and window.total_upper == 0:
+            listed.status = STATUS_NOT_FOUND
+        status = bytes_append(out, &listed, sizeof(Listed))
+        for j in range(listed.n_values):
+            value.hash = values[j].hash
+            value.estimate = values[j].estimate
+            value.lower = values[j].lower
+            value.upper = values[j].upper
+            value.has_text = top_text(arena, head, values[j].slot, &text, &value.n_text)
+            status |= bytes_append(out, &value, sizeof(ListedValue))
+            if value.n_text:
+                status |= bytes_append(out, text, value.n_text)
+        if status < 0:
+            return -1
+    return 0
 
 
 cdef void kept_prefetch(const Arena* arena, const LogHead* head, const ViewC* view,

@@ -105,6 +105,10 @@ cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
 # Asks for what the next needs that is not in a row.
 cdef void shard_fetch(const Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0,
                       uint64_t fp1) noexcept nogil
+# Appends the lists of heaviest values that a slot's features tell of (kept.pxd). 0, or -1 when out of memory.
+cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
+                    int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
+                    Bytes* out) noexcept nogil
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
 # 1 if the row was there, 0 if not, -1 when out of memory: then it still is.
 cdef int shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil

@@ -17,7 +17,7 @@ from featurestore.core.frequency cimport (
 from featurestore.core.head cimport LOG_KEY, LOG_LARGE, LOG_LIFETIME, LogHead
 from featurestore.core.kept cimport (
     Given, kept_clone, kept_expired, kept_export, kept_export_bytes, kept_free, kept_import, kept_prefetch,
-    kept_prefetch_value, kept_skip_bytes, kept_structs, sketch_add, sketch_kind, sketch_read,
+    kept_prefetch_value, kept_skip_bytes, kept_structs, sketch_add, sketch_kind, sketch_list, sketch_read,
 )
 from featurestore.core.plan cimport (
     MAX_RAW_WORDS, STRUCTURE_DECAYED, STRUCTURE_LOG, STRUCTURE_TOP, UNSET_MS, EntityC, GroupC, ItemC, PlanC,
@@ -697,6 +697,37 @@ cdef void shard_fetch(const Shard* shard, const PlanC* plan, const SlotC* slot, 
     cdef uint16_t i
     for i in range(slot.n_groups, slot.n_all):
         frequency_fetch(shard.frequencies.sketches[plan.views[slot.groups[i].view].sketch], fp0, fp1)
+
+
+cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
+                    int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
+                    Bytes* out) noexcept nogil:
+    cdef uint32_t* place
+    cdef Row* row = NULL
+    cdef const GroupC* group
+    cdef const ViewC* view
+    cdef const LogHead* head = NULL
+    cdef ReadAt when
+    cdef uint16_t i
+    cdef int status = 0
+    when.at_ms = at_ms
+    _lock_to_read(shard)
+    place = table_find(&shard.table, &shard.arena, fp0, fp1)
+    if place != NULL:
+        row = <Row*>arena_at(&shard.arena, place[0])
+    for i in range(slot.n_groups):
+        group = &slot.groups[i]
+        view = &plan.views[group.view]
+        if view.structure != STRUCTURE_TOP:
+            continue
+        if row != NULL:
+            head = _find_head(row, view.view_id, False)
+        when.now_ms = type_nows[view.event]
+        when.first_now_ms = first_nows[view.event]
+        status |= sketch_list(&shard.arena, head, view, &when, group.before, group.n_before, out)
+        status |= sketch_list(&shard.arena, head, view, &when, group.after, group.n_after, out)
+    pthread_mutex_unlock(&shard.lock)
+    return status
 
 
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:

@@ -120,6 +120,7 @@ cdef class State:
     # As read, with the plan lock held (shared). Whoever took it twice might wait for a writer that came in
     # between, and that waits for the first.
     cdef object _read(self, service, parts, uint32_t n, as_of, int64_t now_ms, bint bounds)
+    cdef object _lists(self, service, parts, as_of, int64_t now_ms)
 
 # Compared at import: see core/structs.py.
 cdef inline dict state_structs():

@@ -73,6 +73,21 @@ class State:
         now_ms: int = 0,
         bounds: bool = False,
     ) -> Vectors: ...
+    def lists(
+        self, service: int, parts: Mapping[str, bytes], *, as_of: int | None = None, now_ms: int = 0
+    ) -> tuple[
+        int,
+        list[
+            tuple[
+                int,
+                int,
+                float,
+                tuple[float, int, int],
+                int,
+                list[tuple[bytes | None, int, float, int, int]],
+            ]
+        ],
+    ]: ...
     def apply_plan(self, plan: Plan) -> None: ...
     def fingerprint(self, entity: int, parts: Sequence[bytes]) -> bytes | None: ...
     def forget(self, entity: int, parts: Sequence[bytes]) -> bool: ...

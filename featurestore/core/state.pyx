@@ -29,6 +29,7 @@ from featurestore.core.frequency cimport (
 from featurestore.core.hashing cimport (
     SipState, hashing_structs, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
 )
+from featurestore.core.kept cimport Listed, ListedValue, kept_structs
 from featurestore.core.pages cimport pool_clear, pool_init
 from featurestore.core.plan cimport (
     MAX_KEY_PARTS, UNSET_MS, CompiledPlan, EventC, HashedC, PlanC, ServiceC, SlotC, TouchC,
@@ -43,7 +44,7 @@ from featurestore.core.sequencer cimport (
 from featurestore.core.shard cimport (
     Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut, shard_export,
-    shard_fetch, shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_keys,
+    shard_fetch, shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_keys, shard_list,
     shard_read, shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
@@ -56,7 +57,7 @@ from featurestore.errors import (
 )
 from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
 
-same_structs(__name__, state_structs(), hashing_structs())
+same_structs(__name__, state_structs(), hashing_structs(), kept_structs())
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef unsigned long pthread_t
@@ -789,6 +790,28 @@ cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t 
         "a producer name")
 
 
+cdef list _listed(const Bytes* records):
+    """Lists as shard_list writes them, as Python has them: (place in the vector, ...)."""
+    cdef Listed listed
+    cdef ListedValue value
+    cdef size_t at = 0
+    cdef uint32_t _i
+    found = []
+    while at < records.n_bytes:
+        memcpy(&listed, records.data + at, sizeof(Listed))
+        at += sizeof(Listed)
+        values = []
+        for _i in range(listed.n_values):
+            memcpy(&value, records.data + at, sizeof(ListedValue))
+            at += sizeof(ListedValue)
+            text = (<const char*>records.data + at)[:value.n_text] if value.has_text else None
+            values.append((text, value.hash, value.estimate, value.lower, value.upper))
+            at += value.n_text
+        found.append((listed.place, listed.status, listed.coverage,
+                      (listed.total, listed.total_lower, listed.total_upper), listed.rest_upper, values))
+    return found
+
+
 @cython.final
 cdef class Reserved:
     """Sketches that a coming plan adds, made before it is journaled: it must not fail for memory after."""
@@ -1001,6 +1024,70 @@ cdef class State:
             raise MemoryError
         vectors.read_at_ms = read_at
         return vectors
+
+    def lists(self, service, parts not None, *, as_of=None, int64_t now_ms=0):
+        """The lists of heaviest values that a service's shares and entropies are of, for one key set.
+
+        parts: {part name: bytes}; as_of: ms, None for now. Returns (the time read at, [(feature's index in
+        the plan, status, coverage, (events, at least, at most), rest, [(text, hash, events, at least, at
+        most), ...]), ...]): no value that is not listed has more events than `rest`; a text is None where it
+        was not kept, and of a number field the 8 bytes of a double. Lists of keys that are not given are
+        absent. Not for the hot path.
+        """
+        with nogil:
+            pthread_rwlock_rdlock(&self.c.plan_lock)
+        try:
+            return self._lists(service, parts, as_of, now_ms)
+        finally:
+            pthread_rwlock_unlock(&self.c.plan_lock)
+
+    cdef object _lists(self, service, parts, as_of, int64_t now_ms):
+        cdef const ServiceC* target = self._service(service)
+        cdef const SlotC* slot
+        cdef Sequencer* s = &self.c.sequencer
+        cdef int64_t now = s.now_ms, at_ms
+        cdef uint64_t fp[2]
+        cdef Bytes out
+        cdef uint16_t i, j
+        cdef int status
+        if target == NULL:
+            raise UnknownNameError("lists needs a service")
+        for name in parts:
+            if name not in self.compiled.part_names:
+                raise UnknownNameError(
+                    f"no entity has a key part {name!r}; there are {', '.join(self.compiled.part_names)}")
+        if not s.event_clock and now_ms > now:
+            now = now_ms
+        at_ms = (now if now != UNSET_MS else 0) if as_of is None else as_of
+        if not EARLIEST_MS <= at_ms <= LATEST_MS:
+            raise InvalidEventError("as_of is outside the years 1 to 9999")
+        nows = np.empty((2, self.c.plan.n_events), np.int64)
+        for j in range(self.c.plan.n_events):
+            nows[0, j] = s.type_nows[j] if s.event_clock else now
+            nows[1, j] = s.first_nows[j]
+        cdef const int64_t* clocks = <const int64_t*><uintptr_t>nows.ctypes.data
+        needed = self.plan.needed_for(self.plan.services[service].features)
+        found = []
+        memset(&out, 0, sizeof(out))
+        try:
+            for i in range(target.n_slots):
+                slot = &target.slots[i]
+                names = self.plan.entities[slot.entity].parts
+                given = [parts.get(name) for name in names]
+                stands_for = None if None in given else self.fingerprint(slot.entity, given)
+                if stands_for is None:
+                    continue
+                memcpy(fp, <const char*>stands_for, 16)
+                out.n_bytes = 0
+                with nogil:
+                    status = shard_list(&self.c.shards[_shard_of(&self.c, fp[1])], self.c.plan, slot, fp[0],
+                                        fp[1], at_ms, clocks, clocks + self.c.plan.n_events, &out)
+                if status < 0:
+                    raise MemoryError
+                found += [(needed[place], *rest) for place, *rest in _listed(&out)]
+        finally:
+            bytes_clear(&out)
+        return at_ms, sorted(found, key=lambda each: needed.index(each[0]))
 
     def apply_plan(self, plan not None):
         """Serves another plan from here on. Views that it keeps (by id) keep their state; it takes one

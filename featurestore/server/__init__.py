@@ -1,6 +1,7 @@
 """The only place that knows gRPC and protobuf.
 
 serve           open, listen, wait, drain, close
+  heaviest      the most frequent values of a key, on request
   admin         what an operator may do, on a listener of its own
   registry      what the store serves, by name
   metrics       the counters, for Prometheus

@@ -25,7 +25,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from featurestore.config import Address, Limits, ServeConfig
 from featurestore.engine import Engine
 from featurestore.errors import FeatureStoreError
-from featurestore.server import admin, grpc_front, listener, metrics, registry
+from featurestore.server import admin, grpc_front, heaviest, listener, metrics, registry
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.v1 import feature_store_service_pb2
 
@@ -163,6 +163,7 @@ class Server:
     def _add_services(self) -> None:
         self._front.add_to(self._public)
         self._registry.add_to(self._public)
+        heaviest.Heaviest(self.engine).add_to(self._public)
         admin.Admin(self.engine).add_to(self._admin)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
         hot = feature_store_service_pb2.DESCRIPTOR.services_by_name["FeatureStoreService"].full_name

@@ -144,3 +144,57 @@ class GetFeaturesStreamResponse(_message.Message):
     READ_FIELD_NUMBER: _ClassVar[int]
     read: GetFeaturesResponse
     def __init__(self, read: _Optional[_Union[GetFeaturesResponse, _Mapping]] = ...) -> None: ...
+
+class GetHeaviestRequest(_message.Message):
+    __slots__ = ("service", "key_set", "as_of_ms")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    KEY_SET_FIELD_NUMBER: _ClassVar[int]
+    AS_OF_MS_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    key_set: _types_pb2.KeySet
+    as_of_ms: int
+    def __init__(self, service: _Optional[str] = ..., key_set: _Optional[_Union[_types_pb2.KeySet, _Mapping]] = ..., as_of_ms: _Optional[int] = ...) -> None: ...
+
+class GetHeaviestResponse(_message.Message):
+    __slots__ = ("lists", "read_at_ms")
+    LISTS_FIELD_NUMBER: _ClassVar[int]
+    READ_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    lists: _containers.RepeatedCompositeFieldContainer[HeaviestList]
+    read_at_ms: int
+    def __init__(self, lists: _Optional[_Iterable[_Union[HeaviestList, _Mapping]]] = ..., read_at_ms: _Optional[int] = ...) -> None: ...
+
+class HeaviestList(_message.Message):
+    __slots__ = ("name", "status", "coverage", "values", "rest_upper", "total", "total_lower", "total_upper")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    REST_UPPER_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_LOWER_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_UPPER_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    status: _types_pb2.FeatureStatus
+    coverage: float
+    values: _containers.RepeatedCompositeFieldContainer[HeaviestValue]
+    rest_upper: int
+    total: float
+    total_lower: int
+    total_upper: int
+    def __init__(self, name: _Optional[str] = ..., status: _Optional[_Union[_types_pb2.FeatureStatus, str]] = ..., coverage: _Optional[float] = ..., values: _Optional[_Iterable[_Union[HeaviestValue, _Mapping]]] = ..., rest_upper: _Optional[int] = ..., total: _Optional[float] = ..., total_lower: _Optional[int] = ..., total_upper: _Optional[int] = ...) -> None: ...
+
+class HeaviestValue(_message.Message):
+    __slots__ = ("text", "number", "count", "lower", "upper", "hash")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    LOWER_FIELD_NUMBER: _ClassVar[int]
+    UPPER_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    number: float
+    count: float
+    lower: int
+    upper: int
+    hash: int
+    def __init__(self, text: _Optional[str] = ..., number: _Optional[float] = ..., count: _Optional[float] = ..., lower: _Optional[int] = ..., upper: _Optional[int] = ..., hash: _Optional[int] = ...) -> None: ...

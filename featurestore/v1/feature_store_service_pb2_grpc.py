@@ -62,6 +62,11 @@ class FeatureStoreServiceStub:
                 request_serializer=featurestore_dot_v1_dot_feature__store__service__pb2.GetFeaturesStreamRequest.SerializeToString,
                 response_deserializer=featurestore_dot_v1_dot_feature__store__service__pb2.GetFeaturesStreamResponse.FromString,
                 _registered_method=True)
+        self.GetHeaviest = channel.unary_unary(
+                '/featurestore.v1.FeatureStoreService/GetHeaviest',
+                request_serializer=featurestore_dot_v1_dot_feature__store__service__pb2.GetHeaviestRequest.SerializeToString,
+                response_deserializer=featurestore_dot_v1_dot_feature__store__service__pb2.GetHeaviestResponse.FromString,
+                _registered_method=True)
 
 
 class FeatureStoreServiceServicer:
@@ -106,6 +111,13 @@ class FeatureStoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetHeaviest(self, request, context):
+        """The most frequent values that a service's shares and entropies are of, for one key set: raw values, with counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FeatureStoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -133,6 +145,11 @@ def add_FeatureStoreServiceServicer_to_server(servicer, server):
                     servicer.GetFeaturesStream,
                     request_deserializer=featurestore_dot_v1_dot_feature__store__service__pb2.GetFeaturesStreamRequest.FromString,
                     response_serializer=featurestore_dot_v1_dot_feature__store__service__pb2.GetFeaturesStreamResponse.SerializeToString,
+            ),
+            'GetHeaviest': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHeaviest,
+                    request_deserializer=featurestore_dot_v1_dot_feature__store__service__pb2.GetHeaviestRequest.FromString,
+                    response_serializer=featurestore_dot_v1_dot_feature__store__service__pb2.GetHeaviestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -273,6 +290,33 @@ class FeatureStoreService:
             '/featurestore.v1.FeatureStoreService/GetFeaturesStream',
             featurestore_dot_v1_dot_feature__store__service__pb2.GetFeaturesStreamRequest.SerializeToString,
             featurestore_dot_v1_dot_feature__store__service__pb2.GetFeaturesStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHeaviest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featurestore.v1.FeatureStoreService/GetHeaviest',
+            featurestore_dot_v1_dot_feature__store__service__pb2.GetHeaviestRequest.SerializeToString,
+            featurestore_dot_v1_dot_feature__store__service__pb2.GetHeaviestResponse.FromString,
             options,
             channel_credentials,
             insecure,

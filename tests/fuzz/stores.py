@@ -56,7 +56,15 @@ views:
     key: account
     windows: [60s]
     exact_values: 3
-    features: [distinct(track), "decayed_sum(ms, 10s)", interval_cv]
+    exact_events: 4
+    top_counters: 8
+    features:
+      - distinct(track)
+      - decayed_sum(ms, 10s)
+      - interval_cv
+      - top(track, 2)
+      - top(ms, 3)
+      - hour_entropy
 services:
   everything: [raw.*, merged.*, before.*, pair.*, country.*, all.*, various.*]
 keep_keys: [account]

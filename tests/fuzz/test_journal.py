@@ -32,7 +32,7 @@ from fuzz.stores import SCHEMA, START_MS, logins, plays
 from fuzz.trial import Trial
 
 REFUSED = (CorruptRecordError, IncompatibleVersionError)
-SEGMENT_BYTES = 1 << 14
+SEGMENT_BYTES = 1 << 15
 HEADER_BYTES, FRAME_BYTES = 72, 56
 
 

@@ -1,0 +1,137 @@
+"""The lists of heaviest values over a real channel: GetHeaviest, both clients, `featurestore get --lists`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+from house import HOUR_MS, SCHEMA, T0, House, batch, event, keys, serving, status_of
+
+from featurestore.cli import main
+from featurestore.client import AsyncClient, Client, HeavyList, Status
+from featurestore.v1 import admin_service_pb2 as admin
+from featurestore.v1 import feature_store_service_pb2 as pb
+
+TOP = """\
+  heavy:
+    event: play
+    key: ip
+    windows: [1h, 2h]
+    exact_events: 32
+    top_counters: 8
+    features: ["top(track, 2)", {name: long, aggregate: "top(ms_played, 3)", windows: [1h]}, hour_entropy]
+services:
+  heavy: [heavy.*]
+  first: [heavy.top_track_share_1h, account.count_1h]
+"""
+SOURCE = SCHEMA.replace("services:\n", TOP)
+LONG = "x" * 4096
+
+
+def plays(house: House, tracks: list[str], ip: str = "1.2.3.4", at: int = T0) -> None:
+    house.hot.Ingest(
+        batch(
+            *(
+                event(at + i, ip=ip, account=1, track=track, ms_played=float(len(track)))
+                for i, track in enumerate(tracks)
+            )
+        )
+    )
+
+
+def fed(house: House) -> None:
+    plays(house, ["old"], ip="9.9.9.9", at=T0 - 3 * HOUR_MS)
+    plays(house, ["ü", "ü", "b", "ü", "cc"])
+
+
+def read(house: House, service: str = "heavy", **parts: object) -> pb.GetHeaviestResponse:
+    return house.hot.GetHeaviest(pb.GetHeaviestRequest(service=service, key_set=keys(**parts)))
+
+
+def test_lists_have_texts_numbers_and_counts(tmp_path: Path) -> None:
+    with serving(tmp_path, schema=SOURCE) as house:
+        fed(house)
+        reply = read(house, ip="1.2.3.4")
+        assert [each.name for each in reply.lists] == [
+            "heavy.top_track_1h",
+            "heavy.top_track_2h",
+            "heavy.long_1h",
+        ]
+        tracks = reply.lists[0]
+        assert (tracks.status, tracks.total, tracks.total_lower, tracks.total_upper) == (1, 5, 5, 5)
+        assert (tracks.values[0].text, tracks.values[0].count) == ("ü", 3)
+        assert (tracks.values[0].lower, tracks.values[0].upper) == (3, 3)
+        assert tracks.values[1].text in ("b", "cc") and tracks.rest_upper == 1
+        assert [(value.number, value.count) for value in reply.lists[2].values] == [(1.0, 4), (2.0, 1)]
+        assert [each.name for each in read(house, "first", ip="1.2.3.4").lists] == ["heavy.top_track_1h"]
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with serving(tmp_path, schema=SOURCE) as house:
+        fed(house)
+        empty = read(house, ip="8.8.8.8").lists[0]
+        assert (empty.status, len(empty.values), empty.rest_upper) == (2, 0, 0)
+        assert not read(house, account=1).lists  # the key was not given
+        code, words = status_of(lambda: read(house, "heavi", ip="a"))
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert "heavi" in words and "heavy" in words
+        code, words = status_of(lambda: read(house, home="a"))
+        assert "home" in words and "account, ip, track" in words
+        with house.admin() as operator:
+            operator.Forget(admin.ForgetRequest(parts=keys(ip="1.2.3.4").parts))
+        assert not read(house, ip="1.2.3.4").lists[0].values
+
+
+def test_a_list_that_was_merged_says_between_what_its_counts_are(tmp_path: Path) -> None:
+    with serving(tmp_path, schema=SOURCE) as house:
+        plays(house, ["old"], ip="9.9.9.9", at=T0 - 3 * HOUR_MS)
+        tracks = [f"t{i}" if i % 2 else "hit" for i in range(400)]
+        plays(house, tracks)
+        tracks_1h = read(house, ip="1.2.3.4").lists[0]
+        hit = tracks_1h.values[0]
+        assert hit.text == "hit" and hit.lower <= 200 <= hit.upper
+        assert tracks_1h.total_lower <= 400 <= tracks_1h.total_upper
+        assert 1 <= tracks_1h.rest_upper < 200
+
+
+def test_a_text_that_is_too_long_for_a_key_is_not_kept_and_one_of_4096_bytes_is(tmp_path: Path) -> None:
+    with serving(tmp_path, schema=SOURCE) as house:
+        plays(house, [LONG, LONG])
+        assert read(house, ip="1.2.3.4").lists[0].values[0].text == LONG
+
+
+def test_clients_and_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(tmp_path, schema=SOURCE) as house:
+        fed(house)
+        target = str(house.server.address)
+        with Client(target) as client:
+            lists = client.heaviest("heavy", {"ip": "1.2.3.4", "account": None})
+            at_first = client.heaviest("heavy", {"ip": "1.2.3.4"}, as_of=T0)
+        assert isinstance(lists[0], HeavyList) and lists[0].status is Status.PRESENT
+        assert (lists[0].values[0].value, lists[0].values[0].count) == ("ü", 3.0)
+        assert [(one.value, one.count) for one in at_first[0].values] == [("ü", 1.0)]
+
+        async def ask() -> list[HeavyList]:
+            async with AsyncClient(target) as client:
+                return await client.heaviest("heavy", {"ip": "1.2.3.4"})
+
+        assert asyncio.run(ask()) == lists
+        command = ["get", "--server", target, "--service", "heavy", "ip=1.2.3.4", "--lists"]
+        assert main([*command, "-o", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["lists"][0]["values"][0] == {"value": "ü", "count": 3.0, "lower": 3, "upper": 3}
+        assert main(command) == 0
+        shown = capsys.readouterr().out
+        assert "heavy.top_track_1h" in shown and "each of the others" in shown
+
+
+def test_values_do_not_speak_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(tmp_path, schema=SOURCE) as house:
+        plays(house, ["\x1b[31mred\x07"])
+        target = str(house.server.address)
+        assert main(["get", "--server", target, "--service", "heavy", "ip=1.2.3.4", "--lists"]) == 0
+        shown = capsys.readouterr().out
+        assert "\x1b" not in shown and "\\x1b[31mred\\x07" in shown
