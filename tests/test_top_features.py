@@ -208,3 +208,12 @@ def test_mistakes_are_named(feature: str, settings: list[str], problem: str) -> 
 def test_a_lifetime_is_a_mistake() -> None:
     with pytest.raises(SchemaError, match="answers neither an offset nor a lifetime"):
         compile_schema(schema("top(q)", windows="[lifetime]"))
+
+
+def test_what_the_counts_are_made_of_may_not_change() -> None:
+    before = compile_schema(schema('"top(q, 5)"', "top_counters: 16"))
+    for setting in ("top_counters: 32", "top_error: 0.2\n    top_counters: 16"):
+        with pytest.raises(SchemaError) as caught:
+            compile_schema(schema('"top(q, 5)"', setting), path="s.yaml", previous=before)
+        changed = "top_counters was 16, is 32" if "32" in setting else "top_error was 0.1, is 0.2"
+        assert f"view v.top(q, 5) has state that does not fit this change: {changed}" in str(caught.value)
