@@ -299,6 +299,17 @@ def test_what_expired_is_absent_freed_or_not_and_the_rest_becomes_small_again(n_
     assert read(tops, 20_000, [20_000], horizon_ms=20_001)[0].total == (0, 0, 0)
 
 
+@pytest.mark.parametrize("exact_events", [1, 2, 16])
+@pytest.mark.parametrize("n_before", [1, 3, 40])
+def test_what_expired_leaves_no_trace_whether_it_was_swept_or_not(exact_events: int, n_before: int) -> None:
+    kept, fresh = Settings(exact_events=exact_events).tops(), Settings(exact_events=exact_events).tops()
+    add(kept, [Event(i, i % 5) for i in range(n_before)])
+    again = [Event(10_000 + i, 7, horizon_ms=5_000) for i in range(3)]
+    add(kept, again)
+    add(fresh, again)
+    assert kept.export(0) == fresh.export(0)
+
+
 def test_an_event_before_the_horizon_changes_nothing() -> None:
     tops = Settings().tops()
     add(tops, [Event(10, 1)])
