@@ -27,8 +27,8 @@ from featurestore.core.top cimport (
 )
 from featurestore.core.window cimport (
     STATUS_NOT_FOUND, STATUS_PRESENT, STATUS_UNAVAILABLE, judge, log_clone, log_expired, log_export,
-    log_export_bytes, log_fetch_ends, log_free, log_import, put_nothing, put_summed, put_unavailable, put_value,
-    view_horizon,
+    log_export_bytes, log_fetch_ends, log_free, log_import, put_nothing, put_summed, put_unavailable,
+    put_value, view_horizon,
 )
 
 from featurestore.core.structs import same_structs

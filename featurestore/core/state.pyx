@@ -44,8 +44,8 @@ from featurestore.core.sequencer cimport (
 from featurestore.core.shard cimport (
     Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut, shard_export,
-    shard_fetch, shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_keys, shard_list,
-    shard_read, shard_sweep, shard_used_bytes,
+    shard_fetch, shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_keys,
+    shard_list, shard_read, shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.window cimport Outputs, read_unavailable
