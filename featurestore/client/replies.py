@@ -90,7 +90,7 @@ class HeavyValue:
     count: float
     lower: int
     upper: int
-    hash: int  # tells values apart that were not kept
+    hash: int  # tells values apart that were not kept; 0 of the others
 
 
 @dataclass(frozen=True)

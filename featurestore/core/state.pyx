@@ -73,6 +73,7 @@ cdef enum:
     DERIVED_AT_ONCE = 65536      # values read with what derived features need, before those are computed
     SNAPSHOT_VERSION = 1
     VALUE_DOMAIN = 0xFFFF        # in the place of an entity id: hashes of values, not of keys
+    NAME_DOMAIN = 0xFFFE         # and what they are called where only a hash is left
     MAX_FIELDS = 256             # of an event type, as schemas have them
 
 SNAPSHOT_MAGIC = b"FSSNAP\r\n"
@@ -790,7 +791,18 @@ cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t 
         "a producer name")
 
 
-cdef list _listed(const Bytes* records):
+cdef uint64_t _name_of(const uint8_t* secret, uint64_t hash) noexcept:
+    """What a value without its text is called outside. Not by its hash: whoever could ask for hashes could
+    look for values that have theirs in common, and steer sketches with them."""
+    cdef uint64_t message[2]
+    cdef uint64_t name[2]
+    message[0] = hash
+    message[1] = NAME_DOMAIN
+    siphash128(secret, <const uint8_t*>message, sizeof(message), name)
+    return name[0]
+
+
+cdef list _listed(const Bytes* records, const uint8_t* secret):
     """Lists as shard_list writes them, as Python has them: (place in the vector, ...)."""
     cdef Listed listed
     cdef ListedValue value
@@ -805,7 +817,8 @@ cdef list _listed(const Bytes* records):
             memcpy(&value, records.data + at, sizeof(ListedValue))
             at += sizeof(ListedValue)
             text = (<const char*>records.data + at)[:value.n_text] if value.has_text else None
-            values.append((text, value.hash, value.estimate, value.lower, value.upper))
+            name = 0 if value.has_text else _name_of(secret, value.hash)
+            values.append((text, name, value.estimate, value.lower, value.upper))
             at += value.n_text
         found.append((listed.place, listed.status, listed.coverage,
                       (listed.total, listed.total_lower, listed.total_upper), listed.rest_upper, values))
@@ -1029,9 +1042,10 @@ cdef class State:
         """The lists of heaviest values that a service's shares and entropies are of, for one key set.
 
         parts: {part name: bytes}; as_of: ms, None for now. Returns (the time read at, [(feature's index in
-        the plan, status, coverage, (events, at least, at most), rest, [(text, hash, events, at least, at
+        the plan, status, coverage, (events, at least, at most), rest, [(text, name, events, at least, at
         most), ...]), ...]): no value that is not listed has more events than `rest`; a text is None where it
-        was not kept, and of a number field the 8 bytes of a double. Lists of keys that are not given are
+        was not kept, which `name`, else 0, tells from others, and of a number field it is the 8 bytes of a
+        double. Lists of keys that are not given are
         absent. Not for the hot path.
         """
         with nogil:
@@ -1084,7 +1098,7 @@ cdef class State:
                                         fp[1], at_ms, clocks, clocks + self.c.plan.n_events, &out)
                 if status < 0:
                     raise MemoryError
-                found += [(needed[place], *rest) for place, *rest in _listed(&out)]
+                found += [(needed[place], *rest) for place, *rest in _listed(&out, self.c.secret)]
         finally:
             bytes_clear(&out)
         return at_ms, sorted(found, key=lambda each: needed.index(each[0]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 from pathlib import Path
 
 import grpc
@@ -101,6 +102,22 @@ def test_a_text_that_is_too_long_for_a_key_is_not_kept_and_one_of_4096_bytes_is(
     with serving(tmp_path, schema=SOURCE) as house:
         plays(house, [LONG, LONG])
         assert read(house, ip="1.2.3.4").lists[0].values[0].text == LONG
+
+
+def test_a_value_without_its_text_has_a_name_that_is_not_its_hash(tmp_path: Path) -> None:
+    """Whoever learns hashes of values can look for some that collide in sketches."""
+    source = SOURCE.replace("top(track, 2)", "top(track, 20)").replace("top_counters: 8", "top_counters: 64")
+    with serving(tmp_path, schema=source) as house:
+        plays(house, [f"{i:02}" + LONG[2:] for i in range(20)])  # a key keeps 64 KiB of texts
+        values = read(house, ip="1.2.3.4").lists[0].values
+        names = [one.hash for one in values if not one.HasField("text")]
+        assert len(values) == 20 and 4 <= len(names) < 8
+        assert len({*names, 0}) == len(names) + 1
+        assert {one.hash for one in values if one.HasField("text")} == {0}
+        assert {one.hash for one in read(house, ip="1.2.3.4").lists[0].values} == {*names, 0}
+        stored = house.server.engine.state.snapshot()
+        assert LONG[2:].encode() in stored
+        assert not any(struct.pack("<Q", name) in stored for name in names)
 
 
 def test_clients_and_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
