@@ -5,6 +5,10 @@ Two switches in the environment choose another build of the same sources (.ci/ch
 FEATURESTORE_DEBUG=1      bounds and None checks on, assertions on, no optimisation
 FEATURESTORE_SANITIZE=1   AddressSanitizer and UndefinedBehaviorSanitizer (preload libasan to run)
 
+The native transport needs libnghttp2 and OpenSSL (Debian: libnghttp2-dev, libssl-dev), found by pkg-config.
+Where they are not, it is left out and the server uses grpcio; `featurestore doctor` says which it is.
+FEATURESTORE_NATIVE=0 leaves it out, FEATURESTORE_NATIVE=1 fails rather than leave it out.
+
 Compiled modules are kept under build/, apart for each way of building, by the content of what they were made
 from, and only what changed is translated and compiled again. Times of files say nothing of that: every
 `pip install -e .` begins in a directory of its own, with a Cython that has just been unpacked.
@@ -12,6 +16,7 @@ from, and only what changed is translated and compiled again. Times of files say
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -104,14 +109,51 @@ class BuildChanged(build_ext):
         shutil.copy2(kept(ext), built)
 
 
-extensions = [
-    Extension(
-        ".".join(path.with_suffix("").parts),
+# Modules of the native transport, and the libraries, by pkg-config's names and least versions, that each is
+# linked to.
+NATIVE = {
+    "featurestore.server.connection": ["libnghttp2 >= 1.43"],
+    "featurestore.server.host": [],
+    "featurestore.server.loop": [],
+    "featurestore.server.tls": ["openssl >= 3.0"],
+}
+
+
+def libraries(wanted: list[str]) -> list[str] | None:
+    """Flags for the linker; None where a library is not there."""
+    if not wanted:
+        return []
+    asked = ["pkg-config", "--libs", *wanted]
+    try:
+        return shlex.split(subprocess.check_output(asked, text=True, stderr=subprocess.DEVNULL))  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def is_native() -> bool:
+    """Whether the native transport is built."""
+    wanted = os.environ.get("FEATURESTORE_NATIVE", "")
+    missing = [needs for needs in NATIVE.values() if libraries(needs) is None]
+    if wanted == "1" and missing:
+        sys.exit(f"FEATURESTORE_NATIVE=1, and pkg-config does not find {', '.join(missing[-1])}")
+    if wanted != "0" and missing:
+        print("no libnghttp2 and OpenSSL: built without the native transport", file=sys.stderr)
+    return wanted != "0" and not missing
+
+
+def extension(path: Path) -> Extension:
+    name = ".".join(path.with_suffix("").parts)
+    return Extension(
+        name,
         [str(path)],
         extra_compile_args=compile_args,
-        extra_link_args=link_args,
+        extra_link_args=link_args + (libraries(NATIVE[name]) or [] if name in NATIVE else []),
     )
-    for path in sorted(Path("featurestore").rglob("*.pyx"))
+
+
+left_out = set() if is_native() else set(NATIVE)
+extensions = [
+    each for each in map(extension, sorted(Path("featurestore").rglob("*.pyx"))) if each.name not in left_out
 ]
 
 setup(

@@ -18,6 +18,7 @@ from featurestore.errors import ConfigError
 
 DEFAULT_LISTEN = "localhost:50051"
 ADMIN_SOCKET = "admin.sock"
+TRANSPORTS = ("native", "grpcio")
 # sockaddr_un.sun_path, its ending zero not counted.
 MAX_SOCKET_PATH_BYTES = 107
 
@@ -85,6 +86,10 @@ class Limits:
     stream_window: int = 8  # batches of one IngestStream that are applied and not answered yet
     min_ping_interval_ms: int = 10_000  # clients that ping more often are disconnected
     durable_wait_s: float = 60.0  # a call without a deadline waits so long for the disk
+    # Of the native transport; grpcio has limits of its own.
+    max_connections: int = 4096  # at once; further ones are closed
+    max_connection_bytes: int = 64 << 20  # held for one connection: requests not run and replies not taken
+    max_buffered_bytes: int = 1 << 30  # held for all of them
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -97,6 +102,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "stream_window": (1, 1 << 10),
     "min_ping_interval_ms": (0, 1 << 31),
     "durable_wait_s": (0.001, 86400.0),
+    "max_connections": (1, 1 << 20),
+    "max_connection_bytes": (1 << 16, 1 << 40),
+    "max_buffered_bytes": (1 << 20, 1 << 45),
+    "loop_threads": (1, 6),
+    "max_connection_age_s": (0.0, 86400.0 * 365),
     "read_threads": (1, 256),
     "write_threads": (1, 256),
     "engine_threads": (1, 64),
@@ -131,8 +141,13 @@ class ServeConfig:
     max_memory_bytes: int = 0  # of rows; 0: no limit
     checkpoint_every_s: float = 60.0
     checkpoint_journal_bytes: int = 1 << 30
+    transport: str | None = None  # "native" or "grpcio"; None: native, where it was built
+    loop_threads: int = 1  # native: each reads, answers and writes
     read_threads: int = 8
-    write_threads: int = 16  # Observe and Ingest: these wait for the disk, so they have threads of their own
+    # grpcio: Observe and Ingest, which wait for the disk and so have threads of their own. native: large
+    # messages
+    write_threads: int = 16
+    max_connection_age_s: float = 0.0  # native: then it is drained, so that clients spread anew; 0: never
     drain_s: float = 10.0  # that calls in flight get at the end
     limits: Limits = dataclasses.field(default_factory=Limits)
 
@@ -141,6 +156,10 @@ class ServeConfig:
             for field in dataclasses.fields(settings):
                 if field.name in _RANGES:
                     _check_range(field.name, getattr(settings, field.name))
+        if self.transport not in (None, *TRANSPORTS):
+            raise ConfigError(
+                f"transport is {self.transport!r}; it is {' or '.join(TRANSPORTS)}", setting="transport"
+            )
         for tls, name in ((self.tls, "tls"), (self.admin_tls, "admin_tls")):
             if tls is not None:
                 _check_files(tls, name)

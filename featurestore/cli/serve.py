@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore.cli.exits import Exit
 from featurestore.cli.frame import add_output_argument
 from featurestore.cli.quantities import bytes_of, bytes_text, seconds_of
-from featurestore.config import ADMIN_SOCKET, DEFAULT_LISTEN, Limits, ServeConfig, Tls
+from featurestore.config import ADMIN_SOCKET, DEFAULT_LISTEN, TRANSPORTS, Limits, ServeConfig, Tls
 from featurestore.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
@@ -59,6 +59,12 @@ FLAGS = {
     "max_memory_bytes": "--max-memory",
     "checkpoint_every_s": "--checkpoint-every",
     "checkpoint_journal_bytes": "--checkpoint-journal",
+    "transport": "--transport",
+    "loop_threads": "--loop-threads",
+    "max_connection_age_s": "--max-connection-age",
+    "max_connections": "--max-connections",
+    "max_connection_bytes": "--max-connection-memory",
+    "max_buffered_bytes": "--max-buffered",
     "read_threads": "--read-threads",
     "write_threads": "--write-threads",
     "drain_s": "--drain",
@@ -106,6 +112,12 @@ def _add_listeners(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--listen", default=DEFAULT_LISTEN, metavar="ADDR", help=f"for clients (default: {DEFAULT_LISTEN})"
     )
+    group.add_argument(
+        "--transport",
+        choices=TRANSPORTS,
+        help="what carries it: native (on nghttp2), or grpcio, which is slower and everywhere (default: "
+        "native, where it was built; `featurestore doctor` says)",
+    )
     group.add_argument("--tls-cert", metavar="PEM", help="the server's certificate; without it, plain text")
     group.add_argument("--tls-key", metavar="PEM", help="its private key")
     group.add_argument("--tls-client-ca", metavar="PEM", help="clients show a certificate signed by this CA")
@@ -143,14 +155,22 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=ServeConfig.read_threads,
         metavar="N",
-        help="calls of GetFeatures at once (default: %(default)s)",
+        help="grpcio: calls of GetFeatures at once; native: of what is not hot (default: %(default)s)",
     )
     group.add_argument(
         "--write-threads",
         type=int,
         default=ServeConfig.write_threads,
         metavar="N",
-        help="calls of Observe and Ingest at once; they wait for the disk (default: %(default)s)",
+        help="grpcio: calls of Observe and Ingest at once, which wait for the disk; native: large messages "
+        "at once (default: %(default)s)",
+    )
+    group.add_argument(
+        "--loop-threads",
+        type=int,
+        default=ServeConfig.loop_threads,
+        metavar="N",
+        help="native: that read, answer and write (default: %(default)s)",
     )
     group.add_argument(
         "--checkpoint-every",
@@ -170,6 +190,12 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="that calls in flight get when it is told to stop (default: %(default)s)",
     )
+    group.add_argument(
+        "--max-connection-age",
+        default=f"{ServeConfig.max_connection_age_s:g}s",
+        metavar="TIME",
+        help="native: then a connection is drained, so that clients spread anew (default: never)",
+    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -186,6 +212,18 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="that one request may take when decoded (default: %(default)s)",
     )
+    group.add_argument(
+        "--max-connection-memory",
+        default=bytes_text(_LIMITS.max_connection_bytes),
+        metavar="SIZE",
+        help="native: held for one connection, requests not run and replies not taken (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-buffered",
+        default=bytes_text(_LIMITS.max_buffered_bytes),
+        metavar="SIZE",
+        help="native: held so for all connections (default: %(default)s)",
+    )
     for flag, default, what in (
         ("--max-batch-events", _LIMITS.max_batch_events, "events of a batch, key sets of a read"),
         ("--max-concurrent-calls", _LIMITS.max_concurrent_calls, "calls at once, streams included"),
@@ -194,6 +232,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
             "--max-streams-per-connection",
             _LIMITS.max_streams_per_connection,
             "calls at once on one connection; a client waits with more, as HTTP/2 has it",
+        ),
+        (
+            "--max-connections",
+            _LIMITS.max_connections,
+            "native: connections at once; further ones are closed",
         ),
         ("--stream-window", _LIMITS.stream_window, "batches of an IngestStream applied and not yet answered"),
     ):
@@ -245,6 +288,9 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         clock=arguments.clock,
         durability=arguments.durability,
         engine_threads=arguments.threads,
+        transport=arguments.transport,
+        loop_threads=arguments.loop_threads,
+        max_connection_age_s=seconds_of(arguments.max_connection_age, "--max-connection-age"),
         max_memory_bytes=bytes_of(arguments.max_memory, "--max-memory"),
         checkpoint_every_s=seconds_of(arguments.checkpoint_every, "--checkpoint-every"),
         checkpoint_journal_bytes=bytes_of(arguments.checkpoint_journal, "--checkpoint-journal"),
@@ -259,6 +305,9 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
             max_streams=arguments.max_streams,
             max_streams_per_connection=arguments.max_streams_per_connection,
             stream_window=arguments.stream_window,
+            max_connections=arguments.max_connections,
+            max_connection_bytes=bytes_of(arguments.max_connection_memory, "--max-connection-memory"),
+            max_buffered_bytes=bytes_of(arguments.max_buffered, "--max-buffered"),
             min_ping_interval_ms=round(seconds_of(arguments.min_ping_interval, "--min-ping-interval") * 1000),
             durable_wait_s=seconds_of(arguments.durable_wait, "--durable-wait"),
         ),
@@ -298,6 +347,7 @@ def as_dict(server: Server, config: ServeConfig) -> dict[str, Any]:
     recovered, stats = engine.recovered, engine.stats()
     return {
         "listen": str(server.address),
+        "transport": server.front.name,
         "admin": str(server.admin_address),
         "metrics": None if server.metrics_address is None else f"http://{server.metrics_address}/metrics",
         "data": str(config.data),
@@ -328,7 +378,8 @@ def as_lines(ready: dict[str, Any]) -> list[str]:
             f"(checkpoint at {found['checkpoint_position']:,}, {found['journal_events']:,} from the journal)"
         )
     lines = [
-        f"serving {ready['schema']} (schema version {ready['schema_version']}) on {ready['listen']}",
+        f"serving {ready['schema']} (schema version {ready['schema_version']}) on {ready['listen']} "
+        f"({ready['transport']})",
         f"  data     {ready['data']}, {state}",
         f"  clock    {ready['clock']}; durability {ready['durability']}",
         f"  admin    {ready['admin']}",

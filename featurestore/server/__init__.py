@@ -5,7 +5,16 @@ serve           open, listen, wait, drain, close
   admin         what an operator may do, on a listener of its own
   registry      what the store serves, by name
   metrics       the counters, for Prometheus
-  grpc_front    the hot methods on grpcio: threads, streams, deadlines
+  transport     which of the two carries the public port
+  native_front  our own: threads, and Python's handlers beside the hot methods
+    loop        sockets, epoll, time
+    tls         certificates and records, by OpenSSL
+    host        what its connections share: words, errands to Python
+    connection  gRPC over HTTP/2, bytes in and bytes out
+    nghttp2     HTTP/2 itself, by the library
+    grpc_text   timeouts, content types, messages
+    errands     what a loop has others do
+  grpc_front    grpcio: threads, streams, deadlines
   listener      addresses → ports: TLS, Unix sockets
 dispatcher      request bytes → reply bytes, now or when durable; what every transport calls
   codec         request bytes → C structs; what a request may and may not say

@@ -19,15 +19,16 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import grpc
 
-from featurestore.config import Limits
+from featurestore.config import Address, Limits, ServeConfig, Tls
 from featurestore.errors import FeatureStoreError, LimitError, UnavailableError
 from featurestore.server import dispatcher as hot
+from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
 
@@ -48,6 +49,32 @@ def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
         context.set_trailing_metadata([(ERROR_CLASS, type(error).__name__)])
     context.abort(_codes[status], words_of(error))
     raise AssertionError("abort returned")
+
+
+class Handlers(Protocol):
+    """What methods are added to: a transport, or a grpc.Server."""
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None: ...
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None: ...
+
+
+def options(limits: Limits) -> list[tuple[str, int]]:
+    """Of a grpc.Server."""
+    return [
+        listener.OWN_PORT,
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
+        ("grpc.max_metadata_size", 8 << 10),
+        # Clients may ping, and be found dead by pings, but not flood.
+        ("grpc.http2.min_ping_interval_without_data_ms", limits.min_ping_interval_ms),
+        ("grpc.http2.max_ping_strikes", 2),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
 
 
 class Streams:
@@ -180,20 +207,28 @@ class _Read:
             abort(self._context, UnavailableError(_SHUTTING_DOWN))
 
 
-class Front:
-    """The hot methods' handlers. `close` when the server has stopped: it waits until every thread has left
-    the dispatcher.
+class GrpcioFront:
+    """The public port on grpcio. `add_registered_method_handlers` first, as with a grpc.Server; then `bind`,
+    `start`, `stop`, and `close` when its end has come.
     """
 
-    def __init__(
-        self, dispatcher: Dispatcher, limits: Limits, *, read_threads: int, write_threads: int
-    ) -> None:
+    name = "grpcio"
+
+    def __init__(self, dispatcher: Dispatcher, config: ServeConfig) -> None:
+        limits = config.limits
         self._dispatcher, self._limits = dispatcher, limits
         self.streams = Streams(limits.max_streams)
-        self.pool = ThreadPoolExecutor(read_threads + limits.max_streams, "featurestore-read")
-        self._writers = ThreadPoolExecutor(write_threads, "featurestore-write")
+        self._pool = ThreadPoolExecutor(config.read_threads + limits.max_streams, "featurestore-read")
+        self._writers = ThreadPoolExecutor(config.write_threads, "featurestore-write")
+        self._server = grpc.server(
+            self._pool, options=options(limits), maximum_concurrent_rpcs=limits.max_concurrent_calls
+        )
+        self.add_generic_rpc_handlers = self._server.add_generic_rpc_handlers
+        self.add_registered_method_handlers = self._server.add_registered_method_handlers
+        self._add_hot()
 
-    def add_to(self, server: grpc.Server) -> None:
+    def _add_hot(self) -> None:
+        server = self._server
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Observe": grpc.unary_unary_rpc_method_handler(self._writing(hot.OBSERVE)),
             "Ingest": grpc.unary_unary_rpc_method_handler(self._writing(hot.INGEST)),
@@ -204,9 +239,26 @@ class Front:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         server.add_registered_method_handlers(SERVICE, handlers)
 
+    def bind(self, address: Address, tls: Tls | None, setting: str) -> Address:
+        """Listens, and returns the address with its port. Raises ConfigError where it cannot be had."""
+        return listener.bind(self._server, address, tls, setting)
+
+    def start(self) -> None:
+        self._server.start()
+
+    def stop(self, grace_s: float) -> threading.Event:
+        """Drains; what is left after grace_s is cut off. The event is set when nothing is served any more."""
+        ended: threading.Event = self._server.stop(grace_s)
+        return ended
+
     def close(self) -> None:
+        """After `stop`: when it returns, no thread is in the dispatcher."""
         self._writers.shutdown()
-        self.pool.shutdown()
+        self._pool.shutdown()
+
+    def counts(self) -> dict[str, int]:
+        """Of connections: grpcio tells nothing."""
+        return {}
 
     def _reading(self) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         call = self._dispatcher.call

@@ -14,7 +14,7 @@ from featurestore.engine import Engine
 from featurestore.errors import UnknownNameError
 from featurestore.plan import Kind, Plan
 from featurestore.server.admin import key_texts
-from featurestore.server.grpc_front import SERVICE, abort
+from featurestore.server.grpc_front import SERVICE, Handlers, abort
 from featurestore.v1 import feature_store_service_pb2 as pb
 
 
@@ -22,7 +22,7 @@ class Heaviest:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def add_to(self, server: grpc.Server) -> None:
+    def add_to(self, server: Handlers) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "GetHeaviest": grpc.unary_unary_rpc_method_handler(
                 self._get,

@@ -7,19 +7,25 @@ server left is replaced; one that somebody answers on is not, nor is any other f
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import socket
 import ssl
 import stat
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
 from featurestore.config import Address, Tls
 from featurestore.errors import ConfigError
 
+_log = logging.getLogger("featurestore.server")
+
 # Ours alone, so that a port in use is an error and not a port shared with whoever has it.
 OWN_PORT = ("grpc.so_reuseport", 0)
+# Connections that wait to be taken; the system may allow fewer (net.core.somaxconn).
+BACKLOG = 4096
 
 
 def bind(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -> Address:
@@ -36,6 +42,103 @@ def bind(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -
     return address.with_port(_add(server, address, tls, setting))
 
 
+def sockets(address: Address, n: int, setting: str) -> tuple[list[list[socket.socket]], Address]:
+    """Listening sockets for n loops, a list each, non-blocking; and the address with the port that was bound.
+
+    A host with several addresses (localhost: ::1 and 127.0.0.1) gets a socket for each, all with one port.
+    TCP sockets of several loops share the port through SO_REUSEPORT, and the kernel spreads connections
+    over them; a Unix socket is one, which the loops share.
+    """
+    if address.path is not None:
+        _clear(address.path, setting)
+        return [[each] for each in _unix_sockets(address.path, n, setting)], address
+    try:
+        found = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise _cannot(address, setting, f" ({error.strerror or error})") from error
+    families = {family: place for family, _, _, _, place in reversed(found)}
+    made: list[list[socket.socket]] = []
+    port = address.port
+    try:
+        for family in sorted(families, reverse=True):  # IPv6 first: its port is then asked of IPv4
+            host = str(families[family][0])
+            try:
+                made.append(_tcp_sockets(family, host, port, n))
+            except OSError as error:
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and (made or len(families) > 1):
+                    continue  # a machine without IPv6
+                raise
+            port = made[0][0].getsockname()[1]
+        if not made:
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    except OSError as error:
+        for each in (each for of_family in made for each in of_family):
+            each.close()
+        in_use = error.errno == errno.EADDRINUSE
+        why = "the port is in use" if in_use else error.strerror or str(error)
+        raise _cannot(address, setting, f" ({why})") from error
+    return [list(of_loop) for of_loop in zip(*made, strict=True)], address.with_port(port)
+
+
+def _tcp_sockets(family: int, host: str, port: int, n: int) -> list[socket.socket]:
+    made: list[socket.socket] = []
+    try:
+        # Alone first: with SO_REUSEPORT we would share the port with whoever has it.
+        made.append(_tcp_socket(family, host, port, shared=False))
+        if n > 1:
+            port = made[0].getsockname()[1]
+            made.pop().close()
+            made += [_tcp_socket(family, host, port, shared=True) for _ in range(n)]
+        for each in made:
+            each.listen(BACKLOG)
+    except OSError:
+        for each in made:
+            each.close()
+        raise
+    return made
+
+
+def _tcp_socket(family: int, host: str, port: int, *, shared: bool) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, host != "::")
+        made.bind((host, port))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _unix_sockets(path: Path, n: int, setting: str) -> list[socket.socket]:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        made.setblocking(False)
+        made.bind(str(path))
+        made.listen(BACKLOG)
+    except OSError as error:
+        made.close()
+        raise _cannot(Address(path=path), setting, f" ({error.strerror or error})") from error
+    finally:
+        os.umask(mask)
+    path.chmod(0o600)
+    return [made, *(made.dup() for _ in range(n - 1))]
+
+
+def _cannot(address: Address, setting: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"{setting}: cannot listen on {address}{why}; stop what listens there, or give another address",
+        setting=setting,
+    )
+
+
 def unbind(address: Address) -> None:
     """Removes a socket's file, when its server has stopped."""
     if address.path is not None:
@@ -49,21 +152,68 @@ def _add(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -
             return int(server.add_insecure_port(str(address)))
         return int(server.add_secure_port(str(address), credentials))
     except RuntimeError as error:
-        raise ConfigError(
-            f"{setting}: cannot listen on {address}{_why(address)}; "
-            "stop what listens there, or give another address",
-            setting=setting,
-        ) from error
+        raise _cannot(address, setting, _why(address)) from error
+
+
+class TlsFiles(Protocol):
+    """What names the files of a certificate, its key and the CA of its clients."""
+
+    @property
+    def certificate(self) -> Path: ...
+    @property
+    def key(self) -> Path: ...
+    @property
+    def client_ca(self) -> Path | None: ...
+
+
+class Papers:
+    """The files of TLS settings, and whether they are others than when that was last asked."""
+
+    def __init__(self, tls: TlsFiles) -> None:
+        self._paths = [path for path in (tls.certificate, tls.key, tls.client_ca) if path is not None]
+        self._seen = self._look()
+
+    def have_changed(self) -> bool:
+        now = self._look()
+        changed = now is not None and now != self._seen
+        if changed:
+            self._seen = now
+        return changed
+
+    def _look(self) -> list[tuple[int, int, int]] | None:
+        """None where one is missing, as it is while it is replaced."""
+        try:
+            return [(s.st_ino, s.st_size, s.st_mtime_ns) for s in (path.stat() for path in self._paths)]
+        except OSError:
+            return None
 
 
 def _credentials(tls: Tls, setting: str) -> grpc.ServerCredentials:
-    _check_pem(tls, setting)
-    ca = None if tls.client_ca is None else tls.client_ca.read_bytes()
-    pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
-    return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
+    check_pem(tls, setting)
+    papers = Papers(tls)
+
+    def read() -> grpc.ServerCertificateConfiguration:
+        ca = None if tls.client_ca is None else tls.client_ca.read_bytes()
+        pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+        return grpc.ssl_server_certificate_configuration([pair], root_certificates=ca)
+
+    def read_if_changed() -> grpc.ServerCertificateConfiguration | None:
+        """Asked at every handshake; None: as before."""
+        if not papers.have_changed():
+            return None
+        try:
+            check_pem(tls, setting)
+            return read()
+        except (ConfigError, OSError) as error:
+            _log.error("the certificate was changed and stays as it was: %s", error)
+            return None
+
+    return grpc.dynamic_ssl_server_credentials(
+        read(), read_if_changed, require_client_authentication=tls.client_ca is not None
+    )
 
 
-def _check_pem(tls: Tls, setting: str) -> None:
+def check_pem(tls: Tls, setting: str) -> None:
     """gRPC would fail to listen, or turn every client away, without a word of why."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:

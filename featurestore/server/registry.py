@@ -13,6 +13,7 @@ import grpc
 
 from featurestore.engine import Engine
 from featurestore.plan import DerivedPlan, EventPlan, FeaturePlan, FieldPlan, Kind, Plan, ServicePlan
+from featurestore.server.grpc_front import Handlers
 from featurestore.v1 import registry_service_pb2 as pb
 
 SERVICE = "featurestore.v1.RegistryService"
@@ -127,7 +128,7 @@ class Registry:
     def adopt(self, replies: dict[str, bytes]) -> None:
         self._replies = replies
 
-    def add_to(self, server: grpc.Server) -> None:
+    def add_to(self, server: Handlers) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "GetSchema": grpc.unary_unary_rpc_method_handler(
                 self._get_schema, request_deserializer=pb.GetSchemaRequest.FromString

@@ -22,10 +22,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from featurestore.config import Address, Limits, ServeConfig
+from featurestore.config import Address, ServeConfig
 from featurestore.engine import Engine
 from featurestore.errors import FeatureStoreError
-from featurestore.server import admin, grpc_front, heaviest, listener, metrics, registry
+from featurestore.server import admin, grpc_front, heaviest, listener, metrics, registry, transport
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.v1 import feature_store_service_pb2
 
@@ -105,22 +105,6 @@ class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc,unused-ig
             yield from super().ServerReflectionInfo(requests, context)
 
 
-def _options(limits: Limits) -> list[tuple[str, int]]:
-    return [
-        listener.OWN_PORT,
-        ("grpc.max_receive_message_length", limits.max_message_bytes),
-        ("grpc.max_send_message_length", limits.max_message_bytes),
-        ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
-        ("grpc.max_metadata_size", 8 << 10),
-        # Clients may ping, and be found dead by pings, but not flood.
-        ("grpc.http2.min_ping_interval_without_data_ms", limits.min_ping_interval_ms),
-        ("grpc.http2.max_ping_strikes", 2),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-    ]
-
-
 class Server:
     """Serves an open store. `start`, `wait`, `stop`; or a context manager. The store stays its caller's, to
     be closed after.
@@ -137,22 +121,17 @@ class Server:
         streams = limits.max_streams
         self.dispatcher = Dispatcher(
             engine,
-            max_calls=config.read_threads + config.write_threads + 2 * streams,
+            max_calls=config.read_threads + config.write_threads + 2 * streams + limits.max_concurrent_calls,
             max_message_bytes=limits.max_message_bytes,
             max_rows=limits.max_batch_events,
             max_call_bytes=limits.max_call_bytes,
         )
         self._registry = registry.Registry(engine)
-        self._front = grpc_front.Front(
-            self.dispatcher, limits, read_threads=config.read_threads, write_threads=config.write_threads
-        )
+        self.front = transport.front(self.dispatcher, config)
         self._health = _Health((grpc_front.SERVICE, registry.SERVICE))
         self._admin_pool = ThreadPoolExecutor(admin.THREADS, "featurestore-admin")
-        self._public = grpc.server(
-            self._front.pool, options=_options(limits), maximum_concurrent_rpcs=limits.max_concurrent_calls
-        )
         self._admin = grpc.server(
-            self._admin_pool, options=_options(limits), maximum_concurrent_rpcs=admin.MOST_CALLS
+            self._admin_pool, options=grpc_front.options(limits), maximum_concurrent_rpcs=admin.MOST_CALLS
         )
         self._metrics: metrics.MetricsListener | None = None
         self._add_services()
@@ -161,16 +140,15 @@ class Server:
         self._bound: list[Address] = []
 
     def _add_services(self) -> None:
-        self._front.add_to(self._public)
-        self._registry.add_to(self._public)
-        heaviest.Heaviest(self.engine).add_to(self._public)
+        self._registry.add_to(self.front)
+        heaviest.Heaviest(self.engine).add_to(self.front)
         admin.Admin(self.engine).add_to(self._admin)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._public)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.front)
         hot = feature_store_service_pb2.DESCRIPTOR.services_by_name["FeatureStoreService"].full_name
         names = (hot, registry.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflected = _Reflection(names, self._front.streams)
+        reflected = _Reflection(names, self.front.streams)
         add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server  # generated, without types
-        add(reflected, self._public)
+        add(reflected, self.front)
 
     def start(self) -> None:
         """Binds the listeners and serves. Raises ConfigError where an address cannot be had; nothing listens
@@ -180,7 +158,7 @@ class Server:
         try:
             self.admin_address = listener.bind(self._admin, config.admin_address, config.admin_tls, "admin")
             self._bound.append(self.admin_address)
-            self.address = listener.bind(self._public, config.public_address, config.tls, "listen")
+            self.address = self.front.bind(config.public_address, config.tls, "listen")
             self._bound.append(self.address)
             if config.metrics_address is not None:
                 collector = metrics.StoreCollector(self.engine, self.dispatcher)
@@ -194,7 +172,7 @@ class Server:
                 self.address,
             )
         self._admin.start()
-        self._public.start()
+        self.front.start()
 
     @property
     def metrics_address(self) -> Address | None:
@@ -217,12 +195,12 @@ class Server:
             return
         self._stopped = True
         self._health.drain()
-        self._front.streams.drain()
+        self.front.streams.drain()
         grace_s = self._config.drain_s if drain_s is None else drain_s
-        endings = [server.stop(grace_s) for server in (self._public, self._admin)]
+        endings = [server.stop(grace_s) for server in (self.front, self._admin)]
         for ending in endings:
             ending.wait()
-        self._front.close()
+        self.front.close()
         self._admin_pool.shutdown()
         if self._metrics is not None:
             self._metrics.close()

@@ -1,0 +1,243 @@
+# gRPC over HTTP/2 on one connection, bytes in and bytes out: no socket, no clock and no thread of its own.
+#
+#   HostC          what all connections of a server share: the dispatcher, the methods, the limits, the queues
+#     └─ LoopC       one thread's part: its streams, what is parked, its inbox
+#          └─ Connection    an nghttp2 session and its streams
+#               └─ Stream     one call, from its HEADERS to its trailers
+#
+# All of a LoopC belongs to the thread that runs it, but for `inbox` and what is said to be atomic. A stream
+# is found again by its token (slot and generation), so that an errand that comes back late finds nobody
+# rather than somebody else. Whoever calls in here sets loop.now_ns first, and afterwards sends what
+# `connection_send` gives for every connection on the loop's dirty list.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+
+from featurestore.server.dispatcher cimport DispatcherC, dispatcher_structs
+from featurestore.server.errands cimport Errand, Queue, errands_structs
+from featurestore.server.memory cimport Buffer
+from featurestore.server.nghttp2 cimport (
+    nghttp2_option, nghttp2_session, nghttp2_session_callbacks,
+)
+
+cdef enum:
+    PYTHON_METHOD = -1               # Target.method: Python answers it
+    MAX_HEADER_BYTES = 16 << 10      # of a request, as SETTINGS_MAX_HEADER_LIST_SIZE counts them
+
+ctypedef struct Target:              # a method that is served
+    const uint8_t* path              # "/package.Service/Method"
+    size_t path_bytes
+    int method                       # of the dispatcher, or PYTHON_METHOD
+    bint streams_requests
+    bint streams_replies
+
+# Answers that need nobody to be asked. host.REFUSALS has their words, in this order.
+cdef enum RefusalKind:
+    REFUSE_METADATA = 0
+    REFUSE_METHOD = 1
+    REFUSE_ENCODING = 2
+    REFUSE_TIMEOUT = 3
+    REFUSE_COMPRESSED = 4
+    REFUSE_LENGTH = 5
+    REFUSE_TRUNCATED = 6
+    REFUSE_CARDINALITY = 7
+    REFUSE_CALLS = 8
+    REFUSE_STREAMS = 9
+    REFUSE_DRAINING = 10
+    REFUSE_DRAINED = 11
+    REFUSE_AGED = 12
+    REFUSE_DEADLINE = 13
+    REFUSE_ROOM = 14
+    REFUSE_MEMORY = 15
+    N_REFUSALS = 16
+
+ctypedef struct Refusal:
+    int status                       # a gRPC status code
+    const uint8_t* words             # percent-encoded
+    size_t words_bytes
+    const uint8_t* kind              # name of the error's class; for featurestore-error
+    size_t kind_bytes
+
+ctypedef struct TransportCounts:     # since the server was made; atomic
+    uint64_t connections             # taken
+    uint64_t refused                 # turned away: as many as may be were open
+    uint64_t calm                    # closed for what only floods do
+    uint64_t stalled                 # closed for what they did not send or take in time
+    uint64_t broken                  # closed for what is no HTTP/2
+    uint64_t tls_failed              # closed before they were secure
+    uint64_t resets                  # streams that clients gave up
+
+ctypedef struct HostC:
+    DispatcherC* dispatcher
+    Target* targets
+    int n_targets
+    Refusal refusals[N_REFUSALS]
+    # Limits; see featurestore.config.Limits.
+    size_t max_message_bytes
+    size_t max_connection_bytes      # held for one connection: requests not run and replies not sent
+    size_t max_buffered_bytes        # held by one loop
+    uint32_t max_connections         # of one loop
+    uint32_t max_streams_per_connection
+    uint64_t max_streams
+    uint64_t max_calls
+    uint32_t stream_window
+    int64_t durable_wait_ns
+    int64_t min_ping_ns
+    int64_t max_age_ns               # of a connection; 0: any
+    # Shared state.
+    uint64_t n_streams               # hot streams under way; atomic
+    uint64_t n_calls                 # calls under way; atomic
+    bint has_failed                  # the journal takes no more; written by its sync thread
+    TransportCounts counts
+    Queue bench                      # RUN
+    Queue desk                       # for Python
+    nghttp2_session_callbacks* callbacks
+    nghttp2_option* option
+
+ctypedef struct Parked:              # a reply that waits for the disk
+    uint64_t position
+    uint64_t end                     # logical offset of its last byte in `out`, plus 1
+    uint64_t began_ns
+
+ctypedef struct Stream:
+    Connection* connection           # NULL: free
+    Stream* next                     # of the connection, or free
+    Stream* previous
+    uint32_t slot
+    uint32_t generation
+    int32_t id
+    int target                       # -1: not known yet
+    int64_t deadline_ns              # 0: none
+    int64_t began_ns
+    size_t header_bytes
+    bint is_post
+    bint is_grpc
+    bint has_foreign_encoding
+    bint has_bad_timeout
+    bint is_half_closed              # the client has sent all
+    bint is_busy                     # an errand of it is out
+    bint is_held                     # would go on if the client took its replies
+    bint is_counted                  # in HostC.n_calls
+    bint is_streaming                # in HostC.n_streams
+    bint is_told                     # Python answers it and has not yet
+    bint is_told_half                # and that its client has sent all
+    bint has_run                     # a unary call's message
+    bint is_ending                   # words for its failure are on the way, and nothing else counts any more
+    bint is_ended                    # its status is known
+    bint is_responded                # its HEADERS are on the way
+    bint is_deferred                 # nghttp2 waits for more
+    int http_status                  # other than 200; 0: 200
+    Buffer inward                    # what came and was not run
+    size_t unconsumed                # bytes for which the stream's window was not given back
+    Buffer outward                   # replies, framed
+    uint64_t out_base                # logical offset of outward.data[0]
+    uint64_t sent
+    uint64_t ready                   # what may be sent
+    Parked one
+    Parked* ring                     # &one, or stream_window of them
+    uint32_t ring_first
+    uint32_t n_parked
+    Stream* parked_next              # while n_parked
+    Stream* parked_previous
+    int status
+    const uint8_t* words
+    size_t words_bytes
+    const uint8_t* kind
+    size_t kind_bytes
+    Errand* ending                   # owns words and kind, where nobody else does
+
+ctypedef struct Connection:
+    LoopC* loop
+    nghttp2_session* session
+    Connection* next
+    Connection* previous
+    Connection* next_dirty
+    bint is_dirty
+    Stream* streams
+    uint32_t n_streams
+    uint32_t n_held
+    size_t buffered                  # bytes in inward and outward of all its streams
+    size_t unsent                    # of them in outward
+    bint is_settled                  # it has sent its SETTINGS: it is an HTTP/2 client
+    bint is_draining
+    bint is_going                    # the last GOAWAY is out
+    bint is_over                     # send what there is, then close
+    bint is_dead                     # close it now
+    int64_t opened_ns
+    int64_t heard_ns
+    int64_t took_ns                  # when it last took a byte, or had nothing to take
+    int64_t headers_ns               # since when a header block is open; 0: none is
+    int64_t drained_ns
+    int64_t pinged_ns                # by us; 0: no answer is awaited
+    int64_t client_pinged_ns
+    int strikes                      # pings that came too soon
+    int64_t credit                   # see `_charge`
+    int64_t credited_ns
+    # The socket's, for loop.pyx.
+    int fd
+    void* ssl                        # see tls.pxd; NULL: plain
+    uint32_t events
+    bint is_corked                   # the socket took less than all
+    int64_t lingers_ns               # since when all is said, and what comes is thrown away; 0: it is not
+    Buffer pending                   # what the socket has not taken
+    size_t pending_at
+
+ctypedef struct LoopC:
+    HostC* host
+    int64_t now_ns
+    Stream** slots
+    uint32_t n_slots
+    uint32_t slots_capacity
+    Stream* free_streams
+    Stream* parked
+    uint64_t n_parked                # atomic
+    uint32_t n_deadlines             # streams open that have one
+    size_t buffered
+    Connection* connections
+    uint32_t n_connections
+    Connection* dirty
+    bint is_draining
+    Queue inbox
+    int wake_fd                      # an eventfd
+
+# A connection of the loop; NULL when there is no memory.
+cdef Connection* connection_open(LoopC* loop) noexcept nogil
+# Bytes that came; -1: the connection is to be closed at once.
+cdef int connection_receive(Connection* connection, const uint8_t* data, size_t size) noexcept nogil
+# Writes at most `room` bytes that are to be sent and returns how many; 0: nothing for now; -1: close it.
+cdef ssize_t connection_send(Connection* connection, uint8_t* out, size_t room) noexcept nogil
+# Whether all has been said.
+cdef bint connection_is_over(Connection* connection) noexcept nogil
+# No new streams; those under way end.
+cdef void connection_drain(Connection* connection) noexcept nogil
+# Says why, then closes.
+cdef void connection_end(Connection* connection, uint32_t error_code, const char* why) noexcept nogil
+cdef void connection_close(Connection* connection) noexcept nogil
+cdef void connection_dirty(Connection* connection) noexcept nogil
+# What time alone changes on a connection; -1: close it.
+cdef int connection_tick(Connection* connection) noexcept nogil
+
+cdef int loop_init(LoopC* loop, HostC* host) noexcept nogil
+cdef void loop_free(LoopC* loop) noexcept nogil
+# Errands that came back.
+cdef void loop_inbox(LoopC* loop) noexcept nogil
+# Replies whose positions are on disk by now.
+cdef void loop_unpark(LoopC* loop) noexcept nogil
+# Ends the calls whose time is over.
+cdef void loop_deadlines(LoopC* loop) noexcept nogil
+# Begins the drain of all its connections.
+cdef void loop_drain(LoopC* loop) noexcept nogil
+# Into the loop's inbox, from any thread.
+cdef void loop_post(LoopC* loop, Errand* errand) noexcept nogil
+# Runs an ERRAND_RUN and posts it; for workers.
+cdef void host_run(HostC* host, Errand* errand) noexcept nogil
+# What nghttp2 calls, and its options; -1: no memory.
+cdef int host_init(HostC* host) noexcept nogil
+cdef void host_free(HostC* host) noexcept nogil
+# Frees errands that nobody will take any more.
+cdef void throw_away(HostC* host, Queue* queue) noexcept nogil
+
+# Compared at import: see core/structs.py.
+cdef inline dict connection_structs():
+    return dispatcher_structs() | errands_structs() | {"server/connection.pxd": (
+        sizeof(Target), sizeof(Refusal), sizeof(TransportCounts), sizeof(HostC), sizeof(Parked),
+        sizeof(Stream), sizeof(Connection), sizeof(LoopC),
+    )}

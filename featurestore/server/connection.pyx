@@ -1,0 +1,1271 @@
+"""gRPC over HTTP/2 on one connection: what connection.pxd promises.
+
+What it promises:
+
+- A hot call goes from bytes to bytes without the GIL and, once its connection is warm, without an
+  allocation of its own beyond what nghttp2 makes of a stream.
+- What is held for a client is bounded: by connection, by loop, by message. What would exceed it is answered
+  RESOURCE_EXHAUSTED, and a client that does not take its replies gets no new ones: its requests wait unread.
+- Order. Replies of a stream leave in the order of its messages; one message of a stream is run at a time; a
+  stream ends only after all that was applied has been answered.
+- Nothing here waits. A message of more than INLINE_BYTES, words for a failure, and a method that Python
+  answers are errands (errands.pxd); a reply that must be durable parks its stream.
+
+Frames that cost us and do nothing for the client (SETTINGS, PING, PRIORITY, RST_STREAM, CONTINUATION,
+WINDOW_UPDATE, DATA without bytes) are paid from a credit, which time and answered calls fill again. A
+connection without any is told ENHANCE_YOUR_CALM and closed: that is one rule for all floods, those known by
+name and the next.
+
+HTTP/2 itself (RFC 9113, RFC 7541) is nghttp2's: frames, states, flow control, malformed messages. gRPC's
+part is by https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy, memmove, memset, strlen
+
+from featurestore.server.dispatcher cimport (
+    ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_TIMEOUT, Call, dispatcher_check,
+    dispatcher_finish, dispatcher_give, dispatcher_run, dispatcher_take,
+)
+from featurestore.server.errands cimport (
+    ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_START,
+    ERRAND_WORDS, Errand, Queue, errand_free, errand_new, queue_destroy, queue_init, queue_put,
+    queue_take_all,
+)
+from featurestore.server.grpc_text cimport grpc_timeout_ns, is_grpc_content
+from featurestore.server.memory cimport Buffer, buffer_extend, buffer_free
+from featurestore.server.nghttp2 cimport *
+from featurestore.storage.journal cimport journal_durable
+
+from featurestore.core.structs import same_structs
+
+same_structs(__name__, connection_structs())
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int eventfd_write(int fd, uint64_t value)
+
+cdef extern from * nogil:
+    """
+    #define fs_add(counter, n) ((void)__atomic_fetch_add((counter), (n), __ATOMIC_RELAXED))
+    #define fs_sub(counter, n) ((void)__atomic_fetch_sub((counter), (n), __ATOMIC_RELAXED))
+    #define fs_enter(counter, most) (__atomic_add_fetch((counter), 1, __ATOMIC_RELAXED) <= (most) \
+        || (__atomic_fetch_sub((counter), 1, __ATOMIC_RELAXED), 0))
+    #define fs_store(place, value) __atomic_store_n((place), (value), __ATOMIC_SEQ_CST)
+    #define fs_load(place) __atomic_load_n((place), __ATOMIC_SEQ_CST)
+    """
+    void fs_add(uint64_t* counter, uint64_t n) noexcept
+    void fs_sub(uint64_t* counter, uint64_t n) noexcept
+    bint fs_enter(uint64_t* counter, uint64_t most) noexcept
+    void fs_store(uint64_t* place, uint64_t value) noexcept
+    bint fs_load(const bint* place) noexcept
+
+cdef enum:
+    PREFIX_BYTES = 5                 # of a gRPC message: a flag and its length
+    INLINE_BYTES = 8 << 10           # a larger message takes longer than others should wait for
+    KEEP_BYTES = 16 << 10            # of a stream's buffers, for the next call
+    MOVE_BYTES = 64 << 10            # of sent replies, before the rest is moved to the front
+    FULL_BYTES = 1 << 20             # unsent on a connection: it gets no new replies until it takes some
+    BOMB_BYTES = 256 << 10           # here a header block is not even refused with words
+    STREAM_WINDOW_BYTES = 1 << 20
+    CONNECTION_WINDOW_BYTES = 8 << 20
+    MOST_CREDIT = 1000
+    CREDIT_PER_S = 100
+    CREDIT_PER_ANSWER = 4
+    MOST_STRIKES = 2
+    NS_PER_S = 1_000_000_000
+    FIRST_SLOTS = 64
+
+cdef int64_t HANDSHAKE_NS = 10 * <int64_t>NS_PER_S      # to the client's SETTINGS, and for a header block
+cdef int64_t STALL_NS = 60 * <int64_t>NS_PER_S          # a client that takes nothing of what waits for it
+cdef int64_t REQUEST_NS = 60 * <int64_t>NS_PER_S        # a unary request without deadline, until whole
+cdef int64_t KEEPALIVE_NS = 60 * <int64_t>NS_PER_S      # silence after which we ping
+cdef int64_t PONG_NS = 20 * <int64_t>NS_PER_S
+cdef int64_t NOTICE_NS = 100_000_000                    # from the announcement of a drain to the last GOAWAY
+
+
+# -- small parts
+# -----------------------------------------------------------------------------------------------
+
+cdef inline nghttp2_nv _header(const char* name, const void* value, size_t n) noexcept nogil:
+    """A header whose name outlives the frame; the value is copied."""
+    cdef nghttp2_nv header
+    header.name = <uint8_t*>name
+    header.namelen = strlen(name)
+    header.value = <uint8_t*>value
+    header.valuelen = n
+    header.flags = NGHTTP2_NV_FLAG_NO_COPY_NAME
+    return header
+
+
+cdef inline bint _is(const uint8_t* text, size_t n, const char* word) noexcept nogil:
+    return n == strlen(word) and memcmp(text, word, n) == 0
+
+
+cdef inline uint64_t _out_end(const Stream* stream) noexcept nogil:
+    return stream.out_base + stream.outward.size
+
+
+cdef inline Target* _target(const Stream* stream) noexcept nogil:
+    return &stream.connection.loop.host.targets[stream.target]
+
+
+cdef inline uint64_t _token(const Stream* stream) noexcept nogil:
+    return <uint64_t>stream.generation << 32 | stream.slot
+
+
+cdef void connection_dirty(Connection* connection) noexcept nogil:
+    if not connection.is_dirty:
+        connection.is_dirty = True
+        connection.next_dirty = connection.loop.dirty
+        connection.loop.dirty = connection
+
+
+cdef void _hold(Connection* connection, size_t n) noexcept nogil:
+    connection.buffered += n
+    connection.loop.buffered += n
+
+
+cdef void _let_go(Connection* connection, size_t n) noexcept nogil:
+    connection.buffered -= n
+    connection.loop.buffered -= n
+
+
+cdef bint _has_room(const Connection* connection, size_t n) noexcept nogil:
+    cdef const HostC* host = connection.loop.host
+    return (n <= host.max_connection_bytes and connection.buffered <= host.max_connection_bytes - n
+            and n <= host.max_buffered_bytes and connection.loop.buffered <= host.max_buffered_bytes - n)
+
+
+cdef void connection_end(Connection* connection, uint32_t error_code, const char* why) noexcept nogil:
+    if connection.is_over:
+        return
+    connection.is_over = True
+    nghttp2_submit_goaway(connection.session, NGHTTP2_FLAG_NONE,
+                          nghttp2_session_get_last_proc_stream_id(connection.session), error_code,
+                          <const uint8_t*>why, strlen(why))
+    connection_dirty(connection)
+
+
+cdef void _charge(Connection* connection) noexcept nogil:
+    """One frame that does nothing for the client."""
+    cdef int64_t now = connection.loop.now_ns
+    cdef int64_t earned = (now - connection.credited_ns) * CREDIT_PER_S // NS_PER_S
+    if earned > 0:
+        connection.credit = min(<int64_t>MOST_CREDIT, connection.credit + earned)
+        connection.credited_ns = now
+    connection.credit -= 1
+    if connection.credit < 0 and not connection.is_over:
+        fs_add(&connection.loop.host.counts.calm, 1)
+        connection_end(connection, NGHTTP2_ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
+
+
+# -- streams
+# ---------------------------------------------------------------------------------------------------
+
+cdef Stream* _new_stream(Connection* connection, int32_t id) noexcept nogil:
+    cdef LoopC* loop = connection.loop
+    cdef Stream* stream = loop.free_streams
+    cdef Stream** slots
+    cdef uint32_t capacity, slot, generation
+    cdef Buffer inward, outward
+    if stream != NULL:
+        loop.free_streams = stream.next
+    else:
+        if loop.n_slots == loop.slots_capacity:
+            capacity = 2 * loop.slots_capacity if loop.slots_capacity else FIRST_SLOTS
+            slots = <Stream**>realloc(loop.slots, capacity * sizeof(Stream*))
+            if slots == NULL:
+                return NULL
+            loop.slots = slots
+            loop.slots_capacity = capacity
+        stream = <Stream*>calloc(1, sizeof(Stream))
+        if stream == NULL:
+            return NULL
+        stream.slot = loop.n_slots
+        stream.inward.max_bytes = <size_t>-1 >> 1
+        stream.outward.max_bytes = <size_t>-1 >> 1
+        loop.slots[loop.n_slots] = stream
+        loop.n_slots += 1
+    slot, generation, inward, outward = stream.slot, stream.generation, stream.inward, stream.outward
+    memset(stream, 0, sizeof(Stream))
+    stream.slot, stream.generation, stream.inward, stream.outward = slot, generation, inward, outward
+    stream.connection = connection
+    stream.id = id
+    stream.target = -1
+    stream.ring = &stream.one
+    stream.began_ns = loop.now_ns
+    stream.next = connection.streams
+    if stream.next != NULL:
+        stream.next.previous = stream
+    connection.streams = stream
+    connection.n_streams += 1
+    return stream
+
+
+cdef Stream* _find(LoopC* loop, uint64_t token) noexcept nogil:
+    cdef uint32_t slot = <uint32_t>token
+    cdef Stream* stream
+    if slot >= loop.n_slots:
+        return NULL
+    stream = loop.slots[slot]
+    return stream if stream.connection != NULL and stream.generation == <uint32_t>(token >> 32) else NULL
+
+
+cdef void _unlink_parked(LoopC* loop, Stream* stream) noexcept nogil:
+    if stream.parked_previous != NULL:
+        stream.parked_previous.parked_next = stream.parked_next
+    else:
+        loop.parked = stream.parked_next
+    if stream.parked_next != NULL:
+        stream.parked_next.parked_previous = stream.parked_previous
+    stream.parked_next = stream.parked_previous = NULL
+
+
+cdef void _drop_parked(LoopC* loop, Stream* stream, int status) noexcept nogil:
+    """Replies that nobody will get: each is counted with `status`."""
+    cdef HostC* host = loop.host
+    cdef uint32_t i
+    if stream.n_parked == 0:
+        return
+    for i in range(stream.n_parked):
+        dispatcher_finish(
+            host.dispatcher, _target(stream).method,
+            stream.ring[(stream.ring_first + i) % host.stream_window if stream.ring != &stream.one
+                        else 0].began_ns, status)
+    stream.n_parked = 0
+    _unlink_parked(loop, stream)
+    fs_store(&loop.n_parked, loop.n_parked - 1)
+
+
+cdef void _uncount(HostC* host, Stream* stream) noexcept nogil:
+    if stream.is_counted:
+        stream.is_counted = False
+        fs_sub(&host.n_calls, 1)
+    if stream.is_streaming:
+        stream.is_streaming = False
+        fs_sub(&host.n_streams, 1)
+
+
+cdef void _tell_cancelled(Stream* stream) noexcept nogil:
+    """Python need not answer a call any more. Without memory to say so, it answers in vain."""
+    cdef Errand* errand
+    if not stream.is_told:
+        return
+    stream.is_told = False
+    errand = errand_new(ERRAND_CANCEL, 0)
+    if errand != NULL:
+        errand.token = _token(stream)
+        errand.loop = stream.connection.loop
+        queue_put(&stream.connection.loop.host.desk, errand)
+
+
+cdef void _free_stream(Stream* stream) noexcept nogil:
+    cdef Connection* connection = stream.connection
+    cdef LoopC* loop = connection.loop
+    _tell_cancelled(stream)
+    _drop_parked(loop, stream, 1)  # CANCELLED
+    _uncount(loop.host, stream)
+    if stream.deadline_ns:
+        loop.n_deadlines -= 1
+    if stream.is_held:
+        connection.n_held -= 1
+    connection.unsent -= stream.outward.size - <size_t>(stream.sent - stream.out_base)
+    _let_go(connection, stream.inward.size + stream.outward.size)
+    stream.inward.size = stream.outward.size = 0
+    if stream.inward.capacity > KEEP_BYTES:
+        buffer_free(&stream.inward)
+    if stream.outward.capacity > KEEP_BYTES:
+        buffer_free(&stream.outward)
+    if stream.ring != &stream.one:
+        free(stream.ring)
+    if stream.ending != NULL:
+        errand_free(stream.ending)
+    if stream.previous != NULL:
+        stream.previous.next = stream.next
+    else:
+        connection.streams = stream.next
+    if stream.next != NULL:
+        stream.next.previous = stream.previous
+    connection.n_streams -= 1
+    stream.generation += 1
+    stream.connection = NULL
+    stream.next = loop.free_streams
+    loop.free_streams = stream
+
+
+# -- replies
+# ---------------------------------------------------------------------------------------------------
+
+cdef int _status_headers(const Stream* stream, nghttp2_nv* headers, char* digits) noexcept nogil:
+    """grpc-status, and what explains it; returns how many headers."""
+    cdef int n = 1
+    digits[0] = <char>(c'0' + stream.status // 10)
+    digits[1] = <char>(c'0' + stream.status % 10)
+    headers[0] = _header(b"grpc-status", digits + (stream.status < 10), 1 + (stream.status >= 10))
+    if stream.words_bytes:
+        headers[n] = _header(b"grpc-message", stream.words, stream.words_bytes)
+        n += 1
+    if stream.kind_bytes:
+        headers[n] = _header(b"featurestore-error", stream.kind, stream.kind_bytes)
+        n += 1
+    return n
+
+
+cdef ssize_t _give_data(nghttp2_session* session, int32_t stream_id, uint8_t* out, size_t room,
+                        uint32_t* flags, nghttp2_data_source* source, void* user_data) noexcept nogil:
+    """A data provider: what is ready of a stream's replies, and its trailers behind the last."""
+    cdef Stream* stream = <Stream*>source.ptr
+    cdef Connection* connection = stream.connection
+    cdef size_t at = <size_t>(stream.sent - stream.out_base)
+    cdef size_t n = <size_t>(stream.ready - stream.sent)
+    cdef nghttp2_nv headers[3]
+    cdef char digits[2]
+    if n > room:
+        n = room
+    if n:
+        memcpy(out, stream.outward.data + at, n)
+        stream.sent += n
+        connection.unsent -= n
+        connection.took_ns = connection.loop.now_ns
+        at += n
+        if at == stream.outward.size or at >= MOVE_BYTES:
+            memmove(stream.outward.data, stream.outward.data + at, stream.outward.size - at)
+            stream.outward.size -= at
+            stream.out_base += at
+            _let_go(connection, at)
+    if stream.is_ended and stream.n_parked == 0 and stream.sent == _out_end(stream):
+        flags[0] = NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM
+        if nghttp2_submit_trailer(session, stream_id, headers, _status_headers(stream, headers, digits)) != 0:
+            return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+        return <ssize_t>n
+    if n == 0:
+        stream.is_deferred = True
+        return NGHTTP2_ERR_DEFERRED
+    return <ssize_t>n
+
+
+cdef void _respond(Stream* stream) noexcept nogil:
+    """Has nghttp2 send what may be sent by now."""
+    cdef Connection* connection = stream.connection
+    cdef nghttp2_data_provider provider
+    cdef nghttp2_nv headers[6]
+    cdef char digits[2]
+    cdef char http[3]
+    cdef int n = 2, failed = 0
+    cdef bint is_done = stream.is_ended and stream.n_parked == 0
+    if stream.is_responded:
+        if stream.is_deferred and (stream.ready > stream.sent or is_done):
+            stream.is_deferred = False
+            failed = nghttp2_session_resume_data(connection.session, stream.id)
+    elif stream.http_status:
+        http[0] = <char>(c'0' + stream.http_status // 100)
+        http[1] = <char>(c'0' + stream.http_status // 10 % 10)
+        http[2] = <char>(c'0' + stream.http_status % 10)
+        headers[0] = _header(b":status", http, 3)
+        failed = nghttp2_submit_response(connection.session, stream.id, headers, 1, NULL)
+        stream.is_responded = True
+    elif is_done or stream.ready > stream.sent:
+        headers[0] = _header(b":status", b"200", 3)
+        headers[1] = _header(b"content-type", b"application/grpc", 16)
+        headers[0].flags |= NGHTTP2_NV_FLAG_NO_COPY_VALUE
+        headers[1].flags |= NGHTTP2_NV_FLAG_NO_COPY_VALUE
+        stream.is_responded = True
+        if stream.ready > stream.sent:
+            provider.source.ptr = stream
+            provider.read_callback = _give_data
+            failed = nghttp2_submit_response(connection.session, stream.id, headers, 2, &provider)
+        else:  # trailers only
+            if stream.has_foreign_encoding:
+                headers[n] = _header(b"grpc-accept-encoding", b"identity", 8)
+                n += 1
+            n += _status_headers(stream, headers + n, digits)
+            failed = nghttp2_submit_response(connection.session, stream.id, headers, n, NULL)
+    if failed:
+        nghttp2_submit_rst_stream(connection.session, NGHTTP2_FLAG_NONE, stream.id, NGHTTP2_INTERNAL_ERROR)
+    connection_dirty(connection)
+
+
+cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_bytes, const uint8_t* kind,
+               size_t kind_bytes) noexcept nogil:
+    """The stream's status. What is parked is still answered first."""
+    cdef Connection* connection = stream.connection
+    if stream.is_ended:
+        return
+    stream.is_ended = True
+    stream.status = status
+    _tell_cancelled(stream)
+    stream.words, stream.words_bytes = words, words_bytes
+    stream.kind, stream.kind_bytes = kind, kind_bytes
+    _uncount(connection.loop.host, stream)
+    if status == 0:
+        connection.credit = min(<int64_t>MOST_CREDIT, connection.credit + CREDIT_PER_ANSWER)
+    # What it has sent beyond is of no use to anybody.
+    _let_go(connection, stream.inward.size)
+    stream.inward.size = 0
+    if stream.unconsumed:
+        nghttp2_session_consume_stream(connection.session, stream.id, stream.unconsumed)
+        stream.unconsumed = 0
+    _respond(stream)
+
+
+cdef void _refuse(Stream* stream, int kind) noexcept nogil:
+    cdef const Refusal* refusal = &stream.connection.loop.host.refusals[kind]
+    _end(stream, refusal.status, refusal.words, refusal.words_bytes, refusal.kind, refusal.kind_bytes)
+
+
+cdef bint _append(Stream* stream, const uint8_t* message, size_t size) noexcept nogil:
+    """A framed message behind the stream's replies; False, and nothing appended, where there is no room."""
+    cdef Connection* connection = stream.connection
+    cdef uint8_t* out
+    if not _has_room(connection, size + PREFIX_BYTES):
+        return False
+    out = buffer_extend(&stream.outward, size + PREFIX_BYTES)
+    if out == NULL:
+        return False
+    out[0] = 0
+    out[1] = <uint8_t>(size >> 24)
+    out[2] = <uint8_t>(size >> 16)
+    out[3] = <uint8_t>(size >> 8)
+    out[4] = <uint8_t>size
+    memcpy(out + PREFIX_BYTES, message, size)
+    connection.unsent += size + PREFIX_BYTES
+    _hold(connection, size + PREFIX_BYTES)
+    return True
+
+
+cdef bint _park(Stream* stream, const Call* call) noexcept nogil:
+    """The reply just appended waits for its position."""
+    cdef LoopC* loop = stream.connection.loop
+    cdef uint32_t window = loop.host.stream_window
+    cdef Parked* parked
+    if _target(stream).streams_requests and stream.ring == &stream.one and window > 1:
+        parked = <Parked*>malloc(window * sizeof(Parked))
+        if parked == NULL:
+            return False
+        stream.ring = parked
+    parked = &stream.ring[(stream.ring_first + stream.n_parked) % window if stream.ring != &stream.one else 0]
+    parked.position = call.position
+    parked.end = _out_end(stream)
+    parked.began_ns = call.began_ns
+    stream.n_parked += 1
+    if stream.n_parked == 1:
+        stream.parked_previous = NULL
+        stream.parked_next = loop.parked
+        if loop.parked != NULL:
+            loop.parked.parked_previous = stream
+        loop.parked = stream
+        fs_store(&loop.n_parked, loop.n_parked + 1)
+    return True
+
+
+cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
+    """A call has failed: Python says why. The call is given back there."""
+    cdef LoopC* loop = stream.connection.loop
+    cdef Errand* errand = errand_new(ERRAND_WORDS, 0)
+    if errand == NULL:
+        dispatcher_finish(loop.host.dispatcher, call.method, call.began_ns, 8)
+        dispatcher_give(loop.host.dispatcher, call)
+        _refuse(stream, REFUSE_MEMORY)
+        return
+    errand.token = _token(stream)
+    errand.loop = loop
+    errand.call = call
+    stream.is_busy = True
+    queue_put(&loop.host.desk, errand)
+
+
+cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
+    """What becomes of a call that was run."""
+    cdef HostC* host = stream.connection.loop.host
+    cdef bint is_appended
+    if answer == ANSWER_ERROR:
+        _ask_for_words(stream, call)
+        return
+    is_appended = _append(stream, call.reply.data, call.reply.size)
+    if is_appended and answer == ANSWER_PARKED and _park(stream, call):
+        dispatcher_give(host.dispatcher, call)
+        # It may have become durable before the sync thread could see that somebody waits.
+        if journal_durable(host.dispatcher.engine.journal) >= stream.ring[stream.ring_first].position:
+            _unpark(stream)
+        return
+    dispatcher_finish(host.dispatcher, call.method, call.began_ns,
+                      0 if is_appended and answer == ANSWER_DONE else 8)
+    dispatcher_give(host.dispatcher, call)
+    if not is_appended or answer != ANSWER_DONE:
+        _refuse(stream, REFUSE_ROOM)
+    elif stream.n_parked == 0:
+        stream.ready = _out_end(stream)
+        _after_answer(stream)
+    else:  # behind one that waits: a duplicate of what is durable, a batch that kept nothing
+        stream.ring[(stream.ring_first + stream.n_parked - 1) % host.stream_window
+                    if stream.ring != &stream.one else 0].end = _out_end(stream)
+
+
+cdef void _after_answer(Stream* stream) noexcept nogil:
+    """A reply may leave."""
+    if _target(stream).streams_requests:
+        stream.connection.credit = min(<int64_t>MOST_CREDIT, stream.connection.credit + CREDIT_PER_ANSWER)
+        _respond(stream)
+    else:
+        _end(stream, 0, NULL, 0, NULL, 0)
+
+
+cdef void _unpark(Stream* stream) noexcept nogil:
+    """Lets go what is durable of a stream's parked replies."""
+    cdef LoopC* loop = stream.connection.loop
+    cdef HostC* host = loop.host
+    cdef uint64_t durable = journal_durable(host.dispatcher.engine.journal)
+    cdef Parked* parked
+    cdef bint has_moved = False
+    while stream.n_parked:
+        parked = &stream.ring[stream.ring_first]
+        if parked.position > durable:
+            break
+        stream.ready = parked.end
+        dispatcher_finish(host.dispatcher, _target(stream).method, parked.began_ns, 0)
+        stream.n_parked -= 1
+        if stream.ring != &stream.one:
+            stream.ring_first = (stream.ring_first + 1) % host.stream_window
+        has_moved = True
+    if not has_moved:
+        return
+    if stream.n_parked == 0:
+        _unlink_parked(loop, stream)
+        fs_store(&loop.n_parked, loop.n_parked - 1)
+    if stream.is_ended:
+        _respond(stream)
+    else:
+        _after_answer(stream)
+
+
+cdef void _give_up_parked(Stream* stream, Call* call) noexcept nogil:
+    """The first parked reply will not be sent, for the reason in `call`: nor will those behind it."""
+    cdef Connection* connection = stream.connection
+    cdef size_t dropped = <size_t>(_out_end(stream) - stream.ready)
+    _drop_parked(connection.loop, stream, 4 if call.fault == FAULT_TIMEOUT else 14)
+    stream.outward.size -= dropped
+    connection.unsent -= dropped
+    _let_go(connection, dropped)
+    if stream.is_ended:  # it was drained
+        dispatcher_give(connection.loop.host.dispatcher, call)
+        stream.is_ended = False
+        _refuse(stream, REFUSE_DEADLINE)
+        return
+    stream.is_ending = True
+    _ask_for_words(stream, call)
+
+
+# -- requests
+# --------------------------------------------------------------------------------------------------
+
+cdef bint _count(Stream* stream) noexcept nogil:
+    """Whether one more call may be under way that is not answered where it is read."""
+    cdef HostC* host = stream.connection.loop.host
+    if not stream.is_counted:
+        stream.is_counted = fs_enter(&host.n_calls, host.max_calls)
+    return stream.is_counted
+
+
+cdef bint _send_errand(Stream* stream, Queue* queue, Errand* errand) noexcept nogil:
+    if errand == NULL:
+        _refuse(stream, REFUSE_MEMORY)
+        return False
+    errand.token = _token(stream)
+    errand.loop = stream.connection.loop
+    errand.target = stream.target
+    errand.deadline_ns = stream.deadline_ns
+    queue_put(queue, errand)
+    return True
+
+
+cdef void _drop_inward(Stream* stream, size_t n) noexcept nogil:
+    memmove(stream.inward.data, stream.inward.data + n, stream.inward.size - n)
+    stream.inward.size -= n
+    _let_go(stream.connection, n)
+
+
+cdef void _send_to_worker(Stream* stream, size_t size) noexcept nogil:
+    """The message at the head of `inward`, whose memory goes with it."""
+    cdef Connection* connection = stream.connection
+    cdef size_t whole = PREFIX_BYTES + size
+    cdef size_t rest = stream.inward.size - whole
+    cdef Errand* errand = errand_new(ERRAND_RUN, 0)
+    cdef Buffer kept = stream.inward
+    cdef uint8_t* behind
+    if errand != NULL:
+        memset(&stream.inward, 0, sizeof(Buffer))
+        stream.inward.max_bytes = kept.max_bytes
+        if rest:
+            behind = buffer_extend(&stream.inward, rest)
+            if behind == NULL:
+                stream.inward = kept
+                errand_free(errand)
+                errand = NULL
+            else:
+                memcpy(behind, kept.data + whole, rest)
+    if errand != NULL:
+        _let_go(connection, whole)  # while it is run it is the worker's, and calls are counted
+        errand.memory = kept.data
+        errand.data = kept.data + PREFIX_BYTES
+        errand.size = size
+        errand.method = _target(stream).method
+        stream.is_busy = True
+    _send_errand(stream, &connection.loop.host.bench, errand)
+
+
+cdef void _run(Stream* stream, size_t size) noexcept nogil:
+    """Runs the message at the head of `inward`, or has it run."""
+    cdef HostC* host = stream.connection.loop.host
+    cdef int method = _target(stream).method
+    cdef Errand* errand
+    cdef Call* call
+    cdef int answer
+    if method == PYTHON_METHOD:
+        errand = errand_new(ERRAND_MESSAGE, size)
+        if errand != NULL:
+            memcpy(errand.memory, stream.inward.data + PREFIX_BYTES, size)
+        stream.is_busy = True
+        _drop_inward(stream, PREFIX_BYTES + size)
+        _send_errand(stream, &host.desk, errand)
+        return
+    if not _count(stream):
+        _refuse(stream, REFUSE_CALLS)
+        return
+    if size > INLINE_BYTES:
+        _send_to_worker(stream, size)
+        return
+    call = dispatcher_take(host.dispatcher)
+    if call == NULL:
+        _refuse(stream, REFUSE_CALLS)
+        return
+    answer = dispatcher_run(host.dispatcher, call, method, stream.inward.data + PREFIX_BYTES, size)
+    if answer == ANSWER_ERROR:
+        # The words may lead into the message, which has to stay where it is until they are made.
+        errand = errand_new(ERRAND_WORDS, 0)
+        if errand != NULL:
+            errand.memory = stream.inward.data
+            errand.call = call
+            errand.token = _token(stream)
+            errand.loop = stream.connection.loop
+            _let_go(stream.connection, stream.inward.size)
+            memset(&stream.inward, 0, sizeof(Buffer))
+            stream.inward.max_bytes = <size_t>-1 >> 1
+            stream.is_busy = True
+            queue_put(&host.desk, errand)
+        else:
+            dispatcher_finish(host.dispatcher, method, call.began_ns, 8)
+            dispatcher_give(host.dispatcher, call)
+            _refuse(stream, REFUSE_MEMORY)
+        return
+    _drop_inward(stream, PREFIX_BYTES + size)
+    _settle(stream, call, answer)
+
+
+cdef bint _is_blocked(Stream* stream) noexcept nogil:
+    """Whether a message that is there has to wait for replies to leave."""
+    cdef Connection* connection = stream.connection
+    if stream.is_busy or (stream.n_parked and stream.n_parked >= connection.loop.host.stream_window):
+        return True
+    if connection.unsent > FULL_BYTES:
+        if not stream.is_held:
+            stream.is_held = True
+            connection.n_held += 1
+        return True
+    return False
+
+
+cdef void _advance(Stream* stream) noexcept nogil:
+    """Runs what can be run of what has come."""
+    cdef Connection* connection = stream.connection
+    cdef HostC* host = connection.loop.host
+    cdef Target* target
+    cdef const uint8_t* head
+    cdef size_t size
+    if stream.target < 0 or stream.is_ended or stream.is_ending:
+        return
+    target = _target(stream)
+    if stream.is_streaming and connection.is_draining and not stream.is_busy:
+        _refuse(stream, REFUSE_DRAINED if connection.loop.is_draining else REFUSE_AGED)
+        return
+    while not stream.is_ended:
+        if stream.is_held:
+            stream.is_held = False
+            connection.n_held -= 1
+        if stream.inward.size < PREFIX_BYTES:
+            break
+        head = stream.inward.data
+        if head[0]:
+            _refuse(stream, REFUSE_COMPRESSED)
+            return
+        size = <size_t>head[1] << 24 | <size_t>head[2] << 16 | <size_t>head[3] << 8 | head[4]
+        if size > host.max_message_bytes:
+            _refuse(stream, REFUSE_LENGTH)
+            return
+        if stream.inward.size - PREFIX_BYTES < size:
+            break
+        if not target.streams_requests:
+            if stream.has_run or stream.inward.size - PREFIX_BYTES > size:
+                _refuse(stream, REFUSE_CARDINALITY)
+                return
+            if not stream.is_half_closed:
+                return
+        if _is_blocked(stream):
+            return
+        if not target.streams_requests:
+            stream.has_run = True
+        _run(stream, size)
+    if stream.is_ended:
+        return
+    # The next message is not whole: the client may send more.
+    if stream.unconsumed:
+        nghttp2_session_consume_stream(connection.session, stream.id, stream.unconsumed)
+        stream.unconsumed = 0
+        connection_dirty(connection)
+    if not stream.is_half_closed or stream.is_busy:
+        return
+    if stream.inward.size:
+        _refuse(stream, REFUSE_TRUNCATED)
+    elif target.method == PYTHON_METHOD:
+        if not target.streams_requests and not stream.has_run:
+            _refuse(stream, REFUSE_CARDINALITY)
+        elif not stream.is_told_half:
+            stream.is_told_half = True
+            _send_errand(stream, &host.desk, errand_new(ERRAND_HALF_CLOSE, 0))
+    elif target.streams_requests:
+        if stream.n_parked == 0:
+            _end(stream, 0, NULL, 0, NULL, 0)
+    elif not stream.has_run:
+        _refuse(stream, REFUSE_CARDINALITY)
+
+
+cdef int _find_target(const HostC* host, const uint8_t* path, size_t n) noexcept nogil:
+    cdef int i
+    for i in range(host.n_targets):
+        if host.targets[i].path_bytes == n and memcmp(host.targets[i].path, path, n) == 0:
+            return i
+    return -1
+
+
+cdef void _start(Stream* stream) noexcept nogil:
+    """The request's headers are there."""
+    cdef LoopC* loop = stream.connection.loop
+    cdef HostC* host = loop.host
+    cdef Target* target
+    if stream.header_bytes > MAX_HEADER_BYTES:
+        _refuse(stream, REFUSE_METADATA)
+        return
+    if not stream.is_post or not stream.is_grpc:
+        stream.http_status = 415 if stream.is_post else 405
+        _end(stream, 2, NULL, 0, NULL, 0)
+        return
+    if stream.target < 0:
+        _refuse(stream, REFUSE_METHOD)
+        return
+    if stream.has_foreign_encoding:
+        _refuse(stream, REFUSE_ENCODING)
+        return
+    if stream.has_bad_timeout:
+        _refuse(stream, REFUSE_TIMEOUT)
+        return
+    target = _target(stream)
+    if target.method != PYTHON_METHOD and target.streams_requests:
+        if loop.is_draining:
+            _refuse(stream, REFUSE_DRAINING)
+            return
+        if not fs_enter(&host.n_streams, host.max_streams):
+            _refuse(stream, REFUSE_STREAMS)
+            return
+        stream.is_streaming = True
+    if target.method == PYTHON_METHOD or target.streams_requests:
+        if not _count(stream):
+            _refuse(stream, REFUSE_CALLS)
+            return
+    if target.method == PYTHON_METHOD:
+        stream.is_told = _send_errand(stream, &host.desk, errand_new(ERRAND_START, 0))
+
+
+# -- what nghttp2 tells
+# ----------------------------------------------------------------------------------------
+
+cdef int _on_begin_frame(nghttp2_session* session, const nghttp2_frame_hd* hd,
+                         void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    if hd.type == NGHTTP2_DATA:
+        if hd.length == 0 and not hd.flags & NGHTTP2_FLAG_END_STREAM:
+            _charge(connection)
+    elif hd.type != NGHTTP2_HEADERS:
+        _charge(connection)
+    elif not hd.flags & NGHTTP2_FLAG_END_HEADERS:
+        connection.headers_ns = connection.loop.now_ns
+    return 0
+
+
+cdef int _on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame,
+                           void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    cdef Stream* stream
+    if frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+        return 0
+    stream = _new_stream(connection, frame.hd.stream_id)
+    if stream == NULL:
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    nghttp2_session_set_stream_user_data(session, frame.hd.stream_id, stream)
+    return 0
+
+
+cdef int _on_header(nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name,
+                    size_t name_bytes, const uint8_t* value, size_t n, uint8_t flags,
+                    void* user_data) noexcept nogil:
+    cdef Stream* stream
+    cdef int64_t timeout
+    if frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+        return 0
+    stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+    if stream == NULL:
+        return 0
+    stream.header_bytes += name_bytes + n + 32
+    if stream.header_bytes > BOMB_BYTES:
+        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    if _is(name, name_bytes, b":path"):
+        stream.target = _find_target(stream.connection.loop.host, value, n)
+    elif _is(name, name_bytes, b":method"):
+        stream.is_post = _is(value, n, b"POST")
+    elif _is(name, name_bytes, b"content-type"):
+        stream.is_grpc = is_grpc_content(value, n)
+    elif _is(name, name_bytes, b"grpc-encoding"):
+        stream.has_foreign_encoding = not _is(value, n, b"identity")
+    elif _is(name, name_bytes, b"grpc-timeout"):
+        timeout = grpc_timeout_ns(value, n)
+        if timeout < 0:
+            stream.has_bad_timeout = True
+        elif stream.deadline_ns == 0:
+            stream.deadline_ns = stream.connection.loop.now_ns + timeout
+            stream.connection.loop.n_deadlines += 1
+    return 0
+
+
+cdef int _on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    cdef HostC* host = connection.loop.host
+    cdef Stream* stream
+    cdef int64_t now = connection.loop.now_ns
+    if frame.hd.type == NGHTTP2_SETTINGS:
+        connection.is_settled = True
+        return 0
+    if frame.hd.type == NGHTTP2_PING:
+        if frame.hd.flags & NGHTTP2_FLAG_ACK:
+            connection.pinged_ns = 0
+        else:
+            # gRPC's rule: pings are for silence, not for a connection that is talked on.
+            if connection.client_pinged_ns and now - connection.client_pinged_ns < host.min_ping_ns:
+                connection.strikes += 1
+            connection.client_pinged_ns = now
+            if connection.strikes > MOST_STRIKES:
+                fs_add(&host.counts.calm, 1)
+                connection_end(connection, NGHTTP2_ENHANCE_YOUR_CALM, b"too_many_pings")
+        return 0
+    if frame.hd.type == NGHTTP2_RST_STREAM:
+        fs_add(&host.counts.resets, 1)
+        return 0
+    if frame.hd.type != NGHTTP2_DATA and frame.hd.type != NGHTTP2_HEADERS:
+        return 0
+    stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+    if frame.hd.type == NGHTTP2_HEADERS:
+        connection.headers_ns = 0
+        if stream != NULL and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
+            _start(stream)
+    if stream != NULL and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+        stream.is_half_closed = True
+        _advance(stream)
+    return 0
+
+
+cdef int _on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, const uint8_t* data,
+                  size_t size, void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    cdef Stream* stream = <Stream*>nghttp2_session_get_stream_user_data(session, stream_id)
+    cdef uint8_t* room
+    nghttp2_session_consume_connection(session, size)
+    if stream == NULL or stream.is_ended:
+        nghttp2_session_consume_stream(session, stream_id, size)
+        return 0
+    room = buffer_extend(&stream.inward, size) if _has_room(connection, size) else NULL
+    if room == NULL:
+        nghttp2_session_consume_stream(session, stream_id, size)
+        _refuse(stream, REFUSE_ROOM)
+        return 0
+    memcpy(room, data, size)
+    _hold(connection, size)
+    stream.unconsumed += size
+    _advance(stream)
+    return 0
+
+
+cdef int _on_sent(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    if frame.hd.type == NGHTTP2_DATA or frame.hd.type == NGHTTP2_HEADERS:
+        connection.strikes = 0
+        connection.client_pinged_ns = 0
+        # Answered before all was sent: the client need not send the rest.
+        if (frame.hd.flags & NGHTTP2_FLAG_END_STREAM
+                and nghttp2_session_get_stream_remote_close(session, frame.hd.stream_id) == 0):
+            nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_NO_ERROR)
+    return 0
+
+
+cdef int _on_stream_close(nghttp2_session* session, int32_t stream_id, uint32_t error_code,
+                          void* user_data) noexcept nogil:
+    cdef Stream* stream = <Stream*>nghttp2_session_get_stream_user_data(session, stream_id)
+    if stream != NULL:
+        nghttp2_session_set_stream_user_data(session, stream_id, NULL)
+        _free_stream(stream)
+    return 0
+
+
+# -- a connection
+# ----------------------------------------------------------------------------------------------
+
+cdef Connection* connection_open(LoopC* loop) noexcept nogil:
+    cdef Connection* connection = <Connection*>calloc(1, sizeof(Connection))
+    cdef nghttp2_settings_entry settings[3]
+    cdef HostC* host = loop.host
+    if connection == NULL:
+        return NULL
+    connection.loop = loop
+    connection.fd = -1
+    connection.pending.max_bytes = <size_t>-1 >> 1
+    connection.credit = MOST_CREDIT
+    connection.opened_ns = connection.heard_ns = connection.took_ns = connection.credited_ns = loop.now_ns
+    if nghttp2_session_server_new2(&connection.session, host.callbacks, connection, host.option) != 0:
+        free(connection)
+        return NULL
+    settings[0].settings_id = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
+    settings[0].value = host.max_streams_per_connection
+    settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
+    settings[1].value = STREAM_WINDOW_BYTES
+    settings[2].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
+    settings[2].value = MAX_HEADER_BYTES
+    if (nghttp2_submit_settings(connection.session, NGHTTP2_FLAG_NONE, settings, 3) != 0
+            or nghttp2_session_set_local_window_size(connection.session, NGHTTP2_FLAG_NONE, 0,
+                                                     CONNECTION_WINDOW_BYTES) != 0):
+        nghttp2_session_del(connection.session)
+        free(connection)
+        return NULL
+    connection.next = loop.connections
+    if connection.next != NULL:
+        connection.next.previous = connection
+    loop.connections = connection
+    loop.n_connections += 1
+    if loop.is_draining:
+        connection_drain(connection)
+    connection_dirty(connection)
+    return connection
+
+
+cdef int connection_receive(Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
+    cdef ssize_t n
+    connection.heard_ns = connection.loop.now_ns
+    if connection.is_over:
+        return 0
+    n = nghttp2_session_mem_recv(connection.session, data, size)
+    connection_dirty(connection)
+    if n < 0:
+        fs_add(&connection.loop.host.counts.broken, 1)
+        return -1
+    return 0
+
+
+cdef ssize_t connection_send(Connection* connection, uint8_t* out, size_t room) noexcept nogil:
+    cdef const uint8_t* data
+    cdef ssize_t n
+    cdef size_t size = 0
+    cdef Stream* stream
+    cdef Stream* following
+    # A frame is at most MAX_FRAME_BYTES, and what mem_send has given once it will not give again.
+    while room - size >= <size_t>(1 << 14) + 9:
+        n = nghttp2_session_mem_send(connection.session, &data)
+        if n < 0 or <size_t>n > room - size:
+            return -1
+        if n == 0:
+            # All that may be sent is. Streams that waited for it go on, and may have more.
+            if connection.n_held == 0 or connection.unsent > FULL_BYTES:
+                break
+            stream = connection.streams
+            while stream != NULL:
+                following = stream.next
+                if stream.is_held:
+                    _advance(stream)
+                stream = following
+            if nghttp2_session_want_write(connection.session) == 0:
+                break
+            continue
+        memcpy(out + size, data, <size_t>n)
+        size += <size_t>n
+    if connection.unsent == 0:
+        connection.took_ns = connection.loop.now_ns
+    return <ssize_t>size
+
+
+cdef bint connection_is_over(Connection* connection) noexcept nogil:
+    if connection.is_over:
+        return True
+    return (nghttp2_session_want_read(connection.session) == 0
+            and nghttp2_session_want_write(connection.session) == 0)
+
+
+cdef void connection_drain(Connection* connection) noexcept nogil:
+    cdef Stream* stream
+    cdef Stream* following
+    if connection.is_draining:
+        return
+    connection.is_draining = True
+    connection.drained_ns = connection.loop.now_ns
+    nghttp2_submit_shutdown_notice(connection.session)
+    connection_dirty(connection)
+    stream = connection.streams
+    while stream != NULL:
+        following = stream.next
+        if stream.is_streaming:
+            _advance(stream)
+        stream = following
+
+
+cdef int connection_tick(Connection* connection) noexcept nogil:
+    cdef LoopC* loop = connection.loop
+    cdef HostC* host = loop.host
+    cdef int64_t now = loop.now_ns
+    cdef uint64_t zeros = 0
+    cdef Stream* stream
+    cdef Stream* following
+    if ((not connection.is_settled and now - connection.opened_ns > HANDSHAKE_NS)
+            or (connection.headers_ns and now - connection.headers_ns > HANDSHAKE_NS)
+            or ((connection.unsent or connection.pending.size) and now - connection.took_ns > STALL_NS)
+            or (connection.pinged_ns and now - connection.pinged_ns > PONG_NS)):
+        fs_add(&host.counts.stalled, 1)
+        return -1
+    stream = connection.streams
+    while stream != NULL:
+        following = stream.next
+        if (not stream.is_half_closed and not stream.is_ended and stream.target >= 0
+                and not _target(stream).streams_requests and now - stream.began_ns > REQUEST_NS):
+            _refuse(stream, REFUSE_DEADLINE)
+        stream = following
+    if connection.is_settled and connection.pinged_ns == 0 and now - connection.heard_ns > KEEPALIVE_NS:
+        connection.pinged_ns = now
+        nghttp2_submit_ping(connection.session, NGHTTP2_FLAG_NONE, <const uint8_t*>&zeros)
+        connection_dirty(connection)
+    if host.max_age_ns and now - connection.opened_ns > host.max_age_ns:
+        connection_drain(connection)
+    if connection.is_draining and not connection.is_going and now - connection.drained_ns > NOTICE_NS:
+        connection.is_going = True
+        nghttp2_submit_goaway(connection.session, NGHTTP2_FLAG_NONE,
+                              nghttp2_session_get_last_proc_stream_id(connection.session), NGHTTP2_NO_ERROR,
+                              NULL, 0)
+        connection_dirty(connection)
+    return 0
+
+
+cdef void connection_close(Connection* connection) noexcept nogil:
+    cdef LoopC* loop = connection.loop
+    cdef Connection** link = &loop.dirty
+    while connection.streams != NULL:
+        nghttp2_session_set_stream_user_data(connection.session, connection.streams.id, NULL)
+        _free_stream(connection.streams)
+    nghttp2_session_del(connection.session)
+    if connection.is_dirty:
+        while link[0] != connection:
+            link = &link[0].next_dirty
+        link[0] = connection.next_dirty
+    if connection.previous != NULL:
+        connection.previous.next = connection.next
+    else:
+        loop.connections = connection.next
+    if connection.next != NULL:
+        connection.next.previous = connection.previous
+    loop.n_connections -= 1
+    buffer_free(&connection.pending)
+    free(connection)
+
+
+# -- a loop
+# ----------------------------------------------------------------------------------------------------
+
+cdef int loop_init(LoopC* loop, HostC* host) noexcept nogil:
+    memset(loop, 0, sizeof(LoopC))
+    loop.host = host
+    loop.wake_fd = -1
+    return queue_init(&loop.inbox)
+
+
+cdef void throw_away(HostC* host, Queue* queue) noexcept nogil:
+    """Errands that nobody will take any more."""
+    cdef Errand* errand = queue_take_all(queue)
+    cdef Errand* following
+    while errand != NULL:
+        following = errand.next
+        if errand.call != NULL:
+            dispatcher_give(host.dispatcher, errand.call)
+        errand_free(errand)
+        errand = following
+
+
+cdef void loop_free(LoopC* loop) noexcept nogil:
+    cdef uint32_t i
+    while loop.connections != NULL:
+        connection_close(loop.connections)
+    throw_away(loop.host, &loop.inbox)
+    for i in range(loop.n_slots):
+        buffer_free(&loop.slots[i].inward)
+        buffer_free(&loop.slots[i].outward)
+        free(loop.slots[i])
+    free(loop.slots)
+    queue_destroy(&loop.inbox)
+
+
+cdef void loop_post(LoopC* loop, Errand* errand) noexcept nogil:
+    if queue_put(&loop.inbox, errand):
+        eventfd_write(loop.wake_fd, 1)
+
+
+cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
+    """One errand, which is freed here or kept by its stream."""
+    cdef Stream* stream = _find(loop, errand.token)
+    cdef const uint8_t* kind
+    if stream == NULL or stream.is_ended or (stream.is_ending and errand.kind != ERRAND_END):
+        if errand.call != NULL:
+            dispatcher_finish(loop.host.dispatcher, errand.call.method, errand.call.began_ns, 1)
+            dispatcher_give(loop.host.dispatcher, errand.call)
+        errand_free(errand)
+        return
+    if errand.kind == ERRAND_END:
+        stream.is_busy = False
+        stream.is_told = False
+        stream.ending = errand
+        kind = errand.data + errand.size
+        _end(stream, errand.status, errand.data, errand.size, kind, errand.class_bytes)
+        return
+    if errand.kind == ERRAND_RUN:
+        stream.is_busy = False
+        if errand.answer < 0:
+            _refuse(stream, REFUSE_CALLS)
+        elif errand.answer == ANSWER_ERROR:
+            errand.kind = ERRAND_WORDS  # with the message that the words may lead into
+            stream.is_busy = True
+            queue_put(&loop.host.desk, errand)
+            return
+        else:
+            _settle(stream, errand.call, errand.answer)
+    elif errand.kind == ERRAND_NEXT:
+        stream.is_busy = False
+    elif _append(stream, errand.data, errand.size):  # a REPLY
+        stream.ready = _out_end(stream)
+        _respond(stream)
+    else:
+        _refuse(stream, REFUSE_ROOM)
+    errand_free(errand)
+    _advance(stream)
+
+
+cdef void loop_inbox(LoopC* loop) noexcept nogil:
+    cdef Errand* errand = queue_take_all(&loop.inbox)
+    cdef Errand* following
+    while errand != NULL:
+        following = errand.next
+        _came_back(loop, errand)
+        errand = following
+
+
+cdef void loop_drain(LoopC* loop) noexcept nogil:
+    cdef Connection* connection = loop.connections
+    while connection != NULL:
+        connection_drain(connection)
+        connection = connection.next
+
+
+cdef void loop_unpark(LoopC* loop) noexcept nogil:
+    cdef Stream* stream = loop.parked
+    cdef Stream* following
+    cdef Call* call
+    while stream != NULL:
+        following = stream.parked_next
+        _unpark(stream)
+        if stream.n_parked and fs_load(&loop.host.has_failed):
+            call = dispatcher_take(loop.host.dispatcher)
+            if call != NULL:
+                call.method = _target(stream).method
+                call.began_ns = stream.ring[stream.ring_first].began_ns
+                call.position = stream.ring[stream.ring_first].position
+                if dispatcher_check(loop.host.dispatcher, call) == ANSWER_ERROR:
+                    _give_up_parked(stream, call)
+                else:
+                    dispatcher_give(loop.host.dispatcher, call)
+        elif not stream.is_ended:
+            _advance(stream)
+        stream = following
+
+
+cdef void _too_late(Stream* stream) noexcept nogil:
+    cdef HostC* host = stream.connection.loop.host
+    cdef Call* call = NULL
+    if stream.n_parked:
+        call = dispatcher_take(host.dispatcher)
+    if call == NULL:
+        _drop_parked(stream.connection.loop, stream, 4)
+        _refuse(stream, REFUSE_DEADLINE)
+        return
+    call.method = _target(stream).method
+    call.began_ns = stream.ring[stream.ring_first].began_ns
+    call.position = stream.ring[stream.ring_first].position
+    call.fault = FAULT_TIMEOUT
+    _give_up_parked(stream, call)
+
+
+cdef void loop_deadlines(LoopC* loop) noexcept nogil:
+    cdef Stream* stream
+    cdef Stream* following
+    cdef int64_t now = loop.now_ns
+    cdef uint32_t i
+    if loop.n_deadlines:
+        for i in range(loop.n_slots):
+            stream = loop.slots[i]
+            if (stream.connection != NULL and stream.deadline_ns and not stream.is_ended
+                    and not stream.is_ending and now >= stream.deadline_ns):
+                _too_late(stream)
+    stream = loop.parked
+    while stream != NULL:
+        following = stream.parked_next
+        if now - <int64_t>stream.ring[stream.ring_first].began_ns >= loop.host.durable_wait_ns:
+            _too_late(stream)
+        stream = following
+
+
+# -- a host
+# ----------------------------------------------------------------------------------------------------
+
+cdef int host_init(HostC* host) noexcept nogil:
+    if nghttp2_session_callbacks_new(&host.callbacks) != 0 or nghttp2_option_new(&host.option) != 0:
+        return -1
+    nghttp2_session_callbacks_set_on_begin_frame_callback(host.callbacks, _on_begin_frame)
+    nghttp2_session_callbacks_set_on_begin_headers_callback(host.callbacks, _on_begin_headers)
+    nghttp2_session_callbacks_set_on_header_callback(host.callbacks, _on_header)
+    nghttp2_session_callbacks_set_on_frame_recv_callback(host.callbacks, _on_frame)
+    nghttp2_session_callbacks_set_on_frame_send_callback(host.callbacks, _on_sent)
+    nghttp2_session_callbacks_set_on_data_chunk_recv_callback(host.callbacks, _on_data)
+    nghttp2_session_callbacks_set_on_stream_close_callback(host.callbacks, _on_stream_close)
+    nghttp2_option_set_no_auto_window_update(host.option, 1)
+    nghttp2_option_set_no_closed_streams(host.option, 1)
+    return 0
+
+
+cdef void host_free(HostC* host) noexcept nogil:
+    nghttp2_session_callbacks_del(host.callbacks)
+    nghttp2_option_del(host.option)
+
+
+cdef void host_run(HostC* host, Errand* errand) noexcept nogil:
+    errand.call = dispatcher_take(host.dispatcher)
+    errand.answer = -1
+    if errand.call != NULL:
+        errand.answer = dispatcher_run(host.dispatcher, errand.call, errand.method, errand.data, errand.size)
+    loop_post(<LoopC*>errand.loop, errand)

@@ -1,0 +1,19 @@
+# What the connections of one server share, as a Python object that owns it.
+from featurestore.server.connection cimport HostC, LoopC, connection_structs
+from featurestore.server.dispatcher cimport Dispatcher
+from featurestore.server.errands cimport Errand
+
+from libc.stdint cimport uint64_t
+
+cdef class Host:
+    cdef HostC c
+    cdef readonly Dispatcher dispatcher
+    cdef readonly list targets       # (path, method, streams requests, streams replies)
+    cdef list kept                   # bytes that Refusals and Targets point into
+    cdef bint made
+    cdef object answer_words(self, Errand* errand)
+    cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind)
+
+# Compared at import: see core/structs.py.
+cdef inline dict host_structs():
+    return connection_structs() | {"server/host.pxd": (sizeof(Host),)}

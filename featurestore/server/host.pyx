@@ -1,0 +1,235 @@
+"""What the connections of one server share, and Python's side of it: words for failures, methods that Python
+answers, numbers.
+
+A Host outlives its loops' threads and is closed after them. Loops put errands on two queues of it
+(errands.pxd): the bench, which workers empty without the GIL, and the desk, which one thread of Python's
+empties through `take`. What Python has to say goes to the loop's inbox, and wakes it.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from featurestore.server.connection cimport (
+    MAX_HEADER_BYTES, HostC, LoopC, Target, TransportCounts, host_free, host_init, host_run, loop_post,
+    throw_away,
+)
+from featurestore.server.dispatcher cimport Dispatcher
+from featurestore.server.errands cimport (
+    ERRAND_END, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_REPLY, ERRAND_WORDS, Errand, errand_free, errand_new,
+    queue_close, queue_destroy, queue_init, queue_take,
+)
+from featurestore.server.grpc_text cimport percent_encode
+
+from featurestore.core.structs import same_structs
+from featurestore.server.status import Status, status_of, words_of
+
+same_structs(__name__, host_structs())
+
+#: Answers that need nobody to be asked, in the order of RefusalKind: status, words (with the limits that Host
+#: was made with), class.
+REFUSALS = (
+    (Status.RESOURCE_EXHAUSTED,
+     f"the call's metadata has more than {<int>MAX_HEADER_BYTES} bytes; send less", "LimitError"),
+    (Status.UNIMPLEMENTED,
+     "this server has no such method; reflection and the proto files say what it has", ""),
+    (Status.UNIMPLEMENTED, "messages are taken uncompressed: grpc-encoding identity only", ""),
+    (Status.INVALID_ARGUMENT, "grpc-timeout is one to eight digits and a unit: H, M, S, m, u or n", ""),
+    (Status.INTERNAL, "a message is said to be compressed, and grpc-encoding says how of none", ""),
+    (Status.RESOURCE_EXHAUSTED,
+     "a message has more than {max_message_bytes} bytes, the most that one may have; send less at a time",
+     "LimitError"),
+    (Status.INTERNAL, "the request ended within a message", ""),
+    (Status.UNIMPLEMENTED, "the method takes exactly one message, and another number was sent", ""),
+    (Status.RESOURCE_EXHAUSTED,
+     "{max_calls} calls are in work, as many as may be; try again in a moment", "LimitError"),
+    (Status.RESOURCE_EXHAUSTED,
+     "{max_streams} streams are open, as many as may be; close one, or use unary calls", "LimitError"),
+    (Status.UNAVAILABLE,
+     "the server is shutting down; try again, here in a moment or elsewhere", "UnavailableError"),
+    (Status.UNAVAILABLE,
+     "the server is shutting down; all batches that were applied have been answered: go on elsewhere",
+     "UnavailableError"),
+    (Status.UNAVAILABLE,
+     "the connection has reached its age; all batches that were applied have been answered: open another",
+     "UnavailableError"),
+    (Status.DEADLINE_EXCEEDED, "the call's time was over before it was answered", ""),
+    (Status.RESOURCE_EXHAUSTED,
+     "the server's buffers for this client are full; take what was answered, and send less at once",
+     "LimitError"),
+    (Status.RESOURCE_EXHAUSTED,
+     "the server is out of memory; nothing was applied; try again later, or with less at a time",
+     "LimitError"),
+)
+
+
+@cython.final
+cdef class Host:
+    """What all connections of one server share. See the parameters' names in featurestore.config.Limits.
+
+    targets: (path, method of the dispatcher or -1 for Python, streams requests, streams replies). n_loops:
+    among which max_buffered_bytes and max_connections are divided. `close` ends its queues: workers and
+    whoever answers for Python return then.
+    """
+
+    def __cinit__(self):
+        self.c.bench.is_closed = self.c.desk.is_closed = False
+        self.made = queue_init(&self.c.bench) == 0 and queue_init(&self.c.desk) == 0
+        if not self.made:
+            raise MemoryError
+
+    def __init__(self, Dispatcher dispatcher not None, list targets not None, *, int n_loops=1,
+                 size_t max_message_bytes=16 << 20, size_t max_connection_bytes=64 << 20,
+                 size_t max_buffered_bytes=1 << 30, uint32_t max_connections=4096,
+                 uint32_t max_streams_per_connection=100, uint64_t max_streams=32, uint64_t max_calls=256,
+                 uint32_t stream_window=8, double durable_wait_s=60.0, int64_t min_ping_interval_ms=10_000,
+                 double max_connection_age_s=0.0):
+        cdef HostC* c = &self.c
+        cdef bytes text, name
+        cdef int i
+        if self.dispatcher is not None:
+            raise ValueError("a Host is made once")
+        if n_loops < 1 or stream_window < 1:
+            raise ValueError(f"n_loops is {n_loops}, stream_window {stream_window}; both are at least 1")
+        self.dispatcher = dispatcher
+        self.targets = targets
+        c.dispatcher = &dispatcher.c
+        c.max_message_bytes = max_message_bytes
+        c.max_connection_bytes = max_connection_bytes
+        c.max_buffered_bytes = max_buffered_bytes // n_loops
+        c.max_connections = max(1, max_connections // n_loops)
+        c.max_streams_per_connection = max_streams_per_connection
+        c.max_streams = max_streams
+        c.max_calls = max_calls
+        c.stream_window = stream_window
+        c.durable_wait_ns = <int64_t>(durable_wait_s * 1e9)
+        c.min_ping_ns = min_ping_interval_ms * 1_000_000
+        c.max_age_ns = <int64_t>(max_connection_age_s * 1e9)
+        self.kept = []
+        c.targets = <Target*>calloc(max(1, len(targets)), sizeof(Target))
+        if c.targets == NULL:
+            raise MemoryError
+        for i, (path, method, streams_requests, streams_replies) in enumerate(targets):
+            text = path.encode()
+            self.kept.append(text)
+            c.targets[i].path = <const uint8_t*>PyBytes_AS_STRING(text)
+            c.targets[i].path_bytes = len(text)
+            c.targets[i].method = method
+            c.targets[i].streams_requests = streams_requests
+            c.targets[i].streams_replies = streams_replies
+        c.n_targets = len(targets)
+        for i, (status, words, kind) in enumerate(REFUSALS):
+            words = words.format(
+                max_message_bytes=max_message_bytes, max_calls=max_calls, max_streams=max_streams)
+            text, name = words.encode(), kind.encode()
+            self.kept += [text, name]
+            c.refusals[i].status = status
+            c.refusals[i].words = <const uint8_t*>PyBytes_AS_STRING(text)
+            c.refusals[i].words_bytes = len(text)
+            c.refusals[i].kind = <const uint8_t*>PyBytes_AS_STRING(name)
+            c.refusals[i].kind_bytes = len(name)
+        if host_init(c) != 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.made:
+            throw_away(&self.c, &self.c.bench)
+            throw_away(&self.c, &self.c.desk)
+            queue_destroy(&self.c.bench)
+            queue_destroy(&self.c.desk)
+        host_free(&self.c)
+        free(self.c.targets)
+
+    def close(self):
+        """Workers and whoever takes from the desk find it closed, and return."""
+        with nogil:
+            queue_close(&self.c.bench)
+            queue_close(&self.c.desk)
+
+    def work(self):
+        """A worker: runs messages until the host is closed."""
+        cdef Errand* errand
+        with nogil:
+            while True:
+                errand = queue_take(&self.c.bench)
+                if errand == NULL:
+                    break
+                host_run(&self.c, errand)
+
+    def take(self):
+        """Waits for an errand to Python: (kind, call, target, message, deadline in CLOCK_MONOTONIC seconds or
+        None); None when the host is closed. A call is (address of its loop, token). Words are given on the
+        way.
+        """
+        cdef Errand* errand
+        while True:
+            with nogil:
+                errand = queue_take(&self.c.desk)
+            if errand == NULL:
+                return None
+            if errand.kind == ERRAND_WORDS:
+                self.answer_words(errand)
+                continue
+            try:
+                call = (<size_t>errand.loop, errand.token)
+                message = None
+                if errand.kind == ERRAND_MESSAGE:
+                    message = PyBytes_FromStringAndSize(<const char*>errand.data, errand.size)
+                deadline = errand.deadline_ns / 1e9 if errand.deadline_ns else None
+                return errand.kind, call, errand.target, message, deadline
+            finally:
+                errand_free(errand)
+
+    cdef object answer_words(self, Errand* errand):
+        """Turns a failed call into its status and words, and sends them back."""
+        cdef LoopC* loop = <LoopC*>errand.loop
+        cdef uint64_t token = errand.token
+        error = self.dispatcher.refusal(errand.call)
+        errand_free(errand)
+        self._end(loop, token, status_of(error), words_of(error), type(error).__name__)
+
+    cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind):
+        cdef bytes text = words.encode("utf-8", "replace")
+        cdef bytes name = kind.encode()
+        cdef Errand* errand = errand_new(ERRAND_END, 3 * <size_t>len(text) + <size_t>len(name) + 1)
+        if errand == NULL:
+            raise MemoryError
+        errand.size = percent_encode(<const uint8_t*>PyBytes_AS_STRING(text), len(text), errand.memory)
+        errand.class_bytes = len(name)
+        memcpy(errand.memory + errand.size, PyBytes_AS_STRING(name), errand.class_bytes)
+        errand.status = status
+        errand.token = token
+        loop_post(loop, errand)
+
+    def next(self, tuple call not None):
+        """Python has taken the call's message: it may have the next."""
+        cdef Errand* errand = errand_new(ERRAND_NEXT, 0)
+        if errand == NULL:
+            raise MemoryError
+        errand.token = call[1]
+        loop_post(<LoopC*><size_t>call[0], errand)
+
+    def reply(self, tuple call not None, bytes message not None):
+        """A message for the client. One that has gone gets nothing, silently, as with `end`."""
+        cdef Errand* errand = errand_new(ERRAND_REPLY, max(1, len(message)))
+        if errand == NULL:
+            raise MemoryError
+        memcpy(errand.memory, PyBytes_AS_STRING(message), len(message))
+        errand.size = len(message)
+        errand.token = call[1]
+        loop_post(<LoopC*><size_t>call[0], errand)
+
+    def end(self, tuple call not None, int status, str words="", str kind=""):
+        """The call's status. `kind`: name of the error's class."""
+        self._end(<LoopC*><size_t>call[0], call[1], status, words, kind)
+
+    def counts(self):
+        """Since it was made, by name; and what is under way now."""
+        cdef TransportCounts* n = &self.c.counts
+        return {
+            "connections": n.connections, "refused": n.refused, "calm": n.calm, "stalled": n.stalled,
+            "broken": n.broken, "tls_failed": n.tls_failed, "resets": n.resets,
+            "streams_now": self.c.n_streams, "calls_now": self.c.n_calls,
+        }

@@ -1,0 +1,468 @@
+"""An event loop on a thread of its own: reads, has connections answer, writes; never waits but in epoll.
+
+    epoll ──► accept ──────────────► a new connection
+          ──► read ──► connection_receive ──┐
+          ──► eventfd: errands, durable ────┤
+    time  ──► deadlines, ticks ─────────────┴──► dirty connections ──► connection_send ──► write
+
+All that came is worked off before anything is written, so that what a client sent together is answered
+together. A connection gets one read of READ_BYTES a turn. What a socket does not take is kept, at most
+WRITE_BYTES of it, and the connection gives no more until it is taken. A connection that is over is shut
+down for writing first and read to its end for LINGER_NS, so that the client sees the last words rather than
+a reset.
+
+`run` holds the GIL at no time. `drain`, `stop` and the sync thread's hook may be called from any thread.
+"""
+
+cimport cython
+from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy
+
+from featurestore.server.connection cimport (
+    Connection, LoopC, connection_close, connection_dirty, connection_is_over, connection_open,
+    connection_receive, connection_send, connection_tick, loop_deadlines, loop_drain, loop_free, loop_inbox,
+    loop_init, loop_unpark,
+)
+from featurestore.server.host cimport Host
+from featurestore.server.memory cimport buffer_extend, buffer_free
+from featurestore.server.tls cimport (
+    TLS_AGAIN, TLS_AGAIN_WRITE, TlsContext, tls_free, tls_is_secure, tls_open, tls_receive, tls_send,
+    tls_shutdown,
+)
+from featurestore.storage.journal cimport JournalState, journal_add_hook, journal_remove_hook
+
+from featurestore.core.structs import same_structs
+from featurestore.errors import LimitError
+
+same_structs(__name__, loop_structs())
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+    ssize_t read(int fd, void* data, size_t size)
+
+cdef extern from "<sys/socket.h>" nogil:
+    int SOL_SOCKET, SO_ERROR, SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, SHUT_WR
+    ctypedef unsigned int socklen_t
+    int accept4(int fd, void* address, socklen_t* size, int flags)
+    int setsockopt(int fd, int level, int name, const void* value, socklen_t size)
+    ssize_t recv(int fd, void* data, size_t size, int flags)
+    ssize_t send(int fd, const void* data, size_t size, int flags)
+    int shutdown(int fd, int how)
+
+cdef extern from "<netinet/in.h>" nogil:
+    int IPPROTO_TCP
+
+cdef extern from "<netinet/tcp.h>" nogil:
+    int TCP_NODELAY
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int EFD_NONBLOCK, EFD_CLOEXEC
+    int eventfd(unsigned int value, int flags)
+    int eventfd_write(int fd, uint64_t value)
+    int eventfd_read(int fd, uint64_t* value)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    int EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLEXCLUSIVE
+    int EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
+    ctypedef union epoll_data_t:
+        void* ptr
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* event)
+    int epoll_wait(int epoll_fd, epoll_event* events, int n, int timeout_ms)
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec* now)
+    int CLOCK_MONOTONIC
+
+cdef extern from * nogil:
+    """
+    #define fs_add(counter, n) ((void)__atomic_fetch_add((counter), (n), __ATOMIC_RELAXED))
+    #define fs_load(place) __atomic_load_n((place), __ATOMIC_SEQ_CST)
+    #define fs_store(place, value) __atomic_store_n((place), (value), __ATOMIC_SEQ_CST)
+    #define fs_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    """
+    void fs_add(uint64_t* counter, uint64_t n) noexcept
+    uint64_t fs_load(const void* place) noexcept
+    void fs_store(void* place, int value) noexcept
+    void fs_fence() noexcept
+
+cdef enum:
+    N_EVENTS = 256                   # of one epoll_wait
+    N_ACCEPTS = 16                   # of one listener and turn
+    READ_BYTES = 64 << 10
+    WRITE_BYTES = 256 << 10
+    LOOK_MS = 5                      # at deadlines, while there are some
+    TICK_MS = 200
+    LINGER_NS = 1_000_000_000
+    RECORD_BYTES = 16 << 10          # of TLS: what one tls_receive gives at most
+
+
+cdef int64_t _now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
+
+
+cdef void _on_durable(void* context, uint64_t position, int error) noexcept nogil:
+    """The journal's hook. The fence stands between its position, written before, and n_parked: the loop
+    writes the one and then reads the other, so that one of the two sees the other's.
+    """
+    cdef LoopC* loop = <LoopC*>context
+    fs_fence()
+    if error:
+        loop.host.has_failed = True
+        eventfd_write(loop.wake_fd, 1)
+    elif fs_load(&loop.n_parked):
+        eventfd_write(loop.wake_fd, 1)
+
+
+# -- sockets
+# ---------------------------------------------------------------------------------------------------
+
+cdef void _watch(Sockets* s, Connection* connection, uint32_t events) noexcept nogil:
+    cdef epoll_event event
+    if connection.events == events:
+        return
+    event.events = events
+    event.data.ptr = connection
+    if epoll_ctl(s.epoll_fd, EPOLL_CTL_MOD if connection.events else EPOLL_CTL_ADD, connection.fd,
+                 &event) != 0:
+        connection.is_dead = True
+        connection_dirty(connection)
+        return
+    connection.events = events
+
+
+cdef void _pause(Sockets* s, Listener* listener, bint is_paused) noexcept nogil:
+    cdef epoll_event event
+    listener.is_paused = is_paused
+    event.events = EPOLLIN | EPOLLEXCLUSIVE
+    event.data.ptr = listener
+    epoll_ctl(s.epoll_fd, EPOLL_CTL_DEL if is_paused else EPOLL_CTL_ADD, listener.fd, &event)
+
+
+cdef void _close(Connection* connection) noexcept nogil:
+    if connection.ssl != NULL:
+        tls_free(connection.ssl)
+    close(connection.fd)
+    connection_close(connection)
+
+
+cdef void _accept(Sockets* s, Listener* listener) noexcept nogil:
+    cdef LoopC* loop = &s.loop
+    cdef Connection* connection
+    cdef int fd, one = 1, _i
+    for _i in range(N_ACCEPTS):
+        fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd < 0:
+            if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
+                _pause(s, listener, True)
+            return
+        if loop.n_connections >= loop.host.max_connections:
+            fs_add(&loop.host.counts.refused, 1)
+            close(fd)
+            continue
+        connection = connection_open(loop)
+        if connection == NULL:
+            close(fd)
+            continue
+        fs_add(&loop.host.counts.connections, 1)
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))  # a Unix socket has no delay, and says so
+        connection.fd = fd
+        if s.tls != NULL:
+            connection.ssl = tls_open(s.tls, fd)
+            if connection.ssl == NULL:
+                _close(connection)
+                continue
+        _watch(s, connection, EPOLLIN)
+
+
+cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
+    cdef ssize_t n
+    cdef int _i
+    for _i in range(READ_BYTES // RECORD_BYTES):
+        n = tls_receive(connection.ssl, s.inward, READ_BYTES)
+        if n == TLS_AGAIN or n == TLS_AGAIN_WRITE:
+            if not connection.is_corked:
+                _watch(s, connection, EPOLLIN | EPOLLOUT if n == TLS_AGAIN_WRITE else EPOLLIN)
+            return
+        if n > 0 and connection.lingers_ns:
+            continue
+        if n < 0 or connection_receive(connection, s.inward, <size_t>n) != 0:
+            if not tls_is_secure(connection.ssl):
+                fs_add(&s.loop.host.counts.tls_failed, 1)
+            connection.is_dead = True
+            connection_dirty(connection)
+            return
+
+
+cdef void _receive(Sockets* s, Connection* connection) noexcept nogil:
+    cdef ssize_t n
+    if connection.ssl != NULL:
+        _receive_secure(s, connection)
+        return
+    n = recv(connection.fd, s.inward, READ_BYTES, 0)
+    if n > 0:
+        if connection.lingers_ns == 0 and connection_receive(connection, s.inward, <size_t>n) == 0:
+            return
+        if connection.lingers_ns:
+            return
+    elif n < 0 and (errno == EAGAIN or errno == EINTR):
+        return
+    connection.is_dead = True
+    connection_dirty(connection)
+
+
+cdef bint _write(Connection* connection, const uint8_t* data, size_t size, size_t* taken) noexcept nogil:
+    """False: the connection is broken."""
+    cdef ssize_t n
+    taken[0] = 0
+    while taken[0] < size:
+        if connection.ssl != NULL:
+            n = tls_send(connection.ssl, data + taken[0], size - taken[0])
+            if n == TLS_AGAIN or n == TLS_AGAIN_WRITE:
+                return True
+            if n < 0:
+                return False
+            taken[0] += <size_t>n
+            continue
+        n = send(connection.fd, data + taken[0], size - taken[0], MSG_NOSIGNAL)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            return errno == EAGAIN
+        taken[0] += <size_t>n
+    return True
+
+
+cdef bint _write_pending(Sockets* s, Connection* connection) noexcept nogil:
+    cdef size_t taken
+    if not _write(connection, connection.pending.data + connection.pending_at,
+                  connection.pending.size - connection.pending_at, &taken):
+        return False
+    if taken:
+        connection.took_ns = s.loop.now_ns
+    connection.pending_at += taken
+    if connection.pending_at == connection.pending.size:
+        connection.pending_at = 0
+        buffer_free(&connection.pending)
+        connection.is_corked = False
+        _watch(s, connection, EPOLLIN)
+    return True
+
+
+cdef bint _flush(Sockets* s, Connection* connection) noexcept nogil:
+    """Writes what the connection has to say; False: close it."""
+    cdef ssize_t n
+    cdef size_t taken
+    cdef uint8_t* rest
+    if connection.is_dead:
+        return False
+    if connection.ssl != NULL and not tls_is_secure(connection.ssl):
+        return True
+    while not connection.is_corked:
+        n = connection_send(connection, s.outward, WRITE_BYTES)
+        if n < 0:
+            return False
+        if n == 0:
+            break
+        if not _write(connection, s.outward, <size_t>n, &taken):
+            return False
+        if taken < <size_t>n:
+            rest = buffer_extend(&connection.pending, <size_t>n - taken)
+            if rest == NULL:
+                return False
+            memcpy(rest, s.outward + taken, <size_t>n - taken)
+            connection.is_corked = True
+            _watch(s, connection, EPOLLIN | EPOLLOUT)
+    if connection_is_over(connection) and not connection.is_corked and connection.lingers_ns == 0:
+        connection.lingers_ns = s.loop.now_ns
+        if connection.ssl != NULL:
+            tls_shutdown(connection.ssl)
+        shutdown(connection.fd, SHUT_WR)
+    return not connection.is_dead
+
+
+cdef void _flush_all(Sockets* s) noexcept nogil:
+    cdef Connection* connection
+    while s.loop.dirty != NULL:
+        connection = s.loop.dirty
+        s.loop.dirty = connection.next_dirty
+        connection.is_dirty = False
+        if not _flush(s, connection):
+            _close(connection)
+
+
+cdef void _tick(Sockets* s) noexcept nogil:
+    """What only time changes."""
+    cdef Connection* connection = s.loop.connections
+    cdef Connection* following
+    cdef int i
+    while connection != NULL:
+        following = connection.next
+        if connection.lingers_ns:
+            if s.loop.now_ns - connection.lingers_ns > LINGER_NS:
+                _close(connection)
+        elif connection_tick(connection) < 0:
+            _close(connection)
+        connection = following
+    if s.is_listening:
+        for i in range(s.n_listeners):
+            if s.listeners[i].is_paused:
+                _pause(s, &s.listeners[i], False)
+
+
+cdef void _stop_listening(Sockets* s) noexcept nogil:
+    cdef int i
+    s.is_listening = False
+    for i in range(s.n_listeners):
+        if not s.listeners[i].is_paused:
+            _pause(s, &s.listeners[i], True)
+
+
+cdef void _handle(Sockets* s, epoll_event* event) noexcept nogil:
+    cdef uint64_t count
+    cdef void* what = event.data.ptr
+    cdef Connection* connection
+    if what == NULL:
+        eventfd_read(s.loop.wake_fd, &count)
+    elif <void*>s.listeners <= what < <void*>(s.listeners + s.n_listeners):
+        _accept(s, <Listener*>what)
+    else:
+        connection = <Connection*>what
+        if event.events & EPOLLOUT and connection.is_corked and not _write_pending(s, connection):
+            connection.is_dead = True
+        # TLS may have to write before it reads.
+        if not connection.is_dead and (connection.ssl != NULL
+                                       or event.events & (EPOLLIN | EPOLLERR | EPOLLHUP)):
+            _receive(s, connection)
+        connection_dirty(connection)
+
+
+cdef void _run(Sockets* s) noexcept nogil:
+    cdef epoll_event events[N_EVENTS]
+    cdef LoopC* loop = &s.loop
+    cdef int n, i
+    cdef bint has_deadlines
+    loop.now_ns = s.ticked_ns = s.looked_ns = _now_ns()
+    while True:
+        has_deadlines = loop.n_deadlines != 0 or loop.n_parked != 0
+        n = epoll_wait(s.epoll_fd, events, N_EVENTS, LOOK_MS if has_deadlines else TICK_MS)
+        loop.now_ns = _now_ns()
+        for i in range(n if n > 0 else 0):
+            _handle(s, &events[i])
+        loop_inbox(loop)
+        if loop.n_parked:
+            loop_unpark(loop)
+        if has_deadlines and loop.now_ns - s.looked_ns >= LOOK_MS * 1_000_000:
+            s.looked_ns = loop.now_ns
+            loop_deadlines(loop)
+        if fs_load(&s.wants_drain) and not loop.is_draining:
+            loop.is_draining = True
+            _stop_listening(s)
+            loop_drain(loop)
+        if loop.now_ns - s.ticked_ns >= TICK_MS * 1_000_000:
+            s.ticked_ns = loop.now_ns
+            _tick(s)
+        _flush_all(s)
+        if fs_load(&s.wants_stop) or (loop.is_draining and loop.n_connections == 0):
+            break
+    while loop.connections != NULL:
+        _close(loop.connections)
+
+
+@cython.final
+cdef class Loop:
+    """One loop of a host, on listening sockets of its own, non-blocking; the caller's thread runs it.
+    With `tls`, every connection is secure.
+
+    Raises LimitError where the store's journal has no hook left, OSError where the system has no descriptors.
+    """
+
+    def __cinit__(self):
+        self.s.epoll_fd = -1
+        self.s.loop.wake_fd = -1
+
+    def __init__(self, Host host not None, list sockets not None, TlsContext tls=None):
+        cdef epoll_event event
+        cdef JournalState* journal = host.dispatcher.engine.journal.state
+        cdef int i
+        if self.made:
+            raise ValueError("a Loop is made once")
+        if loop_init(&self.s.loop, &host.c) != 0:
+            raise MemoryError
+        self.made = True
+        self.host = host
+        self.sockets = sockets
+        self.tls = tls
+        self.s.tls = NULL if tls is None else &tls.c
+        self.s.inward = <uint8_t*>malloc(READ_BYTES)
+        self.s.outward = <uint8_t*>malloc(WRITE_BYTES)
+        self.s.listeners = <Listener*>calloc(max(1, len(sockets)), sizeof(Listener))
+        if self.s.inward == NULL or self.s.outward == NULL or self.s.listeners == NULL:
+            raise MemoryError
+        self.s.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        self.s.loop.wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)
+        if self.s.epoll_fd < 0 or self.s.loop.wake_fd < 0:
+            raise OSError(errno, "no descriptor for an event loop")
+        event.events = EPOLLIN
+        event.data.ptr = NULL
+        epoll_ctl(self.s.epoll_fd, EPOLL_CTL_ADD, self.s.loop.wake_fd, &event)
+        self.s.n_listeners = len(sockets)
+        self.s.is_listening = True
+        for i in range(self.s.n_listeners):
+            self.s.listeners[i].fd = sockets[i].fileno()
+            _pause(&self.s, &self.s.listeners[i], False)
+        if journal_add_hook(journal, _on_durable, &self.s.loop) != 0:
+            raise LimitError(
+                "the store's journal tells no more loops what is durable; run fewer loop threads")
+        self.hooked = True
+
+    def __dealloc__(self):
+        if self.hooked:
+            journal_remove_hook(self.host.dispatcher.engine.journal.state, _on_durable, &self.s.loop)
+        if self.made:
+            loop_free(&self.s.loop)
+        if self.s.epoll_fd >= 0:
+            close(self.s.epoll_fd)
+        if self.s.loop.wake_fd >= 0:
+            close(self.s.loop.wake_fd)
+        free(self.s.inward)
+        free(self.s.outward)
+        free(self.s.listeners)
+
+    def run(self):
+        """Serves until it is told to stop, or to drain and the last connection has gone."""
+        with nogil:
+            _run(&self.s)
+
+    def drain(self):
+        """Takes no more connections and no more calls; those under way end."""
+        fs_store(&self.s.wants_drain, 1)
+        eventfd_write(self.s.loop.wake_fd, 1)
+
+    def stop(self):
+        """Closes every connection as it is."""
+        fs_store(&self.s.wants_stop, 1)
+        eventfd_write(self.s.loop.wake_fd, 1)
+
+    def close(self):
+        """When `run` has returned and nobody has errands of it: hears of the journal no more."""
+        cdef JournalState* journal = self.host.dispatcher.engine.journal.state
+        if self.hooked:
+            self.hooked = False
+            with nogil:
+                journal_remove_hook(journal, _on_durable, &self.s.loop)
+
+    @property
+    def n_connections(self):
+        """Open now."""
+        return self.s.loop.n_connections

@@ -1,0 +1,385 @@
+"""The hot methods on our own transport, and Python's handlers beside them on the same port.
+
+Threads. Loops read, answer hot calls and write; none takes the GIL. Workers, without it too, run messages
+that are too large to be run between two looks at the sockets. One more thread, the desk, takes what needs
+Python: words for failures, and calls of all other methods, which it hands to a pool.
+
+    Observe, Ingest, GetFeatures, IngestStream, GetFeaturesStream    loop_threads, and write_threads for
+    large ones everything else: registry, health, reflection, lists             a pool of read_threads +
+    max_streams
+
+Handlers are those of grpcio, found through `add_registered_method_handlers`, and know no difference: a
+context has what they use of grpc.ServicerContext.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+
+import grpc
+
+from featurestore.config import Address, ServeConfig, Tls
+from featurestore.errors import ConfigError
+from featurestore.server import dispatcher as hot
+from featurestore.server import listener
+from featurestore.server.dispatcher import Dispatcher
+from featurestore.server.grpc_front import SERVICE, Streams
+from featurestore.server.host import Host
+from featurestore.server.loop import Loop
+from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
+from featurestore.server.tls import TlsContext
+
+PYTHON = -1  # in place of a method of the dispatcher
+LOOK_AT_PAPERS_S = 1.0
+# Errands of host.Host.take.
+_START, _MESSAGE, _HALF_CLOSE, _CANCEL = 2, 3, 4, 5
+
+_HOT = (
+    ("Observe", hot.OBSERVE, False),
+    ("Ingest", hot.INGEST, False),
+    ("GetFeatures", hot.READ, False),
+    ("IngestStream", hot.INGEST_STREAM, True),
+    ("GetFeaturesStream", hot.READ_STREAM, True),
+)
+
+_log = logging.getLogger("featurestore.server")
+
+
+class _Aborted(Exception):
+    """A handler has ended its call by its context."""
+
+
+class _Context(grpc.ServicerContext):  # type: ignore[misc,unused-ignore]
+    """One call for its handler: what ours, health's and reflection's use of grpc.ServicerContext."""
+
+    def __init__(self, deadline_s: float | None) -> None:
+        self._deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self._callbacks: list[Callable[[], None]] = []
+        self._is_over = False
+        self._code, self._details = Status.OK, ""
+        self._kind = ""
+
+    def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
+        self.set_code(code)
+        self.set_details(details)
+        raise _Aborted
+
+    def abort_with_status(self, status: Any) -> NoReturn:
+        self.set_trailing_metadata(status.trailing_metadata or ())
+        self.abort(status.code, status.details)
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self._code = Status(code.value[0])
+
+    def set_details(self, details: str) -> None:
+        self._details = details
+
+    def set_trailing_metadata(self, trailing_metadata: Sequence[tuple[str, str]]) -> None:
+        self._kind = dict(trailing_metadata).get(ERROR_CLASS, "")
+
+    def send_initial_metadata(self, initial_metadata: Any) -> None:
+        pass
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def peer(self) -> str:
+        return ""
+
+    def peer_identities(self) -> None:
+        return None
+
+    def peer_identity_key(self) -> None:
+        return None
+
+    def auth_context(self) -> dict[str, Any]:
+        return {}
+
+    def is_active(self) -> bool:
+        return not self._is_over
+
+    def time_remaining(self) -> float | None:
+        return None if self._deadline_s is None else max(0.0, self._deadline_s - time.monotonic())
+
+    def cancel(self) -> None:
+        self.end(Status.CANCELLED, "the server has ended the call")
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        with self._lock:
+            if not self._is_over:
+                self._callbacks.append(callback)
+            return not self._is_over
+
+    def end(self, status: Status, words: str, kind: str = "") -> None:
+        raise NotImplementedError
+
+    def over(self) -> bool:
+        """Marks the call as over, once: False for whoever comes later. Then its callbacks run."""
+        with self._lock:
+            if self._is_over:
+                return False
+            self._is_over = True
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+        return True
+
+
+class _Call(_Context):
+    """A call of a method that Python answers."""
+
+    def __init__(
+        self,
+        front: NativeFront,
+        key: tuple[int, int],
+        handler: grpc.RpcMethodHandler[Any, Any],
+        deadline_s: float | None,
+    ) -> None:
+        super().__init__(deadline_s)
+        self._front, self._key, self._handler = front, key, handler
+        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.is_streaming = handler.request_streaming
+
+    # -- the desk's side
+
+    def take(self, message: bytes | None) -> None:
+        """What the client has sent; None: that was all."""
+        self._messages.put(message)
+
+    def cancelled(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._messages.put(None)
+        self.over()
+
+    # -- the handler's side
+
+    def end(self, status: Status, words: str, kind: str = "") -> None:
+        if self.over():
+            self._front.host.end(self._key, status, words, kind)
+            self._front.forget(self._key)
+        self._messages.put(None)
+
+    def requests(self) -> Iterator[Any]:
+        take = self._handler.request_deserializer or bytes
+        while (message := self._messages.get()) is not None:
+            yield take(message)
+            self._front.host.next(self._key)
+
+    def run(self) -> None:
+        """The handler, from beginning to end, on a thread of the pool."""
+        try:
+            self._answer()
+        except _Aborted:
+            self.end(self._code, self._details, self._kind)
+        except Exception as error:
+            _log.error("a call failed", exc_info=error)
+            self.end(status_of(error), words_of(error))
+
+    def _answer(self) -> None:
+        handler = self._handler
+        behaviour = (
+            (handler.stream_stream or handler.stream_unary)
+            if handler.request_streaming
+            else (handler.unary_stream or handler.unary_unary)
+        )
+        request = self.requests() if handler.request_streaming else self._only_request()
+        if getattr(behaviour, "experimental_non_blocking", False):
+            behaviour(request, self, self._send)  # it goes on when it sends None
+            return
+        replies = behaviour(request, self)
+        for reply in replies if handler.response_streaming else (replies,):
+            if not self.is_active():
+                return
+            self._reply(reply)
+        self.end(self._code, self._details, self._kind)
+
+    def _only_request(self) -> Any:
+        message = self._messages.get()
+        if message is None:
+            raise _Aborted
+        return (self._handler.request_deserializer or bytes)(message)
+
+    def _reply(self, reply: Any) -> None:
+        if self._code is Status.OK:
+            self._front.host.reply(self._key, (self._handler.response_serializer or bytes)(reply))
+
+    def _send(self, reply: Any) -> None:
+        if reply is None:
+            self.end(self._code, self._details, self._kind)
+        elif self.is_active():
+            self._reply(reply)
+
+
+class NativeFront:
+    """The public port on our own transport. `add_registered_method_handlers` first, as with a grpc.Server;
+    then `bind`, `start`, `stop`, and `close` when its end has come.
+    """
+
+    name = "native"
+
+    def __init__(self, dispatcher: Dispatcher, config: ServeConfig) -> None:
+        self._dispatcher, self._config = dispatcher, config
+        self.streams = Streams(config.limits.max_streams)
+        self._handlers: list[grpc.RpcMethodHandler[Any, Any]] = []
+        self._targets = [(f"/{SERVICE}/{name}", method, streams, streams) for name, method, streams in _HOT]
+        self._calls: dict[tuple[int, int], _Call] = {}
+        self._pool = ThreadPoolExecutor(config.read_threads + config.limits.max_streams, "featurestore-read")
+        self._loops: list[Loop] = []
+        self._sockets: list[list[socket.socket]] = []
+        self._threads: list[threading.Thread] = []
+        self._helpers: list[threading.Thread] = []
+        self._tls: TlsContext | None = None
+        self._ended = threading.Event()
+        self.host: Any = None
+
+    # -- what grpcio's generated code calls
+
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
+        pass  # the same handlers come by name
+
+    def add_registered_method_handlers(
+        self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
+    ) -> None:
+        for name, handler in method_handlers.items():
+            self._handlers.append(handler)
+            self._targets.append(
+                (f"/{service_name}/{name}", PYTHON, handler.request_streaming, handler.response_streaming)
+            )
+
+    # -- from start to end
+
+    def bind(self, address: Address, tls: Tls | None, setting: str) -> Address:
+        """Listens, and returns the address with its port. Raises ConfigError where it cannot be had."""
+        if tls is not None:
+            listener.check_pem(tls, setting)
+            self._tls = TlsContext(tls.certificate, tls.key, tls.client_ca)
+        self._sockets, bound = listener.sockets(address, self._config.loop_threads, setting)
+        return bound
+
+    def start(self) -> None:
+        config, limits = self._config, self._config.limits
+        self.host = Host(
+            self._dispatcher,
+            self._targets,
+            n_loops=len(self._sockets),
+            max_message_bytes=limits.max_message_bytes,
+            max_connection_bytes=limits.max_connection_bytes,
+            max_buffered_bytes=limits.max_buffered_bytes,
+            max_connections=limits.max_connections,
+            max_streams_per_connection=limits.max_streams_per_connection,
+            max_streams=limits.max_streams,
+            max_calls=limits.max_concurrent_calls,
+            stream_window=limits.stream_window,
+            durable_wait_s=limits.durable_wait_s,
+            min_ping_interval_ms=limits.min_ping_interval_ms,
+            max_connection_age_s=config.max_connection_age_s,
+        )
+        self._loops = [Loop(self.host, sockets, self._tls) for sockets in self._sockets]
+        self._helpers = [_thread(self.host.work, "worker") for _ in range(config.write_threads)]
+        self._helpers.append(_thread(self._desk, "desk"))
+        if self._tls is not None:
+            papers = functools.partial(self._watch_papers, self._tls, listener.Papers(self._tls))
+            self._helpers.append(_thread(papers, "certificates"))
+        self._threads = [_thread(loop.run, "loop") for loop in self._loops]
+
+    def stop(self, grace_s: float) -> threading.Event:
+        """Drains; what is left after grace_s is closed as it is. The event is set when nothing is served any
+        more.
+        """
+        ended = self._ended
+        if not self._threads:
+            self._close_sockets()
+            ended.set()
+            return ended
+        for loop in self._loops:
+            loop.drain()
+        threading.Thread(
+            target=self._end, args=(grace_s, ended), name="featurestore-drain", daemon=True
+        ).start()
+        return ended
+
+    def _end(self, grace_s: float, ended: threading.Event) -> None:
+        until = time.monotonic() + grace_s
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        for loop in self._loops:
+            loop.stop()
+        for thread in self._threads:
+            thread.join()
+        self._close_sockets()
+        ended.set()
+
+    def _close_sockets(self) -> None:
+        for each in self._sockets:
+            for listening in each:
+                listening.close()
+
+    def close(self) -> None:
+        """After `stop`: when it returns, no thread is in the dispatcher."""
+        if self.host is None:
+            self._pool.shutdown()
+            return
+        for call in list(self._calls.values()):
+            call.cancelled()
+        self._pool.shutdown()
+        self.host.close()
+        for thread in self._helpers:
+            thread.join()
+        for loop in self._loops:
+            loop.close()
+
+    def counts(self) -> dict[str, int]:
+        """Of connections; see host.Host.counts."""
+        counts: dict[str, int] = {} if self.host is None else self.host.counts()
+        counts["connections_now"] = sum(loop.n_connections for loop in self._loops)
+        return counts
+
+    def _watch_papers(self, tls: TlsContext, papers: listener.Papers) -> None:
+        """Certificates that were replaced serve connections to come."""
+        while not self._ended.wait(LOOK_AT_PAPERS_S):
+            if papers.have_changed():
+                try:
+                    tls.reload()
+                    _log.info("the certificate %s was read anew", tls.certificate)
+                except (ConfigError, OSError) as error:
+                    _log.error("the certificate was changed and stays as it was: %s", error)
+
+    # -- the desk
+
+    def _desk(self) -> None:
+        n_hot = len(_HOT)
+        while (errand := self.host.take()) is not None:
+            kind, key, target, message, deadline_s = errand
+            if kind == _START:
+                call = _Call(self, key, self._handlers[target - n_hot], deadline_s)
+                self._calls[key] = call
+                with contextlib.suppress(RuntimeError):  # the pool is shut down: so is everything
+                    self._pool.submit(call.run)
+                continue
+            found = self._calls.get(key)
+            if found is None:
+                continue
+            if kind == _CANCEL:
+                self.forget(key)
+                self._pool.submit(found.cancelled)
+            else:
+                found.take(message if kind == _MESSAGE else None)
+
+    def forget(self, key: tuple[int, int]) -> None:
+        self._calls.pop(key, None)
+
+
+def _thread(run: Callable[[], object], name: str) -> threading.Thread:
+    thread = threading.Thread(target=run, name=f"featurestore-{name}", daemon=True)
+    thread.start()
+    return thread

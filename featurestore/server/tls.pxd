@@ -1,0 +1,44 @@
+# TLS of the native transport, by OpenSSL: a server's certificate, and a connection's records over its socket.
+from libc.stdint cimport uint8_t
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+cdef extern from "<openssl/ssl.h>" nogil:
+    ctypedef struct SSL_CTX:
+        pass
+
+cdef enum TlsResult:
+    TLS_AGAIN = 0                    # nothing for now: the socket has to be read or written first
+    TLS_CLOSED = -1                  # the client has closed it
+    TLS_BROKEN = -2                  # no TLS that we speak, a certificate that is missing, a torn connection
+    TLS_AGAIN_WRITE = -3             # as AGAIN, and the socket has to be written
+
+ctypedef struct TlsC:
+    pthread_mutex_t lock             # the next
+    SSL_CTX* context                 # of connections to come; connections keep the one that they began with
+
+# A connection's TLS over its socket, to be freed with tls_free; NULL when there is no memory.
+cdef void* tls_open(TlsC* tls, int fd) noexcept nogil
+# Bytes that came, at most `size` (of at least 16 KiB), or a TlsResult. Shakes hands first.
+cdef ssize_t tls_receive(void* connection, uint8_t* data, size_t size) noexcept nogil
+# How many were taken, or a TlsResult.
+cdef ssize_t tls_send(void* connection, const uint8_t* data, size_t size) noexcept nogil
+# Whether hands have been shaken.
+cdef bint tls_is_secure(void* connection) noexcept nogil
+# Says that we shall send no more.
+cdef void tls_shutdown(void* connection) noexcept nogil
+cdef void tls_free(void* connection) noexcept nogil
+
+cdef class TlsContext:
+    cdef TlsC c
+    cdef bint made
+    cdef SSL_CTX* load(self) except NULL
+    cdef readonly object certificate
+    cdef readonly object key
+    cdef readonly object client_ca
+
+# Compared at import: see core/structs.py.
+cdef inline dict tls_structs():
+    return {"server/tls.pxd": (sizeof(TlsC), sizeof(TlsContext))}
