@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import transports
 from _pytest.terminal import TerminalReporter
 from hypothesis import HealthCheck, settings
 
@@ -40,6 +41,12 @@ def data_file() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session", params=transports.available())
+def transport(request: pytest.FixtureRequest) -> str:
+    """What carries the public port's calls: a test that asks for it runs once over each of this build."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transports
 
 Serve = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
 
@@ -48,3 +50,9 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     for child in running:
         child.kill()
         child.communicate()
+
+
+@pytest.fixture
+def serve_over(serve: Serve, transport: str) -> Serve:
+    """The same over each transport, for tests of what reaches the public port."""
+    return functools.partial(serve, *transports.flags(transport))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import transports
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from featurestore import config
@@ -53,9 +54,11 @@ def run(*words, timeout_s=30):
     )
 
 
-def test_a_new_store_serves_stops_on_sigterm_and_has_its_data_when_started_again(serve, schema, tmp_path):
+def test_a_new_store_serves_stops_on_sigterm_and_has_its_data_when_started_again(
+    serve_over, schema, tmp_path
+):
     data = tmp_path / "store"
-    child, ready = serve("--schema", str(schema), "--data", str(data), "--clock", "event")
+    child, ready = serve_over("--schema", str(schema), "--data", str(data), "--clock", "event")
     assert (ready["schema"], ready["schema_version"], ready["clock"]) == ("clicks", 1, "event")
     assert ready["admin"] == f"unix:{data}/admin.sock"
     with Client(ready["listen"]) as client:
@@ -68,7 +71,7 @@ def test_a_new_store_serves_stops_on_sigterm_and_has_its_data_when_started_again
     for words in ("opened in", f"listening on {ready['listen']}", "told to stop", "stopped; the checkpoint"):
         assert words in log
 
-    _, ready = serve("--data", str(data))
+    _, ready = serve_over("--data", str(data))
     assert ready["rows"] == 2
     assert ready["recovered"]["checkpoint_position"] == ready["position"] == 4
     assert ready["recovered"]["journal_frames"] == 0, "the checkpoint at the end left nothing to replay"
@@ -76,22 +79,22 @@ def test_a_new_store_serves_stops_on_sigterm_and_has_its_data_when_started_again
         assert client.get("spam", {"user": "a"}).to_dict() == before
 
 
-def test_killed_it_replays_the_journal_and_says_so(serve, schema, tmp_path):
-    child, ready = serve("--schema", str(schema), "--data", str(tmp_path / "store"), "--clock", "event")
+def test_killed_it_replays_the_journal_and_says_so(serve_over, schema, tmp_path):
+    child, ready = serve_over("--schema", str(schema), "--data", str(tmp_path / "store"), "--clock", "event")
     with Client(ready["listen"]) as client:
         client.ingest("click", {"at": [1000, 1001], "user": ["a", "b"]})
     child.kill()
     child.wait(30)
-    _, ready = serve("--data", str(tmp_path / "store"))
+    _, ready = serve_over("--data", str(tmp_path / "store"))
     assert ready["recovered"]["checkpoint_position"] == 0
     assert ready["recovered"]["journal_frames"] == 2  # the schema's and the batch's
     assert ready["recovered"]["journal_events"] == 2
     assert ready["rows"] == 2
 
 
-def test_it_describes_its_services_to_whoever_knows_none_of_them(serve, schema, tmp_path):
+def test_it_describes_its_services_to_whoever_knows_none_of_them(serve_over, schema, tmp_path):
     """In a process of its own, which imports only what it needs to serve."""
-    _, ready = serve("--schema", str(schema), "--data", str(tmp_path / "store"))
+    _, ready = serve_over("--schema", str(schema), "--data", str(tmp_path / "store"))
     symbols = [
         "featurestore.v1.FeatureStoreService",
         "featurestore.v1.RegistryService",
@@ -129,10 +132,13 @@ def test_for_people_the_ready_lines_name_every_address(schema, tmp_path):
         child.communicate()
 
 
-def test_a_port_in_use_is_named_and_is_a_wrong_setting(schema, tmp_path):
+def test_a_port_in_use_is_named_and_is_a_wrong_setting(schema, tmp_path, transport):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("--schema", schema, "--data", tmp_path / "store", "--listen", f"127.0.0.1:{port}")
+        done = run(
+            "--schema", schema, "--data", tmp_path / "store", "--listen", f"127.0.0.1:{port}",
+            *transports.flags(transport),
+        )  # fmt: skip
     assert done.returncode == Exit.USAGE
     assert f"--listen: cannot listen on 127.0.0.1:{port} (the port is in use)" in done.stderr
     assert done.stdout == ""
@@ -195,7 +201,7 @@ def test_the_memory_cap_refuses_new_keys(serve, schema, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make a certificate")
-def test_tls_serves_those_who_trust_its_certificate(serve, schema, tmp_path):
+def test_tls_serves_those_who_trust_its_certificate(serve_over, schema, tmp_path):
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
          "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
@@ -204,7 +210,7 @@ def test_tls_serves_those_who_trust_its_certificate(serve, schema, tmp_path):
     )  # fmt: skip
     from featurestore.client import Tls as ClientTls
 
-    _, ready = serve(
+    _, ready = serve_over(
         "--schema", str(schema), "--data", str(tmp_path / "s"), "--clock", "event",
         "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transports
 
 from featurestore import config
 from featurestore.cli import ingest as ingest_command
@@ -75,10 +76,11 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def house(tmp_path: Path, transport: str) -> Iterator[House]:
     settings = ServeConfig(
-        data=tmp_path / "store", schema=SCHEMA, listen="localhost:0", clock="event", durability="process"
-    )
+        data=tmp_path / "store", schema=SCHEMA, listen="localhost:0", clock="event", durability="process",
+        **transports.settings(transport),
+    )  # fmt: skip
     engine = open_store(settings)
     with Server(engine, settings) as server:
         yield House(tmp_path, engine, server)
@@ -191,13 +193,14 @@ def certificates(directory: Path) -> Tls:
 
 
 def test_tls_is_spoken_and_plain_text_is_not_answered(
-    tmp_path: Path, make_client: MakeClient, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, transport: str, make_client: MakeClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tls = certificates(tmp_path)
     serving = config.Tls(certificate=tmp_path / "cert.pem", key=tmp_path / "key.pem")
     settings = ServeConfig(
-        data=tmp_path / "store", schema=SCHEMA, listen="localhost:0", tls=serving, clock="event"
-    )
+        data=tmp_path / "store", schema=SCHEMA, listen="localhost:0", tls=serving, clock="event",
+        **transports.settings(transport),
+    )  # fmt: skip
     engine = open_store(settings)
     try:
         with Server(engine, settings) as server:
@@ -217,11 +220,12 @@ def test_tls_is_spoken_and_plain_text_is_not_answered(
 
 
 def test_a_server_that_restarts_in_the_midst_of_an_ingest_counts_each_event_once(
-    tmp_path: Path, make_client: MakeClient
+    tmp_path: Path, transport: str, make_client: MakeClient
 ) -> None:
     settings = ServeConfig(
-        data=tmp_path / "store", schema=SCHEMA, listen=f"unix:{tmp_path / 'public.sock'}", clock="event"
-    )
+        data=tmp_path / "store", schema=SCHEMA, listen=f"unix:{tmp_path / 'public.sock'}", clock="event",
+        **transports.settings(transport),
+    )  # fmt: skip
     engine = open_store(settings)
     server = Server(engine, settings)
     server.start()

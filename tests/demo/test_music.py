@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
+import transports
 
 from featurestore.cli import main
 from featurestore.cli.exits import Exit
@@ -154,13 +155,14 @@ def test_plays_shares_and_distinct_accounts_are_those_of_the_traffic(
     assert n_checked > 3000
 
 
-def test_replayed_files_say_what_is_served_live(tmp_path) -> None:
+def test_replayed_files_say_what_is_served_live(tmp_path, transport) -> None:
     """generate → replay, beside generate → Observe over gRPC: the same bits."""
     out = tmp_path / "traffic"
     assert main(["generate", str(out), "--users", "40", "--days", "1", "--strength", "3"]) == Exit.OK
     config = ServeConfig(
         data=tmp_path / "store", schema=schema_text(), schema_path="music.yaml", listen="localhost:0",
         admin=f"unix:{tmp_path}/a.sock", clock="event", durability="process",
+        **transports.settings(transport),
     )  # fmt: skip
     with (
         open_store(config) as engine,

@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pytest
+import transports
 
 from featurestore import Client
 from featurestore.config import ServeConfig
@@ -42,11 +43,12 @@ def newest(path: Path, entity: str) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory, data_file: Callable[[str], Path]):
+def client(tmp_path_factory: pytest.TempPathFactory, data_file: Callable[[str], Path], transport: str):
     path = data_file("card_transactions.parquet")
     config = ServeConfig(
-        data=tmp_path_factory.mktemp("cards") / "store", schema=SCHEMA, clock="event", listen="localhost:0"
-    )
+        data=tmp_path_factory.mktemp("cards") / "store", schema=SCHEMA, clock="event", listen="localhost:0",
+        **transports.settings(transport),
+    )  # fmt: skip
     rows = duckdb.sql(
         f"SELECT {FIELDS} FROM read_parquet(?) WHERE seq < {N_ROWS} ORDER BY seq", params=[str(path)]
     )

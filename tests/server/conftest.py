@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from house import House, serving
+import transports
+from house import House, Serving, opened
 
 from featurestore.storage import failpoint
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def serving(transport: str) -> Serving:
+    return functools.partial(opened, **transports.settings(transport))
+
+
+@pytest.fixture
+def house(tmp_path: Path, serving: Serving) -> Iterator[House]:
     with serving(tmp_path) as house:
         yield house
 

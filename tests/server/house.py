@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +129,12 @@ def config(directory: Path, **settings: Any) -> ServeConfig:
     return ServeConfig(data=directory / "store", limits=limits, **{**defaults, **settings})
 
 
+# The fixture `serving`: `opened`, over the transport that the test runs over.
+Serving = Callable[..., contextlib.AbstractContextManager[House]]
+
+
 @contextlib.contextmanager
-def serving(directory: Path, **settings: Any) -> Iterator[House]:
+def opened(directory: Path, **settings: Any) -> Iterator[House]:
     chosen = config(directory, **settings)
     engine = open_store(chosen)
     try:

@@ -11,7 +11,21 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from house import SCHEMA, T0, House, batch, event, field, keys, observe, play, read, serving, status_of
+from house import (
+    SCHEMA,
+    T0,
+    House,
+    Serving,
+    batch,
+    event,
+    field,
+    keys,
+    observe,
+    opened,
+    play,
+    read,
+    status_of,
+)
 
 from featurestore.engine import Engine
 from featurestore.v1 import admin_service_pb2 as admin_pb
@@ -219,7 +233,7 @@ def test_reflection_lists_the_public_services(house: House) -> None:
     assert described.file_descriptor_response.file_descriptor_proto
 
 
-def test_metrics_tell_what_happened(tmp_path: Path) -> None:
+def test_metrics_tell_what_happened(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, metrics="localhost:0") as house:
         house.hot.Ingest(batch(play(), event(None, ip="a"), producer="p", sequence=1))
         house.hot.Ingest(batch(play(), event(None, ip="a"), producer="p", sequence=1))
@@ -258,7 +272,7 @@ def test_a_server_that_has_made_no_checkpoint_tells_how_long(tmp_path: Path) -> 
         (age,) = (line for line in lines if line.startswith("featurestore_checkpoint_age_seconds "))
         return float(age.rsplit(" ", 1)[1])
 
-    with serving(tmp_path, metrics="localhost:0") as house:
+    with opened(tmp_path, metrics="localhost:0") as house:
         first = age_s()
         time.sleep(0.2)
         assert 0 <= first <= age_s() - 0.2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from house import HOUR_MS, T0, House, batch, event, keys, observe, play, read, serving
+from house import HOUR_MS, T0, House, Serving, batch, event, keys, observe, play, read
 
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
@@ -66,7 +66,7 @@ def test_peek_answers_what_observe_then_answers_and_leaves_no_trace(house: House
     assert peeked.vectors.SerializeToString() == observed.vectors.SerializeToString()
 
 
-def test_ack_says_what_was_reached(tmp_path: Path) -> None:
+def test_ack_says_what_was_reached(tmp_path: Path, serving: Serving) -> None:
     for durability, by_default in (("group", types.ACK_DURABLE), ("process", types.ACK_APPLIED)):
         with serving(tmp_path / durability, durability=durability) as house:
             assert house.hot.Observe(observe(play())).ack == by_default
@@ -77,7 +77,7 @@ def test_ack_says_what_was_reached(tmp_path: Path) -> None:
             assert house.engine.journal.durable_position >= reply.position + 1
 
 
-def test_ingest_in_rows_and_in_columns_says_the_same(tmp_path: Path) -> None:
+def test_ingest_in_rows_and_in_columns_says_the_same(tmp_path: Path, serving: Serving) -> None:
     columns = types.EventColumns(
         times_ms=[T0, T0 + 1, T0 + 2],
         columns=[
@@ -204,7 +204,7 @@ def test_as_of_for_all_and_for_each(house: House) -> None:
     assert [house.values(for_each, row)["ip.count_1h"] for row in (0, 1)] == [1, 3]
 
 
-def test_bounds_are_exact_or_enclose(tmp_path: Path) -> None:
+def test_bounds_are_exact_or_enclose(tmp_path: Path, serving: Serving) -> None:
     schema = """\
 version: 1
 name: hot
@@ -257,7 +257,7 @@ def test_no_key_sets_is_no_vectors(house: House) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_server_answers_what_the_engine_answers(tmp_path: Path, seed: int) -> None:
+def test_the_server_answers_what_the_engine_answers(tmp_path: Path, seed: int, serving: Serving) -> None:
     """The same steps through gRPC and by calling a second engine: replies equal bit for bit."""
     rng = random.Random(seed)
     with serving(tmp_path) as house:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from house import HOUR_MS, SCHEMA, T0, House, batch, keys, observe, play, read, serving, status_of
+from house import HOUR_MS, SCHEMA, T0, House, Serving, batch, keys, observe, play, read, status_of
 
 from featurestore.client import Client
 from featurestore.v1 import admin_service_pb2 as admin
@@ -37,7 +37,9 @@ def warmed(house: House) -> None:
     house.hot.Ingest(batch(play(T0 - 2 * HOUR_MS, ip="9.9.9.9", account=1)))
 
 
-def test_get_schema_says_what_is_derived_from_what_and_which_keys_it_needs(tmp_path: Path) -> None:
+def test_get_schema_says_what_is_derived_from_what_and_which_keys_it_needs(
+    tmp_path: Path, serving: Serving
+) -> None:
     with serving(tmp_path, schema=schema()) as house:
         reply = house.registry.GetSchema(registry.GetSchemaRequest(service="risk"))
         (risk,) = reply.services
@@ -58,7 +60,7 @@ def test_get_schema_says_what_is_derived_from_what_and_which_keys_it_needs(tmp_p
         )
 
 
-def test_get_schema_says_at_which_confidence_bounds_hold(tmp_path: Path) -> None:
+def test_get_schema_says_at_which_confidence_bounds_hold(tmp_path: Path, serving: Serving) -> None:
     """Certain for what is counted, 95 % for what is estimated, and for a formula what its parts leave."""
     features = "count, mean(ms_played), since_last"
     more = f"{features}, distinct(account), distinct(track), decayed_count(1h)"
@@ -81,7 +83,9 @@ def test_get_schema_says_at_which_confidence_bounds_hold(tmp_path: Path) -> None
     assert known["ip.count_1h"].half_life_ms is None
 
 
-def test_observe_and_get_features_return_what_is_listed_and_no_operand(tmp_path: Path) -> None:
+def test_observe_and_get_features_return_what_is_listed_and_no_operand(
+    tmp_path: Path, serving: Serving
+) -> None:
     with serving(tmp_path, schema=schema()) as house:
         warmed(house)
         house.hot.Ingest(batch(play(T0 - 1_800_000), play(T0 - 1_800_000, account=7)))
@@ -99,7 +103,7 @@ def test_observe_and_get_features_return_what_is_listed_and_no_operand(tmp_path:
         assert all(map(math.isnan, mixed.values[3:]))
 
 
-def test_bounds_of_a_hot_key_hold_the_truth_on_the_wire(tmp_path: Path) -> None:
+def test_bounds_of_a_hot_key_hold_the_truth_on_the_wire(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, schema=schema(exact_events=2)) as house:
         warmed(house)
         times = [T0 - 90 * 60_000 + i * 47_000 for i in range(110)]
@@ -122,7 +126,7 @@ def test_bounds_of_a_hot_key_hold_the_truth_on_the_wire(tmp_path: Path) -> None:
             assert upper - lower < 1.5 * truth
 
 
-def test_else_and_a_missing_key_on_the_wire(tmp_path: Path) -> None:
+def test_else_and_a_missing_key_on_the_wire(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, schema=schema()) as house:
         warmed(house)
         house.hot.Ingest(batch(play(T0)))
@@ -132,7 +136,9 @@ def test_else_and_a_missing_key_on_the_wire(tmp_path: Path) -> None:
         assert list(vectors.statuses) == [PRESENT, PRESENT, UNAVAILABLE, PRESENT, UNAVAILABLE, UNAVAILABLE]
 
 
-def test_a_new_definition_has_another_fingerprint_and_the_old_one_is_refused(tmp_path: Path) -> None:
+def test_a_new_definition_has_another_fingerprint_and_the_old_one_is_refused(
+    tmp_path: Path, serving: Serving
+) -> None:
     with serving(tmp_path, schema=schema()) as house:
         before = house.registry.GetSchema(registry.GetSchemaRequest(service="risk")).services[0].fingerprint
         changed = schema().replace("ip.count_10m / ip.count_1h", "6 * ip.count_10m / ip.count_1h")
@@ -148,7 +154,7 @@ def test_a_new_definition_has_another_fingerprint_and_the_old_one_is_refused(tmp
         assert code == grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_derived_features_survive_a_restart_of_the_store(tmp_path: Path) -> None:
+def test_derived_features_survive_a_restart_of_the_store(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, schema=schema()) as house:
         warmed(house)
         house.hot.Ingest(batch(play(T0), play(T0 + 1, account=3)))
@@ -159,7 +165,7 @@ def test_derived_features_survive_a_restart_of_the_store(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("service", ["risk", "mixed"])
-def test_peek_answers_what_observe_does(tmp_path: Path, service: str) -> None:
+def test_peek_answers_what_observe_does(tmp_path: Path, service: str, serving: Serving) -> None:
     with serving(tmp_path, schema=schema()) as house:
         warmed(house)
         peeked = house.hot.Observe(observe(play(T0), service=service, peek=True, bounds=True)).vectors

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from house import HOUR_MS, SCHEMA, T0, House, batch, event, keys, serving, status_of
+from house import HOUR_MS, SCHEMA, T0, House, Serving, batch, event, keys, status_of
 
 from featurestore.cli import main
 from featurestore.client import AsyncClient, Client, HeavyList, Status
@@ -52,7 +52,7 @@ def read(house: House, service: str = "heavy", **parts: object) -> pb.GetHeavies
     return house.hot.GetHeaviest(pb.GetHeaviestRequest(service=service, key_set=keys(**parts)))
 
 
-def test_lists_have_texts_numbers_and_counts(tmp_path: Path) -> None:
+def test_lists_have_texts_numbers_and_counts(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, schema=SOURCE) as house:
         fed(house)
         reply = read(house, ip="1.2.3.4")
@@ -70,7 +70,7 @@ def test_lists_have_texts_numbers_and_counts(tmp_path: Path) -> None:
         assert [each.name for each in read(house, "first", ip="1.2.3.4").lists] == ["heavy.top_track_1h"]
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_what_is_not_there(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, schema=SOURCE) as house:
         fed(house)
         empty = read(house, ip="8.8.8.8").lists[0]
@@ -86,7 +86,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         assert not read(house, ip="1.2.3.4").lists[0].values
 
 
-def test_a_list_that_was_merged_says_between_what_its_counts_are(tmp_path: Path) -> None:
+def test_a_list_that_was_merged_says_between_what_its_counts_are(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, schema=SOURCE) as house:
         plays(house, ["old"], ip="9.9.9.9", at=T0 - 3 * HOUR_MS)
         tracks = [f"t{i}" if i % 2 else "hit" for i in range(400)]
@@ -98,13 +98,15 @@ def test_a_list_that_was_merged_says_between_what_its_counts_are(tmp_path: Path)
         assert 1 <= tracks_1h.rest_upper < 200
 
 
-def test_a_text_that_is_too_long_for_a_key_is_not_kept_and_one_of_4096_bytes_is(tmp_path: Path) -> None:
+def test_a_text_that_is_too_long_for_a_key_is_not_kept_and_one_of_4096_bytes_is(
+    tmp_path: Path, serving: Serving
+) -> None:
     with serving(tmp_path, schema=SOURCE) as house:
         plays(house, [LONG, LONG])
         assert read(house, ip="1.2.3.4").lists[0].values[0].text == LONG
 
 
-def test_a_value_without_its_text_has_a_name_that_is_not_its_hash(tmp_path: Path) -> None:
+def test_a_value_without_its_text_has_a_name_that_is_not_its_hash(tmp_path: Path, serving: Serving) -> None:
     """Whoever learns hashes of values can look for some that collide in sketches."""
     source = SOURCE.replace("top(track, 2)", "top(track, 20)").replace("top_counters: 8", "top_counters: 64")
     with serving(tmp_path, schema=source) as house:
@@ -120,7 +122,7 @@ def test_a_value_without_its_text_has_a_name_that_is_not_its_hash(tmp_path: Path
         assert not any(struct.pack("<Q", name) in stored for name in names)
 
 
-def test_clients_and_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clients_and_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], serving: Serving) -> None:
     with serving(tmp_path, schema=SOURCE) as house:
         fed(house)
         target = str(house.server.address)
@@ -145,7 +147,9 @@ def test_clients_and_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert "heavy.top_track_1h" in shown and "each of the others" in shown
 
 
-def test_values_do_not_speak_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_values_do_not_speak_to_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], serving: Serving
+) -> None:
     with serving(tmp_path, schema=SOURCE) as house:
         plays(house, ["\x1b[31mred\x07"])
         target = str(house.server.address)

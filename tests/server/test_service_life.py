@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -16,8 +17,9 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
+import transports
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from house import SCHEMA, T0, batch, config, keys, observe, play, read, serving, status_of
+from house import SCHEMA, T0, Serving, batch, config, keys, observe, opened, play, read, status_of
 
 from featurestore.config import Tls
 from featurestore.engine import Engine
@@ -40,21 +42,21 @@ def started(tmp_path: Path, **settings: object) -> None:
         engine.close()
 
 
-def test_a_port_in_use_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_port_in_use_is_refused_in_words(tmp_path: Path, transport: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         for setting in ("listen", "metrics"):
             with pytest.raises(ConfigError, match=f"{setting}: cannot listen on 127.0.0.1:{port}.*in use"):
-                started(tmp_path, **{setting: f"127.0.0.1:{port}"})
+                started(tmp_path, **{setting: f"127.0.0.1:{port}"}, **transports.settings(transport))
     assert not (tmp_path / "store" / "admin.sock").exists(), "what was bound before is let go"
     started(tmp_path)
 
 
-def test_a_socket_that_cannot_be_made_says_why(tmp_path: Path) -> None:
+def test_a_socket_that_cannot_be_made_says_why(tmp_path: Path, transport: str) -> None:
     with pytest.raises(ConfigError, match=r"listen: cannot listen on unix:.*/no/a\.sock \(No such file"):
-        started(tmp_path, listen=f"unix:{tmp_path}/no/a.sock")
+        started(tmp_path, listen=f"unix:{tmp_path}/no/a.sock", **transports.settings(transport))
 
 
 def test_a_dead_servers_socket_is_replaced(tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_a_dead_servers_socket_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert stat.S_ISSOCK(path.stat().st_mode)
-    with serving(tmp_path) as house, house.admin() as admin:
+    with opened(tmp_path) as house, house.admin() as admin:
         assert admin.Stats(admin_pb.StatsRequest()).schema_version == 1
     assert not path.exists()
 
@@ -84,11 +86,11 @@ def test_a_live_servers_socket_and_other_files_are_left_alone(tmp_path: Path) ->
 
 
 def test_a_second_server_on_the_directory_is_refused(tmp_path: Path) -> None:
-    with serving(tmp_path), pytest.raises(StoreLockedError):
+    with opened(tmp_path), pytest.raises(StoreLockedError):
         open_store(config(tmp_path))
 
 
-def test_the_public_listener_may_be_a_socket_too(tmp_path: Path) -> None:
+def test_the_public_listener_may_be_a_socket_too(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, listen=f"unix:{tmp_path}/public.sock") as house:
         assert house.hot.Observe(observe(play())).outcome == types.OUTCOME_ACCEPTED
 
@@ -136,7 +138,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"ca": made / "ca.pem", "certificate": made / "own.pem", "key": made / "own.key"}
 
 
-def test_tls_and_mutual_tls(tmp_path: Path, papers: dict[str, Path]) -> None:
+def test_tls_and_mutual_tls(tmp_path: Path, papers: dict[str, Path], serving: Serving) -> None:
     mutual = Tls(papers["certificate"], papers["key"], papers["ca"])
     one_sided = Tls(papers["certificate"], papers["key"])
     ca = papers["ca"].read_bytes()
@@ -160,7 +162,9 @@ def test_tls_and_mutual_tls(tmp_path: Path, papers: dict[str, Path]) -> None:
                     assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
-def test_papers_that_cannot_be_used_are_named(tmp_path: Path, papers: dict[str, Path]) -> None:
+def test_papers_that_cannot_be_used_are_named(
+    tmp_path: Path, papers: dict[str, Path], transport: str
+) -> None:
     certificate, key, ca = papers["certificate"], papers["key"], papers["ca"]
     (no_pem := tmp_path / "no.pem").write_text("not a certificate")
     locked = tmp_path / "locked.key"
@@ -176,16 +180,16 @@ def test_papers_that_cannot_be_used_are_named(tmp_path: Path, papers: dict[str, 
         (Tls(certificate, key, no_pem), f"listen: the client CA {no_pem} cannot be used"),
     ):
         with pytest.raises(ConfigError, match=what):
-            started(tmp_path, tls=tls)
+            started(tmp_path, tls=tls, **transports.settings(transport))
     with pytest.raises(ConfigError, match="admin: the certificate"):
         started(tmp_path, admin="localhost:0", admin_tls=Tls(no_pem, key, ca))
 
 
-def test_drain_finishes_what_was_begun_and_says_where_a_stream_ended(tmp_path: Path) -> None:
+def test_drain_finishes_what_was_begun_and_says_where_a_stream_ended(tmp_path: Path, transport: str) -> None:
     """Batches are under way when the server stops: each that was applied is answered, and nothing else is
     applied.
     """
-    chosen = config(tmp_path)
+    chosen = config(tmp_path, **transports.settings(transport))
     engine = open_store(chosen)
     server = Server(engine, chosen)
     server.start()
@@ -227,7 +231,9 @@ def test_drain_finishes_what_was_begun_and_says_where_a_stream_ended(tmp_path: P
     engine.close()
 
 
-def test_a_watcher_of_its_health_is_told_and_does_not_hold_the_drain_up(tmp_path: Path) -> None:
+def test_a_watcher_of_its_health_is_told_and_does_not_hold_the_drain_up(
+    tmp_path: Path, serving: Serving
+) -> None:
     with serving(tmp_path, drain_s=20.0) as house:
         stub = health_pb2_grpc.HealthStub(house.channel)
         watches = [
@@ -251,7 +257,7 @@ def within_seconds(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-def test_a_watcher_that_went_away_is_forgotten(tmp_path: Path) -> None:
+def test_a_watcher_that_went_away_is_forgotten(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path) as house:
         watch = health_pb2_grpc.HealthStub(house.channel).Watch(health_pb2.HealthCheckRequest())
         next(watch)
@@ -288,25 +294,27 @@ def iter_forever() -> Iterator[pb.GetFeaturesStreamRequest]:
 
 
 PROGRAM = """
+import json
 import sys
 from pathlib import Path
 from featurestore.config import ServeConfig
 from featurestore.server.serve import serve
 config = ServeConfig(data=Path(sys.argv[1]), schema=Path(sys.argv[2]).read_text(), listen="localhost:0",
 clock="event",
-                     checkpoint_every_s=0.2)
+                     checkpoint_every_s=0.2, **json.loads(sys.argv[3]))
 sys.exit(serve(config, on_ready=lambda server: print(server.address, flush=True)))
 """
 
 
 @pytest.fixture
-def program(tmp_path: Path) -> Iterator[object]:
+def program(tmp_path: Path, transport: str) -> Iterator[object]:
+    settings = json.dumps(transports.settings(transport))
     (tmp_path / "schema.yaml").write_text(SCHEMA)
     running = []
 
     def run(**environment: str) -> tuple[subprocess.Popen[str], str]:
         child = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(tmp_path / "store"), str(tmp_path / "schema.yaml")],
+            [sys.executable, "-c", PROGRAM, str(tmp_path / "store"), str(tmp_path / "schema.yaml"), settings],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -370,7 +378,7 @@ def test_killed_and_started_again_it_answers_as_before(tmp_path: Path, program: 
         assert hot.Ingest(sent).duplicate_batch
 
 
-def test_stop_lets_every_thread_go(tmp_path: Path) -> None:
+def test_stop_lets_every_thread_go(tmp_path: Path, serving: Serving) -> None:
     def threads() -> set[str]:
         return {thread.name for thread in threading.enumerate() if thread.name.startswith("featurestore")}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
-from house import T0, House, batch, event, field, keys, observe, play, read, serving, status_of
+from house import T0, House, Serving, batch, event, field, keys, observe, play, read, status_of
 
 from featurestore import errors
 from featurestore.server.status import Status, words_of
@@ -67,7 +67,7 @@ def test_truncated(house: House, method: str, whole: bytes) -> None:
     unharmed(house)
 
 
-def test_oversized(tmp_path: Path) -> None:
+def test_oversized(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, max_message_bytes=4096) as house:
         code, _ = status_of(lambda: house.hot.Ingest(batch(*[play()] * 500)))
         assert code is EXHAUSTED
@@ -77,7 +77,7 @@ def test_oversized(tmp_path: Path) -> None:
         unharmed(house)
 
 
-def test_a_reply_too_large_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_reply_too_large_is_refused_before_anything_is_written(tmp_path: Path, serving: Serving) -> None:
     windows = ", ".join(f"{h}h" for h in range(1, 11))
     views = "".join(
         f"  v{i}: {{event: e, key: k, windows: [{windows}], features: [count]}}\n" for i in range(10)
@@ -96,7 +96,7 @@ def test_a_reply_too_large_is_refused_before_anything_is_written(tmp_path: Path)
         assert house.engine.state.position == position
 
 
-def test_too_many_events(tmp_path: Path) -> None:
+def test_too_many_events(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, max_batch_events=10) as house:
         code, words = status_of(lambda: house.hot.Ingest(batch(*[play()] * 11)))
         assert code is EXHAUSTED
@@ -217,7 +217,7 @@ def test_an_unknown_method_is_unimplemented(house: House) -> None:
     assert code is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_more_calls_than_allowed_are_refused_at_once(tmp_path: Path) -> None:
+def test_more_calls_than_allowed_are_refused_at_once(tmp_path: Path, serving: Serving) -> None:
     """Two streams stay open and are all that may be; nothing waits in a queue."""
     with serving(tmp_path, max_concurrent_calls=2) as house:
         done = threading.Event()
@@ -237,7 +237,9 @@ def test_more_calls_than_allowed_are_refused_at_once(tmp_path: Path) -> None:
         _eventually(lambda: house.hot.GetFeatures(read(keys(ip="a"))))
 
 
-def test_more_streams_than_allowed_are_refused_and_unary_calls_go_on(tmp_path: Path) -> None:
+def test_more_streams_than_allowed_are_refused_and_unary_calls_go_on(
+    tmp_path: Path, serving: Serving
+) -> None:
     with serving(tmp_path, max_streams=1, read_threads=1) as house:
         done = threading.Event()
 
@@ -282,7 +284,7 @@ def test_a_failed_sync_is_unavailable_and_acknowledges_nothing(house: House) -> 
 
 
 @pytest.mark.usefixtures("disk")
-def test_a_full_disk_is_exhausted_and_resumes_by_itself(tmp_path: Path) -> None:
+def test_a_full_disk_is_exhausted_and_resumes_by_itself(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path) as house:
         house.hot.Observe(observe(play()))
         house.engine.journal.roll()

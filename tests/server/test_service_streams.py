@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from house import T0, House, batch, keys, observe, play, read, serving, status_of
+from house import T0, House, Serving, batch, keys, observe, play, read, status_of
 
 from featurestore.storage import failpoint
 from featurestore.v1 import feature_store_service_pb2 as pb
@@ -97,7 +97,7 @@ def test_malformed_messages_end_a_stream(house: House) -> None:
         assert code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_cancelled_stream_lets_its_place_go(tmp_path: Path) -> None:
+def test_a_cancelled_stream_lets_its_place_go(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, max_streams=1) as house:
         for make in (
             lambda never: house.hot.IngestStream(never(sending(batch(play())))),
@@ -125,7 +125,7 @@ def test_a_cancelled_stream_lets_its_place_go(tmp_path: Path) -> None:
         assert house.hot.Observe(observe(play())).outcome == types.OUTCOME_ACCEPTED
 
 
-def test_a_client_that_does_not_take_answers_is_not_read_further(tmp_path: Path) -> None:
+def test_a_client_that_does_not_take_answers_is_not_read_further(tmp_path: Path, serving: Serving) -> None:
     """At most `stream_window` batches are applied and unanswered, besides what the transport buffers for the
     client.
     """
