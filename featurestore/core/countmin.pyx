@@ -49,6 +49,7 @@ same_structs(__name__, countmin_structs(), pages_structs())
 
 cdef extern from * nogil:
     """
+    #include <math.h>
     #include <stdint.h>
     #include <string.h>
 
@@ -96,33 +97,46 @@ cdef extern from * nogil:
             *(fs_sums*)(words + i) = (fs_sums)((fs_sum_bits)*(fs_sums*)(words + i) & held);
         }
     }
-    /* The least of what `least` and such a cell hold. */
-    static inline void fs_least_counts(uint32_t* least, const uint32_t* words, const int32_t* begins,
-                                       int32_t stamp,
-                                       uint32_t n_words) {
-        uint32_t i;
+    /* The least of what such cells hold, word by word: least stays in registers, and misses of all rows are
+       under way at once. */
+    static inline void fs_least_counts(uint32_t* least, const uint32_t* const* cells, const int32_t* stamps,
+                                       uint32_t depth, const int32_t* begins, uint32_t n_words) {
+        uint32_t i, row;
         for (i = 0; i < n_words; i += 4) {
-            const fs_counts known = *(const fs_counts*)(begins + i) <= stamp;
-            const fs_counts held = *(const fs_counts*)(words + i) & known;
-            const fs_counts before = *(fs_counts*)(least + i), less = held < before;
-            *(fs_counts*)(least + i) = (held & less) | (before & ~less);
+            const fs_counts begin = *(const fs_counts*)(begins + i);
+            fs_counts found = {INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX};
+            for (row = 0; row < depth; row++) {
+                const fs_counts held = *(const fs_counts*)(cells[row] + i) & (begin <= stamps[row]);
+                const fs_counts less = held < found;
+                found = (held & less) | (found & ~less);
+            }
+            *(fs_counts*)(least + i) = found;
         }
     }
-    static inline void fs_least_sums(double* least, const double* words, const double* begins, double stamp,
-                                     uint32_t n_words) {
-        uint32_t i;
+    static inline void fs_least_sums(double* least, const double* const* cells, const int32_t* stamps,
+                                     uint32_t depth, const double* begins, uint32_t n_words) {
+        double as_sums[16];                            /* MAX_DEPTH */
+        uint32_t i, row;
+        for (row = 0; row < depth; row++)
+            as_sums[row] = stamps[row];
         for (i = 0; i < n_words; i += 2) {
-            const fs_sum_bits known = (fs_sum_bits)(*(const fs_sums*)(begins + i) <= stamp);
-            const fs_sum_bits held = (fs_sum_bits)*(const fs_sums*)(words + i) & known;
-            const fs_sum_bits before = (fs_sum_bits)*(fs_sums*)(least + i);
-            const fs_sum_bits less = (fs_sum_bits)((fs_sums)held < (fs_sums)before);
-            *(fs_sums*)(least + i) = (fs_sums)((held & less) | (before & ~less));
+            const fs_sums begin = *(const fs_sums*)(begins + i);
+            fs_sums found = {INFINITY, INFINITY};
+            for (row = 0; row < depth; row++) {
+                const fs_sum_bits known = (fs_sum_bits)(begin <= as_sums[row]);
+                const fs_sums held = (fs_sums)((fs_sum_bits)*(const fs_sums*)(cells[row] + i) & known);
+                found[0] = held[0] < found[0] ? held[0] : found[0];
+                found[1] = held[1] < found[1] ? held[1] : found[1];
+            }
+            *(fs_sums*)(least + i) = found;
         }
     }
-    /* a + b, and 1 in *inexact where that is not the sum. */
-    static inline double fs_add_exactly(double a, double b, int* inexact) {
+    /* a + b, and not 0 in *inexact where that is not the sum. (An error of 0 is +0.) */
+    static inline double fs_add_exactly(double a, double b, uint64_t* inexact) {
         const double sum = a + b, b_in = sum - a, error = (a - (sum - b_in)) + (b - b_in);
-        *inexact |= error != 0.0;
+        uint64_t bits;
+        memcpy(&bits, &error, 8);
+        *inexact |= bits;
         return sum;
     }
     """
@@ -130,13 +144,13 @@ cdef extern from * nogil:
     uint64_t fs_high_product(uint64_t a, uint64_t b) noexcept
     uint64_t fs_folded_product(uint64_t a, uint64_t b) noexcept
     double fs_add_up(double a, double b) noexcept
-    double fs_add_exactly(double a, double b, int* inexact) noexcept
+    double fs_add_exactly(double a, double b, uint64_t* inexact) noexcept
     void fs_age_counts(uint32_t* words, const int32_t* begins, int32_t stamp, uint32_t n_words) noexcept
     void fs_age_sums(double* words, const double* begins, double stamp, uint32_t n_words) noexcept
-    void fs_least_counts(uint32_t* least, const uint32_t* words, const int32_t* begins, int32_t stamp,
-                         uint32_t n_words) noexcept
-    void fs_least_sums(double* least, const double* words, const double* begins, double stamp,
-                       uint32_t n_words) noexcept
+    void fs_least_counts(uint32_t* least, const uint32_t** cells, const int32_t* stamps, uint32_t depth,
+                         const int32_t* begins, uint32_t n_words) noexcept
+    void fs_least_sums(double* least, const double** cells, const int32_t* stamps, uint32_t depth,
+                       const double* begins, uint32_t n_words) noexcept
 
 cdef extern from *:
     """
@@ -700,7 +714,7 @@ cdef inline bint _sum(const WindowAt* window, const Counter* counters, double* t
     saturated."""
     cdef int64_t count = 0
     cdef double sum = 0
-    cdef int inexact = 0
+    cdef uint64_t inexact = 0
     cdef bint saturated = False
     cdef uint32_t part, i
     for part in range(2):
@@ -782,23 +796,18 @@ cdef inline void _least(const Countmin* sketch, const uint64_t* places, int64_t 
                         Counter* least) noexcept nogil:
     """The least counter of each slice over a key's cells. `shift`: ticks by which sketch.now counts from a
     later origin than the cells' stamps do."""
-    cdef const char* cell
+    cdef const Counter* cells[MAX_DEPTH]
+    cdef int32_t stamps[MAX_DEPTH]
     cdef uint32_t i
-    cdef int32_t stamp
-    for i in range(sketch.n_words):
-        if Counter is uint32_t:
-            least[i] = MAX_COUNT
-        else:
-            least[i] = INFINITY
     for i in range(sketch.depth):
-        cell = _cell(sketch, places[i])
-        stamp = (<const int32_t*>cell)[0]
+        cells[i] = <const Counter*>_cell(sketch, places[i])
+        stamps[i] = (<const int32_t*>cells[i])[0]
         if shift:
-            stamp = _moved(stamp, shift)
-        if Counter is uint32_t:
-            fs_least_counts(least, <const uint32_t*>cell, sketch.now.begins, stamp, sketch.n_words)
-        else:
-            fs_least_sums(least, <const double*>cell, sketch.now.begins_as_sums, stamp, sketch.n_words)
+            stamps[i] = _moved(stamps[i], shift)
+    if Counter is uint32_t:
+        fs_least_counts(least, cells, stamps, sketch.depth, sketch.now.begins, sketch.n_words)
+    else:
+        fs_least_sums(least, cells, stamps, sketch.depth, sketch.now.begins_as_sums, sketch.n_words)
 
 
 cdef inline void _reply(const Countmin* sketch, const Frame* frame, const Counter* least,
