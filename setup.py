@@ -78,7 +78,8 @@ def kept(ext: Extension) -> Path:
     """Where the module is kept that was compiled from what its sources are now."""
     read = create_dependency_tree().all_dependencies(f"{ext.name.replace('.', '/')}.pyx")
     ours = [(path, Path(path).read_bytes()) for path in sorted(read) if path.startswith("featurestore/")]
-    return KEPT / f"{ext.name}-{hashlib.sha256(repr(ours).encode()).hexdigest()[:16]}.so"
+    made_from = repr([ours, ext.extra_link_args]).encode()
+    return KEPT / f"{ext.name}-{hashlib.sha256(made_from).hexdigest()[:16]}.so"
 
 
 class BuildChanged(build_ext):
@@ -113,7 +114,7 @@ class BuildChanged(build_ext):
 # linked to.
 NATIVE = {
     "featurestore.server.connection": ["libnghttp2 >= 1.43"],
-    "featurestore.server.host": [],
+    "featurestore.server.host": ["libnghttp2 >= 1.43"],
     "featurestore.server.loop": [],
     "featurestore.server.tls": ["openssl >= 3.0"],
 }

@@ -39,6 +39,7 @@ COMMANDS = (
     Command(
         "verify", "featurestore.cli.verify", "read all of a store that is not open, and name what is wrong"
     ),
+    Command("doctor", "featurestore.cli.doctor", "say what this build and machine can do"),
     Command("restore", "featurestore.cli.restore", "make a store of a backup"),
 )
 

@@ -1,5 +1,5 @@
 # What the connections of one server share, as a Python object that owns it.
-from featurestore.server.connection cimport HostC, LoopC, connection_structs
+from featurestore.server.connection cimport Connection, HostC, LoopC, connection_structs
 from featurestore.server.dispatcher cimport Dispatcher
 from featurestore.server.errands cimport Errand
 
@@ -14,6 +14,13 @@ cdef class Host:
     cdef object answer_words(self, Errand* errand)
     cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind)
 
+cdef class Session:
+    cdef LoopC loop
+    cdef Connection* connection      # NULL: closed
+    cdef readonly Host host
+    cdef object _turn(self)
+    cdef bint _run_errands(self) except -1
+
 # Compared at import: see core/structs.py.
 cdef inline dict host_structs():
-    return connection_structs() | {"server/host.pxd": (sizeof(Host),)}
+    return connection_structs() | {"server/host.pxd": (sizeof(Host), sizeof(Session))}

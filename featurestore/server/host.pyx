@@ -13,15 +13,17 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from featurestore.server.connection cimport (
-    MAX_HEADER_BYTES, HostC, LoopC, Target, TransportCounts, host_free, host_init, host_run, loop_post,
-    throw_away,
+    MAX_HEADER_BYTES, HostC, LoopC, Target, TransportCounts, connection_close, connection_is_over,
+    connection_open, connection_receive, connection_send, connection_tick, host_free, host_init, host_run,
+    loop_deadlines, loop_drain, loop_free, loop_inbox, loop_init, loop_post, loop_unpark, throw_away,
 )
 from featurestore.server.dispatcher cimport Dispatcher
 from featurestore.server.errands cimport (
-    ERRAND_END, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_REPLY, ERRAND_WORDS, Errand, errand_free, errand_new,
-    queue_close, queue_destroy, queue_init, queue_take,
+    ERRAND_END, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_REPLY, ERRAND_START, ERRAND_WORDS, Errand, errand_free,
+    errand_new, queue_close, queue_destroy, queue_init, queue_take, queue_take_all,
 )
 from featurestore.server.grpc_text cimport percent_encode
+from featurestore.server.nghttp2 cimport nghttp2_version
 
 from featurestore.core.structs import same_structs
 from featurestore.server.status import Status, status_of, words_of
@@ -63,6 +65,11 @@ REFUSALS = (
      "the server is out of memory; nothing was applied; try again later, or with less at a time",
      "LimitError"),
 )
+
+
+def nghttp2_library():
+    """The library that is loaded, with its version."""
+    return f"nghttp2 {nghttp2_version(0).version_str.decode()}"
 
 
 @cython.final
@@ -233,3 +240,125 @@ cdef class Host:
             "broken": n.broken, "tls_failed": n.tls_failed, "resets": n.resets,
             "streams_now": self.c.n_streams, "calls_now": self.c.n_calls,
         }
+
+
+@cython.final
+cdef class Session:
+    """One connection of a host without a socket, for tests and tools: bytes in, bytes out, in one thread.
+
+    Errands are run where they arise, and time is what it is told: everything that a client's bytes reach is
+    reached here, and the same bytes give the same answer. A method that Python answers is answered
+    UNIMPLEMENTED.
+    """
+
+    def __init__(self, Host host not None):
+        if self.host is not None:
+            raise ValueError("a Session is made once")
+        if loop_init(&self.loop, &host.c) != 0:
+            raise MemoryError
+        self.host = host
+        self.loop.now_ns = 1
+        self.connection = connection_open(&self.loop)
+        if self.connection == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.host is not None:
+            loop_free(&self.loop)
+
+    def receive(self, bytes data not None):
+        """What the connection says to `data`. None: it closes without a word, and so it does ever after."""
+        cdef const uint8_t* bytes_in = <const uint8_t*>PyBytes_AS_STRING(data)
+        cdef size_t size = len(data)
+        if self.connection == NULL:
+            return None
+        if size and connection_receive(self.connection, bytes_in, size) != 0:
+            self.close()
+            return None
+        return self._turn()
+
+    def drain(self):
+        """As `receive`, for the server's will to stop."""
+        if self.connection == NULL:
+            return None
+        self.loop.is_draining = True
+        loop_drain(&self.loop)
+        return self._turn()
+
+    def wait(self, double seconds):
+        """As `receive`, for time that passes."""
+        if self.connection == NULL:
+            return None
+        self.loop.now_ns += <int64_t>(seconds * 1e9)
+        loop_deadlines(&self.loop)
+        if connection_tick(self.connection) != 0:
+            self.close()
+            return None
+        return self._turn()
+
+    def close(self):
+        """The client is gone. What was under way is given up."""
+        if self.connection != NULL:
+            connection_close(self.connection)
+            self.connection = NULL
+            self._run_errands()
+
+    cdef object _turn(self):
+        cdef uint8_t out[64 << 10]
+        cdef ssize_t n = 1
+        said = []
+        while n > 0 or self._run_errands():
+            n = connection_send(self.connection, out, sizeof(out))
+            if n > 0:
+                said.append(PyBytes_FromStringAndSize(<const char*>out, n))
+        if n < 0:
+            self.close()
+            return None
+        self.loop.dirty = NULL
+        self.connection.is_dirty = False
+        return b"".join(said)
+
+    cdef bint _run_errands(self) except -1:
+        """Whether there were any, or replies that are durable by now."""
+        cdef Errand* errand = queue_take_all(&self.host.c.bench)
+        cdef Errand* following
+        cdef uint64_t n_parked = self.loop.n_parked
+        cdef bint had_some = errand != NULL
+        while errand != NULL:
+            following = errand.next
+            host_run(&self.host.c, errand)
+            errand = following
+        errand = queue_take_all(&self.host.c.desk)
+        had_some = had_some or errand != NULL
+        while errand != NULL:
+            following = errand.next
+            if errand.kind == ERRAND_WORDS:
+                self.host.answer_words(errand)
+            else:
+                if errand.kind == ERRAND_START:
+                    self.host._end(&self.loop, errand.token, <int>Status.UNIMPLEMENTED, "Python's", "")
+                errand_free(errand)
+            errand = following
+        loop_inbox(&self.loop)
+        loop_unpark(&self.loop)
+        return had_some or self.loop.n_parked != n_parked
+
+    @property
+    def is_over(self):
+        """Whether all has been said: whoever has the socket closes it."""
+        return self.connection == NULL or connection_is_over(self.connection)
+
+    @property
+    def buffered(self):
+        """Bytes held for the client."""
+        return self.loop.buffered
+
+    @property
+    def n_streams(self):
+        """Calls of the client that are not over."""
+        return 0 if self.connection == NULL else self.connection.n_streams
+
+    @property
+    def n_parked(self):
+        """Of them, those that wait for the disk."""
+        return self.loop.n_parked

@@ -93,6 +93,10 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
         nghttp2_session* session, const nghttp2_frame* frame, const uint8_t* name, size_t namelen,
         const uint8_t* value, size_t valuelen, uint8_t flags, void* user_data) noexcept nogil
 
+    ctypedef struct nghttp2_info:
+        const char* version_str
+
+    nghttp2_info* nghttp2_version(int least)
     int nghttp2_session_callbacks_new(nghttp2_session_callbacks** callbacks)
     void nghttp2_session_callbacks_del(nghttp2_session_callbacks* callbacks)
     void nghttp2_session_callbacks_set_on_begin_frame_callback(

@@ -259,6 +259,10 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
                 checkpoint_journal_bytes=config.checkpoint_journal_bytes,
                 on_failure=lambda error: _log.error("the store has failed: %s", error),
             )
+            if transport.available()[0] != "native":
+                _log.warning(
+                    "the native transport was not built: grpcio serves; `featurestore doctor` says why"
+                )
             _log.info("listening on %s; admin on %s", server.address, server.admin_address)
             if on_ready is not None:
                 on_ready(server)

@@ -1,6 +1,8 @@
 from pathlib import Path
 from typing import final
 
+def openssl_library() -> str: ...
+
 @final
 class TlsContext:
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None = None) -> None: ...

@@ -64,6 +64,10 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_shutdown(SSL* ssl)
     void SSL_get0_alpn_selected(SSL* ssl, const unsigned char** name, unsigned int* size)
 
+cdef extern from "<openssl/crypto.h>" nogil:
+    int OPENSSL_VERSION
+    const char* OpenSSL_version(int kind)
+
 cdef extern from "<openssl/err.h>" nogil:
     void ERR_clear_error()
     unsigned long ERR_peek_last_error()
@@ -150,6 +154,11 @@ cdef void tls_shutdown(void* connection) noexcept nogil:
 
 cdef void tls_free(void* connection) noexcept nogil:
     SSL_free(<SSL*>connection)
+
+
+def openssl_library():
+    """The library that is loaded, with its version."""
+    return OpenSSL_version(OPENSSL_VERSION).decode().partition(" (")[0]
 
 
 cdef object _problem(object what):

@@ -35,6 +35,16 @@ def available() -> tuple[str, ...]:
     return ("native", "grpcio") if is_built else ("grpcio",)
 
 
+def libraries() -> tuple[str, ...]:
+    """What the native transport runs on, with versions; () where it was not built."""
+    if available()[0] != "native":
+        return ()
+    from featurestore.server.host import nghttp2_library  # noqa: PLC0415 - not in every build
+    from featurestore.server.tls import openssl_library  # noqa: PLC0415
+
+    return nghttp2_library(), openssl_library()
+
+
 def front(dispatcher: Dispatcher, config: ServeConfig) -> Front:
     """The transport that the config names, or the default. Raises ConfigError for one that was not built."""
     name = config.transport or available()[0]
