@@ -122,5 +122,8 @@ def skewed_events(n_events: int, n_keys: int, seed: int, *, uniform: bool = Fals
     rng = np.random.default_rng((seed, start))
     zipf = Zipf(n_keys)
     keys = [rng.integers(0, n_keys, n_events) if uniform else zipf.draw(rng, n_events) for _ in ENTITIES]
-    times = START_MS + (start + np.arange(n_events, dtype=np.int64)) // 2
-    return events(keys, times, rng)
+    return events(keys, skewed_times(n_events, start), rng)
+
+
+def skewed_times(n_events: int, start: int) -> NDArray[np.int64]:
+    return START_MS + (start + np.arange(n_events, dtype=np.int64)) // 2

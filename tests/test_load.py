@@ -10,6 +10,7 @@ import contextlib
 import json
 import random
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -27,6 +28,8 @@ from benches import load, native, requests, workload
 from benches.load import histogram
 from featurestore.config import ServeConfig
 from featurestore.server.serve import Server, open_store
+from featurestore.v1 import feature_store_service_pb2 as pb
+from featurestore.v1 import types_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
 READ = "/featurestore.v1.FeatureStoreService/GetFeatures"
@@ -199,6 +202,30 @@ def test_the_warm_up_is_not_counted() -> None:
     assert result["calls"] == 7 == result["statuses"]["OK"]
     assert result["checksum"] == checksum([b"aa"] * 7)
     assert 0 < result["warmup_calls"] == service.asked[b"a"] - 7
+
+
+@pytest.mark.parametrize("step_ms", [1, 1_000, -1_000])
+def test_event_times_go_on_when_messages_are_sent_again(step_ms: int) -> None:
+    packed = [struct.pack("<3q", n, -n, 1 << 40) for n in range(4)]
+    events = [types_pb2.Event(time_ms=(1 << 40) + n) for n in range(4)]
+    messages = [pb.ObserveRequest(event=event, service="s" * 10).SerializeToString() for event in events]
+    at = messages[0].index(b"\x08") + 1
+    columns = load.EventTimes([(5, 3)] * 4, step_ms)
+    single = load.EventTimes([(at, 0)] * 4, step_ms)
+    with serving() as (service, (target,)):
+        load.run(target, "/load.Test/Call", [b"12345" + each for each in packed], count=6, times=columns)
+        assert columns.moved_ms == 2 * step_ms
+        load.run(target, "/load.Test/Call", [b"12345" + each for each in packed], count=4, times=columns)
+        assert columns.moved_ms == 3 * step_ms
+        sent = sorted(struct.unpack("<3q", message[5:]) for message in service.asked)
+        service.asked.clear()
+        load.run(target, "/load.Test/Stream", messages, window=2, count=10, times=single)
+        times = sorted(
+            pb.ObserveRequest.FromString(message).event.time_ms for message in service.asked.elements()
+        )
+    moved = [(n, 0) for n in range(4)] + [(n, 1) for n in range(2)] + [(n, 2) for n in range(4)]
+    assert sent == sorted((n + k * step_ms, -n + k * step_ms, (1 << 40) + k * step_ms) for n, k in moved)
+    assert times == sorted((1 << 40) + n % 4 + n // 4 * step_ms for n in range(10))
 
 
 def test_an_open_loop_sends_what_its_rate_says() -> None:

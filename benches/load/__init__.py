@@ -20,6 +20,7 @@ import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benches import native
@@ -32,6 +33,20 @@ MAX_MESSAGE_BYTES = (1 << 32) - 1  # gRPC's length prefix has 4 bytes
 
 class LoadError(Exception):
     """The run could not begin, or ended early: the connection failed, or the settings make no sense."""
+
+
+@dataclass
+class EventTimes:
+    """Where messages carry event times, so that these go on each time that the messages are sent again, in
+    this run or the next: a store that is sent the same times again would be asked to insert into the past.
+
+    places: for each message the offset of its times and how many sfixed64 they are; 0: one sint64. span_ms:
+    from the first time of all to beyond the last. moved_ms: by how much they have moved; a run sets it.
+    """
+
+    places: list[tuple[int, int]]
+    span_ms: int
+    moved_ms: int = 0
 
 
 def generator() -> Any:
@@ -53,6 +68,7 @@ def run(
     warmup_s: float = 0.0,
     timeout_s: float = 10.0,
     metadata: Sequence[tuple[str, str]] = (),
+    times: EventTimes | None = None,
     cpus: set[int] | None = None,
     niceness: int = 0,
     spin: bool = False,
@@ -62,11 +78,11 @@ def run(
 
     target: host:port, [v6]:port or unix:PATH. path: /package.Service/Method. messages: serialized, sent in
     turn from the first on. streams: calls at once on each connection. window: messages of a bidirectional
-    stream that may be unanswered; None for unary calls. rate: messages a second (open loop); None for as many
-    as are answered (closed loop). warmup_s: before anything is counted. timeout_s: for a reply, for the
-    connections to be there, and for what is under way at the end. cpus: that the generator's thread is bound
-    to, with that niceness. spin: it never sleeps, so that no wake-up of its own is measured. progress: called
-    a few times a second with the number of messages answered.
+    stream that may be unanswered; None for unary calls. rate: messages a second (open loop); None for as
+    many as are answered (closed loop). warmup_s: before anything is counted. timeout_s: for a reply, for
+    the connections to be there, and for what is under way at the end. times: event times that move. cpus:
+    that the generator's thread is bound to, with that niceness. spin: it never sleeps, so that no wake-up
+    of its own is measured. progress: called a few times a second with the number of messages answered.
 
     Returns (latencies in microseconds):
         calls, seconds, calls_per_s          messages sent after the warm-up, until the last answer
@@ -103,7 +119,13 @@ def run(
         kind, _dial(target, connections, timeout_s), list(messages), headers,
         streams=streams, window=window or 1, spin=spin, **settings,
     )  # fmt: skip
-    return _carry_out(made, cpus, niceness, progress)
+    if times is None:
+        return _carry_out(made, cpus, niceness, progress)
+    made.move_times(times.places, times.moved_ms, times.span_ms)
+    try:
+        return _carry_out(made, cpus, niceness, progress)
+    finally:
+        times.moved_ms += times.span_ms * -(-made.n_sent // len(messages))
 
 
 def run_redis(

@@ -73,8 +73,10 @@ cdef enum:
     TICK_NS = 100_000_000         # between two looks for messages that are overdue
 
 cdef struct Message:
-    const uint8_t* data
+    uint8_t* data
     size_t size
+    size_t times_at               # its event times, if they move: an offset into data
+    uint32_t n_times              # sfixed64 one after the other; 0: one sint64
 
 cdef struct Sent:
     int64_t due_ns                # what its latency counts from
@@ -160,6 +162,7 @@ cdef struct Load:
     int64_t run_ns
     int64_t timeout_ns
     uint64_t count                # measured messages; 0: as many as the time allows
+    int64_t step_ms               # by which event times move when a message is sent again; 0: not at all
     # Where it is.
     int64_t start_ns
     int64_t measure_ns
@@ -311,6 +314,36 @@ cdef Call* next_call(Load* load) noexcept nogil:
     return NULL
 
 
+# ---- event times
+
+cdef int move_times(Message* message, int64_t by_ms) noexcept nogil:
+    """Later by so much. -1: a sint64 would need another number of bytes, and nothing was changed."""
+    cdef uint8_t* at = message.data + message.times_at
+    cdef int64_t time_ms
+    cdef uint64_t zigzag = 0
+    cdef uint32_t i, n = 0
+    for i in range(message.n_times):
+        memcpy(&time_ms, at + 8 * i, 8)
+        time_ms += by_ms
+        memcpy(at + 8 * i, &time_ms, 8)
+    if message.n_times:
+        return 0
+    while n < 9 and at[n] & 0x80:
+        zigzag |= <uint64_t> (at[n] & 0x7F) << 7 * n
+        n += 1
+    zigzag |= <uint64_t> at[n] << 7 * n
+    time_ms = <int64_t> (zigzag >> 1) ^ -<int64_t> (zigzag & 1)
+    time_ms += by_ms
+    zigzag = <uint64_t> time_ms << 1 ^ <uint64_t> (time_ms >> 63)
+    if zigzag >> 7 * n == 0 or n < 9 and zigzag >> 7 * (n + 1) != 0:
+        return -1
+    for i in range(n):
+        at[i] = <uint8_t> (zigzag & 0x7F | 0x80)
+        zigzag >>= 7
+    at[n] = <uint8_t> zigzag
+    return 0
+
+
 # ---- giving messages to calls
 
 cdef int give(Load* load, Call* call, int64_t due_ns, int64_t now_ns) noexcept nogil:
@@ -319,6 +352,9 @@ cdef int give(Load* load, Call* call, int64_t due_ns, int64_t now_ns) noexcept n
     cdef int64_t lag_ns = max(now_ns - due_ns, <int64_t> 0)
     sent.due_ns, sent.given_ns = due_ns, now_ns
     sent.message = <uint32_t> (load.n_given % load.n_messages)
+    if load.step_ms and load.n_given >= load.n_messages:
+        if move_times(&load.messages[sent.message], load.step_ms) != 0:
+            return fail(load, "event times", b"the next one has another length")
     sent.is_measured = due_ns >= load.measure_ns
     call.n_given += 1
     load.n_given += 1
@@ -950,7 +986,8 @@ cdef class Generator:
     """
 
     cdef Load load
-    cdef object _arena, _headers
+    cdef bytearray _arena
+    cdef list _headers
     cdef uint64_t[::1] _latency, _lag
 
     def __init__(
@@ -960,7 +997,7 @@ cdef class Generator:
         cdef Connection* connection
         cdef uint32_t i, j
         cdef size_t at = 0
-        cdef const uint8_t* data
+        cdef uint8_t* data
         if load.connections != NULL:
             raise ValueError("a generator runs once")
         load.kind = ("unary", "stream", "redis").index(kind)
@@ -973,7 +1010,7 @@ cdef class Generator:
         load.latency, load.lag = &self._latency[0], &self._lag[0]
         # One piece of memory for all messages, each with gRPC's prefix: not compressed, length.
         prefixes = [b"" if kind == "redis" else b"\0" + len(m).to_bytes(4, "big") for m in messages]
-        self._arena = b"".join([part for pair in zip(prefixes, messages) for part in pair])
+        self._arena = bytearray().join([part for pair in zip(prefixes, messages) for part in pair])
         data = self._arena
         load.messages = <Message*> calloc(len(messages), sizeof(Message))
         load.headers = <nghttp2_nv*> calloc(max(1, len(headers)), sizeof(nghttp2_nv))
@@ -1051,6 +1088,26 @@ cdef class Generator:
         free(load.headers)
         free(load.input)
 
+    def move_times(self, list places, int64_t first_ms, int64_t step_ms) -> None:
+        """Event times move: by first_ms now, by step_ms each time that a message is sent again.
+
+        places: for each message where its times are, offset and number of sfixed64 (0: one sint64).
+        """
+        cdef Message* message
+        cdef uint32_t i
+        cdef size_t prefix = 0 if self.load.kind == REDIS else 5
+        if len(places) != self.load.n_messages or self.load.n_messages < self.load.n_credits:
+            raise ValueError("one place for each message, and more messages than may be under way")
+        for i in range(self.load.n_messages):
+            message = &self.load.messages[i]
+            offset, n_times = places[i]
+            message.times_at, message.n_times = prefix + offset, n_times
+            if message.times_at + (8 * message.n_times or 10) > message.size:
+                raise ValueError(f"message {i} ends before its times do")
+            if move_times(message, first_ms) != 0:
+                raise ValueError(f"message {i}: its time, moved, has another length")
+        self.load.step_ms = step_ms
+
     def run(self) -> None:
         """Until it is over, without the GIL. What went wrong is in `error`."""
         with nogil:
@@ -1064,6 +1121,11 @@ cdef class Generator:
     def n_answered(self) -> int:
         """Messages, those of the warm-up too."""
         return self.load.n_calls + self.load.n_warm
+
+    @property
+    def n_sent(self) -> int:
+        """Messages, whether answered or not."""
+        return self.load.n_given
 
     @property
     def error(self) -> str | None:
