@@ -6,8 +6,12 @@ commands on a pipe, so that the bench decides what runs when.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
+import re
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -15,6 +19,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,6 +37,7 @@ READ = "/featurestore.v1.FeatureStoreService/GetFeatures"
 NULL = "/featurestore.bench.Null/Get"
 INGEST_STREAM = "/featurestore.v1.FeatureStoreService/IngestStream"
 WINDOW = 8  # batches of a stream that may be unanswered
+SERVE = [sys.executable, "-m", "featurestore", "serve"]
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _spawn = multiprocessing.get_context("spawn")
 
@@ -45,6 +51,10 @@ class Remote:
 
     def __init__(self, process: Any, pipe: Connection) -> None:
         self._process, self._pipe = process, pipe
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid)
 
     def start(self, *command: Any) -> None:
         self._pipe.send(command)
@@ -92,15 +102,20 @@ def answer(pipe: Connection, commands: dict[str, Callable[..., Any]]) -> None:
 # -- servers
 
 
+def fill(engine: Engine, n_keys: int) -> None:
+    """Gives each key of each entity three events."""
+    plan = workload.plan()
+    for some in workload.first_events(n_keys, len(workload.ENTITIES), 3, seed=1):
+        engine.observe(some.batch(plan), wait=False)
+    engine.wait(engine.state.position)
+    engine.checkpoint()
+
+
 def serve_store(pipe: Connection, directory: Path, durability: str, n_keys: int) -> None:
     """A store with n_keys keys of each entity, three events each, served on a free port."""
-    plan = workload.plan()
     config = ServeConfig(directory, listen="localhost:0", durability=durability, clock="event")
     with Engine.open(directory, schema=workload.SCHEMA, clock="event", durability=durability) as engine:
-        for some in workload.first_events(n_keys, len(workload.ENTITIES), 3, seed=1):
-            engine.observe(some.batch(plan), wait=False)
-        engine.wait(engine.state.position)
-        engine.checkpoint()
+        fill(engine, n_keys)
         with Server(engine, config) as server:
             commands = {
                 "target": lambda: str(server.address),
@@ -111,6 +126,44 @@ def serve_store(pipe: Connection, directory: Path, durability: str, n_keys: int)
                 "spin": spin,
             }
             answer(pipe, commands)
+
+
+@cache
+def transports() -> tuple[str, ...]:
+    """What `featurestore serve --transport` may be in this build; one without that flag has grpcio."""
+    done = subprocess.run([*SERVE, "--help"], capture_output=True, text=True, check=True)
+    choices = re.search(r"--transport \{([a-z,]+)\}", done.stdout)
+    return ("grpcio",) if choices is None else tuple(choices[1].split(","))
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where a store that was started as people start it is reached."""
+
+    target: str
+    admin: str
+    pid: int
+
+
+@contextmanager
+def served(directory: Path, transport: str, n_keys: int) -> Iterator[Served]:
+    """`featurestore serve` over one of `transports()`, on a store as serve_store has it, with group
+    durability; checkpoints only when it is asked.
+    """
+    with Engine.open(directory, schema=workload.SCHEMA, clock="event", durability="process") as engine:
+        fill(engine, n_keys)
+    settings = ["--data", str(directory), "--listen", "localhost:0", "--checkpoint-every", "86400s"]
+    settings += ["-o", "json", "--log-level", "error"]
+    if len(transports()) > 1:
+        settings += ["--transport", transport]
+    with subprocess.Popen([*SERVE, *settings], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        try:
+            ready = json.loads(child.stdout.readline())
+            yield Served(ready["listen"], ready["admin"], child.pid)
+        finally:
+            child.terminate()
+            child.wait(60)
 
 
 def checkpoints(engine: Engine, seconds: float) -> int:
