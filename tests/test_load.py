@@ -102,6 +102,8 @@ class Service:
             self.asked[message] += 1
             if message.startswith(b"refuse"):
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "enough")
+            if message == b"leave":
+                return
             yield message * 2
 
 
@@ -196,6 +198,13 @@ def test_a_stream_that_ends_early_fails_what_is_under_way_and_is_opened_again() 
     assert result["stream_statuses"] == {"RESOURCE_EXHAUSTED": 4}
 
 
+def test_a_stream_that_ends_well_with_messages_unanswered() -> None:
+    with serving() as (_, (target,)):
+        result = load.run(target, "/load.Test/Stream", [b"a", b"leave"], window=1, count=6)
+    assert result["statuses"] == {"OK": 3, "MALFORMED": 3}
+    assert result["failures"][0]["message"] == "the stream ended OK before all was answered"
+
+
 def test_the_warm_up_is_not_counted() -> None:
     with serving() as (service, (target,)):
         result = load.run(target, "/load.Test/Call", [b"a"], count=7, warmup_s=0.1)
@@ -265,6 +274,15 @@ def test_what_is_not_answered_in_time_is_reset_and_counted() -> None:
     assert result["latency_us"]["p90"] >= 300_000
 
 
+def test_what_could_not_even_be_sent_is_counted_with_the_time_that_it_waited() -> None:
+    with serving(workers=16) as (_, (target,)):
+        result = load.run(target, "/load.Test/Call", [b"never"], rate=100.0, seconds=0.3, timeout_s=0.3)
+    assert sum(result["statuses"].values()) == result["calls"] == 30
+    assert set(result["statuses"]) == {"TIMEOUT", "UNANSWERED"}
+    assert result["statuses"]["UNANSWERED"] >= 20
+    assert result["latency_us"]["p50"] >= 300_000
+
+
 def test_a_connection_that_the_server_ends_in_peace_is_replaced() -> None:
     with serving(max_connection_age_ms=100) as (service, (target,)):
         result = load.run(target, "/load.Test/Call", [b"a"], connections=2, streams=2, seconds=1.0)
@@ -301,7 +319,7 @@ def test_settings_that_make_no_sense(wrong: dict[str, Any]) -> None:
 
 # ---- against bytes written by hand
 
-DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
+DATA, HEADERS, RST_STREAM, SETTINGS, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 7, 8
 END_STREAM, END_HEADERS = 1, 4
 
 
@@ -335,8 +353,15 @@ def reply(
 
 
 @contextlib.contextmanager
-def raw_server(answer: Callable[[int], bytes], hello: bytes = frame(SETTINGS, 0, 0, b"")) -> Iterator[str]:
-    """Says `hello`, and answer(stream) to each request that has ended; an empty one ends the connection."""
+def raw_server(
+    answer: Callable[[int], bytes],
+    hello: bytes = frame(SETTINGS, 0, 0, b""),
+    bodies: dict[int, bytes] | None = None,
+) -> Iterator[str]:
+    """Says `hello`, and answer(stream) to each request that has ended; an empty one ends the connection.
+
+    With `bodies` it answers each request that has begun, and keeps there what it gets of it.
+    """
 
     def read(source: Any, n: int) -> bytes:
         data = source.read(n)
@@ -355,9 +380,16 @@ def raw_server(answer: Callable[[int], bytes], hello: bytes = frame(SETTINGS, 0,
                 read(source, 24)
                 while True:
                     head = read(source, 9)
-                    read(source, int.from_bytes(head[:3], "big"))
-                    if head[3] in (DATA, HEADERS) and head[4] & END_STREAM:
-                        said = answer(int.from_bytes(head[5:], "big"))
+                    payload = read(source, int.from_bytes(head[:3], "big"))
+                    stream = int.from_bytes(head[5:], "big")
+                    if bodies is not None and head[3] == DATA:
+                        bodies[stream] = bodies.get(stream, b"") + payload
+                    if (
+                        head[3] == HEADERS
+                        if bodies is not None
+                        else head[3] <= HEADERS and head[4] & END_STREAM
+                    ):
+                        said = answer(stream)
                         if not said:
                             break
                         connection.sendall(said)
@@ -378,6 +410,18 @@ def test_a_reply_may_come_in_any_pieces() -> None:
         result = load.run(target, "/load.Test/Call", [b"a"], count=3)
     assert result["statuses"] == {"OK": 3}
     assert result["checksum"] == checksum([b"hi"] * 3)
+
+
+def test_a_reply_may_come_before_the_request_is_sent() -> None:
+    """The rest of that request, for which there was no window, is not part of the next."""
+    bodies: dict[int, bytes] = {}
+    with raw_server(
+        lambda stream: reply(stream, status=b"8", body=b"") + frame(WINDOW_UPDATE, 0, 0, b"\0\0\xff\xff"),
+        bodies=bodies,
+    ) as target:
+        result = load.run(target, "/load.Test/Call", [b"x" * 100_000, b"a"], count=4)
+    assert result["statuses"] == {"RESOURCE_EXHAUSTED": 4}
+    assert bodies[3] == b"\0\0\0\0\1a"
 
 
 @pytest.mark.parametrize(

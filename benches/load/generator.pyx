@@ -565,6 +565,7 @@ cdef int on_close(
 cdef int on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept nogil:
     cdef Connection* connection = <Connection*> user_data
     cdef Load* load = connection.load
+    cdef Call* call
     cdef char why[TEXT_BYTES]
     cdef uint32_t allowed
     if frame.hd.type == NGHTTP2_SETTINGS and not (connection.is_ready or frame.hd.flags & NGHTTP2_FLAG_ACK):
@@ -584,6 +585,12 @@ cdef int on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* us
             return fail(load, "the server ended the connection with GOAWAY", why)
         load.n_goaways += not connection.is_draining
         connection.is_draining = True
+    elif frame.hd.type == NGHTTP2_HEADERS and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
+        # An answer before all was sent: the stream is over for gRPC, and for HTTP/2 once we say so.
+        call = <Call*> nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
+        if call != NULL and (load.kind == STREAM or call.n_written < call.n_given):
+            if nghttp2_session_get_stream_local_close(session, frame.hd.stream_id) == 0:
+                nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_NO_ERROR)
     return 0
 
 

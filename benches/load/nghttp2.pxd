@@ -52,6 +52,7 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
 
     enum:
         NGHTTP2_FLAG_NONE
+        NGHTTP2_FLAG_END_STREAM
         NGHTTP2_FLAG_ACK
         NGHTTP2_HEADERS
         NGHTTP2_SETTINGS
@@ -94,6 +95,7 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     ssize_t nghttp2_session_mem_recv(nghttp2_session* session, const uint8_t* data, size_t size)
     int nghttp2_session_resume_data(nghttp2_session* session, int32_t stream_id)
     void* nghttp2_session_get_stream_user_data(nghttp2_session* session, int32_t stream_id)
+    int nghttp2_session_get_stream_local_close(nghttp2_session* session, int32_t stream_id)
     uint32_t nghttp2_session_get_remote_settings(nghttp2_session* session, int32_t settings_id)
     int nghttp2_session_set_local_window_size(
         nghttp2_session* session, uint8_t flags, int32_t stream_id, int32_t window_size)
