@@ -53,7 +53,6 @@ same_structs(__name__, countmin_structs(), pages_structs())
 
 cdef extern from * nogil:
     """
-    #include <math.h>
     #include <stdint.h>
     #include <string.h>
 
@@ -125,7 +124,7 @@ cdef extern from * nogil:
             as_sums[row] = stamps[row];
         for (i = 0; i < n_words; i += 2) {
             const fs_sums begin = *(const fs_sums*)(begins + i);
-            fs_sums found = {INFINITY, INFINITY};
+            fs_sums found = {__builtin_inf(), __builtin_inf()};
             for (row = 0; row < depth; row++) {
                 const fs_sum_bits known = (fs_sum_bits)(begin <= as_sums[row]);
                 const fs_sums held = (fs_sums)((fs_sum_bits)*(const fs_sums*)(cells[row] + i) & known);
