@@ -1,4 +1,4 @@
-"""How many updates and queries a second does one core put through a count-min sketch, and how far off is it?
+"""How many updates and queries a second does one core put through a count-min sketch?
 
 Measured: a table of 69 MB at --headline, 5 rows (delta 0.01), windows of 1 minute to 7 days, on 10 M updates
 over 1 M keys, Zipf with exponent 1.05, in batches of 4,096; queries are the stream's keys, five windows each,
@@ -11,8 +11,7 @@ first half of the fingerprint) with a table of as many rows and as many bytes. I
 conservative update, and it takes one key a call, so that its rate has the call from Python in it. Skipped,
 and said so, where `datasketches` is not installed.
 
-`bench_error`: over-estimates of all keys, mean and 99th percentile, of the conservative sketch and of a plain
-one with the same cells and slices; and the share of keys whose error is above the bound, at most delta.
+How near: bench_accuracy.py.
 """
 
 from __future__ import annotations
@@ -136,44 +135,4 @@ def bench_countmin(
         f"update {ours['update']:.2f}, query of 5 windows {ours['five']:.2f}, of one {ours['one']:.2f} M/s "
         f"of one core; {sketch.shape.bytes / 1e6:.0f} MB, {sketch.shape.depth} rows, {rate} events/s; "
         f"{beside}; checksum {checksum:08x}"
-    )
-
-
-def bench_error(
-    benchmark: BenchmarkFixture, size: Callable[[float, float], float], found: Callable[[str], None]
-) -> None:
-    n, n_keys, epsilon = int(size(20_000, 10_000_000)), int(size(2_000, 1_000_000)), size(1e-2, 2.5e-5)
-    sketch = CountminSketch(epsilon, DELTA, WINDOWS_MS)
-    keys, numbers = stream(n, n_keys)
-    times = START_MS + np.arange(n, dtype=np.int64) // 3  # an hour at --headline
-
-    def fill() -> None:
-        for lo in range(0, n, N_BATCH):
-            sketch.add(keys[numbers[lo : lo + N_BATCH]], times[lo : lo + N_BATCH])
-
-    benchmark.pedantic(fill, rounds=1)
-    truth = np.bincount(numbers, minlength=n_keys)
-    replies = sketch.read(keys, np.full(n_keys, times[-1]), [86_400_000])[:, 0]
-    over = replies["estimate"] - truth
-    # The plain sketch, with the day's slices: one row's cells after another, and the least of each slice.
-    places = sketch.places(keys).astype(np.int64)
-    slice_ms = sketch.shape.slices_ms[3]
-    plain = np.zeros(n_keys)
-    for number in np.unique(times // slice_ms):
-        seen = numbers[times // slice_ms == number]
-        least = np.full(n_keys, np.inf)
-        for row in range(places.shape[1]):
-            cells = np.bincount(places[seen, row], minlength=int(places[:, row].max()) + 1)
-            least = np.minimum(least, cells[places[:, row]])
-        plain += least
-    plain -= truth
-    assert over.min() >= 0
-    bound = float(replies["bound"][0])
-    mean, p99, most = over.mean(), np.percentile(over, 99), over.max()
-    plain_mean, plain_p99, plain_most = plain.mean(), np.percentile(plain, 99), plain.max()
-    found(
-        f"over-estimate of {n_keys} keys, N {n}: mean {mean:.2f}, p99 {p99:.0f}, most {most:.0f}; "
-        f"plain {plain_mean:.2f}, {plain_p99:.0f}, {plain_most:.0f}; "
-        f"above epsilon * N = {bound:.0f}: {(over > bound).mean():.5f} of keys, plain "
-        f"{(plain > bound).mean():.5f}, delta {DELTA}; checksum {zlib.crc32(over.tobytes()):08x}"
     )

@@ -1,4 +1,4 @@
-"""How fast does one core count distinct values, in how many bytes, and how far off are the estimates?
+"""How fast does one core count distinct values, and in how many bytes? (How near: bench_accuracy.py.)
 
 `updates`: additions to many keys whose blocks of values are behind an arena, as in a shard, prefetched
 ahead. Keys are skewed, and so are values (both Zipf 0.99 over a million), so that counters are a few values,
@@ -6,11 +6,6 @@ hundreds, and large sketches at once. `new values`: the values are not skewed, s
 is of a new one: the most that sets can be made to grow. `reads`: as `updates`, and the key is read over five
 windows at each event. Thread CPU time; the counters were filled before. Not measured: hashing, the look-up of
 the row, the sequencer.
-
-`errors`: whole streams of n distinct values, since the others have no windows: bytes, root mean square of the
-relative error, and what counts for a sketch, bytes times squared error, beside Apache DataSketches' HLL and
-CPC, with as many registers and with twice as many. DataSketches (`pip install datasketches`) is not among the
-project's dependencies: the lines say so where it is missing.
 """
 
 from __future__ import annotations
@@ -28,18 +23,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benches import workload
 from featurestore.core.distinct import DistinctCounters
 
-try:
-    import datasketches
-except ImportError:
-    datasketches = None
-
 KEEP_MS = 7 * workload.DAY_MS
 WINDOWS_MS = np.array([600_000, 3_600_000, 6 * 3_600_000, workload.DAY_MS, KEEP_MS], np.int64)
 BATCH = 65_536
 N_VALUES = 1_000_000
-# Relative standard error times the root of the registers. HLL: Flajolet et al. 2007, in DataSketches by HIP;
-# CPC: Lang 2017, by HIP and after a merge; the matrix: from Fisher's information.
-PUBLISHED = "published, times sqrt(m): matrix 0.649, HLL 1.04 (HIP 0.83), CPC 0.69 (HIP 0.59)"
 
 
 def mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -130,66 +117,4 @@ def bench_bytes_of_few_values(
         f"{n_keys} keys, values: block (and all that is held, per key): "
         + ", ".join(f"{n}: {block} ({used:.0f})" for n, block, used in taken)
         + f", checksum {sum(int(used * n_keys) for _, _, used in taken):x}"
-    )
-
-
-def theirs(name: str, lg_k: int) -> object:
-    if name == "CPC":
-        return datasketches.cpc_sketch(lg_k)
-    return datasketches.hll_sketch(lg_k, datasketches.tgt_hll_type.HLL_4)
-
-
-def n_bytes(sketch: object) -> int:
-    if isinstance(sketch, DistinctCounters):
-        return len(sketch.export())
-    compact = getattr(sketch, "serialize_compact", None) or sketch.serialize
-    return len(compact())
-
-
-@pytest.mark.parametrize("n", [1_000, 10_000, 100_000, 1_000_000])
-def bench_errors(
-    benchmark: BenchmarkFixture, size: Callable[[int, int], int], found: Callable[[str], None], n: int
-) -> None:
-    n_trials = max(2, size(100_000, 60_000_000) // n)
-    n_trials = min(n_trials, size(20, 400))
-    tried = [("matrix", 9), ("matrix", 11)]
-    if datasketches is not None:
-        # As many registers, and twice as many: HLL's error is then about that of the matrix.
-        tried += [("HLL", 9), ("HLL", 10), ("CPC", 9), ("CPC", 10)]
-    errors: dict[tuple[str, int], list[float]] = {each: [] for each in tried}
-    sizes: dict[tuple[str, int], list[int]] = {each: [] for each in tried}
-    windows = np.array([KEEP_MS], np.int64)
-    checksum = 0
-
-    def run() -> None:
-        nonlocal checksum
-        rng = np.random.default_rng(n)
-        for _ in range(n_trials):
-            numbers = rng.integers(0, 1 << 63, n, dtype=np.uint64)
-            times = workload.START_MS + np.arange(n, dtype=np.int64) * 100
-            for name, lg_m in tried:
-                if name == "matrix":
-                    sketch = DistinctCounters(keep_ms=KEEP_MS, log2_registers=lg_m, exact_values=512)
-                    sketch.add(mixed(numbers), times)
-                    value = float(sketch.read(sketch.now_ms, windows)[0][0])
-                    checksum = zlib.crc32(sketch.export(), checksum)
-                else:
-                    sketch = theirs(name, lg_m)
-                    for number in numbers.tolist():
-                        sketch.update(number)
-                    value = sketch.get_estimate()
-                errors[name, lg_m].append(value / n - 1)
-                sizes[name, lg_m].append(n_bytes(sketch))
-
-    benchmark.pedantic(run, rounds=1)
-    lines = []
-    for (name, lg_m), off in errors.items():
-        rms, mean_bytes = float(np.sqrt(np.mean(np.square(off)))), float(np.mean(sizes[name, lg_m]))
-        lines.append(
-            f"{name} {1 << lg_m}: {mean_bytes:.0f} B, {rms:.2%} rms "
-            f"({rms * 2 ** (lg_m / 2):.2f}/sqrt(m)), {mean_bytes * rms * rms:.2f} B*error^2"
-        )
-    missing = "" if datasketches else "; WITHOUT DataSketches, which is not installed"
-    found(
-        f"{n} values, {n_trials} streams: {'; '.join(lines)}; {PUBLISHED}{missing}; checksum {checksum:08x}"
     )

@@ -1,20 +1,15 @@
-"""How fast are heaviest values kept and read, what do they cost, and how near are they?
+"""How fast are heaviest values kept and read, and what do they cost? (How near: bench_accuracy.py.)
 
 updates   Tops.add on one thread: skewed keys (Zipf 0.99), each with skewed values (Zipf 1.1), memory fetched
           ahead as a shard does it. CPU time of the thread. Not measured: hashing, the row around it. Then the
           bytes of all blocks per key, and of the hottest.
 read      a hot key's lists over five windows.
-stream    one key, one window that holds the whole stream, beside Apache DataSketches' frequent items (`pip
-          install datasketches`; skipped without it) of three sizes: what each says of the true ten
-          heaviest. DataSketches knows no time: it answers this one window only, ours every one. Its update is
-          called once per item from Python, so its time is not compared.
 """
 
 from __future__ import annotations
 
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -158,49 +153,4 @@ def bench_read(
     found(
         f"{micros:.1f} us for the lists of {WINDOWS_MS.size} windows of a key of {n_events:,} events and "
         f"{tops.block_bytes(0):,} bytes {tops.counts(0)}; checksum {zlib.crc32(repr(total).encode()):08x}"
-    )
-
-
-def bench_stream_beside_datasketches(
-    benchmark: BenchmarkFixture,
-    size: Callable[[int, int], int],
-    found: Callable[[str], None],
-    values: Values,
-) -> None:
-    datasketches = pytest.importorskip(
-        "datasketches", reason="needs Apache DataSketches beside it: pip install datasketches"
-    )
-    n_events = size(20_000, 1_000_000)
-    drawn = values.draw(np.random.default_rng(9), n_events)
-    counts = Counter(drawn.tolist())
-    heaviest = counts.most_common(10)
-    times = workload.START_MS + np.arange(n_events, dtype=np.int64)
-    adds = Adds.of(np.zeros(n_events, np.int64), drawn, values, times)
-    tops = benchmark.pedantic(lambda: Tops(1, **SETTINGS), rounds=1)
-    adds.into(tops)
-    (window,) = tops.read(0, int(times[-1]), 0, np.array([10**15], np.int64))
-    listed = {int(value.text[1:]): value for value in window.listed if value.text}
-    ours = [
-        (listed[v].lower, listed[v].upper) if v in listed else (0, window.rest_upper) for v, _ in heaviest
-    ]
-    assert all(lo <= n <= hi for (lo, hi), (_, n) in zip(ours, heaviest, strict=True))
-
-    def width(bounds: list[tuple[float, float]]) -> str:
-        return f"{np.mean([hi - lo for lo, hi in bounds]) / n_events:.3%}"
-
-    lines = [f"ours, all windows: {tops.block_bytes(0):,} bytes, {width(ours)}"]
-    for lg_max_k in (10, 11, 12):
-        sketch = datasketches.frequent_strings_sketch(lg_max_k)
-        for value in drawn.tolist():
-            sketch.update(f"t{value:09d}")
-        theirs = [
-            (sketch.get_lower_bound(text), sketch.get_upper_bound(text))
-            for text in (f"t{v:09d}" for v, _ in heaviest)
-        ]
-        assert all(lo <= n <= hi for (lo, hi), (_, n) in zip(theirs, heaviest, strict=True))
-        lines.append(f"DataSketches 2^{lg_max_k}: {len(sketch.serialize()):,} bytes, {width(theirs)}")
-    checksum = zlib.crc32(repr([*ours, window.total]).encode())
-    found(
-        f"width of the bounds of the true ten heaviest, of all {n_events:,} events: {'; '.join(lines)}; "
-        f"checksum {checksum:08x}"
     )

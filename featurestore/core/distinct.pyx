@@ -56,7 +56,7 @@ here, the lists packed):
 
 The matrix wins although it keeps every cell, since each says more and needs no rank and no list to be
 walked. What windows cost: the whole-stream sketches of Apache DataSketches 5.2, which forget times, on the
-same streams (benches/bench_distinct.py: bytes, rms of the error, and that times sqrt(m); published 0.649,
+same streams (benches/bench_accuracy.py: bytes, rms of the error, and that times sqrt(m); published 0.649,
 0.83, 0.59):
 
     n            matrix 512               HLL_4 512              CPC 512

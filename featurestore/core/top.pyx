@@ -38,7 +38,7 @@ bytes are those step functions; left uncounted, 400 values would come to 0.06, 0
 KB, so a coarser way to carry that error, if one is found, would make it the better one. Coarse edges do not
 hurt: in the entry at the edge only a value's own count is in doubt. A counter with its own missed, not only
 the entry's, keeps a value exact that no part ever lost. A sketch of the whole stream, which answers one
-window only, is nearer for fewer bytes: see benches/bench_top.py, beside Apache DataSketches.
+window only, is nearer for fewer bytes: see benches/bench_accuracy.py, beside Apache DataSketches.
 
 The estimate is lower + half of what the edges may add + an eighth of what summaries may have missed. Mean
 error of the ten listed on the three streams above and on Zipf 0.99 and 1.3 whose popular values change, in
