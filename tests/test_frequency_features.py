@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import struct
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -26,8 +27,10 @@ from reference.naive import (
 )
 from reference.written import features, yaml
 
+from featurestore.core.frequency import summaries
+from featurestore.core.state import State
 from featurestore.errors import SchemaError
-from featurestore.plan import Plan, Structure
+from featurestore.plan import MAX_FUTURE_MS, Plan, Structure
 from featurestore.schema import compile_schema
 
 FEATURES = features("count", "10s 60s") + features("sum", "60s", value="x")
@@ -98,6 +101,17 @@ def test_late_is_what_the_clock_of_the_type_says(clock: str) -> None:
     taken, _ = store.submit("e", rows, "s", **options)
     assert [answer.outcome for answer in taken] == [ACCEPTED, ACCEPTED, LATE]
     assert answers(store, now - 20_000, **options)[1][1] == 1.0, "an event that was let in was not counted"
+
+
+@pytest.mark.parametrize("max_future_ms", [-1, MAX_FUTURE_MS + 1])
+def test_no_clock_lets_in_what_a_sketch_could_not_keep(max_future_ms: int) -> None:
+    """An event from so far ahead would push out of a sketch what the clock still lets in."""
+    plan = compile_schema(yaml(schema()))
+    State(plan, clock="wall", max_future_ms=MAX_FUTURE_MS)
+    with pytest.raises(
+        ValueError, match=f"max_future_ms is {max_future_ms}; it is 0 to 10000, since sketches"
+    ):
+        State(plan, clock="wall", max_future_ms=max_future_ms)
 
 
 def test_one_that_is_late_for_the_sketch_only_is_accepted() -> None:
@@ -254,16 +268,100 @@ services: {s: [v.*]}
     assert got["v.count_1h"].lower < got["v.count_1h"].value
 
 
-def test_a_saturated_counter_says_n() -> None:
-    """A sum at infinity says nothing that is finite; a count would need 2^31 events in a slice."""
+MAX_COUNT = 2**31 - 1
+HEAD = 0xFFFFFFFF
+
+
+def nearly_full(records: bytes, count: int) -> bytes:
+    """Records of a shard's sketches of counts (frequency.pxd, countmin.pxd) in which every counter that is 1
+    is `count` instead, and every total with it."""
+    out, at = bytearray(records), 0
+    while at < len(out):
+        (size,) = struct.unpack_from("<I", out, at + 16)
+        number, payload_bytes = struct.unpack_from("<II", out, at + 20)
+        payload, end = at + 28, at + 28 + payload_bytes
+        at += 20 + size
+        if number == HEAD:
+            (levels,) = struct.unpack_from("<I", out, payload + 20)
+            for total in range(payload + 48 + 16 * levels, end, 8):
+                if struct.unpack_from("<d", out, total) == (1.0,):
+                    struct.pack_into("<d", out, total, count)
+            continue
+        while payload < end:
+            (mask,) = struct.unpack_from("<Q", out, payload + 8)
+            payload += 16
+            for counter in range(payload, payload + 4 * mask.bit_count(), 4):
+                assert struct.unpack_from("<I", out, counter) == (1,)
+                struct.pack_into("<I", out, counter, count)
+            payload += 8 * -(-mask.bit_count() // 2)
+    return bytes(out)
+
+
+def test_a_count_that_is_full_says_n_which_is_certain() -> None:
+    """2^31 events of one key, but for most of them: counters of one event are written up in their records."""
+    counts = View("e", {"k": "k", "q": "q"}, features("count", "10s 60s"), sketch=(0.01, 0.01))
+    text = yaml(Schema({"e": KIND}, {"v": counts}, {"s": ["v.count_10s", "v.count_60s"]}))
+    before, engine = Engine(text, n_shards=1), Engine(text, n_shards=1)
+    before.submit("e", {"ts": [1_000_000], "k": ["a"], "q": ["z"]})
+    _, head = before.state.cut()
+    before.state.copy_shard(0)
+    engine.state.import_head(head)
+    engine.state.import_sketches(0, nearly_full(bytes(before.state.copy_sketches(0)), MAX_COUNT - 1))
+
+    def add(key: str, at: int, n: int = 1, **options: Any) -> Any:
+        _, vectors = engine.submit("e", {"ts": [at] * n, "k": [key] * n, "q": ["z"] * n}, "s", **options)
+        assert vectors is not None
+        return list(dict(vectors.got(n - 1)).values())[1]
+
+    def read(key: str, at: int, truth: int) -> Any:
+        got = dict(engine.read("s", {"k": [key], "q": ["z"]}, as_of=at).got(0))["v.count_60s"]
+        assert got.lower <= truth <= got.upper == got.value
+        return got
+
+    assert read("a", 1_000_000, MAX_COUNT - 1).value == MAX_COUNT - 1
+    full_records = nearly_full(bytes(before.state.copy_sketches(0)), MAX_COUNT)
+    assert [each.n_saturated for each in summaries(full_records).values()] == [5 * 3], "5 rows, 3 levels"
+    peeked = add("a", 1_000_000, peek=True)
+    assert (peeked.value, peeked.upper) == (MAX_COUNT, MAX_COUNT)
+    assert add("a", 1_000_000) == peeked
+    assert add("a", 1_000_000, 5).value == MAX_COUNT + 5, "its counters are full: N, here all its own"
+    assert add("b", 1_000_000).value == 1.0, "who shares no full cell is as before"
+    full = read("a", 1_000_000, MAX_COUNT + 5)
+    assert full.value == MAX_COUNT + 6
+    assert full.lower == pytest.approx(MAX_COUNT - math.e / 272 * (MAX_COUNT + 6))
+    engine.restart()
+    assert read("a", 1_000_000, MAX_COUNT + 5) == full
+    add("b", 1_070_000)
+    add("a", 1_070_000)
+    assert read("a", 1_070_000, 1).value == 1.0, "what was full has aged"
+
+
+def test_a_sum_beyond_all_numbers_is_unavailable_and_others_are_not() -> None:
     store = opened()
     store.submit("e", [pair(1_000_000, "warm")])
-    store.engine.submit("e", store._data("e", [pair(1_100_000, x=1.7e308) for _ in range(3)]))
-    vectors = store.engine.read("s", {"k": ["a"], "q": ["z"]}, as_of=1_100_000)
-    got = dict(vectors.got(0))
+
+    def read(key: str, at: int) -> Any:
+        vectors = store.engine.read("s", {"k": [key], "q": ["z"]}, as_of=at)
+        return dict(vectors.got(0))
+
+    rows = [pair(1_100_000, x=1.7e308) for _ in range(3)] + [pair(1_100_000, str(i), x=2.0) for i in range(9)]
+    _, seen = store.engine.submit("e", store._data("e", rows), "s")
+    assert seen is not None
+    got = read("a", 1_100_000)
     assert got["v.count_60s"].value == 3.0
     assert got["v.sum_x_60s"].status == UNAVAILABLE
-    assert math.isnan(got["v.sum_x_60s"].value)
+    assert all(math.isnan(each) for each in (got["v.sum_x_60s"].value, got["v.sum_x_60s"].upper))
+    assert [vector["v.sum_x_60s"].status for vector in map(dict, map(seen.got, range(3)))] == [
+        PRESENT, UNAVAILABLE, UNAVAILABLE,
+    ]  # fmt: skip
+    for i in range(9):  # also of the shard whose N is infinite
+        other = read(str(i), 1_100_000)["v.sum_x_60s"]
+        assert (other.status, other.value, other.upper) == (PRESENT, 2.0, 2.0)
+        assert 0 <= other.lower <= 2.0
+    store.engine.restart()
+    assert read("a", 1_100_000)["v.sum_x_60s"].status == UNAVAILABLE
+    store.engine.submit("e", store._data("e", [pair(1_180_000, x=3.0)]))
+    assert read("a", 1_180_000)["v.sum_x_60s"].value == 3.0, "what was infinite has aged"
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -40,7 +40,7 @@ class State:
         n_shards: int = 64,
         threads: int = 1,
         max_memory_bytes: int = 0,
-        max_future_ms: int = 10_000,
+        max_future_ms: int = ...,
         max_producers: int = 8192,
         max_ids: int = 10_000_000,
     ) -> None: ...

@@ -55,7 +55,7 @@ from featurestore.core.structs import same_structs
 from featurestore.errors import (
     CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError,
 )
-from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
+from featurestore.plan import MAX_FUTURE_MS, EventPlan, FieldPlan, Kind, TimePlan
 
 same_structs(__name__, state_structs(), hashing_structs(), kept_structs())
 
@@ -843,11 +843,12 @@ cdef class State:
 
     clock: "event" or "wall" (design §2.2). secret: 16 bytes that key every fingerprint. n_shards: a power of
     two; with the secret part of the store's identity. threads: how many apply one large batch together.
-    max_memory_bytes: rows past this are refused, 0 for no limit.
+    max_memory_bytes: rows past this are refused, 0 for no limit. max_future_ms: how far ahead of the wall
+    clock an event may be, MAX_FUTURE_MS at most.
     """
 
     def __init__(self, plan not None, *, str clock="event", bytes secret=bytes(16), uint32_t n_shards=64,
-                 uint32_t threads=1, uint64_t max_memory_bytes=0, int64_t max_future_ms=10_000,
+                 uint32_t threads=1, uint64_t max_memory_bytes=0, int64_t max_future_ms=MAX_FUTURE_MS,
                  uint64_t max_producers=8192, uint64_t max_ids=10_000_000):
         cdef uint32_t i
         if self.made:
@@ -860,6 +861,10 @@ cdef class State:
             raise ValueError(f"n_shards is {n_shards}; it is a power of two up to {MAX_SHARDS}")
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"threads is {threads}; it is 1 to {MAX_THREADS}")
+        # Further ahead, and what the clock lets in could be older than a sketch keeps: see frequency.pxd.
+        if not 0 <= max_future_ms <= MAX_FUTURE_MS:
+            raise ValueError(f"max_future_ms is {max_future_ms}; it is 0 to {MAX_FUTURE_MS}, since sketches "
+                             f"keep so much more than their windows and lateness")
         self.compiled = CompiledPlan(plan)
         self.c.plan = self.compiled.c
         self.c.threads = threads
