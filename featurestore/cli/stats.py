@@ -29,6 +29,8 @@ NAMES = (
     "vectors_read",
     "rows",
     "row_bytes",
+    "sketches",
+    "sketch_bytes",
     "position",
     "durable_position",
     "checkpoint_position",

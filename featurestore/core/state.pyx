@@ -1296,14 +1296,19 @@ cdef class State:
             bytes_clear(&out)
 
     def stats(self):
-        """Counts: rows, used_bytes (rows, logs and index), ids, producers, position."""
-        cdef uint64_t rows = 0
+        """Counts: rows, used_bytes (rows, logs, index and sketches), sketches (tables), sketch_bytes, ids,
+        producers, position."""
+        cdef uint64_t rows = 0, sketches = 0, sketch_bytes = 0
         cdef uint32_t i
         for i in range(self.c.n_shards):
             rows += self.c.shards[i].table.n_rows
+            sketches += self.c.shards[i].frequencies.n
+            sketch_bytes += self.c.shards[i].frequencies.n_bytes
         return {
             "rows": rows,
             "used_bytes": _used_bytes(&self.c),
+            "sketches": sketches,
+            "sketch_bytes": sketch_bytes,
             "ids": self.c.sequencer.n_ids,
             "producers": self.c.sequencer.producers.n_producers,
             "position": self.c.sequencer.position,

@@ -43,7 +43,8 @@ _COUNTERS = (
 )
 _GAUGES = (
     ("rows", "rows", "Rows held."),
-    ("row_bytes", "used_bytes", "Memory that rows, logs and their index take."),
+    ("row_bytes", "used_bytes", "Memory that rows, logs, their index and sketches take."),
+    ("sketch_bytes", "sketch_bytes", "Memory that sketches take, part of row_bytes."),
     ("remembered_ids", "ids", "Event ids remembered for deduplication."),
     ("remembered_producers", "producers", "Producers remembered for deduplication."),
     ("journal_bytes", "journal_bytes", "Size of the journal's files."),

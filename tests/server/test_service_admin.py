@@ -64,6 +64,28 @@ def test_stats_count_what_happened(house: House) -> None:
     assert stats.journal_bytes > 0
 
 
+def test_stats_and_metrics_tell_what_sketches_take(tmp_path: Path) -> None:
+    sketched = SCHEMA.replace(
+        "    key: [ip, track]\n    windows: [1h]\n    features: [count]",
+        "    key: [ip, track]\n    windows: [1h]\n    features: [count, sum(ms_played)]\n"
+        "    store: sketch\n    epsilon: 0.1\n    delta: 0.1",
+    )
+    assert sketched != SCHEMA
+    with serving(tmp_path, metrics="localhost:0") as house, house.admin() as admin:
+        stats = admin.Stats(admin_pb.StatsRequest())
+        assert (stats.sketches, stats.sketch_bytes) == (0, 0)
+    with serving(tmp_path / "other", schema=sketched, metrics="localhost:0") as house, house.admin() as admin:
+        stats = admin.Stats(admin_pb.StatsRequest())
+        with urllib.request.urlopen(f"http://{house.server.metrics_address}/metrics") as reply:
+            lines = dict(line.rsplit(" ", 1) for line in reply.read().decode().splitlines() if line[0] != "#")
+    n_shards = house.engine.directory.identity.n_shards
+    cells = 3 * 28  # ceil(ln(1 / delta)) rows of ceil(e / epsilon)
+    assert stats.sketches == 2 * n_shards
+    assert stats.sketch_bytes == n_shards * cells * (128 + 256)
+    assert stats.row_bytes > stats.sketch_bytes
+    assert float(lines["featurestore_sketch_bytes"]) == stats.sketch_bytes
+
+
 def test_checkpoint_says_what_it_wrote(house: House) -> None:
     house.hot.Observe(observe(play()))
     with house.admin() as admin:
