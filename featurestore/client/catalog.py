@@ -61,6 +61,7 @@ def _service(service: registry.ServiceSchema) -> ServiceSchema:
             by_zero=feature.by_zero if feature.HasField("by_zero") else None,
             half_life_ms=feature.half_life_ms or None,
             confidence=feature.confidence,
+            k=feature.k or None,
         )
         for feature in service.features
     )

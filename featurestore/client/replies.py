@@ -249,6 +249,7 @@ class FeatureSchema:
     by_zero: float | None = None  # the value of a formula that divides by zero; None: NaN
     half_life_ms: int | None = None  # of what decays
     confidence: float = 1.0  # at which its bounds hold, at least; 1: certain
+    k: int | None = None  # of what has a list of heaviest values: how many it has, at most
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ cdef enum Method:
     METHOD_INGEST_STREAM = 3         # one message of an IngestStream
     METHOD_READ_STREAM = 4           # one message of a GetFeaturesStream
     N_METHODS = 5
+    COUNTED_HEAVIEST = 5             # GetHeaviest: answered by heaviest.py, and only counted here
+    N_COUNTED = 6
 
 cdef enum Answer:
     ANSWER_DONE = 0                  # Call.reply is the message to send
@@ -94,7 +96,7 @@ ctypedef struct DispatcherC:
     uint32_t n_calls                 # made
     uint32_t n_idle
     uint32_t max_calls
-    MethodCounts methods[N_METHODS]
+    MethodCounts methods[N_COUNTED]
     uint64_t refused[N_REASONS]      # events, by Outcome - 16
 
 # A Call, or NULL: as many as allowed are in use, or there is no memory. Answer RESOURCE_EXHAUSTED.

@@ -628,16 +628,20 @@ cdef class Dispatcher:
             raise error
         dispatcher_finish(&self.c, method, began_ns, 0)
 
+    def count_heaviest(self, uint64_t began_ns, int status):
+        """Counts a GetHeaviest that began at began_ns (monotonic) and ends now with a gRPC status code."""
+        dispatcher_finish(&self.c, COUNTED_HEAVIEST, began_ns, status)
+
     def counts(self):
         """Since it was made. By method: calls, seconds, latencies ((bound in seconds, calls) not cumulative,
         the last bound infinite) and failures by gRPC status code; and refused events by Outcome."""
         cdef MethodCounts* counts
         cdef int i, j
         methods = {}
-        for i in range(<int>N_METHODS):
+        for i in range(<int>N_COUNTED):
             counts = &self.c.methods[i]
             bounds = [2.0 ** j / 1e6 for j in range(N_LATENCIES - 1)] + [float("inf")]
-            methods[METHODS[i]] = {
+            methods["GetHeaviest" if i == COUNTED_HEAVIEST else METHODS[i]] = {
                 "calls": fs_load(&counts.calls),
                 "seconds": fs_load(&counts.total_ns) / 1e9,
                 "latencies": [(bounds[j], fs_load(&counts.latencies[j])) for j in range(<int>N_LATENCIES)],

@@ -1,11 +1,13 @@
 """GetHeaviest: the lists behind shares and entropies, raw values with their counts.
 
-Rare, and not on the hot path: one key set a call, on the threads of reads. Consistent per key.
+Rare, and not on the hot path: one key set a call, on the threads of reads. Consistent per key. Counted with
+the hot methods.
 """
 
 from __future__ import annotations
 
 import struct
+import time
 from typing import Any
 
 import grpc
@@ -14,13 +16,16 @@ from featurestore.engine import Engine
 from featurestore.errors import UnknownNameError
 from featurestore.plan import Kind, Plan
 from featurestore.server.admin import key_texts
+from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.grpc_front import SERVICE, Handlers, abort
+from featurestore.server.names import another_service
+from featurestore.server.status import Status, status_of
 from featurestore.v1 import feature_store_service_pb2 as pb
 
 
 class Heaviest:
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, dispatcher: Dispatcher) -> None:
+        self._engine, self._dispatcher = engine, dispatcher
 
     def add_to(self, server: Handlers) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -34,10 +39,14 @@ class Heaviest:
         server.add_registered_method_handlers(SERVICE, handlers)
 
     def _get(self, request: pb.GetHeaviestRequest, context: grpc.ServicerContext) -> pb.GetHeaviestResponse:
+        began_ns = time.monotonic_ns()
         try:
-            return self._read(request)
+            response = self._read(request)
         except Exception as error:
+            self._dispatcher.count_heaviest(began_ns, status_of(error))
             abort(context, error)
+        self._dispatcher.count_heaviest(began_ns, Status.OK)
+        return response
 
     def _read(self, request: pb.GetHeaviestRequest) -> pb.GetHeaviestResponse:
         parts = {name: text.encode() for name, text in key_texts(request.key_set.parts).items()}
@@ -50,7 +59,11 @@ class Heaviest:
                 raise UnknownNameError(
                     f"there is no service {request.service[:100]!r}; there is {known[:1000]}"
                 )
-            at_ms, found = self._engine.lists(names.index(request.service), parts, as_of=as_of)
+            service = names.index(request.service)
+            fingerprint = int(plan.services[service].fingerprint, 16)
+            if request.HasField("fingerprint") and request.fingerprint != fingerprint:
+                raise another_service(request.service)
+            at_ms, found = self._engine.lists(service, parts, as_of=as_of)
             if self._engine.state.plan is plan:  # else its numbers may be another schema's
                 return _response(plan, at_ms, found)
 

@@ -1,5 +1,6 @@
 from typing import Final, final
 
+from featurestore.errors import SchemaMismatchError
 from featurestore.plan import Plan
 
 @final
@@ -9,3 +10,5 @@ class WireSchema:
     def __init__(
         self, plan: Plan, *, max_message_bytes: int = ..., max_rows: int = ..., max_values: int = ...
     ) -> None: ...
+
+def another_service(name: str) -> SchemaMismatchError: ...

@@ -170,6 +170,14 @@ def _meant(str name, names):
     return f"; did you mean {close[0]}?" if close else f"; there is {', '.join(sorted(names)) or 'none'}"
 
 
+def another_service(str name):
+    """The error for a request whose fingerprint is not the service's."""
+    return SchemaMismatchError(
+        f"service {name!r} is not the one that the fingerprint stands for; "
+        "fetch its features again with GetSchema"
+    )
+
+
 _BAD_KEYS = {
     REFUSED_KEY: "a key is a number that is not whole; send text or an integer",
     REFUSED_KEY_TOO_LONG: f"a key is longer than {MAX_TEXT_BYTES} bytes",
@@ -250,8 +258,5 @@ cdef object wire_exception(WireSchema schema, const WireError* error):
     if code == WIRE_AS_OF_TWICE:
         return InvalidEventError("as_of_ms and as_of_each_ms are both given; send one of them")
     if code == WIRE_FINGERPRINT:
-        return SchemaMismatchError(
-            f"service {name!r} is not the one that the fingerprint stands for; "
-            "fetch its features again with GetSchema"
-        )
+        return another_service(name)
     raise AssertionError(f"no words for wire status {code}")

@@ -81,6 +81,7 @@ def _feature(plan: Plan, feature: FeaturePlan | DerivedPlan) -> pb.FeatureSchema
         parts=plan.entities[view.entity].parts,
         excludes_self=feature.exclude_self,
         half_life_ms=view.half_life_ms,
+        k=0 if plan.list_of(feature) is None else view.k,
         confidence=plan.confidence_of(feature),
     )
 

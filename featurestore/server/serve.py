@@ -141,7 +141,7 @@ class Server:
 
     def _add_services(self) -> None:
         self._registry.add_to(self.front)
-        heaviest.Heaviest(self.engine).add_to(self.front)
+        heaviest.Heaviest(self.engine, self.dispatcher).add_to(self.front)
         admin.Admin(self.engine).add_to(self._admin)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.front)
         hot = feature_store_service_pb2.DESCRIPTOR.services_by_name["FeatureStoreService"].full_name

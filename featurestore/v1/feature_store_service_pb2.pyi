@@ -146,14 +146,16 @@ class GetFeaturesStreamResponse(_message.Message):
     def __init__(self, read: _Optional[_Union[GetFeaturesResponse, _Mapping]] = ...) -> None: ...
 
 class GetHeaviestRequest(_message.Message):
-    __slots__ = ("service", "key_set", "as_of_ms")
+    __slots__ = ("service", "key_set", "as_of_ms", "fingerprint")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     KEY_SET_FIELD_NUMBER: _ClassVar[int]
     AS_OF_MS_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     service: str
     key_set: _types_pb2.KeySet
     as_of_ms: int
-    def __init__(self, service: _Optional[str] = ..., key_set: _Optional[_Union[_types_pb2.KeySet, _Mapping]] = ..., as_of_ms: _Optional[int] = ...) -> None: ...
+    fingerprint: int
+    def __init__(self, service: _Optional[str] = ..., key_set: _Optional[_Union[_types_pb2.KeySet, _Mapping]] = ..., as_of_ms: _Optional[int] = ..., fingerprint: _Optional[int] = ...) -> None: ...
 
 class GetHeaviestResponse(_message.Message):
     __slots__ = ("lists", "read_at_ms")

@@ -131,7 +131,7 @@ class EntitySchema(_message.Message):
     def __init__(self, parts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FeatureSchema(_message.Message):
-    __slots__ = ("name", "aggregate", "field", "window_ms", "offset_ms", "parts", "excludes_self", "formula", "by_zero", "half_life_ms", "confidence")
+    __slots__ = ("name", "aggregate", "field", "window_ms", "offset_ms", "parts", "excludes_self", "formula", "by_zero", "half_life_ms", "confidence", "k")
     NAME_FIELD_NUMBER: _ClassVar[int]
     AGGREGATE_FIELD_NUMBER: _ClassVar[int]
     FIELD_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,7 @@ class FeatureSchema(_message.Message):
     BY_ZERO_FIELD_NUMBER: _ClassVar[int]
     HALF_LIFE_MS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
     name: str
     aggregate: Aggregate
     field: str
@@ -154,7 +155,8 @@ class FeatureSchema(_message.Message):
     by_zero: float
     half_life_ms: int
     confidence: float
-    def __init__(self, name: _Optional[str] = ..., aggregate: _Optional[_Union[Aggregate, str]] = ..., field: _Optional[str] = ..., window_ms: _Optional[int] = ..., offset_ms: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., excludes_self: _Optional[bool] = ..., formula: _Optional[str] = ..., by_zero: _Optional[float] = ..., half_life_ms: _Optional[int] = ..., confidence: _Optional[float] = ...) -> None: ...
+    k: int
+    def __init__(self, name: _Optional[str] = ..., aggregate: _Optional[_Union[Aggregate, str]] = ..., field: _Optional[str] = ..., window_ms: _Optional[int] = ..., offset_ms: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., excludes_self: _Optional[bool] = ..., formula: _Optional[str] = ..., by_zero: _Optional[float] = ..., half_life_ms: _Optional[int] = ..., confidence: _Optional[float] = ..., k: _Optional[int] = ...) -> None: ...
 
 class ServiceSchema(_message.Message):
     __slots__ = ("name", "fingerprint", "features", "parts")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,6 +149,7 @@ def test_calls_are_counted_by_status_and_time(tmp_path: Path) -> None:
         assert dispatcher.counts()["methods"]["IngestStream"]["calls"] == 0
         dispatcher.end(hot.INGEST_STREAM, position, began)
         assert pb.IngestStreamResponse.FromString(reply).batch.ack == types.ACK_DURABLE
+        dispatcher.count_heaviest(time.monotonic_ns(), 9)
         counts = dispatcher.counts()["methods"]
         assert {name: (c["calls"], c["failed"]) for name, c in counts.items()} == {
             "Observe": (1, {}),
@@ -155,6 +157,7 @@ def test_calls_are_counted_by_status_and_time(tmp_path: Path) -> None:
             "GetFeatures": (3, {3: 1}),
             "IngestStream": (1, {}),
             "GetFeaturesStream": (0, {}),
+            "GetHeaviest": (1, {9: 1}),
         }
         for c in counts.values():
             assert sum(n for _, n in c["latencies"]) == c["calls"]

@@ -15,6 +15,7 @@ from featurestore.cli import main
 from featurestore.client import AsyncClient, Client, HeavyList, Status
 from featurestore.v1 import admin_service_pb2 as admin
 from featurestore.v1 import feature_store_service_pb2 as pb
+from featurestore.v1 import registry_service_pb2 as registry
 
 TOP = """\
   heavy:
@@ -86,7 +87,42 @@ def test_what_is_not_there(tmp_path: Path, serving: Serving) -> None:
         assert not read(house, ip="1.2.3.4").lists[0].values
 
 
-def test_a_list_that_was_merged_says_between_what_its_counts_are(tmp_path: Path, serving: Serving) -> None:
+def test_a_fingerprint_that_is_not_the_services_is_a_failed_precondition(tmp_path: Path, serving: Serving) -> None:
+    with serving(tmp_path, schema=SOURCE) as house:
+        fed(house)
+        (service,) = house.registry.GetSchema(registry.GetSchemaRequest(service="heavy")).services
+        request = pb.GetHeaviestRequest(
+            service="heavy", key_set=keys(ip="1.2.3.4"), fingerprint=service.fingerprint
+        )
+        assert house.hot.GetHeaviest(request) == read(house, ip="1.2.3.4")
+        for wrong in (service.fingerprint ^ 1, 0):
+            request.fingerprint = wrong
+            code, words = status_of(lambda: house.hot.GetHeaviest(request))
+            assert code is grpc.StatusCode.FAILED_PRECONDITION
+            assert "service 'heavy' is not the one that the fingerprint stands for" in words
+        counts = house.server.dispatcher.counts()["methods"]["GetHeaviest"]
+        assert (counts["calls"], counts["failed"]) == (4, {9: 2})
+        assert sum(n for _, n in counts["latencies"]) == 4
+        assert 0 < counts["seconds"] < 60
+
+
+def test_get_schema_says_how_long_the_lists_are(tmp_path: Path, serving: Serving) -> None:
+    with serving(tmp_path, schema=SOURCE) as house:
+        (service,) = house.registry.GetSchema(registry.GetSchemaRequest(service="heavy")).services
+        with Client(str(house.server.address)) as client:
+            known = client.schema().services
+        said = {feature.name: feature.k for feature in service.features}
+        assert said == {
+            "heavy.top_track_share_1h": 2, "heavy.top_track_share_2h": 2,
+            "heavy.top_track_entropy_1h": 2, "heavy.top_track_entropy_2h": 2,
+            "heavy.long_share_1h": 3, "heavy.long_entropy_1h": 3,
+            "heavy.hour_entropy_1h": 0, "heavy.hour_entropy_2h": 0,
+        }  # fmt: skip
+        assert {feature.name: feature.k or 0 for feature in known["heavy"].features} == said
+        assert [feature.k for feature in known["first"].features] == [2, None]
+
+
+def test_a_list_that_was_merged_says_between_what_its_counts_are(tmp_path: Path) -> None:
     with serving(tmp_path, schema=SOURCE) as house:
         plays(house, ["old"], ip="9.9.9.9", at=T0 - 3 * HOUR_MS)
         tracks = [f"t{i}" if i % 2 else "hit" for i in range(400)]
