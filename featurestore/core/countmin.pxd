@@ -85,6 +85,7 @@ ctypedef struct CountminC:       # a view's sketches: each shard has one
 ctypedef struct Ruler:           # which slices a cell holds when the newest event is in `tick`
     int32_t tick                 # counted from the sketch's origin, above 0; 0 before any event
     uint32_t newest[MAX_LEVELS]  # where the newest slice of each level is
+    int64_t numbers[MAX_LEVELS]  # which slice that is: n of slice_ms * n <= time < slice_ms * (n + 1)
     int32_t begins[MAX_WORDS]   # the tick with which the slice in each place begins: a cell holds it if its
                                  # stamp is not before that
     double begins_as_sums[MAX_WORDS]    # the same, to be compared beside sums

@@ -278,6 +278,7 @@ cdef void _rule(const Shape* shape, int64_t origin_ms, int64_t newest_ms, Ruler*
         level = &shape.levels[i]
         newest = _quotient(newest_ms, level.slice_ms)
         ruler.newest[i] = _slot(level, newest)
+        ruler.numbers[i] = newest
         for number in range(newest - level.n_slices + 1, newest + 1):
             slot = _slot(level, number)
             ruler.begins[slot] = <int32_t>((number * level.slice_ms - origin_ms) // shape.unit_ms)
@@ -740,18 +741,25 @@ cdef inline bint _sum(const WindowAt* window, const Counter* counters, double* t
     return not saturated
 
 
-cdef void _find_slices(const Countmin* sketch, const Level* level, int64_t from_ms, int64_t until_ms,
+cdef inline uint32_t _slot_before(const Level* level, uint32_t slot, int64_t n) noexcept nogil:
+    """Where the slice n before the one in `slot` lies, both of them kept: without dividing, as _slot does."""
+    cdef int64_t place = <int64_t>slot - n
+    return <uint32_t>(place + level.n_slices if place < level.first else place)
+
+
+cdef void _find_slices(const Countmin* sketch, uint32_t k, int64_t from_ms, int64_t until_ms,
                        WindowAt* window) noexcept nogil:
-    """What of a level a window touches that begins with from_ms, in a slice kept, no later than the newest
+    """What of level k a window touches that begins with from_ms, in a slice kept, no later than the newest
     event."""
-    cdef int64_t newest = _quotient(sketch.newest_ms, level.slice_ms)
-    cdef int64_t first = _quotient(from_ms, level.slice_ms), last = _quotient(until_ms - 1, level.slice_ms)
+    cdef const Level* level = &sketch.shape.levels[k]
+    cdef int64_t newest = sketch.now.numbers[k], last = newest
+    cdef int64_t first = _quotient(from_ms, level.slice_ms)
     cdef int64_t end_ms
     cdef uint32_t first_slot, last_slot
-    if last > newest:
-        last = newest
-    first_slot = _slot(level, first)
-    last_slot = _slot(level, last)
+    if until_ms <= newest * level.slice_ms:        # mostly it ends in the newest slice, or after it
+        last = _quotient(until_ms - 1, level.slice_ms)
+    first_slot = _slot_before(level, sketch.now.newest[k], newest - first)
+    last_slot = _slot_before(level, sketch.now.newest[k], newest - last)
     memset(window.ranges, 0, sizeof(window.ranges))
     window.ranges[0][0] = first_slot
     if first_slot <= last_slot:
@@ -776,7 +784,7 @@ cdef void countmin_frame(const Countmin* sketch, int64_t at_ms, const int64_t* w
                          Frame* frame) noexcept nogil:
     cdef const Shape* shape = &sketch.shape
     cdef WindowAt* window
-    cdef int64_t from_ms, newest
+    cdef int64_t from_ms
     cdef double inside
     cdef uint32_t i, k
     frame.n_windows = n_windows
@@ -788,10 +796,9 @@ cdef void countmin_frame(const Countmin* sketch, int64_t at_ms, const int64_t* w
             continue
         window.status = REPLY_UNAVAILABLE
         for k in range(shape.n_levels):            # the finest slices that reach so far back
-            newest = _quotient(sketch.newest_ms, shape.levels[k].slice_ms)
-            if from_ms >= (newest - shape.levels[k].n_slices + 1) * shape.levels[k].slice_ms:
+            if from_ms >= (sketch.now.numbers[k] - shape.levels[k].n_slices + 1) * shape.levels[k].slice_ms:
                 window.status = REPLY_OK
-                _find_slices(sketch, &shape.levels[k], from_ms, at_ms + 1, window)
+                _find_slices(sketch, k, from_ms, at_ms + 1, window)
                 _sum(window, sketch.totals, &window.weight, &inside)
                 break
 
