@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 from transport.calls import GET, OK, call, read
-from transport.frames import Wire
+from transport.frames import STRICT, Manners, Wire
 from transport.process import Process
+
+# Whoever is not named here has none but the best.
+MANNERS = {"grpcio": Manners(hangs_up=True, words_for_reset=True)}
 
 Connect = Callable[..., Wire]
 Start = Callable[..., Process]
@@ -53,7 +56,7 @@ def connect(server: Process) -> Iterator[Connect]:
     made: list[Wire] = []
 
     def make(**how: Any) -> Wire:
-        made.append(Wire(server.address, **how))
+        made.append(Wire(server.address, manners=MANNERS.get(server.transport, STRICT), **how))
         return made[-1]
 
     yield make

@@ -14,6 +14,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
@@ -164,11 +165,28 @@ class Stream:
         )
 
 
+@dataclass(frozen=True)
+class Manners:
+    """How a server says that something was wrong.
+
+    hangs_up: it ends a connection without GOAWAY, or with one that names another error; 5.4.1 says that it
+    SHOULD send one. words_for_reset: it ends a stream with a gRPC status other than OK where 5.4.2 has an
+    RST_STREAM that names the error.
+    """
+
+    hangs_up: bool = False
+    words_for_reset: bool = False
+
+
+STRICT = Manners()
+
+
 class Wire:
     """One connection to the server.
 
     greet: send the preface and `pairs` as SETTINGS, with windows as large as they may be, so that only tests
-    of flow control meet it. settings: what the server has set. goaways: (last stream, code, debug data).
+    of flow control meet it. manners: how the server says that something was wrong. settings: what the server
+    has set. goaways: (last stream, code, debug data).
     """
 
     def __init__(
@@ -178,7 +196,9 @@ class Wire:
         greet: bool = True,
         pairs: Iterable[tuple[int, int]] = ((Setting.INITIAL_WINDOW_SIZE, LARGEST_WINDOW),),
         connection_window: int = LARGEST_WINDOW,
+        manners: Manners = STRICT,
     ) -> None:
+        self.address, self.manners = address, manners
         if address.startswith("unix:"):
             self.socket = socket.socket(socket.AF_UNIX)
             self.socket.connect(address.removeprefix("unix:"))
@@ -360,8 +380,9 @@ class Wire:
         assert self.is_closed or self._is_going_away(), f"the server goes on: {self}"
         if not self.is_closed:
             self.closed()
-        assert self._is_going_away(), f"closed without GOAWAY: {self}"
-        self._assert_code(self.goaways[-1][1], codes)
+        if not self.manners.hangs_up:
+            assert self._is_going_away(), f"closed without GOAWAY: {self}"
+            self._assert_code(self.goaways[-1][1], codes)
 
     def _is_going_away(self) -> bool:
         return any(code != Code.NO_ERROR for _, code, _ in self.goaways)
@@ -381,7 +402,11 @@ class Wire:
         end_s = time.monotonic() + GRACE_S
         while not is_clear() and not stream.ended and time.monotonic() < end_s:
             self.read_some(end_s - time.monotonic())
-        if stream.reset is not None:
+        if self.manners.hangs_up and self.is_closed:
+            return
+        if self.manners.words_for_reset and stream.ended:
+            assert dict(stream.blocks[-1])["grpc-status"] != "0", f"{self}"
+        elif stream.reset is not None:
             self._assert_code(stream.reset, codes)
         elif self._is_going_away():
             self._assert_code(self.goaways[-1][1], codes)
