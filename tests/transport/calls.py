@@ -9,6 +9,8 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
+import hpack
+
 from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import types_pb2 as types
 from transport.frames import DEFAULT_FRAME_SIZE, Fields, Stream, Wire, data, headers
@@ -46,6 +48,12 @@ def fields(path: str = GET, *more: tuple[str, str], **changed: str | None) -> Fi
         else:
             made[full] = value
     return [*made.items(), *more]
+
+
+def standalone(made: Fields) -> bytes:
+    """A header block that neither needs nor changes the table: the same bytes may be sent again."""
+    never = [hpack.NeverIndexedHeaderTuple(*field) for field in made]
+    return bytes(hpack.Encoder().encode(never, huffman=True))
 
 
 def prefixed(message: bytes, *, compressed: int = 0, length: int | None = None) -> bytes:

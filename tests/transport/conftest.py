@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "deviates(NAME=why): over this transport the test fails, which is known and may be so"
     )
+    config.addinivalue_line("markers", "keeps(NAME=bytes): over this transport so much memory may be kept")
 
 
 @pytest.fixture(autouse=True)

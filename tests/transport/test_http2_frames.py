@@ -55,9 +55,7 @@ from transport.process import Process, eventually
 
 deviates = pytest.mark.deviates
 lets_idle_be = deviates(grpcio="ignores frames of streams that it does not know")
-skips_field = deviates(
-    grpcio="refuses the field with a gRPC status or ignores it, and goes on with the block"
-)
+skips_field = deviates(grpcio="refuses the call with a gRPC status, and goes on with the connection")
 
 
 def opened(wire: Wire, stream: int = 1, path: str = GET) -> None:
@@ -203,11 +201,11 @@ def test_4_2_data_larger_than_the_server_takes(wire: Wire) -> None:
     ("kind", "stream"), [(Kind.HEADERS, 1), (Kind.SETTINGS, 0), (Kind.CONTINUATION, 1), (Kind.GOAWAY, 0)]
 )
 def test_4_2_a_frame_that_alters_the_connection_and_is_too_large(wire: Wire, kind: int, stream: int) -> None:
-    """A connection error: header blocks and settings cannot be skipped."""
+    """A connection error: header blocks and settings cannot be skipped. These bytes are no block either."""
     if kind == Kind.CONTINUATION:
         wire.send(headers(1, wire.block(fields(GET)), whole=False))
     wire.send(frame(kind, Flag.END_HEADERS if stream else 0, stream, too_large(wire)))
-    wire.connection_error(Code.FRAME_SIZE_ERROR, Code.ENHANCE_YOUR_CALM)
+    wire.connection_error(Code.FRAME_SIZE_ERROR, Code.COMPRESSION_ERROR, Code.ENHANCE_YOUR_CALM)
 
 
 # ---- 4.3 Field Section Compression and Decompression (RFC 7541)
@@ -221,8 +219,8 @@ def test_4_2_a_frame_that_alters_the_connection_and_is_too_large(wire: Wire, kin
         b"\x3f\xe1\xff\xff\x7f",  # 6.3: a table larger than SETTINGS allow
         b"\x82\x20",  # 4.2: a change of table size that is not at the beginning
         # 5.2: padding of more than 7 bits, padding that is no part of the end-of-string code, and that code
-        pytest.param(b"\x00\x85\xf2\xb2\x4a\x84\xff\x01\x61", marks=skips_field),
-        pytest.param(b"\x00\x82\x1c\x40\x01\x61", marks=skips_field),
+        pytest.param(b"\x00\x85\xf2\xb2\x4a\x84\xff\x84\x49\x50\x9f\xff", marks=skips_field),
+        b"\x00\x85\xf2\xb2\x4a\x84\xff\x83\x49\x50\x90",
         pytest.param(b"\x00\x84\xff\xff\xff\xff\x01\x61", marks=skips_field),
         b"\x00\x05abc",  # a string beyond the end
         b"\xff\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01",  # 5.1: an integer without end
@@ -386,7 +384,9 @@ def test_5_1_1_an_even_stream(wire: Wire, stream: int) -> None:
     wire.connection_error(Code.PROTOCOL_ERROR)
 
 
-@deviates(grpcio="ignores such HEADERS")
+@deviates(
+    grpcio="ignores such HEADERS", native="nghttp2 takes them for trailers that crossed its own RST_STREAM"
+)
 def test_5_1_1_a_stream_smaller_than_those_before(wire: Wire) -> None:
     """A connection error PROTOCOL_ERROR: it was closed when a greater one was opened."""
     served(wire, 5)
@@ -469,7 +469,7 @@ def test_5_4_3_a_connection_that_is_cut_leaves_nothing(server: Process, connect:
 
 
 def test_5_5_settings_that_nobody_knows_are_ignored(wire: Wire) -> None:
-    wire.send(settings((0xFFFF, 1), (0x1234, 0xFFFF_FFFF), (8, 1), (9, 1)))
+    wire.send(settings((0xFFFF, 1), (0x1234, 0xFFFF_FFFF), (0, 0)))
     wire.until(lambda: wire.settings_acks == 2, "the acknowledgement")
     served(wire, 1)
 
