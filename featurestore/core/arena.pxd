@@ -42,7 +42,12 @@ cdef size_t arena_rounded(size_t n_bytes) noexcept nogil                 # bytes
 
 cdef extern from * nogil:
     """
-    #define fs_prefetch(p) __builtin_prefetch((const void*)(p), 1, 3)
+    /* The asm keeps it: a function that only prefetches is pure to the compiler, and calls of it are dropped.
+    */
+    static inline void fs_prefetch(const void* p) {
+        __builtin_prefetch(p, 1, 3);
+        __asm__ volatile("");
+    }
     """
     void fs_prefetch(const void* p) noexcept       # asks for the cache line of p, which may be anything
 

@@ -43,22 +43,19 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from featurestore.core.arena cimport arena_structs, fs_prefetch
 from featurestore.core.bytes cimport Bytes, bytes_clear, bytes_reserve
-from featurestore.core.pages cimport SLAB_BYTES, pages_map, pages_structs, pages_unmap
+from featurestore.core.pages cimport SLAB_BYTES, pages_map, pages_unmap
 
 from featurestore.core.structs import same_structs
 from featurestore.errors import CorruptRecordError
 
-same_structs(__name__, countmin_structs(), pages_structs())
+same_structs(__name__, arena_structs(), countmin_structs())
 
 cdef extern from * nogil:
     """
     #include <stdint.h>
     #include <string.h>
-
-    /* The asm keeps it: a function that only prefetches is pure to the compiler, and calls of it are dropped.
-    */
-    #define fs_prefetch_line(p) (__extension__ ({ __builtin_prefetch((p), 1, 3); __asm__ volatile(""); }))
 
     static inline uint64_t fs_high_product(uint64_t a, uint64_t b) {
         return (uint64_t)(((unsigned __int128)a * b) >> 64);
@@ -143,7 +140,6 @@ cdef extern from * nogil:
         return sum;
     }
     """
-    void fs_prefetch_line(const void* p) noexcept
     uint64_t fs_high_product(uint64_t a, uint64_t b) noexcept
     uint64_t fs_folded_product(uint64_t a, uint64_t b) noexcept
     double fs_add_up(double a, double b) noexcept
@@ -610,7 +606,7 @@ cdef void countmin_prefetch(const Countmin* sketch, const uint64_t* places) noex
     for i in range(sketch.depth):
         cell = _cell(sketch, places[i])
         for line in range((sketch.cell_bytes + LINE_BYTES - 1) // LINE_BYTES):
-            fs_prefetch_line(cell + line * LINE_BYTES)
+            fs_prefetch(cell + line * LINE_BYTES)
 
 
 cdef inline void _raise(Countmin* sketch, const uint64_t* places, const uint32_t* slots,

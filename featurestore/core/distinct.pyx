@@ -83,7 +83,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
 from featurestore.core.arena cimport (
-    Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init, arena_rounded,
+    Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init, arena_rounded, fs_prefetch,
 )
 from featurestore.core.head cimport LOG_DISTINCT, LogHead
 from featurestore.core.pages cimport SLAB_BYTES, Pool, pages_map, pages_unmap, pool_clear, pool_init
@@ -94,7 +94,6 @@ same_structs(__name__, distinct_structs())
 
 cdef extern from * nogil:
     """
-    #define fs_prefetch_distinct(p) __builtin_prefetch((const void*)(p), 1, 3)
     #define fs_leading_zeros(x) ((unsigned)__builtin_clzll(x))
     #define FS_ERA_MS (1LL << 39)
     #define FS_NEVER INT32_MIN
@@ -103,7 +102,6 @@ cdef extern from * nogil:
     #define FS_DEFAULT_Z 1.959963984540054
     #define FS_MASK_40 ((1ULL << 40) - 1)
     """
-    void fs_prefetch_distinct(const void* p) noexcept
     uint32_t fs_leading_zeros(uint64_t x) noexcept               # x is not 0
     const int64_t ERA_MS "FS_ERA_MS"                             # a SET's times are within this of its base
     const int64_t ERA_TICKS "FS_ERA_TICKS"                       # a MATRIX's are
@@ -680,13 +678,13 @@ cdef int distinct_add(Arena* arena, LogHead* head, const DistinctC* c, uint64_t 
 
 cdef inline void _prefetch_around(const void* entry, uint32_t n) noexcept nogil:
     """What _place reads from there on: it is off by up to sqrt(n) entries."""
-    fs_prefetch_distinct(<const char*>entry + ENTRY_BYTES - 1)
+    fs_prefetch(<const char*>entry + ENTRY_BYTES - 1)
     if n > 8:
-        fs_prefetch_distinct(<const char*>entry - 60)
+        fs_prefetch(<const char*>entry - 60)
     if n > 80:
-        fs_prefetch_distinct(<const char*>entry + 70)
+        fs_prefetch(<const char*>entry + 70)
     if n > 160:
-        fs_prefetch_distinct(<const char*>entry - 124)
+        fs_prefetch(<const char*>entry - 124)
 
 
 cdef void distinct_prefetch(const Arena* arena, const LogHead* head, const DistinctC* c,
@@ -697,7 +695,7 @@ cdef void distinct_prefetch(const Arena* arena, const LogHead* head, const Disti
     if head.block == 0:
         return
     block = <const char*>arena_at(arena, head.block)
-    fs_prefetch_distinct(block)
+    fs_prefetch(block)
     if head.n_small == N_IN_BLOCK:
         return
     if head.n_small:
@@ -705,8 +703,8 @@ cdef void distinct_prefetch(const Arena* arena, const LogHead* head, const Disti
                          head.n_small)
     else:
         cell = _cell(c, fingerprint)
-        fs_prefetch_distinct(block + sizeof(Matrix)
-                             + ((<size_t>(cell >> 16) << c.log2_registers) + (cell & 0xFFFF)) * 4)
+        fs_prefetch(block + sizeof(Matrix)
+                    + ((<size_t>(cell >> 16) << c.log2_registers) + (cell & 0xFFFF)) * 4)
 
 
 cdef void distinct_prefetch_value(const Arena* arena, const LogHead* head, const DistinctC* c,
@@ -730,12 +728,12 @@ cdef void distinct_prefetch_value(const Arena* arena, const LogHead* head, const
     # ends.
     sparse = _sparse(matrix, c)
     n = matrix.n_sparse
-    fs_prefetch_distinct(&sparse[n >> 1])
+    fs_prefetch(&sparse[n >> 1])
     if (cell >> 16) == matrix.n_dense:
-        fs_prefetch_distinct(&sparse[n >> 2])
-        fs_prefetch_distinct(&sparse[(<uint64_t>(cell & 0xFFFF) * (n >> 1)) >> c.log2_registers])
+        fs_prefetch(&sparse[n >> 2])
+        fs_prefetch(&sparse[(<uint64_t>(cell & 0xFFFF) * (n >> 1)) >> c.log2_registers])
     else:
-        fs_prefetch_distinct(&sparse[n - (n >> 2)])
+        fs_prefetch(&sparse[n - (n >> 2)])
 
 
 cdef bint distinct_expired(const Arena* arena, const LogHead* head, int64_t horizon_ms) noexcept nogil:
@@ -1539,7 +1537,7 @@ cdef class DistinctCounters:
                 if keys != NULL:
                     head = &self._heads[keys[i]]
                     if i + AHEAD_HEAD < n:
-                        fs_prefetch_distinct(&self._heads[keys[i + AHEAD_HEAD]])
+                        fs_prefetch(&self._heads[keys[i + AHEAD_HEAD]])
                     if i + AHEAD_BLOCK < n:
                         distinct_prefetch(&self._arena, &self._heads[keys[i + AHEAD_BLOCK]], &self._c,
                                           hashes[i + AHEAD_BLOCK])
