@@ -64,7 +64,7 @@ def test_stats_count_what_happened(house: House) -> None:
     assert stats.journal_bytes > 0
 
 
-def test_stats_and_metrics_tell_what_sketches_take(tmp_path: Path) -> None:
+def test_stats_and_metrics_tell_what_sketches_take(tmp_path: Path, serving: Serving) -> None:
     sketched = SCHEMA.replace(
         "    key: [ip, track]\n    windows: [1h]\n    features: [count]",
         "    key: [ip, track]\n    windows: [1h]\n    features: [count, sum(ms_played)]\n"

@@ -87,7 +87,9 @@ def test_what_is_not_there(tmp_path: Path, serving: Serving) -> None:
         assert not read(house, ip="1.2.3.4").lists[0].values
 
 
-def test_a_fingerprint_that_is_not_the_services_is_a_failed_precondition(tmp_path: Path, serving: Serving) -> None:
+def test_a_fingerprint_that_is_not_the_services_is_a_failed_precondition(
+    tmp_path: Path, serving: Serving
+) -> None:
     with serving(tmp_path, schema=SOURCE) as house:
         fed(house)
         (service,) = house.registry.GetSchema(registry.GetSchemaRequest(service="heavy")).services
@@ -122,7 +124,7 @@ def test_get_schema_says_how_long_the_lists_are(tmp_path: Path, serving: Serving
         assert [feature.k for feature in known["first"].features] == [2, None]
 
 
-def test_a_list_that_was_merged_says_between_what_its_counts_are(tmp_path: Path) -> None:
+def test_a_list_that_was_merged_says_between_what_its_counts_are(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, schema=SOURCE) as house:
         plays(house, ["old"], ip="9.9.9.9", at=T0 - 3 * HOUR_MS)
         tracks = [f"t{i}" if i % 2 else "hit" for i in range(400)]
