@@ -13,7 +13,7 @@ import hpack
 
 from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import types_pb2 as types
-from transport.frames import DEFAULT_FRAME_SIZE, Fields, Stream, Wire, data, headers
+from transport.frames import DEFAULT_FRAME_SIZE, Code, Fields, Stream, Wire, data, headers
 from transport.process import eventually
 
 HOT = "/featurestore.v1.FeatureStoreService"
@@ -160,6 +160,25 @@ def call(wire: Wire, stream: int, path: str = GET, body: bytes = b"", **changed:
     """A whole unary call of a right client."""
     wire.send(request(wire, stream, path, body, **changed))
     return reply_of(wire.over(stream))
+
+
+def eventually_served(wire: Wire, first_stream: int) -> None:
+    """A right call is answered, at the latest when the server has done with those that were reset: it may
+    refuse streams until then.
+    """
+    streams = itertools.count(first_stream, 2)
+
+    def is_served() -> bool:
+        number = next(streams)
+        wire.send(request(wire, number, GET, read("a")))
+        stream = wire.over(number)
+        if stream.ended:
+            assert reply_of(stream).status == OK
+            return True
+        assert stream.reset == Code.REFUSED_STREAM
+        return False
+
+    eventually(is_served, "a call is answered")
 
 
 def eventually_counted(wire: Wire, first_stream: int, ip: str, n: float) -> None:

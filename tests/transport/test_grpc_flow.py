@@ -18,6 +18,7 @@ from transport.calls import (
     body_of,
     call,
     eventually_counted,
+    eventually_served,
     fields,
     ingest,
     messages_of,
@@ -254,7 +255,7 @@ def test_windows_are_given_back_for_whatever_is_thrown_away(connect: Connect) ->
         if number % 20 == 1:
             wire.barrier()
     allow(1000)
-    assert call(wire, 2501, GET, read("a")).status == OK
+    eventually_served(wire, 2501)
 
 
 # ---- how many at once
