@@ -106,6 +106,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_connection_bytes": (1 << 16, 1 << 40),
     "max_buffered_bytes": (1 << 20, 1 << 45),
     "loop_threads": (1, 6),
+    "worker_threads": (1, 256),
     "max_connection_age_s": (0.0, 86400.0 * 365),
     "read_threads": (1, 256),
     "write_threads": (1, 256),
@@ -144,9 +145,8 @@ class ServeConfig:
     transport: str | None = None  # "native" or "grpcio"; None: native, where it was built
     loop_threads: int = 1  # native: each reads, answers and writes
     read_threads: int = 8
-    # grpcio: Observe and Ingest, which wait for the disk and so have threads of their own. native: large
-    # messages
-    write_threads: int = 16
+    worker_threads: int = 2  # native: for messages that would keep a loop from others
+    write_threads: int = 16  # grpcio: Observe and Ingest, which wait for the disk
     max_connection_age_s: float = 0.0  # native: then it is drained, so that clients spread anew; 0: never
     drain_s: float = 10.0  # that calls in flight get at the end
     limits: Limits = dataclasses.field(default_factory=Limits)

@@ -61,6 +61,7 @@ FLAGS = {
     "checkpoint_journal_bytes": "--checkpoint-journal",
     "transport": "--transport",
     "loop_threads": "--loop-threads",
+    "worker_threads": "--worker-threads",
     "max_connection_age_s": "--max-connection-age",
     "max_connections": "--max-connections",
     "max_connection_bytes": "--max-connection-memory",
@@ -162,8 +163,14 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=ServeConfig.write_threads,
         metavar="N",
-        help="grpcio: calls of Observe and Ingest at once, which wait for the disk; native: large messages "
-        "at once (default: %(default)s)",
+        help="grpcio: calls of Observe and Ingest at once; they wait for the disk (default: %(default)s)",
+    )
+    group.add_argument(
+        "--worker-threads",
+        type=int,
+        default=ServeConfig.worker_threads,
+        metavar="N",
+        help="native: for messages that would keep a loop from others (default: %(default)s)",
     )
     group.add_argument(
         "--loop-threads",
@@ -290,6 +297,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         engine_threads=arguments.threads,
         transport=arguments.transport,
         loop_threads=arguments.loop_threads,
+        worker_threads=arguments.worker_threads,
         max_connection_age_s=seconds_of(arguments.max_connection_age, "--max-connection-age"),
         max_memory_bytes=bytes_of(arguments.max_memory, "--max-memory"),
         checkpoint_every_s=seconds_of(arguments.checkpoint_every, "--checkpoint-every"),

@@ -191,6 +191,7 @@ ctypedef struct LoopC:
     uint64_t n_parked                # atomic
     uint32_t n_deadlines             # streams open that have one
     size_t buffered
+    size_t most_buffered             # since memory was last given back to the system
     Connection* connections
     uint32_t n_connections
     Connection* dirty

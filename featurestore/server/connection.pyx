@@ -72,6 +72,7 @@ cdef enum:
     MOST_CREDIT = 1000
     CREDIT_PER_S = 100
     CREDIT_PER_ANSWER = 4
+    CREDIT_PER_DATA = 2              # sent: the client opens two windows for it
     MOST_STRIKES = 2
     NS_PER_S = 1_000_000_000
     FIRST_SLOTS = 64
@@ -124,6 +125,8 @@ cdef void connection_dirty(Connection* connection) noexcept nogil:
 cdef void _hold(Connection* connection, size_t n) noexcept nogil:
     connection.buffered += n
     connection.loop.buffered += n
+    if connection.loop.buffered > connection.loop.most_buffered:
+        connection.loop.most_buffered = connection.loop.buffered
 
 
 cdef void _let_go(Connection* connection, size_t n) noexcept nogil:
@@ -147,12 +150,16 @@ cdef void connection_end(Connection* connection, uint32_t error_code, const char
     connection_dirty(connection)
 
 
+cdef void _earn(Connection* connection, int64_t credit) noexcept nogil:
+    connection.credit = min(<int64_t>MOST_CREDIT, connection.credit + credit)
+
+
 cdef void _charge(Connection* connection) noexcept nogil:
     """One frame that does nothing for the client."""
     cdef int64_t now = connection.loop.now_ns
     cdef int64_t earned = (now - connection.credited_ns) * CREDIT_PER_S // NS_PER_S
     if earned > 0:
-        connection.credit = min(<int64_t>MOST_CREDIT, connection.credit + earned)
+        _earn(connection, earned)
         connection.credited_ns = now
     connection.credit -= 1
     if connection.credit < 0 and not connection.is_over:
@@ -399,7 +406,7 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
     stream.kind, stream.kind_bytes = kind, kind_bytes
     _uncount(connection.loop.host, stream)
     if status == 0:
-        connection.credit = min(<int64_t>MOST_CREDIT, connection.credit + CREDIT_PER_ANSWER)
+        _earn(connection, CREDIT_PER_ANSWER)
     # What it has sent beyond is of no use to anybody.
     _let_go(connection, stream.inward.size)
     stream.inward.size = 0
@@ -505,7 +512,7 @@ cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
 cdef void _after_answer(Stream* stream) noexcept nogil:
     """A reply may leave."""
     if _target(stream).streams_requests:
-        stream.connection.credit = min(<int64_t>MOST_CREDIT, stream.connection.credit + CREDIT_PER_ANSWER)
+        _earn(stream.connection, CREDIT_PER_ANSWER)
         _respond(stream)
     else:
         _end(stream, 0, NULL, 0, NULL, 0)
@@ -907,6 +914,8 @@ cdef int _on_sent(nghttp2_session* session, const nghttp2_frame* frame, void* us
     if frame.hd.type == NGHTTP2_DATA or frame.hd.type == NGHTTP2_HEADERS:
         connection.strikes = 0
         connection.client_pinged_ns = 0
+        if frame.hd.type == NGHTTP2_DATA and frame.hd.length:
+            _earn(connection, CREDIT_PER_DATA)
         # Answered before all was sent: the client need not send the rest.
         if (frame.hd.flags & NGHTTP2_FLAG_END_STREAM
                 and nghttp2_session_get_stream_remote_close(session, frame.hd.stream_id) == 0):

@@ -88,11 +88,18 @@ cdef extern from * nogil:
     #define fs_load(place) __atomic_load_n((place), __ATOMIC_SEQ_CST)
     #define fs_store(place, value) __atomic_store_n((place), (value), __ATOMIC_SEQ_CST)
     #define fs_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    #include <malloc.h>
+    #ifdef __GLIBC__
+    #define fs_trim() ((void)malloc_trim(0))
+    #else
+    #define fs_trim() ((void)0)
+    #endif
     """
     void fs_add(uint64_t* counter, uint64_t n) noexcept
     uint64_t fs_load(const void* place) noexcept
     void fs_store(void* place, int value) noexcept
     void fs_fence() noexcept
+    void fs_trim() noexcept
 
 cdef enum:
     N_EVENTS = 256                   # of one epoll_wait
@@ -101,6 +108,7 @@ cdef enum:
     WRITE_BYTES = 256 << 10
     LOOK_MS = 5                      # at deadlines, while there are some
     TICK_MS = 200
+    TRIM_BYTES = 16 << 20
     LINGER_NS = 1_000_000_000
     RECORD_BYTES = 16 << 10          # of TLS: what one tls_receive gives at most
 
@@ -314,6 +322,10 @@ cdef void _tick(Sockets* s) noexcept nogil:
         elif connection_tick(connection) < 0:
             _close(connection)
         connection = following
+    # What a burst has left in pieces between others' memory malloc would keep for good.
+    if s.loop.most_buffered >= TRIM_BYTES and s.loop.buffered <= s.loop.most_buffered // 8:
+        s.loop.most_buffered = s.loop.buffered
+        fs_trim()
     if s.is_listening:
         for i in range(s.n_listeners):
             if s.listeners[i].is_paused:

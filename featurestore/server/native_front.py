@@ -4,7 +4,7 @@ Threads. Loops read, answer hot calls and write; none takes the GIL. Workers, wi
 that are too large to be run between two looks at the sockets. One more thread, the desk, takes what needs
 Python: words for failures, and calls of all other methods, which it hands to a pool.
 
-    Observe, Ingest, GetFeatures, IngestStream, GetFeaturesStream    loop_threads, and write_threads for
+    Observe, Ingest, GetFeatures, IngestStream, GetFeaturesStream    loop_threads, and worker_threads for
     large ones everything else: registry, health, reflection, lists             a pool of read_threads +
     max_streams
 
@@ -285,7 +285,7 @@ class NativeFront:
             max_connection_age_s=config.max_connection_age_s,
         )
         self._loops = [Loop(self.host, sockets, self._tls) for sockets in self._sockets]
-        self._helpers = [_thread(self.host.work, "worker") for _ in range(config.write_threads)]
+        self._helpers = [_thread(self.host.work, "worker") for _ in range(config.worker_threads)]
         self._helpers.append(_thread(self._desk, "desk"))
         if self._tls is not None:
             papers = functools.partial(self._watch_papers, self._tls, listener.Papers(self._tls))

@@ -121,6 +121,7 @@ class Server:
         streams = limits.max_streams
         self.dispatcher = Dispatcher(
             engine,
+            # Those that run, and those of the native transport that wait for their words.
             max_calls=config.read_threads + config.write_threads + 2 * streams + limits.max_concurrent_calls,
             max_message_bytes=limits.max_message_bytes,
             max_rows=limits.max_batch_events,

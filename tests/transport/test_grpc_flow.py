@@ -266,6 +266,7 @@ def narrow(start: Start) -> Process:
     return start("--max-streams-per-connection", "4", "--min-ping-interval", "0s")
 
 
+@pytest.mark.deviates(native="nghttp2 ends the connection of a client that knew the limit")
 def test_the_limit_of_streams_is_announced_and_kept(narrow: Process) -> None:
     """5.1.2: more streams than SETTINGS_MAX_CONCURRENT_STREAMS are refused; those before go on."""
     with Wire(narrow.address) as wire:
@@ -284,6 +285,7 @@ def test_the_limit_of_streams_is_announced_and_kept(narrow: Process) -> None:
         assert call(wire, 11, GET, read("a")).status == OK
 
 
+@pytest.mark.deviates(native="nghttp2 ends the connection of a client that knew the limit")
 def test_a_refused_stream_keeps_header_compression_in_step(narrow: Process) -> None:
     """4.3: a block is decoded whatever becomes of its stream."""
     with Wire(narrow.address) as wire:

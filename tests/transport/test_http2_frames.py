@@ -323,7 +323,8 @@ def test_5_1_half_closed_continuation(server: Process, wire: Wire) -> None:
         wire.stream_error(1, Code.STREAM_CLOSED, Code.PROTOCOL_ERROR)
 
 
-def test_5_1_half_closed_takes_window_update_and_priority(server: Process, wire: Wire) -> None:
+def test_5_1_half_closed_takes_window_update_and_priority(server: Process, connect: Connect) -> None:
+    wire = connect(pairs=[(Setting.INITIAL_WINDOW_SIZE, 1000)])
     with server.held_disk() as let_go:
         half_closed(wire)
         wire.send(window_update(1, 100), priority(1), priority(1, 3))
