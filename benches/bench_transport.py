@@ -45,6 +45,8 @@ SERVER, CLIENT = {CORES[0]}, {CORES[-1]}
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 CONNECTIONS, STREAMS = 8, 8
 CHECKPOINT_EVERY_S = 0.5
+TIMEOUT_S = 60.0
+LEAST_RATE = 100.0  # so that some calls are due, however slow the machine is
 
 Found = Callable[[str], None]
 Size = Callable[[float, float], float]
@@ -94,6 +96,10 @@ class Subject:
         return median(a / b for a, b in zip(self.found[name], other.found[name], strict=True))
 
     def call(self, *, connections: int = 1, streams: int = 1, **how: Any) -> dict[str, Any]:
+        """What is not answered by the end, where others have the core, counts in the latency as long as it
+        waited: no bench fails by the clock.
+        """
+        how["timeout_s"] = TIMEOUT_S
         if self.path:
             result = load.run(
                 self.target, self.path, self.messages, times=self.times, connections=connections,
@@ -103,7 +109,7 @@ class Subject:
             result = load.run_redis(
                 self.target, self.messages, connections=connections * streams, cpus=CLIENT, **how
             )
-        assert set(result["statuses"]) == {"OK"}, (self.name, result["failures"])
+        assert set(result["statuses"]) <= {"OK", "UNANSWERED", "TIMEOUT"}, (self.name, result["failures"])
         return result
 
 
@@ -263,7 +269,7 @@ def bench_calls(benchmark: BenchmarkFixture, size: Size, found: Found, house: Ho
             house.go_on()
             half = one.call(
                 seconds=seconds, connections=CONNECTIONS, streams=STREAMS, warmup_s=warmup_s,
-                rate=most["calls_per_s"] / 2,
+                rate=max(most["calls_per_s"] / 2, LEAST_RATE),
             )["latency_us"]  # fmt: skip
             one.note(
                 {"peak": most["calls_per_s"], "cpu_us": cpu_us, "busy": most["busy"], **alone}
@@ -294,7 +300,7 @@ def bench_background(benchmark: BenchmarkFixture, size: Size, found: Found, hous
     for transport in house.stores:
         one = house.subjects[f"GetFeatures over {transport}"]
         most = one.call(seconds=seconds / 2, connections=CONNECTIONS, streams=STREAMS, warmup_s=warmup_s)
-        rates[transport] = most["calls_per_s"] / 2
+        rates[transport] = max(most["calls_per_s"] / 2, LEAST_RATE)
     done = 0
     pairs = {
         transport: [one for one in map(house.fresh, (f"GetFeatures over {transport}", null)) if one]
@@ -339,9 +345,10 @@ def busy(house: House, transport: str, events_per_s: float, seconds: float) -> I
         try:
             result = load.run(
                 store.target, INGEST_STREAM, house.ingests, window=process.WINDOW, times=house.ingest_times,
-                rate=events_per_s / house.n_batch, seconds=seconds, cpus=CLIENT, niceness=10,
+                rate=events_per_s / house.n_batch, seconds=seconds, timeout_s=TIMEOUT_S, cpus=CLIENT,
+                niceness=10,
             )  # fmt: skip
-            assert set(result["statuses"]) <= {"OK"}, result["failures"]
+            assert set(result["statuses"]) <= {"OK", "UNANSWERED", "TIMEOUT"}, result["failures"]
         except BaseException as error:
             failed.append(error)
 

@@ -391,8 +391,8 @@ cdef int feed(Load* load) noexcept nogil:
                     return 0
         else:
             due_ns = now_ns = clock_ns(CLOCK_MONOTONIC)
-            if due_ns >= load.end_ns:
-                load.is_giving = False
+            if due_ns >= load.end_ns and load.n_measured:
+                load.is_giving = False    # one is measured even if this thread had no core until now
         if not load.is_giving:
             load.give_up_ns = clock_ns(CLOCK_MONOTONIC) + load.timeout_ns + 2 * TICK_NS
             return 0
