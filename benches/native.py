@@ -52,12 +52,13 @@ def module(name: str, header: str, library: str, package: str) -> ModuleType:
     built = KEPT / f"{name}-{_digest(read, way)}.so"
     if not built.exists():
         _needs_header(compiler, "c", header, package)
-        c_file = built.with_suffix(".c")
+        c_file = KEPT / f"{os.getpid()}.{name}.c"
         KEPT.mkdir(parents=True, exist_ok=True)
         directives = [part for key, value in DIRECTIVES.items() for part in ("-X", f"{key}={value}")]
         cython = [sys.executable, "-m", "cython", *directives, "-I", str(ROOT), str(source)]
         _run([*cython, "-o", str(c_file)])
-        _compile([*compiler, *flags, str(c_file), f"-l{library}", "-pthread"], built)
+        _compile([*compiler, *flags, str(c_file), f"-l{library}", "-pthread"], name, built)
+        c_file.unlink()
     loader = importlib.machinery.ExtensionFileLoader(name, str(built))
     spec = importlib.util.spec_from_file_location(name, built, loader=loader)
     assert spec is not None
@@ -82,7 +83,7 @@ def program(source: Path, libraries: list[str], header: str, package: str) -> Pa
     if not built.exists():
         _needs_header(compiler, "c" if is_c else "c++", header, package)
         KEPT.mkdir(parents=True, exist_ok=True)
-        _compile([*compiler, *flags, str(source), *shlex.split(found.stdout), "-pthread"], built)
+        _compile([*compiler, *flags, str(source), *shlex.split(found.stdout), "-pthread"], source.stem, built)
     return built
 
 
@@ -110,10 +111,14 @@ def _needs_header(compiler: list[str], language: str, header: str, package: str)
         raise NotInstalled(f"there is no <{header}> here: apt-get install {package}")
 
 
-def _compile(command: list[str], built: Path) -> None:
-    """Into a file of this process's own first: two that build at once do not see each other's half."""
-    ours = built.with_name(f"{built.name}.{os.getpid()}")
+def _compile(command: list[str], name: str, built: Path) -> None:
+    """Into a file of this process's own first: two that build at once do not see each other's half. What was
+    built of older sources goes.
+    """
+    ours = KEPT / f"{os.getpid()}.{built.name}"
     _run([*command, "-o", str(ours)])
+    for older in KEPT.glob(f"{name}-*"):
+        older.unlink(missing_ok=True)
     ours.replace(built)
 
 

@@ -1,4 +1,4 @@
-"""What the generator asks of Linux: sockets, epoll with a timeout in nanoseconds, clocks."""
+"""What the generator asks of Linux: sockets, epoll with a timeout in nanoseconds, and clocks."""
 
 from libc.stdint cimport int64_t, uint32_t
 
