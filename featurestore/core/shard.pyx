@@ -561,7 +561,8 @@ cdef inline void _fetch_row(const Shard* shard, const Job* job, const Part* part
     cdef uint16_t j
     if i < 0 or i >= n:
         return
-    table_prefetch_rows(&shard.table, &shard.arena, parts[i].fp0, parts[i].fp1)
+    table_prefetch_rows(&shard.table, &shard.arena, parts[i].fp0, parts[i].fp1,
+                        _row_bytes(job.event.touches[parts[i].touch].n_views))
     event = parts[i].event
     fs_prefetch(&job.batch.times[event])
     fs_prefetch(&job.nows[event])

@@ -35,9 +35,9 @@ cdef void table_remove(Table* table, uint32_t* place) noexcept nogil
 
 cdef extern from * nogil:
     """
-    /* Tags equal to `tag`, as the top bit of each of the 12 bytes: [0] of tags 0..7, [1] of tags 8..11.
-       Exact: the sum of seven bits a byte never carries into the next byte. */
-    static inline void fs_equal_tags(const uint8_t* tags, uint8_t tag, uint64_t* equal) {
+    /* Slots whose tag is `tag`, a bit each in one word: that of slots 0..7 at 8 * slot, that of 8..11 at
+       8 * (slot - 8) + 4. Exact: the sum of seven bits a byte never carries into the next byte. */
+    static inline uint64_t fs_equal_tags(const uint8_t* tags, uint8_t tag) {
         const uint64_t low = 0x7F7F7F7F7F7F7F7Full, each = tag * 0x0101010101010101ull;
         uint64_t a;
         uint32_t b;
@@ -45,33 +45,36 @@ cdef extern from * nogil:
         memcpy(&b, tags + 8, 4);
         a ^= each;
         b ^= (uint32_t)each;
-        equal[0] = ~(((a & low) + low) | a | low);
-        equal[1] = (uint32_t)~(((b & (uint32_t)low) + (uint32_t)low) | b | (uint32_t)low);
+        a = ~(((a & low) + low) | a | low);
+        b = ~(((b & (uint32_t)low) + (uint32_t)low) | b | (uint32_t)low);
+        return a >> 7 | (uint64_t)b >> 3;
     }
-    #define fs_lowest_byte(bits) (__builtin_ctzll(bits) >> 3)
+    static inline unsigned fs_first_slot(uint64_t equal) {
+        const unsigned bit = (unsigned)__builtin_ctzll(equal);
+        return bit >> 3 | (bit & 4) << 1;
+    }
     """
-    void fs_equal_tags(const uint8_t* tags, uint8_t tag, uint64_t* equal) noexcept
-    int fs_lowest_byte(uint64_t bits) noexcept
+    uint64_t fs_equal_tags(const uint8_t* tags, uint8_t tag) noexcept
+    uint32_t fs_first_slot(uint64_t equal) noexcept          # equal is not 0
 
 cdef inline uint32_t* table_find(const Table* table, const Arena* arena, uint64_t fp0,
                                  uint64_t fp1) noexcept nogil:
     """The place of the row's handle, or NULL; good until the next table_insert."""
     cdef uint64_t at = fp0 & (table.n_buckets - 1)
     cdef uint8_t tag = <uint8_t>(fp1 & 0x7F) | 0x80
-    cdef uint64_t equal[2]
+    cdef uint64_t equal
     cdef Bucket* bucket
     cdef const uint64_t* row
-    cdef int half, i
+    cdef uint32_t i
     while True:
         bucket = &table.buckets[at]
-        fs_equal_tags(bucket.tags, tag, equal)
-        for half in range(2):
-            while equal[half]:
-                i = 8 * half + fs_lowest_byte(equal[half])
-                row = <const uint64_t*>arena_at(arena, bucket.rows[i])
-                if row[0] == fp0 and row[1] == fp1:
-                    return &bucket.rows[i]
-                equal[half] &= equal[half] - 1
+        equal = fs_equal_tags(bucket.tags, tag)
+        while equal:
+            i = fs_first_slot(equal)
+            row = <const uint64_t*>arena_at(arena, bucket.rows[i])
+            if row[0] == fp0 and row[1] == fp1:
+                return &bucket.rows[i]
+            equal &= equal - 1
         if not bucket.overflowed:
             return NULL
         at = (at + 1) & (table.n_buckets - 1)
@@ -79,20 +82,18 @@ cdef inline uint32_t* table_find(const Table* table, const Arena* arena, uint64_
 cdef inline void table_prefetch(const Table* table, uint64_t fp0) noexcept nogil:
     fs_prefetch(&table.buckets[fp0 & (table.n_buckets - 1)])
 
-cdef inline void table_prefetch_rows(const Table* table, const Arena* arena, uint64_t fp0,
-                                     uint64_t fp1) noexcept nogil:
-    """The rows in the home bucket whose tag fits: one, nearly always. A row may lie across two lines."""
+cdef inline void table_prefetch_rows(const Table* table, const Arena* arena, uint64_t fp0, uint64_t fp1,
+                                     size_t n_bytes) noexcept nogil:
+    """The rows in the home bucket whose tag fits: one, nearly always. n_bytes: of it, across up to two
+    lines."""
     cdef const Bucket* bucket = &table.buckets[fp0 & (table.n_buckets - 1)]
-    cdef uint64_t equal[2]
+    cdef uint64_t equal = fs_equal_tags(bucket.tags, <uint8_t>(fp1 & 0x7F) | 0x80)
     cdef const char* row
-    cdef int half
-    fs_equal_tags(bucket.tags, <uint8_t>(fp1 & 0x7F) | 0x80, equal)
-    for half in range(2):
-        while equal[half]:
-            row = <const char*>arena_at(arena, bucket.rows[8 * half + fs_lowest_byte(equal[half])])
-            fs_prefetch(row)
-            fs_prefetch(row + 31)
-            equal[half] &= equal[half] - 1
+    while equal:
+        row = <const char*>arena_at(arena, bucket.rows[fs_first_slot(equal)])
+        fs_prefetch(row)
+        fs_prefetch(row + n_bytes - 1)
+        equal &= equal - 1
 
 # Compared at import: see core/structs.py.
 cdef inline dict table_structs():
