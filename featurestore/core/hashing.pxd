@@ -37,6 +37,11 @@ cdef uint32_t key_fingerprints(const uint8_t* secret, uint16_t entity_id, const 
                                uint32_t n_parts, uint32_t lo, uint32_t hi, uint64_t* out2s,
                                uint8_t* missing) noexcept nogil
 
+# Of n values of one column: message = u16 domain LE, then the bytes, of a number those of its double. 0 where
+# the value is absent, as an empty text is where it is of a key.
+cdef void value_hashes(const uint8_t* secret, uint16_t domain, const Column* column, bint is_key, uint32_t n,
+                       uint64_t* hashes) noexcept nogil
+
 # CRC32C (Castagnoli) of `data`, going on from `crc`; start with 0 (or with a salt).
 # crc32c(crc32c(0, a), b) = crc32c(0, a + b), as with zlib's crc32.
 cdef uint32_t crc32c(uint32_t crc, const void* data, size_t n) noexcept nogil

@@ -28,7 +28,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from featurestore.core.batch cimport COLUMN_TEXT, Column, EventBatch, MAX_TEXT_BYTES
+from featurestore.core.batch cimport COLUMN_NUMBER, COLUMN_TEXT, Column, EventBatch, MAX_TEXT_BYTES
 
 import numpy as np
 
@@ -225,7 +225,7 @@ cdef uint64_t siphash64(const uint8_t* key16, const uint8_t* data, size_t n) noe
     return s.v0 ^ s.v1 ^ s.v2 ^ s.v3
 
 
-# ---- keys
+# ---- keys and values
 
 cdef inline int fingerprint_row(const SipState* start, const Column* const* parts, uint32_t n_parts,
                                 uint32_t row, uint64_t* out2) noexcept nogil:
@@ -276,6 +276,30 @@ cdef uint32_t key_fingerprints(const uint8_t* secret, uint16_t entity_id, const 
         else:
             missing[i - lo] = 0
     return n_missing
+
+
+cdef void value_hashes(const uint8_t* secret, uint16_t domain, const Column* column, bint is_key, uint32_t n,
+                       uint64_t* hashes) noexcept nogil:
+    cdef SipState start, s
+    cdef uint64_t fp[2]
+    cdef double number
+    cdef uint32_t i, n_bytes
+    start_key(&start, secret, domain)
+    for i in range(n):
+        hashes[i] = 0
+        s = start
+        if column.kind == COLUMN_NUMBER:
+            number = column.numbers[i] + 0.0         # -0 is 0
+            if number != number:
+                continue
+            sip_absorb(&s, <const uint8_t*>&number, sizeof(number))
+        else:
+            n_bytes = column.offsets[i + 1] - column.offsets[i]
+            if (column.present != NULL and not column.present[i]) or (n_bytes == 0 and is_key):
+                continue
+            sip_absorb(&s, <const uint8_t*>column.bytes + column.offsets[i], n_bytes)
+        sip_end128(&s, fp)
+        hashes[i] = fp[0] if fp[0] else 1
 
 
 # ---- CRC32C

@@ -28,11 +28,12 @@ from featurestore.core.frequency cimport (
 )
 from featurestore.core.hashing cimport (
     SipState, hashing_structs, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
+    value_hashes,
 )
 from featurestore.core.kept cimport Listed, ListedValue, kept_structs
 from featurestore.core.pages cimport pool_clear, pool_init
 from featurestore.core.plan cimport (
-    MAX_KEY_PARTS, UNSET_MS, CompiledPlan, EventC, HashedC, PlanC, ServiceC, SlotC, TouchC,
+    MAX_KEY_PARTS, UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC,
 )
 from featurestore.core.program cimport program_run
 from featurestore.core.sequencer cimport (
@@ -210,35 +211,6 @@ cdef bint batch_fits(const PlanC* plan, const Batch* batch) noexcept nogil:
     return True
 
 
-cdef void _hash_values(const StateC* state, const Batch* batch, const HashedC* field,
-                       uint64_t* hashes) noexcept nogil:
-    """Of one field's values, under the secret; 0 where the value is absent. An empty key is absent, an empty
-    string is a value."""
-    cdef const Column* column = &batch.columns[field.field]
-    cdef SipState start, sip
-    cdef uint64_t fp[2]
-    cdef double number
-    cdef uint32_t i, n_bytes
-    cdef uint16_t domain = VALUE_DOMAIN
-    sip128_init(&start, state.secret)
-    sip128_update(&start, &domain, sizeof(domain))
-    for i in range(batch.n_events):
-        hashes[i] = 0
-        sip = start
-        if column.kind == COLUMN_NUMBER:
-            number = column.numbers[i] + 0.0         # -0 is 0
-            if number != number:
-                continue
-            sip128_update(&sip, &number, sizeof(number))
-        else:
-            n_bytes = column.offsets[i + 1] - column.offsets[i]
-            if (column.present != NULL and not column.present[i]) or (n_bytes == 0 and field.is_key):
-                continue
-            sip128_update(&sip, column.bytes + column.offsets[i], n_bytes)
-        sip128_final(&sip, fp)
-        hashes[i] = fp[0] if fp[0] else 1
-
-
 cdef int work_prepare(const StateC* state, const Batch* batch, const ServiceC* service,
                       Work* work) noexcept nogil:
     cdef const EventC* event = &state.plan.events[batch.event]
@@ -257,7 +229,8 @@ cdef int work_prepare(const StateC* state, const Batch* batch, const ServiceC* s
     for j in range(event.n_programs):
         program_run(event.programs[j], batch, 0, n, <uint8_t*>work.facts.masks + <size_t>j * n)
     for j in range(event.n_hashed):
-        _hash_values(state, batch, &event.hashed[j], work.hashes + <size_t>j * n)
+        value_hashes(state.secret, VALUE_DOMAIN, &batch.columns[event.hashed[j].field],
+                     event.hashed[j].is_key, n, work.hashes + <size_t>j * n)
     if event.id_field >= 0:
         columns[0] = &batch.columns[event.id_field]
         key_fingerprints(state.secret, event.event_id, columns, 1, 0, n, <uint64_t*>work.facts.id_fps,
