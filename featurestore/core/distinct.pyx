@@ -127,6 +127,7 @@ cdef enum:
     AHEAD_HEAD = 24              # additions ahead of the one under way whose head, block, cell are fetched
     AHEAD_BLOCK = 14
     AHEAD_VALUE = 6
+    FETCHED_BYTES = 576          # of a SET from a value's place on: a new one moves what follows
 
 ctypedef struct Values:          # a SET, wherever it is
     uint8_t* entries
@@ -676,15 +677,20 @@ cdef int distinct_add(Arena* arena, LogHead* head, const DistinctC* c, uint64_t 
     return _add(arena, head, c, hash >> (64 - FINGERPRINT_BITS), time_ms, horizon_ms)
 
 
-cdef inline void _prefetch_around(const void* entry, uint32_t n) noexcept nogil:
-    """What _place reads from there on: it is off by up to sqrt(n) entries."""
-    fs_prefetch(<const char*>entry + ENTRY_BYTES - 1)
+cdef inline void _prefetch_around(const char* entries, uint32_t n, uint64_t fingerprint) noexcept nogil:
+    """What _place reads: it is off by up to sqrt(n) entries. And some of what moves up for a new entry."""
+    cdef const char* entry = entries + ((fingerprint >> 8) * n >> 32) * ENTRY_BYTES
+    cdef const char* end = entries + (n + 1) * ENTRY_BYTES
     if n > 8:
-        fs_prefetch(<const char*>entry - 60)
-    if n > 80:
-        fs_prefetch(<const char*>entry + 70)
+        fs_prefetch(entry - 60)
     if n > 160:
-        fs_prefetch(<const char*>entry - 124)
+        fs_prefetch(entry - 124)
+    if end > entry + FETCHED_BYTES:
+        end = entry + FETCHED_BYTES
+    entry += ENTRY_BYTES - 1
+    while entry < end:
+        fs_prefetch(entry)
+        entry += 64
 
 
 cdef void distinct_prefetch(const Arena* arena, const LogHead* head, const DistinctC* c,
@@ -699,8 +705,7 @@ cdef void distinct_prefetch(const Arena* arena, const LogHead* head, const Disti
     if head.n_small == N_IN_BLOCK:
         return
     if head.n_small:
-        _prefetch_around(block + ((fingerprint >> 8) * head.n_small >> 32) * ENTRY_BYTES + SMALL_BEFORE,
-                         head.n_small)
+        _prefetch_around(block + SMALL_BEFORE, head.n_small, fingerprint)
     else:
         cell = _cell(c, fingerprint)
         fs_prefetch(block + sizeof(Matrix)
@@ -718,7 +723,7 @@ cdef void distinct_prefetch_value(const Arena* arena, const LogHead* head, const
         return
     if not _is_matrix(head):
         values = _values(arena, head)
-        _prefetch_around(values.entries + ((fingerprint >> 8) * values.n >> 32) * ENTRY_BYTES, values.n)
+        _prefetch_around(<const char*>values.entries, values.n, fingerprint)
         return
     matrix = _matrix(arena, head)
     cell = _cell(c, fingerprint)
