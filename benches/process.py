@@ -29,7 +29,7 @@ import grpc
 from benches import workload
 from featurestore.config import Limits, ServeConfig
 from featurestore.engine import Engine
-from featurestore.server import serve
+from featurestore.server import grpc_front
 from featurestore.server.dispatcher import READ as READ_METHOD
 from featurestore.server.serve import Server
 
@@ -189,7 +189,7 @@ def serve_null(pipe: Connection, reply: bytes) -> None:
     limits = Limits()
     pool = ThreadPoolExecutor(ServeConfig.read_threads + limits.max_streams)
     server = grpc.server(
-        pool, options=serve._options(limits), maximum_concurrent_rpcs=limits.max_concurrent_calls
+        pool, options=grpc_front.options(limits), maximum_concurrent_rpcs=limits.max_concurrent_calls
     )
     handlers = {"Get": grpc.unary_unary_rpc_method_handler(lambda message, context: reply)}
     server.add_generic_rpc_handlers(
