@@ -724,6 +724,9 @@ cdef int flush(Connection* connection) noexcept nogil:
                     memcpy(connection.out + connection.n_out, data, n)
                     connection.n_out += n
                 if connection.n_out == 0:
+                    if not (connection.is_draining or nghttp2_session_want_read(connection.session)
+                            or nghttp2_session_want_write(connection.session)):
+                        return fail(load, "HTTP/2", b"what the server sends breaks the protocol")
                     return watch(connection, EPOLL_CTL_MOD, EPOLLIN)
             data = connection.out + connection.n_sent
             n = send(connection.fd, data, connection.n_out - connection.n_sent, MSG_NOSIGNAL)

@@ -93,6 +93,8 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     void nghttp2_session_del(nghttp2_session* session)
     ssize_t nghttp2_session_mem_send(nghttp2_session* session, const uint8_t** data)
     ssize_t nghttp2_session_mem_recv(nghttp2_session* session, const uint8_t* data, size_t size)
+    int nghttp2_session_want_read(nghttp2_session* session)
+    int nghttp2_session_want_write(nghttp2_session* session)
     int nghttp2_session_resume_data(nghttp2_session* session, int32_t stream_id)
     void* nghttp2_session_get_stream_user_data(nghttp2_session* session, int32_t stream_id)
     int nghttp2_session_get_stream_local_close(nghttp2_session* session, int32_t stream_id)
