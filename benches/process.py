@@ -146,14 +146,14 @@ class Served:
 
 
 @contextmanager
-def served(directory: Path, transport: str, n_keys: int) -> Iterator[Served]:
+def served(directory: Path, transport: str, n_keys: int, *flags: str) -> Iterator[Served]:
     """`featurestore serve` over one of `transports()`, on a store as serve_store has it, with group
-    durability; checkpoints only when it is asked.
+    durability; checkpoints only when it is asked. flags: further ones of `serve`.
     """
     with Engine.open(directory, schema=workload.SCHEMA, clock="event", durability="process") as engine:
         fill(engine, n_keys)
     settings = ["--data", str(directory), "--listen", "localhost:0", "--checkpoint-every", "86400s"]
-    settings += ["-o", "json", "--log-level", "error"]
+    settings += ["-o", "json", "--log-level", "error", *flags]
     if len(transports()) > 1:
         settings += ["--transport", transport]
     with subprocess.Popen([*SERVE, *settings], stdout=subprocess.PIPE) as child:
