@@ -409,7 +409,7 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
         _earn(connection, CREDIT_PER_ANSWER)
     # What it has sent beyond is of no use to anybody.
     _let_go(connection, stream.inward.size)
-    stream.inward.size = 0
+    stream.inward.size = stream.in_at = 0
     if stream.unconsumed:
         nghttp2_session_consume_stream(connection.session, stream.id, stream.unconsumed)
         stream.unconsumed = 0
@@ -587,16 +587,25 @@ cdef bint _send_errand(Stream* stream, Queue* queue, Errand* errand) noexcept no
 
 
 cdef void _drop_inward(Stream* stream, size_t n) noexcept nogil:
-    memmove(stream.inward.data, stream.inward.data + n, stream.inward.size - n)
-    stream.inward.size -= n
-    _let_go(stream.connection, n)
+    """What was run. It is moved over only where it is at least half, so that a byte is moved but once or so
+    however many messages wait behind it.
+    """
+    cdef size_t rest
+    stream.in_at += n
+    rest = stream.inward.size - stream.in_at
+    if stream.in_at >= rest:
+        memmove(stream.inward.data, stream.inward.data + stream.in_at, rest)
+        _let_go(stream.connection, stream.in_at)
+        stream.inward.size = rest
+        stream.in_at = 0
 
 
 cdef void _send_to_worker(Stream* stream, size_t size) noexcept nogil:
     """The message at the head of `inward`, whose memory goes with it."""
     cdef Connection* connection = stream.connection
     cdef size_t whole = PREFIX_BYTES + size
-    cdef size_t rest = stream.inward.size - whole
+    cdef size_t behind_at = stream.in_at + whole
+    cdef size_t rest = stream.inward.size - behind_at
     cdef Errand* errand = errand_new(ERRAND_RUN, 0)
     cdef Buffer kept = stream.inward
     cdef uint8_t* behind
@@ -610,11 +619,12 @@ cdef void _send_to_worker(Stream* stream, size_t size) noexcept nogil:
                 errand_free(errand)
                 errand = NULL
             else:
-                memcpy(behind, kept.data + whole, rest)
+                memcpy(behind, kept.data + behind_at, rest)
     if errand != NULL:
-        _let_go(connection, whole)  # while it is run it is the worker's, and calls are counted
+        _let_go(connection, behind_at)  # while it is run it is the worker's, and calls are counted
         errand.memory = kept.data
-        errand.data = kept.data + PREFIX_BYTES
+        errand.data = kept.data + stream.in_at + PREFIX_BYTES
+        stream.in_at = 0
         errand.size = size
         errand.method = _target(stream).method
         stream.is_busy = True
@@ -631,7 +641,7 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
     if method == PYTHON_METHOD:
         errand = errand_new(ERRAND_MESSAGE, size)
         if errand != NULL:
-            memcpy(errand.memory, stream.inward.data + PREFIX_BYTES, size)
+            memcpy(errand.memory, stream.inward.data + stream.in_at + PREFIX_BYTES, size)
         stream.is_busy = True
         _drop_inward(stream, PREFIX_BYTES + size)
         _send_errand(stream, &host.desk, errand)
@@ -646,7 +656,8 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
     if call == NULL:
         _refuse(stream, REFUSE_CALLS)
         return
-    answer = dispatcher_run(host.dispatcher, call, method, stream.inward.data + PREFIX_BYTES, size)
+    answer = dispatcher_run(host.dispatcher, call, method,
+                            stream.inward.data + stream.in_at + PREFIX_BYTES, size)
     if answer == ANSWER_ERROR:
         # The words may lead into the message, which has to stay where it is until they are made.
         errand = errand_new(ERRAND_WORDS, 0)
@@ -658,6 +669,7 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
             _let_go(stream.connection, stream.inward.size)
             memset(&stream.inward, 0, sizeof(Buffer))
             stream.inward.max_bytes = <size_t>-1 >> 1
+            stream.in_at = 0
             stream.is_busy = True
             queue_put(&host.desk, errand)
         else:
@@ -688,7 +700,7 @@ cdef void _advance(Stream* stream) noexcept nogil:
     cdef HostC* host = connection.loop.host
     cdef Target* target
     cdef const uint8_t* head
-    cdef size_t size
+    cdef size_t n, size
     if stream.target < 0 or stream.is_ended or stream.is_ending:
         return
     target = _target(stream)
@@ -699,9 +711,10 @@ cdef void _advance(Stream* stream) noexcept nogil:
         if stream.is_held:
             stream.is_held = False
             connection.n_held -= 1
-        if stream.inward.size < PREFIX_BYTES:
+        n = stream.inward.size - stream.in_at
+        if n < PREFIX_BYTES:
             break
-        head = stream.inward.data
+        head = stream.inward.data + stream.in_at
         if head[0]:
             _refuse(stream, REFUSE_COMPRESSED)
             return
@@ -709,10 +722,10 @@ cdef void _advance(Stream* stream) noexcept nogil:
         if size > host.max_message_bytes:
             _refuse(stream, REFUSE_LENGTH)
             return
-        if stream.inward.size - PREFIX_BYTES < size:
+        if n - PREFIX_BYTES < size:
             break
         if not target.streams_requests:
-            if stream.has_run or stream.inward.size - PREFIX_BYTES > size:
+            if stream.has_run or n - PREFIX_BYTES > size:
                 _refuse(stream, REFUSE_CARDINALITY)
                 return
             if not stream.is_half_closed:
@@ -731,7 +744,7 @@ cdef void _advance(Stream* stream) noexcept nogil:
         connection_dirty(connection)
     if not stream.is_half_closed or stream.is_busy:
         return
-    if stream.inward.size:
+    if stream.inward.size > stream.in_at:
         _refuse(stream, REFUSE_TRUNCATED)
     elif target.method == PYTHON_METHOD:
         if not target.streams_requests and not stream.has_run:
