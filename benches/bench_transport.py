@@ -431,8 +431,8 @@ def bench_ingest_stream(benchmark: BenchmarkFixture, size: Size, found: Found, h
 
 
 def bench_loops(benchmark: BenchmarkFixture, size: Size, found: Found, house: House, tmp_path: Path) -> None:
-    """At the same rate, half of what one loop can: at its most a loop saves calls to the system that it has to
-    make when less is due.
+    """At the same rate, half of what one loop can: at its most a loop saves calls to the system that it has
+    to make when less is due.
     """
     if "native" not in house.stores:
         pytest.skip("the native transport was not built")
