@@ -26,6 +26,7 @@ ctypedef struct Sender:          # who sent a batch; name_bytes 0: not deduplica
     size_t name_bytes            # at most 255
     uint64_t epoch
     uint64_t sequence
+    bint unawaited               # it does not wait for the disk, which may then take its time
 
 ctypedef struct WriteResult:
     uint64_t position            # of the batch's last event; of the last one there where nothing was written

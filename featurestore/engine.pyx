@@ -145,6 +145,7 @@ cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sende
     frame.n_positions = batch.n_events
     frame.schema_version = engine.schema_version
     frame.now_ms = wall_ms
+    frame.unawaited = sender.unawaited
     piece.iov_base = body.data
     piece.iov_len = body.size
     status = journal_append(engine.journal, &frame, &piece, 1)
@@ -440,6 +441,7 @@ cdef class Engine:
         sender.name_bytes = len(producer)
         sender.epoch = epoch
         sender.sequence = sequence
+        sender.unawaited = False
         with nogil:
             pthread_rwlock_rdlock(&self.c.state.plan_lock)
         try:                          # what was looked up in the plan holds for as long as the lock does

@@ -228,6 +228,7 @@ cdef void _sender_of(const IngestCall* write, Sender* sender) noexcept nogil:
     sender.name_bytes = write.producer_length
     sender.epoch = write.epoch
     sender.sequence = write.sequence
+    sender.unawaited = write.ack == ACK_APPLIED
 
 
 cdef void _count_refusals(DispatcherC* d, const Batch* batch) noexcept nogil:

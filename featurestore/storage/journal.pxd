@@ -72,12 +72,13 @@ ctypedef struct FrameHeader:
     uint64_t durable_offset
     uint64_t offset
 
-# One frame: the caller of journal_append fills the first four fields and gets the next three back.
+# One frame: the caller of journal_append fills the first five fields and gets the next three back.
 ctypedef struct Frame:
     uint8_t kind                  # FrameKind
     uint32_t n_positions          # at least 1
     uint32_t schema_version
     int64_t now_ms
+    bint unawaited                # nobody waits for it yet: MODE_GROUP too may sync it later
     uint64_t first_position
     uint64_t offset               # logical: of its first byte, over all segments
     uint64_t durable_offset       # logical: everything before it was durable when this frame was written
@@ -102,7 +103,7 @@ ctypedef struct JournalState:
     int mode                      # JournalMode
     uint8_t store_id[16]
     uint64_t segment_bytes        # of a new segment, unless one frame needs more
-    uint64_t sync_delay_ns        # MODE_PROCESS: from the first unsynced write to its sync
+    uint64_t sync_delay_ns        # from the first unsynced write to its sync, while nobody waits
 
     pthread_mutex_t append_lock   # held while a frame is written or a segment is added
     int fd                        # the active segment; changed under append_lock and sync_lock
@@ -129,7 +130,7 @@ ctypedef struct JournalState:
     uint64_t n_segments
     uint64_t segments_capacity
     bint idle                     # the sync thread waits for `work`
-    bint hurry                    # MODE_PROCESS: somebody waits, sync now
+    bint hurry                    # somebody waits, sync now
     bint stopping
     int error                     # errno of the first failure; never cleared
     pthread_t thread
@@ -144,7 +145,7 @@ ctypedef struct JournalState:
 # Writes one frame whose body is the pieces one after the other. On JOURNAL_OK it has been handed to the
 # kernel.
 cdef int journal_append(JournalState* j, Frame* frame, const iovec* pieces, int n_pieces) noexcept nogil
-# Blocks until `position` is durable; timeout_ns < 0 waits for ever. Makes MODE_PROCESS sync at once.
+# Blocks until `position` is durable; timeout_ns < 0 waits for ever. Has what is written synced at once.
 cdef int journal_wait(JournalState* j, uint64_t position, int64_t timeout_ns) noexcept nogil
 # As journal_wait without waiting: the hooks tell.
 cdef void journal_hurry(JournalState* j) noexcept nogil

@@ -70,7 +70,13 @@ class Journal:
         sync_delay_ms: int = 500,
     ) -> None: ...
     def append(
-        self, kind: int, *pieces: bytes, n_positions: int = 1, now_ms: int = 0, schema_version: int = 0
+        self,
+        kind: int,
+        *pieces: bytes,
+        n_positions: int = 1,
+        now_ms: int = 0,
+        schema_version: int = 0,
+        unawaited: bool = False,
     ) -> int: ...
     def wait_durable(self, position: int, timeout_s: float | None = None) -> bool: ...
     def sync(self) -> None: ...

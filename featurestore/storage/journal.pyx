@@ -28,7 +28,9 @@ header holds its own offset. A damaged *last* durable frame cannot be told from 
 passes its checkpoint's position to notice a journal that ends before it.
 
 Syncing. One thread per journal syncs whatever has been written, over and over, without a lock that an append
-needs; appends that arrive meanwhile share the next sync. A leader among the waiters would save the hand-over
+needs; appends that arrive meanwhile share the next sync. What nobody waits for is synced half a second later
+(all of mode `process`; in mode `group` what its sender wants only applied), or with what somebody waits for:
+a sync takes a core that readers have a use for. A leader among the waiters would save the hand-over
 (measured: 12 µs beside a sync of 190 µs), but the front end parks replies and has no thread to lead with, and
 mode `process` needs a timer anyway.
 
@@ -329,7 +331,7 @@ cdef bint await_work(JournalState* j) noexcept nogil:
             pthread_cond_wait(&j.work, &j.sync_lock)
             j.idle = False
             continue
-        if j.mode == MODE_GROUP or j.hurry or j.stopping:
+        if j.hurry or j.stopping:
             return True
         due_ns = j.dirty_since_ns + j.sync_delay_ns
         if monotonic_ns() >= due_ns:
@@ -362,6 +364,8 @@ cdef void* sync_loop(void* argument) noexcept nogil:
         j.n_syncs += 1
         store_atomic_u64(&j.durable_offset, offset, __ATOMIC_RELEASE)
         store_atomic_u64(&j.durable_position, position, __ATOMIC_RELEASE)
+        if j.written_offset == offset:
+            j.hurry = False  # whoever came meanwhile waited for this sync
         pthread_cond_broadcast(&j.done)
         pthread_mutex_unlock(&j.sync_lock)
         run_hooks(j, position, 0)
@@ -390,7 +394,7 @@ cdef int await_durable(
         if j.error:
             status = JOURNAL_FAILED
             break
-        if j.mode == MODE_PROCESS and not j.hurry:
+        if not j.hurry and j.written_offset != j.durable_offset:
             j.hurry = True
             pthread_cond_signal(&j.work)
         if timeout_ns < 0:
@@ -575,18 +579,23 @@ cdef int write_frame(
     return give_up(j, error)
 
 
-cdef int publish(JournalState* j) noexcept nogil:
+cdef int publish(JournalState* j, bint unawaited) noexcept nogil:
     """Under append_lock: tells the sync thread about the frame that ends at j.at."""
     cdef int status = JOURNAL_OK
+    cdef bint is_news
     pthread_mutex_lock(&j.sync_lock)
     if j.written_offset == j.durable_offset:
         j.dirty_since_ns = monotonic_ns()
     j.written_offset = j.base_offset + j.at
     j.written_position = j.next_position - 1
     j.n_appends += 1
+    # An idle thread has to know that there is something, and one that takes its time that somebody waits now.
+    is_news = j.idle
+    if j.mode == MODE_GROUP and not unawaited and not j.hurry:
+        j.hurry = is_news = True
     if j.error:
         status = JOURNAL_FAILED
-    elif j.idle:
+    elif is_news:
         pthread_cond_signal(&j.work)
     pthread_mutex_unlock(&j.sync_lock)
     return status
@@ -612,7 +621,7 @@ cdef int append_locked(
     j.full = False
     j.at += frame_bytes
     j.next_position += frame.n_positions
-    return publish(j)
+    return publish(j, frame.unawaited)
 
 
 cdef int journal_append(JournalState* j, Frame* frame, const iovec* pieces, int n_pieces) noexcept nogil:
@@ -1130,7 +1139,8 @@ cdef class Journal:
     segment_bytes : int
         Size of new segments, preallocated; a larger frame gets a larger segment.
     sync_delay_ms : int
-        Mode `process`: from the first unsynced write to its sync. At most 1000.
+        From the first unsynced write to its sync, while nobody waits for it: in mode `process`, and for what
+        was appended as unawaited. At most 1000.
 
     Raises StoreLockedError, ConfigError, CorruptRecordError, IncompatibleVersionError, StorageError,
     LimitError. Appending and waiting are safe from any number of threads.
@@ -1324,12 +1334,14 @@ cdef class Journal:
 
     def append(
         self, uint8_t kind, *pieces, uint32_t n_positions=1, int64_t now_ms=0, uint32_t schema_version=0,
+        bint unawaited=False,
     ):
         """Writes one frame whose body is the given bytes objects one after the other; returns its first
         position.
 
-        When it returns, the frame survives the death of the process. LimitError: the disk is full, nothing
-        was written, try again later. StorageError: the journal has failed.
+        When it returns, the frame survives the death of the process. unawaited: nobody waits for it to
+        survive a power cut too, so that in either mode its sync may take `sync_delay_ms`. LimitError: the
+        disk is full, nothing was written, try again later. StorageError: the journal has failed.
         """
         cdef iovec parts[MAX_PIECES]
         cdef Frame frame
@@ -1347,6 +1359,7 @@ cdef class Journal:
         frame.n_positions = n_positions
         frame.now_ms = now_ms
         frame.schema_version = schema_version
+        frame.unawaited = unawaited
         with nogil:
             status = journal_append(self.state, &frame, parts, n_pieces)
         if status:

@@ -166,6 +166,34 @@ def test_process_mode_acknowledges_at_once_and_syncs_within_its_delay(tmp_path: 
         assert journal.n_syncs == 1
 
 
+def test_group_mode_takes_its_time_with_what_nobody_waits_for(tmp_path: Path) -> None:
+    with create(tmp_path, mode="group", sync_delay_ms=1000, segment_bytes=1 << 20) as journal:
+        journal.wait_durable(journal.append(BATCH, b"a"))
+        n_syncs = journal.n_syncs
+        for _ in range(200):
+            position = journal.append(BATCH, b"b", unawaited=True)
+        assert journal.n_syncs <= n_syncs + 1  # not one after the other, as it would otherwise
+        assert journal.acknowledged_position <= position
+        deadline = time.monotonic() + PATIENCE_S
+        while journal.durable_position < position and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert journal.durable_position == position
+
+
+def test_what_somebody_waits_for_is_synced_at_once_with_what_nobody_does(tmp_path: Path) -> None:
+    with create(tmp_path, mode="group", sync_delay_ms=1000, segment_bytes=1 << 20) as journal:
+        began = time.monotonic()
+        for i in range(30):
+            journal.append(BATCH, bytes(i), unawaited=True)
+            if i % 2:
+                journal.append(BATCH, bytes(i))  # whoever sent it waits, and has not said so yet
+                while journal.durable_position < journal.last_position:
+                    assert time.monotonic() < began + PATIENCE_S
+            else:
+                journal.wait_durable(journal.last_position)
+        assert journal.n_syncs >= 30  # the delay alone would need half a minute for as many
+
+
 def test_waiting_in_process_mode_does_not_wait_for_the_delay(tmp_path: Path) -> None:
     with create(tmp_path, mode="process", sync_delay_ms=1000) as journal:
         for i in range(30):
