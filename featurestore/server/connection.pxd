@@ -95,7 +95,8 @@ ctypedef struct HostC:
 ctypedef struct Parked:              # a reply that waits for the disk
     uint64_t position
     uint64_t end                     # logical offset of its last byte in `out`, plus 1
-    uint64_t began_ns
+    uint64_t began_ns                # when its message was run, by the dispatcher's clock
+    int64_t since_ns                 # when it was parked, by the loop's
 
 ctypedef struct Stream:
     Connection* connection           # NULL: free
@@ -156,7 +157,7 @@ ctypedef struct Connection:
     uint32_t n_streams
     uint32_t n_held
     size_t buffered                  # bytes in inward and outward of all its streams
-    size_t unsent                    # of them in outward
+    size_t unsent                    # of them in outward and ready
     bint is_settled                  # it has sent its SETTINGS: it is an HTTP/2 client
     bint is_draining
     bint is_going                    # the last GOAWAY is out
@@ -164,7 +165,7 @@ ctypedef struct Connection:
     bint is_dead                     # close it now
     int64_t opened_ns
     int64_t heard_ns
-    int64_t took_ns                  # when it last took a byte, or had nothing to take
+    int64_t took_ns                  # when it last took a byte, or what waits for it began to
     int64_t headers_ns               # since when a header block is open; 0: none is
     int64_t drained_ns
     int64_t pinged_ns                # by us; 0: no answer is awaited

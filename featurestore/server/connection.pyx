@@ -277,7 +277,7 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
         loop.n_deadlines -= 1
     if stream.is_held:
         connection.n_held -= 1
-    connection.unsent -= stream.outward.size - <size_t>(stream.sent - stream.out_base)
+    connection.unsent -= <size_t>(stream.ready - stream.sent)
     _let_go(connection, stream.inward.size + stream.outward.size)
     stream.inward.size = stream.outward.size = 0
     if stream.inward.capacity > KEEP_BYTES:
@@ -436,9 +436,17 @@ cdef bint _append(Stream* stream, const uint8_t* message, size_t size) noexcept 
     out[3] = <uint8_t>(size >> 8)
     out[4] = <uint8_t>size
     memcpy(out + PREFIX_BYTES, message, size)
-    connection.unsent += size + PREFIX_BYTES
     _hold(connection, size + PREFIX_BYTES)
     return True
+
+
+cdef void _make_ready(Stream* stream, uint64_t end) noexcept nogil:
+    """The replies up to this logical offset may be sent."""
+    cdef Connection* connection = stream.connection
+    if connection.unsent == 0:
+        connection.took_ns = connection.loop.now_ns
+    connection.unsent += <size_t>(end - stream.ready)
+    stream.ready = end
 
 
 cdef bint _park(Stream* stream, const Call* call) noexcept nogil:
@@ -455,6 +463,7 @@ cdef bint _park(Stream* stream, const Call* call) noexcept nogil:
     parked.position = call.position
     parked.end = _out_end(stream)
     parked.began_ns = call.began_ns
+    parked.since_ns = loop.now_ns
     stream.n_parked += 1
     if stream.n_parked == 1:
         stream.parked_previous = NULL
@@ -502,7 +511,7 @@ cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
     if not is_appended or answer != ANSWER_DONE:
         _refuse(stream, REFUSE_ROOM)
     elif stream.n_parked == 0:
-        stream.ready = _out_end(stream)
+        _make_ready(stream, _out_end(stream))
         _after_answer(stream)
     else:  # behind one that waits: a duplicate of what is durable, a batch that kept nothing
         stream.ring[(stream.ring_first + stream.n_parked - 1) % host.stream_window
@@ -529,7 +538,7 @@ cdef void _unpark(Stream* stream) noexcept nogil:
         parked = &stream.ring[stream.ring_first]
         if parked.position > durable:
             break
-        stream.ready = parked.end
+        _make_ready(stream, parked.end)
         dispatcher_finish(host.dispatcher, _target(stream).method, parked.began_ns, 0)
         stream.n_parked -= 1
         if stream.ring != &stream.one:
@@ -552,7 +561,6 @@ cdef void _give_up_parked(Stream* stream, Call* call) noexcept nogil:
     cdef size_t dropped = <size_t>(_out_end(stream) - stream.ready)
     _drop_parked(connection.loop, stream, 4 if call.fault == FAULT_TIMEOUT else 14)
     stream.outward.size -= dropped
-    connection.unsent -= dropped
     _let_go(connection, dropped)
     if stream.is_ended:  # it was drained
         dispatcher_give(connection.loop.host.dispatcher, call)
@@ -1181,7 +1189,7 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
     elif errand.kind == ERRAND_NEXT:
         stream.is_busy = False
     elif _append(stream, errand.data, errand.size):  # a REPLY
-        stream.ready = _out_end(stream)
+        _make_ready(stream, _out_end(stream))
         _respond(stream)
     else:
         _refuse(stream, REFUSE_ROOM)
@@ -1257,7 +1265,7 @@ cdef void loop_deadlines(LoopC* loop) noexcept nogil:
     stream = loop.parked
     while stream != NULL:
         following = stream.parked_next
-        if now - <int64_t>stream.ring[stream.ring_first].began_ns >= loop.host.durable_wait_ns:
+        if now - stream.ring[stream.ring_first].since_ns >= loop.host.durable_wait_ns:
             _too_late(stream)
         stream = following
 
