@@ -25,7 +25,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 from featurestore.server.dispatcher cimport (
-    ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_TIMEOUT, Call, dispatcher_check,
+    ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, Call, dispatcher_check,
     dispatcher_finish, dispatcher_give, dispatcher_run, dispatcher_take,
 )
 from featurestore.server.errands cimport (
@@ -229,13 +229,16 @@ cdef void _unlink_parked(LoopC* loop, Stream* stream) noexcept nogil:
     stream.parked_next = stream.parked_previous = NULL
 
 
-cdef void _drop_parked(LoopC* loop, Stream* stream, int status) noexcept nogil:
-    """Replies that nobody will get: each is counted with `status`."""
+cdef void _drop_parked(LoopC* loop, Stream* stream, int status, uint32_t n_counted) noexcept nogil:
+    """Replies that nobody will get: each is counted with `status`, but for the first n_counted, which are
+    counted elsewhere.
+    """
     cdef HostC* host = loop.host
+    cdef size_t dropped = <size_t>(_out_end(stream) - stream.ready)
     cdef uint32_t i
     if stream.n_parked == 0:
         return
-    for i in range(stream.n_parked):
+    for i in range(n_counted, stream.n_parked):
         dispatcher_finish(
             host.dispatcher, _target(stream).method,
             stream.ring[(stream.ring_first + i) % host.stream_window if stream.ring != &stream.one
@@ -243,6 +246,8 @@ cdef void _drop_parked(LoopC* loop, Stream* stream, int status) noexcept nogil:
     stream.n_parked = 0
     _unlink_parked(loop, stream)
     fs_store(&loop.n_parked, loop.n_parked - 1)
+    stream.outward.size -= dropped
+    _let_go(stream.connection, dropped)
 
 
 cdef void _uncount(HostC* host, Stream* stream) noexcept nogil:
@@ -271,7 +276,7 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
     cdef Connection* connection = stream.connection
     cdef LoopC* loop = connection.loop
     _tell_cancelled(stream)
-    _drop_parked(loop, stream, 1)  # CANCELLED
+    _drop_parked(loop, stream, 1, 0)  # CANCELLED
     _uncount(loop.host, stream)
     if stream.deadline_ns:
         loop.n_deadlines -= 1
@@ -556,14 +561,15 @@ cdef void _unpark(Stream* stream) noexcept nogil:
 
 
 cdef void _give_up_parked(Stream* stream, Call* call) noexcept nogil:
-    """The first parked reply will not be sent, for the reason in `call`: nor will those behind it."""
-    cdef Connection* connection = stream.connection
-    cdef size_t dropped = <size_t>(_out_end(stream) - stream.ready)
-    _drop_parked(connection.loop, stream, 4 if call.fault == FAULT_TIMEOUT else 14)
-    stream.outward.size -= dropped
-    _let_go(connection, dropped)
-    if stream.is_ended:  # it was drained
-        dispatcher_give(connection.loop.host.dispatcher, call)
+    """The first parked reply will not be sent, for the reason in `call`: nor will those behind it. Without a
+    Call there are no words of its own for that.
+    """
+    cdef LoopC* loop = stream.connection.loop
+    cdef bint has_words = call != NULL and not stream.is_ended  # drained, or ended by a message behind
+    _drop_parked(loop, stream, 14 if call != NULL and call.fault == FAULT_LOST else 4, has_words)
+    if not has_words:
+        if call != NULL:
+            dispatcher_give(loop.host.dispatcher, call)
         stream.is_ended = False
         _refuse(stream, REFUSE_DEADLINE)
         return
@@ -1237,17 +1243,16 @@ cdef void loop_unpark(LoopC* loop) noexcept nogil:
 
 cdef void _too_late(Stream* stream) noexcept nogil:
     cdef HostC* host = stream.connection.loop.host
-    cdef Call* call = NULL
-    if stream.n_parked:
-        call = dispatcher_take(host.dispatcher)
-    if call == NULL:
-        _drop_parked(stream.connection.loop, stream, 4)
+    cdef Call* call
+    if stream.n_parked == 0:
         _refuse(stream, REFUSE_DEADLINE)
         return
-    call.method = _target(stream).method
-    call.began_ns = stream.ring[stream.ring_first].began_ns
-    call.position = stream.ring[stream.ring_first].position
-    call.fault = FAULT_TIMEOUT
+    call = dispatcher_take(host.dispatcher)
+    if call != NULL:
+        call.method = _target(stream).method
+        call.began_ns = stream.ring[stream.ring_first].began_ns
+        call.position = stream.ring[stream.ring_first].position
+        call.fault = FAULT_TIMEOUT
     _give_up_parked(stream, call)
 
 
