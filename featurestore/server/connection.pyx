@@ -635,7 +635,12 @@ cdef void _send_to_worker(Stream* stream, size_t size) noexcept nogil:
             else:
                 memcpy(behind, kept.data + behind_at, rest)
     if errand != NULL:
-        _let_go(connection, behind_at)  # while it is run it is the worker's, and calls are counted
+        # While it is run it is the worker's, and so is what it counts for: a client that gives up, or has no
+        # time, makes no room for more.
+        connection.buffered -= behind_at
+        errand.held = behind_at
+        errand.is_counted = True
+        stream.is_counted = False
         errand.memory = kept.data
         errand.data = kept.data + stream.in_at + PREFIX_BYTES
         stream.in_at = 0
@@ -680,7 +685,8 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
             errand.call = call
             errand.token = _token(stream)
             errand.loop = stream.connection.loop
-            _let_go(stream.connection, stream.inward.size)
+            stream.connection.buffered -= stream.inward.size
+            errand.held = stream.inward.size
             memset(&stream.inward, 0, sizeof(Buffer))
             stream.inward.max_bytes = <size_t>-1 >> 1
             stream.in_at = 0
@@ -1168,6 +1174,19 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
     """One errand, which is freed here or kept by its stream."""
     cdef Stream* stream = _find(loop, errand.token)
     cdef const uint8_t* kind
+    if errand.kind == ERRAND_RUN and errand.answer == ANSWER_ERROR and stream != NULL \
+            and not stream.is_ended and not stream.is_ending:
+        errand.kind = ERRAND_WORDS  # with the message that the words may lead into
+        queue_put(&loop.host.desk, errand)
+        return
+    loop.buffered -= errand.held
+    errand.held = 0
+    if errand.is_counted:
+        errand.is_counted = False
+        if stream != NULL and not stream.is_ended:
+            stream.is_counted = True
+        else:
+            fs_sub(&loop.host.n_calls, 1)
     if stream == NULL or stream.is_ended or (stream.is_ending and errand.kind != ERRAND_END):
         if errand.call != NULL:
             dispatcher_finish(loop.host.dispatcher, errand.call.method, errand.call.began_ns, 1)
@@ -1185,11 +1204,6 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
         stream.is_busy = False
         if errand.answer < 0:
             _refuse(stream, REFUSE_CALLS)
-        elif errand.answer == ANSWER_ERROR:
-            errand.kind = ERRAND_WORDS  # with the message that the words may lead into
-            stream.is_busy = True
-            queue_put(&loop.host.desk, errand)
-            return
         else:
             _settle(stream, errand.call, errand.answer)
     elif errand.kind == ERRAND_NEXT:

@@ -7,7 +7,8 @@
 #           HALF_CLOSE, CANCEL ► Python            a call of a method that Python answers
 #        ◄─ the same, or NEXT, REPLY, END ─────── through the loop's inbox
 #
-# A queue is a list under a lock and holds no more than there are calls, which are bounded. An errand has one
+# A queue is a list under a lock and holds no more than there are calls, which are bounded: a message that is
+# with others counts as one until it is back, even if its client has gone long before. An errand has one
 # owner: whoever took it from a queue, or the queue. What it points to it owns: `memory`, and `call` until
 # it is given back.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -46,6 +47,8 @@ ctypedef struct Errand:
     const uint8_t* data
     size_t size
     size_t class_bytes               # END: behind data
+    bint is_counted                  # it is one of the calls under way, whatever becomes of its stream
+    size_t held                      # bytes for which the loop has no room until it is back
 
 ctypedef struct Queue:
     pthread_mutex_t lock

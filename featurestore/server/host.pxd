@@ -12,6 +12,7 @@ cdef class Host:
     cdef list kept                   # bytes that Refusals and Targets point into
     cdef bint made
     cdef object answer_words(self, Errand* errand)
+    cdef object _say(self, Errand* errand, int status, str words, str kind)
     cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind)
 
 cdef class Session:

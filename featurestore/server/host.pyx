@@ -9,7 +9,7 @@ empties through `take`. What Python has to say goes to the loop's inbox, and wak
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from featurestore.server.connection cimport (
@@ -191,24 +191,36 @@ cdef class Host:
 
     cdef object answer_words(self, Errand* errand):
         """Turns a failed call into its status and words, and sends them back."""
-        cdef LoopC* loop = <LoopC*>errand.loop
-        cdef uint64_t token = errand.token
-        error = self.dispatcher.refusal(errand.call)
-        errand_free(errand)
-        self._end(loop, token, status_of(error), words_of(error), type(error).__name__)
+        try:
+            error = self.dispatcher.refusal(errand.call)
+        except Exception as why:  # no words are worth the desk: it serves all
+            error = why
+        errand.call = NULL
+        self._say(errand, status_of(error), words_of(error), type(error).__name__)
 
-    cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind):
+    cdef object _say(self, Errand* errand, int status, str words, str kind):
+        """Makes it an END and posts it; without its words where there is no memory for them."""
         cdef bytes text = words.encode("utf-8", "replace")
         cdef bytes name = kind.encode()
-        cdef Errand* errand = errand_new(ERRAND_END, 3 * <size_t>len(text) + <size_t>len(name) + 1)
+        free(errand.memory)
+        errand.memory = <uint8_t*>malloc(3 * <size_t>len(text) + <size_t>len(name) + 1)
+        errand.data = errand.memory
+        errand.size = errand.class_bytes = 0
+        if errand.memory != NULL:
+            errand.size = percent_encode(<const uint8_t*>PyBytes_AS_STRING(text), len(text), errand.memory)
+            errand.class_bytes = len(name)
+            memcpy(errand.memory + errand.size, PyBytes_AS_STRING(name), errand.class_bytes)
+        errand.kind = ERRAND_END
+        errand.status = status
+        loop_post(<LoopC*>errand.loop, errand)
+
+    cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind):
+        cdef Errand* errand = errand_new(ERRAND_END, 0)
         if errand == NULL:
             raise MemoryError
-        errand.size = percent_encode(<const uint8_t*>PyBytes_AS_STRING(text), len(text), errand.memory)
-        errand.class_bytes = len(name)
-        memcpy(errand.memory + errand.size, PyBytes_AS_STRING(name), errand.class_bytes)
-        errand.status = status
+        errand.loop = loop
         errand.token = token
-        loop_post(loop, errand)
+        self._say(errand, status, words, kind)
 
     def next(self, tuple call not None):
         """Python has taken the call's message: it may have the next."""
