@@ -845,7 +845,8 @@ cdef int _on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame,
                            void* user_data) noexcept nogil:
     cdef Connection* connection = <Connection*>user_data
     cdef Stream* stream
-    if frame.headers.cat != NGHTTP2_HCAT_REQUEST:
+    # GOAWAY is on its way, and does not name this call: its client sends it again elsewhere.
+    if frame.headers.cat != NGHTTP2_HCAT_REQUEST or connection.is_over or connection.is_going:
         return 0
     stream = _new_stream(connection, frame.hd.stream_id)
     if stream == NULL:
