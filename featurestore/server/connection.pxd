@@ -109,6 +109,7 @@ ctypedef struct Stream:
     int64_t deadline_ns              # 0: none
     int64_t began_ns
     size_t header_bytes
+    bint has_headers                 # all of them
     bint is_post
     bint is_grpc
     bint has_foreign_encoding
@@ -166,7 +167,6 @@ ctypedef struct Connection:
     int64_t opened_ns
     int64_t heard_ns
     int64_t took_ns                  # when it last took a byte, or what waits for it began to
-    int64_t headers_ns               # since when a header block is open; 0: none is
     int64_t drained_ns
     int64_t pinged_ns                # by us; 0: no answer is awaited
     int64_t client_pinged_ns

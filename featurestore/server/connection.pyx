@@ -836,8 +836,6 @@ cdef int _on_begin_frame(nghttp2_session* session, const nghttp2_frame_hd* hd,
             _charge(connection)
     elif hd.type != NGHTTP2_HEADERS:
         _charge(connection)
-    elif not hd.flags & NGHTTP2_FLAG_END_HEADERS:
-        connection.headers_ns = connection.loop.now_ns
     return 0
 
 
@@ -913,8 +911,8 @@ cdef int _on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* u
         return 0
     stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
     if frame.hd.type == NGHTTP2_HEADERS:
-        connection.headers_ns = 0
         if stream != NULL and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
+            stream.has_headers = True
             _start(stream)
     if stream != NULL and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
         stream.is_half_closed = True
@@ -1082,7 +1080,6 @@ cdef int connection_tick(Connection* connection) noexcept nogil:
     cdef Stream* stream
     cdef Stream* following
     if ((not connection.is_settled and now - connection.opened_ns > HANDSHAKE_NS)
-            or (connection.headers_ns and now - connection.headers_ns > HANDSHAKE_NS)
             or ((connection.unsent or connection.pending.size) and now - connection.took_ns > STALL_NS)
             or (connection.pinged_ns and now - connection.pinged_ns > PONG_NS)):
         fs_add(&host.counts.stalled, 1)
@@ -1090,6 +1087,9 @@ cdef int connection_tick(Connection* connection) noexcept nogil:
     stream = connection.streams
     while stream != NULL:
         following = stream.next
+        if not stream.has_headers and now - stream.began_ns > HANDSHAKE_NS:
+            fs_add(&host.counts.stalled, 1)
+            return -1
         if (not stream.is_half_closed and not stream.is_ended and stream.target >= 0
                 and not _target(stream).streams_requests and now - stream.began_ns > REQUEST_NS):
             _refuse(stream, REFUSE_DEADLINE)
