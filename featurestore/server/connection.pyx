@@ -25,8 +25,8 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 from featurestore.server.dispatcher cimport (
-    ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, Call, dispatcher_check,
-    dispatcher_finish, dispatcher_give, dispatcher_run, dispatcher_take,
+    ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, METHOD_READ,
+    METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish, dispatcher_give, dispatcher_run, dispatcher_take,
 )
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_START,
@@ -427,11 +427,9 @@ cdef void _refuse(Stream* stream, int kind) noexcept nogil:
 
 
 cdef bint _append(Stream* stream, const uint8_t* message, size_t size) noexcept nogil:
-    """A framed message behind the stream's replies; False, and nothing appended, where there is no room."""
+    """A framed message behind the stream's replies; False, and nothing appended, where there is no memory."""
     cdef Connection* connection = stream.connection
     cdef uint8_t* out
-    if not _has_room(connection, size + PREFIX_BYTES):
-        return False
     out = buffer_extend(&stream.outward, size + PREFIX_BYTES)
     if out == NULL:
         return False
@@ -499,11 +497,14 @@ cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
 cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
     """What becomes of a call that was run."""
     cdef HostC* host = stream.connection.loop.host
+    cdef bint is_write = call.method != METHOD_READ and call.method != METHOD_READ_STREAM
     cdef bint is_appended
     if answer == ANSWER_ERROR:
         _ask_for_words(stream, call)
         return
-    is_appended = _append(stream, call.reply.data, call.reply.size)
+    # What was applied is answered, room or not: a refusal would have it sent again.
+    is_appended = ((is_write or _has_room(stream.connection, call.reply.size + PREFIX_BYTES))
+                   and _append(stream, call.reply.data, call.reply.size))
     if is_appended and answer == ANSWER_PARKED and _park(stream, call):
         dispatcher_give(host.dispatcher, call)
         # It may have become durable before the sync thread could see that somebody waits.
@@ -512,6 +513,9 @@ cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
         return
     dispatcher_finish(host.dispatcher, call.method, call.began_ns,
                       0 if is_appended and answer == ANSWER_DONE else 8)
+    if is_appended and answer != ANSWER_DONE:
+        stream.outward.size -= call.reply.size + PREFIX_BYTES
+        _let_go(stream.connection, call.reply.size + PREFIX_BYTES)
     dispatcher_give(host.dispatcher, call)
     if not is_appended or answer != ANSWER_DONE:
         _refuse(stream, REFUSE_ROOM)
@@ -667,6 +671,9 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
         return
     if not _count(stream):
         _refuse(stream, REFUSE_CALLS)
+        return
+    if not _has_room(stream.connection, 0):
+        _refuse(stream, REFUSE_ROOM)
         return
     if size > INLINE_BYTES:
         _send_to_worker(stream, size)
@@ -1209,7 +1216,8 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
             _settle(stream, errand.call, errand.answer)
     elif errand.kind == ERRAND_NEXT:
         stream.is_busy = False
-    elif _append(stream, errand.data, errand.size):  # a REPLY
+    elif (_has_room(stream.connection, errand.size + PREFIX_BYTES)
+          and _append(stream, errand.data, errand.size)):  # a REPLY
         _make_ready(stream, _out_end(stream))
         _respond(stream)
     else:
