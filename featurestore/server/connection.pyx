@@ -14,7 +14,8 @@ What it promises:
 Frames that cost us and do nothing for the client (SETTINGS, PING, PRIORITY, RST_STREAM, CONTINUATION,
 WINDOW_UPDATE, DATA without bytes) are paid from a credit, which time and answered calls fill again. A
 connection without any is told ENHANCE_YOUR_CALM and closed: that is one rule for all floods, those known by
-name and the next.
+name and the next. What waits for a client that takes nothing is bounded too, frames without data by their
+number: one with too many is closed without a word, which it would not take either.
 
 HTTP/2 itself (RFC 9113, RFC 7541) is nghttp2's: frames, states, flow control, malformed messages. gRPC's
 part is by https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md.
@@ -74,6 +75,7 @@ cdef enum:
     CREDIT_PER_ANSWER = 4
     CREDIT_PER_DATA = 2              # sent: the client opens two windows for it
     MOST_STRIKES = 2
+    MOST_QUEUED = 2000               # frames other than DATA that wait to be sent, besides four of each stream
     NS_PER_S = 1_000_000_000
     FIRST_SLOTS = 64
 
@@ -959,6 +961,8 @@ cdef int _on_sent(nghttp2_session* session, const nghttp2_frame* frame, void* us
         if (frame.hd.flags & NGHTTP2_FLAG_END_STREAM
                 and nghttp2_session_get_stream_remote_close(session, frame.hd.stream_id) == 0):
             nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_NO_ERROR)
+    elif frame.hd.type == NGHTTP2_RST_STREAM and frame.rst_stream.error_code != NGHTTP2_NO_ERROR:
+        _charge(connection)  # the client made us reset it
     return 0
 
 
@@ -1020,6 +1024,10 @@ cdef int connection_receive(Connection* connection, const uint8_t* data, size_t 
     connection_dirty(connection)
     if n < 0:
         fs_add(&connection.loop.host.counts.broken, 1)
+        return -1
+    if (nghttp2_session_get_outbound_queue_size(connection.session)
+            > MOST_QUEUED + 4 * <size_t>connection.loop.host.max_streams_per_connection):
+        fs_add(&connection.loop.host.counts.calm, 1)
         return -1
     return 0
 

@@ -60,9 +60,14 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     ctypedef struct nghttp2_settings:
         nghttp2_frame_hd hd
 
+    ctypedef struct nghttp2_rst_stream:
+        nghttp2_frame_hd hd
+        uint32_t error_code
+
     ctypedef union nghttp2_frame:
         nghttp2_frame_hd hd
         nghttp2_headers headers
+        nghttp2_rst_stream rst_stream
 
     ctypedef struct nghttp2_settings_entry:
         int32_t settings_id
@@ -125,6 +130,7 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     void nghttp2_session_del(nghttp2_session* session)
     ssize_t nghttp2_session_mem_recv(nghttp2_session* session, const uint8_t* data, size_t size)
     ssize_t nghttp2_session_mem_send(nghttp2_session* session, const uint8_t** data)
+    size_t nghttp2_session_get_outbound_queue_size(nghttp2_session* session)
     int nghttp2_session_want_read(nghttp2_session* session)
     int nghttp2_session_want_write(nghttp2_session* session)
     void* nghttp2_session_get_stream_user_data(nghttp2_session* session, int32_t stream_id)

@@ -1,0 +1,494 @@
+"""One connection of the native transport without a socket (host.Session): what time alone changes, and what
+a client is told whose calls cross the end of its connection, the disk's silence or the server's limits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transports
+from house import SCHEMA, batch, keys, observe, play, read
+
+from featurestore.engine import Engine
+from featurestore.server import dispatcher as hot
+from featurestore.server.dispatcher import Dispatcher
+from featurestore.storage import failpoint
+from featurestore.v1 import feature_store_service_pb2 as pb
+from featurestore.v1 import types_pb2 as types
+from transport.calls import fields, prefixed, standalone
+from transport.frames import (
+    PREFACE,
+    Code,
+    Kind,
+    Setting,
+    continuation,
+    data,
+    frame,
+    headers,
+    ping,
+    reset,
+    settings,
+    window_update,
+)
+
+h2 = pytest.importorskip("h2.connection")
+hpack = pytest.importorskip("hpack")
+pytestmark = pytest.mark.skipif("native" not in transports.available(), reason="built without it")
+
+SERVICE = "/featurestore.v1.FeatureStoreService/"
+GREETING = PREFACE + settings()
+OK, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED = "0", "4", "8"
+
+
+def framed(*messages: Any) -> bytes:
+    return b"".join(prefixed(message.SerializeToString()) for message in messages)
+
+
+class Client:
+    """A session and what it has said: frames as they are, header blocks decoded. `said` is None when the
+    connection was closed without a word.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.is_closed = False
+        self.frames: list[tuple[int, int, int, bytes]] = []
+        self.blocks: dict[int, list[dict[str, str]]] = {}
+        self._decoder = hpack.Decoder()
+
+    def _hear(self, said: bytes | None) -> None:
+        if said is None:
+            self.is_closed = True
+            return
+        while said:
+            size = int.from_bytes(said[:3], "big")
+            kind, flags, number = said[3], said[4], int.from_bytes(said[5:9], "big")
+            payload, said = said[9 : 9 + size], said[9 + size :]
+            self.frames.append((kind, flags, number, payload))
+            if kind == Kind.HEADERS:
+                block = {str(name): str(value) for name, value in self._decoder.decode(payload)}
+                self.blocks.setdefault(number, []).append(block)
+
+    def say(self, *frames: bytes) -> None:
+        self._hear(self.session.receive(b"".join(frames)))
+
+    def wait(self, seconds: float) -> None:
+        self._hear(self.session.wait(seconds))
+
+    def drain(self) -> None:
+        self._hear(self.session.drain())
+
+    def of(self, kind: int) -> list[tuple[int, int, int, bytes]]:
+        return [each for each in self.frames if each[0] == kind]
+
+    def status(self, number: int) -> str | None:
+        """How the call ended."""
+        return self.blocks.get(number, [{}])[-1].get("grpc-status")
+
+    def words(self, number: int) -> str:
+        return self.blocks[number][-1].get("grpc-message", "")
+
+    def replies(self, number: int) -> int:
+        """Messages that have come whole."""
+        body = b"".join(payload for kind, _, stream, payload in self.frames if (kind, stream) == (0, number))
+        n = 0
+        while body:
+            body = body[5 + int.from_bytes(body[1:5], "big") :]
+            n += 1
+        return n
+
+
+def asked(number: int, method: str, *messages: Any, end: bool = True, **more: str) -> bytes:
+    """A call's frames."""
+    block = standalone(fields(SERVICE + method, *((name.replace("_", "-"), more[name]) for name in more)))
+    body = framed(*messages)
+    begun = headers(number, block, end=end and not body)
+    return begun + b"".join(
+        data(number, body[at : at + 16_384], end=end and at + 16_384 >= len(body))
+        for at in range(0, len(body), 16_384)
+    )
+
+
+GET = read(keys(ip="1.2.3.4", account=596, track="t1"))
+Connect = Callable[..., Client]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine.open(tmp_path / "store", schema=SCHEMA, clock="event", durability="process")
+    yield engine
+    failpoint.disarm()
+    with contextlib.suppress(Exception):  # its disk has failed, where the test wanted that
+        engine.close()
+
+
+@pytest.fixture
+def connect(engine: Engine) -> Iterator[Connect]:
+    """connect(max_calls of the dispatcher, **of Host) → a client. At the end all is given back."""
+    from featurestore.server.host import Host, Session
+
+    made: list[tuple[Client, Any, Dispatcher]] = []
+
+    def make(n_work: int = 256, *, greets: bool = True, **limits: Any) -> Client:
+        dispatcher = Dispatcher(engine, max_calls=n_work)
+        names = ("Observe", "Ingest", "GetFeatures", "IngestStream", "GetFeaturesStream")
+        targets = [
+            (SERVICE + name, i, name.endswith("Stream"), name.endswith("Stream"))
+            for i, name in enumerate(names)
+        ]
+        host = Host(dispatcher, [*targets, ("/x.Python/Answers", -1, False, False)], **limits)
+        client = Client(Session(host))
+        made.append((client, host, dispatcher))
+        if greets:
+            client.say(GREETING)
+        return client
+
+    yield make
+    for client, host, dispatcher in made:
+        session = client.session
+        session.close()
+        assert (session.buffered, session.n_streams, session.n_parked) == (0, 0, 0)
+        counts = host.counts()
+        assert (counts["calls_now"], counts["streams_now"], dispatcher.n_busy) == (0, 0, 0)
+        dispatcher.close()
+
+
+def count_of(engine: Engine, ip: str) -> float:
+    """How many plays of the last hour the store has, by a way of its own."""
+    dispatcher = Dispatcher(engine)
+    try:
+        reply = pb.GetFeaturesResponse.FromString(
+            dispatcher.call(hot.READ, read(keys(ip=ip, account=1, track="t")).SerializeToString())
+        )
+    finally:
+        dispatcher.close()
+    names = [engine.state.plan.all_features[i].name for i in engine.state.plan.services[0].features]
+    return dict(zip(names, reply.vectors.values, strict=True))["ip.count_1h"]
+
+
+def durable(ip: str = "1.2.3.4") -> pb.IngestRequest:
+    return batch(play(ip=ip), ack=types.ACK_DURABLE)
+
+
+def streamed(ip: str = "1.2.3.4") -> pb.IngestStreamRequest:
+    return pb.IngestStreamRequest(batch=durable(ip))
+
+
+@pytest.fixture
+def dead_disk(engine: Engine) -> Callable[[], None]:
+    """When called, no further write becomes durable."""
+
+    def fail() -> None:
+        failpoint.arm("journal.before_sync=eio")
+
+    return fail
+
+
+# ---- beginnings
+
+
+@pytest.mark.parametrize("begun", [b"", PREFACE[:9], PREFACE, PREFACE + settings()[:5]])
+def test_a_client_has_ten_seconds_for_its_settings(connect: Connect, begun: bytes) -> None:
+    client = connect(greets=False)
+    client.say(begun)
+    client.wait(9.9)
+    assert not client.is_closed
+    client.wait(0.2)
+    assert client.is_closed
+    assert client.session.host.counts()["stalled"] == 1
+
+
+def test_a_greeted_client_may_be_silent(connect: Connect) -> None:
+    client = connect()
+    client.wait(30)
+    client.wait(29)
+    assert not client.is_closed
+    client.say(asked(1, "GetFeatures", GET))
+    assert client.status(1) == OK
+
+
+BLOCK = standalone(fields(SERVICE + "GetFeatures"))
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        headers(1, BLOCK[:20], whole=False),
+        headers(1, BLOCK[:20], whole=False) + continuation(1, BLOCK[20:40], whole=False),
+        headers(1, BLOCK)[:30],
+        headers(1, BLOCK)[:12],
+    ],
+    ids=["no CONTINUATION", "half of it", "half a frame", "nearly no frame"],
+)
+def test_a_header_block_has_ten_seconds(connect: Connect, begun: bytes) -> None:
+    client = connect()
+    client.say(begun)
+    client.wait(9.9)
+    assert not client.is_closed
+    client.wait(0.2)
+    assert client.is_closed
+    assert client.session.host.counts()["stalled"] == 1
+
+
+def test_a_header_block_in_time(connect: Connect) -> None:
+    client = connect()
+    client.say(headers(1, BLOCK[:20], whole=False))
+    client.wait(9)
+    client.say(continuation(1, BLOCK[20:]), data(1, framed(GET), end=True))
+    client.wait(9)
+    assert client.status(1) == OK
+    assert not client.is_closed
+
+
+def test_a_header_block_that_is_refused_is_over_when_it_is_whole(connect: Connect) -> None:
+    """Of a call beyond the limit, in two frames."""
+    client = connect(max_streams_per_connection=1)
+    client.say(asked(1, "GetFeatures", end=False))
+    client.say(headers(3, BLOCK[:20], whole=False), continuation(3, BLOCK[20:]))
+    client.say(data(1, framed(GET), end=True))
+    assert client.status(1) == OK
+    client.wait(11)
+    assert not client.is_closed
+
+
+# ---- silence
+
+
+def test_a_silent_client_is_pinged_and_closed(connect: Connect) -> None:
+    client = connect()
+    client.wait(60)
+    assert not client.of(Kind.PING)
+    client.wait(0.1)
+    assert [flags for _, flags, _, _ in client.of(Kind.PING)] == [0]
+    client.wait(19.9)
+    assert not client.is_closed
+    client.wait(0.2)
+    assert client.is_closed
+
+
+def test_a_client_that_answers_pings_stays(connect: Connect) -> None:
+    client = connect()
+    for _ in range(5):
+        client.wait(60.1)
+        ((_, _, _, payload),) = client.of(Kind.PING)
+        client.frames.clear()
+        client.wait(19)
+        client.say(ping(payload, ack=True))
+    assert not client.is_closed
+
+
+# ---- replies that are not taken
+
+
+def test_a_client_that_takes_nothing_is_closed(connect: Connect) -> None:
+    client = connect()
+    client.say(settings((Setting.INITIAL_WINDOW_SIZE, 0)), asked(1, "GetFeatures", GET))
+    client.wait(59.9)
+    assert not client.is_closed
+    client.wait(0.2)
+    assert client.is_closed
+    assert client.session.host.counts()["stalled"] == 1
+
+
+def test_a_client_that_takes_a_little_is_not(connect: Connect) -> None:
+    client = connect()
+    client.say(settings((Setting.INITIAL_WINDOW_SIZE, 0)), asked(1, "GetFeatures", GET))
+    for _ in range(4):
+        client.wait(59)
+        client.say(window_update(1, 1))
+    assert not client.is_closed
+    client.say(window_update(1, 1 << 20))
+    assert client.status(1) == OK
+
+
+def test_replies_have_time_from_when_they_may_be_taken(connect: Connect) -> None:
+    """However long before the client had nothing to take."""
+    client = connect()
+    client.wait(59)
+    client.say(settings((Setting.INITIAL_WINDOW_SIZE, 0)), asked(1, "GetFeatures", GET))
+    client.wait(59)
+    assert not client.is_closed
+    client.say(window_update(1, 1 << 20))
+    assert client.status(1) == OK
+
+
+# ---- requests and deadlines
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 7])
+def test_a_unary_request_has_a_minute_to_be_whole(connect: Connect, n_bytes: int) -> None:
+    client = connect()
+    client.say(asked(1, "GetFeatures", end=False), data(1, framed(GET)[:n_bytes]) if n_bytes else b"")
+    client.wait(60)
+    assert client.status(1) is None
+    client.wait(0.1)
+    assert client.status(1) == DEADLINE_EXCEEDED
+    assert not client.is_closed
+    client.say(asked(3, "GetFeatures", GET))
+    assert client.status(3) == OK
+
+
+def test_a_stream_may_say_nothing_for_as_long_as_it_likes(connect: Connect) -> None:
+    client = connect()
+    client.say(asked(1, "GetFeaturesStream", end=False))
+    for _ in range(10):
+        client.wait(50)
+        client.say(ping(ack=True))
+    client.say(data(1, framed(pb.GetFeaturesStreamRequest(read=GET)), end=True))
+    assert (client.replies(1), client.status(1)) == (1, OK)
+
+
+@pytest.mark.parametrize("method", ["GetFeatures", "IngestStream"])
+def test_a_deadline(connect: Connect, method: str) -> None:
+    client = connect()
+    client.say(asked(1, method, end=False, grpc_timeout="5S"))
+    client.wait(4.9)
+    assert client.status(1) is None
+    client.wait(0.1)
+    assert client.status(1) == DEADLINE_EXCEEDED
+    assert client.session.n_streams == 0
+
+
+def test_a_deadline_is_of_its_call_alone(connect: Connect) -> None:
+    client = connect()
+    client.say(asked(1, "GetFeatures", end=False, grpc_timeout="100m"), asked(3, "GetFeatures", end=False))
+    client.wait(1)
+    assert (client.status(1), client.status(3)) == (DEADLINE_EXCEEDED, None)
+    client.say(data(3, framed(GET), end=True))
+    assert client.status(3) == OK
+
+
+# ---- the disk
+
+
+def test_a_write_that_does_not_become_durable(connect: Connect, dead_disk: Callable[[], None]) -> None:
+    client = connect(durable_wait_s=30)
+    dead_disk()
+    client.say(asked(1, "Ingest", durable()))
+    assert client.session.n_parked == 1
+    client.wait(29.9)
+    assert client.status(1) is None
+    client.wait(0.1)
+    assert client.status(1) == DEADLINE_EXCEEDED
+    assert "applied" in client.words(1)
+    assert not client.replies(1)
+    assert client.session.host.dispatcher.counts()["methods"]["Ingest"]["calls"] == 1
+
+
+def test_a_stream_whose_writes_do_not_become_durable(
+    connect: Connect, dead_disk: Callable[[], None]
+) -> None:
+    client = connect(durable_wait_s=30)
+    dead_disk()
+    client.say(asked(1, "IngestStream", *[streamed()] * 3))
+    client.wait(30)
+    assert (client.replies(1), client.status(1)) == (0, DEADLINE_EXCEEDED)
+    assert client.session.host.dispatcher.counts()["methods"]["IngestStream"]["calls"] == 3
+
+
+def test_the_disk_may_be_slow_for_a_client_that_was_idle(
+    connect: Connect, dead_disk: Callable[[], None]
+) -> None:
+    """Its reply cannot be taken yet, so it is not a client that takes nothing."""
+    client = connect(durable_wait_s=600)
+    client.wait(59)
+    dead_disk()
+    client.say(asked(1, "Ingest", durable()))
+    client.wait(30)
+    assert not client.is_closed
+    client.say(ping())
+    client.wait(45)
+    assert not client.is_closed
+    assert client.session.n_parked == 1
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_parked_streams_are_ended_even_without_a_call_for_their_words(
+    connect: Connect, dead_disk: Callable[[], None], drained: bool
+) -> None:
+    """With one Call, the second of two finds none. Both have been answered before, and so have HEADERS."""
+    client = connect(n_work=1, durable_wait_s=30)
+    read_only = pb.IngestStreamRequest(batch=batch(play(), ack=types.ACK_APPLIED))
+    for number in (1, 3):
+        client.say(asked(number, "IngestStream", read_only, end=False))
+        assert client.replies(number) == 1
+    dead_disk()
+    for number in (1, 3):
+        client.say(data(number, framed(streamed())))
+    assert client.session.n_parked == 2
+    if drained:
+        client.drain()
+    client.wait(30)
+    assert (client.status(1), client.status(3)) == (DEADLINE_EXCEEDED, DEADLINE_EXCEEDED)
+    assert client.session.n_streams == 0
+
+
+# ---- the end of a connection
+
+
+def test_a_call_behind_the_last_one_is_not_run(connect: Connect, engine: Engine) -> None:
+    """GOAWAY names the last call that was seen to; a client sends those behind it again, elsewhere."""
+    client = connect(min_ping_interval_ms=10_000)
+    client.say(asked(1, "Ingest", batch(play(ip="before"))), ping() * 5, asked(3, "Ingest", batch(play(ip="behind"))))
+    ((_, _, _, payload),) = client.of(Kind.GOAWAY)
+    assert payload[4:8] == int(Code.ENHANCE_YOUR_CALM).to_bytes(4, "big")
+    assert int.from_bytes(payload[:4], "big") == 1
+    assert client.status(1) == OK
+    assert client.status(3) is None
+    assert (count_of(engine, "before"), count_of(engine, "behind")) == (1, 0)
+
+
+def test_a_drained_connection_ends_after_its_calls(connect: Connect) -> None:
+    client = connect()
+    client.say(asked(1, "GetFeatures", end=False))
+    client.drain()
+    assert len(client.of(Kind.GOAWAY)) == 1
+    client.wait(0.2)
+    assert len(client.of(Kind.GOAWAY)) == 2
+    assert not client.session.is_over
+    client.say(data(1, framed(GET), end=True))
+    assert client.status(1) == OK
+    assert client.session.is_over
+
+
+# ---- limits
+
+
+def test_messages_that_are_with_workers_count_when_their_clients_have_gone(connect: Connect) -> None:
+    """Whoever gives up at once makes no room for more."""
+    client = connect(max_calls=2)
+    large = batch(*(play(ip=f"10.0.0.{i % 250}") for i in range(300)))
+    client.say(*(asked(number, "Ingest", large) + reset(number) for number in range(1, 21, 2)))
+    assert client.session.host.dispatcher.counts()["methods"]["Ingest"]["calls"] == 2
+    assert client.session.host.counts()["calls_now"] == 0
+    client.say(asked(101, "Ingest", large))
+    assert client.status(101) == OK
+
+
+def test_what_was_applied_is_answered(connect: Connect, engine: Engine) -> None:
+    """Even if there is no room for the reply: a refusal would have it sent again."""
+    request = observe(play(ip="full"), bounds=True, coverage=True)
+    room = 5 + len(request.SerializeToString())
+    client = connect(max_connection_bytes=room)
+    client.say(asked(1, "Observe", request))
+    assert client.status(1) == OK or count_of(engine, "full") == 0
+
+
+def test_an_empty_message_for_python(connect: Connect) -> None:
+    client = connect()
+    block = standalone(fields("/x.Python/Answers"))
+    client.say(headers(1, block), data(1, prefixed(b""), end=True))
+    assert client.status(1) == "12"
+
+
+def test_frames_of_no_use_after_the_end(connect: Connect) -> None:
+    client = connect(min_ping_interval_ms=10_000)
+    client.say(ping() * 5)
+    n = len(client.frames)
+    client.say(asked(1, "Ingest", batch(play())), frame(Kind.PING, 0, 0, bytes(8)))
+    assert len(client.frames) == n
+    assert client.session.is_over
