@@ -211,8 +211,6 @@ cdef ssize_t connection_send(Connection* connection, uint8_t* out, size_t room) 
 cdef bint connection_is_over(Connection* connection) noexcept nogil
 # No new streams; those under way end.
 cdef void connection_drain(Connection* connection) noexcept nogil
-# Says why, then closes.
-cdef void connection_end(Connection* connection, uint32_t error_code, const char* why) noexcept nogil
 cdef void connection_close(Connection* connection) noexcept nogil
 cdef void connection_dirty(Connection* connection) noexcept nogil
 # What time alone changes on a connection; -1: close it.

@@ -142,18 +142,20 @@ cdef bint _has_room(const Connection* connection, size_t n) noexcept nogil:
             and n <= host.max_buffered_bytes and connection.loop.buffered <= host.max_buffered_bytes - n)
 
 
-cdef void connection_end(Connection* connection, uint32_t error_code, const char* why) noexcept nogil:
+cdef void _earn(Connection* connection, int64_t credit) noexcept nogil:
+    connection.credit = min(<int64_t>MOST_CREDIT, connection.credit + credit)
+
+
+cdef void _calm(Connection* connection, const char* why) noexcept nogil:
+    """Says so and ends the connection: once, however much of the flood was read with what was too much."""
     if connection.is_over:
         return
     connection.is_over = True
+    fs_add(&connection.loop.host.counts.calm, 1)
     nghttp2_submit_goaway(connection.session, NGHTTP2_FLAG_NONE,
-                          nghttp2_session_get_last_proc_stream_id(connection.session), error_code,
-                          <const uint8_t*>why, strlen(why))
+                          nghttp2_session_get_last_proc_stream_id(connection.session),
+                          NGHTTP2_ENHANCE_YOUR_CALM, <const uint8_t*>why, strlen(why))
     connection_dirty(connection)
-
-
-cdef void _earn(Connection* connection, int64_t credit) noexcept nogil:
-    connection.credit = min(<int64_t>MOST_CREDIT, connection.credit + credit)
 
 
 cdef void _charge(Connection* connection) noexcept nogil:
@@ -164,9 +166,8 @@ cdef void _charge(Connection* connection) noexcept nogil:
         _earn(connection, earned)
         connection.credited_ns = now
     connection.credit -= 1
-    if connection.credit < 0 and not connection.is_over:
-        fs_add(&connection.loop.host.counts.calm, 1)
-        connection_end(connection, NGHTTP2_ENHANCE_YOUR_CALM, "too many frames that ask for nothing")
+    if connection.credit < 0:
+        _calm(connection, b"too many frames that ask for nothing")
 
 
 # -- streams
@@ -910,8 +911,7 @@ cdef int _on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* u
                 connection.strikes += 1
             connection.client_pinged_ns = now
             if connection.strikes > MOST_STRIKES:
-                fs_add(&host.counts.calm, 1)
-                connection_end(connection, NGHTTP2_ENHANCE_YOUR_CALM, b"too_many_pings")
+                _calm(connection, b"too_many_pings")
         return 0
     if frame.hd.type == NGHTTP2_RST_STREAM:
         fs_add(&host.counts.resets, 1)
