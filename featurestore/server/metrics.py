@@ -24,6 +24,7 @@ from featurestore.errors import ConfigError
 from featurestore.outcome import Outcome
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.status import Status
+from featurestore.server.transport import Front
 
 _COUNTERS = (
     ("events_accepted", "events_accepted", "Events applied."),
@@ -52,13 +53,48 @@ _GAUGES = (
     ("checkpoint_position", "checkpoint_position", "Position of the last checkpoint."),
     ("schema_version", "schema_version", "Version of the schema being served."),
 )
+# Of the native transport; grpcio tells none of them.
+_CONNECTION_COUNTERS = (
+    ("connections", "connections", "Connections taken."),
+    (
+        "connections_refused",
+        "refused",
+        "Connections closed at once, because as many as may be were open.",
+    ),
+    (
+        "connections_calmed",
+        "calm",
+        "Connections ended with ENHANCE_YOUR_CALM: frames that ask for nothing, or pings, came too often.",
+    ),
+    (
+        "connections_stalled",
+        "stalled",
+        "Connections closed because the client did not go on: no handshake, no replies taken, no pong.",
+    ),
+    ("connections_broken", "broken", "Connections ended because what came was not HTTP/2."),
+    (
+        "tls_handshakes_failed",
+        "tls_failed",
+        "Connections closed before they were secure: no TLS, no h2, or no certificate that is trusted.",
+    ),
+    ("stream_resets", "resets", "Calls that clients gave up (RST_STREAM)."),
+)
+_CONNECTION_GAUGES = (
+    ("connections_open", "connections_now", "Connections open now."),
+    (
+        "calls_open",
+        "calls_now",
+        "Calls under way now that are not answered where they were read, streams included.",
+    ),
+    ("streams_open", "streams_now", "Streams of the hot methods under way now."),
+)
 
 
 class StoreCollector(Collector):
-    """All metrics of one store and its dispatcher."""
+    """All metrics of one store, its dispatcher and the transport of its public port."""
 
-    def __init__(self, engine: Engine, dispatcher: Dispatcher) -> None:
-        self._engine, self._dispatcher = engine, dispatcher
+    def __init__(self, engine: Engine, dispatcher: Dispatcher, front: Front) -> None:
+        self._engine, self._dispatcher, self._front = engine, dispatcher, front
         self._began_s = time.monotonic()
 
     def describe(self) -> list[Metric]:
@@ -81,6 +117,7 @@ class StoreCollector(Collector):
         yield GaugeMetricFamily(
             "featurestore_requests_in_work", "Requests being answered now.", self._dispatcher.n_busy
         )
+        yield from _connections(self._front.counts())
 
     def _ages(self, stats: dict[str, Any]) -> Iterator[Metric]:
         yield GaugeMetricFamily(
@@ -125,6 +162,16 @@ def _calls(methods: dict[str, Any]) -> Iterator[Metric]:
             failed.add_metric([method, Status(code).name], n_failed)
     yield latency
     yield failed
+
+
+def _connections(counts: dict[str, int]) -> Iterator[Metric]:
+    """Of those that the transport counts."""
+    for name, key, text in _CONNECTION_COUNTERS:
+        if key in counts:
+            yield CounterMetricFamily(f"featurestore_{name}", text, counts[key])
+    for name, key, text in _CONNECTION_GAUGES:
+        if key in counts:
+            yield GaugeMetricFamily(f"featurestore_{name}", text, counts[key])
 
 
 class MetricsListener:

@@ -162,7 +162,7 @@ class Server:
             self.address = self.front.bind(config.public_address, config.tls, "listen")
             self._bound.append(self.address)
             if config.metrics_address is not None:
-                collector = metrics.StoreCollector(self.engine, self.dispatcher)
+                collector = metrics.StoreCollector(self.engine, self.dispatcher, self.front)
                 self._metrics = metrics.MetricsListener(config.metrics_address, collector)
         except BaseException:
             self.stop(0)

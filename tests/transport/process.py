@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import pytest
 import transports
 
 SOURCE = Path(__file__).with_name("hold.c")
+
+METRICS = ("--metrics-listen", "localhost:0")
 
 SCHEMA = """\
 version: 1
@@ -108,6 +111,13 @@ class Process:
             with contextlib.suppress(FileNotFoundError):
                 n += str(link.readlink()).startswith("socket:")
         return n
+
+    def metrics(self) -> dict[str, float]:
+        """What it tells Prometheus, by name and labels; started with METRICS."""
+        with urllib.request.urlopen(self.ready["metrics"], timeout=60) as reply:  # noqa: S310  our own
+            lines = reply.read().decode().splitlines()
+        told = (line.removeprefix("featurestore_").rsplit(" ", 1) for line in lines if line[0] != "#")
+        return {name: float(value) for name, value in told}
 
     def is_running(self) -> bool:
         return self.child.poll() is None
