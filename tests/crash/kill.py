@@ -17,10 +17,10 @@ killed, when:
 
 What is acknowledged. By default the program's standard output says so, one line each: `ready` once after it
 has recovered, and `ack WORDS` for each thing acknowledged, in one write() per line. For a server, pass
-`drive`: a function that runs in a thread once the program is ready, does what clients do, and reports each
-acknowledgement it got; when the server dies its calls fail, and it returns. What was in flight then may or
-may not have happened: `drive` may report it with `attempted`, before it sends, so that the checker knows
-what may be there besides.
+`is_ready`, which knows the line with which it says where it listens, and `drive`: a function that runs in a
+thread once the program is ready, does what clients do, and reports each acknowledgement it got; when the
+server dies its calls fail, and it returns. What was in flight then may or may not have happened: `drive` may
+report it with `attempted`, before it sends, so that the checker knows what may be there besides.
 
 `check(history)` runs after each kill, with everything acknowledged since the first round, and reads the
 store (a process of its own is safest: image.run_apart) or leaves that to the next round's program. It
@@ -77,7 +77,13 @@ class KillReport:
 class Killed:
     """One run of the program, from its start to its death."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        is_ready: Callable[[bytes], bool] = b"ready\n".__eq__,
+    ) -> None:
+        self._is_ready = is_ready
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(
             command,
@@ -101,7 +107,7 @@ class Killed:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             # A line without its end was cut off by the kill: nobody saw that acknowledgement.
-            if line == b"ready\n":
+            if self._is_ready(line):
                 self.ready_after_s = time.monotonic() - self.started_s
                 self.ready.set()
             elif line.startswith(b"ack ") and line.endswith(b"\n"):
@@ -152,6 +158,7 @@ def kill_loop(
     recovery_every: int = 5,
     failpoints: Sequence[Mapping[str, str]] = (),
     environment: Mapping[str, str] | None = None,
+    is_ready: Callable[[bytes], bool] = b"ready\n".__eq__,
     drive: Drive | None = None,
     timeout_s: float = 30.0,
 ) -> KillReport:
@@ -168,7 +175,9 @@ def kill_loop(
         failpoint = failpoints[number] if number < len(failpoints) else None
         in_recovery = failpoint is None and recovery_every > 0 and coin.randrange(recovery_every) == 0
         delay = coin.random() * usual_start_s if in_recovery else coin.uniform(*delay_s)
-        run = Killed(command(number) if callable(command) else command, variables | dict(failpoint or {}))
+        run = Killed(
+            command(number) if callable(command) else command, variables | dict(failpoint or {}), is_ready
+        )
         driver = None
         try:
             if in_recovery:
