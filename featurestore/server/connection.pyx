@@ -26,8 +26,8 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 from featurestore.server.dispatcher cimport (
-    ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, METHOD_READ,
-    METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish, dispatcher_give, dispatcher_run, dispatcher_take,
+    ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, METHOD_READ, METHOD_READ_STREAM, Call,
+    dispatcher_check, dispatcher_finish, dispatcher_give, dispatcher_run, dispatcher_take,
 )
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_START,
@@ -75,7 +75,7 @@ cdef enum:
     CREDIT_PER_ANSWER = 4
     CREDIT_PER_DATA = 2              # sent: the client opens two windows for it
     MOST_STRIKES = 2
-    MOST_QUEUED = 2000               # frames other than DATA that wait to be sent, besides four of each stream
+    MOST_QUEUED = 2000               # frames, not DATA, that wait to be sent, besides four of each stream
     NS_PER_S = 1_000_000_000
     FIRST_SLOTS = 64
 

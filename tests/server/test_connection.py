@@ -12,13 +12,6 @@ from typing import Any
 import pytest
 import transports
 from house import SCHEMA, batch, keys, observe, play, read
-
-from featurestore.engine import Engine
-from featurestore.server import dispatcher as hot
-from featurestore.server.dispatcher import Dispatcher
-from featurestore.storage import failpoint
-from featurestore.v1 import feature_store_service_pb2 as pb
-from featurestore.v1 import types_pb2 as types
 from transport.calls import fields, prefixed, standalone
 from transport.frames import (
     PREFACE,
@@ -34,6 +27,13 @@ from transport.frames import (
     settings,
     window_update,
 )
+
+from featurestore.engine import Engine
+from featurestore.server import dispatcher as hot
+from featurestore.server.dispatcher import Dispatcher
+from featurestore.storage import failpoint
+from featurestore.v1 import feature_store_service_pb2 as pb
+from featurestore.v1 import types_pb2 as types
 
 h2 = pytest.importorskip("h2.connection")
 hpack = pytest.importorskip("hpack")
@@ -379,9 +379,7 @@ def test_a_write_that_does_not_become_durable(connect: Connect, dead_disk: Calla
     assert client.session.host.dispatcher.counts()["methods"]["Ingest"]["calls"] == 1
 
 
-def test_a_stream_whose_writes_do_not_become_durable(
-    connect: Connect, dead_disk: Callable[[], None]
-) -> None:
+def test_a_stream_whose_writes_do_not_become_durable(connect: Connect, dead_disk: Callable[[], None]) -> None:
     client = connect(durable_wait_s=30)
     dead_disk()
     client.say(asked(1, "IngestStream", *[streamed()] * 3))
@@ -433,7 +431,8 @@ def test_parked_streams_are_ended_even_without_a_call_for_their_words(
 def test_a_call_behind_the_last_one_is_not_run(connect: Connect, engine: Engine) -> None:
     """GOAWAY names the last call that was seen to; a client sends those behind it again, elsewhere."""
     client = connect(min_ping_interval_ms=10_000)
-    client.say(asked(1, "Ingest", batch(play(ip="before"))), ping() * 5, asked(3, "Ingest", batch(play(ip="behind"))))
+    before, behind = (asked(i, "Ingest", batch(play(ip=ip))) for i, ip in ((1, "before"), (3, "behind")))
+    client.say(before, ping() * 5, behind)
     ((_, _, _, payload),) = client.of(Kind.GOAWAY)
     assert payload[4:8] == int(Code.ENHANCE_YOUR_CALM).to_bytes(4, "big")
     assert int.from_bytes(payload[:4], "big") == 1
