@@ -28,8 +28,8 @@ from featurestore.server.connection cimport (
 from featurestore.server.host cimport Host
 from featurestore.server.memory cimport buffer_extend, buffer_free
 from featurestore.server.tls cimport (
-    TLS_AGAIN, TLS_AGAIN_WRITE, TlsContext, tls_free, tls_is_secure, tls_open, tls_receive, tls_send,
-    tls_shutdown,
+    TLS_AGAIN, TLS_AGAIN_WRITE, TLS_OTHER, TlsContext, tls_free, tls_is_secure, tls_open, tls_receive,
+    tls_send, tls_shutdown,
 )
 from featurestore.storage.journal cimport JournalState, journal_add_hook, journal_remove_hook
 
@@ -205,7 +205,7 @@ cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
         if n > 0 and connection.lingers_ns:
             continue
         if n < 0 or connection_receive(connection, s.inward, <size_t>n) != 0:
-            if not tls_is_secure(connection.ssl):
+            if n == TLS_OTHER or not tls_is_secure(connection.ssl):
                 fs_add(&s.loop.host.counts.tls_failed, 1)
             connection.is_dead = True
             connection_dirty(connection)

@@ -14,6 +14,7 @@ cdef enum TlsResult:
     TLS_CLOSED = -1                  # the client has closed it
     TLS_BROKEN = -2                  # no TLS that we speak, a certificate that is missing, a torn connection
     TLS_AGAIN_WRITE = -3             # as AGAIN, and the socket has to be written
+    TLS_OTHER = -4                   # hands are shaken, and not on h2
 
 ctypedef struct TlsC:
     pthread_mutex_t lock             # the next

@@ -128,7 +128,7 @@ cdef ssize_t tls_receive(void* connection, uint8_t* data, size_t size) noexcept 
     if not was_secure and SSL_is_init_finished(ssl):
         SSL_get0_alpn_selected(ssl, &protocol, &n_protocol)
         if n_protocol != 2:  # a client that offers no protocol at all has not been asked by _choose_h2
-            return TLS_BROKEN
+            return TLS_OTHER
     return n if n > 0 else _result(ssl, n)
 
 
