@@ -43,7 +43,7 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t read(int fd, void* data, size_t size)
 
 cdef extern from "<sys/socket.h>" nogil:
-    int SOL_SOCKET, SO_ERROR, SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, SHUT_WR
+    int SOL_SOCKET, SO_ERROR, SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, SHUT_WR, SHUT_RDWR
     ctypedef unsigned int socklen_t
     int accept4(int fd, void* address, socklen_t* size, int flags)
     int setsockopt(int fd, int level, int name, const void* value, socklen_t size)
@@ -275,7 +275,7 @@ cdef bint _flush(Sockets* s, Connection* connection) noexcept nogil:
     if connection.is_dead:
         return False
     if connection.ssl != NULL and not tls_is_secure(connection.ssl):
-        return True
+        return not connection.is_going  # it has asked for nothing yet, and cannot be told to go
     while not connection.is_corked:
         n = connection_send(connection, s.outward, WRITE_BYTES)
         if n < 0:
@@ -333,9 +333,14 @@ cdef void _tick(Sockets* s) noexcept nogil:
 
 
 cdef void _stop_listening(Sockets* s) noexcept nogil:
+    """Whoever has come already is told to go; whoever comes is refused by the system, and may go elsewhere
+    rather than wait for the end of a drain.
+    """
     cdef int i
     s.is_listening = False
     for i in range(s.n_listeners):
+        _accept(s, &s.listeners[i])
+        shutdown(s.listeners[i].fd, SHUT_RDWR)
         if not s.listeners[i].is_paused:
             _pause(s, &s.listeners[i], True)
 

@@ -199,14 +199,14 @@ class Server:
         self.front.streams.drain()
         grace_s = self._config.drain_s if drain_s is None else drain_s
         endings = [server.stop(grace_s) for server in (self.front, self._admin)]
+        for address in self._bound:  # not later: it may be another server's by then
+            listener.unbind(address)
         for ending in endings:
             ending.wait()
         self.front.close()
         self._admin_pool.shutdown()
         if self._metrics is not None:
             self._metrics.close()
-        for address in self._bound:
-            listener.unbind(address)
         self._registry.close()
         self.dispatcher.close()
 

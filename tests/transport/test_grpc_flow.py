@@ -307,7 +307,7 @@ def test_a_refused_stream_keeps_header_compression_in_step(narrow: Process) -> N
 
 @pytest.fixture
 def mortal(start: Start) -> Iterator[Process]:
-    yield start("--drain", "30s", "--min-ping-interval", "0s")
+    yield start("--drain", "1h", "--min-ping-interval", "0s")
 
 
 def test_on_sigterm_calls_in_flight_end_and_new_ones_are_turned_away(mortal: Process) -> None:
