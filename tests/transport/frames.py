@@ -11,6 +11,7 @@ PING: frames are processed in their order, so what an answer to the PING is not 
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable, Iterable
@@ -186,7 +187,7 @@ class Wire:
 
     greet: send the preface and `pairs` as SETTINGS, with windows as large as they may be, so that only tests
     of flow control meet it. manners: how the server says that something was wrong. settings: what the server
-    has set. goaways: (last stream, code, debug data).
+    has set. goaways: (last stream, code, debug data). tls: how to be secure.
     """
 
     def __init__(
@@ -197,6 +198,7 @@ class Wire:
         pairs: Iterable[tuple[int, int]] = ((Setting.INITIAL_WINDOW_SIZE, LARGEST_WINDOW),),
         connection_window: int = LARGEST_WINDOW,
         manners: Manners = STRICT,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.address, self.manners = address, manners
         if address.startswith("unix:"):
@@ -206,6 +208,9 @@ class Wire:
             host, _, port = address.rpartition(":")
             self.socket = socket.create_connection((host, int(port)))
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self.socket.settimeout(PATIENCE_S)
+            self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
         self.encoder = hpack.Encoder()
         self._decoder = hpack.Decoder()
         self._unread = b""
@@ -249,11 +254,11 @@ class Wire:
     def stream(self, number: int) -> Stream:
         return self.streams.setdefault(number, Stream())
 
-    def read_some(self, timeout_s: float) -> bool:
-        """Whatever has come; whether anything has."""
+    def read_some(self, timeout_s: float, most: int = 1 << 16) -> bool:
+        """Whatever has come, of it so many bytes at most; whether anything has."""
         self.socket.settimeout(max(timeout_s, 0.001))
         try:
-            got = self.socket.recv(1 << 16)
+            got = self.socket.recv(most)
         except TimeoutError:
             return False
         except ConnectionResetError:

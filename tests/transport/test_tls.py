@@ -1,0 +1,415 @@
+"""TLS and mutual TLS: who is let in, what becomes of those who are not, and certificates that are replaced
+while the server runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from featurestore.v1 import feature_store_service_pb2 as pb
+from transport.calls import (
+    GET,
+    GET_STREAM,
+    INGEST,
+    OK,
+    body_of,
+    call,
+    count_of,
+    fields,
+    ingest,
+    messages_of,
+    play,
+    prefixed,
+    read,
+    read_streamed,
+    reply_of,
+    request,
+)
+from transport.conftest import MANNERS, Start
+from transport.frames import PREFACE, STRICT, Wire, headers, settings
+from transport.process import METRICS, Process, eventually
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="needs the openssl command to make certificates"
+)
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Paper:
+    certificate: Path
+    key: Path
+
+    @property
+    def der(self) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(self.certificate.read_text())
+
+    def replaces(self, other: Paper) -> None:
+        """As whoever renews certificates does it: each file at once, one after the other."""
+        for new, old in ((self.key, other.key), (self.certificate, other.certificate)):
+            put(new.read_bytes(), old)
+
+
+def put(content: bytes, path: Path) -> None:
+    beside = path.with_suffix(".new")
+    beside.write_bytes(content)
+    beside.rename(path)
+
+
+class Authority:
+    """A CA in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir()
+        self.ca = directory / "ca.pem"
+        curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+        self._curve = curve
+        self._openssl(
+            "req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2"
+        )
+        (directory / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+
+    def _openssl(self, *arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=self._directory, check=True, capture_output=True)
+
+    def issue(self, name: str) -> Paper:
+        """A certificate for localhost."""
+        self._openssl(
+            "req", *self._curve, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", "/CN=localhost"
+        )
+        self._openssl(
+            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-out", f"{name}.pem", "-days", "2", "-extfile", "names",
+        )  # fmt: skip
+        return Paper(self._directory / f"{name}.pem", self._directory / f"{name}.key")
+
+    def trusting(self, paper: Paper | None = None, *, alpn: tuple[str, ...] = ("h2",)) -> ssl.SSLContext:
+        """A client that trusts this CA, with a certificate to show or without."""
+        made = ssl.create_default_context(cafile=self.ca)
+        if alpn:
+            made.set_alpn_protocols(list(alpn))
+        if paper is not None:
+            made.load_cert_chain(paper.certificate, paper.key)
+        return made
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "ours")
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """One that has the same name and signs the same names."""
+    return Authority(tmp_path_factory.mktemp("tls") / "foreign")
+
+
+def flags(paper: Paper, ca: Path | None = None) -> list[str]:
+    made = ["--tls-cert", str(paper.certificate), "--tls-key", str(paper.key)]
+    return made if ca is None else [*made, "--tls-client-ca", str(ca)]
+
+
+@pytest.fixture(scope="module")
+def server(start: Start, ours: Authority) -> Process:
+    return start(*flags(ours.issue("server")), "--min-ping-interval", "0s", *METRICS)
+
+
+@pytest.fixture(scope="module")
+def mutual(start: Start, ours: Authority) -> Process:
+    return start(*flags(ours.issue("mutual"), ours.ca), "--min-ping-interval", "0s", *METRICS)
+
+
+def secure(server: Process, context: ssl.SSLContext, **how: object) -> Wire:
+    return Wire(server.address, tls=context, manners=MANNERS.get(server.transport, STRICT), **how)
+
+
+def is_served(server: Process, context: ssl.SSLContext) -> bool:
+    """Whether a client with these papers is let in; otherwise its connection is ended."""
+    try:
+        with secure(server, context, greet=False) as wire:
+            wire.send(PREFACE, settings())
+            while not wire.is_closed and not wire.is_greeted:
+                assert wire.read_some(30), "neither let in nor turned away"
+            if wire.is_greeted:
+                assert call(wire, 1, GET, read("a")).status == OK
+            return wire.is_greeted
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+@contextlib.contextmanager
+def turned_away(server: Process, n: int) -> Iterator[None]:
+    """In the block so many clients are, which is counted, and nothing is left of them."""
+    n_sockets = server.n_sockets()
+    before = server.metrics().get("tls_handshakes_failed_total")
+    yield
+    eventually(lambda: server.n_sockets() <= n_sockets, "their connections are closed")
+    if server.transport == "native":
+        assert server.metrics()["tls_handshakes_failed_total"] == before + n
+
+
+# ---- who is let in
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_calls_over_each_version(server: Process, ours: Authority, version: ssl.TLSVersion) -> None:
+    context = ours.trusting()
+    context.minimum_version = context.maximum_version = version
+    with secure(server, context) as wire:
+        assert call(wire, 1, GET, read("a")).status == OK
+        assert wire.socket.selected_alpn_protocol() == "h2"
+
+
+def test_what_is_older_is_refused(server: Process, ours: Authority) -> None:
+    with turned_away(server, 2):
+        for version in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
+            context = ours.trusting()
+            context.set_ciphers("ALL:@SECLEVEL=0")
+            with pytest.warns(DeprecationWarning):
+                context.minimum_version = context.maximum_version = version
+            assert not is_served(server, context)
+
+
+@pytest.mark.parametrize("offered", [("http/1.1",), ("h2c", "h3")])
+def test_a_client_that_offers_other_protocols_than_h2_is_refused(
+    server: Process, ours: Authority, offered: tuple[str, ...]
+) -> None:
+    """RFC 9113, 3.2 and RFC 7301, 3.2."""
+    with turned_away(server, 1):
+        assert not is_served(server, ours.trusting(alpn=offered))
+    assert is_served(server, ours.trusting(alpn=(*offered, "h2")))
+
+
+def test_a_client_that_offers_no_protocol_is_refused(server: Process, ours: Authority) -> None:
+    with turned_away(server, 1):
+        assert not is_served(server, ours.trusting(alpn=()))
+
+
+def test_a_client_without_a_certificate_or_with_a_foreign_one_is_refused(
+    mutual: Process, ours: Authority, foreign: Authority
+) -> None:
+    assert is_served(mutual, ours.trusting(ours.issue("client")))
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        with turned_away(mutual, 2):
+            for paper in (None, foreign.issue("stranger")):
+                context = ours.trusting(paper)
+                context.minimum_version = context.maximum_version = version
+                assert not is_served(mutual, context)
+
+
+@pytest.mark.deviates(grpcio="resumes sessions")
+def test_a_client_does_not_come_back_by_a_ticket(mutual: Process, ours: Authority) -> None:
+    """A session that is resumed shows no certificate."""
+    context = ours.trusting(ours.issue("returning"))
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with secure(mutual, context) as wire:
+        assert call(wire, 1, GET, read("a")).status == OK
+        session = wire.socket.session
+    host, _, port = mutual.address.rpartition(":")
+    with socket.create_connection((host, int(port))) as plain:
+        again = context.wrap_socket(plain, server_hostname="localhost", session=session)
+        assert not again.session_reused
+        again.close()
+
+
+# ---- what is no TLS
+
+
+def wrong_beginnings() -> dict[str, bytes]:
+    hello = client_hello()
+    made = {
+        "HTTP/2": PREFACE + settings(),
+        "HTTP/1.1": b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        "zeros": bytes(5000),
+        "a record that is too long": b"\x16\x03\x01\xff\xff" + bytes(66_000),
+        "an alert": b"\x15\x03\x03\x00\x02\x02\x28",
+        "a hello spoilt": hello[:40] + bytes(len(hello) - 40),
+        "a hello, then none": hello + b"\x17\x03\x03\x00\x20" + bytes(32),
+    }
+    made |= {f"noise {i}": random.Random(i).randbytes(3000) for i in range(20)}
+    return made
+
+
+def client_hello() -> bytes:
+    out = ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2"])
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost").do_handshake()
+    return out.read()
+
+
+def test_what_is_no_tls_leaves_nothing_behind(server: Process, ours: Authority) -> None:
+    """Each is closed, and the others do not notice."""
+    beginnings = wrong_beginnings()
+    with secure(server, ours.trusting()) as other, turned_away(server, 5 * len(beginnings)):
+        number = 1
+        for _ in range(5):
+            for begun in beginnings.values():
+                with Wire(server.address, greet=False) as wire:
+                    wire.send(begun)
+                    with contextlib.suppress(OSError):  # it has been reset
+                        wire.socket.shutdown(socket.SHUT_WR)
+                        wire.socket.settimeout(30)
+                        while wire.socket.recv(1 << 16):
+                            pass
+                assert call(other, number, GET, read("a")).status == OK
+                number += 2
+
+
+def test_handshakes_that_are_torn_leave_nothing_behind(server: Process, ours: Authority) -> None:
+    hello = client_hello()
+    cuts = range(0, len(hello) + 1, 7)
+    with turned_away(server, 2 * len(cuts)):
+        for cut in cuts:
+            for wire in (Wire(server.address, greet=False), Wire(server.address, greet=False)):
+                wire.send(hello[:cut])
+                wire.close()
+    assert is_served(server, ours.trusting())
+
+
+def test_handshakes_that_never_end_are_closed(start: Start, ours: Authority, transport: str) -> None:
+    """After 10 s; all the ways to begin at once, because it takes that long."""
+    if transport == "grpcio":
+        pytest.skip("it waits two minutes")
+    server = start(*flags(ours.issue("patient")), *METRICS)
+    n_sockets = server.n_sockets()
+    hello = client_hello()
+    wires = [Wire(server.address, greet=False).send(hello[:cut]) for cut in (0, 1, 5, 100, len(hello))]
+    shaken = [secure(server, ours.trusting(), greet=False) for _ in range(3)]
+    for wire, begun in zip(shaken, (b"", PREFACE[:10], PREFACE), strict=True):
+        wire.send(begun)
+    with secure(server, ours.trusting()) as other:
+        assert call(other, 1, GET, read("a")).status == OK
+        eventually(lambda: server.n_sockets() <= n_sockets + 1, "only the other is left")
+        assert call(other, 3, GET, read("a")).status == OK
+        counts = server.metrics()
+    assert counts["connections_stalled_total"] == len(wires) + len(shaken)
+    for wire in (*wires, *shaken):
+        wire.close()
+
+
+def test_a_handshake_that_is_not_over_does_not_hold_the_drain_up(start: Start, ours: Authority) -> None:
+    server = start(*flags(ours.issue("drained")), "--drain", "1h")
+    hello = client_hello()
+    wires = [Wire(server.address, greet=False).send(hello[:cut]) for cut in (0, 100, len(hello))]
+    assert is_served(server, ours.trusting()), "the server has taken them"
+    server.child.send_signal(signal.SIGTERM)
+    assert server.child.wait(60) == 0
+    for wire in wires:
+        wire.close()
+
+
+# ---- much, and slowly
+
+
+def test_a_large_request_and_a_large_reply(server: Process, ours: Authority) -> None:
+    """2 MB one way and 4 MB back: all that has come is read at once, or a little at a time."""
+    body = read(*(f"10.0.{i >> 8 & 255}.{i & 255}" for i in range(120_000)))
+    with secure(server, ours.trusting()) as wire:
+        expected = call(wire, 1, GET, body).message
+    assert pb.GetFeaturesResponse.FromString(expected).vectors.rows == 120_000
+    with secure(server, ours.trusting()) as wire:
+        wire.send(request(wire, 1, GET, body))
+        wire.socket.settimeout(30)
+        while not wire.stream(1).is_over:
+            wire.read_some(30, 3000)
+        assert reply_of(wire.stream(1)).message == expected
+
+
+def test_a_client_that_takes_nothing_for_a_while_gets_it_all(server: Process, ours: Authority) -> None:
+    """Forty replies of 200 KB wait for a client that goes on asking; others are served meanwhile."""
+    numbers = range(1, 81, 2)
+    body = read(*["1.2.3.4"] * 5000)
+    held = server.resident_bytes()
+    with secure(server, ours.trusting()) as wire, secure(server, ours.trusting()) as other:
+        expected = call(other, 1, GET, body).message
+        for number in numbers:
+            wire.send(request(wire, number, GET, body))
+            assert call(other, number + 2, GET, read("a")).status == OK
+        if server.transport == "native":
+            assert server.resident_bytes() < held + 32 * MIB
+        for number in numbers:
+            assert reply_of(wire.over(number)).message == expected
+
+
+# ---- papers that are replaced
+
+
+def certificate_of(server: Process, context: ssl.SSLContext) -> bytes:
+    """What a new connection is shown; it is served."""
+    with secure(server, context) as wire:
+        assert call(wire, 1, GET, read("a")).status == OK
+        return wire.socket.getpeercert(binary_form=True)
+
+
+def test_a_certificate_that_is_replaced_serves_new_connections(start: Start, ours: Authority) -> None:
+    """Those that are open go on. What cannot be used is logged, once, and changes nothing."""
+    in_use, second, third = ours.issue("in-use"), ours.issue("second"), ours.issue("third")
+    first = in_use.der
+    server = start(*flags(in_use), "--min-ping-interval", "0s")
+    context = ours.trusting()
+    with secure(server, context) as wire:
+        wire.send(headers(1, wire.block(fields(GET_STREAM))))
+        wire.send(body_of(1, prefixed(read_streamed("a")), end=False))
+        wire.until(lambda: bool(messages_of(wire.stream(1).body)), "an answer")
+        assert certificate_of(server, context) == first
+        second.replaces(in_use)
+        eventually(lambda: certificate_of(server, context) == second.der, "the second is shown")
+
+        def n_told() -> int:
+            assert certificate_of(server, context) == second.der
+            return server.log.read_text().count("the certificate was changed and stays as it was")
+
+        before = n_told()
+        for n, content in enumerate((b"no certificate", third.certificate.read_bytes()), 1):
+            put(content, in_use.certificate)  # the third's belongs to another key
+            eventually(lambda n=n: n_told() >= before + n, "it is told of")
+        assert n_told() == before + 2
+        put(third.key.read_bytes(), in_use.key)
+        eventually(lambda: certificate_of(server, context) == third.der, "the third is shown")
+
+        in_use.certificate.unlink()
+        assert certificate_of(server, context) == third.der
+        wire.send(body_of(1, prefixed(read_streamed("a"))))
+        assert len(reply_of(wire.over(1)).messages) == 2, "it is as open as before"
+        assert call(wire, 3, GET, read("a")).status == OK
+
+
+def test_a_client_ca_that_is_replaced_lets_others_in(
+    start: Start, ours: Authority, foreign: Authority, tmp_path: Path
+) -> None:
+    ca = tmp_path / "clients.pem"
+    put(ours.ca.read_bytes(), ca)
+    server = start(*flags(ours.issue("exclusive"), ca), "--min-ping-interval", "0s")
+    known = ours.trusting(ours.issue("known"))
+    newcomer = ours.trusting(foreign.issue("newcomer"))
+    with secure(server, known) as wire:
+        assert not is_served(server, newcomer)
+        put(foreign.ca.read_bytes(), ca)
+        eventually(lambda: is_served(server, newcomer), "the others are let in")
+        assert not is_served(server, known)
+        assert call(wire, 1, INGEST, ingest(play("goes on"))).status == OK
+        put(b"no CA", ca)
+        eventually(
+            lambda: is_served(server, newcomer) and "stays as it was" in server.log.read_text(),
+            "a broken one is told of",
+        )
+        assert not is_served(server, known)
+        put(ours.ca.read_bytes() + foreign.ca.read_bytes(), ca)
+        eventually(lambda: is_served(server, known), "both are let in")
+        assert is_served(server, newcomer)
+        assert count_of(wire, 3, "goes on") == 1
