@@ -26,6 +26,10 @@ _log = logging.getLogger("featurestore.server")
 OWN_PORT = ("grpc.so_reuseport", 0)
 # Connections that wait to be taken; the system may allow fewer (net.core.somaxconn).
 BACKLOG = 4096
+# How often any free port is looked for that is free in every family.
+PORT_TRIES = 10
+# What localhost is, whether or not a machine's hosts file knows (RFC 6761, 6.3); grpcio has it so too.
+LOOPBACK: dict[int, str] = {socket.AF_INET6: "::1", socket.AF_INET: "127.0.0.1"}
 
 
 def bind(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -> Address:
@@ -52,34 +56,56 @@ def sockets(address: Address, n: int, setting: str) -> tuple[list[list[socket.so
     if address.path is not None:
         _clear(address.path, setting)
         return [[each] for each in _unix_sockets(address.path, n, setting)], address
+    hosts = _hosts(address, setting)
+    for tries_left in reversed(range(PORT_TRIES if address.port == 0 else 1)):
+        try:
+            made = _of_every_family(hosts, address.port, n)
+            break
+        except OSError as error:
+            in_use = error.errno == errno.EADDRINUSE
+            if in_use and tries_left:  # a port that is free in one family need not be so in the other
+                continue
+            why = "the port is in use" if in_use else error.strerror or str(error)
+            raise _cannot(address, setting, f" ({why})") from error
+    return [list(of_loop) for of_loop in zip(*made, strict=True)], address.with_port(_port(made))
+
+
+def _hosts(address: Address, setting: str) -> dict[int, str]:
+    """A numeric address by family."""
+    if address.host == "localhost":
+        return LOOPBACK
     try:
         found = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except OSError as error:
         raise _cannot(address, setting, f" ({error.strerror or error})") from error
-    families = {family: place for family, _, _, _, place in reversed(found)}
+    return {int(family): str(place[0]) for family, _, _, _, place in reversed(found)}
+
+
+def _of_every_family(hosts: dict[int, str], port: int, n: int) -> list[list[socket.socket]]:
+    """n sockets for each family that the machine has, all with one port."""
     made: list[list[socket.socket]] = []
-    port = address.port
     try:
-        for family in sorted(families, reverse=True):  # IPv6 first: its port is then asked of IPv4
-            host = str(families[family][0])
+        for family in sorted(hosts, reverse=True):  # IPv6 first: its port is then asked of IPv4
             try:
-                made.append(_tcp_sockets(family, host, port, n))
+                made.append(_tcp_sockets(family, hosts[family], port, n))
             except OSError as error:
-                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and (made or len(families) > 1):
+                if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and (made or len(hosts) > 1):
                     continue  # a machine without IPv6
                 raise
-            port = made[0][0].getsockname()[1]
+            port = _port(made)
         if not made:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-    except OSError as error:
+    except OSError:
         for each in (each for of_family in made for each in of_family):
             each.close()
-        in_use = error.errno == errno.EADDRINUSE
-        why = "the port is in use" if in_use else error.strerror or str(error)
-        raise _cannot(address, setting, f" ({why})") from error
-    return [list(of_loop) for of_loop in zip(*made, strict=True)], address.with_port(port)
+        raise
+    return made
+
+
+def _port(made: list[list[socket.socket]]) -> int:
+    return int(made[0][0].getsockname()[1])
 
 
 def _tcp_sockets(family: int, host: str, port: int, n: int) -> list[socket.socket]:
