@@ -74,7 +74,7 @@ ctypedef struct HostC:
     size_t max_message_bytes
     size_t max_connection_bytes      # held for one connection: requests not run and replies not sent
     size_t max_buffered_bytes        # held by one loop
-    uint32_t max_connections         # of one loop
+    uint64_t max_connections
     uint32_t max_streams_per_connection
     uint64_t max_streams
     uint64_t max_calls
@@ -85,6 +85,7 @@ ctypedef struct HostC:
     # Shared state.
     uint64_t n_streams               # hot streams under way; atomic
     uint64_t n_calls                 # calls under way; atomic
+    uint64_t n_connections           # with a socket; atomic
     bint has_failed                  # the journal takes no more; written by its sync thread
     TransportCounts counts
     Queue bench                      # RUN

@@ -77,8 +77,8 @@ cdef class Host:
     """What all connections of one server share. See the parameters' names in featurestore.config.Limits.
 
     targets: (path, method of the dispatcher or -1 for Python, streams requests, streams replies). n_loops:
-    among which max_buffered_bytes and max_connections are divided. `close` ends its queues: workers and
-    whoever answers for Python return then.
+    among which max_buffered_bytes is divided. `close` ends its queues: workers and whoever answers for
+    Python return then.
     """
 
     def __cinit__(self):
@@ -106,7 +106,7 @@ cdef class Host:
         c.max_message_bytes = max_message_bytes
         c.max_connection_bytes = max_connection_bytes
         c.max_buffered_bytes = max_buffered_bytes // n_loops
-        c.max_connections = max(1, max_connections // n_loops)
+        c.max_connections = max_connections
         c.max_streams_per_connection = max_streams_per_connection
         c.max_streams = max_streams
         c.max_calls = max_calls
@@ -250,7 +250,8 @@ cdef class Host:
         return {
             "connections": n.connections, "refused": n.refused, "calm": n.calm, "stalled": n.stalled,
             "broken": n.broken, "tls_failed": n.tls_failed, "resets": n.resets,
-            "streams_now": self.c.n_streams, "calls_now": self.c.n_calls,
+            "connections_now": self.c.n_connections, "streams_now": self.c.n_streams,
+            "calls_now": self.c.n_calls,
         }
 
 

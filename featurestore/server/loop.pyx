@@ -85,6 +85,9 @@ cdef extern from "<time.h>" nogil:
 cdef extern from * nogil:
     """
     #define fs_add(counter, n) ((void)__atomic_fetch_add((counter), (n), __ATOMIC_RELAXED))
+    #define fs_sub(counter, n) ((void)__atomic_fetch_sub((counter), (n), __ATOMIC_RELAXED))
+    #define fs_enter(counter, most) (__atomic_add_fetch((counter), 1, __ATOMIC_RELAXED) <= (most) \
+        || (__atomic_fetch_sub((counter), 1, __ATOMIC_RELAXED), 0))
     #define fs_load(place) __atomic_load_n((place), __ATOMIC_SEQ_CST)
     #define fs_store(place, value) __atomic_store_n((place), (value), __ATOMIC_SEQ_CST)
     #define fs_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
@@ -96,6 +99,8 @@ cdef extern from * nogil:
     #endif
     """
     void fs_add(uint64_t* counter, uint64_t n) noexcept
+    void fs_sub(uint64_t* counter, uint64_t n) noexcept
+    bint fs_enter(uint64_t* counter, uint64_t most) noexcept
     uint64_t fs_load(const void* place) noexcept
     void fs_store(void* place, int value) noexcept
     void fs_fence() noexcept
@@ -161,6 +166,7 @@ cdef void _close(Connection* connection) noexcept nogil:
     if connection.ssl != NULL:
         tls_free(connection.ssl)
     close(connection.fd)
+    fs_sub(&connection.loop.host.n_connections, 1)
     connection_close(connection)
 
 
@@ -174,12 +180,13 @@ cdef void _accept(Sockets* s, Listener* listener) noexcept nogil:
             if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
                 _pause(s, listener, True)
             return
-        if loop.n_connections >= loop.host.max_connections:
+        if not fs_enter(&loop.host.n_connections, loop.host.max_connections):
             fs_add(&loop.host.counts.refused, 1)
             close(fd)
             continue
         connection = connection_open(loop)
         if connection == NULL:
+            fs_sub(&loop.host.n_connections, 1)
             close(fd)
             continue
         fs_add(&loop.host.counts.connections, 1)

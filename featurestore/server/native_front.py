@@ -340,9 +340,7 @@ class NativeFront:
 
     def counts(self) -> dict[str, int]:
         """Of connections; see host.Host.counts."""
-        counts: dict[str, int] = {} if self.host is None else self.host.counts()
-        counts["connections_now"] = sum(loop.n_connections for loop in self._loops)
-        return counts
+        return {} if self.host is None else self.host.counts()
 
     def _watch_papers(self, tls: TlsContext, papers: listener.Papers) -> None:
         """Certificates that were replaced serve connections to come."""
