@@ -263,11 +263,13 @@ cdef void _uncount(HostC* host, Stream* stream) noexcept nogil:
 
 
 cdef void _tell_cancelled(Stream* stream) noexcept nogil:
-    """Python need not answer a call any more. Without memory to say so, it answers in vain."""
+    """Python need not answer a call any more. Without memory to say so, it answers in vain. The call counts
+    until Python is done with it.
+    """
     cdef Errand* errand
     if not stream.is_told:
         return
-    stream.is_told = False
+    stream.is_told = stream.is_counted = False
     errand = errand_new(ERRAND_CANCEL, 0)
     if errand != NULL:
         errand.token = _token(stream)

@@ -220,6 +220,7 @@ cdef class Host:
             raise MemoryError
         errand.loop = loop
         errand.token = token
+        errand.is_counted = True
         self._say(errand, status, words, kind)
 
     def next(self, tuple call not None):
@@ -241,7 +242,9 @@ cdef class Host:
         loop_post(<LoopC*><size_t>call[0], errand)
 
     def end(self, tuple call not None, int status, str words="", str kind=""):
-        """The call's status. `kind`: name of the error's class."""
+        """The call's status, once for every START, also of a call that was cancelled: until then it counts as
+        under way. `kind`: name of the error's class.
+        """
         self._end(<LoopC*><size_t>call[0], call[1], status, words, kind)
 
     def counts(self):

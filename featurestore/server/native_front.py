@@ -14,7 +14,6 @@ context has what they use of grpc.ServicerContext.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import queue
@@ -149,6 +148,8 @@ class _Call(_Context):
         self._front, self._key, self._handler = front, key, handler
         self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.is_streaming = handler.request_streaming
+        self.is_handled = False  # from when it is given to the pool until the handler has returned
+        self._is_told = False  # the host knows that it has ended
 
     # -- the desk's side
 
@@ -158,16 +159,24 @@ class _Call(_Context):
 
     def cancelled(self) -> None:
         """Nobody waits for the answer any more."""
-        self._messages.put(None)
         self.over()
+        if not self.is_handled:
+            self._tell(Status.CANCELLED)
 
     # -- the handler's side
 
     def end(self, status: Status, words: str, kind: str = "") -> None:
         if self.over():
-            self._front.host.end(self._key, status, words, kind)
+            self._tell(status, words, kind)
             self._front.forget(self._key)
         self._messages.put(None)
+
+    def _tell(self, status: Status, words: str = "", kind: str = "") -> None:
+        """Once for every call: until then the host counts it as under way, even if its client has gone."""
+        with self._lock:
+            is_told, self._is_told = self._is_told, True
+        if not is_told:
+            self._front.host.end(self._key, status, words, kind)
 
     def requests(self) -> Iterator[Any]:
         take = self._handler.request_deserializer or bytes
@@ -178,12 +187,17 @@ class _Call(_Context):
     def run(self) -> None:
         """The handler, from beginning to end, on a thread of the pool."""
         try:
-            self._answer()
+            if self.is_active():
+                self._answer()
         except _Aborted:
             self.end(self._code, self._details, self._kind)
         except Exception as error:
             _log.error("a call failed", exc_info=error)
             self.end(status_of(error), words_of(error))
+        finally:
+            self.is_handled = False
+            if not self.is_active():
+                self._tell(Status.CANCELLED)
 
     def _answer(self) -> None:
         handler = self._handler
@@ -330,6 +344,7 @@ class NativeFront:
             self._pool.shutdown()
             return
         for call in list(self._calls.values()):
+            call.take(None)
             call.cancelled()
         self._pool.shutdown()
         self.host.close()
@@ -361,17 +376,28 @@ class NativeFront:
             if kind == _START:
                 call = _Call(self, key, self._handlers[target - n_hot], deadline_s)
                 self._calls[key] = call
-                with contextlib.suppress(RuntimeError):  # the pool is shut down: so is everything
-                    self._pool.submit(call.run)
+                if call.is_streaming:
+                    self._handle(call)
                 continue
             found = self._calls.get(key)
             if found is None:
                 continue
+            found.take(message if kind == _MESSAGE else None)
             if kind == _CANCEL:
                 self.forget(key)
-                self._pool.submit(found.cancelled)
-            else:
-                found.take(message if kind == _MESSAGE else None)
+                try:
+                    self._pool.submit(found.cancelled)  # its callbacks are others'
+                except RuntimeError:  # the pool is shut down
+                    found.cancelled()
+            elif kind == _MESSAGE and not found.is_streaming:
+                self._handle(found)  # not before: a client that sends none would hold a thread
+
+    def _handle(self, call: _Call) -> None:
+        call.is_handled = True
+        try:
+            self._pool.submit(call.run)
+        except RuntimeError:  # the pool is shut down: so is everything
+            call.is_handled = False
 
     def forget(self, key: tuple[int, int]) -> None:
         self._calls.pop(key, None)

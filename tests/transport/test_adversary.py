@@ -21,6 +21,7 @@ import pytest
 from transport.calls import (
     GET,
     GET_STREAM,
+    HEALTH,
     INGEST,
     OK,
     RESOURCE_EXHAUSTED,
@@ -294,6 +295,37 @@ def test_more_streams_than_allowed(server: Process) -> None:
         if not is_ending(wire):
             refused = [s.reset for s in wire.streams.values() if s.is_over and not s.ended]
             assert set(refused) <= {Code.REFUSED_STREAM, Code.ENHANCE_YOUR_CALM, Code.PROTOCOL_ERROR}
+
+
+def test_streams_over_a_limit_that_is_not_acknowledged(server: Process) -> None:
+    """Each is answered by a reset, which nobody reads: they must not queue."""
+    held = server.resident_bytes()
+    block = standalone(fields(GET))
+    with Wire(server.address, greet=False) as wire:
+        wire.send(PREFACE, settings())
+        numbers = itertools.count(1, 2)
+        for _ in range(200):  # 10 MB of frames
+            piece = b"".join(headers(next(numbers), block) for _ in range(1000))
+            if fill(wire, piece, len(piece)) < len(piece):
+                break
+        assert server.resident_bytes() < held + SLACK_BYTES
+
+
+def test_calls_of_python_that_never_send(server: Process, transport: str) -> None:
+    """More than there are threads for such calls, which are given up: others are answered meanwhile, but for
+    grpcio, and after.
+    """
+    with Wire(server.address) as wire, Wire(server.address) as other:
+        for number in range(1, 121, 2):
+            wire.send(headers(number, wire.block(fields(HEALTH))))
+        wire.barrier()
+        if transport != "grpcio":
+            assert call(other, 1, HEALTH).status == OK
+        for number in range(1, 121, 2):
+            wire.send(reset(number))
+        wire.barrier()
+        assert call(other, 3, HEALTH).status == OK
+        assert call(wire, 121, HEALTH).status == OK
 
 
 # ---- the slow
