@@ -128,8 +128,8 @@ ctypedef struct Stream:
     bint is_responded                # its HEADERS are on the way
     bint is_deferred                 # nghttp2 waits for more
     int http_status                  # other than 200; 0: 200
-    Buffer inward                    # what came; from in_at on it was not run
-    size_t in_at
+    Buffer inward                    # what came
+    size_t inward_at                 # of it, what was run
     size_t unconsumed                # bytes for which the stream's window was not given back
     Buffer outward                   # replies, framed
     uint64_t out_base                # logical offset of outward.data[0]

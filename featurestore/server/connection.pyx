@@ -65,7 +65,7 @@ cdef enum:
     PREFIX_BYTES = 5                 # of a gRPC message: a flag and its length
     INLINE_BYTES = 8 << 10           # a larger message takes longer than others should wait for
     KEEP_BYTES = 16 << 10            # of a stream's buffers, for the next call
-    MOVE_BYTES = 64 << 10            # of sent replies, before the rest is moved to the front
+    MOVE_BYTES = 64 << 10            # run or sent, and as much as the rest, before that is moved to the front
     FULL_BYTES = 1 << 20             # unsent on a connection: it gets no new replies until it takes some
     BOMB_BYTES = 256 << 10           # here a header block is not even refused with words
     STREAM_WINDOW_BYTES = 1 << 20
@@ -107,6 +107,11 @@ cdef inline bint _is(const uint8_t* text, size_t n, const char* word) noexcept n
 
 cdef inline uint64_t _out_end(const Stream* stream) noexcept nogil:
     return stream.out_base + stream.outward.size
+
+
+cdef inline size_t _unread(const Stream* stream) noexcept nogil:
+    """Bytes that came and were not run."""
+    return stream.inward.size - stream.inward_at
 
 
 cdef inline Target* _target(const Stream* stream) noexcept nogil:
@@ -288,8 +293,8 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
     if stream.is_held:
         connection.n_held -= 1
     connection.unsent -= <size_t>(stream.ready - stream.sent)
-    _let_go(connection, stream.inward.size + stream.outward.size)
-    stream.inward.size = stream.outward.size = 0
+    _let_go(connection, _unread(stream) + stream.outward.size)
+    stream.inward.size = stream.inward_at = stream.outward.size = 0
     if stream.inward.capacity > KEEP_BYTES:
         buffer_free(&stream.inward)
     if stream.outward.capacity > KEEP_BYTES:
@@ -346,7 +351,7 @@ cdef ssize_t _give_data(nghttp2_session* session, int32_t stream_id, uint8_t* ou
         connection.unsent -= n
         connection.took_ns = connection.loop.now_ns
         at += n
-        if at == stream.outward.size or at >= MOVE_BYTES:
+        if at == stream.outward.size or (at >= MOVE_BYTES and at >= stream.outward.size - at):
             memmove(stream.outward.data, stream.outward.data + at, stream.outward.size - at)
             stream.outward.size -= at
             stream.out_base += at
@@ -418,8 +423,8 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
     if status == 0:
         _earn(connection, CREDIT_PER_ANSWER)
     # What it has sent beyond is of no use to anybody.
-    _let_go(connection, stream.inward.size)
-    stream.inward.size = stream.in_at = 0
+    _let_go(connection, _unread(stream))
+    stream.inward.size = stream.inward_at = 0
     if stream.unconsumed:
         nghttp2_session_consume_stream(connection.session, stream.id, stream.unconsumed)
         stream.unconsumed = 0
@@ -610,50 +615,58 @@ cdef bint _send_errand(Stream* stream, Queue* queue, Errand* errand) noexcept no
 
 
 cdef void _drop_inward(Stream* stream, size_t n) noexcept nogil:
-    """What was run. It is moved over only where it is at least half, so that a byte is moved but once or so
-    however many messages wait behind it.
-    """
-    cdef size_t rest
-    stream.in_at += n
-    rest = stream.inward.size - stream.in_at
-    if stream.in_at >= rest:
-        memmove(stream.inward.data, stream.inward.data + stream.in_at, rest)
-        _let_go(stream.connection, stream.in_at)
+    cdef size_t rest = _unread(stream) - n
+    stream.inward_at += n
+    if rest == 0 or (stream.inward_at >= MOVE_BYTES and stream.inward_at >= rest):
+        memmove(stream.inward.data, stream.inward.data + stream.inward_at, rest)
         stream.inward.size = rest
-        stream.in_at = 0
+        stream.inward_at = 0
+    _let_go(stream.connection, n)
+
+
+cdef bint _take_rest(Stream* stream, size_t n) noexcept nogil:
+    """Gives `inward` memory of its own for what is behind its next n bytes; False where there is none."""
+    cdef Buffer fresh
+    cdef size_t rest = _unread(stream) - n
+    cdef uint8_t* behind
+    memset(&fresh, 0, sizeof(Buffer))
+    fresh.max_bytes = stream.inward.max_bytes
+    if rest:
+        behind = buffer_extend(&fresh, rest)
+        if behind == NULL:
+            return False
+        memcpy(behind, stream.inward.data + stream.inward_at + n, rest)
+    stream.inward = fresh
+    stream.inward_at = 0
+    return True
 
 
 cdef void _send_to_worker(Stream* stream, size_t size) noexcept nogil:
-    """The message at the head of `inward`, whose memory goes with it."""
+    """The message at the head of `inward`, whose memory goes with it where that is not mostly others'."""
     cdef Connection* connection = stream.connection
     cdef size_t whole = PREFIX_BYTES + size
-    cdef size_t behind_at = stream.in_at + whole
-    cdef size_t rest = stream.inward.size - behind_at
-    cdef Errand* errand = errand_new(ERRAND_RUN, 0)
+    cdef bint is_copied = _unread(stream) - whole > whole
+    cdef Errand* errand = errand_new(ERRAND_RUN, size if is_copied else 0)
     cdef Buffer kept = stream.inward
-    cdef uint8_t* behind
-    if errand != NULL:
-        memset(&stream.inward, 0, sizeof(Buffer))
-        stream.inward.max_bytes = kept.max_bytes
-        if rest:
-            behind = buffer_extend(&stream.inward, rest)
-            if behind == NULL:
-                stream.inward = kept
-                errand_free(errand)
-                errand = NULL
-            else:
-                memcpy(behind, kept.data + behind_at, rest)
+    cdef size_t at = stream.inward_at + PREFIX_BYTES
+    if errand != NULL and is_copied:
+        memcpy(errand.memory, kept.data + at, size)
+        _drop_inward(stream, whole)
+        _hold(connection, whole)
+    elif errand != NULL and _take_rest(stream, whole):
+        errand.memory = kept.data
+        errand.data = kept.data + at
+        errand.size = size
+    elif errand != NULL:
+        errand_free(errand)
+        errand = NULL
     if errand != NULL:
         # While it is run it is the worker's, and so is what it counts for: a client that gives up, or has no
         # time, makes no room for more.
-        connection.buffered -= behind_at
-        errand.held = behind_at
+        connection.buffered -= whole
+        errand.held = whole
         errand.is_counted = True
         stream.is_counted = False
-        errand.memory = kept.data
-        errand.data = kept.data + stream.in_at + PREFIX_BYTES
-        stream.in_at = 0
-        errand.size = size
         errand.method = _target(stream).method
         stream.is_busy = True
     _send_errand(stream, &connection.loop.host.bench, errand)
@@ -668,8 +681,8 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
     cdef int answer
     if method == PYTHON_METHOD:
         errand = errand_new(ERRAND_MESSAGE, size)
-        if errand != NULL:
-            memcpy(errand.memory, stream.inward.data + stream.in_at + PREFIX_BYTES, size)
+        if errand != NULL and size:
+            memcpy(errand.memory, stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
         stream.is_busy = True
         _drop_inward(stream, PREFIX_BYTES + size)
         _send_errand(stream, &host.desk, errand)
@@ -688,7 +701,7 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
         _refuse(stream, REFUSE_CALLS)
         return
     answer = dispatcher_run(host.dispatcher, call, method,
-                            stream.inward.data + stream.in_at + PREFIX_BYTES, size)
+                            stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
     if answer == ANSWER_ERROR:
         # The words may lead into the message, which has to stay where it is until they are made.
         errand = errand_new(ERRAND_WORDS, 0)
@@ -697,11 +710,9 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
             errand.call = call
             errand.token = _token(stream)
             errand.loop = stream.connection.loop
-            stream.connection.buffered -= stream.inward.size
-            errand.held = stream.inward.size
-            memset(&stream.inward, 0, sizeof(Buffer))
-            stream.inward.max_bytes = <size_t>-1 >> 1
-            stream.in_at = 0
+            stream.connection.buffered -= _unread(stream)
+            errand.held = _unread(stream)
+            _take_rest(stream, _unread(stream))  # nothing: what is behind is not run any more
             stream.is_busy = True
             queue_put(&host.desk, errand)
         else:
@@ -743,10 +754,9 @@ cdef void _advance(Stream* stream) noexcept nogil:
         if stream.is_held:
             stream.is_held = False
             connection.n_held -= 1
-        n = stream.inward.size - stream.in_at
-        if n < PREFIX_BYTES:
+        if _unread(stream) < PREFIX_BYTES:
             break
-        head = stream.inward.data + stream.in_at
+        head = stream.inward.data + stream.inward_at
         if head[0]:
             _refuse(stream, REFUSE_COMPRESSED)
             return
@@ -754,10 +764,10 @@ cdef void _advance(Stream* stream) noexcept nogil:
         if size > host.max_message_bytes:
             _refuse(stream, REFUSE_LENGTH)
             return
-        if n - PREFIX_BYTES < size:
+        if _unread(stream) - PREFIX_BYTES < size:
             break
         if not target.streams_requests:
-            if stream.has_run or n - PREFIX_BYTES > size:
+            if stream.has_run or _unread(stream) - PREFIX_BYTES > size:
                 _refuse(stream, REFUSE_CARDINALITY)
                 return
             if not stream.is_half_closed:
@@ -776,7 +786,7 @@ cdef void _advance(Stream* stream) noexcept nogil:
         connection_dirty(connection)
     if not stream.is_half_closed or stream.is_busy:
         return
-    if stream.inward.size > stream.in_at:
+    if _unread(stream):
         _refuse(stream, REFUSE_TRUNCATED)
     elif target.method == PYTHON_METHOD:
         if not target.streams_requests and not stream.has_run:
