@@ -26,8 +26,8 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 from featurestore.server.dispatcher cimport (
-    ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, METHOD_READ, METHOD_READ_STREAM, Call,
-    dispatcher_check, dispatcher_finish, dispatcher_give, dispatcher_run, dispatcher_take,
+    ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, METHOD_READ, METHOD_READ_STREAM,
+    Call, dispatcher_check, dispatcher_finish, dispatcher_give, dispatcher_run, dispatcher_take,
 )
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_START,
@@ -75,7 +75,7 @@ cdef enum:
     CREDIT_PER_ANSWER = 4
     CREDIT_PER_DATA = 2              # sent: the client opens two windows for it
     MOST_STRIKES = 2
-    MOST_QUEUED = 2000               # frames, not DATA, that wait to be sent, besides four of each stream
+    MOST_QUEUED = 2000               # frames but DATA that wait to be sent, besides four of each stream
     NS_PER_S = 1_000_000_000
     FIRST_SLOTS = 64
 
@@ -488,6 +488,21 @@ cdef bint _park(Stream* stream, const Call* call) noexcept nogil:
     return True
 
 
+cdef bint _is_desk_full(const HostC* host, const Call* call) noexcept nogil:
+    """Whether a failure goes without words of its own, which it can where nothing was applied: it would hold
+    its Call until the desk gets to it, and so many hold half of all already.
+    """
+    return (host.desk.n > host.max_calls // 2
+            and call.fault != FAULT_LOST and call.fault != FAULT_TIMEOUT)
+
+
+cdef void _go_without_words(Stream* stream, Call* call) noexcept nogil:
+    cdef HostC* host = stream.connection.loop.host
+    dispatcher_finish(host.dispatcher, call.method, call.began_ns, 8)
+    dispatcher_give(host.dispatcher, call)
+    _refuse(stream, REFUSE_CALLS)
+
+
 cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
     """A call has failed: Python says why. The call is given back there."""
     cdef LoopC* loop = stream.connection.loop
@@ -505,13 +520,10 @@ cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
 
 
 cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
-    """What becomes of a call that was run."""
+    """What becomes of a call that was run without a fault."""
     cdef HostC* host = stream.connection.loop.host
     cdef bint is_write = call.method != METHOD_READ and call.method != METHOD_READ_STREAM
     cdef bint is_appended
-    if answer == ANSWER_ERROR:
-        _ask_for_words(stream, call)
-        return
     # What was applied is answered, room or not: a refusal would have it sent again.
     is_appended = ((is_write or _has_room(stream.connection, call.reply.size + PREFIX_BYTES))
                    and _append(stream, call.reply.data, call.reply.size))
@@ -702,6 +714,9 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
         return
     answer = dispatcher_run(host.dispatcher, call, method,
                             stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
+    if answer == ANSWER_ERROR and _is_desk_full(host, call):
+        _go_without_words(stream, call)
+        return
     if answer == ANSWER_ERROR:
         # The words may lead into the message, which has to stay where it is until they are made.
         errand = errand_new(ERRAND_WORDS, 0)
@@ -1202,8 +1217,9 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
     """One errand, which is freed here or kept by its stream."""
     cdef Stream* stream = _find(loop, errand.token)
     cdef const uint8_t* kind
-    if errand.kind == ERRAND_RUN and errand.answer == ANSWER_ERROR and stream != NULL \
-            and not stream.is_ended and not stream.is_ending:
+    if (errand.kind == ERRAND_RUN and errand.answer == ANSWER_ERROR and stream != NULL
+            and not stream.is_ended and not stream.is_ending
+            and not _is_desk_full(loop.host, errand.call)):
         errand.kind = ERRAND_WORDS  # with the message that the words may lead into
         queue_put(&loop.host.desk, errand)
         return
@@ -1232,6 +1248,8 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
         stream.is_busy = False
         if errand.answer < 0:
             _refuse(stream, REFUSE_CALLS)
+        elif errand.answer == ANSWER_ERROR:
+            _go_without_words(stream, errand.call)
         else:
             _settle(stream, errand.call, errand.answer)
     elif errand.kind == ERRAND_NEXT:

@@ -5,6 +5,7 @@ a client is told whose calls cross the end of its connection, the disk's silence
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from house import SCHEMA, batch, keys, observe, play, read
 from transport.calls import fields, prefixed, standalone
 from transport.frames import (
     PREFACE,
+    SETTINGS_ACK,
     Code,
     Kind,
     Setting,
@@ -35,13 +37,12 @@ from featurestore.storage import failpoint
 from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import types_pb2 as types
 
-h2 = pytest.importorskip("h2.connection")
 hpack = pytest.importorskip("hpack")
 pytestmark = pytest.mark.skipif("native" not in transports.available(), reason="built without it")
 
 SERVICE = "/featurestore.v1.FeatureStoreService/"
-GREETING = PREFACE + settings()
-OK, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED = "0", "4", "8"
+GREETING = PREFACE + settings() + SETTINGS_ACK
+OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED = "0", "3", "4", "8"
 
 
 def framed(*messages: Any) -> bytes:
@@ -245,9 +246,9 @@ def test_a_header_block_in_time(connect: Connect) -> None:
 
 
 def test_a_header_block_that_is_refused_is_over_when_it_is_whole(connect: Connect) -> None:
-    """Of a call beyond the limit, in two frames."""
-    client = connect(max_streams_per_connection=1)
-    client.say(asked(1, "GetFeatures", end=False))
+    """Of a call beyond a limit that the client has not seen yet, in two frames."""
+    client = connect(greets=False, max_streams_per_connection=1)
+    client.say(PREFACE, settings(), asked(1, "GetFeatures", end=False))
     client.say(headers(3, BLOCK[:20], whole=False), continuation(3, BLOCK[20:]))
     client.say(data(1, framed(GET), end=True))
     assert client.status(1) == OK
@@ -431,8 +432,9 @@ def test_parked_streams_are_ended_even_without_a_call_for_their_words(
 def test_a_call_behind_the_last_one_is_not_run(connect: Connect, engine: Engine) -> None:
     """GOAWAY names the last call that was seen to; a client sends those behind it again, elsewhere."""
     client = connect(min_ping_interval_ms=10_000)
-    before, behind = (asked(i, "Ingest", batch(play(ip=ip))) for i, ip in ((1, "before"), (3, "behind")))
-    client.say(before, ping() * 5, behind)
+    client.say(
+        asked(1, "Ingest", batch(play(ip="before"))), ping() * 5, asked(3, "Ingest", batch(play(ip="behind")))
+    )
     ((_, _, _, payload),) = client.of(Kind.GOAWAY)
     assert payload[4:8] == int(Code.ENHANCE_YOUR_CALM).to_bytes(4, "big")
     assert int.from_bytes(payload[:4], "big") == 1
@@ -466,6 +468,53 @@ def test_messages_that_are_with_workers_count_when_their_clients_have_gone(conne
     assert client.session.host.counts()["calls_now"] == 0
     client.say(asked(101, "Ingest", large))
     assert client.status(101) == OK
+
+
+def test_failures_leave_room_for_others(connect: Connect) -> None:
+    """Each holds a Call until its words are made, of which no more than half may wait at once."""
+    client = connect(n_work=4, max_calls=4)
+    wrong = read(service="no such service")
+    client.say(
+        *(asked(number, "GetFeatures", wrong) for number in range(1, 21, 2)), asked(21, "GetFeatures", GET)
+    )
+    assert client.status(21) == OK
+    statuses = [client.status(number) for number in range(1, 21, 2)]
+    assert statuses[0] == INVALID_ARGUMENT
+    assert set(statuses) == {INVALID_ARGUMENT, RESOURCE_EXHAUSTED}
+    assert client.session.host.dispatcher.counts()["methods"]["GetFeatures"]["calls"] == 11
+
+
+def test_a_failure_at_a_worker(connect: Connect) -> None:
+    client = connect()
+    client.say(asked(1, "Ingest", batch(*[play()] * 300, event_type="no such type")))
+    assert client.status(1) == INVALID_ARGUMENT
+    assert "no such type" in client.words(1)
+
+
+@pytest.mark.parametrize(("n_events", "n_messages"), [(1, 200), (200, 40), (2000, 4)])
+def test_many_messages_ahead(connect: Connect, engine: Engine, n_events: int, n_messages: int) -> None:
+    """Those that came while one was with a worker, or parked, are run in order, each once."""
+    client = connect()
+    messages = [
+        pb.IngestStreamRequest(
+            batch=batch(
+                *[play(ip=f"ahead{i % 3}")] * n_events,
+                ack=types.ACK_DURABLE,
+                producer="p",
+                epoch=1,
+                sequence=i + 1,
+            )
+        )
+        for i in range(n_messages)
+    ]
+    assert len(framed(*messages)) < 1 << 20
+    client.say(asked(1, "IngestStream", *messages))
+    until = time.monotonic() + 60
+    while client.status(1) is None and time.monotonic() < until:
+        time.sleep(0.001)  # the disk's
+        client.wait(0)
+    assert (client.status(1), client.replies(1)) == (OK, len(messages))
+    assert sum(count_of(engine, f"ahead{i}") for i in range(3)) == n_events * len(messages)
 
 
 def test_what_was_applied_is_answered(connect: Connect, engine: Engine) -> None:
