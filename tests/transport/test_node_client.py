@@ -1,15 +1,12 @@
 """The service as it is called from Node with `@grpc/grpc-js`, an HTTP/2 and gRPC of other makers than ours.
 
-Its packages are installed by npm, as node/package-lock.json has them, into build/. Where that cannot be done
-the tests skip and say so; with FEATURESTORE_TEST_NODE=required they fail.
+Its packages come from npm: see the fixture `node_modules`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,31 +23,6 @@ PROTO = REPOSITORY / "proto"
 HOT, REGISTRY = "FeatureStoreService", "RegistryService"
 
 Ask = Callable[..., dict[str, Any]]
-
-
-def missing(why: str) -> None:
-    if os.environ.get("FEATURESTORE_TEST_NODE") == "required":
-        pytest.fail(why)
-    pytest.skip(why)
-
-
-@pytest.fixture(scope="session")
-def node_modules() -> Path:
-    """Installed once for each package-lock.json."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        missing("needs node and npm (Debian: apt-get install nodejs npm)")
-    lock = (SOURCES / "package-lock.json").read_bytes()
-    directory = REPOSITORY / "build" / f"node-{hashlib.sha256(lock).hexdigest()[:12]}"
-    if not (directory / "installed").exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(SOURCES / name, directory)
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"]
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            missing(f"npm cannot install the packages of {SOURCES}: {done.stderr.strip()[-500:]}")
-        (directory / "installed").touch()
-    return directory / "node_modules"
 
 
 @pytest.fixture(scope="module")
