@@ -758,7 +758,7 @@ cdef void _advance(Stream* stream) noexcept nogil:
     cdef HostC* host = connection.loop.host
     cdef Target* target
     cdef const uint8_t* head
-    cdef size_t n, size
+    cdef size_t size
     if stream.target < 0 or stream.is_ended or stream.is_ending:
         return
     target = _target(stream)
