@@ -73,6 +73,7 @@ def nghttp2_library():
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Host:
     """What all connections of one server share. See the parameters' names in featurestore.config.Limits.
 
@@ -259,6 +260,7 @@ cdef class Host:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Session:
     """One connection of a host without a socket, for tests and tools: bytes in, bytes out, in one thread.
 

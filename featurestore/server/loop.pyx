@@ -281,6 +281,8 @@ cdef bint _flush(Sockets* s, Connection* connection) noexcept nogil:
     cdef uint8_t* rest
     if connection.is_dead:
         return False
+    if connection.lingers_ns:  # what comes back to its calls now would tear it, and its last words with it
+        return True
     if connection.ssl != NULL and not tls_is_secure(connection.ssl):
         return not connection.is_going  # it has asked for nothing yet, and cannot be told to go
     while not connection.is_corked:
@@ -298,7 +300,7 @@ cdef bint _flush(Sockets* s, Connection* connection) noexcept nogil:
             memcpy(rest, s.outward + taken, <size_t>n - taken)
             connection.is_corked = True
             _watch(s, connection, EPOLLIN | EPOLLOUT)
-    if connection_is_over(connection) and not connection.is_corked and connection.lingers_ns == 0:
+    if connection_is_over(connection) and not connection.is_corked:
         connection.lingers_ns = s.loop.now_ns
         if connection.ssl != NULL:
             tls_shutdown(connection.ssl)
@@ -347,9 +349,9 @@ cdef void _stop_listening(Sockets* s) noexcept nogil:
     s.is_listening = False
     for i in range(s.n_listeners):
         _accept(s, &s.listeners[i])
-        shutdown(s.listeners[i].fd, SHUT_RDWR)
         if not s.listeners[i].is_paused:
             _pause(s, &s.listeners[i], True)
+        shutdown(s.listeners[i].fd, SHUT_RDWR)
 
 
 cdef void _handle(Sockets* s, epoll_event* event) noexcept nogil:
@@ -404,9 +406,10 @@ cdef void _run(Sockets* s) noexcept nogil:
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Loop:
     """One loop of a host, on listening sockets of its own, non-blocking; the caller's thread runs it.
-    With `tls`, every connection is secure.
+    With `tls`, every connection is secure. (no_gc_clear: what it points to is needed until it is gone.)
 
     Raises LimitError where the store's journal has no hook left, OSError where the system has no descriptors.
     """

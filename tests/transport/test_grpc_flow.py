@@ -339,6 +339,7 @@ def test_on_sigterm_calls_in_flight_end_and_new_ones_are_turned_away(mortal: Pro
 
 
 def test_on_sigterm_no_new_connection_is_served(mortal: Process) -> None:
+    """It is told so at once, not when the last call has ended."""
     with mortal.held_disk(), Wire(mortal.address) as wire:
         wire.send(request(wire, 1, INGEST, ingest(play("drained"))))
         eventually_counted(wire, 101, "drained", 1)
@@ -353,6 +354,8 @@ def test_on_sigterm_no_new_connection_is_served(mortal: Process) -> None:
                 assert not stream.ended or dict(stream.blocks[-1])["grpc-status"] == "14"
         except ConnectionRefusedError:
             pass
+        wire.barrier()
+        assert not wire.stream(1).is_over
 
 
 def test_a_stream_that_is_idle_does_not_hold_the_drain_up(mortal: Process) -> None:
