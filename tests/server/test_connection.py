@@ -5,6 +5,7 @@ a client is told whose calls cross the end of its connection, the disk's silence
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,13 +181,24 @@ def streamed(ip: str = "1.2.3.4") -> pb.IngestStreamRequest:
 
 
 @pytest.fixture
-def dead_disk(engine: Engine) -> Callable[[], None]:
-    """When called, no further write becomes durable."""
+def dead_disk(engine: Engine, connect: Connect) -> Iterator[Callable[[], None]]:
+    """When called, no further write becomes durable. The journal's thread is held where it tells that one has:
+    by an eventfd that is full, so that writing to it blocks.
+    """
+    made: list[int] = []
 
-    def fail() -> None:
-        failpoint.arm("journal.before_sync=eio")
+    def hold() -> None:
+        made.append(os.eventfd(0, os.EFD_CLOEXEC))
+        os.eventfd_write(made[0], 2**64 - 2)
+        engine.journal.add_eventfd(made[0])
+        connect().say(asked(1, "Ingest", batch(play())))
+        engine.wait(engine.state.position)
 
-    return fail
+    yield hold
+    for fd in made:
+        os.eventfd_read(fd)
+        engine.journal.remove_eventfd(fd)
+        os.close(fd)
 
 
 # ---- beginnings
