@@ -86,6 +86,8 @@ class BuildChanged(build_ext):
     """Translates and compiles a module only if none is kept of what its sources are now."""
 
     def build_extensions(self) -> None:
+        for name in left_out:  # of a build before this one: it would still be found
+            Path(self.get_ext_fullpath(name)).unlink(missing_ok=True)
         changed = {ext.name: ext for ext in self.extensions if not kept(ext).exists()}
         for translated in cythonize(
             list(changed.values()),
@@ -134,11 +136,15 @@ def libraries(wanted: list[str]) -> list[str] | None:
 def is_native() -> bool:
     """Whether the native transport is built."""
     wanted = os.environ.get("FEATURESTORE_NATIVE", "")
-    missing = [needs for needs in NATIVE.values() if libraries(needs) is None]
+    needed = sorted({library for needs in NATIVE.values() for library in needs})
+    missing = ", ".join(library for library in needed if libraries([library]) is None)
     if wanted == "1" and missing:
-        sys.exit(f"FEATURESTORE_NATIVE=1, and pkg-config does not find {', '.join(missing[-1])}")
+        sys.exit(
+            f"FEATURESTORE_NATIVE=1, and pkg-config does not find {missing}; on Debian install "
+            "libnghttp2-dev, libssl-dev and pkg-config"
+        )
     if wanted != "0" and missing:
-        print("no libnghttp2 and OpenSSL: built without the native transport", file=sys.stderr)
+        print(f"built without the native transport: pkg-config does not find {missing}", file=sys.stderr)
     return wanted != "0" and not missing
 
 

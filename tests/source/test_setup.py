@@ -1,0 +1,125 @@
+"""setup.py: which modules are built, by what pkg-config finds and FEATURESTORE_NATIVE says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from source import tree
+
+NATIVE = {f"featurestore.server.{name}" for name in ("connection", "host", "loop", "tls")}
+# setup.py as it is, but that it says what it would build.
+LIST = """
+import json, runpy, setuptools
+setuptools.setup = lambda **given: print(json.dumps(
+    {extension.name: extension.extra_link_args for extension in given["ext_modules"]}))
+runpy.run_path("setup.py", run_name="__main__")
+"""
+# Its build of no module at all, to a directory.
+BUILD = """
+import runpy, setuptools, sys
+def build(**given):
+    command = given["cmdclass"]["build_ext"](setuptools.Distribution())
+    command.extensions, command.build_lib = [], sys.argv[1]
+    command.build_extensions()
+setuptools.setup = build
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+
+def run(
+    directory: Path, finds: str | None, wanted: str | None, *program: str
+) -> subprocess.CompletedProcess[str]:
+    """`finds`: a pattern of the libraries that there are; None: there is no pkg-config."""
+    commands = directory / "bin"
+    commands.mkdir()
+    if finds is not None:
+        fake = commands / "pkg-config"
+        fake.write_text(f'#!/bin/sh\ncase "$*" in {finds}) echo -lfake ;; *) exit 1 ;; esac\n')
+        fake.chmod(0o755)
+    for needed in ("sh", "gcc", "cc"):
+        if (found := shutil.which(needed)) is not None:
+            (commands / needed).symlink_to(found)
+    environment = {name: value for name, value in os.environ.items() if name != "FEATURESTORE_NATIVE"}
+    environment |= {"PATH": str(commands)} | ({} if wanted is None else {"FEATURESTORE_NATIVE": wanted})
+    return subprocess.run(
+        [sys.executable, "-c", *(program or (LIST,))],
+        cwd=tree.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def built(done: subprocess.CompletedProcess[str]) -> dict[str, list[str]]:
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("wanted", [None, "1"])
+def test_with_both_libraries_all_is_built_and_linked(tmp_path: Path, wanted: str | None) -> None:
+    done = run(tmp_path, "*", wanted)
+    modules = built(done)
+    assert modules.keys() >= NATIVE
+    linked = {name for name, arguments in modules.items() if "-lfake" in arguments}
+    assert linked == NATIVE - {"featurestore.server.loop"}, "which calls no library itself"
+    assert "without" not in done.stderr
+
+
+@pytest.mark.parametrize("finds", [None, "none", "*openssl*", "*libnghttp2*"])
+def test_without_a_library_the_native_transport_is_left_out_which_is_said(
+    tmp_path: Path, finds: str | None
+) -> None:
+    done = run(tmp_path, finds, None)
+    modules = built(done)
+    assert not modules.keys() & NATIVE
+    assert {"featurestore.server.codec", "featurestore.server.dispatcher"} <= modules.keys()
+    assert done.stderr.count("built without the native transport") == 1
+
+
+def test_it_may_be_left_out_without_a_word(tmp_path: Path) -> None:
+    done = run(tmp_path, "*", "0")
+    assert not built(done).keys() & NATIVE
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("finds", "missing"),
+    [
+        (None, "libnghttp2 >= 1.43, openssl >= 3.0"),
+        ("none", "libnghttp2 >= 1.43, openssl >= 3.0"),
+        ("*openssl*", "libnghttp2 >= 1.43"),
+        ("*libnghttp2*", "openssl >= 3.0"),
+    ],
+)
+def test_when_it_is_asked_for_a_missing_library_fails_the_build_and_is_named(
+    tmp_path: Path, finds: str | None, missing: str
+) -> None:
+    done = run(tmp_path, finds, "1")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        f"FEATURESTORE_NATIVE=1, and pkg-config does not find {missing}; on Debian install"
+    )
+
+
+def test_what_is_left_out_is_not_left_from_the_build_before(tmp_path: Path) -> None:
+    """The server would find it, and use it."""
+    server = tmp_path / "featurestore" / "server"
+    server.mkdir(parents=True)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    for name in ("connection", "host", "loop", "tls", "codec"):
+        (server / f"{name}{suffix}").touch()
+    done = run(tmp_path, "*", "0", BUILD, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in server.iterdir()] == [f"codec{suffix}"]
