@@ -260,7 +260,7 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
                 checkpoint_journal_bytes=config.checkpoint_journal_bytes,
                 on_failure=lambda error: _log.error("the store has failed: %s", error),
             )
-            if transport.available()[0] != "native":
+            if config.transport is None and server.front.name != "native":
                 _log.warning(
                     "the native transport was not built: grpcio serves; `featurestore doctor` says why"
                 )

@@ -18,10 +18,12 @@ Serve = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """serve(*options) → the process and its ready line. What still runs at the end of the test is killed."""
+    """serve(*options, directory=None) → the process and its ready line. What still runs at the end of the
+    test is killed.
+    """
     running: list[subprocess.Popen[str]] = []
 
-    def start(*options: str) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    def start(*options: str, directory: Path | None = None) -> tuple[subprocess.Popen[str], dict[str, Any]]:
         log = tmp_path / f"serve-{len(running)}.log"
         with log.open("w") as stderr:
             child = subprocess.Popen(
@@ -36,6 +38,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
                     "json",
                     *options,
                 ],
+                cwd=directory,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,

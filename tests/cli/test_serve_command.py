@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import pytest
 import transports
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+import featurestore
 from featurestore import config
 from featurestore.cli import main
 from featurestore.cli import serve as command
@@ -43,10 +45,11 @@ def schema(tmp_path):
     return path
 
 
-def run(*words, timeout_s=30):
+def run(*words, timeout_s=30, directory=None):
     """The whole command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "featurestore", "serve", *map(str, words)],
+        cwd=directory,
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -216,6 +219,62 @@ def test_tls_serves_those_who_trust_its_certificate(serve_over, schema, tmp_path
     )  # fmt: skip
     with Client(ready["listen"], tls=ClientTls(ca=str(tmp_path / "cert.pem"))) as client:
         assert client.ingest("click", {"at": [1], "user": ["a"]}).accepted == 1
+
+
+# -- a build without the native transport
+
+
+@pytest.fixture
+def without_native(tmp_path):
+    """A directory with the package as FEATURESTORE_NATIVE=0 builds it: `python -m` there runs this one."""
+    package = Path(featurestore.__file__).parent
+
+    def left_out(directory, names):
+        native = ("connection.", "host.", "loop.", "tls.") if Path(directory).name == "server" else ()
+        return [name for name in names if name.startswith(native) and name.endswith(".so")] + ["__pycache__"]
+
+    shutil.copytree(package, tmp_path / "built" / "featurestore", ignore=left_out, copy_function=os.symlink)
+    return tmp_path / "built"
+
+
+WITHOUT = "the native transport was not built: grpcio serves"
+
+
+@pytest.mark.parametrize("words", [[], ["--transport", "grpcio"]])
+def test_without_the_native_transport_grpcio_serves_and_says_so_once(
+    serve, schema, tmp_path, without_native, words
+):
+    """Whoever asked for grpcio has what was asked for."""
+    child, ready = serve(
+        "--schema", str(schema), "--data", str(tmp_path / "s"), "--clock", "event", *words,
+        directory=without_native,
+    )  # fmt: skip
+    assert ready["transport"] == "grpcio"
+    with Client(ready["listen"]) as client:
+        assert client.ingest("click", {"at": [1000], "user": ["a"]}).accepted == 1
+        assert client.get("spam", {"user": "a"}).to_dict() == {"user.count_1h": 1.0}
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(30) == 0
+    assert (tmp_path / "serve-0.log").read_text().count(WITHOUT) == (0 if words else 1)
+
+
+def test_with_the_native_transport_nothing_is_said_of_it(serve_over, schema, tmp_path):
+    serve_over("--schema", str(schema), "--data", str(tmp_path / "s"))
+    if "native" in transports.available():
+        assert WITHOUT not in (tmp_path / "serve-0.log").read_text()
+
+
+def test_a_transport_that_was_not_built_is_refused_in_words(schema, tmp_path, without_native):
+    done = run(
+        "--schema", schema, "--data", tmp_path / "s", "--listen", "localhost:0", "--transport", "native",
+        directory=without_native,
+    )  # fmt: skip
+    assert done.returncode == Exit.USAGE
+    assert done.stdout == ""
+    assert (
+        "--transport is 'native', which was not built: install libnghttp2-dev and libssl-dev" in done.stderr
+    )
+    assert "`featurestore doctor` tells more" in done.stderr
 
 
 # -- settings
