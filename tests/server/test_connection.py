@@ -182,7 +182,7 @@ def streamed(ip: str = "1.2.3.4") -> pb.IngestStreamRequest:
 
 @pytest.fixture
 def dead_disk(engine: Engine, connect: Connect) -> Iterator[Callable[[], None]]:
-    """When called, no further write becomes durable. The journal's thread is held where it tells that one has:
+    """When called, no further write becomes durable. The journal's thread is held where it tells that one is:
     by an eventfd that is full, so that writing to it blocks.
     """
     made: list[int] = []
