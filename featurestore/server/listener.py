@@ -13,7 +13,6 @@ import socket
 import ssl
 import stat
 from pathlib import Path
-from typing import Protocol
 
 import grpc
 
@@ -181,21 +180,10 @@ def _add(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -
         raise _cannot(address, setting, _why(address)) from error
 
 
-class TlsFiles(Protocol):
-    """What names the files of a certificate, its key and the CA of its clients."""
-
-    @property
-    def certificate(self) -> Path: ...
-    @property
-    def key(self) -> Path: ...
-    @property
-    def client_ca(self) -> Path | None: ...
-
-
 class Papers:
     """The files of TLS settings, and whether they are others than when that was last asked."""
 
-    def __init__(self, tls: TlsFiles) -> None:
+    def __init__(self, tls: Tls) -> None:
         self._paths = [path for path in (tls.certificate, tls.key, tls.client_ca) if path is not None]
         self._seen = self._look()
 

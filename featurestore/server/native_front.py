@@ -253,6 +253,7 @@ class NativeFront:
         self._threads: list[threading.Thread] = []
         self._helpers: list[threading.Thread] = []
         self._tls: TlsContext | None = None
+        self._watch: Callable[[], None] | None = None
         self._ended = threading.Event()
         self.host: Any = None
 
@@ -275,8 +276,10 @@ class NativeFront:
     def bind(self, address: Address, tls: Tls | None, setting: str) -> Address:
         """Listens, and returns the address with its port. Raises ConfigError where it cannot be had."""
         if tls is not None:
+            papers = listener.Papers(tls)  # as they are before they are read: what comes after is seen
             listener.check_pem(tls, setting)
             self._tls = TlsContext(tls.certificate, tls.key, tls.client_ca)
+            self._watch = functools.partial(self._watch_papers, self._tls, papers)
         self._sockets, bound = listener.sockets(address, self._config.loop_threads, setting)
         return bound
 
@@ -301,9 +304,8 @@ class NativeFront:
         self._loops = [Loop(self.host, sockets, self._tls) for sockets in self._sockets]
         self._helpers = [_thread(self.host.work, "worker") for _ in range(config.worker_threads)]
         self._helpers.append(_thread(self._desk, "desk"))
-        if self._tls is not None:
-            papers = functools.partial(self._watch_papers, self._tls, listener.Papers(self._tls))
-            self._helpers.append(_thread(papers, "certificates"))
+        if self._watch is not None:
+            self._helpers.append(_thread(self._watch, "certificates"))
         self._threads = [_thread(loop.run, "loop") for loop in self._loops]
 
     def stop(self, grace_s: float) -> threading.Event:

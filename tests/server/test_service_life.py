@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -160,6 +162,33 @@ def test_tls_and_mutual_tls(tmp_path: Path, papers: dict[str, Path], serving: Se
                 else:
                     code, _ = status_of(lambda admin=admin: admin.Stats(admin_pb.StatsRequest(), timeout=5))
                     assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def test_papers_that_are_replaced_while_it_starts_are_those_it_shows(
+    tmp_path: Path, papers: dict[str, Path], transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After they were read, and before anybody looks whether they have changed."""
+    certificate, key = tmp_path / "own.pem", tmp_path / "own.key"
+    shutil.copy(papers["certificate"], certificate)
+    shutil.copy(papers["key"], key)
+    chosen = config(tmp_path, tls=Tls(certificate, key), **transports.settings(transport))
+    engine = open_store(chosen)
+    server = Server(engine, chosen)
+    start = server.front.start
+
+    def replaced_first() -> None:
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", str(key),
+             "-out", str(certificate), "-subj", "/CN=localhost", "-days", "2"],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        start()
+
+    monkeypatch.setattr(server.front, "start", replaced_first)
+    with server:
+        shown = (server.address.host, server.address.port)
+        assert within_seconds(lambda: ssl.get_server_certificate(shown) == certificate.read_text())
+    engine.close()
 
 
 def test_papers_that_cannot_be_used_are_named(
