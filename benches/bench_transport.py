@@ -19,7 +19,6 @@ is that of its process, from the kernel: clients cannot blur it. Not measured: a
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,14 +35,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches import load, native, peers, process, requests, workload
 from benches.load import EventTimes
-from benches.process import INGEST_STREAM, NULL, READ, running
+from benches.process import CLIENT, INGEST_STREAM, NULL, READ, SERVER, bound_to, cpu_s, running
 from featurestore.client import AdminClient
 from featurestore.v1 import feature_store_service_pb2 as pb
 
 OBSERVE = "/featurestore.v1.FeatureStoreService/Observe"
-CORES = sorted(os.sched_getaffinity(0))
-SERVER, CLIENT = {CORES[0]}, {CORES[-1]}
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 CONNECTIONS, STREAMS = 8, 8
 CHECKPOINT_EVERY_S = 0.5
 TIMEOUT_S = 60.0
@@ -51,22 +47,6 @@ LEAST_RATE = 100.0  # so that some calls are due, however slow the machine is
 
 Found = Callable[[str], None]
 Size = Callable[[float, float], float]
-
-
-@contextmanager
-def bound_to(cores: set[int]) -> Iterator[None]:
-    """What is started here stays on these cores."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 @dataclass

@@ -38,12 +38,31 @@ NULL = "/featurestore.bench.Null/Get"
 INGEST_STREAM = "/featurestore.v1.FeatureStoreService/IngestStream"
 WINDOW = 8  # batches of a stream that may be unanswered
 SERVE = [sys.executable, "-m", "featurestore", "serve"]
+CORES = sorted(os.sched_getaffinity(0))
+SERVER, CLIENT = {CORES[0]}, {CORES[-1]}  # where the bench binds what is measured, and all else
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _spawn = multiprocessing.get_context("spawn")
 
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+
+
+@contextmanager
+def bound_to(cores: set[int]) -> Iterator[None]:
+    """What is started here stays on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 class Remote:
@@ -143,6 +162,7 @@ class Served:
     target: str
     admin: str
     pid: int
+    metrics: str | None  # the address that Prometheus asks, if it is served
 
 
 @contextmanager
@@ -160,7 +180,7 @@ def served(directory: Path, transport: str, n_keys: int, *flags: str) -> Iterato
         assert child.stdout is not None
         try:
             ready = json.loads(child.stdout.readline())
-            yield Served(ready["listen"], ready["admin"], child.pid)
+            yield Served(ready["listen"], ready["admin"], child.pid, ready.get("metrics"))
         finally:
             child.terminate()
             child.wait(60)
