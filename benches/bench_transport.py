@@ -7,7 +7,8 @@ one run and in turns:
                   closed loop; in an open loop at half of that most, latency counted from when a call was due
     background    the latter while events are ingested and checkpoints written, beside null nghttp2 at the
                   same rate on the core of the same busy store
-    python        GetFeatures one after the other from a grpcio client
+    python        GetFeatures one after the other from a grpcio client: to an idle server, and while the
+                  generator sends others' calls, at a third of what the store over grpcio answers at most
     loops         GetFeatures over one loop thread and over two, on the same core: CPU per call
     ingest        columns on an IngestStream with group durability, in events a second
 
@@ -20,7 +21,9 @@ is that of its process, from the kernel: clients cannot blur it. Not measured: a
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -353,18 +356,33 @@ def busy(house: House, transport: str, events_per_s: float, seconds: float) -> I
 
 
 def bench_python_client(benchmark: BenchmarkFixture, size: Size, found: Found, house: House) -> None:
+    """Others' calls come at the same rate to each server. The generator shares the client's core, and gives
+    way to it.
+    """
     names = ["null grpcio", "null gRPC C++", "null nghttp2", *(f"GetFeatures over {t}" for t in house.stores)]
     subjects = [one for one in map(house.fresh, names) if one is not None]
-    seconds = size(0.1, 2.0)
+    seconds, lead_s = size(0.1, 2.0), size(0.02, 0.2)
+    grpcio = next(one for one in subjects if one.name == "GetFeatures over grpcio")
+    others = {"connections": CONNECTIONS, "streams": STREAMS, "niceness": 10}
+    most = grpcio.call(seconds=seconds, warmup_s=lead_s, **others)
+    rate = max(most["calls_per_s"] / 3, LEAST_RATE)
     done = 0
-    with running(process.load, 1) as client:
+    with running(process.load, 1) as client, ThreadPoolExecutor(1) as pool:
+
+        def ask(one: Subject) -> tuple[float, float]:
+            calls = client.ask("call", one.target, one.path, one.messages, seconds)
+            p50, p99 = np.quantile(calls.latencies_s, [0.5, 0.99]) * 1e6
+            return float(p50), float(p99)
 
         def turn() -> None:
             nonlocal done
             for one in turns(subjects, done):
-                calls = client.ask("call", one.target, one.path, one.messages, seconds)
-                p50, p99 = np.quantile(calls.latencies_s, [0.5, 0.99]) * 1e6
-                one.note({"p50": float(p50), "p99": float(p99)})
+                p50, p99 = ask(one)
+                sent = pool.submit(one.call, rate=rate, seconds=seconds + 2 * lead_s, **others)
+                time.sleep(lead_s)
+                busy_p50, busy_p99 = ask(one)
+                sent.result()
+                one.note({"p50": p50, "p99": p99, "busy p50": busy_p50, "busy p99": busy_p99})
             done += 1
 
         turn()  # connects
@@ -375,8 +393,16 @@ def bench_python_client(benchmark: BenchmarkFixture, size: Size, found: Found, h
     for one in subjects:
         found(
             f"from Python, {one.name}: {one.text('p50', 'p99')}; "
-            f"{one.ratio('p50', null):.2f}x and {one.ratio('p99', null):.2f}x null grpcio"
+            f"{one.ratio('p50', null):.2f}x and {one.ratio('p99', null):.2f}x null grpcio; with {rate:,.0f} "
+            f"calls/s of others {one.text('busy p50', 'busy p99')}; {one.ratio('busy p50', null):.2f}x and "
+            f"{one.ratio('busy p99', null):.2f}x null grpcio"
         )
+        benchmark.extra_info[one.name] = {name: one.median(name) for name in one.found}
+        if one.name == "GetFeatures over native":
+            found(
+                f"from Python, the store over native to over grpcio: p99 {one.ratio('p99', grpcio):.2f}x, "
+                f"with others' calls {one.ratio('busy p99', grpcio):.2f}x"
+            )
     found(f"checksum {house.checksum:08x}")
 
 
