@@ -15,6 +15,7 @@ import hypothesis.strategies as st
 from hypothesis import Phase, event, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from reference.both import Both
+from reference.engine import Engine
 from reference.naive import Derived, EventType, Row, Schema, View
 from reference.written import Filter, Formula, features
 
@@ -258,7 +259,10 @@ class TwoStores(RuleBasedStateMachine):
         self.sent: list[tuple[list[Row], dict[str, Any]]] = []
         self.views = every_view(*limits)
         self.shown = {name: view for name, view in self.views.items() if name not in hidden}
-        self.both = Both(schema_of(self.shown, ids=ids), clock=clock)
+        self.both = self.stores(schema_of(self.shown, ids=ids), clock)
+
+    def stores(self, schema: Schema, clock: str) -> Both:
+        return Both(schema, clock=clock)
 
     # Time
 
@@ -428,11 +432,14 @@ class TwoStores(RuleBasedStateMachine):
             assert repr(got) == repr(answered[name])
             event(f"derived value with status {got.status}, {'exact' if got.lower == got.upper else 'not'}")
 
+    def is_same_state(self, other: Engine) -> bool:
+        return bool(other.state.digest() == self.both.engine.state.digest())
+
     def teardown(self) -> None:
         if not hasattr(self, "both"):
             return
         whole, other = self.both.engine, self.both.replayed([1, 3, 2, 50], threads=3)
-        assert other.state.digest() == whole.state.digest(), "other batches or threads, another state"
+        assert self.is_same_state(other), "other batches or threads, another state"
         sharded = self.both.replayed([1_000], threads=2, n_shards=1)
         for key in ("a", "7"):
             keys = self.key_set(k=[key], q=["q"])

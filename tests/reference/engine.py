@@ -64,9 +64,21 @@ class Vectors:
 class Engine:
     """One State and the plan it runs."""
 
-    def __init__(self, schema: str, *, clock: str = "event", n_shards: int = 4, threads: int = 1) -> None:
+    def __init__(
+        self,
+        schema: str,
+        *,
+        clock: str = "event",
+        n_shards: int = 4,
+        threads: int = 1,
+        secret: bytes = SECRET,
+    ) -> None:
         self.plan: Plan = _compiled(schema)
-        self.state = State(self.plan, clock=clock, secret=SECRET, n_shards=n_shards, threads=threads)
+        self.state = State(self.plan, clock=clock, secret=secret, n_shards=n_shards, threads=threads)
+
+    def beginning(self, schema: str, **options: Any) -> Engine:
+        """An engine in this process that stands where this one began, if that was with `schema`."""
+        return Engine(schema, **options)
 
     def batch(self, event: str, data: Any) -> EventBatch:
         """Columns by field name (the time field among them), an Arrow table or a data frame, as one batch;
@@ -89,6 +101,11 @@ class Engine:
             service, vectors
         )
 
+    @staticmethod
+    def told(outcomes: list[int], service: str | None) -> list[int]:
+        """Outcomes as `submit` returns them."""
+        return outcomes
+
     def read(
         self,
         service: str,
@@ -109,7 +126,10 @@ class Engine:
         return bool(self.state.forget(entity, [parts[name].encode() for name in names]))
 
     def apply(self, schema: str, now_ms: int | Mapping[str, int] | None) -> None:
-        self.apply_plan(compile_schema(schema, previous=self.plan, now_ms=now_ms))
+        """One that changes nothing takes no position."""
+        plan = compile_schema(schema, previous=self.plan, now_ms=now_ms)
+        if plan is not self.plan:
+            self.apply_plan(plan)
 
     def apply_plan(self, plan: Plan) -> None:
         self.plan = plan
