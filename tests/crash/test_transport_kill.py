@@ -397,6 +397,7 @@ def test_kills_of_a_server_under_load_lose_and_double_nothing(
         delay_s=(0.0, 0.6),
         is_ready=is_ready,
         drive=clients.drive,
+        timeout_s=PATIENCE_S,
     )
     # The last servers are not killed: everything gets its answer, and a clean end keeps what a kill keeps.
     n_fenced = 0
