@@ -1132,8 +1132,8 @@ cdef int connection_tick(Connection* connection) noexcept nogil:
         if not stream.has_headers and now - stream.began_ns > HANDSHAKE_NS:
             fs_add(&host.counts.stalled, 1)
             return -1
-        if (not stream.is_half_closed and not stream.is_ended and stream.target >= 0
-                and not _target(stream).streams_requests and now - stream.began_ns > REQUEST_NS):
+        if (stream.target >= 0 and not _target(stream).streams_requests and not stream.is_half_closed
+                and not stream.is_ended and stream.deadline_ns == 0 and now - stream.began_ns > REQUEST_NS):
             _refuse(stream, REFUSE_DEADLINE)
         stream = following
     if connection.is_settled and connection.pinged_ns == 0 and now - connection.heard_ns > KEEPALIVE_NS:

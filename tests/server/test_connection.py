@@ -345,6 +345,18 @@ def test_a_unary_request_has_a_minute_to_be_whole(connect: Connect, n_bytes: int
     assert client.status(3) == OK
 
 
+def test_a_unary_request_with_a_deadline_has_until_then(connect: Connect) -> None:
+    client = connect()
+    for number, timeout in ((1, "70S"), (3, "90S")):
+        client.say(asked(number, "GetFeatures", end=False, grpc_timeout=timeout))
+    client.wait(65)
+    client.say(ping(ack=True))
+    client.wait(10)
+    assert (client.status(1), client.status(3)) == (DEADLINE_EXCEEDED, None)
+    client.say(data(3, framed(GET), end=True))
+    assert client.status(3) == OK
+
+
 def test_a_stream_may_say_nothing_for_as_long_as_it_likes(connect: Connect) -> None:
     client = connect()
     client.say(asked(1, "GetFeaturesStream", end=False))
