@@ -192,7 +192,7 @@ def dead_disk(engine: Engine, connect: Connect) -> Iterator[Callable[[], None]]:
         os.eventfd_write(made[0], 2**64 - 2)
         engine.journal.add_eventfd(made[0])
         connect().say(asked(1, "Ingest", batch(play())))
-        engine.wait(engine.state.position)
+        engine.journal.wait_durable(engine.state.position)
 
     yield hold
     for fd in made:
