@@ -328,12 +328,11 @@ def carry_out(target: tuple[str, int], attack: Attack, seconds: float) -> Done:
 
 def serve(pipe: Connection, messages: list[bytes]) -> None:
     """For process.running: the command "attack"."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # whatever class its starter has
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-    made: dict[str, Attack] = {}
+    made = {name: make(messages) for name, make in ATTACKS.items()}
 
     def attack(target: str, name: str, seconds: float) -> dict[str, Any]:
-        if name not in made:
-            made[name] = ATTACKS[name](messages)
         host, _, port = target.rpartition(":")
         return asdict(carry_out((host, int(port)), made[name], seconds))
 

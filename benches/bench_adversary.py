@@ -13,6 +13,7 @@ The server is bound to one core; the right client and the attacker share the oth
 lowest priority. Its system calls still delay the right client now and then, and the kernel hands what it
 writes to the server's socket in its time, not the server's. `elsewhere` is for that: what is as slow there is
 not the store's doing. `late`: how long after it was due the right client sent a call, which no server causes.
+Where other work goes on beside it, all but the attacker may be put before that: `chrt --fifo 10 pytest …`.
 
 What became of the attacker is told by itself (connections that were ended) and by the server's own counts.
 Not measured: attackers that fill the network or all of a core, as calls that are right can too; TLS.
