@@ -73,7 +73,7 @@ class Subject:
 
     def text(self, *names: str) -> str:
         """Latencies in microseconds: p50 61 us, p99 88 us."""
-        return ", ".join(f"{name.removeprefix('half ')} {self.median(name):,.0f} us" for name in names)
+        return ", ".join(f"{name.rpartition(' ')[2]} {self.median(name):,.0f} us" for name in names)
 
     def ratio(self, name: str, other: Subject) -> float:
         """Of the two in the same round."""
