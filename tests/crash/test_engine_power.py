@@ -121,7 +121,7 @@ class TestPowerCuts:
         trace = run_program(root, 40)
         report = cut_power(trace, trace.cuts(scaled(200), seed=1, after=created(trace)), root.parent)
         measured(f"power cuts, group: {report}")
-        assert report.uncertain > report.checked // 2
+        assert report.uncertain > report.checked // 4  # else it was hardly tested; two thirds are usual
 
     def test_process_leaves_a_prefix_that_reaches_the_last_checkpoint(
         self, root: Path, measured: Callable[[str], None]
