@@ -119,9 +119,11 @@ def cut_power(
 class TestPowerCuts:
     def test_group_keeps_everything_acknowledged(self, root: Path, measured: Callable[[str], None]) -> None:
         trace = run_program(root, 40)
-        report = cut_power(trace, trace.cuts(scaled(200), seed=1, after=created(trace)), root.parent)
+        # Two thirds of random cuts have unsynced blocks: of twenty, now and then half have none.
+        n = 80 + scaled(120)
+        report = cut_power(trace, trace.cuts(n, seed=1, after=created(trace)), root.parent)
         measured(f"power cuts, group: {report}")
-        assert report.uncertain > report.checked // 4  # else it was hardly tested; two thirds are usual
+        assert report.uncertain > report.checked // 2
 
     def test_process_leaves_a_prefix_that_reaches_the_last_checkpoint(
         self, root: Path, measured: Callable[[str], None]
