@@ -7,25 +7,17 @@ nothing, and runs once, over what a server takes by itself.
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-
-from featurestore.config import ServeConfig
+from featurestore.server import transport
 
 
 def available() -> tuple[str, ...]:
     """Names, as `featurestore serve --transport` has them."""
-    try:
-        built = importlib.import_module("featurestore.server.transport")
-    except ModuleNotFoundError:  # of a version that cannot choose
-        return ("grpcio",)
-    return tuple(built.available())
+    return transport.available()
 
 
 def settings(transport: str) -> dict[str, str]:
     """Of ServeConfig."""
-    can_choose = "transport" in {field.name for field in dataclasses.fields(ServeConfig)}
-    return {"transport": transport} if can_choose else {}
+    return {"transport": transport}
 
 
 def flags(transport: str) -> list[str]:

@@ -40,10 +40,9 @@ same_structs(__name__, loop_structs())
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
-    ssize_t read(int fd, void* data, size_t size)
 
 cdef extern from "<sys/socket.h>" nogil:
-    int SOL_SOCKET, SO_ERROR, SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, SHUT_WR, SHUT_RDWR
+    int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, SHUT_WR, SHUT_RDWR
     ctypedef unsigned int socklen_t
     int accept4(int fd, void* address, socklen_t* size, int flags)
     int setsockopt(int fd, int level, int name, const void* value, socklen_t size)
