@@ -1,8 +1,12 @@
-from typing import final
+from typing import Final, final
 
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.status import Status
 
+START: Final[int]
+MESSAGE: Final[int]
+HALF_CLOSE: Final[int]
+CANCEL: Final[int]
 REFUSALS: tuple[tuple[Status, str, str], ...]
 
 def nghttp2_library() -> str: ...

@@ -19,8 +19,9 @@ from featurestore.server.connection cimport (
 )
 from featurestore.server.dispatcher cimport Dispatcher
 from featurestore.server.errands cimport (
-    ERRAND_END, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_REPLY, ERRAND_START, ERRAND_WORDS, Errand, errand_free,
-    errand_new, queue_close, queue_destroy, queue_init, queue_take, queue_take_all,
+    ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_REPLY, ERRAND_START,
+    ERRAND_WORDS, Errand, errand_free, errand_new, queue_close, queue_destroy, queue_init, queue_take,
+    queue_take_all,
 )
 from featurestore.server.grpc_text cimport percent_encode
 from featurestore.server.nghttp2 cimport nghttp2_version
@@ -29,6 +30,10 @@ from featurestore.core.structs import same_structs
 from featurestore.server.status import Status, status_of, words_of
 
 same_structs(__name__, host_structs())
+
+#: Kinds of errands that Host.take gives.
+START, MESSAGE, HALF_CLOSE, CANCEL = (
+    <int>ERRAND_START, <int>ERRAND_MESSAGE, <int>ERRAND_HALF_CLOSE, <int>ERRAND_CANCEL)
 
 #: Answers that need nobody to be asked, in the order of RefusalKind: status, words (with the limits that Host
 #: was made with), class.

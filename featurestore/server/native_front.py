@@ -14,6 +14,7 @@ context has what they use of grpc.ServicerContext.
 
 from __future__ import annotations
 
+import abc
 import functools
 import logging
 import queue
@@ -32,15 +33,13 @@ from featurestore.server import dispatcher as hot
 from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.grpc_front import SERVICE, Streams
-from featurestore.server.host import Host
+from featurestore.server.host import CANCEL, MESSAGE, START, Host
 from featurestore.server.loop import Loop
 from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
 from featurestore.server.tls import TlsContext
 
 PYTHON = -1  # in place of a method of the dispatcher
 LOOK_AT_PAPERS_S = 1.0
-# Errands of host.Host.take.
-_START, _MESSAGE, _HALF_CLOSE, _CANCEL = 2, 3, 4, 5
 
 _HOT = (
     ("Observe", hot.OBSERVE, False),
@@ -119,8 +118,9 @@ class _Context(grpc.ServicerContext):  # type: ignore[misc,unused-ignore]
                 self._callbacks.append(callback)
             return not self._is_over
 
+    @abc.abstractmethod
     def end(self, status: Status, words: str, kind: str = "") -> None:
-        raise NotImplementedError
+        """Ends the call, unless it is over."""
 
     def over(self) -> bool:
         """Marks the call as over, once: False for whoever comes later. Then its callbacks run."""
@@ -375,7 +375,7 @@ class NativeFront:
         n_hot = len(_HOT)
         while (errand := self.host.take()) is not None:
             kind, key, target, message, deadline_s = errand
-            if kind == _START:
+            if kind == START:
                 call = _Call(self, key, self._handlers[target - n_hot], deadline_s)
                 self._calls[key] = call
                 if call.is_streaming:
@@ -384,14 +384,14 @@ class NativeFront:
             found = self._calls.get(key)
             if found is None:
                 continue
-            found.take(message if kind == _MESSAGE else None)
-            if kind == _CANCEL:
+            found.take(message if kind == MESSAGE else None)
+            if kind == CANCEL:
                 self.forget(key)
                 try:
                     self._pool.submit(found.cancelled)  # its callbacks are others'
                 except RuntimeError:  # the pool is shut down
                     found.cancelled()
-            elif kind == _MESSAGE and not found.is_streaming:
+            elif kind == MESSAGE and not found.is_streaming:
                 self._handle(found)  # not before: a client that sends none would hold a thread
 
     def _handle(self, call: _Call) -> None:
