@@ -20,6 +20,7 @@ cdef enum EngineStatus:
     ENGINE_FAILED = 4            # a disk failed or memory ran out half-way: writes are over until a restart
     ENGINE_TOO_LARGE = 5         # the batch does not fit in one frame
     ENGINE_CLOSED = 6
+    ENGINE_BUSY = 7              # others have what it needs, and it was not to wait: nothing was done
 
 ctypedef struct Sender:          # who sent a batch; name_bytes 0: not deduplicated by sequence
     const uint8_t* name
@@ -51,12 +52,13 @@ ctypedef struct EngineC:
 
 # Applies a batch (or, with peek, only says what it would do) and reads `service` at each event; an
 # EngineStatus. `body` is the caller's scratch for the frame. outcomes of a duplicate batch are all DUPLICATE.
+# waits: for the batch before it; without, ENGINE_BUSY says that there is one.
 cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
-                      const ServiceC* service, const Outputs* outputs, bint peek,
+                      const ServiceC* service, const Outputs* outputs, bint peek, bint waits,
                       WriteResult* result) noexcept nogil
-# As state_read, at the wall clock's now.
+# state_read at the wall clock's now; an EngineStatus.
 cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n,
-                     const int64_t* as_of, Work* work, const Outputs* outputs,
+                     const int64_t* as_of, bint waits, Work* work, const Outputs* outputs,
                      int64_t* read_at) noexcept nogil
 
 cdef class Engine:

@@ -32,11 +32,12 @@ from featurestore.core.batch cimport (
 from featurestore.core.bytes cimport Block
 from featurestore.core.plan cimport CompiledPlan, ServiceC
 from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin
-from featurestore.core.shard cimport pthread_mutex_lock, pthread_mutex_unlock
+from featurestore.core.shard cimport lock_taken, pthread_mutex_lock, pthread_mutex_unlock
 from featurestore.core.state cimport (
-    Reserved, State, StateC, Work, batch_fits, pthread_rwlock_rdlock, pthread_rwlock_unlock,
-    pthread_rwlock_wrlock, state_apply, state_commit, state_content, state_decide, state_forget, state_judge,
-    state_origin, state_read, state_repeat, vectors_for, verdict_error, work_clear, work_prepare,
+    READ_BUSY, Reserved, State, StateC, Work, batch_fits, pthread_rwlock_rdlock, pthread_rwlock_unlock,
+    pthread_rwlock_wrlock, state_apply, state_commit, state_content, state_decide, state_forget,
+    state_judge, state_origin, state_read, state_repeat, vectors_for, verdict_error, work_clear,
+    work_prepare,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
@@ -53,6 +54,7 @@ from featurestore.core.structs import same_structs
 from featurestore.errors import (
     ConfigError, CorruptRecordError, InvalidEventError, LimitError, StorageError, UnknownNameError,
 )
+from featurestore.niceness import UPKEEP, give_way
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
 from featurestore.storage.checkpoint import (
@@ -217,7 +219,7 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
 
 
 cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
-                      const ServiceC* service, const Outputs* outputs, bint peek,
+                      const ServiceC* service, const Outputs* outputs, bint peek, bint waits,
                       WriteResult* result) noexcept nogil:
     cdef Origin origin
     cdef int status
@@ -229,7 +231,8 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
                  state_content(engine.state, batch) if sender.name_bytes else 0, &origin)
     if work_prepare(engine.state, batch, service, work) < 0:
         return ENGINE_NO_MEMORY
-    pthread_mutex_lock(&engine.state.order)
+    if not lock_taken(&engine.state.order, waits):
+        return ENGINE_BUSY
     status = _write_in_order(engine, batch, sender, &origin, work, body, service, outputs, peek, result)
     pthread_mutex_unlock(&engine.state.order)
     if status == ENGINE_OK and not peek:
@@ -243,10 +246,16 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
 
 
 cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n,
-                     const int64_t* as_of, Work* work, const Outputs* outputs,
+                     const int64_t* as_of, bint waits, Work* work, const Outputs* outputs,
                      int64_t* read_at) noexcept nogil:
+    cdef int status = state_read(engine.state, service, parts, n, as_of, _wall_ms(), waits, work, outputs,
+                                 read_at)
+    if status < 0:
+        return ENGINE_NO_MEMORY
+    if status == READ_BUSY:
+        return ENGINE_BUSY
     fs_add(&engine.counters.vectors, n)
-    return state_read(engine.state, service, parts, n, as_of, _wall_ms(), work, outputs, read_at)
+    return ENGINE_OK
 
 
 # -- the store -----------------------------------------------------------------------------------------------
@@ -317,7 +326,8 @@ cdef class Engine:
         self.rows = RowStore.open(self.directory.rows, store_id=identity.id_bytes, create=is_new)
         plan = stored_plan(self.rows)
         self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret,
-                           n_shards=identity.n_shards, threads=threads, max_memory_bytes=max_memory_bytes)
+                           n_shards=identity.n_shards, threads=threads, cores=len(os.sched_getaffinity(0)),
+                           max_memory_bytes=max_memory_bytes)
         if plan is not None:
             load_rows(self.rows, self.state, identity.n_shards)
         self.checkpoint_position = self.state.position
@@ -450,7 +460,7 @@ cdef class Engine:
             vectors = vectors_for(target, batch.batch.n_events, bounds, &outputs)
             with nogil:
                 status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek,
-                                      &result)
+                                      True, &result)
         finally:
             pthread_rwlock_unlock(&self.c.state.plan_lock)
             work_clear(&work)
@@ -809,6 +819,7 @@ cdef class Engine:
             self.upkeep.start()
 
     def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure):
+        give_way(UPKEEP)
         checked = swept = time.monotonic()
         # What a journal just truncated has, and what preallocation adds.
         most_bytes = checkpoint_journal_bytes + 2 * self.segment_bytes

@@ -21,6 +21,7 @@
       hashing     SipHash-2-4-128 keyed fingerprints, CRC32C
       batch       events in columns, the one shape in which they travel
       bytes       a growing buffer, for what is written out
+      turns       no more threads at long work than there are cores
     structs     sizes of all structs, compared at import: modules that do not fit together do not start
 
 Arrows point down only. Nothing here knows a file, a socket, protobuf or the machine's clock.

@@ -35,6 +35,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
     int pthread_mutex_destroy(pthread_mutex_t* mutex)
     int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_trylock(pthread_mutex_t* mutex)
     int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
 cdef enum:
@@ -98,13 +99,20 @@ cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil
 
 # Applies and reads parts, which are all of this shard and in position order. 0, or -1 when out of memory.
 cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil
-# Reads the values of one row; `slot` is the service's part that its entity answers.
-cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
-                     int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
+# Takes a lock. False, without it, where `waits` is not set and whoever has it keeps it for longer than a read
+# takes.
+cdef bint lock_taken(pthread_mutex_t* lock, bint waits) noexcept nogil
+# Reads the values of one row; `slot` is the service's part that its entity answers. False, and nothing is
+# read, where `waits` is not set and the shard is in use.
+cdef bint shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
+                     int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows, bint waits,
                      const Outputs* out) noexcept nogil
-# Asks for what the next needs that is not in a row.
-cdef void shard_fetch(const Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0,
-                      uint64_t fp1) noexcept nogil
+# Ask for what a read of that key will need, each for what the one before has brought: its row, what the row
+# keeps; and its cells in sketches. Of a shard that is in use they ask for nothing.
+cdef void shard_fetch_row(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
+cdef void shard_fetch_logs(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil
+cdef void shard_fetch_cells(const Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0,
+                            uint64_t fp1) noexcept nogil
 # Appends the lists of heaviest values that a slot's features tell of (kept.pxd). 0, or -1 when out of memory.
 cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
                     int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,

@@ -14,7 +14,7 @@ from featurestore.core.frequency cimport (
     Counted, frequencies_clear, frequencies_copy_end, frequencies_copy_slice, frequencies_cut,
     frequency_add, frequency_fetch, frequency_read,
 )
-from featurestore.core.head cimport LOG_KEY, LOG_LARGE, LOG_LIFETIME, LogHead
+from featurestore.core.head cimport LOG_KEY, LOG_LARGE, LOG_LIFETIME, LOG_SMALL, LogHead
 from featurestore.core.kept cimport (
     Given, kept_clone, kept_expired, kept_export, kept_export_bytes, kept_free, kept_import, kept_prefetch,
     kept_prefetch_value, kept_skip_bytes, kept_structs, sketch_add, sketch_kind, sketch_list, sketch_read,
@@ -50,6 +50,8 @@ cdef enum:
     AHEAD_BLOCK = 8              # a power of two
     AHEAD_LOG = 4
     AHEAD_VALUE = 2
+    READ_BYTES = 256             # of what a row keeps, fetched ahead of a read: more is brought in order
+    N_TURNS = 16                 # at a lock, a microsecond in all
 
 
 cdef extern from * nogil:
@@ -59,18 +61,42 @@ cdef extern from * nogil:
     #define fs_wants(counter) __atomic_fetch_add((counter), 1, __ATOMIC_RELAXED)
     #define fs_got(counter) __atomic_fetch_sub((counter), 1, __ATOMIC_RELAXED)
     #define fs_wanted(counter) __atomic_load_n((counter), __ATOMIC_RELAXED)
+    #if defined(__x86_64__)
+        #define fs_pause() __builtin_ia32_pause()
+    #else
+        #define fs_pause() ((void)0)
+    #endif
     """
     uint64_t fs_bswap64(uint64_t x) noexcept
     int fs_wants(int* counter) noexcept
     int fs_got(int* counter) noexcept
     int fs_wanted(int* counter) noexcept
+    void fs_pause() noexcept
     int sched_yield() noexcept
 
 
-cdef inline void _lock_to_read(Shard* shard) noexcept nogil:
+cdef bint lock_taken(pthread_mutex_t* lock, bint waits) noexcept nogil:
+    cdef int _turn
+    if waits:
+        pthread_mutex_lock(lock)
+        return True
+    for _turn in range(N_TURNS):
+        if pthread_mutex_trylock(lock) == 0:
+            return True
+        fs_pause()
+    return False
+
+
+cdef inline bint _lock_to_read(Shard* shard, bint waits) noexcept nogil:
+    cdef bint taken
+    if pthread_mutex_trylock(&shard.lock) == 0:
+        return True
+    if not waits:
+        return lock_taken(&shard.lock, False)
     fs_wants(&shard.waiting)
-    pthread_mutex_lock(&shard.lock)
+    taken = lock_taken(&shard.lock, True)
     fs_got(&shard.waiting)
+    return taken
 
 
 cdef inline void _lock_again(Shard* shard) noexcept nogil:
@@ -677,12 +703,13 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
     return status
 
 
-cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
-                     int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
+cdef bint shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
+                     int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows, bint waits,
                      const Outputs* out) noexcept nogil:
     cdef uint32_t* place
     cdef Row* row = NULL
-    _lock_to_read(shard)
+    if not _lock_to_read(shard, waits):
+        return False
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
     if place != NULL:
         row = <Row*>arena_at(&shard.arena, place[0])
@@ -691,10 +718,46 @@ cdef void shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
     if slot.n_all > slot.n_groups:
         _read_sketches(shard, plan, slot, fp0, fp1, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, NULL, 0, out)
     pthread_mutex_unlock(&shard.lock)
+    return True
 
 
-cdef void shard_fetch(const Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0,
-                      uint64_t fp1) noexcept nogil:
+cdef void shard_fetch_row(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    if pthread_mutex_trylock(&shard.lock) == 0:
+        table_prefetch_rows(&shard.table, &shard.arena, fp0, fp1, _row_bytes(1))
+        pthread_mutex_unlock(&shard.lock)
+
+
+cdef void shard_fetch_logs(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    cdef const uint32_t* place
+    cdef const LogHead* head
+    cdef const char* block
+    cdef Row* row
+    cdef size_t n_bytes, at
+    cdef uint8_t i
+    if pthread_mutex_trylock(&shard.lock) != 0:
+        return
+    place = table_find(&shard.table, &shard.arena, fp0, fp1)
+    if place != NULL:
+        row = <Row*>arena_at(&shard.arena, place[0])
+        for i in range(row.n_heads):
+            head = &_heads(row)[i]
+            if head.block == 0 or head.kind == LOG_KEY:
+                continue
+            block = <const char*>arena_at(&shard.arena, head.block)
+            n_bytes = <size_t>READ_BYTES
+            if head.kind == LOG_SMALL:
+                n_bytes = min(
+                    n_bytes, <size_t>head.n_small * _layout(plan, head.view_id).raw_words * sizeof(Word))
+            at = 0
+            while at < n_bytes:
+                fs_prefetch(block + at)
+                at += 64
+            fs_prefetch(block + n_bytes - 1)
+    pthread_mutex_unlock(&shard.lock)
+
+
+cdef void shard_fetch_cells(const Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0,
+                            uint64_t fp1) noexcept nogil:
     cdef uint16_t i
     for i in range(slot.n_groups, slot.n_all):
         frequency_fetch(shard.frequencies.sketches[plan.views[slot.groups[i].view].sketch], fp0, fp1)
@@ -712,7 +775,7 @@ cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t
     cdef uint16_t i
     cdef int status = 0
     when.at_ms = at_ms
-    _lock_to_read(shard)
+    _lock_to_read(shard, True)
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
     if place != NULL:
         row = <Row*>arena_at(&shard.arena, place[0])
@@ -733,7 +796,7 @@ cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t
 
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
     cdef bint found
-    _lock_to_read(shard)
+    _lock_to_read(shard, True)
     found = table_find(&shard.table, &shard.arena, fp0, fp1) != NULL
     pthread_mutex_unlock(&shard.lock)
     return found
@@ -1053,7 +1116,7 @@ cdef int shard_keys(Shard* shard, const PlanC* plan, uint16_t entity, const int6
     cdef uint32_t looked = 0
     cdef int slot, status = 0
     cdef uint8_t i
-    _lock_to_read(shard)
+    _lock_to_read(shard, True)
     while bucket[0] < shard.table.n_buckets and looked < LOCKED_PARTS and status == 0:
         for slot in range(SLOTS):
             if shard.table.buckets[bucket[0]].tags[slot] == 0 or status < 0:

@@ -8,9 +8,9 @@
 #   state_apply      parts into their shards, vectors read on the way order lock held
 #   state_read       vectors of given keys                            any thread; each shard's lock in turn
 #
-# Locks, in the order they are taken: plan (shared by every call that uses the plan, exclusive while it
-# changes), order (one batch at a time), then a shard's. A batch and its Work belong to the caller; the state
-# keeps nothing of either.
+# Locks, in the order they are taken: a turn where the work is long, plan (shared by every call that uses
+# the plan, exclusive while it changes), order (one batch at a time), then a shard's. A batch and its Work
+# belong to the caller; the state keeps nothing of either.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Batch, Column, EventBatch
@@ -20,6 +20,7 @@ from featurestore.core.frequency cimport Frequencies
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
 from featurestore.core.sequencer cimport Facts, Origin, Sequencer, sequencer_structs
 from featurestore.core.shard cimport Part, Shard, pthread_mutex_t, shard_structs
+from featurestore.core.turns cimport Turns, turns_structs
 from featurestore.core.window cimport Outputs
 
 cdef extern from "<pthread.h>" nogil:
@@ -29,6 +30,9 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_rwlock_rdlock(pthread_rwlock_t* lock)
     int pthread_rwlock_wrlock(pthread_rwlock_t* lock)
     int pthread_rwlock_unlock(pthread_rwlock_t* lock)
+
+cdef enum:
+    READ_BUSY = 1                # of state_read
 
 ctypedef struct StateC:
     const PlanC* plan            # owned by State.compiled
@@ -42,6 +46,7 @@ ctypedef struct StateC:
     Sequencer sequencer
     pthread_rwlock_t plan_lock
     pthread_mutex_t order
+    Turns turns                  # at long work
     bint broken                  # memory ran out while applying: the state is not to be trusted any more
 
 ctypedef struct Work:            # scratch of one batch; grows, and serves the next batch
@@ -81,9 +86,10 @@ cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origi
 cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position,
                      const ServiceC* service, const Outputs* outputs, bint peek) noexcept nogil
 # parts: one column of n keys per part name of the plan, NULL where not given. as_of: [n] or NULL for now.
-# 0, or -1 when out of memory. read_at[0] becomes the time of a read without as_of.
+# 0, -1 when out of memory, or READ_BUSY where `waits` is not set and a shard is in use: outputs mean nothing
+# then. read_at[0] becomes the time of a read without as_of.
 cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n,
-                    const int64_t* as_of, int64_t wall_ms, Work* work, const Outputs* outputs,
+                    const int64_t* as_of, int64_t wall_ms, bint waits, Work* work, const Outputs* outputs,
                     int64_t* read_at) noexcept nogil
 # Frees what one key holds; it takes one position. True if there was a row. Order lock held. When out of
 # memory the row is still there, and the state broken.
@@ -124,6 +130,6 @@ cdef class State:
 
 # Compared at import: see core/structs.py.
 cdef inline dict state_structs():
-    return sequencer_structs() | shard_structs() | {"core/state.pxd": (
+    return sequencer_structs() | shard_structs() | turns_structs() | {"core/state.pxd": (
         sizeof(StateC), sizeof(Work), sizeof(Reserved), sizeof(State),
     )}

@@ -44,11 +44,13 @@ from featurestore.core.sequencer cimport (
 )
 from featurestore.core.shard cimport (
     Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-    shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut, shard_export,
-    shard_fetch, shard_forget, shard_free_bytes, shard_holds, shard_import, shard_init, shard_keys,
-    shard_list, shard_read, shard_sweep, shard_used_bytes,
+    shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut,
+    shard_export, shard_fetch_cells, shard_fetch_logs, shard_fetch_row, shard_forget, shard_free_bytes,
+    shard_holds, shard_import, shard_init, shard_keys, shard_list, shard_read, shard_sweep,
+    shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
+from featurestore.core.turns cimport turn_give, turn_take, turns_destroy, turns_init
 from featurestore.core.window cimport Outputs, read_unavailable
 
 from featurestore.columns import TextColumn
@@ -70,7 +72,12 @@ cdef enum:
     MAX_SHARDS = 4096
     MAX_THREADS = 64
     PARTS_PER_THREAD = 2048      # below that, starting a thread costs more than it saves
-    AHEAD_CELLS = 8              # key sets ahead of the one read whose cells in sketches are being fetched
+    AHEAD_BUCKET = 12            # keys ahead of the one read whose bucket, row and logs are being fetched
+    AHEAD_ROW = 8
+    AHEAD_LOGS = 4
+    AHEAD_CELLS = 8              # key sets ahead whose cells in sketches are
+    SLICES_A_TURN = 32           # of rows copied: a millisecond or two
+    KEYS_AT_ONCE = 1024          # key sets whose fingerprints are made before they are read
     DERIVED_AT_ONCE = 65536      # values read with what derived features need, before those are computed
     SNAPSHOT_VERSION = 1
     VALUE_DOMAIN = 0xFFFF        # in the place of an entity id: hashes of values, not of keys
@@ -515,41 +522,73 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
 
 # -- read ----------------------------------------------------------------------------------------------------
 
-cdef void _read_slot(StateC* state, const SlotC* slot, const Column* const* parts, uint32_t first, uint32_t n,
-                     const int64_t* as_of, int64_t read_at, const int64_t* nows, uint64_t* fps,
-                     uint32_t width, const Outputs* outputs) noexcept nogil:
-    """What one entity answers for key sets first..first + n - 1; outputs are those of `first`."""
+cdef void _find_keys(const StateC* state, const SlotC* slot, const Column* const* parts, uint32_t first,
+                     uint32_t n, uint64_t* fps, uint8_t* missing) noexcept nogil:
+    """Fingerprints of one entity's keys in key sets first..first + n - 1; 0 where there is none."""
     cdef const PlanC* plan = state.plan
     cdef const Column* columns[MAX_KEY_PARTS]
-    cdef uint8_t* missing = <uint8_t*>(fps + 2 * <size_t>n)
-    cdef const uint64_t* fp
-    cdef Outputs out
     cdef uint16_t k
     cdef uint32_t i
-    cdef bint given = True
     for k in range(plan.entities[slot.entity].n_parts):
         columns[k] = parts[plan.entities[slot.entity].parts[k]]
-        given = given and columns[k] != NULL
-    if given:
-        key_fingerprints(state.secret, plan.entities[slot.entity].entity_id, columns,
-                         plan.entities[slot.entity].n_parts, first, first + n, fps, missing)
-        for i in range(n):
-            table_prefetch(&state.shards[_shard_of(state, fps[2 * i + 1])].table, fps[2 * i])
+        if columns[k] == NULL:
+            memset(fps, 0, <size_t>n * 16)
+            return
+    key_fingerprints(state.secret, plan.entities[slot.entity].entity_id, columns,
+                     plan.entities[slot.entity].n_parts, first, first + n, fps, missing)
     for i in range(n):
-        if slot.n_all > slot.n_groups and given and i + AHEAD_CELLS < n:
-            fp = fps + 2 * <size_t>(i + AHEAD_CELLS)
-            shard_fetch(&state.shards[_shard_of(state, fp[1])], plan, slot, fp[0], fp[1])
-        _at_event(outputs, <uint64_t>i * width, &out)
-        if not given or missing[i] or (fps[2 * i] | fps[2 * i + 1]) == 0:
-            _slot_unavailable(slot, &out)
-        else:
-            shard_read(&state.shards[_shard_of(state, fps[2 * i + 1])], plan, slot, fps[2 * i],
-                       fps[2 * i + 1], as_of[first + i] if as_of != NULL else read_at, nows,
-                       nows + plan.n_events, &out)
+        if missing[i]:
+            fps[2 * i] = fps[2 * i + 1] = 0
+
+
+cdef inline void _fetch_keys(StateC* state, const uint64_t* fps, int64_t at, int64_t n) noexcept nogil:
+    """Asks for what the reads after part `at` of n will need; see shard.pxd."""
+    cdef const uint64_t* fp = fps + 2 * (at + AHEAD_BUCKET)
+    if at + AHEAD_BUCKET < n and fp[0] | fp[1]:
+        table_prefetch(&state.shards[_shard_of(state, fp[1])].table, fp[0])
+    fp = fps + 2 * (at + AHEAD_ROW)
+    if 0 <= at + AHEAD_ROW < n and fp[0] | fp[1]:
+        shard_fetch_row(&state.shards[_shard_of(state, fp[1])], fp[0], fp[1])
+    fp = fps + 2 * (at + AHEAD_LOGS)
+    if 0 <= at + AHEAD_LOGS < n and fp[0] | fp[1]:
+        shard_fetch_logs(&state.shards[_shard_of(state, fp[1])], state.plan, fp[0], fp[1])
+
+
+cdef bint _read_keys(StateC* state, const ServiceC* service, const uint64_t* fps, uint32_t n,
+                     const int64_t* as_of, int64_t read_at, const int64_t* nows, bint waits,
+                     const Outputs* outputs) noexcept nogil:
+    """Vectors of n key sets with the fingerprints [n_slots][n]. False: a shard is in use."""
+    cdef const PlanC* plan = state.plan
+    cdef const SlotC* slot
+    cdef const uint64_t* fp
+    cdef Outputs out
+    cdef int64_t at, n_parts = <int64_t>service.n_slots * n
+    cdef uint16_t j
+    cdef uint32_t i
+    for at in range(-AHEAD_BUCKET, 0):
+        _fetch_keys(state, fps, at, n_parts)
+    at = 0
+    for j in range(service.n_slots):
+        slot = &service.slots[j]
+        for i in range(n):
+            _fetch_keys(state, fps, at, n_parts)
+            fp = fps + 2 * at
+            if slot.n_all > slot.n_groups and i + AHEAD_CELLS < n:
+                shard_fetch_cells(&state.shards[_shard_of(state, fp[2 * AHEAD_CELLS + 1])], plan, slot,
+                                  fp[2 * AHEAD_CELLS], fp[2 * AHEAD_CELLS + 1])
+            _at_event(outputs, <uint64_t>i * service.read_width, &out)
+            if (fp[0] | fp[1]) == 0:
+                _slot_unavailable(slot, &out)
+            elif not shard_read(&state.shards[_shard_of(state, fp[1])], plan, slot, fp[0], fp[1],
+                                as_of[i] if as_of != NULL else read_at, nows, nows + plan.n_events, waits,
+                                &out):
+                return False
+            at += 1
+    return True
 
 
 cdef int state_read(StateC* state, const ServiceC* service, const Column* const* parts, uint32_t n,
-                    const int64_t* as_of, int64_t wall_ms, Work* work, const Outputs* outputs,
+                    const int64_t* as_of, int64_t wall_ms, bint waits, Work* work, const Outputs* outputs,
                     int64_t* read_at) noexcept nogil:
     cdef const PlanC* plan = state.plan
     cdef Sequencer* s = &state.sequencer
@@ -558,16 +597,20 @@ cdef int state_read(StateC* state, const ServiceC* service, const Column* const*
     cdef int64_t* nows
     cdef int64_t now = s.now_ms
     cdef uint64_t* fps
+    cdef uint8_t* missing
     cdef uint16_t j
-    cdef uint32_t first = 0, some = n    # with derived features in pieces: they take room beside the outputs
+    cdef uint32_t first = 0, some = n    # in pieces, for what is kept beside the outputs
     if service.n_derived and some > DERIVED_AT_ONCE // service.read_width:
         some = 1 + DERIVED_AT_ONCE // service.read_width
-    if _reserve(work, _aligned(plan.n_events * 16) + <size_t>some * 17) < 0:
+    if some > KEYS_AT_ONCE:
+        some = KEYS_AT_ONCE
+    if _reserve(work, _aligned(plan.n_events * 16) + <size_t>some * (<size_t>service.n_slots * 16 + 1)) < 0:
         return -1
     if _room_to_derive(service, some, work) < 0:
         return -1
     nows = <int64_t*>work.memory
     fps = <uint64_t*>(work.memory + _aligned(plan.n_events * 16))
+    missing = <uint8_t*>(fps + 2 * <size_t>some * service.n_slots)
     if not s.event_clock and wall_ms > now:
         now = wall_ms
     for j in range(plan.n_events):
@@ -580,8 +623,10 @@ cdef int state_read(StateC* state, const ServiceC* service, const Column* const*
         _at_event(outputs, <uint64_t>first * service.width, &out)
         read = &work.read if service.n_derived else &out
         for j in range(service.n_slots):
-            _read_slot(state, &service.slots[j], parts, first, some, as_of, read_at[0], nows, fps,
-                       service.read_width, read)
+            _find_keys(state, &service.slots[j], parts, first, some, fps + <size_t>j * some * 2, missing)
+        if not _read_keys(state, service, fps, some, as_of + first if as_of != NULL else NULL, read_at[0],
+                          nows, waits, read):
+            return READ_BUSY
         if service.n_derived:
             derive(service, read, some, &out)
         first += some
@@ -816,13 +861,15 @@ cdef class State:
 
     clock: "event" or "wall" (design §2.2). secret: 16 bytes that key every fingerprint. n_shards: a power of
     two; with the secret part of the store's identity. threads: how many apply one large batch together.
-    max_memory_bytes: rows past this are refused, 0 for no limit. max_future_ms: how far ahead of the wall
-    clock an event may be, MAX_FUTURE_MS at most.
+    cores: how many may be at long work at once (turns.pxd), 1 at least. max_memory_bytes: rows past this are
+    refused, 0 for no limit. max_future_ms: how far ahead of the wall clock an event may be, MAX_FUTURE_MS at
+    most.
     """
 
     def __init__(self, plan not None, *, str clock="event", bytes secret=bytes(16), uint32_t n_shards=64,
-                 uint32_t threads=1, uint64_t max_memory_bytes=0, int64_t max_future_ms=MAX_FUTURE_MS,
-                 uint64_t max_producers=8192, uint64_t max_ids=10_000_000):
+                 uint32_t threads=1, uint32_t cores=1, uint64_t max_memory_bytes=0,
+                 int64_t max_future_ms=MAX_FUTURE_MS, uint64_t max_producers=8192,
+                 uint64_t max_ids=10_000_000):
         cdef uint32_t i
         if self.made:
             raise ValueError("a State is made once")
@@ -859,7 +906,8 @@ cdef class State:
                 raise MemoryError
         self.gone = {}
         self.c.shard_bits = n_shards.bit_length() - 1
-        if fs_fair_rwlock(&self.c.plan_lock) or pthread_mutex_init(&self.c.order, NULL):
+        if (fs_fair_rwlock(&self.c.plan_lock) or pthread_mutex_init(&self.c.order, NULL)
+                or turns_init(&self.c.turns, max(1, cores))):
             raise MemoryError
         self.made = True
 
@@ -874,6 +922,7 @@ cdef class State:
         if self.made:
             pthread_rwlock_destroy(&self.c.plan_lock)
             pthread_mutex_destroy(&self.c.order)
+            turns_destroy(&self.c.turns)
 
     @property
     def plan(self):
@@ -1008,7 +1057,8 @@ cdef class State:
         for i, name in enumerate(parts):
             columns[<size_t>self.compiled.part_names.index(name)] = &keys.batch.columns[<size_t>i]
         with nogil:
-            status = state_read(&self.c, target, columns, n, times, now_ms, &work, &outputs, &read_at)
+            status = state_read(&self.c, target, columns, n, times, now_ms, True, &work, &outputs,
+                                &read_at)
             work_clear(&work)
             free(columns)
         if status < 0:
@@ -1203,11 +1253,13 @@ cdef class State:
             for i in range(self.c.n_shards):
                 bucket = 0
                 while True:
+                    turn_take(&self.c.turns)
                     pthread_rwlock_rdlock(&self.c.plan_lock)
                     pthread_mutex_lock(&self.c.order)
                     some = shard_sweep(&self.c.shards[i], self.c.plan, self.c.sequencer.type_nows, &bucket)
                     pthread_mutex_unlock(&self.c.order)
                     pthread_rwlock_unlock(&self.c.plan_lock)
+                    turn_give(&self.c.turns)
                     if some < 0 or bucket == 0:
                         break
                     freed += some
@@ -1342,18 +1394,26 @@ cdef class State:
         finally:
             bytes_clear(&head)
 
+    @property
+    def turns(self):
+        """At long work, since it was made: (asked for, ended)."""
+        return self.c.turns.n_asked, self.c.turns.n_ended
+
     def copy_shard(self, uint32_t shard):
         """Records (format: shard.pxd) of what changed in one shard between the last checkpoint written and
         the cut, sorted."""
         cdef Bytes out
-        cdef int status
+        cdef int status = 1, _slice
         if shard >= self.c.n_shards:
             raise IndexError(f"shard {shard} of {self.c.n_shards}")
         memset(&out, 0, sizeof(out))
         with nogil:
-            status = shard_copy_slice(&self.c.shards[shard], self.c.plan)
             while status == 1:
-                status = shard_copy_slice(&self.c.shards[shard], self.c.plan)
+                turn_take(&self.c.turns)
+                for _slice in range(SLICES_A_TURN):
+                    if status == 1:
+                        status = shard_copy_slice(&self.c.shards[shard], self.c.plan)
+                turn_give(&self.c.turns)
             if status == 0:
                 status = shard_copy_records(&self.c.shards[shard], &out)
         try:

@@ -22,6 +22,14 @@ cdef enum:
     PYTHON_METHOD = -1               # Target.method: Python answers it
     MAX_HEADER_BYTES = 16 << 10      # of a request, as SETTINGS_MAX_HEADER_LIST_SIZE counts them
 
+# Where messages go that a loop does not run itself. Each has threads of its own: what waits for a batch holds
+# up no read.
+cdef enum Bench:
+    BENCH_LARGE = 0                  # it would take too long
+    BENCH_READS = 1                  # it would have to wait for a row that is being written or copied
+    BENCH_WRITES = 2                 # for a batch that is being written
+    N_BENCHES = 3
+
 ctypedef struct Target:              # a method that is served
     const uint8_t* path              # "/package.Service/Method"
     size_t path_bytes
@@ -88,7 +96,7 @@ ctypedef struct HostC:
     uint64_t n_connections           # with a socket; atomic
     bint has_failed                  # the journal takes no more; written by its sync thread
     TransportCounts counts
-    Queue bench                      # RUN
+    Queue benches[N_BENCHES]         # RUN, by Bench
     Queue desk                       # for Python
     nghttp2_session_callbacks* callbacks
     nghttp2_option* option
@@ -230,7 +238,7 @@ cdef void loop_drain(LoopC* loop) noexcept nogil
 # Into the loop's inbox, from any thread.
 cdef void loop_post(LoopC* loop, Errand* errand) noexcept nogil
 # Runs an ERRAND_RUN and posts it; for workers.
-cdef void host_run(HostC* host, Errand* errand) noexcept nogil
+cdef void host_run(HostC* host, int bench, Errand* errand) noexcept nogil
 # What nghttp2 calls, and its options; -1: no memory.
 cdef int host_init(HostC* host) noexcept nogil
 cdef void host_free(HostC* host) noexcept nogil

@@ -8,8 +8,9 @@ What it promises:
   RESOURCE_EXHAUSTED, and a client that does not take its replies gets no new ones: its requests wait unread.
 - Order. Replies of a stream leave in the order of its messages; one message of a stream is run at a time; a
   stream ends only after all that was applied has been answered.
-- Nothing here waits. A message of more than INLINE_BYTES, words for a failure, and a method that Python
-  answers are errands (errands.pxd); a reply that must be durable parks its stream.
+- Nothing here waits. A message of more than INLINE_BYTES, one that needs what others have in use, words for
+  a failure, and a method that Python answers are errands (errands.pxd); a reply that must be durable parks
+  its stream.
 
 Frames that cost us and do nothing for the client (SETTINGS, PING, PRIORITY, RST_STREAM, CONTINUATION,
 WINDOW_UPDATE, DATA without bytes) are paid from a credit, which time and answered calls fill again. A
@@ -25,9 +26,11 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
+from featurestore.core.turns cimport Turns, turn_give, turn_take
 from featurestore.server.dispatcher cimport (
-    ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, METHOD_READ, METHOD_READ_STREAM,
-    Call, dispatcher_check, dispatcher_finish, dispatcher_give, dispatcher_run, dispatcher_take,
+    ANSWER_BUSY, ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, METHOD_READ,
+    METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish, dispatcher_give, dispatcher_run,
+    dispatcher_take, dispatcher_try,
 )
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_START,
@@ -519,10 +522,14 @@ cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
     queue_put(&loop.host.desk, errand)
 
 
+cdef inline bint _reads(int method) noexcept nogil:
+    return method == METHOD_READ or method == METHOD_READ_STREAM
+
+
 cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
     """What becomes of a call that was run without a fault."""
     cdef HostC* host = stream.connection.loop.host
-    cdef bint is_write = call.method != METHOD_READ and call.method != METHOD_READ_STREAM
+    cdef bint is_write = not _reads(call.method)
     cdef bint is_appended
     # What was applied is answered, room or not: a refusal would have it sent again.
     is_appended = ((is_write or _has_room(stream.connection, call.reply.size + PREFIX_BYTES))
@@ -653,7 +660,7 @@ cdef bint _take_rest(Stream* stream, size_t n) noexcept nogil:
     return True
 
 
-cdef void _send_to_worker(Stream* stream, size_t size) noexcept nogil:
+cdef void _send_to_bench(Stream* stream, size_t size, int bench) noexcept nogil:
     """The message at the head of `inward`, whose memory goes with it where that is not mostly others'."""
     cdef Connection* connection = stream.connection
     cdef size_t whole = PREFIX_BYTES + size
@@ -681,7 +688,8 @@ cdef void _send_to_worker(Stream* stream, size_t size) noexcept nogil:
         stream.is_counted = False
         errand.method = _target(stream).method
         stream.is_busy = True
-    _send_errand(stream, &connection.loop.host.bench, errand)
+        errand.began_ns = <uint64_t>connection.loop.now_ns
+    _send_errand(stream, &connection.loop.host.benches[bench], errand)
 
 
 cdef void _run(Stream* stream, size_t size) noexcept nogil:
@@ -706,14 +714,18 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
         _refuse(stream, REFUSE_ROOM)
         return
     if size > INLINE_BYTES:
-        _send_to_worker(stream, size)
+        _send_to_bench(stream, size, BENCH_LARGE)
         return
     call = dispatcher_take(host.dispatcher)
     if call == NULL:
         _refuse(stream, REFUSE_CALLS)
         return
-    answer = dispatcher_run(host.dispatcher, call, method,
+    answer = dispatcher_try(host.dispatcher, call, method,
                             stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
+    if answer == ANSWER_BUSY:
+        dispatcher_give(host.dispatcher, call)
+        _send_to_bench(stream, size, BENCH_READS if _reads(method) else BENCH_WRITES)
+        return
     if answer == ANSWER_ERROR and _is_desk_full(host, call):
         _go_without_words(stream, call)
         return
@@ -1359,9 +1371,15 @@ cdef void host_free(HostC* host) noexcept nogil:
     nghttp2_option_del(host.option)
 
 
-cdef void host_run(HostC* host, Errand* errand) noexcept nogil:
+cdef void host_run(HostC* host, int bench, Errand* errand) noexcept nogil:
+    cdef Turns* turns = &host.dispatcher.engine.state.turns
     errand.call = dispatcher_take(host.dispatcher)
     errand.answer = -1
     if errand.call != NULL:
+        if bench == BENCH_LARGE:
+            turn_take(turns)
         errand.answer = dispatcher_run(host.dispatcher, errand.call, errand.method, errand.data, errand.size)
+        if bench == BENCH_LARGE:
+            turn_give(turns)
+        errand.call.began_ns = errand.began_ns
     loop_post(<LoopC*>errand.loop, errand)

@@ -1,10 +1,10 @@
 # Request bytes in, reply bytes out: what every transport does with a hot call, without the GIL and without
 # waiting.
 #
-#   take ──► run ──► DONE                      send reply
-#                ├─► PARKED                    keep reply and position; send it when `check` (or `wait`) says
-# DONE
-#                └─► ERROR ──► exception       with the GIL: the words; then its status
+#   take ──► try ──► DONE                      send reply
+#                ├─► PARKED                    keep reply and position, until `check` or `wait` says DONE
+#                ├─► ERROR ──► exception       with the GIL: the words; then its status
+#                └─► BUSY ───► run             the same but BUSY
 #   finish                                     counts the call and its time
 #   give                                       the Call is somebody else's
 #
@@ -14,9 +14,9 @@
 # back, and park bytes only.
 #
 # A DispatcherC belongs to one Dispatcher: whoever uses it keeps a reference to that object. Any number of
-# threads may call in. `run` holds the store's plan lock (shared) from decoding to applying, so that names and
-# plan are of one version in every call; it waits for locks that are held for microseconds, and for nothing
-# else.
+# threads may call in. The store's plan lock is held (shared) from decoding to applying, so that names and
+# plan are of one version in every call. `try` waits for no lock that somebody may hold for longer than a call
+# takes: for a batch that is being applied, a shard of which rows are being copied, a plan that changes.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from featurestore.core.state cimport Work
@@ -43,6 +43,7 @@ cdef enum Answer:
     ANSWER_DONE = 0                  # Call.reply is the message to send
     ANSWER_PARKED = 1                # the same, once Call.position is on disk
     ANSWER_ERROR = 2                 # Call.fault says why there is none
+    ANSWER_BUSY = 3                  # nothing was done: `run` it where waiting holds nobody up
 
 cdef enum Fault:
     FAULT_NONE = 0
@@ -104,8 +105,7 @@ cdef Call* dispatcher_take(DispatcherC* d) noexcept nogil
 # An Answer. The reply is appended to call.reply, behind what a transport has put there.
 cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* message,
                         size_t size) noexcept nogil
-# As run, or -1 and nothing done where the plan is being changed just now: for a caller that must not be held
-# up.
+# The same, or BUSY: for a caller that must not be held up.
 cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* message,
                         size_t size) noexcept nogil
 # What has become of a PARKED call, an Answer. `wait` blocks, for ever with timeout_ns < 0.

@@ -31,7 +31,7 @@ from featurestore.core.state cimport (
     pthread_rwlock_rdlock, pthread_rwlock_t, pthread_rwlock_unlock, work_clear,
 )
 from featurestore.core.window cimport Outputs
-from featurestore.engine cimport ENGINE_NO_MEMORY, ENGINE_OK, Engine, Sender, engine_read, engine_write
+from featurestore.engine cimport ENGINE_BUSY, ENGINE_OK, Engine, Sender, engine_read, engine_write
 from featurestore.server.codec cimport (
     ACK_APPLIED, ACK_DEFAULT, ACK_DURABLE, IngestCall, ObserveCall, ReadCall, codec_structs,
     wire_decode_ingest, wire_decode_observe, wire_decode_read,
@@ -180,9 +180,8 @@ cdef int _unreadable(Call* call, Edition* edition) noexcept nogil:
     return _failed(call, FAULT_WIRE)
 
 
-cdef int _untaken(Call* call, int engine_status) noexcept nogil:
-    call.engine_status = engine_status
-    return _failed(call, FAULT_ENGINE)
+cdef int _untaken(Call* call) noexcept nogil:
+    return ANSWER_BUSY if call.engine_status == ENGINE_BUSY else _failed(call, FAULT_ENGINE)
 
 
 cdef bint _room_for_vectors(Arena* arena, uint64_t n_values, bint bounds, Outputs* outputs) noexcept nogil:
@@ -278,8 +277,8 @@ cdef int _settle(DispatcherC* d, Call* call, const Batch* batch, uint8_t wanted,
     return ANSWER_DONE
 
 
-cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message,
-                      size_t size) noexcept nogil:
+cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t size,
+                      bint waits) noexcept nogil:
     cdef Edition* edition = d.edition
     cdef ObserveCall request
     cdef Outputs outputs
@@ -302,9 +301,9 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message,
     if call.fault != FAULT_NONE:
         return ANSWER_ERROR
     call.engine_status = engine_write(d.engine, &request.write.batch, &call.sender, &call.work, &call.body,
-                                      service, &outputs, request.peek, &call.result)
+                                      service, &outputs, request.peek, waits, &call.result)
     if call.engine_status != ENGINE_OK:
-        return _failed(call, FAULT_ENGINE)
+        return _untaken(call)
     if not request.peek:
         _count_refusals(d, &request.write.batch)
         answer = _settle(d, call, &request.write.batch, request.write.ack, &ack)
@@ -320,7 +319,7 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message,
 
 
 cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t size,
-                     bint streamed) noexcept nogil:
+                     bint streamed, bint waits) noexcept nogil:
     cdef Edition* edition = d.edition
     cdef IngestCall request
     cdef uint8_t ack = ACK_DEFAULT
@@ -334,9 +333,9 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
     if call.fault != FAULT_NONE:
         return ANSWER_ERROR
     call.engine_status = engine_write(d.engine, &request.batch, &call.sender, &call.work, &call.body,
-                                      NULL, NULL, False, &call.result)
+                                      NULL, NULL, False, waits, &call.result)
     if call.engine_status != ENGINE_OK:
-        return _failed(call, FAULT_ENGINE)
+        return _untaken(call)
     duplicate = call.result.verdict == VERDICT_DUPLICATE
     if not duplicate:
         _count_refusals(d, &request.batch)
@@ -351,7 +350,7 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
 
 
 cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t size,
-                   bint streamed) noexcept nogil:
+                   bint streamed, bint waits) noexcept nogil:
     cdef Edition* edition = d.edition
     cdef ReadCall request
     cdef Outputs outputs
@@ -377,9 +376,10 @@ cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t si
     # An event-clock store has no now before its first event. It then reads at 0, which may also be its now:
     # only the store's own clock tells the two apart.
     had_now = not d.engine.state.sequencer.event_clock or d.engine.state.sequencer.now_ms != UNSET_MS
-    if engine_read(d.engine, service, parts, request.n, request.as_of, &call.work, &outputs,
-                   &read_at) < 0:
-        return _untaken(call, ENGINE_NO_MEMORY)
+    call.engine_status = engine_read(d.engine, service, parts, request.n, request.as_of, waits, &call.work,
+                                     &outputs, &read_at)
+    if call.engine_status != ENGINE_OK:
+        return _untaken(call)
     view = _view(&outputs, request.n, service.width, request.coverage)
     if not wire_encode_read(&call.reply, streamed, &view,
                             edition.tables.services[request.service].fingerprint, service.confidence,
@@ -388,23 +388,23 @@ cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t si
     return ANSWER_DONE
 
 
-cdef int _run_locked(DispatcherC* d, Call* call, int method, const uint8_t* message,
-                     size_t size) noexcept nogil:
+cdef int _run_locked(DispatcherC* d, Call* call, int method, const uint8_t* message, size_t size,
+                     bint waits) noexcept nogil:
     """With the plan lock held, shared."""
     call.method = method
     call.began_ns = _monotonic_ns()
     if method == METHOD_OBSERVE:
-        return _run_observe(d, call, message, size)
+        return _run_observe(d, call, message, size, waits)
     if method == METHOD_INGEST or method == METHOD_INGEST_STREAM:
-        return _run_ingest(d, call, message, size, method == METHOD_INGEST_STREAM)
-    return _run_read(d, call, message, size, method == METHOD_READ_STREAM)
+        return _run_ingest(d, call, message, size, method == METHOD_INGEST_STREAM, waits)
+    return _run_read(d, call, message, size, method == METHOD_READ_STREAM, waits)
 
 
 cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* message,
                         size_t size) noexcept nogil:
     cdef int answer
     pthread_rwlock_rdlock(&d.engine.state.plan_lock)
-    answer = _run_locked(d, call, method, message, size)
+    answer = _run_locked(d, call, method, message, size, True)
     pthread_rwlock_unlock(&d.engine.state.plan_lock)
     return answer
 
@@ -413,9 +413,11 @@ cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* m
                         size_t size) noexcept nogil:
     cdef int answer
     if pthread_rwlock_tryrdlock(&d.engine.state.plan_lock) != 0:
-        return -1
-    answer = _run_locked(d, call, method, message, size)
+        return ANSWER_BUSY
+    answer = _run_locked(d, call, method, message, size, False)
     pthread_rwlock_unlock(&d.engine.state.plan_lock)
+    if answer == ANSWER_BUSY:
+        arena_reset(&call.arena, KEEP_BYTES)
     return answer
 
 
@@ -580,10 +582,10 @@ cdef class Dispatcher:
         cdef size_t size = len(message)
         cdef int64_t timeout_ns = -1 if timeout_s is None else max(0, int(timeout_s * 1e9))
         cdef Call* call = self.taken(method)
-        cdef int answer = -1
+        cdef int answer = ANSWER_BUSY
         if method == METHOD_READ and size <= SHORT_READ_BYTES:
             answer = dispatcher_try(&self.c, call, method, data, size)
-        if answer < 0:
+        if answer == ANSWER_BUSY:
             with nogil:
                 answer = dispatcher_run(&self.c, call, method, data, size)
                 if answer == ANSWER_PARKED:

@@ -1,7 +1,6 @@
 # What a loop has others do, so that it need not wait: an errand goes out, and the same errand comes back.
 #
-#   loop ── RUN ──────────────► worker            a message too large to be run between two looks at the
-# sockets
+#   loop ── RUN ──────────────► worker            a message that would take long, or has to wait for others
 #        ── WORDS ────────────► Python            a failed Call: its status and words
 #        ── START, MESSAGE,
 #           HALF_CLOSE, CANCEL ► Python            a call of a method that Python answers
@@ -43,6 +42,7 @@ ctypedef struct Errand:
     void* loop                       # whose inbox it comes back to
     Call* call
     int64_t deadline_ns              # CLOCK_MONOTONIC; 0: none
+    uint64_t began_ns                # RUN: when it was put there, by the same clock
     uint8_t* memory                  # owned; data lies in it
     const uint8_t* data
     size_t size

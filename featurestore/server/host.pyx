@@ -2,7 +2,7 @@
 answers, numbers.
 
 A Host outlives its loops' threads and is closed after them. Loops put errands on two queues of it
-(errands.pxd): the bench, which workers empty without the GIL, and the desk, which one thread of Python's
+(errands.pxd): benches, which workers empty without the GIL, and the desk, which one thread of Python's
 empties through `take`. What Python has to say goes to the loop's inbox, and wakes it.
 """
 
@@ -13,9 +13,10 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from featurestore.server.connection cimport (
-    MAX_HEADER_BYTES, HostC, LoopC, Target, TransportCounts, connection_close, connection_is_over,
-    connection_open, connection_receive, connection_send, connection_tick, host_free, host_init, host_run,
-    loop_deadlines, loop_drain, loop_free, loop_inbox, loop_init, loop_post, loop_unpark, throw_away,
+    BENCH_LARGE, BENCH_READS, BENCH_WRITES, MAX_HEADER_BYTES, N_BENCHES, HostC, LoopC, Target,
+    TransportCounts, connection_close, connection_is_over, connection_open, connection_receive,
+    connection_send, connection_tick, host_free, host_init, host_run, loop_deadlines, loop_drain,
+    loop_free, loop_inbox, loop_init, loop_post, loop_unpark, throw_away,
 )
 from featurestore.server.dispatcher cimport Dispatcher
 from featurestore.server.errands cimport (
@@ -34,6 +35,9 @@ same_structs(__name__, host_structs())
 #: Kinds of errands that Host.take gives.
 START, MESSAGE, HALF_CLOSE, CANCEL = (
     <int>ERRAND_START, <int>ERRAND_MESSAGE, <int>ERRAND_HALF_CLOSE, <int>ERRAND_CANCEL)
+
+#: Benches that Host.work empties.
+LARGE, READS, WRITES = <int>BENCH_LARGE, <int>BENCH_READS, <int>BENCH_WRITES
 
 #: Answers that need nobody to be asked, in the order of RefusalKind: status, words (with the limits that Host
 #: was made with), class.
@@ -88,8 +92,12 @@ cdef class Host:
     """
 
     def __cinit__(self):
-        self.c.bench.is_closed = self.c.desk.is_closed = False
-        self.made = queue_init(&self.c.bench) == 0 and queue_init(&self.c.desk) == 0
+        cdef int i
+        self.c.desk.is_closed = False
+        self.made = queue_init(&self.c.desk) == 0
+        for i in range(N_BENCHES):
+            self.c.benches[i].is_closed = False
+            self.made = self.made and queue_init(&self.c.benches[i]) == 0
         if not self.made:
             raise MemoryError
 
@@ -147,29 +155,35 @@ cdef class Host:
             raise MemoryError
 
     def __dealloc__(self):
+        cdef int i
         if self.made:
-            throw_away(&self.c, &self.c.bench)
+            for i in range(N_BENCHES):
+                throw_away(&self.c, &self.c.benches[i])
+                queue_destroy(&self.c.benches[i])
             throw_away(&self.c, &self.c.desk)
-            queue_destroy(&self.c.bench)
             queue_destroy(&self.c.desk)
         host_free(&self.c)
         free(self.c.targets)
 
     def close(self):
         """Workers and whoever takes from the desk find it closed, and return."""
+        cdef int i
         with nogil:
-            queue_close(&self.c.bench)
+            for i in range(N_BENCHES):
+                queue_close(&self.c.benches[i])
             queue_close(&self.c.desk)
 
-    def work(self):
-        """A worker: runs messages until the host is closed."""
+    def work(self, int bench):
+        """A worker: runs messages of one bench (LARGE, READS or WRITES) until the host is closed."""
         cdef Errand* errand
+        if not 0 <= bench < N_BENCHES:
+            raise ValueError(f"bench is {bench}; there are {<int>N_BENCHES}")
         with nogil:
             while True:
-                errand = queue_take(&self.c.bench)
+                errand = queue_take(&self.c.benches[bench])
                 if errand == NULL:
                     break
-                host_run(&self.c, errand)
+                host_run(&self.c, bench, errand)
 
     def take(self):
         """Waits for an errand to Python: (kind, call, target, message, deadline in CLOCK_MONOTONIC seconds or
@@ -343,14 +357,18 @@ cdef class Session:
 
     cdef bint _run_errands(self) except -1:
         """Whether there were any, or replies that are durable by now."""
-        cdef Errand* errand = queue_take_all(&self.host.c.bench)
+        cdef Errand* errand
         cdef Errand* following
         cdef uint64_t n_parked = self.loop.n_parked
-        cdef bint had_some = errand != NULL
-        while errand != NULL:
-            following = errand.next
-            host_run(&self.host.c, errand)
-            errand = following
+        cdef bint had_some = False
+        cdef int i
+        for i in range(N_BENCHES):
+            errand = queue_take_all(&self.host.c.benches[i])
+            had_some = had_some or errand != NULL
+            while errand != NULL:
+                following = errand.next
+                host_run(&self.host.c, i, errand)
+                errand = following
         errand = queue_take_all(&self.host.c.desk)
         had_some = had_some or errand != NULL
         while errand != NULL:

@@ -1,12 +1,13 @@
 """The hot methods on our own transport, and Python's handlers beside them on the same port.
 
-Threads. Loops read, answer hot calls and write; none takes the GIL. Workers, without it too, run messages
-that are too large to be run between two looks at the sockets. One more thread, the desk, takes what needs
-Python: words for failures, and calls of all other methods, which it hands to a pool.
+Threads. Loops read, answer hot calls and write; they wait for nobody, and none takes the GIL. Workers,
+without it too, run what would hold a loop up. One more thread, the desk, takes what needs Python: words for
+failures, and calls of all other methods, which it hands to a pool.
 
-    Observe, Ingest, GetFeatures, IngestStream, GetFeaturesStream    loop_threads, and worker_threads for
-    large ones everything else: registry, health, reflection, lists             a pool of read_threads +
-    max_streams
+    a hot call: Observe, Ingest, GetFeatures and the streams    loop_threads
+    one that is large                                           worker_threads; they give way to all others
+    one that would wait: for a row, for a batch                 one more for reads, one for writes
+    everything else: registry, health, reflection, lists        a pool of read_threads + max_streams
 
 Handlers are those of grpcio, found through `add_registered_method_handlers`, and know no difference: a
 context has what they use of grpc.ServicerContext.
@@ -29,11 +30,12 @@ import grpc
 
 from featurestore.config import Address, ServeConfig, Tls
 from featurestore.errors import ConfigError
+from featurestore.niceness import LARGE_MESSAGES, give_way
 from featurestore.server import dispatcher as hot
 from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.grpc_front import SERVICE, Streams
-from featurestore.server.host import CANCEL, MESSAGE, START, Host
+from featurestore.server.host import CANCEL, LARGE, MESSAGE, READS, START, WRITES, Host
 from featurestore.server.loop import Loop
 from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
 from featurestore.server.tls import TlsContext
@@ -302,7 +304,9 @@ class NativeFront:
             max_connection_age_s=config.max_connection_age_s,
         )
         self._loops = [Loop(self.host, sockets, self._tls) for sockets in self._sockets]
-        self._helpers = [_thread(self.host.work, "worker") for _ in range(config.worker_threads)]
+        self._helpers = [_thread(self._work_at_large, "worker") for _ in range(config.worker_threads)]
+        self._helpers.append(_thread(functools.partial(self.host.work, READS), "reads"))
+        self._helpers.append(_thread(functools.partial(self.host.work, WRITES), "writes"))
         self._helpers.append(_thread(self._desk, "desk"))
         if self._watch is not None:
             self._helpers.append(_thread(self._watch, "certificates"))
@@ -358,6 +362,10 @@ class NativeFront:
     def counts(self) -> dict[str, int]:
         """Of connections; see host.Host.counts."""
         return {} if self.host is None else self.host.counts()
+
+    def _work_at_large(self) -> None:
+        give_way(LARGE_MESSAGES)
+        self.host.work(LARGE)
 
     def _watch_papers(self, tls: TlsContext, papers: listener.Papers) -> None:
         """Certificates that were replaced serve connections to come."""

@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ services:
 def _library() -> Path:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("needs a C compiler, for the library that holds the disk")
+        pytest.skip("needs a C compiler, for the library that holds the disk and locks")
     built = Path(tempfile.mkdtemp(prefix="featurestore-hold-")) / "hold.so"
     subprocess.run([compiler, "-O1", "-Wall", "-fPIC", "-shared", str(SOURCE), "-o", str(built)], check=True)
     return built
@@ -85,14 +86,13 @@ class Process:
         self.ready: dict[str, Any] = json.loads(line)
         self.address: str = self.ready["listen"]
 
-    @contextlib.contextmanager
-    def held_disk(self) -> Iterator[Callable[[], None]]:
+    def held_disk(self) -> AbstractContextManager[Callable[[], None]]:
         """No write becomes durable until the block ends, or what it is given is called."""
-        self._hold.touch()
-        try:
-            yield lambda: self._hold.unlink(missing_ok=True)
-        finally:
-            self._hold.unlink(missing_ok=True)
+        return _there(self._hold)
+
+    def held_locks(self) -> AbstractContextManager[Callable[[], None]]:
+        """As if somebody wrote to every row and was amid a large batch."""
+        return _there(self._hold.with_name(self._hold.name + ".locks"))
 
     def resident_bytes(self) -> int:
         status = Path(f"/proc/{self.child.pid}/status").read_text()
@@ -126,6 +126,15 @@ class Process:
         self._hold.unlink(missing_ok=True)
         self.child.kill()
         self.child.communicate()
+
+
+@contextlib.contextmanager
+def _there(path: Path) -> Iterator[Callable[[], None]]:
+    path.touch()
+    try:
+        yield lambda: path.unlink(missing_ok=True)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def eventually(holds: Callable[[], bool], what: str, within_s: float = 60.0) -> None:

@@ -724,6 +724,32 @@ def test_a_write_that_waits_for_the_disk_holds_nothing_else_up(
         assert len(messages_of(stream.body)) == 1
 
 
+def test_a_call_that_waits_for_others_holds_nothing_else_up(
+    server: Process, wire: Wire, connect: Connect
+) -> None:
+    """While rows are in use and a batch is being written: what needs neither goes on, on any connection."""
+    observed = pb.ObserveRequest(event_type="play", event=play("waits"), service="abuse").SerializeToString()
+    with server.held_locks() as let_go:
+        wire.send(request(wire, 1, GET, read("waits")))
+        wire.send(request(wire, 3, OBSERVE, observed))
+        stream = opened(wire, 5, INGEST_STREAM)
+        wire.send(body_of(5, prefixed(ingest_streamed(play("waits"))), end=False))
+        reads = opened(wire, 7, GET_STREAM)
+        wire.send(body_of(7, prefixed(read_streamed("waits")), end=False))
+        wire.barrier()
+        for where, number in ((wire, 9), (connect(), 1)):
+            assert call(where, number, HEALTH, b"").status == OK
+            assert call(where, number + 2, "/nobody.has/This", b"").status == UNIMPLEMENTED
+        assert not any(wire.stream(n).body or wire.stream(n).is_over for n in (1, 3, 5, 7))
+        let_go()
+        assert reply_of(wire.over(1)).status == OK
+        reply = reply_of(wire.over(3))
+        assert pb.ObserveResponse.FromString(reply.message).position
+        wire.send(data(5, end=True), data(7, end=True))
+        assert reply_of(wire.over(5)).status == reply_of(wire.over(7)).status == OK
+        assert len(messages_of(stream.body)) == len(messages_of(reads.body)) == 1
+
+
 # ---- Connection Management
 
 

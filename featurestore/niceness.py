@@ -1,0 +1,19 @@
+"""Which threads give way where cores are fewer: those whose work may take its time.
+
+Linux has a niceness for each thread. Threads that answer calls keep that of the process; whoever gives way
+gets a quarter of a core beside one of them, or a tenth, and all of it as soon as that one sleeps.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+LARGE_MESSAGES = 5  # of which each takes as long as thousands of calls
+UPKEEP = 10  # checkpoints, sweeps and what operators ask for
+
+
+def give_way(by: int) -> None:
+    """Makes the calling thread nicer, and the threads that it will start. It cannot take it back."""
+    thread = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + by)

@@ -1,0 +1,86 @@
+"""What a server's threads are: who gives way to whom, and who takes turns."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+import transports
+from house import T0, batch, opened, play
+
+from featurestore.v1 import admin_service_pb2 as admin_pb
+from featurestore.v1 import feature_store_service_pb2_grpc as pb_grpc
+
+LARGE = batch(*(play(T0 + i, ip=f"10.0.0.{i % 200}") for i in range(3000)))  # larger than a loop runs itself
+
+
+def niceness() -> dict[str, set[int]]:
+    """Of the threads of this process that a server has named, by name, beside this thread's."""
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    found: dict[str, set[int]] = {}
+    for thread in threading.enumerate():
+        if thread.name.startswith("featurestore-") and thread.native_id is not None:
+            name = thread.name.removeprefix("featurestore-").partition("_")[0]
+            found.setdefault(name, set()).add(os.getpriority(os.PRIO_PROCESS, thread.native_id) - own)
+    return found
+
+
+def test_what_may_take_its_time_gives_way(tmp_path: Path, transport: str) -> None:
+    with opened(tmp_path, transport=transport) as house:
+        house.engine.start_upkeep()
+        with house.admin() as admin:
+            admin.Checkpoint(admin_pb.CheckpointRequest())
+        found = niceness()
+        assert found.pop("upkeep") == found.pop("admin") == {10}
+        if transport == "native":
+            assert found.pop("worker") == {5}
+            assert {"loop", "reads", "writes", "desk"} <= found.keys()
+        assert set().union(*found.values()) <= {0}
+
+
+@pytest.mark.skipif("native" not in transports.available(), reason="needs the native transport")
+def test_large_messages_and_checkpoints_take_turns(tmp_path: Path) -> None:
+    """And give each back: of as many as there are cores, one that was kept would be missed."""
+    n_cores = len(os.sched_getaffinity(0))
+    with opened(tmp_path, transport="native") as house:
+        state = house.engine.state
+        before = state.turns
+        house.hot.Ingest(batch(play()))
+        assert state.turns == before == (0, 0)
+        for _ in range(n_cores + 1):
+            house.hot.Ingest(LARGE)
+        assert state.turns == (n_cores + 1, n_cores + 1)
+        for _ in range(n_cores + 1):
+            house.engine.checkpoint()
+        asked, ended = state.turns
+        assert asked == ended >= (n_cores + 1) * (1 + house.engine.directory.identity.n_shards)
+
+
+def test_many_take_turns_at_once(tmp_path: Path, transport: str) -> None:
+    """Batches of several clients and checkpoints beside them: all of it is applied."""
+    n_clients, n_batches, n_events = 6, 5, len(LARGE.rows)
+    failed: list[BaseException] = []
+    with opened(tmp_path, transport=transport) as house:
+        before = house.engine.state.position
+
+        def ingest() -> None:
+            try:
+                with grpc.insecure_channel(str(house.server.address)) as channel:
+                    hot = pb_grpc.FeatureStoreServiceStub(channel)
+                    for _ in range(n_batches):
+                        assert hot.Ingest(LARGE).accepted == n_events
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=ingest) for _ in range(n_clients)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            house.engine.checkpoint()
+        for thread in threads:
+            thread.join()
+        assert not failed
+        assert house.engine.state.position - before == n_clients * n_batches * n_events
