@@ -8,7 +8,7 @@ one run and in turns:
     background    the latter while events are ingested and checkpoints written, beside null nghttp2 at the
                   same rate on the core of the same busy store
     python        GetFeatures one after the other from a grpcio client: to an idle server, and while the
-                  generator sends others' calls, at a third of what the store over grpcio answers at most
+                  generator sends others' calls, at shares of what the store over grpcio answers at most
     loops         GetFeatures over one loop thread and over two, on the same core: CPU per call
     ingest        columns on an IngestStream with group durability, in events a second
 
@@ -45,6 +45,7 @@ from featurestore.v1 import feature_store_service_pb2 as pb
 OBSERVE = "/featurestore.v1.FeatureStoreService/Observe"
 CONNECTIONS, STREAMS = 8, 8
 CHECKPOINT_EVERY_S = 0.5
+OTHERS = (0.5, 0.8)  # their calls, of the most that the store over grpcio answers
 TIMEOUT_S = 60.0
 LEAST_RATE = 100.0  # so that some calls are due, however slow the machine is
 
@@ -367,44 +368,39 @@ def bench_python_client(benchmark: BenchmarkFixture, size: Size, found: Found, h
     grpcio = next(one for one in subjects if one.name == "GetFeatures over grpcio")
     others = {"connections": CONNECTIONS, "streams": STREAMS, "niceness": 10}
     most = grpcio.call(seconds=seconds, warmup_s=lead_s, **others)
-    rate = max(most["calls_per_s"] / 3, LEAST_RATE)
+    rates = {f"{share:.0%}": max(most["calls_per_s"] * share, LEAST_RATE) for share in OTHERS}
     done = 0
     with running(process.load, 1) as client, ThreadPoolExecutor(1) as pool:
 
-        def ask(one: Subject) -> tuple[float, float]:
+        def ask(one: Subject, beside: str) -> None:
             calls = client.ask("call", one.target, one.path, one.messages, seconds)
             p50, p99 = np.quantile(calls.latencies_s, [0.5, 0.99]) * 1e6
-            return float(p50), float(p99)
+            one.note({f"{beside} p50": float(p50), f"{beside} p99": float(p99)})
 
         def turn() -> None:
             nonlocal done
             for one in turns(subjects, done):
-                p50, p99 = ask(one)
-                sent = pool.submit(one.call, rate=rate, seconds=seconds + 2 * lead_s, **others)
-                time.sleep(lead_s)
-                busy_p50, busy_p99 = ask(one)
-                sent.result()
-                one.note({"p50": p50, "p99": p99, "busy p50": busy_p50, "busy p99": busy_p99})
+                ask(one, "idle")
+                for beside, rate in rates.items():
+                    sent = pool.submit(one.call, rate=rate, seconds=seconds + 2 * lead_s, **others)
+                    time.sleep(lead_s)
+                    ask(one, beside)
+                    sent.result()
             done += 1
 
         turn()  # connects
         for each in subjects:
             each.found.clear()
-        benchmark.pedantic(turn, rounds=int(size(1, 7)))
-    null = subjects[0]
-    for one in subjects:
-        found(
-            f"from Python, {one.name}: {one.text('p50', 'p99')}; "
-            f"{one.ratio('p50', null):.2f}x and {one.ratio('p99', null):.2f}x null grpcio; with {rate:,.0f} "
-            f"calls/s of others {one.text('busy p50', 'busy p99')}; {one.ratio('busy p50', null):.2f}x and "
-            f"{one.ratio('busy p99', null):.2f}x null grpcio"
-        )
-        benchmark.extra_info[one.name] = {name: one.median(name) for name in one.found}
-        if one.name == "GetFeatures over native":
+        benchmark.pedantic(turn, rounds=int(size(1, 5)))
+    for beside in ("idle", *rates):
+        for one in subjects:
             found(
-                f"from Python, the store over native to over grpcio: p99 {one.ratio('p99', grpcio):.2f}x, "
-                f"with others' calls {one.ratio('busy p99', grpcio):.2f}x"
+                f"from Python, others {beside} ({rates.get(beside, 0.0):,.0f} calls/s), {one.name}: "
+                f"{one.text(f'{beside} p50', f'{beside} p99')}; "
+                f"{one.ratio(f'{beside} p99', grpcio):.2f}x the p99 of the store over grpcio"
             )
+    for one in subjects:
+        benchmark.extra_info[one.name] = {name: one.median(name) for name in one.found}
     found(f"checksum {house.checksum:08x}")
 
 
