@@ -68,7 +68,9 @@ class Scene:
             lines = [line for line in reply.read().decode().splitlines() if line[0] != "#"]
         told = dict(line.removeprefix("featurestore_").rsplit(" ", 1) for line in lines)
         names = {f"connections_{name}_total": name for name in CONNECTIONS} | {
-            "stream_resets_total": "resets"
+            "stream_resets_total": "resets",
+            "streams_reset_total": "streams reset",
+            "calls_turned_away_total": "turned away",
         }
         return Counter({name: int(float(told[key])) for key, name in names.items() if key in told})
 

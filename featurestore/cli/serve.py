@@ -229,7 +229,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--max-buffered",
         default=bytes_text(_LIMITS.max_buffered_bytes),
         metavar="SIZE",
-        help="native: held so for all connections (default: %(default)s)",
+        help="native: held so for all connections; requests of one take no more than they leave for others "
+        "(default: %(default)s)",
     )
     for flag, default, what in (
         ("--max-batch-events", _LIMITS.max_batch_events, "events of a batch, key sets of a read"),

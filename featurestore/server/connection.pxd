@@ -72,6 +72,8 @@ ctypedef struct TransportCounts:     # since the server was made; atomic
     uint64_t broken                  # closed for what is no HTTP/2
     uint64_t tls_failed              # closed before they were secure
     uint64_t resets                  # streams that clients gave up
+    uint64_t streams_reset           # streams that we reset for what came
+    uint64_t turned_away             # calls that got one of our Refusals
 
 ctypedef struct HostC:
     DispatcherC* dispatcher

@@ -150,6 +150,14 @@ cdef bint _has_room(const Connection* connection, size_t n) noexcept nogil:
             and n <= host.max_buffered_bytes and connection.loop.buffered <= host.max_buffered_bytes - n)
 
 
+cdef bint _has_room_to_take(const Connection* connection, size_t n) noexcept nogil:
+    """For requests. Nobody takes more than is then left: however many try to fill the loop, there is room for
+    another's call.
+    """
+    return _has_room(connection, n) and (
+        connection.buffered + n <= connection.loop.host.max_buffered_bytes - connection.loop.buffered - n)
+
+
 cdef void _earn(Connection* connection, int64_t credit) noexcept nogil:
     connection.credit = min(<int64_t>MOST_CREDIT, connection.credit + credit)
 
@@ -435,7 +443,10 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
 
 
 cdef void _refuse(Stream* stream, int kind) noexcept nogil:
-    cdef const Refusal* refusal = &stream.connection.loop.host.refusals[kind]
+    cdef HostC* host = stream.connection.loop.host
+    cdef const Refusal* refusal = &host.refusals[kind]
+    if not stream.is_ended:
+        fs_add(&host.counts.turned_away, 1)
     _end(stream, refusal.status, refusal.words, refusal.words_bytes, refusal.kind, refusal.kind_bytes)
 
 
@@ -977,7 +988,7 @@ cdef int _on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, co
     if stream == NULL or stream.is_ended:
         nghttp2_session_consume_stream(session, stream_id, size)
         return 0
-    room = buffer_extend(&stream.inward, size) if _has_room(connection, size) else NULL
+    room = buffer_extend(&stream.inward, size) if _has_room_to_take(connection, size) else NULL
     if room == NULL:
         nghttp2_session_consume_stream(session, stream_id, size)
         _refuse(stream, REFUSE_ROOM)
@@ -1001,6 +1012,7 @@ cdef int _on_sent(nghttp2_session* session, const nghttp2_frame* frame, void* us
                 and nghttp2_session_get_stream_remote_close(session, frame.hd.stream_id) == 0):
             nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_NO_ERROR)
     elif frame.hd.type == NGHTTP2_RST_STREAM and frame.rst_stream.error_code != NGHTTP2_NO_ERROR:
+        fs_add(&connection.loop.host.counts.streams_reset, 1)
         _charge(connection)  # the client made us reset it
     return 0
 

@@ -273,6 +273,7 @@ cdef class Host:
         return {
             "connections": n.connections, "refused": n.refused, "calm": n.calm, "stalled": n.stalled,
             "broken": n.broken, "tls_failed": n.tls_failed, "resets": n.resets,
+            "streams_reset": n.streams_reset, "turned_away": n.turned_away,
             "connections_now": self.c.n_connections, "streams_now": self.c.n_streams,
             "calls_now": self.c.n_calls,
         }

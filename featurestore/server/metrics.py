@@ -78,6 +78,16 @@ _CONNECTION_COUNTERS = (
         "Connections closed before they were secure: no TLS, no h2, or no certificate that is trusted.",
     ),
     ("stream_resets", "resets", "Calls that clients gave up (RST_STREAM)."),
+    (
+        "streams_reset",
+        "streams_reset",
+        "Streams that the server reset: what came for them was malformed, or more than may be open.",
+    ),
+    (
+        "calls_turned_away",
+        "turned_away",
+        "Calls that no method got or was let finish: no such method, metadata, length, limit or deadline.",
+    ),
 )
 _CONNECTION_GAUGES = (
     ("connections_open", "connections_now", "Connections open now."),

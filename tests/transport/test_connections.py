@@ -19,6 +19,7 @@ from transport.calls import (
     RESOURCE_EXHAUSTED,
     T0,
     UNAVAILABLE,
+    UNIMPLEMENTED,
     body_of,
     call,
     count_of,
@@ -87,6 +88,27 @@ def test_what_becomes_of_connections_is_counted(start: Start) -> None:
     }
 
 
+def test_what_is_turned_away_is_counted(start: Start) -> None:
+    server = start("--max-message", "64K", *METRICS)
+
+    def counted() -> dict[str, int]:
+        told = server.metrics()
+        return {name: int(told[f"{name}_total"]) for name in ("streams_reset", "calls_turned_away")}
+
+    with Wire(server.address) as wire:
+        assert call(wire, 1, GET, read("a")).status == OK
+        assert counted() == {"streams_reset": 0, "calls_turned_away": 0}
+        assert call(wire, 3, "/nobody.has/This", b"").status == UNIMPLEMENTED
+        many = [("x", "y" * 4000)] * 5
+        wire.send(headers(5, wire.block(fields(GET, *many)), end=True))
+        assert reply_of(wire.over(5)).status == RESOURCE_EXHAUSTED
+        assert call(wire, 7, INGEST, bytes(65_537)).status == RESOURCE_EXHAUSTED
+        assert counted() == {"streams_reset": 0, "calls_turned_away": 3}
+        wire.send(headers(9, wire.block([*fields(GET), ("Upper", "case")]), end=True))
+        wire.until(lambda: wire.stream(9).reset is not None, "its reset")
+        assert counted() == {"streams_reset": 1, "calls_turned_away": 3}
+
+
 # ---- how many
 
 
@@ -147,15 +169,18 @@ def test_a_connection_holds_no_more_than_it_may(start: Start) -> None:
         assert call(wire, 13, GET, read("a")).status == OK
 
 
+def begin_upload(wire: Wire, n_bytes: int) -> None:
+    wire.send(headers(1, wire.block(fields(INGEST))))
+    wire.send(body_of(1, prefixed(bytes(n_bytes), length=MIB), end=False))
+    wire.barrier()
+
+
 def test_all_connections_together_hold_no_more_than_they_may(start: Start) -> None:
     server = start("--max-buffered", "1M")
     wires = [Wire(server.address) for _ in range(5)]
     for wire in wires[:3]:
-        wire.send(headers(1, wire.block(fields(INGEST))))
-        wire.send(body_of(1, prefixed(bytes(300_000), length=MIB), end=False))
-        wire.barrier()
-    wires[3].send(headers(1, wires[3].block(fields(INGEST))))
-    wires[3].send(body_of(1, prefixed(bytes(300_000), length=MIB), end=False))
+        begin_upload(wire, 250_000)
+    begin_upload(wires[3], 250_000)
     assert_no_room(wires[3], 1)
     for wire in wires:
         assert call(wire, 3, GET, read(*["a"] * 100)).status == OK
@@ -170,6 +195,25 @@ def test_all_connections_together_hold_no_more_than_they_may(start: Start) -> No
     eventually(has_room, "what was held is given back")
     for wire in wires[2:]:
         wire.close()
+
+
+def test_uploads_that_do_not_end_leave_room_for_others(start: Start) -> None:
+    """As many bytes as the server may hold, in pieces that each would fit; one connection gets half of it."""
+    server = start("--max-buffered", "1M", *METRICS)
+    wires = [Wire(server.address) for _ in range(10)]
+    for wire in wires:
+        begin_upload(wire, 104_000)
+    with Wire(server.address) as other:
+        large = ingest(*(play(f"{i:0100d}") for i in range(400)))
+        assert 1 << 15 < len(large) < 100_000
+        assert call(other, 1, INGEST, large).status == OK
+    assert sum(not wire.stream(1).is_over for wire in wires) > 5
+    for wire in wires:
+        wire.close()
+    eventually(lambda: server.metrics()["connections_open"] == 0, "all are closed")
+    with Wire(server.address) as alone:
+        begin_upload(alone, 510_000)
+        assert not alone.stream(1).is_over
 
 
 # ---- how old
