@@ -8,9 +8,9 @@ What it promises:
   RESOURCE_EXHAUSTED, and a client that does not take its replies gets no new ones: its requests wait unread.
 - Order. Replies of a stream leave in the order of its messages; one message of a stream is run at a time; a
   stream ends only after all that was applied has been answered.
-- Nothing here waits. A message of more than INLINE_BYTES, one that needs what others have in use, words for
-  a failure, and a method that Python answers are errands (errands.pxd); a reply that must be durable parks
-  its stream.
+- Nothing here waits, unless very many do. A message of more than INLINE_BYTES, one that needs what others
+  have in use, words for a failure, and a method that Python answers are errands (errands.pxd); a reply that
+  must be durable parks its stream.
 
 Frames that cost us and do nothing for the client (SETTINGS, PING, PRIORITY, RST_STREAM, CONTINUATION,
 WINDOW_UPDATE, DATA without bytes) are paid from a credit, which time and answered calls fill again. A
@@ -62,11 +62,12 @@ cdef extern from * nogil:
     void fs_sub(uint64_t* counter, uint64_t n) noexcept
     bint fs_enter(uint64_t* counter, uint64_t most) noexcept
     void fs_store(uint64_t* place, uint64_t value) noexcept
-    bint fs_load(const bint* place) noexcept
+    uint64_t fs_load(const void* place) noexcept
 
 cdef enum:
     PREFIX_BYTES = 5                 # of a gRPC message: a flag and its length
     INLINE_BYTES = 8 << 10           # a larger message takes longer than others should wait for
+    MOST_WAITING = 64                # messages on a bench for what others have in use; then the loop waits
     KEEP_BYTES = 16 << 10            # of a stream's buffers, for the next call
     MOVE_BYTES = 64 << 10            # run or sent, and as much as the rest, before that is moved to the front
     FULL_BYTES = 1 << 20             # unsent on a connection: it gets no new replies until it takes some
@@ -709,7 +710,7 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
     cdef int method = _target(stream).method
     cdef Errand* errand
     cdef Call* call
-    cdef int answer
+    cdef int answer, bench
     if method == PYTHON_METHOD:
         errand = errand_new(ERRAND_MESSAGE, size)
         if errand != NULL and size:
@@ -734,9 +735,14 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
     answer = dispatcher_try(host.dispatcher, call, method,
                             stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
     if answer == ANSWER_BUSY:
-        dispatcher_give(host.dispatcher, call)
-        _send_to_bench(stream, size, BENCH_READS if _reads(method) else BENCH_WRITES)
-        return
+        bench = BENCH_READS if _reads(method) else BENCH_WRITES
+        if fs_load(&host.benches[bench].n) < MOST_WAITING:
+            dispatcher_give(host.dispatcher, call)
+            _send_to_bench(stream, size, bench)
+            return
+        # Too many wait: clients had better wait too than be refused.
+        answer = dispatcher_run(host.dispatcher, call, method,
+                                stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
     if answer == ANSWER_ERROR and _is_desk_full(host, call):
         _go_without_words(stream, call)
         return

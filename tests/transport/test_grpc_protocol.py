@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import re
+import time
 
 import h2.config
 import h2.connection
@@ -748,6 +749,22 @@ def test_a_call_that_waits_for_others_holds_nothing_else_up(
         wire.send(data(5, end=True), data(7, end=True))
         assert reply_of(wire.over(5)).status == reply_of(wire.over(7)).status == OK
         assert len(messages_of(stream.body)) == len(messages_of(reads.body)) == 1
+
+
+@pytest.mark.deviates(grpcio="of the calls that it reads, it refuses those beyond --max-concurrent-calls")
+def test_many_that_wait_for_others_are_all_answered(server: Process, connect: Connect) -> None:
+    """More than may be in work at once: they wait on the wire, and none is refused."""
+    wires = [connect() for _ in range(4)]
+    numbers = range(1, 200, 2)
+    observed = pb.ObserveRequest(event_type="play", event=play("many"), service="abuse").SerializeToString()
+    with server.held_locks() as let_go:
+        for i, wire in enumerate(wires):
+            path, body = (GET, read("many")) if i % 2 else (OBSERVE, observed)
+            wire.send(*(request(wire, number, path, body) for number in numbers))
+        time.sleep(0.5)  # for a server that would refuse them
+        let_go()
+    for wire in wires:
+        assert {reply_of(wire.over(number)).status for number in numbers} == {OK}
 
 
 # ---- Connection Management
