@@ -89,7 +89,7 @@ class Limits:
     # Of the native transport; grpcio has limits of its own.
     max_connections: int = 4096  # at once; further ones are closed
     max_connection_bytes: int = 64 << 20  # held for one connection: requests not run and replies not taken
-    max_buffered_bytes: int = 1 << 30  # held for all of them; requests of one take no more than they leave
+    max_buffered_bytes: int = 1 << 30  # held for all of them; an eighth is shared out among max_connections
 
 
 _RANGES: dict[str, tuple[float, float]] = {

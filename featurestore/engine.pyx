@@ -37,7 +37,7 @@ from featurestore.core.state cimport (
     READ_BUSY, Reserved, State, StateC, Work, batch_fits, pthread_rwlock_rdlock, pthread_rwlock_unlock,
     pthread_rwlock_wrlock, state_apply, state_commit, state_content, state_decide, state_forget,
     state_judge, state_origin, state_read, state_repeat, vectors_for, verdict_error, work_clear,
-    work_prepare,
+    work_prepare, work_would_wait,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
@@ -47,7 +47,7 @@ from featurestore.storage.frame cimport (
 )
 from featurestore.storage.journal cimport (
     FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal,
-    iovec, journal_append,
+    iovec, journal_append, journal_would_wait,
 )
 
 from featurestore.core.structs import same_structs
@@ -80,6 +80,7 @@ cdef extern from * nogil:
     uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
 
 cdef enum:
+    SHORT_FRAME_BYTES = 64 << 10  # what a batch that must not wait takes in the journal, at most
     BACKUP_SEGMENT_BYTES = 4096  # of a journal without frames; whoever opens it begins one of its own size
     AHEAD_MS = 1000              # between making a plan and serving it, on the wall clock
 
@@ -218,6 +219,12 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
     return ENGINE_OK
 
 
+cdef inline bint _would_wait(EngineC* engine, const Work* work) noexcept nogil:
+    """With the order lock held: whether a short batch would wait for the disk, or for a shard."""
+    return engine.journal != NULL and (
+        journal_would_wait(engine.journal, SHORT_FRAME_BYTES) or work_would_wait(engine.state, work))
+
+
 cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
                       const ServiceC* service, const Outputs* outputs, bint peek, bint waits,
                       WriteResult* result) noexcept nogil:
@@ -233,7 +240,10 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
         return ENGINE_NO_MEMORY
     if not lock_taken(&engine.state.order, waits):
         return ENGINE_BUSY
-    status = _write_in_order(engine, batch, sender, &origin, work, body, service, outputs, peek, result)
+    if not waits and _would_wait(engine, work):
+        status = ENGINE_BUSY
+    else:
+        status = _write_in_order(engine, batch, sender, &origin, work, body, service, outputs, peek, result)
     pthread_mutex_unlock(&engine.state.order)
     if status == ENGINE_OK and not peek:
         if result.verdict == VERDICT_DUPLICATE:
@@ -660,7 +670,7 @@ cdef class Engine:
             if status != JOURNAL_OK:
                 raise self.journal.problem(status)
             reach("forget.journaled")
-            self.journal.roll()               # or its segment would stay for what is written to it meanwhile
+            self._roll()                      # or its segment would stay for what is written to it meanwhile
             self.checkpoint()
             reach("forget.checkpointed")
             try:
@@ -686,7 +696,7 @@ cdef class Engine:
                 try:
                     # Before the cut: what is written meanwhile goes to a segment of its own, and all before
                     # it can be deleted.
-                    self.journal.roll()
+                    self._roll()
                 except LimitError:
                     pass  # the segment in use stays; deleting older ones may be what makes space
                 written = self._checkpoint()
@@ -700,6 +710,15 @@ cdef class Engine:
                 self._judge(error, "checkpoint")
             self.c.blocked = 0
             return written
+
+    def _roll(self):
+        """In order: whoever must not wait for the disk finds that there is a batch before."""
+        with nogil:
+            pthread_mutex_lock(&self.c.state.order)
+        try:
+            self.journal.roll()
+        finally:
+            pthread_mutex_unlock(&self.c.state.order)
 
     def _checkpoint(self):
         cdef Block records

@@ -229,7 +229,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--max-buffered",
         default=bytes_text(_LIMITS.max_buffered_bytes),
         metavar="SIZE",
-        help="native: held so for all connections; requests of one take no more than they leave for others "
+        help="native: held so for all connections; an eighth is shared out among as many as may be open "
         "(default: %(default)s)",
     )
     for flag, default, what in (

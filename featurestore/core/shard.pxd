@@ -54,7 +54,7 @@ ctypedef struct Shard:
     Table table
     Frequencies frequencies
     pthread_mutex_t lock
-    int waiting                  # readers that want the lock: whoever holds it for long lets them in
+    int waiting                  # who wants the lock: whoever holds it for long lets them in
     uint64_t position            # of the last event applied: earlier parts are skipped
     uint32_t cut                 # counts checkpoints begun; a row changed since has mark == cut
     uint32_t written             # the last cut whose checkpoint was written: rows with mark < written are in
@@ -117,6 +117,8 @@ cdef void shard_fetch_cells(const Shard* shard, const PlanC* plan, const SlotC* 
 cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
                     int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
                     Bytes* out) noexcept nogil
+# Whether somebody has its lock just now.
+cdef bint shard_in_use(Shard* shard) noexcept nogil
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
 # 1 if the row was there, 0 if not, -1 when out of memory: then it still is.
 cdef int shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil

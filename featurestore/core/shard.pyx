@@ -87,7 +87,7 @@ cdef bint lock_taken(pthread_mutex_t* lock, bint waits) noexcept nogil:
     return False
 
 
-cdef inline bint _lock_to_read(Shard* shard, bint waits) noexcept nogil:
+cdef inline bint _lock(Shard* shard, bint waits) noexcept nogil:
     cdef bint taken
     if pthread_mutex_trylock(&shard.lock) == 0:
         return True
@@ -666,7 +666,7 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
     cdef int status = 0
     if n == 0:
         return 0
-    pthread_mutex_lock(&shard.lock)
+    _lock(shard, True)
     applied = shard.position
     n_buckets = shard.table.n_buckets
     for i in range(-<int64_t>AHEAD_INDEX, n):
@@ -708,7 +708,7 @@ cdef bint shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
                      const Outputs* out) noexcept nogil:
     cdef uint32_t* place
     cdef Row* row = NULL
-    if not _lock_to_read(shard, waits):
+    if not _lock(shard, waits):
         return False
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
     if place != NULL:
@@ -775,7 +775,7 @@ cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t
     cdef uint16_t i
     cdef int status = 0
     when.at_ms = at_ms
-    _lock_to_read(shard, True)
+    _lock(shard, True)
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
     if place != NULL:
         row = <Row*>arena_at(&shard.arena, place[0])
@@ -794,9 +794,16 @@ cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t
     return status
 
 
+cdef bint shard_in_use(Shard* shard) noexcept nogil:
+    if pthread_mutex_trylock(&shard.lock) != 0:
+        return True
+    pthread_mutex_unlock(&shard.lock)
+    return False
+
+
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
     cdef bint found
-    _lock_to_read(shard, True)
+    _lock(shard, True)
     found = table_find(&shard.table, &shard.arena, fp0, fp1) != NULL
     pthread_mutex_unlock(&shard.lock)
     return found
@@ -1116,7 +1123,7 @@ cdef int shard_keys(Shard* shard, const PlanC* plan, uint16_t entity, const int6
     cdef uint32_t looked = 0
     cdef int slot, status = 0
     cdef uint8_t i
-    _lock_to_read(shard, True)
+    _lock(shard, True)
     while bucket[0] < shard.table.n_buckets and looked < LOCKED_PARTS and status == 0:
         for slot in range(SLOTS):
             if shard.table.buckets[bucket[0]].tags[slot] == 0 or status < 0:

@@ -46,7 +46,7 @@ from featurestore.core.shard cimport (
     Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut,
     shard_export, shard_fetch_cells, shard_fetch_logs, shard_fetch_row, shard_forget, shard_free_bytes,
-    shard_holds, shard_import, shard_init, shard_keys, shard_list, shard_read, shard_sweep,
+    shard_holds, shard_import, shard_in_use, shard_init, shard_keys, shard_list, shard_read, shard_sweep,
     shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
@@ -429,6 +429,18 @@ cdef int _apply_all(StateC* state, const Job* job, const Work* work) noexcept no
         if crews[i].status < 0:
             status = -1
     return status
+
+
+cdef bint work_would_wait(StateC* state, const Work* work) noexcept nogil:
+    cdef const Shard* last = NULL
+    cdef Shard* shard
+    cdef uint32_t i
+    for i in range(work.n_parts):
+        shard = &state.shards[_shard_of(state, work.parts[i].fp1)]
+        if shard != last and shard_in_use(shard):
+            return True
+        last = shard
+    return False
 
 
 cdef inline void _at_event(const Outputs* outputs, uint64_t offset, Outputs* out) noexcept nogil:

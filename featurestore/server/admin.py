@@ -2,7 +2,8 @@
 shows a certificate.
 
 Everything here is rare and may take long (Forget and Backup write checkpoints); calls queue on two threads,
-at most MOST_CALLS of them, beside the hot path and not on it.
+at most MOST_CALLS of them, beside the hot path and not on it. What writes checkpoints gives way to it; a
+change of schema does not, since calls wait for that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import grpc
 
 from featurestore.engine import Engine
 from featurestore.errors import ConfigError, InvalidEventError
+from featurestore.niceness import nicely
 from featurestore.server.grpc_front import abort
 from featurestore.v1 import admin_service_pb2 as pb
 from featurestore.v1 import admin_service_pb2_grpc as pb_grpc
@@ -52,13 +54,13 @@ class Admin(pb_grpc.AdminServiceServicer):
     def Checkpoint(
         self, request: pb.CheckpointRequest, context: grpc.ServicerContext
     ) -> pb.CheckpointResponse:
-        return _answer(context, self._checkpoint)
+        return _answer(context, lambda: nicely(self._checkpoint))
 
     def Forget(self, request: pb.ForgetRequest, context: grpc.ServicerContext) -> pb.ForgetResponse:
-        return _answer(context, lambda: self._forget(request))
+        return _answer(context, lambda: nicely(lambda: self._forget(request)))
 
     def Backup(self, request: pb.BackupRequest, context: grpc.ServicerContext) -> pb.BackupResponse:
-        return _answer(context, lambda: self._backup(request))
+        return _answer(context, lambda: nicely(lambda: self._backup(request)))
 
     def _apply_schema(self, request: pb.ApplySchemaRequest) -> pb.ApplySchemaResponse:
         with self._changing:

@@ -68,6 +68,7 @@ cdef enum:
     PREFIX_BYTES = 5                 # of a gRPC message: a flag and its length
     INLINE_BYTES = 8 << 10           # a larger message takes longer than others should wait for
     MOST_WAITING = 64                # messages on a bench for what others have in use; then the loop waits
+    SHARED_PART = 8                  # of a loop's room, this part is divided among connections
     KEEP_BYTES = 16 << 10            # of a stream's buffers, for the next call
     MOVE_BYTES = 64 << 10            # run or sent, and as much as the rest, before that is moved to the front
     FULL_BYTES = 1 << 20             # unsent on a connection: it gets no new replies until it takes some
@@ -146,17 +147,16 @@ cdef void _let_go(Connection* connection, size_t n) noexcept nogil:
 
 
 cdef bint _has_room(const Connection* connection, size_t n) noexcept nogil:
-    cdef const HostC* host = connection.loop.host
-    return (n <= host.max_connection_bytes and connection.buffered <= host.max_connection_bytes - n
-            and n <= host.max_buffered_bytes and connection.loop.buffered <= host.max_buffered_bytes - n)
-
-
-cdef bint _has_room_to_take(const Connection* connection, size_t n) noexcept nogil:
-    """For requests. Nobody takes more than is then left: however many try to fill the loop, there is room for
-    another's call.
+    """The last part of a loop's room is shared out: of that a connection always has its own, for calls that
+    are not large, however many others hold however much.
     """
-    return _has_room(connection, n) and (
-        connection.buffered + n <= connection.loop.host.max_buffered_bytes - connection.loop.buffered - n)
+    cdef const HostC* host = connection.loop.host
+    cdef size_t shared = host.max_buffered_bytes // SHARED_PART
+    if (n > host.max_connection_bytes or connection.buffered > host.max_connection_bytes - n
+            or n > host.max_buffered_bytes or connection.loop.buffered > host.max_buffered_bytes - n):
+        return False
+    return (host.max_buffered_bytes - connection.loop.buffered - n >= shared
+            or connection.buffered + n <= shared // host.max_connections)
 
 
 cdef void _earn(Connection* connection, int64_t credit) noexcept nogil:
@@ -719,7 +719,8 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
         _drop_inward(stream, PREFIX_BYTES + size)
         _send_errand(stream, &host.desk, errand)
         return
-    if not _count(stream):
+    # One that is answered here and now takes no place from others, nor can they leave it none.
+    if (method != METHOD_READ or size > INLINE_BYTES) and not _count(stream):
         _refuse(stream, REFUSE_CALLS)
         return
     if not _has_room(stream.connection, 0):
@@ -736,7 +737,7 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
                             stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
     if answer == ANSWER_BUSY:
         bench = BENCH_READS if _reads(method) else BENCH_WRITES
-        if fs_load(&host.benches[bench].n) < MOST_WAITING:
+        if fs_load(&host.benches[bench].n) < MOST_WAITING and _count(stream):
             dispatcher_give(host.dispatcher, call)
             _send_to_bench(stream, size, bench)
             return
@@ -994,7 +995,7 @@ cdef int _on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, co
     if stream == NULL or stream.is_ended:
         nghttp2_session_consume_stream(session, stream_id, size)
         return 0
-    room = buffer_extend(&stream.inward, size) if _has_room_to_take(connection, size) else NULL
+    room = buffer_extend(&stream.inward, size) if _has_room(connection, size) else NULL
     if room == NULL:
         nghttp2_session_consume_stream(session, stream_id, size)
         _refuse(stream, REFUSE_ROOM)

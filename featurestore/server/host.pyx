@@ -1,7 +1,7 @@
 """What the connections of one server share, and Python's side of it: words for failures, methods that Python
 answers, numbers.
 
-A Host outlives its loops' threads and is closed after them. Loops put errands on two queues of it
+A Host outlives its loops' threads and is closed after them. Loops put errands on queues of it
 (errands.pxd): benches, which workers empty without the GIL, and the desk, which one thread of Python's
 empties through `take`. What Python has to say goes to the loop's inbox, and wakes it.
 """

@@ -81,7 +81,7 @@ _CONNECTION_COUNTERS = (
     (
         "streams_reset",
         "streams_reset",
-        "Streams that the server reset: what came for them was malformed, or more than may be open.",
+        "Streams that the server reset, as for what is malformed, or more than may be open.",
     ),
     (
         "calls_turned_away",

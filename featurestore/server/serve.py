@@ -25,7 +25,6 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from featurestore.config import Address, ServeConfig
 from featurestore.engine import Engine
 from featurestore.errors import FeatureStoreError
-from featurestore.niceness import UPKEEP, give_way
 from featurestore.server import admin, grpc_front, heaviest, listener, metrics, registry, transport
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.v1 import feature_store_service_pb2
@@ -131,7 +130,7 @@ class Server:
         self._registry = registry.Registry(engine)
         self.front = transport.front(self.dispatcher, config)
         self._health = _Health((grpc_front.SERVICE, registry.SERVICE))
-        self._admin_pool = ThreadPoolExecutor(admin.THREADS, "featurestore-admin", give_way, (UPKEEP,))
+        self._admin_pool = ThreadPoolExecutor(admin.THREADS, "featurestore-admin")
         self._admin = grpc.server(
             self._admin_pool, options=grpc_front.options(limits), maximum_concurrent_rpcs=admin.MOST_CALLS
         )

@@ -156,6 +156,9 @@ cdef uint64_t journal_acknowledged(JournalState* j) noexcept nogil
 cdef int journal_add_hook(JournalState* j, DurableHook call, void* context) noexcept nogil
 # When it returns the hook is not running and will not be called again.
 cdef void journal_remove_hook(JournalState* j, DurableHook call, void* context) noexcept nogil
+# Whether a frame of so many bytes would need a new segment, which waits for the disk. For whoever is the only
+# one to append.
+cdef bint journal_would_wait(const JournalState* j, size_t n_bytes) noexcept nogil
 # Begins a new segment, unless the active one is empty, so that truncation can reach everything written so
 # far.
 cdef int journal_roll(JournalState* j) noexcept nogil

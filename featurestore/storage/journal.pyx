@@ -650,6 +650,10 @@ cdef int journal_append(JournalState* j, Frame* frame, const iovec* pieces, int 
     return status
 
 
+cdef bint journal_would_wait(const JournalState* j, size_t n_bytes) noexcept nogil:
+    return n_bytes > j.file_bytes - j.at
+
+
 cdef int journal_roll(JournalState* j) noexcept nogil:
     cdef int status = JOURNAL_OK
     pthread_mutex_lock(&j.append_lock)

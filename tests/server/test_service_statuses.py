@@ -217,8 +217,12 @@ def test_an_unknown_method_is_unimplemented(house: House) -> None:
     assert code is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_more_calls_than_allowed_are_refused_at_once(tmp_path: Path, serving: Serving) -> None:
-    """Two streams stay open and are all that may be; nothing waits in a queue."""
+def test_more_calls_than_allowed_are_refused_at_once(
+    tmp_path: Path, serving: Serving, transport: str
+) -> None:
+    """Two streams stay open and are all that may be; nothing waits in a queue. A read that a loop answers at
+    once needs no place.
+    """
     with serving(tmp_path, max_concurrent_calls=2) as house:
         done = threading.Event()
 
@@ -229,12 +233,17 @@ def test_more_calls_than_allowed_are_refused_at_once(tmp_path: Path, serving: Se
         held = [house.hot.GetFeaturesStream(hold()) for _ in range(2)]
         for stream in held:
             next(stream)
-        code, _ = status_of(lambda: house.hot.GetFeatures(read(keys(ip="a")), timeout=30))
+        large = read(*[keys(ip="a")] * 3000)
+        code, _ = status_of(lambda: house.hot.GetFeatures(large, timeout=30))
         assert code is EXHAUSTED
+        code, _ = status_of(lambda: house.hot.Ingest(batch(play()), timeout=30))
+        assert code is EXHAUSTED
+        if transport == "native":
+            house.hot.GetFeatures(read(keys(ip="a")))
         done.set()
         for stream in held:
             assert list(stream) == []
-        _eventually(lambda: house.hot.GetFeatures(read(keys(ip="a"))))
+        _eventually(lambda: house.hot.GetFeatures(large))
 
 
 def test_more_streams_than_allowed_are_refused_and_unary_calls_go_on(

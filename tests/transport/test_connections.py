@@ -179,8 +179,8 @@ def test_all_connections_together_hold_no_more_than_they_may(start: Start) -> No
     server = start("--max-buffered", "1M")
     wires = [Wire(server.address) for _ in range(5)]
     for wire in wires[:3]:
-        begin_upload(wire, 250_000)
-    begin_upload(wires[3], 250_000)
+        begin_upload(wire, 300_000)
+    begin_upload(wires[3], 300_000)
     assert_no_room(wires[3], 1)
     for wire in wires:
         assert call(wire, 3, GET, read(*["a"] * 100)).status == OK
@@ -197,23 +197,24 @@ def test_all_connections_together_hold_no_more_than_they_may(start: Start) -> No
         wire.close()
 
 
-def test_uploads_that_do_not_end_leave_room_for_others(start: Start) -> None:
-    """As many bytes as the server may hold, in pieces that each would fit; one connection gets half of it."""
-    server = start("--max-buffered", "1M", *METRICS)
-    wires = [Wire(server.address) for _ in range(10)]
-    for wire in wires:
-        begin_upload(wire, 104_000)
+def test_uploads_that_do_not_end_leave_each_its_part(start: Start) -> None:
+    """An eighth of 1 MiB among 4 is 32 KiB for each, whatever the others hold."""
+    server = start("--max-buffered", "1M", "--max-connections", "4", *METRICS)
+    wires = [Wire(server.address) for _ in range(3)]
+    for wire, n_bytes in zip(wires, (400_000, 400_000, 110_000), strict=True):
+        begin_upload(wire, n_bytes)
     with Wire(server.address) as other:
-        large = ingest(*(play(f"{i:0100d}") for i in range(400)))
-        assert 1 << 15 < len(large) < 100_000
-        assert call(other, 1, INGEST, large).status == OK
-    assert sum(not wire.stream(1).is_over for wire in wires) > 5
+        begin_upload(other, 30_000)
+        assert not other.stream(1).is_over
+        other.send(body_of(1, bytes(5_000), end=False))
+        assert_no_room(other, 1)
+        large = ingest(*(play(f"{i:0100d}") for i in range(230)))
+        assert 1 << 14 < len(large) < 1 << 15
+        assert call(other, 3, INGEST, large).status == OK
+    wires[0].send(body_of(1, bytes(20_000), end=False))  # it has more than its part already
+    assert_no_room(wires[0], 1)
     for wire in wires:
         wire.close()
-    eventually(lambda: server.metrics()["connections_open"] == 0, "all are closed")
-    with Wire(server.address) as alone:
-        begin_upload(alone, 510_000)
-        assert not alone.stream(1).is_over
 
 
 # ---- how old
