@@ -1,10 +1,14 @@
-"""How many damaged inputs a decoder gets: few by default, FEATURESTORE_FUZZ_ROUNDS=5000 for a real search."""
+"""How many damaged inputs a decoder gets: few by default, FEATURESTORE_FUZZ_ROUNDS=5000 for a real search.
+
+FEATURESTORE_FUZZ_FIRST: the number of the first round, to go on where another search ended.
+"""
 
 from __future__ import annotations
 
 import os
 
 FULL = 5000
+FIRST = int(os.environ.get("FEATURESTORE_FUZZ_FIRST") or 0)
 ROUNDS = int(os.environ.get("FEATURESTORE_FUZZ_ROUNDS") or FULL // 20)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fuzz.memory import limited
 from fuzz.mutations import damaged
-from fuzz.rounds import scaled
+from fuzz.rounds import FIRST, scaled
 
 LAST = os.environ.get("FEATURESTORE_FUZZ_LAST")
 
@@ -40,7 +40,7 @@ def run(trial: Trial) -> None:
     for sample in trial.samples:
         trial.check(sample)
     n_rounds, n_taken = scaled(trial.rounds), 0
-    for i in range(n_rounds):
+    for i in range(FIRST, FIRST + n_rounds):
         rng = random.Random(f"{trial.name} {i}")
         which = rng.randrange(len(trial.samples))
         data, said = trial.damage(rng, trial.samples[which], trial.samples)
