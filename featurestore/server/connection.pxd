@@ -84,6 +84,8 @@ ctypedef struct HostC:
     size_t max_message_bytes
     size_t max_connection_bytes      # held for one connection: requests not run and replies not sent
     size_t max_buffered_bytes        # held by one loop
+    size_t shared_bytes              # of those, the last, which are divided among connections
+    size_t part_bytes                # of those, a connection's
     uint64_t max_connections
     uint32_t max_streams_per_connection
     uint64_t max_streams

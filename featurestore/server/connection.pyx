@@ -68,7 +68,6 @@ cdef enum:
     PREFIX_BYTES = 5                 # of a gRPC message: a flag and its length
     INLINE_BYTES = 8 << 10           # a larger message takes longer than others should wait for
     MOST_WAITING = 64                # messages on a bench for what others have in use; then the loop waits
-    SHARED_PART = 8                  # of a loop's room, this part is divided among connections
     KEEP_BYTES = 16 << 10            # of a stream's buffers, for the next call
     MOVE_BYTES = 64 << 10            # run or sent, and as much as the rest, before that is moved to the front
     FULL_BYTES = 1 << 20             # unsent on a connection: it gets no new replies until it takes some
@@ -147,16 +146,15 @@ cdef void _let_go(Connection* connection, size_t n) noexcept nogil:
 
 
 cdef bint _has_room(const Connection* connection, size_t n) noexcept nogil:
-    """The last part of a loop's room is shared out: of that a connection always has its own, for calls that
-    are not large, however many others hold however much.
+    """For n bytes more. The last of a loop's room is shared out: of that a connection always has its part,
+    for calls that are not large, however many others hold however much.
     """
     cdef const HostC* host = connection.loop.host
-    cdef size_t shared = host.max_buffered_bytes // SHARED_PART
     if (n > host.max_connection_bytes or connection.buffered > host.max_connection_bytes - n
             or n > host.max_buffered_bytes or connection.loop.buffered > host.max_buffered_bytes - n):
         return False
-    return (host.max_buffered_bytes - connection.loop.buffered - n >= shared
-            or connection.buffered + n <= shared // host.max_connections)
+    return (n == 0 or host.max_buffered_bytes - connection.loop.buffered - n >= host.shared_bytes
+            or connection.buffered + n <= host.part_bytes)
 
 
 cdef void _earn(Connection* connection, int64_t credit) noexcept nogil:

@@ -32,6 +32,9 @@ from featurestore.server.status import Status, status_of, words_of
 
 same_structs(__name__, host_structs())
 
+cdef enum:
+    SHARED_PART = 8                  # of a loop's room: an eighth is shared out
+
 #: Kinds of errands that Host.take gives.
 START, MESSAGE, HALF_CLOSE, CANCEL = (
     <int>ERRAND_START, <int>ERRAND_MESSAGE, <int>ERRAND_HALF_CLOSE, <int>ERRAND_CANCEL)
@@ -112,14 +115,17 @@ cdef class Host:
         cdef int i
         if self.dispatcher is not None:
             raise ValueError("a Host is made once")
-        if n_loops < 1 or stream_window < 1:
-            raise ValueError(f"n_loops is {n_loops}, stream_window {stream_window}; both are at least 1")
+        if n_loops < 1 or stream_window < 1 or max_connections < 1:
+            raise ValueError(f"n_loops is {n_loops}, stream_window {stream_window}, max_connections "
+                             f"{max_connections}; each is at least 1")
         self.dispatcher = dispatcher
         self.targets = targets
         c.dispatcher = &dispatcher.c
         c.max_message_bytes = max_message_bytes
         c.max_connection_bytes = max_connection_bytes
         c.max_buffered_bytes = max_buffered_bytes // n_loops
+        c.shared_bytes = c.max_buffered_bytes // SHARED_PART
+        c.part_bytes = c.shared_bytes // max_connections
         c.max_connections = max_connections
         c.max_streams_per_connection = max_streams_per_connection
         c.max_streams = max_streams

@@ -190,7 +190,7 @@ def test_all_connections_together_hold_no_more_than_they_may(start: Start) -> No
 
     def has_room() -> bool:
         number = max(wires[4].streams) + 2
-        return call(wires[4], number, GET, read(*["a"] * 20_000)).status == OK
+        return call(wires[4], number, GET, read(*["a"] * 15_000)).status == OK
 
     eventually(has_room, "what was held is given back")
     for wire in wires[2:]:
