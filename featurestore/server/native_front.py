@@ -1,8 +1,8 @@
 """The hot methods on our own transport, and Python's handlers beside them on the same port.
 
-Threads. Loops read, answer hot calls and write; they wait for nobody, and none takes the GIL. Workers,
-without it too, run what would hold a loop up. One more thread, the desk, takes what needs Python: words for
-failures, and calls of all other methods, which it hands to a pool.
+Threads. Loops read, answer hot calls and write; none takes the GIL, nor waits for a lock that long work
+holds. Workers, without the GIL too, run what would hold a loop up. One more thread, the desk, takes what
+needs Python: words for failures, and calls of all other methods, which it hands to a pool.
 
     a hot call: Observe, Ingest, GetFeatures and the streams    loop_threads
     one that is large                                           worker_threads; they give way to all others
