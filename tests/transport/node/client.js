@@ -7,7 +7,8 @@
 //                                                                       "hold": never closed
 //   {"service", "method", "request", "times"}                           so many unary calls at once
 //
-// An answer has "replies", and "code", "details" and "error" (the class of ours) of how the call ended.
+// An answer has "replies", and "code", "details" and "error" (the class of ours) of how the call ended;
+// those of many calls are in "ends".
 "use strict";
 
 const path = require("node:path");
@@ -65,7 +66,7 @@ async function run(command) {
   if (command.requests !== undefined) return stream(command);
   if (command.times === undefined) return unary(command);
   const ends = await Promise.all(Array.from({ length: command.times }, () => unary(command)));
-  return { replies: ends.flatMap((end) => end.replies), codes: ends.map((end) => end.code) };
+  return { replies: ends.flatMap((end) => end.replies), ends: ends.map(({ replies, ...end }) => end) };
 }
 
 (async () => {
