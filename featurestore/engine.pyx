@@ -25,19 +25,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurestore.clock cimport clock_wall_ms
 from featurestore.core.batch cimport (
     MAX_PRODUCER_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
     batch_holds,
 )
 from featurestore.core.bytes cimport Block
 from featurestore.core.plan cimport CompiledPlan, ServiceC
+from featurestore.core.pthread cimport (
+    pthread_mutex_lock, pthread_mutex_unlock, pthread_rwlock_rdlock, pthread_rwlock_unlock,
+    pthread_rwlock_wrlock,
+)
 from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin
-from featurestore.core.shard cimport lock_taken, pthread_mutex_lock, pthread_mutex_unlock
+from featurestore.core.shard cimport lock_taken
 from featurestore.core.state cimport (
-    READ_BUSY, Reserved, State, StateC, Work, batch_fits, pthread_rwlock_rdlock, pthread_rwlock_unlock,
-    pthread_rwlock_wrlock, state_apply, state_commit, state_content, state_decide, state_forget,
-    state_judge, state_origin, state_read, state_repeat, vectors_for, verdict_error, work_clear,
-    work_prepare, work_would_wait,
+    READ_BUSY, Reserved, State, StateC, Work, batch_fits, state_apply, state_commit, state_content,
+    state_decide, state_forget, state_judge, state_origin, state_read, state_repeat, vectors_for,
+    verdict_error, work_clear, work_prepare, work_would_wait,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
@@ -65,13 +69,6 @@ from featurestore.storage.failpoint import reach
 from featurestore.storage.rows import RowStore
 
 same_structs(__name__, engine_structs())
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec* now)
-    int CLOCK_REALTIME
 
 cdef extern from * nogil:
     """
@@ -112,15 +109,9 @@ class Checkpointed:
 
 # -- the hot path --------------------------------------------------------------------------------------------
 
-cdef int64_t _wall_ms() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_REALTIME, &now)
-    return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1_000_000
-
-
 cdef int64_t _stamp(const StateC* state) noexcept nogil:
     """The server's clock for a frame; on a wall clock it never goes back. Order lock held."""
-    cdef int64_t now = _wall_ms()
+    cdef int64_t now = clock_wall_ms()
     if not state.sequencer.event_clock and state.sequencer.now_ms > now:
         now = state.sequencer.now_ms
     return now
@@ -258,8 +249,8 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
 cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n,
                      const int64_t* as_of, bint waits, Work* work, const Outputs* outputs,
                      int64_t* read_at) noexcept nogil:
-    cdef int status = state_read(engine.state, service, parts, n, as_of, _wall_ms(), waits, work, outputs,
-                                 read_at)
+    cdef int status = state_read(engine.state, service, parts, n, as_of, clock_wall_ms(), waits, work,
+                                 outputs, read_at)
     if status < 0:
         return ENGINE_NO_MEMORY
     if status == READ_BUSY:
@@ -509,7 +500,7 @@ cdef class Engine:
         with nogil:
             pthread_rwlock_rdlock(&self.c.state.plan_lock)
         try:
-            vectors = self.state._read(service, parts, n, as_of, _wall_ms(), bounds)
+            vectors = self.state._read(service, parts, n, as_of, clock_wall_ms(), bounds)
         finally:
             pthread_rwlock_unlock(&self.c.state.plan_lock)
         fs_add(&self.c.counters.vectors, n)
@@ -517,7 +508,7 @@ cdef class Engine:
 
     def lists(self, service, parts, *, as_of=None):
         """As State.lists, at the store's now."""
-        return self.state.lists(service, parts, as_of=as_of, now_ms=_wall_ms())
+        return self.state.lists(service, parts, as_of=as_of, now_ms=clock_wall_ms())
 
     # -- change
 
@@ -601,7 +592,7 @@ cdef class Engine:
 
     def _now_ms(self):
         if self.directory.identity.clock == "wall":
-            return max(_wall_ms(), self.state.now_ms or 0)
+            return max(clock_wall_ms(), self.state.now_ms or 0)
         return self.state.now_ms
 
     def _nows(self, previous):

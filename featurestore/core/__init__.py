@@ -22,6 +22,7 @@
       batch       events in columns, the one shape in which they travel
       bytes       a growing buffer, for what is written out
       turns       no more threads at long work than there are cores
+        pthread   POSIX threads, as far as they are needed
     structs     sizes of all structs, compared at import: modules that do not fit together do not start
 
 Arrows point down only. Nothing here knows a file, a socket, protobuf or the machine's clock.

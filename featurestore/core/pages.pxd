@@ -14,9 +14,7 @@
 # everything works the same.
 from libc.stdint cimport uint32_t
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
+from featurestore.core.pthread cimport pthread_mutex_t
 
 cdef enum:
     SLAB_BYTES = 2 << 20         # a huge page

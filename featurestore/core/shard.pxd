@@ -25,18 +25,12 @@ from featurestore.core.arena cimport Arena
 from featurestore.core.batch cimport Batch
 from featurestore.core.bytes cimport Bytes, bytes_structs
 from featurestore.core.frequency cimport Frequencies, frequency_structs
-from featurestore.core.pages cimport Pool, pthread_mutex_t
+from featurestore.core.pages cimport Pool
 from featurestore.core.plan cimport EventC, PlanC, ServiceC, SlotC
 from featurestore.core.head cimport LogHead, head_structs
+from featurestore.core.pthread cimport pthread_mutex_t
 from featurestore.core.table cimport Table, table_structs
 from featurestore.core.window cimport Outputs, ReadAt, window_structs
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* mutex, void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* mutex)
-    int pthread_mutex_lock(pthread_mutex_t* mutex)
-    int pthread_mutex_trylock(pthread_mutex_t* mutex)
-    int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
 cdef enum:
     LOCKED_PARTS = 128           # parts applied, or rows copied, before the lock is let go for others

@@ -23,6 +23,10 @@ from featurestore.core.plan cimport (
     MAX_RAW_WORDS, STRUCTURE_DECAYED, STRUCTURE_LOG, STRUCTURE_TOP, UNSET_MS, EntityC, GroupC, ItemC, PlanC,
     SlotC, TouchC, ViewC, Word,
 )
+from featurestore.core.pthread cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_trylock,
+    pthread_mutex_unlock,
+)
 from featurestore.core.table cimport (
     SLOTS, Bucket, table_clear, table_find, table_init, table_insert,
     table_prefetch, table_prefetch_rows, table_remove,

@@ -18,18 +18,11 @@ from featurestore.core.bytes cimport Block, Bytes
 from featurestore.core.pages cimport Pool
 from featurestore.core.frequency cimport Frequencies
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
+from featurestore.core.pthread cimport pthread_mutex_t, pthread_rwlock_t
 from featurestore.core.sequencer cimport Facts, Origin, Sequencer, sequencer_structs
-from featurestore.core.shard cimport Part, Shard, pthread_mutex_t, shard_structs
+from featurestore.core.shard cimport Part, Shard, shard_structs
 from featurestore.core.turns cimport Turns, turns_structs
 from featurestore.core.window cimport Outputs
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_rwlock_t:
-        pass
-    int pthread_rwlock_destroy(pthread_rwlock_t* lock)
-    int pthread_rwlock_rdlock(pthread_rwlock_t* lock)
-    int pthread_rwlock_wrlock(pthread_rwlock_t* lock)
-    int pthread_rwlock_unlock(pthread_rwlock_t* lock)
 
 cdef enum:
     READ_BUSY = 1                # of state_read

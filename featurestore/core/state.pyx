@@ -36,6 +36,11 @@ from featurestore.core.plan cimport (
     MAX_KEY_PARTS, UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC,
 )
 from featurestore.core.program cimport program_run
+from featurestore.core.pthread cimport (
+    pthread_create, pthread_join, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
+    pthread_mutex_unlock, pthread_rwlock_destroy, pthread_rwlock_rdlock, pthread_rwlock_unlock,
+    pthread_rwlock_wrlock, pthread_t,
+)
 from featurestore.core.sequencer cimport (
     VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_TOO_OLD, Origin, Sequencer, TableCursor,
     sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers,
@@ -43,11 +48,10 @@ from featurestore.core.sequencer cimport (
     sequencer_import_producers, sequencer_init, sequencer_judge, sequencer_sort,
 )
 from featurestore.core.shard cimport (
-    Job, Part, Shard, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
-    shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice, shard_cut,
-    shard_export, shard_fetch_cells, shard_fetch_logs, shard_fetch_row, shard_forget, shard_free_bytes,
-    shard_holds, shard_import, shard_in_use, shard_init, shard_keys, shard_list, shard_read, shard_sweep,
-    shard_used_bytes,
+    Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
+    shard_cut, shard_export, shard_fetch_cells, shard_fetch_logs, shard_fetch_row, shard_forget,
+    shard_free_bytes, shard_holds, shard_import, shard_in_use, shard_init, shard_keys, shard_list,
+    shard_read, shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.turns cimport turn_give, turn_take, turns_destroy, turns_init
@@ -61,12 +65,6 @@ from featurestore.errors import (
 from featurestore.plan import MAX_FUTURE_MS, EventPlan, FieldPlan, Kind, TimePlan
 
 same_structs(__name__, state_structs(), hashing_structs(), kept_structs())
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef unsigned long pthread_t
-    int pthread_create(pthread_t* thread, void* attributes, void* (*start)(void*) noexcept nogil,
-                       void* argument)
-    int pthread_join(pthread_t thread, void** result)
 
 cdef enum:
     MAX_SHARDS = 4096

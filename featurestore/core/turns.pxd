@@ -9,11 +9,7 @@
 # who have one.
 from libc.stdint cimport uint64_t
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
+from featurestore.core.pthread cimport pthread_cond_t, pthread_mutex_t
 
 ctypedef struct Turns:
     pthread_mutex_t lock

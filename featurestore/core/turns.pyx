@@ -2,19 +2,14 @@
 
 from libc.stdint cimport uint64_t
 
+from featurestore.core.pthread cimport (
+    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_wait,
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+
 from featurestore.core.structs import same_structs
 
 same_structs(__name__, turns_structs())
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* lock, const void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* lock)
-    int pthread_mutex_lock(pthread_mutex_t* lock)
-    int pthread_mutex_unlock(pthread_mutex_t* lock)
-    int pthread_cond_init(pthread_cond_t* cond, const void* attributes)
-    int pthread_cond_destroy(pthread_cond_t* cond)
-    int pthread_cond_wait(pthread_cond_t* cond, pthread_mutex_t* lock)
-    int pthread_cond_broadcast(pthread_cond_t* cond)
 
 
 cdef int turns_init(Turns* turns, uint64_t n_at_once) noexcept nogil:

@@ -19,15 +19,12 @@
 # takes: for a batch that is being applied, a shard of which rows are being copied, a plan that changes.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from featurestore.core.pthread cimport pthread_mutex_t
 from featurestore.core.state cimport Work
 from featurestore.engine cimport Engine, EngineC, Sender, WriteResult, engine_structs
 from featurestore.server.memory cimport Arena, Buffer
 from featurestore.server.names cimport WireError, WireSchema, WireTables, names_structs
 from featurestore.storage.frame cimport ByteBuffer
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
 
 cdef enum Method:
     METHOD_OBSERVE = 0

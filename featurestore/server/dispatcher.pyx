@@ -24,12 +24,15 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from featurestore.clock cimport clock_monotonic_ns
 from featurestore.core.batch cimport OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, Batch, Column
 from featurestore.core.plan cimport UNSET_MS, ServiceC
-from featurestore.core.sequencer cimport VERDICT_DUPLICATE
-from featurestore.core.state cimport (
-    pthread_rwlock_rdlock, pthread_rwlock_t, pthread_rwlock_unlock, work_clear,
+from featurestore.core.pthread cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    pthread_rwlock_rdlock, pthread_rwlock_tryrdlock, pthread_rwlock_unlock,
 )
+from featurestore.core.sequencer cimport VERDICT_DUPLICATE
+from featurestore.core.state cimport work_clear
 from featurestore.core.window cimport Outputs
 from featurestore.engine cimport ENGINE_BUSY, ENGINE_OK, Engine, Sender, engine_read, engine_write
 from featurestore.server.codec cimport (
@@ -54,20 +57,6 @@ from featurestore.errors import LimitError, StorageError
 from featurestore.server.status import status_of
 
 same_structs(__name__, dispatcher_structs(), codec_structs(), replies_structs())
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* lock, const void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* lock)
-    int pthread_mutex_lock(pthread_mutex_t* lock)
-    int pthread_mutex_unlock(pthread_mutex_t* lock)
-    int pthread_rwlock_tryrdlock(pthread_rwlock_t* lock)
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec* now)
-    int CLOCK_MONOTONIC
 
 cdef extern from * nogil:
     """
@@ -95,12 +84,6 @@ cdef enum:
 #: What a client calls each method, by its number.
 METHODS = ("Observe", "Ingest", "GetFeatures", "IngestStream", "GetFeaturesStream")
 OBSERVE, INGEST, READ, INGEST_STREAM, READ_STREAM = range(N_METHODS)
-
-
-cdef uint64_t _monotonic_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1_000_000_000 + <uint64_t>now.tv_nsec
 
 
 # -- the pool
@@ -392,7 +375,7 @@ cdef int _run_locked(DispatcherC* d, Call* call, int method, const uint8_t* mess
                      bint waits) noexcept nogil:
     """With the plan lock held, shared."""
     call.method = method
-    call.began_ns = _monotonic_ns()
+    call.began_ns = clock_monotonic_ns()
     if method == METHOD_OBSERVE:
         return _run_observe(d, call, message, size, waits)
     if method == METHOD_INGEST or method == METHOD_INGEST_STREAM:
@@ -438,7 +421,7 @@ cdef int dispatcher_check(DispatcherC* d, Call* call) noexcept nogil:
 
 cdef void dispatcher_finish(DispatcherC* d, int method, uint64_t began_ns, int status) noexcept nogil:
     cdef MethodCounts* counts = &d.methods[method]
-    cdef uint64_t took_ns = _monotonic_ns() - began_ns
+    cdef uint64_t took_ns = clock_monotonic_ns() - began_ns
     cdef int slot = fs_bits(took_ns // 1000) if took_ns >= 1000 else 0
     fs_add(&counts.total_ns, took_ns)
     fs_add(&counts.latencies[slot if slot < N_LATENCIES else N_LATENCIES - 1], 1)

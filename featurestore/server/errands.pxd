@@ -12,13 +12,8 @@
 # it is given back.
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from featurestore.core.pthread cimport pthread_cond_t, pthread_mutex_t
 from featurestore.server.dispatcher cimport Call, dispatcher_structs
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
 
 cdef enum ErrandKind:
     ERRAND_RUN = 0                   # data: the message. Comes back with call and answer

@@ -3,20 +3,14 @@
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport calloc, free, malloc
 
+from featurestore.core.pthread cimport (
+    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal, pthread_cond_wait,
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+
 from featurestore.core.structs import same_structs
 
 same_structs(__name__, errands_structs())
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* lock, const void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* lock)
-    int pthread_mutex_lock(pthread_mutex_t* lock)
-    int pthread_mutex_unlock(pthread_mutex_t* lock)
-    int pthread_cond_init(pthread_cond_t* cond, const void* attributes)
-    int pthread_cond_destroy(pthread_cond_t* cond)
-    int pthread_cond_wait(pthread_cond_t* cond, pthread_mutex_t* lock)
-    int pthread_cond_signal(pthread_cond_t* cond)
-    int pthread_cond_broadcast(pthread_cond_t* cond)
 
 
 cdef int queue_init(Queue* queue) noexcept nogil:

@@ -98,7 +98,7 @@ cdef class Host:
         cdef int i
         self.c.desk.is_closed = False
         self.made = queue_init(&self.c.desk) == 0
-        for i in range(N_BENCHES):
+        for i in range(<int>N_BENCHES):
             self.c.benches[i].is_closed = False
             self.made = self.made and queue_init(&self.c.benches[i]) == 0
         if not self.made:
@@ -163,7 +163,7 @@ cdef class Host:
     def __dealloc__(self):
         cdef int i
         if self.made:
-            for i in range(N_BENCHES):
+            for i in range(<int>N_BENCHES):
                 throw_away(&self.c, &self.c.benches[i])
                 queue_destroy(&self.c.benches[i])
             throw_away(&self.c, &self.c.desk)
@@ -175,7 +175,7 @@ cdef class Host:
         """Workers and whoever takes from the desk find it closed, and return."""
         cdef int i
         with nogil:
-            for i in range(N_BENCHES):
+            for i in range(<int>N_BENCHES):
                 queue_close(&self.c.benches[i])
             queue_close(&self.c.desk)
 
@@ -369,7 +369,7 @@ cdef class Session:
         cdef uint64_t n_parked = self.loop.n_parked
         cdef bint had_some = False
         cdef int i
-        for i in range(N_BENCHES):
+        for i in range(<int>N_BENCHES):
             errand = queue_take_all(&self.host.c.benches[i])
             had_some = had_some or errand != NULL
             while errand != NULL:

@@ -20,6 +20,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from featurestore.clock cimport clock_monotonic_ns
 from featurestore.server.connection cimport (
     Connection, LoopC, connection_close, connection_dirty, connection_is_over, connection_open,
     connection_receive, connection_send, connection_tick, loop_deadlines, loop_drain, loop_free, loop_inbox,
@@ -74,13 +75,6 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* event)
     int epoll_wait(int epoll_fd, epoll_event* events, int n, int timeout_ms)
 
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int clock, timespec* now)
-    int CLOCK_MONOTONIC
-
 cdef extern from * nogil:
     """
     #define fs_add(counter, n) ((void)__atomic_fetch_add((counter), (n), __ATOMIC_RELAXED))
@@ -115,12 +109,6 @@ cdef enum:
     TRIM_BYTES = 16 << 20
     LINGER_NS = 1_000_000_000
     RECORD_BYTES = 16 << 10          # of TLS: what one tls_receive gives at most
-
-
-cdef int64_t _now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
 
 
 cdef void _on_durable(void* context, uint64_t position, int error) noexcept nogil:
@@ -377,11 +365,11 @@ cdef void _run(Sockets* s) noexcept nogil:
     cdef LoopC* loop = &s.loop
     cdef int n, i
     cdef bint has_deadlines
-    loop.now_ns = s.ticked_ns = s.looked_ns = _now_ns()
+    loop.now_ns = s.ticked_ns = s.looked_ns = <int64_t>clock_monotonic_ns()
     while True:
         has_deadlines = loop.n_deadlines != 0 or loop.n_parked != 0
         n = epoll_wait(s.epoll_fd, events, N_EVENTS, LOOK_MS if has_deadlines else TICK_MS)
-        loop.now_ns = _now_ns()
+        loop.now_ns = <int64_t>clock_monotonic_ns()
         for i in range(n if n > 0 else 0):
             _handle(s, &events[i])
         loop_inbox(loop)

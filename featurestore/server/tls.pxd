@@ -1,9 +1,7 @@
 # TLS of the native transport, by OpenSSL: a server's certificate, and a connection's records over its socket.
 from libc.stdint cimport uint8_t
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
+from featurestore.core.pthread cimport pthread_mutex_t
 
 cdef extern from "<openssl/ssl.h>" nogil:
     ctypedef struct SSL_CTX:

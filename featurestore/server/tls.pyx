@@ -11,16 +11,14 @@ they have.
 cimport cython
 from libc.stdint cimport uint8_t
 
+from featurestore.core.pthread cimport (
+    pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
+
 from featurestore.core.structs import same_structs
 from featurestore.errors import ConfigError
 
 same_structs(__name__, tls_structs())
-
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t* lock, const void* attributes)
-    int pthread_mutex_destroy(pthread_mutex_t* lock)
-    int pthread_mutex_lock(pthread_mutex_t* lock)
-    int pthread_mutex_unlock(pthread_mutex_t* lock)
 
 cdef extern from "<openssl/ssl.h>" nogil:
     ctypedef struct SSL:

@@ -4,14 +4,8 @@
 # object. Appending and waiting are safe from any number of threads. A JournalReader belongs to one thread.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from featurestore.core.pthread cimport pthread_cond_t, pthread_mutex_t, pthread_t
 from featurestore.storage.frame cimport ByteBuffer, frame_structs
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    ctypedef struct pthread_cond_t:
-        pass
-    ctypedef unsigned long pthread_t
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:

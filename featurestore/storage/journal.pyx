@@ -49,8 +49,16 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
+from posix.time cimport CLOCK_MONOTONIC, timespec
 
+from featurestore.clock cimport clock_monotonic_ns
 from featurestore.core.hashing cimport crc32c, hashing_structs
+from featurestore.core.pthread cimport (
+    pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
+    pthread_cond_timedwait, pthread_cond_wait, pthread_condattr_destroy, pthread_condattr_init,
+    pthread_condattr_setclock, pthread_condattr_t, pthread_create, pthread_join, pthread_mutex_destroy,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+)
 from featurestore.storage.failpoint cimport (
     JOURNAL_AFTER_SYNC, JOURNAL_ALLOCATE, JOURNAL_BEFORE_SYNC, JOURNAL_MID_FRAME, JOURNAL_ROLL,
     JOURNAL_ROLLED, JOURNAL_TRUNCATE, failpoint, failpoints_armed,
@@ -66,32 +74,6 @@ from featurestore.errors import (
 from featurestore.storage import failpoint as failpoints
 
 same_structs(__name__, journal_structs(), hashing_structs())
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_condattr_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t*, const void*)
-    int pthread_mutex_destroy(pthread_mutex_t*)
-    int pthread_mutex_lock(pthread_mutex_t*)
-    int pthread_mutex_unlock(pthread_mutex_t*)
-    int pthread_condattr_init(pthread_condattr_t*)
-    int pthread_condattr_setclock(pthread_condattr_t*, int)
-    int pthread_condattr_destroy(pthread_condattr_t*)
-    int pthread_cond_init(pthread_cond_t*, const pthread_condattr_t*)
-    int pthread_cond_destroy(pthread_cond_t*)
-    int pthread_cond_wait(pthread_cond_t*, pthread_mutex_t*)
-    int pthread_cond_timedwait(pthread_cond_t*, pthread_mutex_t*, const timespec*)
-    int pthread_cond_signal(pthread_cond_t*)
-    int pthread_cond_broadcast(pthread_cond_t*)
-    int pthread_create(pthread_t*, const void*, void* (*)(void*) noexcept nogil, void*)
-    int pthread_join(pthread_t, void**)
-
-cdef extern from "<time.h>" nogil:
-    struct timespec:
-        int64_t tv_sec
-        int64_t tv_nsec
-    const int CLOCK_MONOTONIC
-    int clock_gettime(int, timespec*)
 
 cdef extern from "<fcntl.h>" nogil:
     const int O_RDWR
@@ -154,12 +136,6 @@ MAX_SEGMENT_BYTES = 1 << 40
 
 
 # ---- time and checksums
-
-cdef uint64_t monotonic_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t> now.tv_sec * SECOND_NS + <uint64_t> now.tv_nsec
-
 
 cdef timespec as_timespec(uint64_t ns) noexcept nogil:
     return timespec(tv_sec=<int64_t> (ns // SECOND_NS), tv_nsec=<int64_t> (ns % SECOND_NS))
@@ -334,7 +310,7 @@ cdef bint await_work(JournalState* j) noexcept nogil:
         if j.hurry or j.stopping:
             return True
         due_ns = j.dirty_since_ns + j.sync_delay_ns
-        if monotonic_ns() >= due_ns:
+        if clock_monotonic_ns() >= due_ns:
             return True
         due = as_timespec(due_ns)
         pthread_cond_timedwait(&j.work, &j.sync_lock, &due)
@@ -353,7 +329,7 @@ cdef void* sync_loop(void* argument) noexcept nogil:
         offset = j.written_offset
         position = j.written_position
         j.hurry = False
-        j.dirty_since_ns = monotonic_ns()
+        j.dirty_since_ns = clock_monotonic_ns()
         pthread_mutex_unlock(&j.sync_lock)
         error = sync_file(fd)
         pthread_mutex_lock(&j.sync_lock)
@@ -386,7 +362,7 @@ cdef int await_durable(
     cdef int status = JOURNAL_OK
     cdef timespec due
     if timeout_ns >= 0:
-        due = as_timespec(monotonic_ns() + <uint64_t> timeout_ns)
+        due = as_timespec(clock_monotonic_ns() + <uint64_t> timeout_ns)
     pthread_mutex_lock(&j.sync_lock)
     if position > j.written_position:
         status = JOURNAL_INVALID
@@ -463,7 +439,7 @@ cdef int give_up(JournalState* j, int error) noexcept nogil:
     """The status of a failed system call: a full disk may be tried again, anything else is the end."""
     if is_full(error):
         j.full = True
-        j.retry_at_ns = monotonic_ns() + RETRY_NS
+        j.retry_at_ns = clock_monotonic_ns() + RETRY_NS
         return JOURNAL_FULL
     fail(j, error)
     return JOURNAL_FAILED
@@ -585,7 +561,7 @@ cdef int publish(JournalState* j, bint unawaited) noexcept nogil:
     cdef bint is_news
     pthread_mutex_lock(&j.sync_lock)
     if j.written_offset == j.durable_offset:
-        j.dirty_since_ns = monotonic_ns()
+        j.dirty_since_ns = clock_monotonic_ns()
     j.written_offset = j.base_offset + j.at
     j.written_position = j.next_position - 1
     j.n_appends += 1
@@ -609,7 +585,7 @@ cdef int append_locked(
         return JOURNAL_CLOSED
     if load_atomic_int(&j.error, __ATOMIC_ACQUIRE):
         return JOURNAL_FAILED
-    if j.full and monotonic_ns() < j.retry_at_ns:
+    if j.full and clock_monotonic_ns() < j.retry_at_ns:
         return JOURNAL_FULL
     if frame_bytes > j.file_bytes - j.at:
         status = replace_active(j, frame_bytes)
