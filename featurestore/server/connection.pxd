@@ -241,8 +241,8 @@ cdef void loop_deadlines(LoopC* loop) noexcept nogil
 cdef void loop_drain(LoopC* loop) noexcept nogil
 # Into the loop's inbox, from any thread.
 cdef void loop_post(LoopC* loop, Errand* errand) noexcept nogil
-# Runs an ERRAND_RUN and posts it; for workers.
-cdef void host_run(HostC* host, int bench, Errand* errand) noexcept nogil
+# Runs an ERRAND_RUN, unless its deadline has passed by now_ns, and posts it; for workers.
+cdef void host_run(HostC* host, Errand* errand, int64_t now_ns) noexcept nogil
 # What nghttp2 calls, and its options; -1: no memory.
 cdef int host_init(HostC* host) noexcept nogil
 cdef void host_free(HostC* host) noexcept nogil

@@ -26,7 +26,6 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
-from featurestore.core.turns cimport Turns, turn_give, turn_take
 from featurestore.server.dispatcher cimport (
     ANSWER_BUSY, ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, METHOD_READ,
     METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish, dispatcher_give, dispatcher_run,
@@ -34,8 +33,8 @@ from featurestore.server.dispatcher cimport (
 )
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_START,
-    ERRAND_WORDS, Errand, Queue, errand_free, errand_new, queue_destroy, queue_init, queue_put,
-    queue_take_all,
+    ERRAND_WORDS, NOT_RUN_LATE, NOT_RUN_NO_CALL, Errand, Queue, errand_free, errand_new, queue_destroy,
+    queue_init, queue_put, queue_take_all,
 )
 from featurestore.server.grpc_text cimport grpc_timeout_ns, is_grpc_content
 from featurestore.server.memory cimport Buffer, buffer_extend, buffer_free
@@ -1275,7 +1274,9 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
         return
     if errand.kind == ERRAND_RUN:
         stream.is_busy = False
-        if errand.answer < 0:
+        if errand.answer == NOT_RUN_LATE:
+            _refuse(stream, REFUSE_DEADLINE)
+        elif errand.answer == NOT_RUN_NO_CALL:
             _refuse(stream, REFUSE_CALLS)
         elif errand.answer == ANSWER_ERROR:
             _go_without_words(stream, errand.call)
@@ -1388,15 +1389,14 @@ cdef void host_free(HostC* host) noexcept nogil:
     nghttp2_option_del(host.option)
 
 
-cdef void host_run(HostC* host, int bench, Errand* errand) noexcept nogil:
-    cdef Turns* turns = &host.dispatcher.engine.state.turns
-    errand.call = dispatcher_take(host.dispatcher)
-    errand.answer = -1
-    if errand.call != NULL:
-        if bench == BENCH_LARGE:
-            turn_take(turns)
-        errand.answer = dispatcher_run(host.dispatcher, errand.call, errand.method, errand.data, errand.size)
-        if bench == BENCH_LARGE:
-            turn_give(turns)
-        errand.call.began_ns = errand.began_ns
+cdef void host_run(HostC* host, Errand* errand, int64_t now_ns) noexcept nogil:
+    if errand.deadline_ns and now_ns >= errand.deadline_ns:
+        errand.answer = NOT_RUN_LATE     # whoever asked has been told, or is about to be
+    else:
+        errand.call = dispatcher_take(host.dispatcher)
+        errand.answer = NOT_RUN_NO_CALL
+        if errand.call != NULL:
+            errand.answer = dispatcher_run(host.dispatcher, errand.call, errand.method, errand.data,
+                                           errand.size)
+            errand.call.began_ns = errand.began_ns
     loop_post(<LoopC*>errand.loop, errand)

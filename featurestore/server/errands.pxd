@@ -26,12 +26,16 @@ cdef enum ErrandKind:
     ERRAND_REPLY = 7                 # data: a message for the client
     ERRAND_END = 8                   # status, data: percent-encoded words, and the error's class behind them
 
+cdef enum:                           # Errand.answer of a RUN that was not run
+    NOT_RUN_NO_CALL = -1             # no Call was to be had
+    NOT_RUN_LATE = -2                # its deadline had passed
+
 ctypedef struct Errand:
     Errand* next
     int kind                         # ErrandKind
     int method                       # of the dispatcher
     int target                       # of the host
-    int answer                       # RUN that comes back: an Answer, or -1: no Call was to be had
+    int answer                       # RUN that comes back: an Answer, or why there is none
     int status                       # END: a gRPC status code
     uint64_t token                   # of the stream: see connection.pxd
     void* loop                       # whose inbox it comes back to

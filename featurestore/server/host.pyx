@@ -12,6 +12,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from featurestore.clock cimport clock_monotonic_ns
+from featurestore.core.turns cimport Turns, turn_give, turn_take
 from featurestore.server.connection cimport (
     BENCH_LARGE, BENCH_READS, BENCH_WRITES, MAX_HEADER_BYTES, N_BENCHES, HostC, LoopC, Target,
     TransportCounts, connection_close, connection_is_over, connection_open, connection_receive,
@@ -182,6 +184,7 @@ cdef class Host:
     def work(self, int bench):
         """A worker: runs messages of one bench (LARGE, READS or WRITES) until the host is closed."""
         cdef Errand* errand
+        cdef Turns* turns = &self.c.dispatcher.engine.state.turns
         if not 0 <= bench < N_BENCHES:
             raise ValueError(f"bench is {bench}; there are {<int>N_BENCHES}")
         with nogil:
@@ -189,7 +192,11 @@ cdef class Host:
                 errand = queue_take(&self.c.benches[bench])
                 if errand == NULL:
                     break
-                host_run(&self.c, bench, errand)
+                if bench == BENCH_LARGE:
+                    turn_take(turns)
+                host_run(&self.c, errand, <int64_t>clock_monotonic_ns())
+                if bench == BENCH_LARGE:
+                    turn_give(turns)
 
     def take(self):
         """Waits for an errand to Python: (kind, call, target, message, deadline in CLOCK_MONOTONIC seconds or
@@ -374,7 +381,7 @@ cdef class Session:
             had_some = had_some or errand != NULL
             while errand != NULL:
                 following = errand.next
-                host_run(&self.host.c, i, errand)
+                host_run(&self.host.c, errand, self.loop.now_ns)
                 errand = following
         errand = queue_take_all(&self.host.c.desk)
         had_some = had_some or errand != NULL

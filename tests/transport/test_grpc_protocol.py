@@ -753,6 +753,20 @@ def test_a_call_that_waits_for_others_holds_nothing_else_up(
         assert len(messages_of(stream.body)) == len(messages_of(reads.body)) == 1
 
 
+def test_a_write_whose_time_is_over_before_its_turn_is_not_applied(server: Process, wire: Wire) -> None:
+    """Writes that wait are run one by one: what stands between two that count was dropped, not forgotten."""
+    if server.transport != "native":
+        pytest.skip("a call has a thread of its own there, which waits")
+    with server.held_locks() as let_go:
+        wire.send(request(wire, 1, INGEST, ingest(play("turn"))))
+        wire.send(request(wire, 3, INGEST, ingest(play("turn")), grpc_timeout="100m"))
+        wire.send(request(wire, 5, INGEST, ingest(play("turn"))))
+        assert_deadline(wire.over(3))
+        let_go()
+        assert reply_of(wire.over(1)).status == reply_of(wire.over(5)).status == OK
+    assert count_of(wire, 7, "turn") == 2
+
+
 def test_many_that_wait_for_others_are_all_answered(server: Process, connect: Connect) -> None:
     """More than may be in work at once: they wait on the wire, and none is refused."""
     if server.transport != "native":
