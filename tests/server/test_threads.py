@@ -67,7 +67,8 @@ def test_large_messages_and_checkpoints_take_turns(tmp_path: Path) -> None:
         assert state.turns == before == (0, 0)
         for _ in range(n_cores + 1):
             house.hot.Ingest(LARGE)
-        assert state.turns == (n_cores + 1, n_cores + 1)
+        each = (n_cores + 1, n_cores + 1)
+        eventually(lambda: state.turns == each, "a turn for each, given back after its answer")
         for _ in range(n_cores + 1):
             house.engine.checkpoint()
         asked, ended = state.turns
