@@ -6,7 +6,8 @@
     time  ──► deadlines, ticks ─────────────┴──► dirty connections ──► connection_send ──► write
 
 All that came is worked off before anything is written, so that what a client sent together is answered
-together. A connection gets one read of READ_BYTES a turn. What a socket does not take is kept, at most
+together. A connection is read slice by slice, READ_BYTES a turn, or until what came has taken TURN_NS: its
+next slice comes after those of all others. What a socket does not take is kept, at most
 WRITE_BYTES of it, and the connection gives no more until it is taken. A connection that is over is shut
 down for writing first and read to its end for LINGER_NS, so that the client sees the last words rather than
 a reset.
@@ -102,7 +103,9 @@ cdef extern from * nogil:
 cdef enum:
     N_EVENTS = 256                   # of one epoll_wait
     N_ACCEPTS = 16                   # of one listener and turn
-    READ_BYTES = 64 << 10
+    READ_BYTES = 64 << 10            # of a connection and turn
+    SLICE_BYTES = 8 << 10            # of those, run before the clock is looked at
+    TURN_NS = 100_000
     WRITE_BYTES = 256 << 10
     LOOK_MS = 5                      # at deadlines, while there are some
     TICK_MS = 200
@@ -189,6 +192,7 @@ cdef void _accept(Sockets* s, Listener* listener) noexcept nogil:
 
 cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
     cdef ssize_t n
+    cdef uint64_t until_ns = clock_monotonic_ns() + TURN_NS
     cdef int _i
     for _i in range(READ_BYTES // RECORD_BYTES):
         n = tls_receive(connection.ssl, s.inward, READ_BYTES)
@@ -204,23 +208,30 @@ cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
             connection.is_dead = True
             connection_dirty(connection)
             return
+        # A record is taken whole: what is left is in the socket, of which epoll tells again.
+        if clock_monotonic_ns() >= until_ns:
+            return
 
 
 cdef void _receive(Sockets* s, Connection* connection) noexcept nogil:
     cdef ssize_t n
+    cdef uint64_t until_ns
+    cdef int _i
     if connection.ssl != NULL:
         _receive_secure(s, connection)
         return
-    n = recv(connection.fd, s.inward, READ_BYTES, 0)
-    if n > 0:
-        if connection.lingers_ns == 0 and connection_receive(connection, s.inward, <size_t>n) == 0:
+    until_ns = clock_monotonic_ns() + TURN_NS
+    for _i in range(READ_BYTES // SLICE_BYTES):
+        n = recv(connection.fd, s.inward, SLICE_BYTES, 0)
+        if n < 0 and (errno == EAGAIN or errno == EINTR):
             return
-        if connection.lingers_ns:
+        if n <= 0 or (connection.lingers_ns == 0
+                      and connection_receive(connection, s.inward, <size_t>n) != 0):
+            connection.is_dead = True
+            connection_dirty(connection)
             return
-    elif n < 0 and (errno == EAGAIN or errno == EINTR):
-        return
-    connection.is_dead = True
-    connection_dirty(connection)
+        if n < SLICE_BYTES or clock_monotonic_ns() >= until_ns:
+            return
 
 
 cdef bint _write(Connection* connection, const uint8_t* data, size_t size, size_t* taken) noexcept nogil:
