@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 import re
-import time
 
 import h2.config
 import h2.connection
@@ -723,65 +722,6 @@ def test_a_write_that_waits_for_the_disk_holds_nothing_else_up(
         wire.send(data(5, end=True))
         assert reply_of(wire.over(5)).status == OK
         assert len(messages_of(stream.body)) == 1
-
-
-def test_a_call_that_waits_for_others_holds_nothing_else_up(
-    server: Process, wire: Wire, connect: Connect
-) -> None:
-    """While rows are in use and a batch is being written: what needs neither goes on, on any connection."""
-    if server.transport != "native":
-        pytest.skip("a call has a thread of its own there, which waits")
-    observed = pb.ObserveRequest(event_type="play", event=play("waits"), service="abuse").SerializeToString()
-    with server.held_locks() as let_go:
-        wire.send(request(wire, 1, GET, read("waits")))
-        wire.send(request(wire, 3, OBSERVE, observed))
-        stream = opened(wire, 5, INGEST_STREAM)
-        wire.send(body_of(5, prefixed(ingest_streamed(play("waits"))), end=False))
-        reads = opened(wire, 7, GET_STREAM)
-        wire.send(body_of(7, prefixed(read_streamed("waits")), end=False))
-        wire.barrier()
-        for where, number in ((wire, 9), (connect(), 1)):
-            assert call(where, number, HEALTH, b"").status == OK
-            assert call(where, number + 2, "/nobody.has/This", b"").status == UNIMPLEMENTED
-        assert not any(wire.stream(n).body or wire.stream(n).is_over for n in (1, 3, 5, 7))
-        let_go()
-        assert reply_of(wire.over(1)).status == OK
-        reply = reply_of(wire.over(3))
-        assert pb.ObserveResponse.FromString(reply.message).position
-        wire.send(data(5, end=True), data(7, end=True))
-        assert reply_of(wire.over(5)).status == reply_of(wire.over(7)).status == OK
-        assert len(messages_of(stream.body)) == len(messages_of(reads.body)) == 1
-
-
-def test_a_write_whose_time_is_over_before_its_turn_is_not_applied(server: Process, wire: Wire) -> None:
-    """Writes that wait are run one by one: what stands between two that count was dropped, not forgotten."""
-    if server.transport != "native":
-        pytest.skip("a call has a thread of its own there, which waits")
-    with server.held_locks() as let_go:
-        wire.send(request(wire, 1, INGEST, ingest(play("turn"))))
-        wire.send(request(wire, 3, INGEST, ingest(play("turn")), grpc_timeout="100m"))
-        wire.send(request(wire, 5, INGEST, ingest(play("turn"))))
-        assert_deadline(wire.over(3))
-        let_go()
-        assert reply_of(wire.over(1)).status == reply_of(wire.over(5)).status == OK
-    assert count_of(wire, 7, "turn") == 2
-
-
-def test_many_that_wait_for_others_are_all_answered(server: Process, connect: Connect) -> None:
-    """More than may be in work at once: they wait on the wire, and none is refused."""
-    if server.transport != "native":
-        pytest.skip("a call has a thread of its own there, which waits")
-    wires = [connect() for _ in range(4)]
-    numbers = range(1, 200, 2)
-    observed = pb.ObserveRequest(event_type="play", event=play("many"), service="abuse").SerializeToString()
-    with server.held_locks() as let_go:
-        for i, wire in enumerate(wires):
-            path, body = (GET, read("many")) if i % 2 else (OBSERVE, observed)
-            wire.send(*(request(wire, number, path, body) for number in numbers))
-        time.sleep(0.5)  # for a server that would refuse them
-        let_go()
-    for wire in wires:
-        assert {reply_of(wire.over(number)).status for number in numbers} == {OK}
 
 
 # ---- Connection Management
