@@ -508,11 +508,12 @@ cdef bint _is_desk_full(const HostC* host, const Call* call) noexcept nogil:
             and call.fault != FAULT_LOST and call.fault != FAULT_TIMEOUT)
 
 
-cdef void _go_without_words(Stream* stream, Call* call) noexcept nogil:
+cdef void _go_without_words(Stream* stream, Call* call, int kind) noexcept nogil:
+    """A call has failed, and its own words cannot be had: the refusal's are for it."""
     cdef HostC* host = stream.connection.loop.host
     dispatcher_finish(host.dispatcher, call.method, call.began_ns, 8)
     dispatcher_give(host.dispatcher, call)
-    _refuse(stream, REFUSE_CALLS)
+    _refuse(stream, kind)
 
 
 cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
@@ -520,9 +521,7 @@ cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
     cdef LoopC* loop = stream.connection.loop
     cdef Errand* errand = errand_new(ERRAND_WORDS, 0)
     if errand == NULL:
-        dispatcher_finish(loop.host.dispatcher, call.method, call.began_ns, 8)
-        dispatcher_give(loop.host.dispatcher, call)
-        _refuse(stream, REFUSE_MEMORY)
+        _go_without_words(stream, call, REFUSE_MEMORY)
         return
     errand.token = _token(stream)
     errand.loop = loop
@@ -742,7 +741,7 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
         answer = dispatcher_run(host.dispatcher, call, method,
                                 stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
     if answer == ANSWER_ERROR and _is_desk_full(host, call):
-        _go_without_words(stream, call)
+        _go_without_words(stream, call, REFUSE_CALLS)
         return
     if answer == ANSWER_ERROR:
         # The words may lead into the message, which has to stay where it is until they are made.
@@ -758,9 +757,7 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
             stream.is_busy = True
             queue_put(&host.desk, errand)
         else:
-            dispatcher_finish(host.dispatcher, method, call.began_ns, 8)
-            dispatcher_give(host.dispatcher, call)
-            _refuse(stream, REFUSE_MEMORY)
+            _go_without_words(stream, call, REFUSE_MEMORY)
         return
     _drop_inward(stream, PREFIX_BYTES + size)
     _settle(stream, call, answer)
@@ -1279,7 +1276,7 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
         elif errand.answer == NOT_RUN_NO_CALL:
             _refuse(stream, REFUSE_CALLS)
         elif errand.answer == ANSWER_ERROR:
-            _go_without_words(stream, errand.call)
+            _go_without_words(stream, errand.call, REFUSE_CALLS)
         else:
             _settle(stream, errand.call, errand.answer)
     elif errand.kind == ERRAND_NEXT:
