@@ -15,9 +15,8 @@ one run and in turns:
 The peers answer the bytes of a real reply at once: null grpcio (the store's own settings), null gRPC C++ and
 null nghttp2. Redis does a GET of as many bytes, and a script with the same windows over sorted sets; it has a
 connection for each call under way. What a peer needs and this machine lacks is left out, and said. Server CPU
-is that of its process, from the kernel: clients cannot blur it. Not measured: a network, TLS, and what a host
-takes to give a virtual machine memory that it never touched before, by which stores grow with what they are
-sent (bench_events has more of that).
+is that of its process, from the kernel: clients cannot blur it. Not measured: a network, TLS; in `ingest`
+neither what a host takes to give a virtual machine memory that it never touched before (see bench_events).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 # The machine's clocks, for compiled code.
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, CLOCK_REALTIME, clock_gettime, timespec
 
 
-cdef inline uint64_t clock_monotonic_ns() noexcept nogil:
+cdef inline int64_t clock_monotonic_ns() noexcept nogil:
     """Goes on evenly from wherever it began."""
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
-    return <uint64_t>now.tv_sec * 1_000_000_000 + <uint64_t>now.tv_nsec
+    return <int64_t>now.tv_sec * 1_000_000_000 + now.tv_nsec
 
 
 cdef inline int64_t clock_wall_ms() noexcept nogil:

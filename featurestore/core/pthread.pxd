@@ -1,7 +1,8 @@
 # POSIX threads, as far as the store needs them: <pthread.h>. Functions return 0 or an error number.
-from posix.time cimport timespec
-
 cdef extern from "<pthread.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
     ctypedef unsigned long pthread_t
     int pthread_create(pthread_t* thread, const void* attributes, void* (*start)(void*) noexcept nogil,
                        void* argument)

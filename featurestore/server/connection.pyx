@@ -33,8 +33,8 @@ from featurestore.server.dispatcher cimport (
 )
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_START,
-    ERRAND_WORDS, NOT_RUN_LATE, NOT_RUN_NO_CALL, Errand, Queue, errand_free, errand_new, queue_destroy,
-    queue_init, queue_put, queue_take_all,
+    ERRAND_WORDS, NOT_RUN_LATE, NOT_RUN_NO_CALL, Errand, Queue, errand_free, errand_is_late, errand_new,
+    queue_destroy, queue_init, queue_put, queue_take_all,
 )
 from featurestore.server.grpc_text cimport grpc_timeout_ns, is_grpc_content
 from featurestore.server.memory cimport Buffer, buffer_extend, buffer_free
@@ -521,7 +521,8 @@ cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
     cdef LoopC* loop = stream.connection.loop
     cdef Errand* errand = errand_new(ERRAND_WORDS, 0)
     if errand == NULL:
-        _go_without_words(stream, call, REFUSE_MEMORY)
+        # Not REFUSE_MEMORY: what it is about was applied.
+        _go_without_words(stream, call, REFUSE_DEADLINE)
         return
     errand.token = _token(stream)
     errand.loop = loop
@@ -1272,7 +1273,7 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
     if errand.kind == ERRAND_RUN:
         stream.is_busy = False
         if errand.answer == NOT_RUN_LATE:
-            _refuse(stream, REFUSE_DEADLINE)
+            _too_late(stream)
         elif errand.answer == NOT_RUN_NO_CALL:
             _refuse(stream, REFUSE_CALLS)
         elif errand.answer == ANSWER_ERROR:
@@ -1387,8 +1388,8 @@ cdef void host_free(HostC* host) noexcept nogil:
 
 
 cdef void host_run(HostC* host, Errand* errand, int64_t now_ns) noexcept nogil:
-    if errand.deadline_ns and now_ns >= errand.deadline_ns:
-        errand.answer = NOT_RUN_LATE     # whoever asked has been told, or is about to be
+    if errand_is_late(errand, now_ns):
+        errand.answer = NOT_RUN_LATE     # whoever asked has been told, or is when it comes back
     else:
         errand.call = dispatcher_take(host.dispatcher)
         errand.answer = NOT_RUN_NO_CALL

@@ -70,6 +70,9 @@ cdef void queue_close(Queue* queue) noexcept nogil
 cdef Errand* errand_new(int kind, size_t size) noexcept nogil
 cdef void errand_free(Errand* errand) noexcept nogil
 
+cdef inline bint errand_is_late(const Errand* errand, int64_t now_ns) noexcept nogil:
+    return errand.deadline_ns != 0 and now_ns >= errand.deadline_ns
+
 # Compared at import: see core/structs.py.
 cdef inline dict errands_structs():
     return dispatcher_structs() | {"server/errands.pxd": (sizeof(Errand), sizeof(Queue))}

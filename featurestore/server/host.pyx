@@ -23,8 +23,8 @@ from featurestore.server.connection cimport (
 from featurestore.server.dispatcher cimport Dispatcher
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_REPLY, ERRAND_START,
-    ERRAND_WORDS, Errand, errand_free, errand_new, queue_close, queue_destroy, queue_init, queue_take,
-    queue_take_all,
+    ERRAND_WORDS, Errand, errand_free, errand_is_late, errand_new, queue_close, queue_destroy, queue_init,
+    queue_take, queue_take_all,
 )
 from featurestore.server.grpc_text cimport percent_encode
 from featurestore.server.nghttp2 cimport nghttp2_version
@@ -184,6 +184,7 @@ cdef class Host:
     def work(self, int bench):
         """A worker: runs messages of one bench (LARGE, READS or WRITES) until the host is closed."""
         cdef Errand* errand
+        cdef bint waits
         cdef Turns* turns = &self.c.dispatcher.engine.state.turns
         if not 0 <= bench < N_BENCHES:
             raise ValueError(f"bench is {bench}; there are {<int>N_BENCHES}")
@@ -192,10 +193,11 @@ cdef class Host:
                 errand = queue_take(&self.c.benches[bench])
                 if errand == NULL:
                     break
-                if bench == BENCH_LARGE:
+                waits = bench == BENCH_LARGE and not errand_is_late(errand, clock_monotonic_ns())
+                if waits:
                     turn_take(turns)
-                host_run(&self.c, errand, <int64_t>clock_monotonic_ns())
-                if bench == BENCH_LARGE:
+                host_run(&self.c, errand, clock_monotonic_ns())
+                if waits:
                     turn_give(turns)
 
     def take(self):

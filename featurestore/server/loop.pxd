@@ -15,7 +15,7 @@ ctypedef struct Sockets:             # of one loop; belongs to the thread that r
     TlsC* tls                        # NULL: plain
     Listener* listeners
     int n_listeners
-    uint8_t* inward                  # READ_BYTES: what was read last
+    uint8_t* inward                  # RECORD_BYTES: what was read last
     uint8_t* outward                 # WRITE_BYTES: what is written next
     int64_t ticked_ns
     int64_t looked_ns                # at deadlines

@@ -6,11 +6,11 @@
     time  ──► deadlines, ticks ─────────────┴──► dirty connections ──► connection_send ──► write
 
 All that came is worked off before anything is written, so that what a client sent together is answered
-together. A connection is read slice by slice, READ_BYTES a turn, or until what came has taken TURN_NS: its
-next slice comes after those of all others. What a socket does not take is kept, at most
-WRITE_BYTES of it, and the connection gives no more until it is taken. A connection that is over is shut
-down for writing first and read to its end for LINGER_NS, so that the client sees the last words rather than
-a reset.
+together. A connection is read READ_BYTES at a time, and in one round of the loop no more once that is
+ROUND_BYTES, or running what came has taken ROUND_NS: the rest comes after what all others have sent. What a
+socket does not take is kept, at most WRITE_BYTES of it, and the connection gives no more until it is taken. A
+connection that is over is shut down for writing first and read to its end for LINGER_NS, so that the client
+sees the last words rather than a reset.
 
 `run` holds the GIL at no time. `drain`, `stop` and the sync thread's hook may be called from any thread.
 """
@@ -102,16 +102,16 @@ cdef extern from * nogil:
 
 cdef enum:
     N_EVENTS = 256                   # of one epoll_wait
-    N_ACCEPTS = 16                   # of one listener and turn
-    READ_BYTES = 64 << 10            # of a connection and turn
-    SLICE_BYTES = 8 << 10            # of those, run before the clock is looked at
-    TURN_NS = 100_000
+    N_ACCEPTS = 16                   # of one listener and round
+    READ_BYTES = 8 << 10             # by one recv
+    RECORD_BYTES = 16 << 10          # of TLS: what one tls_receive gives at most
+    ROUND_BYTES = 64 << 10           # of one connection
+    ROUND_NS = 100_000               # for one connection, when there is more to read
     WRITE_BYTES = 256 << 10
     LOOK_MS = 5                      # at deadlines, while there are some
     TICK_MS = 200
     TRIM_BYTES = 16 << 20
     LINGER_NS = 1_000_000_000
-    RECORD_BYTES = 16 << 10          # of TLS: what one tls_receive gives at most
 
 
 cdef void _on_durable(void* context, uint64_t position, int error) noexcept nogil:
@@ -192,10 +192,10 @@ cdef void _accept(Sockets* s, Listener* listener) noexcept nogil:
 
 cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
     cdef ssize_t n
-    cdef uint64_t until_ns = clock_monotonic_ns() + TURN_NS
+    cdef int64_t until_ns = clock_monotonic_ns() + ROUND_NS
     cdef int _i
-    for _i in range(READ_BYTES // RECORD_BYTES):
-        n = tls_receive(connection.ssl, s.inward, READ_BYTES)
+    for _i in range(ROUND_BYTES // RECORD_BYTES):
+        n = tls_receive(connection.ssl, s.inward, RECORD_BYTES)
         if n == TLS_AGAIN or n == TLS_AGAIN_WRITE:
             if not connection.is_corked:
                 _watch(s, connection, EPOLLIN | EPOLLOUT if n == TLS_AGAIN_WRITE else EPOLLIN)
@@ -215,22 +215,24 @@ cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
 
 cdef void _receive(Sockets* s, Connection* connection) noexcept nogil:
     cdef ssize_t n
-    cdef uint64_t until_ns
-    cdef int _i
+    cdef int64_t until_ns
+    cdef int i
     if connection.ssl != NULL:
         _receive_secure(s, connection)
         return
-    until_ns = clock_monotonic_ns() + TURN_NS
-    for _i in range(READ_BYTES // SLICE_BYTES):
-        n = recv(connection.fd, s.inward, SLICE_BYTES, 0)
+    until_ns = clock_monotonic_ns() + ROUND_NS
+    for i in range(ROUND_BYTES // READ_BYTES):
+        n = recv(connection.fd, s.inward, READ_BYTES, 0)
         if n < 0 and (errno == EAGAIN or errno == EINTR):
             return
+        if n == 0 and i:
+            return                       # what came before the end is answered first; epoll tells again
         if n <= 0 or (connection.lingers_ns == 0
                       and connection_receive(connection, s.inward, <size_t>n) != 0):
             connection.is_dead = True
             connection_dirty(connection)
             return
-        if n < SLICE_BYTES or clock_monotonic_ns() >= until_ns:
+        if n < READ_BYTES or clock_monotonic_ns() >= until_ns:
             return
 
 
@@ -376,11 +378,11 @@ cdef void _run(Sockets* s) noexcept nogil:
     cdef LoopC* loop = &s.loop
     cdef int n, i
     cdef bint has_deadlines
-    loop.now_ns = s.ticked_ns = s.looked_ns = <int64_t>clock_monotonic_ns()
+    loop.now_ns = s.ticked_ns = s.looked_ns = clock_monotonic_ns()
     while True:
         has_deadlines = loop.n_deadlines != 0 or loop.n_parked != 0
         n = epoll_wait(s.epoll_fd, events, N_EVENTS, LOOK_MS if has_deadlines else TICK_MS)
-        loop.now_ns = <int64_t>clock_monotonic_ns()
+        loop.now_ns = clock_monotonic_ns()
         for i in range(n if n > 0 else 0):
             _handle(s, &events[i])
         loop_inbox(loop)
@@ -429,7 +431,7 @@ cdef class Loop:
         self.sockets = sockets
         self.tls = tls
         self.s.tls = NULL if tls is None else &tls.c
-        self.s.inward = <uint8_t*>malloc(READ_BYTES)
+        self.s.inward = <uint8_t*>malloc(RECORD_BYTES)
         self.s.outward = <uint8_t*>malloc(WRITE_BYTES)
         self.s.listeners = <Listener*>calloc(max(1, len(sockets)), sizeof(Listener))
         if self.s.inward == NULL or self.s.outward == NULL or self.s.listeners == NULL:

@@ -49,7 +49,7 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
-from posix.time cimport CLOCK_MONOTONIC, timespec
+from posix.time cimport CLOCK_MONOTONIC
 
 from featurestore.clock cimport clock_monotonic_ns
 from featurestore.core.hashing cimport crc32c, hashing_structs
@@ -57,7 +57,7 @@ from featurestore.core.pthread cimport (
     pthread_cond_broadcast, pthread_cond_destroy, pthread_cond_init, pthread_cond_signal,
     pthread_cond_timedwait, pthread_cond_wait, pthread_condattr_destroy, pthread_condattr_init,
     pthread_condattr_setclock, pthread_condattr_t, pthread_create, pthread_join, pthread_mutex_destroy,
-    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock, timespec,
 )
 from featurestore.storage.failpoint cimport (
     JOURNAL_AFTER_SYNC, JOURNAL_ALLOCATE, JOURNAL_BEFORE_SYNC, JOURNAL_MID_FRAME, JOURNAL_ROLL,

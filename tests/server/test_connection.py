@@ -387,7 +387,39 @@ def test_a_deadline_is_of_its_call_alone(connect: Connect) -> None:
     assert client.status(3) == OK
 
 
+def large(**more: Any) -> pb.IngestRequest:
+    """More than a loop runs itself."""
+    return batch(*[play()] * 500, **more)
+
+
+def test_a_message_whose_time_is_over_before_a_worker_has_it_is_not_run(
+    connect: Connect, engine: Engine
+) -> None:
+    client, before = connect(), engine.state.position
+    for number, method, message in (
+        (1, "Ingest", large()),
+        (3, "IngestStream", pb.IngestStreamRequest(batch=large())),
+        (5, "GetFeatures", read(*[keys(ip="1.2.3.4", account=596, track="t1")] * 1000)),
+    ):
+        client.say(asked(number, method, message, grpc_timeout="0n"))
+        assert (client.status(number), client.replies(number)) == (DEADLINE_EXCEEDED, 0)
+    assert client.session.host.counts()["turned_away"] == 3
+    assert engine.state.position == before
+
+
 # ---- the disk
+
+
+def test_a_stream_whose_message_is_too_late_while_another_waits_for_the_disk(
+    connect: Connect, engine: Engine, dead_disk: Callable[[], None]
+) -> None:
+    """It ends there and then, with words that tell of the one that was applied."""
+    client = connect(durable_wait_s=600)
+    dead_disk()
+    late = pb.IngestStreamRequest(batch=large())
+    client.say(asked(1, "IngestStream", streamed(), late, grpc_timeout="0n"))
+    assert (client.status(1), client.session.n_parked) == (DEADLINE_EXCEEDED, 0)
+    assert client.words(1).startswith(f"applied at position {engine.state.position}, and not on disk")
 
 
 def test_a_write_that_does_not_become_durable(connect: Connect, dead_disk: Callable[[], None]) -> None:

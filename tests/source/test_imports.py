@@ -63,7 +63,6 @@ CORE_C = {
     "libc.stdint",
     "libc.stdlib",
     "libc.string",
-    "posix.time",
     "cpython.buffer",
     "cpython.bytes",
     "cython",

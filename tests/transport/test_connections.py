@@ -4,6 +4,8 @@ that all of it is counted. grpcio has limits of its own.
 
 from __future__ import annotations
 
+import socket
+
 import grpc
 import pytest
 import transports
@@ -36,7 +38,7 @@ from transport.calls import (
     request,
 )
 from transport.conftest import Start
-from transport.frames import LARGEST_WINDOW, Code, Wire, data, headers, ping, reset
+from transport.frames import LARGEST_WINDOW, Code, Wire, data, frame, headers, ping, reset
 from transport.process import METRICS, Process, eventually
 
 MIB = 1 << 20
@@ -135,6 +137,27 @@ def test_connections_beyond_the_limit_are_closed_and_the_first_go_on(start: Star
     for wire in first:
         assert call(wire, 3, GET, read("a")).status == OK
         wire.close()
+
+
+# ---- how they end
+
+
+@pytest.mark.parametrize("n_bytes", [8 << 10, 16 << 10, 64 << 10])
+def test_what_came_before_the_end_is_answered_however_it_falls_into_reads(
+    server: Process, n_bytes: int
+) -> None:
+    """Sizes that a loop may read at once, of which the last is followed by nothing but the end."""
+    for _ in range(100):
+        with Wire(server.address) as wire:
+            asked = request(wire, 1, GET, read("a"))
+            ignored = frame(0xEE, 0, 0, bytes(4096))  # of a type that nobody knows
+            n_whole, rest = divmod(n_bytes - len(asked), len(ignored))
+            if rest < 9:
+                n_whole, rest = n_whole - 1, rest + len(ignored)
+            wire.send(*[ignored] * n_whole, frame(0xEE, 0, 0, bytes(rest - 9)), asked)
+            wire.socket.shutdown(socket.SHUT_WR)
+            assert reply_of(wire.over(1)).status == OK
+            wire.closed()
 
 
 # ---- what is held for them

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def test_many_calls_at_once(ask: Ask, transport: str) -> None:
             left = len(refused)
             if left == 0:
                 break
+            time.sleep(0.1)
         assert left == 0
 
 
