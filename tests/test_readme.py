@@ -123,6 +123,11 @@ def test_the_first_two_blocks_are_build_and_demo_then_tests() -> None:
     assert second.splitlines()[-1] == ".venv/bin/python -m pytest"
 
 
+def test_as_many_modules_are_compiled_as_it_says() -> None:
+    n = len(list((REPOSITORY / "featurestore").rglob("*.pyx")))
+    assert f"{n} modules" in README
+
+
 def test_it_can_be_read_in_one_sitting() -> None:
     lines = README.splitlines()
     assert len(lines) <= 200
