@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable
 from statistics import median
 
-import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches import workload
-from benches.process import resident_bytes
+from benches.process import resident_bytes, touch
 from featurestore.core.state import State
 
 OTHERS = {"account": "ip", "ip": "account", "track": "account"}
@@ -75,7 +74,7 @@ def bench_events(
         for name, state in states.items():
             whole = some.batch(state.plan)
             parts[name] = [whole.part(lo, min(lo + n_batch, n_events)) for lo in range(0, n_events, n_batch)]
-        np.ones(size(1 << 20, GROWTH_BYTES), np.uint8)  # touched, and free again for what the stores add
+        touch(size(1 << 20, GROWTH_BYTES))
         return (parts,), {}
 
     def turn(parts: dict[str, list[object]]) -> None:

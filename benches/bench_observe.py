@@ -16,12 +16,11 @@ import zlib
 from collections.abc import Callable
 from statistics import median
 
-import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benches import workload
-from benches.process import resident_bytes
+from benches.process import resident_bytes, touch
 from featurestore.core.state import State
 
 N_ENTITIES = len(workload.ENTITIES)
@@ -32,8 +31,7 @@ def filled(size: Callable[[int, int], int]) -> tuple[State, int]:
     """A state whose n keys of each entity have three events each, and n."""
     n_keys = size(2_000, 4_000_000)
     plan = workload.plan()
-    # A virtual machine's host gives memory at its first touch, which would take longer than what is measured.
-    np.ones(size(1 << 10, 3 << 30), np.uint8)
+    touch(size(1 << 10, 3 << 30))
     state = State(plan)
     for some in workload.first_events(n_keys, N_ENTITIES, 3, seed=1):
         state.observe(some.batch(plan))

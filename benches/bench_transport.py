@@ -418,7 +418,7 @@ def bench_ingest_stream(benchmark: BenchmarkFixture, size: Size, found: Found, h
         nonlocal done
         for one in turns(list(subjects.values()), done):
             house.go_on()
-            np.ones(int(size(1 << 20, GROWTH_BYTES)), np.uint8)  # touched, and free again for the store
+            process.touch(int(size(1 << 20, GROWTH_BYTES)))
             before = cpu_s(one.pid)
             result = one.call(window=process.WINDOW, seconds=seconds, warmup_s=warmup_s)
             n_events = (result["calls"] + result["warmup_calls"]) * house.n_batch

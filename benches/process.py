@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 
 from benches import workload
 from featurestore.config import Limits, ServeConfig
@@ -47,6 +48,13 @@ _spawn = multiprocessing.get_context("spawn")
 
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+
+
+def touch(n_bytes: int) -> None:
+    """Takes memory, writes to it and gives it back, before a store grows by as much: the host of a virtual
+    machine gives memory at its first touch, and may take longer for that than what is measured.
+    """
+    np.ones(n_bytes, np.uint8)
 
 
 @contextmanager
