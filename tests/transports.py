@@ -7,12 +7,20 @@ nothing, and runs once, over what a server takes by itself.
 
 from __future__ import annotations
 
+import pytest
+
 from featurestore.server import transport
 
 
 def available() -> tuple[str, ...]:
     """Names, as `featurestore serve --transport` has them."""
     return transport.available()
+
+
+#: Of a test, or as a module's pytestmark: what it tests is the native transport's alone.
+needs_native = pytest.mark.skipif("native" not in available(), reason="built without the native transport")
+#: As a module's pytestmark: `transport`, and the server on it, are native only.
+only_native = [needs_native, pytest.mark.parametrize("transport", ["native"], scope="module")]
 
 
 def settings(transport: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from fuzz.mutations import damaged
 from fuzz.trial import Trial
 
 h2 = pytest.importorskip("h2.connection")
-pytestmark = pytest.mark.skipif("native" not in transports.available(), reason="built without it")
+pytestmark = transports.needs_native
 
 SERVICE = "/featurestore.v1.FeatureStoreService/"
 HEADERS = [

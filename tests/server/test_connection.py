@@ -39,7 +39,7 @@ from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import types_pb2 as types
 
 hpack = pytest.importorskip("hpack")
-pytestmark = pytest.mark.skipif("native" not in transports.available(), reason="built without it")
+pytestmark = transports.needs_native
 
 SERVICE = "/featurestore.v1.FeatureStoreService/"
 GREETING = PREFACE + settings() + SETTINGS_ACK

@@ -17,7 +17,7 @@ from transport.process import eventually
 
 from featurestore.v1 import feature_store_service_pb2 as pb
 
-pytestmark = pytest.mark.skipif("native" not in transports.available(), reason="needs the native transport")
+pytestmark = transports.needs_native
 
 LOOPS = (1, 2, 3)
 

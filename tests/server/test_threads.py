@@ -56,7 +56,7 @@ def test_what_is_done_nicely_is_done_by_a_nicer_thread() -> None:
         nicely(lambda: 1 // 0)
 
 
-@pytest.mark.skipif("native" not in transports.available(), reason="needs the native transport")
+@transports.needs_native
 def test_large_messages_and_checkpoints_take_turns(tmp_path: Path) -> None:
     """And give each back: of as many as there are cores, one that was kept would be missed."""
     n_cores = len(os.sched_getaffinity(0))

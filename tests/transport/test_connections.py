@@ -41,14 +41,9 @@ from transport.conftest import Start
 from transport.frames import LARGEST_WINDOW, Code, Wire, data, frame, headers, ping, reset
 from transport.process import METRICS, Process, eventually
 
+pytestmark = transports.only_native
+
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def transport() -> str:
-    if "native" not in transports.available():
-        pytest.skip("needs a build with the native transport")
-    return "native"
 
 
 def opened(wire: Wire, stream: int, path: str, body: bytes) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 
-import pytest
 import transports
 
 from featurestore.v1 import feature_store_service_pb2 as pb
@@ -39,12 +38,7 @@ from transport.conftest import Connect
 from transport.frames import Wire, data, headers
 from transport.process import Process
 
-
-@pytest.fixture(scope="module")
-def transport() -> str:
-    if "native" not in transports.available():
-        pytest.skip("needs a build with the native transport")
-    return "native"
+pytestmark = transports.only_native
 
 
 def observed(ip: str) -> bytes:
