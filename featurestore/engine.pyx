@@ -36,7 +36,7 @@ from featurestore.core.pthread cimport (
     pthread_mutex_lock, pthread_mutex_unlock, pthread_rwlock_rdlock, pthread_rwlock_unlock,
     pthread_rwlock_wrlock,
 )
-from featurestore.core.sequencer cimport VERDICT_DUPLICATE, Origin
+from featurestore.core.producers cimport VERDICT_DUPLICATE, Origin
 from featurestore.core.shard cimport lock_taken
 from featurestore.core.state cimport (
     READ_BUSY, Reserved, State, StateC, Work, batch_fits, state_apply, state_commit, state_content,

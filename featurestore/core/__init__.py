@@ -2,12 +2,14 @@
 
     state       decide, apply, read: the deterministic state machine over all shards
       sequencer   clock, lateness, refusals, duplicates: the one place that decides
+        producers   which batches each producer has sent
       shard       rows of one partition of the key space, applied in position order
         table       fingerprint → row
       derived     arithmetic over the values of a vector, with their bounds
         frequency   views without rows: a sketch of each, and reading it
         kept        what a row keeps of one view, whatever its structure
           window    one log per (row, view): exact first, bounded after
+        stored    what readers of stored bytes ask of them
       plan        the schema as flat C structs
         program   compiled `where` filters, and the formulas of derived features
         top       the heaviest values of a key, and its hours of day: for every window

@@ -5,43 +5,18 @@
 # differently. Both run under the caller's order lock: one batch at a time for the whole store.
 #
 # The state is small and a machine of its own: a position, the clocks, and two tables.
-#   producers   per producer: epoch, highest sequence, and which of the 1,024 below it were seen, with a
-#               fingerprint of each
+#   producers   who sent which batches: producers.pxd
 #   ids         per event type: fingerprint of each id accepted within the dedupe horizon, and when
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Batch
-from featurestore.core.bytes cimport Bytes, bytes_structs
+from featurestore.core.bytes cimport Bytes
 from featurestore.core.plan cimport PlanC, plan_structs
+from featurestore.core.producers cimport Origin, ProducerTable, producers_structs
 
 cdef enum:
-    SEQUENCES = 1025             # the highest sequence and the 1,024 below it
     AGES = 32
     AGES_PER_HORIZON = 16
-
-cdef enum Verdict:               # of a whole batch, by its producer, epoch and sequence
-    VERDICT_NEW = 0
-    VERDICT_DUPLICATE = 1        # acknowledged, not applied
-    VERDICT_TOO_OLD = 2          # more than 1,024 below the highest: cannot be judged
-    VERDICT_CONFLICT = 3         # the sequence was seen with other content
-    VERDICT_FENCED = 4           # a newer epoch of this producer has written
-    VERDICT_FULL = 5             # a new producer, and the table is at its cap
-
-ctypedef struct Producer:
-    uint64_t fp0                 # SipHash of its name
-    uint64_t fp1
-    uint64_t epoch
-    uint64_t highest
-    int64_t last_ms              # the store's clock at its last batch
-    uint64_t content[SEQUENCES]  # by sequence % SEQUENCES: fingerprint of the batch, 0 = not seen
-
-ctypedef struct ProducerTable:   # open addressing over owned records
-    Producer** places
-    uint64_t n_places            # a power of two
-    uint64_t n_producers
-    uint64_t max_producers
-    uint64_t moves               # how often records changed places: what is being copied begins again then
-    int64_t oldest_ms            # no last_ms is before it: spares looking for who may be forgotten
 
 ctypedef struct Id:
     uint64_t fp0                 # both 0: empty place
@@ -72,19 +47,9 @@ ctypedef struct Sequencer:
     uint64_t n_ids               # in all tables, expired ones included
     ProducerTable producers
 
-ctypedef struct Origin:          # who sent a batch; n_bytes 0: nobody says, no deduplication by sequence
-    uint64_t fp0                 # SipHash of the producer's name
-    uint64_t fp1
-    uint64_t epoch
-    uint64_t sequence
-    uint64_t content             # fingerprint of the batch as sent, never 0
-    bint given
-
 cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
                         uint64_t max_producers, uint64_t max_ids) noexcept nogil
 cdef void sequencer_clear(Sequencer* s) noexcept nogil
-
-cdef int sequencer_judge(Sequencer* s, const Origin* origin) noexcept nogil            # a Verdict
 
 ctypedef struct Facts:           # what is known of a batch before it is decided; everything is borrowed
     const uint8_t* masks         # [n_programs][n_events] 1 = the program is TRUE
@@ -106,8 +71,8 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
 cdef int sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t old_type,
                          bint same_ids) noexcept nogil
 
-# The state as bytes, in three streams (format: sequencer.pyx): the head (clocks and position), the ids, the
-# producers.
+# The state as bytes, in three streams: the head (clocks and position), the ids (formats: sequencer.pyx), and
+# the producers (producers.pyx).
 #
 # A checkpoint takes the head at its cut and the tables later, in slices between batches: they may then know
 # ids and sequences of events after the cut, which is harmless because replay only commits, and committing
@@ -124,22 +89,17 @@ cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out
 cdef int sequencer_copy_ids(const Sequencer* s, const PlanC* plan, TableCursor* cursor, uint32_t max_places,
                             # 1 more, 0 done, -1
                             Bytes* out) noexcept nogil
-cdef int sequencer_copy_producers(const Sequencer* s, TableCursor* cursor, uint32_t max_places,
-                                  # 1 more, 0 done, -1
-                                  Bytes* out) noexcept nogil
 # into canonical order
-cdef void sequencer_sort(Bytes* ids, Bytes* producers) noexcept nogil
+cdef void sequencer_sort_ids(Bytes* ids) noexcept nogil
 # Into a new sequencer, head first. Event types that the plan does not have are left out. 0, 1 not readable,
 # -1 memory.
 cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data,
                                size_t n_bytes) noexcept nogil
 cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data,
                               size_t n_bytes) noexcept nogil
-cdef int sequencer_import_producers(Sequencer* s, const uint8_t* data, size_t n_bytes) noexcept nogil
 
 # Compared at import: see core/structs.py.
 cdef inline dict sequencer_structs():
-    return bytes_structs() | plan_structs() | {"core/sequencer.pxd": (
-        sizeof(Producer), sizeof(ProducerTable), sizeof(Id), sizeof(IdTable), sizeof(Sequencer),
-        sizeof(Origin), sizeof(Facts), sizeof(TableCursor),
+    return plan_structs() | producers_structs() | {"core/sequencer.pxd": (
+        sizeof(Id), sizeof(IdTable), sizeof(Sequencer), sizeof(Facts), sizeof(TableCursor),
     )}

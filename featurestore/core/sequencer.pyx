@@ -1,9 +1,8 @@
 """Clock, lateness, refusals, duplicates; see sequencer.pxd for who calls what and when.
 
-Both tables are keyed by SipHash with the store's secret: whoever chooses producer names and event ids cannot
-make them collide. Both have a cap, because whoever reaches the port may invent names. At the cap a new id
-refuses its event (REFUSED_MEMORY) until older ones expire, and a new producer takes the place of the one
-silent longest, if that is longer than PRODUCER_IDLE_MS, else its batch is turned away.
+Ids are keyed by SipHash with the store's secret: whoever chooses them cannot make them collide. They have a
+cap, because whoever reaches the port may invent some: at the cap a new id refuses its event (REFUSED_MEMORY)
+until older ones expire. Producers are as producers.pyx says.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -15,16 +14,16 @@ from featurestore.core.batch cimport (
     REFUSED_NO_ID, Batch,
 )
 from featurestore.core.bytes cimport Bytes, bytes_append
-from featurestore.core.plan cimport FAR_MS, UNSET_MS, EventC, PlanC, TouchC, ViewC
+from featurestore.core.plan cimport UNSET_MS, EventC, PlanC, TouchC, ViewC
+from featurestore.core.producers cimport (
+    Origin, Producer, producer_remember, producers_clear, producers_init, producers_of,
+)
+from featurestore.core.stored cimport all_zero, by_words, is_clock
 from featurestore.core.window cimport view_horizon, window_structs
 
 from featurestore.core.structs import same_structs
 
 same_structs(__name__, sequencer_structs(), window_structs())
-
-cdef enum:
-    PRODUCER_IDLE_MS = 604_800_000      # 7 days
-
 
 cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
                         uint64_t max_producers, uint64_t max_ids) noexcept nogil:
@@ -35,14 +34,11 @@ cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64
     s.now_ms = UNSET_MS
     s.max_ids = max_ids
     s.n_types = n_types
-    s.producers.max_producers = max_producers
-    s.producers.oldest_ms = UNSET_MS
-    s.producers.n_places = 16
-    s.producers.places = <Producer**>calloc(s.producers.n_places, sizeof(void*))
     s.type_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     s.first_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     s.ids = <IdTable*>calloc(n_types + 1, sizeof(IdTable))
-    if s.producers.places == NULL or s.type_nows == NULL or s.first_nows == NULL or s.ids == NULL:
+    if (producers_init(&s.producers, max_producers) < 0 or s.type_nows == NULL or s.first_nows == NULL
+            or s.ids == NULL):
         sequencer_clear(s)
         return -1
     for i in range(n_types):
@@ -53,148 +49,14 @@ cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64
 
 cdef void sequencer_clear(Sequencer* s) noexcept nogil:
     cdef uint64_t i
-    if s.producers.places != NULL:
-        for i in range(s.producers.n_places):
-            free(s.producers.places[i])
     if s.ids != NULL:
         for i in range(s.n_types):
             free(s.ids[i].places)
-    free(s.producers.places)
+    producers_clear(&s.producers)
     free(s.type_nows)
     free(s.first_nows)
     free(s.ids)
     memset(s, 0, sizeof(Sequencer))
-
-
-# -- producers -----------------------------------------------------------------------------------------------
-
-cdef Producer** _producer_place(const ProducerTable* table, uint64_t fp0, uint64_t fp1) noexcept nogil:
-    """Its place, or the empty place where it would go: the table is never full."""
-    cdef uint64_t at = fp0 & (table.n_places - 1)
-    while table.places[at] != NULL and (table.places[at].fp0 != fp0 or table.places[at].fp1 != fp1):
-        at = (at + 1) & (table.n_places - 1)
-    return &table.places[at]
-
-
-cdef Producer* _idlest(ProducerTable* table, int64_t now_ms) noexcept nogil:
-    """The producer that may be forgotten for a new one, or NULL. Depends on content only: ties go by
-    fingerprint."""
-    cdef Producer* best = NULL
-    cdef Producer* other
-    cdef int64_t oldest_ms = now_ms
-    cdef uint64_t i
-    if now_ms == UNSET_MS or table.oldest_ms > now_ms - PRODUCER_IDLE_MS:
-        return NULL                      # whoever invents names must not make the store search each time
-    for i in range(table.n_places):
-        other = table.places[i]
-        if other == NULL:
-            continue
-        if other.last_ms < oldest_ms:
-            oldest_ms = other.last_ms
-        if other.last_ms > now_ms - PRODUCER_IDLE_MS:
-            continue
-        if best == NULL or other.last_ms < best.last_ms or (other.last_ms == best.last_ms
-                                                            and other.fp0 < best.fp0):
-            best = other
-    table.oldest_ms = oldest_ms
-    return best
-
-
-cdef int sequencer_judge(Sequencer* s, const Origin* origin) noexcept nogil:
-    cdef const Producer* producer
-    cdef uint64_t seen
-    if not origin.given:
-        return VERDICT_NEW
-    producer = _producer_place(&s.producers, origin.fp0, origin.fp1)[0]
-    if producer == NULL:
-        if s.producers.n_producers < s.producers.max_producers or _idlest(&s.producers, s.now_ms) != NULL:
-            return VERDICT_NEW
-        return VERDICT_FULL
-    if origin.epoch != producer.epoch:
-        return VERDICT_NEW if origin.epoch > producer.epoch else VERDICT_FENCED
-    if origin.sequence > producer.highest:
-        return VERDICT_NEW
-    if producer.highest - origin.sequence >= SEQUENCES:
-        return VERDICT_TOO_OLD
-    seen = producer.content[origin.sequence % SEQUENCES]
-    if seen == 0:
-        return VERDICT_NEW
-    return VERDICT_DUPLICATE if seen == origin.content else VERDICT_CONFLICT
-
-
-cdef int _grow_producers(ProducerTable* table) noexcept nogil:
-    cdef ProducerTable grown = table[0]
-    cdef uint64_t i
-    grown.n_places = table.n_places * 2
-    grown.places = <Producer**>calloc(grown.n_places, sizeof(void*))
-    if grown.places == NULL:
-        return -1
-    for i in range(table.n_places):
-        if table.places[i] != NULL:
-            _producer_place(&grown, table.places[i].fp0, table.places[i].fp1)[0] = table.places[i]
-    free(table.places)
-    grown.moves += 1
-    table[0] = grown
-    return 0
-
-
-cdef void _forget_producer(ProducerTable* table, Producer* gone) noexcept nogil:
-    """Removes it and closes the gap, so that no probe ends too early."""
-    cdef uint64_t mask = table.n_places - 1, at = gone.fp0 & mask
-    cdef Producer* moved
-    while table.places[at] != gone:
-        at = (at + 1) & mask
-    table.places[at] = NULL
-    free(gone)
-    table.n_producers -= 1
-    table.moves += 1
-    at = (at + 1) & mask
-    while table.places[at] != NULL:
-        moved = table.places[at]
-        table.places[at] = NULL
-        _producer_place(table, moved.fp0, moved.fp1)[0] = moved
-        at = (at + 1) & mask
-
-
-cdef Producer* _make_producer(ProducerTable* table, uint64_t fp0, uint64_t fp1,
-                              int64_t now_ms) noexcept nogil:
-    cdef Producer* producer
-    if table.n_producers >= table.max_producers:
-        producer = _idlest(table, now_ms)
-        if producer != NULL:
-            _forget_producer(table, producer)
-    if (table.n_producers + 1) * 4 > table.n_places * 3 and _grow_producers(table) < 0:
-        return NULL
-    producer = <Producer*>calloc(1, sizeof(Producer))
-    if producer != NULL:
-        producer.fp0 = fp0
-        producer.fp1 = fp1
-        _producer_place(table, fp0, fp1)[0] = producer
-        table.n_producers += 1
-    return producer
-
-
-cdef void _remember_sequence(Producer* producer, const Origin* origin, int64_t now_ms) noexcept nogil:
-    cdef uint64_t gap, i
-    # Never live, where such batches are turned away. A replay begins with tables that may be ahead of its
-    # first batches.
-    if origin.epoch < producer.epoch or (
-            origin.epoch == producer.epoch and producer.highest > origin.sequence and
-            producer.highest - origin.sequence >= SEQUENCES):
-        return
-    if origin.epoch > producer.epoch:
-        memset(producer.content, 0, sizeof(producer.content))
-        producer.epoch = origin.epoch
-        producer.highest = origin.sequence
-    elif origin.sequence > producer.highest:
-        gap = origin.sequence - producer.highest
-        for i in range(1, gap if gap < SEQUENCES else SEQUENCES):
-            producer.content[(producer.highest + i) % SEQUENCES] = 0
-        if gap >= SEQUENCES:
-            memset(producer.content, 0, sizeof(producer.content))
-        producer.highest = origin.sequence
-    producer.content[origin.sequence % SEQUENCES] = origin.content
-    producer.last_ms = now_ms
 
 
 # -- ids -----------------------------------------------------------------------------------------------------
@@ -433,11 +295,9 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
     if not s.event_clock and s.now_ms > now:
         now = s.now_ms
     if origin.given:
-        producer = _producer_place(&s.producers, origin.fp0, origin.fp1)[0]
+        producer = producers_of(&s.producers, origin, s.now_ms)
         if producer == NULL:
-            producer = _make_producer(&s.producers, origin.fp0, origin.fp1, s.now_ms)
-            if producer == NULL:
-                return -1
+            return -1
     last = now
     for i in range(batch.n_events):
         if batch.outcomes[i] == OUTCOME_ACCEPTED:
@@ -464,7 +324,7 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
             s.type_nows[i] = now
     s.position += batch.n_events
     if producer != NULL:
-        _remember_sequence(producer, origin, s.now_ms)
+        producer_remember(producer, origin, s.now_ms)
     return 0
 
 
@@ -474,7 +334,6 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
 #   head       u32 version (1), u8 event_clock, u8[3] 0, i64 now, u64 position, u32 event types, u32 0,
 #              then per type: u16 event_id, u8[6] 0, i64 now, i64 now at its first accepted event
 #   ids        per id: u16 event_id, u8[6] 0, u64[2] fingerprint, i64 seen_at
-#   producers  per producer: u64[2] fingerprint, u64 epoch, u64 highest, i64 last, u64[1025] content
 
 cdef enum:
     HEAD_BYTES = 32
@@ -539,59 +398,17 @@ cdef int sequencer_copy_ids(const Sequencer* s, const PlanC* plan, TableCursor* 
     return 0
 
 
-cdef int sequencer_copy_producers(const Sequencer* s, TableCursor* cursor, uint32_t max_places,
-                                  Bytes* out) noexcept nogil:
-    cdef uint32_t looked = 0
-    if cursor.moves != s.producers.moves:
-        cursor.moves = s.producers.moves
-        cursor.place = 0
-        out.n_bytes = cursor.began
-    while cursor.place < s.producers.n_places:
-        if looked == max_places:
-            return 1
-        looked += 1
-        if s.producers.places[cursor.place] != NULL:
-            if bytes_append(out, s.producers.places[cursor.place], sizeof(Producer)) < 0:
-                return -1
-        cursor.place += 1
-    return 0
-
-
-cdef int _by_words(const uint64_t* x, const uint64_t* y) noexcept nogil:
-    if x[0] != y[0]:
-        return 1 if x[0] > y[0] else -1
-    return 0 if x[1] == y[1] else 1 if x[1] > y[1] else -1
-
-
 cdef int _by_id(const void* a, const void* b) noexcept nogil:
     cdef const IdRecord* x = <const IdRecord*>a
     cdef const IdRecord* y = <const IdRecord*>b
     if x.event_id != y.event_id:
         return 1 if x.event_id > y.event_id else -1
-    return _by_words(&x.id_.fp0, &y.id_.fp0)
+    return by_words(&x.id_.fp0, &y.id_.fp0)
 
 
-cdef int _by_producer(const void* a, const void* b) noexcept nogil:
-    return _by_words(<const uint64_t*>a, <const uint64_t*>b)
-
-
-cdef void sequencer_sort(Bytes* ids, Bytes* producers) noexcept nogil:
+cdef void sequencer_sort_ids(Bytes* ids) noexcept nogil:
     if ids.n_bytes:
         qsort(ids.data, ids.n_bytes // sizeof(IdRecord), sizeof(IdRecord), _by_id)
-    if producers.n_bytes:
-        qsort(producers.data, producers.n_bytes // sizeof(Producer), sizeof(Producer), _by_producer)
-
-
-cdef inline bint _is_clock(int64_t t) noexcept nogil:
-    return t == UNSET_MS or -FAR_MS <= t <= FAR_MS
-
-
-cdef inline bint _all_zero(const uint8_t* at, size_t n) noexcept nogil:
-    cdef size_t i
-    for i in range(n):
-        if at[i]:
-            return False
-    return True
 
 
 cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data,
@@ -607,7 +424,7 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
     if version != 1 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * TYPE_BYTES:
         return 1
     memcpy(&now_ms, data + 8, 8)
-    if data[4] > 1 or not _all_zero(data + 5, 3) or not _all_zero(data + 28, 4) or not _is_clock(now_ms):
+    if data[4] > 1 or not all_zero(data + 5, 3) or not all_zero(data + 28, 4) or not is_clock(now_ms):
         return 1
     s.event_clock = data[4]
     s.now_ms = now_ms
@@ -617,7 +434,7 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
         memcpy(&event_id, at, 2)
         memcpy(&now_ms, at + 8, 8)
         memcpy(&first_now_ms, at + 16, 8)
-        if not _all_zero(at + 2, 6) or not _is_clock(now_ms) or not _is_clock(first_now_ms):
+        if not all_zero(at + 2, 6) or not is_clock(now_ms) or not is_clock(first_now_ms):
             return 1
         for i in range(s.n_types):
             if plan.events[i].event_id == event_id:
@@ -635,7 +452,7 @@ cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* da
         return 1
     for k in range(n_bytes // sizeof(IdRecord)):
         memcpy(&record, data + k * sizeof(IdRecord), sizeof(IdRecord))
-        if ((record.id_.fp0 | record.id_.fp1) == 0 or not _is_clock(record.id_.seen_at_ms)
+        if ((record.id_.fp0 | record.id_.fp1) == 0 or not is_clock(record.id_.seen_at_ms)
                 or record.zero[0] or record.zero[1] or record.zero[2]):
             return 1
         for i in range(s.n_types):
@@ -644,24 +461,4 @@ cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* da
                     return -1
                 _remember_id(s, &s.ids[i], &record.id_.fp0, record.id_.seen_at_ms, UNSET_MS)
                 break
-    return 0
-
-
-cdef int sequencer_import_producers(Sequencer* s, const uint8_t* data, size_t n_bytes) noexcept nogil:
-    cdef Producer producer
-    cdef Producer* made
-    cdef size_t k
-    if n_bytes % sizeof(Producer):
-        return 1
-    for k in range(n_bytes // sizeof(Producer)):
-        memcpy(&producer, data + k * sizeof(Producer), sizeof(Producer))
-        if not _is_clock(producer.last_ms):
-            return 1
-        made = _producer_place(&s.producers, producer.fp0, producer.fp1)[0]
-        if made == NULL:
-            made = _make_producer(&s.producers, producer.fp0, producer.fp1, UNSET_MS)
-            if made == NULL:
-                return -1
-        made[0] = producer
-        s.producers.oldest_ms = UNSET_MS
     return 0

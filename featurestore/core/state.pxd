@@ -19,7 +19,8 @@ from featurestore.core.pages cimport Pool
 from featurestore.core.frequency cimport Frequencies
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
 from featurestore.core.pthread cimport pthread_mutex_t, pthread_rwlock_t
-from featurestore.core.sequencer cimport Facts, Origin, Sequencer, sequencer_structs
+from featurestore.core.producers cimport Origin
+from featurestore.core.sequencer cimport Facts, Sequencer, sequencer_structs
 from featurestore.core.shard cimport Part, Shard, shard_structs
 from featurestore.core.turns cimport Turns, turns_structs
 from featurestore.core.window cimport Outputs

@@ -41,11 +41,14 @@ from featurestore.core.pthread cimport (
     pthread_mutex_unlock, pthread_rwlock_destroy, pthread_rwlock_rdlock, pthread_rwlock_unlock,
     pthread_rwlock_wrlock, pthread_t,
 )
+from featurestore.core.producers cimport (
+    VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_TOO_OLD, Origin, ProducerCursor,
+    producers_clear, producers_copy, producers_import, producers_judge, producers_sort,
+)
 from featurestore.core.sequencer cimport (
-    VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_TOO_OLD, Origin, Sequencer, TableCursor,
-    sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_copy_ids, sequencer_copy_producers,
-    sequencer_decide, sequencer_export_head, sequencer_import_head, sequencer_import_ids,
-    sequencer_import_producers, sequencer_init, sequencer_judge, sequencer_sort,
+    Sequencer, TableCursor, sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_copy_ids,
+    sequencer_decide, sequencer_export_head, sequencer_import_head, sequencer_import_ids, sequencer_init,
+    sequencer_sort_ids,
 )
 from featurestore.core.shard cimport (
     Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
@@ -337,12 +340,13 @@ cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept
 
 cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin) noexcept nogil:
     cdef Origin other
-    cdef int verdict = sequencer_judge(&state.sequencer, origin)
+    cdef int verdict = producers_judge(&state.sequencer.producers, origin, state.sequencer.now_ms)
     if verdict == VERDICT_CONFLICT:
         # Or it was remembered by the fingerprint of before.
         other = origin[0]
         other.content = _content_by_place(state, batch)
-        if sequencer_judge(&state.sequencer, &other) == VERDICT_DUPLICATE:
+        if producers_judge(&state.sequencer.producers, &other,
+                           state.sequencer.now_ms) == VERDICT_DUPLICATE:
             return VERDICT_DUPLICATE
     return verdict
 
@@ -1197,7 +1201,7 @@ cdef class State:
                     self.c.broken = True             # some ids are in neither
                     sequencer_clear(&s)
                     raise MemoryError
-        free(s.producers.places)
+        producers_clear(&s.producers)
         s.producers = old.producers
         memset(&old.producers, 0, sizeof(old.producers))
         s.now_ms = old.now_ms
@@ -1352,16 +1356,18 @@ cdef class State:
     cdef Block _table(self, bint producers, uint32_t max_places, object meanwhile):
         """The ids or the producers as bytes, copied in slices of max_places, each under the order lock."""
         cdef TableCursor cursor
+        cdef ProducerCursor at
         cdef Bytes out
         cdef int status = 1
         memset(&cursor, 0, sizeof(cursor))
+        memset(&at, 0, sizeof(at))
         memset(&out, 0, sizeof(out))
         try:
             while status == 1:
                 with nogil:
                     pthread_mutex_lock(&self.c.order)
                     if producers:
-                        status = sequencer_copy_producers(&self.c.sequencer, &cursor, max_places, &out)
+                        status = producers_copy(&self.c.sequencer.producers, &at, max_places, &out)
                     else:
                         status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, max_places, &out)
                     pthread_mutex_unlock(&self.c.order)
@@ -1481,6 +1487,7 @@ cdef class State:
         cdef Bytes sections[3]
         cdef Bytes out
         cdef TableCursor cursor
+        cdef ProducerCursor at
         cdef uint64_t n_bytes
         cdef uint32_t head[2]
         cdef uint32_t i
@@ -1496,10 +1503,11 @@ cdef class State:
             status = sequencer_export_head(&self.c.sequencer, self.c.plan, &sections[0])
             if status == 0:
                 status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, 0xFFFFFFFF, &sections[1])
-            memset(&cursor, 0, sizeof(cursor))
+            memset(&at, 0, sizeof(at))
             if status == 0:
-                status = sequencer_copy_producers(&self.c.sequencer, &cursor, 0xFFFFFFFF, &sections[2])
-            sequencer_sort(&sections[1], &sections[2])
+                status = producers_copy(&self.c.sequencer.producers, &at, 0xFFFFFFFF, &sections[2])
+            sequencer_sort_ids(&sections[1])
+            producers_sort(&sections[2])
             if status == 0:
                 status = bytes_append(&out, head, 8)
             for i in range(3):
@@ -1598,7 +1606,7 @@ cdef class State:
 
     def import_producers(self, bytes data not None):
         """What copy_producers gave."""
-        self._imported(sequencer_import_producers(&self.c.sequencer, data, len(data)), "producers")
+        self._imported(producers_import(&self.c.sequencer.producers, data, len(data)), "producers")
 
     def import_shard(self, uint32_t shard, data not None):
         """Puts the records of one shard back; its position becomes the sequencer's."""

@@ -31,7 +31,7 @@ from featurestore.core.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     pthread_rwlock_rdlock, pthread_rwlock_tryrdlock, pthread_rwlock_unlock,
 )
-from featurestore.core.sequencer cimport VERDICT_DUPLICATE
+from featurestore.core.producers cimport VERDICT_DUPLICATE
 from featurestore.core.state cimport work_clear
 from featurestore.core.window cimport Outputs
 from featurestore.engine cimport ENGINE_BUSY, ENGINE_OK, Engine, Sender, engine_read, engine_write
