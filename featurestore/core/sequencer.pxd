@@ -6,33 +6,14 @@
 #
 # The state is small and a machine of its own: a position, the clocks, and two tables.
 #   producers   who sent which batches: producers.pxd
-#   ids         per event type: fingerprint of each id accepted within the dedupe horizon, and when
+#   ids         which ids each event type accepted within its dedupe horizon: ids.pxd
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Batch
 from featurestore.core.bytes cimport Bytes
-from featurestore.core.plan cimport PlanC, plan_structs
+from featurestore.core.ids cimport Ids, ids_structs
+from featurestore.core.plan cimport PlanC
 from featurestore.core.producers cimport Origin, ProducerTable, producers_structs
-
-cdef enum:
-    AGES = 32
-    AGES_PER_HORIZON = 16
-
-ctypedef struct Id:
-    uint64_t fp0                 # both 0: empty place
-    uint64_t fp1
-    int64_t seen_at_ms           # the later of the store's clock and the event's time
-
-ctypedef struct IdTable:
-    Id* places
-    uint64_t n_places            # a power of two, 0 before the first id
-    uint64_t n_used              # places not empty; expired ids go when the table is rebuilt
-    uint64_t moves               # how often it was rebuilt: what is being copied begins again then
-    int64_t dedupe_ms            # of the event type
-    # How many ids are of which age, so that the cap counts those within the horizon only, at any now and
-    # without looking at the places. An age is a sixteenth of the horizon; never too few, seldom too many.
-    int64_t ages[AGES]           # which age the count is of: seen_at // width, at place age % AGES
-    uint64_t of_age[AGES]
 
 ctypedef struct Sequencer:
     bint event_clock
@@ -42,9 +23,7 @@ ctypedef struct Sequencer:
     uint16_t n_types             # event types in the plan
     int64_t* type_nows           # [n_types] event clock: greatest time accepted; wall: now
     int64_t* first_nows          # [n_types] now at the first accepted event, UNSET_MS before
-    IdTable* ids                 # [n_types]
-    uint64_t max_ids             # of all types together, those within their horizons
-    uint64_t n_ids               # in all tables, expired ones included
+    Ids ids
     ProducerTable producers
 
 cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
@@ -71,35 +50,22 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
 cdef int sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t old_type,
                          bint same_ids) noexcept nogil
 
-# The state as bytes, in three streams: the head (clocks and position), the ids (formats: sequencer.pyx), and
-# the producers (producers.pyx).
+# The state as bytes, in three streams: the head (clocks and position; format: sequencer.pyx), the ids
+# (ids.pyx) and the producers (producers.pyx).
 #
 # A checkpoint takes the head at its cut and the tables later, in slices between batches: they may then know
 # ids and sequences of events after the cut, which is harmless because replay only commits, and committing
 # those events again changes nothing. The checkpoint must not be kept, though, before the journal is durable
 # up to the last slice.
-ctypedef struct TableCursor:     # all zero: begin
-    uint64_t type_               # index of the event type being copied
-    uint64_t place
-    uint64_t moves               # of the table when copying it began
-    size_t began                 # bytes before it: a table that moved is copied again, in place of its copy
-
 # 0, -1 memory
 cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil
-cdef int sequencer_copy_ids(const Sequencer* s, const PlanC* plan, TableCursor* cursor, uint32_t max_places,
-                            # 1 more, 0 done, -1
-                            Bytes* out) noexcept nogil
-# into canonical order
-cdef void sequencer_sort_ids(Bytes* ids) noexcept nogil
 # Into a new sequencer, head first. Event types that the plan does not have are left out. 0, 1 not readable,
 # -1 memory.
 cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data,
                                size_t n_bytes) noexcept nogil
-cdef int sequencer_import_ids(Sequencer* s, const PlanC* plan, const uint8_t* data,
-                              size_t n_bytes) noexcept nogil
 
 # Compared at import: see core/structs.py.
 cdef inline dict sequencer_structs():
-    return plan_structs() | producers_structs() | {"core/sequencer.pxd": (
-        sizeof(Id), sizeof(IdTable), sizeof(Sequencer), sizeof(Facts), sizeof(TableCursor),
+    return ids_structs() | producers_structs() | {"core/sequencer.pxd": (
+        sizeof(Sequencer), sizeof(Facts),
     )}

@@ -30,6 +30,7 @@ from featurestore.core.hashing cimport (
     SipState, hashing_structs, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
     value_hashes,
 )
+from featurestore.core.ids cimport IdCursor, ids_copy, ids_import, ids_sort
 from featurestore.core.kept cimport Listed, ListedValue, kept_structs
 from featurestore.core.pages cimport pool_clear, pool_init
 from featurestore.core.plan cimport (
@@ -46,9 +47,8 @@ from featurestore.core.producers cimport (
     producers_clear, producers_copy, producers_import, producers_judge, producers_sort,
 )
 from featurestore.core.sequencer cimport (
-    Sequencer, TableCursor, sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_copy_ids,
-    sequencer_decide, sequencer_export_head, sequencer_import_head, sequencer_import_ids, sequencer_init,
-    sequencer_sort_ids,
+    Sequencer, sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_decide, sequencer_export_head,
+    sequencer_import_head, sequencer_init,
 )
 from featurestore.core.shard cimport (
     Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
@@ -1190,7 +1190,7 @@ cdef class State:
         cdef uint32_t shard
         cdef uint16_t i, j
         before = {event.event_id: (j, _id_name(event)) for j, event in enumerate(self.compiled.plan.events)}
-        if sequencer_init(&s, compiled.c, old.event_clock, old.max_future_ms, 0, old.max_ids) < 0:
+        if sequencer_init(&s, compiled.c, old.event_clock, old.max_future_ms, 0, old.ids.max_ids) < 0:
             raise MemoryError
         for i, event in enumerate(compiled.plan.events):
             if not s.event_clock:
@@ -1348,14 +1348,15 @@ cdef class State:
             "used_bytes": _used_bytes(&self.c),
             "sketches": sketches,
             "sketch_bytes": sketch_bytes,
-            "ids": self.c.sequencer.n_ids,
+            "ids": self.c.sequencer.ids.n_ids,
             "producers": self.c.sequencer.producers.n_producers,
             "position": self.c.sequencer.position,
         }
 
     cdef Block _table(self, bint producers, uint32_t max_places, object meanwhile):
         """The ids or the producers as bytes, copied in slices of max_places, each under the order lock."""
-        cdef TableCursor cursor
+        cdef Sequencer* s = &self.c.sequencer
+        cdef IdCursor cursor
         cdef ProducerCursor at
         cdef Bytes out
         cdef int status = 1
@@ -1367,9 +1368,9 @@ cdef class State:
                 with nogil:
                     pthread_mutex_lock(&self.c.order)
                     if producers:
-                        status = producers_copy(&self.c.sequencer.producers, &at, max_places, &out)
+                        status = producers_copy(&s.producers, &at, max_places, &out)
                     else:
-                        status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, max_places, &out)
+                        status = ids_copy(&s.ids, self.c.plan, s.type_nows, &cursor, max_places, &out)
                     pthread_mutex_unlock(&self.c.order)
                 if meanwhile is not None and status == 1:
                     meanwhile()
@@ -1486,7 +1487,8 @@ cdef class State:
         """All state as bytes, canonical: equal states give equal bytes. Between batches."""
         cdef Bytes sections[3]
         cdef Bytes out
-        cdef TableCursor cursor
+        cdef Sequencer* s = &self.c.sequencer
+        cdef IdCursor cursor
         cdef ProducerCursor at
         cdef uint64_t n_bytes
         cdef uint32_t head[2]
@@ -1500,13 +1502,13 @@ cdef class State:
             pthread_rwlock_rdlock(&self.c.plan_lock)
             pthread_mutex_lock(&self.c.order)
             memset(&cursor, 0, sizeof(cursor))
-            status = sequencer_export_head(&self.c.sequencer, self.c.plan, &sections[0])
+            status = sequencer_export_head(s, self.c.plan, &sections[0])
             if status == 0:
-                status = sequencer_copy_ids(&self.c.sequencer, self.c.plan, &cursor, 0xFFFFFFFF, &sections[1])
+                status = ids_copy(&s.ids, self.c.plan, s.type_nows, &cursor, 0xFFFFFFFF, &sections[1])
             memset(&at, 0, sizeof(at))
             if status == 0:
-                status = producers_copy(&self.c.sequencer.producers, &at, 0xFFFFFFFF, &sections[2])
-            sequencer_sort_ids(&sections[1])
+                status = producers_copy(&s.producers, &at, 0xFFFFFFFF, &sections[2])
+            ids_sort(&sections[1])
             producers_sort(&sections[2])
             if status == 0:
                 status = bytes_append(&out, head, 8)
@@ -1602,7 +1604,7 @@ cdef class State:
 
     def import_ids(self, bytes data not None):
         """What copy_ids gave."""
-        self._imported(sequencer_import_ids(&self.c.sequencer, self.c.plan, data, len(data)), "event ids")
+        self._imported(ids_import(&self.c.sequencer.ids, self.c.plan, data, len(data)), "event ids")
 
     def import_producers(self, bytes data not None):
         """What copy_producers gave."""
