@@ -66,4 +66,6 @@ class StoreLockedError(StorageError):
 
 
 class UnavailableError(FeatureStoreError):
-    """The server cannot be reached or is shutting down; retrying is safe."""
+    """The server cannot be reached, is shutting down, is too slow, or answers what was not asked. Retrying is
+    safe unless the message says that a write may have been applied.
+    """

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Streams a file of events to a server. Each event is counted once: a batch whose answer got lost is sent again
-under the same number, and the server applies a number once.
+under the same number, and the server applies a number once. A server that cannot be reached is waited for,
+before the first batch as between any two.
 
 The numbers belong to the file's content. So a run that was cut short (Ctrl-C, a server gone for long) is
 resumed by running the same command again: batches that are in are skipped. And a file that is in already,
@@ -53,7 +54,8 @@ examples:
   featurestore ingest tx.csv --event transaction -o json | jq '.refusals[].row'
 
 exit code 3 means that all is in but some events were refused; with --allow-refused it is 0. Rows are
-numbered from 1, the first event of the file; a header is not a row."""
+numbered from 1, the first event of the file; a header is not a row. Those that are refused unsent, because a
+cell cannot be read, are in no count or metric of the server."""
 
 N_FIRST_ROWS = 5
 FLAGS = {"batch_events": "--batch-events", "epoch": "--epoch"}
@@ -95,6 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="send a batch again that is not answered within S seconds (default: 30)",
     )
     parser.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="give up after S seconds without an answer from the server (default: 60; 0: at once)",
+    )
+    parser.add_argument(
         "--allow-refused", action="store_true", help="exit with 0 even if events were refused"
     )
     parser.add_argument(
@@ -116,46 +125,67 @@ def run(arguments: argparse.Namespace) -> Exit:
     began_s = time.monotonic()
     ack = None if arguments.ack is None else Ack[arguments.ack.upper()]
     report = IngestReport()
+    if not 0 <= arguments.wait <= 86_400:
+        raise ConfigError(f"--wait is {arguments.wait:g}; it must be from 0 to 86400 seconds")
     with (
         # its producer sends nothing: the batches have that of the source, under the same epoch
-        client_of(arguments, producer="cli", epoch=arguments.epoch) as client,
-        open_events(
-            arguments.file, event_plan(client.schema(), arguments.event), stated_format=arguments.format
-        ) as reader,
+        client_of(arguments, producer="cli", epoch=arguments.epoch, retry_s=arguments.wait) as client,
         Progress(arguments.file, size_bytes_of(arguments.file), arguments.progress) as bar,
     ):
-        read = _Read(reader, arguments.batch_events)
-        if arguments.producer is None:
-            source = source_of(arguments.file, arguments.event)
-        else:
-            source = arguments.producer
+        waits = _Waits(bar)
+        plan = event_plan(client.schema(wait=True, on_wait=waits.tell), arguments.event)
+        with open_events(arguments.file, plan, stated_format=arguments.format) as reader:
+            read = _Read(reader, arguments.batch_events)
+            if arguments.producer is None:
+                source = source_of(arguments.file, arguments.event)
+            else:
+                source = arguments.producer
 
-        def show(so_far: IngestReport) -> None:
-            nonlocal report
-            report = so_far
-            bar.update(read.stored_bytes, so_far.events)
+            def show(so_far: IngestReport) -> None:
+                nonlocal report
+                report = so_far
+                waits.are_over()
+                bar.update(read.stored_bytes, so_far.events)
 
-        try:
-            client.ingest(
-                arguments.event,
-                read,
-                batch_events=arguments.batch_events,
-                ack=ack,
-                source=source,
-                on_progress=show,
-            )
-        except ConfigError:
-            raise
-        except BaseException as error:
-            how = again(arguments, source, error, is_broken=error is read.broken, is_begun=report.events > 0)
-            print(f"stopped after {report.events:,} events{how}", file=sys.stderr)
-            raise
+            try:
+                client.ingest(
+                    arguments.event,
+                    read,
+                    batch_events=arguments.batch_events,
+                    ack=ack,
+                    source=source,
+                    on_progress=show,
+                    on_wait=waits.tell,
+                )
+            except ConfigError:
+                raise
+            except BaseException as error:
+                how = again(
+                    arguments, source, error, is_broken=error is read.broken, is_begun=report.events > 0
+                )
+                print(f"stopped after {report.events:,} events{how}", file=sys.stderr)
+                raise
     seconds = time.monotonic() - began_s
     for line in lines(report, seconds):
         print(line, file=sys.stderr)
     if arguments.output == "json":
         print_json(as_dict(report, source, arguments.epoch, seconds))
     return Exit.REFUSED if report.refused and not arguments.allow_refused else Exit.OK
+
+
+class _Waits:
+    """Says that we wait for the server, once each time."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._is_told = bar, False
+
+    def tell(self, error: FeatureStoreError, left_s: float) -> None:
+        if not self._is_told:
+            self._bar.say(f"{error}; it is tried for {left_s:.0f} s more, Ctrl-C ends that")
+        self._is_told = True
+
+    def are_over(self) -> None:
+        self._is_told = False
 
 
 class _Read:
@@ -218,7 +248,7 @@ def lines(report: IngestReport, seconds: float) -> list[str]:
         for name, count in (
             ("late", report.late),
             ("duplicate", report.duplicate),
-            ("refused", report.refused),
+            ("refused" + (f" ({report.unsent:,} of them unsent)" if report.unsent else ""), report.refused),
             ("in already", report.already_applied),
         )
         if count

@@ -39,6 +39,13 @@ class Progress:
         self._bar.set_postfix_str(f"{n_events:,} events, {rate:,.0f}/s", refresh=False)
         self._bar.update(done - self._bar.n)
 
+    def say(self, line: str) -> None:
+        """On standard error, above the bar."""
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
+
     def __enter__(self) -> Self:
         return self
 

@@ -53,7 +53,11 @@ def _tls(arguments: argparse.Namespace) -> Tls | None:
 
 
 def client_of(
-    arguments: argparse.Namespace, *, producer: str | None = None, epoch: int | None = None
+    arguments: argparse.Namespace,
+    *,
+    producer: str | None = None,
+    epoch: int | None = None,
+    retry_s: float = 0.0,
 ) -> Client:
     from featurestore.client import Client
 
@@ -63,6 +67,7 @@ def client_of(
         producer=producer,
         epoch=epoch,
         tls=_tls(arguments),
+        retry_s=retry_s,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -21,8 +20,16 @@ from featurestore.client.calls import (
     checked_producer,
     checked_timeout_s,
 )
-from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
-from featurestore.client.failures import Attempts, Backoff, Code, Failure, kind_of
+from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Tls, checked_target, options
+from featurestore.client.failures import (
+    Attempts,
+    Backoff,
+    Code,
+    Failure,
+    OnWait,
+    Patience,
+    kind_of,
+)
 from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
@@ -51,13 +58,14 @@ class AsyncClient:
         tls: Tls | None = None,
         retry_s: float = 60.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
         backoff: Backoff = Backoff(),  # noqa: B008  frozen
     ) -> None:
         self.target = checked_target(target)
         self.timeout_s, self.retry_s = checked_timeout_s(timeout_s), retry_s
         self._max_message_bytes, self._backoff = max_message_bytes, backoff
         self._calls = Calls(producer, epoch)
-        made = options(max_message_bytes, tls)
+        made = options(max_message_bytes, max_reply_bytes, tls)
         if tls is None:
             self._channel = grpc.aio.insecure_channel(target, made)
         else:
@@ -123,9 +131,9 @@ class AsyncClient:
         """See Client.heaviest."""
         return await self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
 
-    async def schema(self) -> Schema:
+    async def schema(self, *, wait: bool = False, on_wait: OnWait | None = None) -> Schema:
         """See Client.schema."""
-        return await self._run(self._calls.schema(), None)
+        return await self._run(self._calls.schema(is_patient=wait), None, on_wait)
 
     async def ingest(
         self,
@@ -137,12 +145,13 @@ class AsyncClient:
         ack: Ack | None = None,
         source: str | None = None,
         on_progress: OnProgress | None = None,
+        on_wait: OnWait | None = None,
     ) -> IngestReport:
         """See Client.ingest; `columns` may also be an asynchronous iterator.
 
         Batches are read and packed in a thread, one at a time, so that the event loop goes on.
         """
-        plan = await self._run(self._calls.event(event), None)
+        plan = await self._run(self._calls.event(event, is_patient=True), None, on_wait)
         numbers = self._calls.sequences
         upload = Upload(
             plan,
@@ -151,9 +160,7 @@ class AsyncClient:
             window=window,
             ack=ack,
             max_message_bytes=self._max_message_bytes,
-            backoff=self._backoff,
-            retry_s=self.retry_s,
-            clock=time.monotonic,
+            patience=self._patience(self.timeout_s, on_wait),
             on_progress=on_progress,
         )
         items = _items(columns, batch_events)
@@ -180,7 +187,8 @@ class AsyncClient:
                     await self._in_time(call.write(cut.message))
                 if upload.is_idle:
                     await self._in_time(call.done_writing())
-                    await self._in_time(call.read())
+                    while (more := await self._in_time(call.read())) is not grpc.aio.EOF:
+                        upload.answered(more)
                     return None
                 upload.answered(await self._answer(call))
         except _Ended:
@@ -217,13 +225,18 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
-    async def _run(self, call: Call[R], timeout_s: float | None) -> R:
+    def _patience(self, try_s: float, on_wait: OnWait | None) -> Patience:
+        return Patience(try_s, self.retry_s, self._backoff, self.target, on_wait)
+
+    async def _run(self, call: Call[R], timeout_s: float | None, on_wait: OnWait | None = None) -> R:
         """Does what a call wants sent, until it has its result."""
         try:
             wanted = next(call)
             while True:
                 try:
-                    reply = await self._send(wanted, self.timeout_s if timeout_s is None else timeout_s)
+                    reply = await self._send(
+                        wanted, self.timeout_s if timeout_s is None else timeout_s, on_wait
+                    )
                 except FeatureStoreError as error:
                     wanted = call.throw(error)
                 else:
@@ -234,8 +247,12 @@ class AsyncClient:
         finally:
             call.close()  # of a task that was cancelled: what the call holds is given back now
 
-    async def _send(self, wanted: Send, timeout_s: float) -> Reply:
-        attempts = Attempts(timeout_s, self._backoff, wanted.is_numbered)
+    async def _send(self, wanted: Send, timeout_s: float, on_wait: OnWait | None) -> Reply:
+        attempts: Attempts | Patience
+        if wanted.is_patient:
+            attempts = self._patience(timeout_s, on_wait)
+        else:
+            attempts = Attempts(timeout_s, self._backoff, wanted.is_numbered)
         method = self._methods[wanted.method]
         while True:
             try:

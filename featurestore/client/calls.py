@@ -35,7 +35,13 @@ from featurestore.client.requests import (
     read_requests,
 )
 from featurestore.client.sequences import Sequences, Ticket
-from featurestore.errors import ConfigError, InvalidEventError, SchemaMismatchError, SequenceError
+from featurestore.errors import (
+    ConfigError,
+    InvalidEventError,
+    SchemaMismatchError,
+    SequenceError,
+    UnavailableError,
+)
 from featurestore.plan import EventPlan
 from featurestore.v1 import registry_service_pb2 as registry
 
@@ -43,6 +49,7 @@ R = TypeVar("R")
 
 MAX_PRODUCER_BYTES = 240  # the server takes 255; lanes and blocks append their number
 MAX_READ_VALUES = 1 << 18  # of one GetFeatures call: with bounds a reply of 8 MB
+MAY_BE_APPLIED = "; the event may have been applied: sent anew it counts again, unless its type declares ids"
 
 
 class Method(enum.Enum):
@@ -62,11 +69,12 @@ class Send:
     method: Method
     message: bytes
     is_numbered: bool = False  # a write with a sequence: only this client can send it again as the same
+    is_patient: bool = False  # of what may take as long as a server needs to come back
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    message: bytes
+    message: bytes | None  # None: the call ended well, and without one
     attempts: int
 
 
@@ -91,12 +99,10 @@ class Calls:
 
     # ---- the schema
 
-    def schema(self, *, refetch: bool = True) -> Call[Schema]:
+    def schema(self, *, is_patient: bool = False) -> Call[Schema]:
         known = self._schema
-        if known is not None and not refetch:
-            return known
-        reply = yield Send(Method.GET_SCHEMA, b"")
-        fetched = schema_of(registry.GetSchemaResponse.FromString(reply.message))
+        reply = yield Send(Method.GET_SCHEMA, b"", is_patient=is_patient)
+        fetched = schema_of(wire.message_of(registry.GetSchemaResponse, reply.message))
         with self._lock:  # an older one that was fetched at the same time must not stay
             if self._schema is None or fetched.version >= self._schema.version or self._schema is known:
                 self._schema = fetched
@@ -110,10 +116,10 @@ class Calls:
         schema = yield from self.schema()
         return named(schema.services, name, "service")
 
-    def event(self, name: str) -> Call[EventPlan]:
+    def event(self, name: str, *, is_patient: bool = False) -> Call[EventPlan]:
         known = self._schema
         if known is None or name not in known.events:
-            known = yield from self.schema()
+            known = yield from self.schema(is_patient=is_patient)
         return event_plan(known, name)
 
     def _changed(self, before: ServiceSchema) -> Call[ServiceSchema | None]:
@@ -127,17 +133,17 @@ class Calls:
     def get(self, service: str, keys: Mapping[str, Any], as_of: Time | None, bounds: bool) -> Call[Vector]:
         known = yield from self.service(service)
         try:
-            vectors = yield from self._read(known, read_request(known, keys, as_of, bounds))
+            vectors = yield from self._read(known, read_request(known, keys, as_of, bounds), 1, bounds)
         except SchemaMismatchError:
             after = yield from self._changed(known)
             if after is None:
                 raise
-            vectors = yield from self._read(after, read_request(after, keys, as_of, bounds))
+            vectors = yield from self._read(after, read_request(after, keys, as_of, bounds), 1, bounds)
         return vectors[0]
 
-    def _read(self, service: ServiceSchema, message: bytes) -> Call[Vectors]:
+    def _read(self, service: ServiceSchema, message: bytes, rows: int, bounds: bool) -> Call[Vectors]:
         reply = yield Send(Method.GET_FEATURES, message)
-        return wire.decode_read(reply.message, service)
+        return wire.decode_read(reply.message, service, rows=rows, bounds=bounds)
 
     def get_many(self, service: str, keys: KeySets, as_of: Any, bounds: bool) -> Call[Vectors]:
         known = yield from self.service(service)
@@ -151,8 +157,8 @@ class Calls:
 
     def _read_many(self, service: ServiceSchema, keys: KeySets, as_of: Any, bounds: bool) -> Call[Vectors]:
         parts = []
-        for message in read_requests(service, keys, as_of, bounds, MAX_READ_VALUES):
-            parts.append((yield from self._read(service, message)))
+        for message, rows in read_requests(service, keys, as_of, bounds, MAX_READ_VALUES):
+            parts.append((yield from self._read(service, message, rows, bounds)))
         return joined(service, parts, bounds)
 
     def heaviest(self, service: str, keys: Mapping[str, Any], as_of: Time | None) -> Call[list[HeavyList]]:
@@ -186,7 +192,12 @@ class Calls:
                 raise
             known = after
             reply = yield from self._write(message, peek)
-        return wire.decode_observed(reply.message, known, reply.attempts)
+        try:
+            return wire.decode_observed(
+                reply.message, known, reply.attempts, peek=peek, bounds=bounds, ack=ack
+            )
+        except (UnavailableError, SchemaMismatchError) as error:  # it judged the request by this schema
+            raise UnavailableError(f"{error}{'' if peek else MAY_BE_APPLIED}") from error
 
     def _check_datetimes(self, event: str, fields: Mapping[str, Any]) -> Call[None]:
         """A datetime is sent as the event's time, so it must stand under the name of that."""

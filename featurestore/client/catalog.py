@@ -1,31 +1,51 @@
-"""The schema as the client knows it: names behind numbers, made from one GetSchema reply."""
+"""The schema as the client knows it: names behind numbers, made from one GetSchema reply.
+
+What the reply leaves out, says twice or in a number that is not known here is an UnavailableError: an unknown
+unit taken for another would move every event in time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Protocol, TypeVar
 
 from featurestore.client.replies import EventSchema, FeatureSchema, Schema, ServiceSchema
+from featurestore.client.wire import unreadable
 from featurestore.errors import UnknownNameError
 from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
 from featurestore.v1 import registry_service_pb2 as registry
 
 T = TypeVar("T")
 
-_UNITS = {
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_UNITS: dict[int, str] = {
     registry.TIME_UNIT_SECONDS: "s",
     registry.TIME_UNIT_MILLISECONDS: "ms",
     registry.TIME_UNIT_MICROSECONDS: "us",
     registry.TIME_UNIT_ISO: "iso",
 }
-_KINDS = {
+_KINDS: dict[int, str] = {
     registry.FIELD_KIND_NUMBER: "number",
     registry.FIELD_KIND_STRING: "string",
     registry.FIELD_KIND_KEY: "key",
 }
 
 
+_AGGREGATES = {
+    number: name.removeprefix("AGGREGATE_").lower() for name, number in registry.Aggregate.items() if number
+}
+
+
 def schema_of(reply: registry.GetSchemaResponse) -> Schema:
+    if reply.version == 0:
+        raise unreadable("a schema without a version")
+    _check_names(reply.event_types, "event types")
+    _check_names(reply.services, "services")
     return Schema(
         name=reply.name,
         version=reply.version,
@@ -36,22 +56,45 @@ def schema_of(reply: registry.GetSchemaResponse) -> Schema:
     )
 
 
+def _check_names(things: Iterable[_Named], of: str) -> None:
+    """Each has one of its own."""
+    names = [thing.name for thing in things]
+    if "" in names:
+        raise unreadable(f"one of the {of} has no name")
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise unreadable(f"two of the {of} are called {twice!r}")
+
+
+def _known(words: Mapping[int, str], number: int, of: str) -> str:
+    if number not in words:
+        raise unreadable(f"{number} is no {of} that this client knows")
+    return words[number]
+
+
 def _event(event: registry.EventTypeSchema) -> EventSchema:
+    _check_names(event.fields, f"fields of {event.name}")
+    fields = {field.name: _known(_KINDS, field.kind, f"kind of {field.name}") for field in event.fields}
+    if not event.time_field or event.time_field in fields:
+        raise unreadable(f"{event.name} has no time field of its own")
+    if event.id_field and event.id_field not in fields:
+        raise unreadable(f"the id of {event.name}, {event.id_field!r}, is none of its fields")
     return EventSchema(
         name=event.name,
         time_field=event.time_field,
-        time_unit=_UNITS.get(event.time_unit, "ms"),
-        fields={field.name: _KINDS.get(field.kind, "string") for field in event.fields},
+        time_unit=_known(_UNITS, event.time_unit, f"time unit of {event.name}"),
+        fields=fields,
         lateness_ms=event.lateness_ms,
         id_field=event.id_field or None,
     )
 
 
 def _service(service: registry.ServiceSchema) -> ServiceSchema:
+    _check_names(service.features, f"features of {service.name}")
     features = tuple(
         FeatureSchema(
             name=feature.name,
-            aggregate=registry.Aggregate.Name(feature.aggregate).removeprefix("AGGREGATE_").lower(),
+            aggregate=_known(_AGGREGATES, feature.aggregate, f"aggregate of {feature.name}"),
             field=feature.field or None,
             window_ms=feature.window_ms or None,
             offset_ms=feature.offset_ms,

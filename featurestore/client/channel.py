@@ -13,6 +13,7 @@ import grpc
 from featurestore.errors import ConfigError
 
 MAX_MESSAGE_BYTES = 16 << 20  # the server's own limit unless it was told another
+MAX_REPLY_BYTES = 64 << 20  # several times the largest that is asked for: 2**18 values with bounds are 8 MB
 
 # Pings find out that a silent peer is gone while a call waits. A server turns away clients that ping more
 # often than it allows; ours allows one in 10 s.
@@ -61,10 +62,13 @@ def checked_target(target: str) -> str:
     return target
 
 
-def options(max_message_bytes: int, tls: Tls | None) -> list[tuple[str, int | str]]:
+def options(max_message_bytes: int, max_reply_bytes: int, tls: Tls | None) -> list[tuple[str, int | str]]:
+    for name, size in (("max_message_bytes", max_message_bytes), ("max_reply_bytes", max_reply_bytes)):
+        if not isinstance(size, int) or not 0 < size < 1 << 31:
+            raise ConfigError(f"{name} is {size!r}; it must be from 1 to 2**31 - 1", setting=name)
     given: list[tuple[str, int | str]] = [
         ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.max_receive_message_length", -1),  # a reply is as large as what was asked for
+        ("grpc.max_receive_message_length", max_reply_bytes),  # also once it is decompressed
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 0),

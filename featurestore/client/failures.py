@@ -71,6 +71,8 @@ _BROKEN = (
 _CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")
 # A message over the limit is over it every time: gRPC's words, and the server's.
 _TOO_LARGE = "larger than"
+# One that comes in: gRPC's words. Requests are not compressed, so no server says the second.
+_REPLY_TOO_LARGE = ("CLIENT: Received message larger than", "Decompressed message larger than")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,13 @@ class Failure:
             return self.kind(self.details)
         words = self.details or f"{target} answered {self.code.name}"
         kind = _ERRORS.get(self.code, FeatureStoreError)
-        if self.code is Code.UNAVAILABLE and any(sign in self.details for sign in _UNREACHED):
+        if any(sign in self.details for sign in _REPLY_TOO_LARGE):
+            kind = UnavailableError
+            words = (
+                f"{target} answered with more than max_reply_bytes ({self.details}); a write may have been "
+                "applied; ask for less at a time, or allow more"
+            )
+        elif self.code is Code.UNAVAILABLE and any(sign in self.details for sign in _UNREACHED):
             words = f"cannot reach {target}; is `featurestore serve` running there? ({self.details})"
         elif self.code is Code.DEADLINE_EXCEEDED:
             words = f"{target} did not answer in time; a write may have been applied ({self.details})"
@@ -177,3 +185,47 @@ class Attempts:
         if not failure.may_be_retried or is_last or left_s <= self.backoff.first_s:
             return None
         return min(self.backoff.wait_s(self.made), LONGEST_WAIT_S, left_s / 2)
+
+
+OnWait = Callable[[FeatureStoreError, float], None]
+
+
+@dataclass
+class Patience:
+    """The tries of what lasts: each has `try_s`, and they end `retry_s` after the first failure in a row.
+
+    For a server that restarts: whether it does so before the first try or after the thousandth is the same.
+    `on_wait`, if there is one, is told before each wait why, and for how many seconds more it is tried.
+    """
+
+    try_s: float
+    retry_s: float
+    backoff: Backoff
+    target: str
+    on_wait: OnWait | None = None
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+    made: int = 0
+    _n_failures: int = 0
+    _first_failure_s: float = 0.0
+
+    def begin(self) -> float:
+        """Counts a try and says how long it may take."""
+        self.made += 1
+        return self.try_s
+
+    def succeeded(self) -> None:
+        self._n_failures = 0
+
+    def wait_after(self, failure: Failure) -> float | None:
+        """Seconds until the next try, or None when there is none."""
+        now_s = self.clock()
+        self._n_failures += 1
+        if self._n_failures == 1:
+            self._first_failure_s = now_s
+        left_s = self.retry_s - (now_s - self._first_failure_s)
+        timed_out = failure.code is Code.DEADLINE_EXCEEDED  # of one try: what was sent may be sent again
+        if not (failure.may_be_retried or timed_out) or left_s <= 0:
+            return None
+        if self.on_wait is not None:
+            self.on_wait(failure.error(self.target), left_s)
+        return self.backoff.wait_s(self._n_failures)

@@ -188,6 +188,8 @@ class IngestReport:
     events            rows judged so far
     already_applied   rows in batches that the store had applied before: by an earlier run, or by a try of
                       this one whose reply was lost. What became of each of them was answered then
+    unsent            of the refused, those that were turned away here and not sent: the server's counts and
+                      metrics have the others
     refusals          the first refused rows, at most 1,000; `refused` counts them all
     batches, retries  how many batches were acknowledged, and how often sending had to begin again
     position          in the journal, of the last batch
@@ -200,6 +202,7 @@ class IngestReport:
     duplicate: int = 0
     refused: int = 0
     already_applied: int = 0
+    unsent: int = 0
     refusals: list[Refusal] = field(default_factory=list)
     batches: int = 0
     retries: int = 0
@@ -208,7 +211,7 @@ class IngestReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        counts = ("events", "accepted", "late", "duplicate", "refused", "already_applied")
+        counts = ("events", "accepted", "late", "duplicate", "refused", "unsent", "already_applied")
         return {
             **{name: getattr(self, name) for name in counts},
             "refusals": [

@@ -168,8 +168,10 @@ def heaviest_request(service: str, keys: Mapping[str, Any], as_of: Time | None) 
 
 def read_requests(
     service: ServiceSchema, keys: KeySets, as_of: Any, bounds: bool, max_values: int
-) -> Iterator[bytes]:
-    """GetFeaturesRequests for many key sets, in order, each for at most `max_values` values."""
+) -> Iterator[tuple[bytes, int]]:
+    """GetFeaturesRequests for many key sets, in order, each for at most `max_values` values; and how many
+    vectors each asks for.
+    """
     named = key_columns(keys)
     n = len(named[0][1].offsets) - 1 if named else len(keys)
     request = _read(service, bounds)
@@ -194,7 +196,7 @@ def read_requests(
             )
         if each is not None:
             body.append(wire.as_of_each(each[begin:end]))
-        yield b"".join(body)
+        yield b"".join(body), end - begin
 
 
 def _read(service: ServiceSchema, bounds: bool) -> service_pb.GetFeaturesRequest:

@@ -21,12 +21,12 @@ from featurestore.client.calls import (
     checked_producer,
     checked_timeout_s,
 )
-from featurestore.client.channel import MAX_MESSAGE_BYTES, Tls, checked_target, options
-from featurestore.client.failures import Attempts, Backoff, Code, Failure
+from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Tls, checked_target, options
+from featurestore.client.failures import Attempts, Backoff, Code, Failure, OnWait, Patience
 from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
-from featurestore.client.upload import Batch, OnProgress, Upload, items_of
+from featurestore.client.upload import MAX_WINDOW, Batch, OnProgress, Upload, items_of
 from featurestore.errors import FeatureStoreError
 
 R = TypeVar("R")
@@ -47,12 +47,13 @@ class Client:
                        is answered DUPLICATE for those that are in. One live client per name; a higher epoch
                        fences off all clients with a lower one, and begins anew
     tls                None: plain text
-    retry_s            how long `ingest` keeps trying while no batch is answered
+    retry_s            how long `ingest` keeps trying to begin, and while no batch is answered
     max_message_bytes  of a request; the server has a limit too
+    max_reply_bytes    of a reply; one that is larger is an error, and not taken into memory
 
-    Failures are featurestore.errors: UnavailableError (cannot be reached, or too slow), LimitError (the
-    server is at a limit), StorageError (its disk or its files failed), InvalidEventError, UnknownNameError,
-    SequenceError, each with the server's words.
+    Failures are featurestore.errors: UnavailableError (cannot be reached, too slow, or answers what was not
+    asked), LimitError (the server is at a limit), StorageError (its disk or its files failed),
+    InvalidEventError, UnknownNameError, SequenceError, each with the server's words.
     """
 
     def __init__(
@@ -65,13 +66,14 @@ class Client:
         tls: Tls | None = None,
         retry_s: float = 60.0,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
         backoff: Backoff = Backoff(),  # noqa: B008  frozen
     ) -> None:
         self.target = checked_target(target)
         self.timeout_s, self.retry_s = checked_timeout_s(timeout_s), retry_s
         self._max_message_bytes, self._backoff = max_message_bytes, backoff
         self._calls = Calls(producer, epoch)
-        made = options(max_message_bytes, tls)
+        made = options(max_message_bytes, max_reply_bytes, tls)
         if tls is None:
             self._channel = grpc.insecure_channel(target, made)
         else:
@@ -153,9 +155,12 @@ class Client:
         """
         return self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
 
-    def schema(self) -> Schema:
-        """What the store serves, asked for anew."""
-        return self._run(self._calls.schema(), None)
+    def schema(self, *, wait: bool = False, on_wait: OnWait | None = None) -> Schema:
+        """What the store serves, asked for anew.
+
+        wait, on_wait   a server that cannot be reached is waited for, as `ingest` does
+        """
+        return self._run(self._calls.schema(is_patient=wait), None, on_wait)
 
     def ingest(
         self,
@@ -167,6 +172,7 @@ class Client:
         ack: Ack | None = None,
         source: str | None = None,
         on_progress: OnProgress | None = None,
+        on_wait: OnWait | None = None,
     ) -> IngestReport:
         """Streams many events, each counted once however often a batch must be sent again.
 
@@ -181,11 +187,13 @@ class Client:
                       must be the same; where a batch differs it is refused (InvalidEventError), not counted
                       twice
         on_progress   called with the report so far after each answer
+        on_wait       called with the error and the seconds left before each wait for a server that cannot be
+                      reached, or does not answer: `retry_s` after the first it is raised
 
         Where the data cannot be read to its end, what came before is answered first; then the error is raised
         as it was.
         """
-        plan = self._run(self._calls.event(event), None)
+        plan = self._run(self._calls.event(event, is_patient=True), None, on_wait)
         numbers = self._calls.sequences
         upload = Upload(
             plan,
@@ -194,9 +202,7 @@ class Client:
             window=window,
             ack=ack,
             max_message_bytes=self._max_message_bytes,
-            backoff=self._backoff,
-            retry_s=self.retry_s,
-            clock=time.monotonic,
+            patience=self._patience(self.timeout_s, on_wait),
             on_progress=on_progress,
         )
         items = items_of(columns, batch_events)
@@ -225,7 +231,8 @@ class Client:
                 while not upload.is_full and (cut := _next_batch(upload, items)) is not None:
                     messages.put(cut.message)
                 if upload.is_idle:
-                    stream.end(self.timeout_s)
+                    for more in stream.end(self.timeout_s):
+                        upload.answered(more)
                     return None
                 reply = stream.reply(self.timeout_s)
                 if isinstance(reply, Failure):
@@ -244,13 +251,16 @@ class Client:
     ) -> None:
         self.close()
 
-    def _run(self, call: Call[R], timeout_s: float | None) -> R:
+    def _patience(self, try_s: float, on_wait: OnWait | None) -> Patience:
+        return Patience(try_s, self.retry_s, self._backoff, self.target, on_wait)
+
+    def _run(self, call: Call[R], timeout_s: float | None, on_wait: OnWait | None = None) -> R:
         """Does what a call wants sent, until it has its result."""
         try:
             wanted = next(call)
             while True:
                 try:
-                    reply = self._send(wanted, self.timeout_s if timeout_s is None else timeout_s)
+                    reply = self._send(wanted, self.timeout_s if timeout_s is None else timeout_s, on_wait)
                 except FeatureStoreError as error:
                     wanted = call.throw(error)
                 else:
@@ -259,8 +269,12 @@ class Client:
             result: R = done.value
             return result
 
-    def _send(self, wanted: Send, timeout_s: float) -> Reply:
-        attempts = Attempts(timeout_s, self._backoff, wanted.is_numbered)
+    def _send(self, wanted: Send, timeout_s: float, on_wait: OnWait | None) -> Reply:
+        attempts: Attempts | Patience
+        if wanted.is_patient:
+            attempts = self._patience(timeout_s, on_wait)
+        else:
+            attempts = Attempts(timeout_s, self._backoff, wanted.is_numbered)
         method: Callable[..., bytes] = self._methods[wanted.method]
         while True:
             try:
@@ -298,6 +312,7 @@ class _Stream:
     def __init__(self, method: Callable[..., Any], messages: queue.SimpleQueue[bytes | None]) -> None:
         self._messages = messages
         self._replies: queue.SimpleQueue[bytes | Failure] = queue.SimpleQueue()
+        self._room = threading.Semaphore(MAX_WINDOW)  # a server that answers without end fills no memory
         self._call = method(iter(messages.get, None))
         self._thread = threading.Thread(target=self._take_replies, name="featurestore-ingest", daemon=True)
         self._thread.start()
@@ -305,6 +320,7 @@ class _Stream:
     def _take_replies(self) -> None:
         try:
             for reply in self._call:
+                self._room.acquire()
                 self._replies.put(reply)
             self._replies.put(Failure(Code.UNAVAILABLE, "the server ended the stream before its last answer"))
         except grpc.RpcError as error:
@@ -312,14 +328,20 @@ class _Stream:
 
     def reply(self, timeout_s: float) -> bytes | Failure:
         try:
-            return self._replies.get(timeout=timeout_s)
+            reply = self._replies.get(timeout=timeout_s)
         except queue.Empty:
             return Failure(Code.DEADLINE_EXCEEDED, f"no answer to a batch within {timeout_s:g} s")
+        self._room.release()
+        return reply
 
-    def end(self, timeout_s: float) -> None:
-        """No more messages; waits for the server to end its side too."""
+    def end(self, timeout_s: float) -> Iterator[bytes]:
+        """No more messages; waits for the server to end its side too. Yields answers to nothing."""
         self._messages.put(None)
         self._thread.join(timeout_s)
+        while not self._replies.empty():
+            more = self._replies.get()
+            if isinstance(more, bytes):
+                yield more
 
     def __enter__(self) -> Self:
         return self
@@ -327,4 +349,5 @@ class _Stream:
     def __exit__(self, *_: object) -> None:
         self._messages.put(None)  # releases gRPC's thread, which may wait for a message
         self._call.cancel()  # does nothing where the stream has ended
+        self._room.release(MAX_WINDOW)
         self._thread.join()

@@ -25,16 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.client import wire
-from featurestore.client.failures import Backoff, Code, Failure
+from featurestore.client.failures import Failure, Patience
 from featurestore.client.replies import Ack, IngestReport, Refusal
 from featurestore.client.requests import is_arrow, is_pandas, sliced, wire_ack
-from featurestore.client.sequences import Ticket
+from featurestore.client.sequences import SourceSequences, Ticket
 from featurestore.columns import Column, TextColumn, event_columns
 from featurestore.errors import (
     ConfigError,
     FeatureStoreError,
     InvalidEventError,
     LimitError,
+    StorageError,
     UnavailableError,
 )
 from featurestore.outcome import Outcome
@@ -42,7 +43,9 @@ from featurestore.plan import EventPlan
 from featurestore.v1 import feature_store_service_pb2 as service_pb
 
 MAX_BATCH_EVENTS = 1 << 20  # the server's
+MAX_WINDOW = 512
 MAX_REFUSALS = 1000  # kept in the report
+ANEW = "; they may be in too: sent anew without a source, which would tell, they count again"
 
 OnProgress = Callable[[IngestReport], None]
 
@@ -86,9 +89,7 @@ class Upload:
         window: int,
         ack: Ack | None,
         max_message_bytes: int,
-        backoff: Backoff,
-        retry_s: float,
-        clock: Callable[[], float],
+        patience: Patience,
         on_progress: OnProgress | None,
     ) -> None:
         if not 1 <= batch_events <= MAX_BATCH_EVENTS:
@@ -96,21 +97,18 @@ class Upload:
                 f"batch_events is {batch_events}; it must be from 1 to {MAX_BATCH_EVENTS}",
                 setting="batch_events",
             )
-        if not 1 <= window <= 512:
-            raise ConfigError(f"window is {window}; it must be from 1 to 512 batches")
+        if not 1 <= window <= MAX_WINDOW:
+            raise ConfigError(f"window is {window}; it must be from 1 to {MAX_WINDOW} batches")
         self.report = IngestReport()
         self.broken: Exception | None = None  # what the source ended in, raised when all before is answered
         self._event, self._numbers = event, numbers
         self._batch_events, self._window = batch_events, window
         self._ack, self._max_message_bytes = ack, max_message_bytes
-        self._backoff, self._retry_s, self._clock = backoff, retry_s, clock
-        self._on_progress = on_progress
+        self._patience, self._on_progress = patience, on_progress
         self._fed: _Canonical | None = None
         self._ranges: deque[tuple[int, int]] = deque()  # of what was fed, to be cut
         self._unanswered: deque[Batch] = deque()
         self._next_row = 0
-        self._n_failures = 0  # since the last answer
-        self._first_failure_s = 0.0
 
     # ---- in
 
@@ -210,16 +208,20 @@ class Upload:
 
     def answered(self, message: bytes) -> None:
         """One IngestStreamResponse: it answers the oldest batch that is unanswered."""
-        reply = service_pb.IngestStreamResponse.FromString(message).batch
-        if not self._unanswered or self._unanswered[0].ticket.sequence != reply.sequence:
-            expected = self._unanswered[0].ticket.sequence if self._unanswered else None
-            raise UnavailableError(
-                f"the server answered batch {reply.sequence} where batch {expected} was next; "
-                f"is it a featurestore server of this version?"
+        waiting = self._unanswered[0] if self._unanswered else None
+        try:
+            reply = wire.decode_ingested(
+                message,
+                sequence=None if waiting is None else waiting.ticket.sequence,
+                n_events=0 if waiting is None else len(waiting.rows),
+                ack=self._ack,
+                position=self.report.position,
             )
+        except UnavailableError as error:
+            raise self._explained(error) from error
         batch = self._unanswered.popleft()
         self._numbers.give_back(batch.ticket)
-        self._n_failures = 0
+        self._patience.succeeded()
         report = self.report
         refused_there: list[Refusal] = []
         if reply.duplicate_batch:
@@ -232,7 +234,7 @@ class Upload:
             refused_there = [
                 Refusal(int(batch.rows[one.index]), wire.outcome_of(one.reason)) for one in reply.refusals
             ]
-        report.position = max(report.position, reply.position)
+        report.position = reply.position
         ack = wire.ack_of(reply.ack)
         if ack is not None:
             report.ack = ack if report.ack is None else min(report.ack, ack)
@@ -243,6 +245,7 @@ class Upload:
         report = self.report
         report.events += batch.end - batch.begin
         report.refused += len(batch.refused)
+        report.unsent += len(batch.refused)
         refusals = sorted(batch.refused + refused_there, key=lambda one: one.row)
         report.refusals += refusals[: MAX_REFUSALS - len(report.refusals)]
         if self._on_progress is not None:
@@ -252,15 +255,11 @@ class Upload:
 
     def wait_after(self, failure: Failure, target: str) -> float:
         """Seconds to wait before sending again; or the exception that ends the upload."""
-        now_s = self._clock()
-        self._n_failures += 1
-        if self._n_failures == 1:
-            self._first_failure_s = now_s
-        timed_out = failure.code is Code.DEADLINE_EXCEEDED  # of one answer: the batch may be sent again
-        if not (failure.may_be_retried or timed_out) or now_s - self._first_failure_s >= self._retry_s:
+        wait_s = self._patience.wait_after(failure)
+        if wait_s is None:
             raise self._explained(failure.error(target))
         self.report.retries += 1
-        return self._backoff.wait_s(self._n_failures)
+        return wait_s
 
     def _explained(self, error: FeatureStoreError) -> FeatureStoreError:
         """The same error with where it happened in it."""
@@ -269,9 +268,11 @@ class Upload:
         batch = self._unanswered[0]
         ticket = batch.ticket
         size = batch.end - batch.begin
+        is_unknown = isinstance(error, UnavailableError | StorageError)
+        again = "" if isinstance(self._numbers, SourceSequences) or not is_unknown else ANEW
         return type(error)(
             f"{error}; the first {batch.begin} rows are in, it happened in the {size} after them "
-            f"(producer {ticket.producer!r}, epoch {ticket.epoch}, sequence {ticket.sequence})"
+            f"(producer {ticket.producer!r}, epoch {ticket.epoch}, sequence {ticket.sequence}){again}"
         )
 
     def abandon(self) -> None:

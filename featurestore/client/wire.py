@@ -10,25 +10,39 @@ a length and the numbers little-endian, so an encoded column is a join and a dec
               | length=varint bytes         type 2: texts, messages, packed numbers
               | 4 bytes                     type 5
 
-Whatever bytes a server sends become a message or an UnavailableError that says they are none: no length is
-believed before it is checked against what is there. A field that comes twice counts the last time, and
-unknown fields are skipped, as in any protobuf reader.
+Whatever bytes a server sends become what was asked for or an UnavailableError that says why they are not:
+as many vectors as key sets, bounds where they were asked for, counts that add up. No length is believed
+before it is checked against what is there. Unknown fields are skipped, as in any protobuf reader; a known one
+of another type, or one that comes twice, is no message of ours.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from featurestore.client.replies import Ack, HeavyList, HeavyValue, Observed, ServiceSchema, Status, Vectors
+from featurestore.client.replies import (
+    STATUS_NAMES,
+    Ack,
+    HeavyList,
+    HeavyValue,
+    Observed,
+    ServiceSchema,
+    Status,
+    Vectors,
+)
 from featurestore.columns import TextColumn
 from featurestore.errors import SchemaMismatchError, UnavailableError
 from featurestore.outcome import Outcome
 from featurestore.v1 import feature_store_service_pb2 as service_pb
+
+M = TypeVar("M", bound=Message)
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 
@@ -44,11 +58,34 @@ READ_KEY_COLUMNS, READ_AS_OF_EACH = 3, 5
 REPLY_VECTORS, REPLY_NOW = 1, 2
 OBSERVED_OUTCOME, OBSERVED_ACK, OBSERVED_POSITION, OBSERVED_VECTORS = 1, 2, 3, 4
 VECTORS_FINGERPRINT, VECTORS_ROWS, VECTORS_WIDTH, VECTORS_VALUES, VECTORS_STATUSES = 1, 2, 3, 4, 5
-VECTORS_BOUNDS, VECTORS_LOWER, VECTORS_UPPER, VECTORS_COVERAGE = 6, 7, 8, 10
-BOUNDS_EXACT = 1
+VECTORS_BOUNDS, VECTORS_LOWER, VECTORS_UPPER, VECTORS_CONFIDENCE, VECTORS_COVERAGE = 6, 7, 8, 9, 10
+BOUNDS_UNSPECIFIED, BOUNDS_EXACT, BOUNDS_CERTAIN, BOUNDS_CONFIDENCE = range(4)
 OUTCOME_ACCEPTED = 3
 
-MAX_ROWS = (1 << 32) - 1  # a uint32 in the proto
+# how each known field of a reply is written
+REPLY_TYPES = {REPLY_VECTORS: LENGTH, REPLY_NOW: VARINT}
+OBSERVED_TYPES = {
+    OBSERVED_OUTCOME: VARINT,
+    OBSERVED_ACK: VARINT,
+    OBSERVED_POSITION: VARINT,
+    OBSERVED_VECTORS: LENGTH,
+}
+VECTORS_TYPES = {
+    VECTORS_FINGERPRINT: FIXED64,
+    VECTORS_ROWS: VARINT,
+    VECTORS_WIDTH: VARINT,
+    VECTORS_VALUES: LENGTH,
+    VECTORS_STATUSES: LENGTH,
+    VECTORS_BOUNDS: VARINT,
+    VECTORS_LOWER: LENGTH,
+    VECTORS_UPPER: LENGTH,
+    VECTORS_CONFIDENCE: FIXED64,
+    VECTORS_COVERAGE: LENGTH,
+}
+
+MAX_FIELD_NUMBER = (1 << 29) - 1  # of protobuf
+MAX_REFUSALS = 100  # listed in one answer
+FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to 9999
 KNOWN_STATUSES = bytes(Status)
 DOUBLES, FLOATS, BYTES = np.dtype("<f8"), np.dtype("<f4"), np.dtype("u1")
 
@@ -148,17 +185,37 @@ def _varint_at(data: bytes, at: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value & 0xFFFF_FFFF_FFFF_FFFF, at
         shift += 7
-    raise _unreadable(f"a number is cut short at byte {at}")
+    raise unreadable(f"a number is cut short at byte {at}")
 
 
-def _unreadable(what: str) -> UnavailableError:
+def unreadable(what: str) -> UnavailableError:
+    """The error of every reply that is not an answer to what was asked; `what` says why it is not.
+
+    It says nothing of trying again: that depends on what was asked.
+    """
     return UnavailableError(
         f"the server's reply cannot be read ({what}); is it a featurestore server of this version?"
     )
 
 
-def fields_of(data: bytes, begin: int, end: int) -> tuple[dict[int, int], dict[int, Span]]:
-    """The fields of a message by their number: values of type 0, and where the bytes of the others are."""
+def message_of(kind: type[M], data: bytes | None) -> M:
+    """A whole message, by the official runtime. None is what gRPC has of a call that ends well without it."""
+    if data is None:
+        raise unreadable("the call ended without one")
+    made: M = kind()
+    try:
+        made.ParseFromString(data)
+    except DecodeError:  # its words are of the runtime, and there are two of them
+        raise unreadable(f"{len(data)} bytes are no {kind.DESCRIPTOR.name}") from None
+    return made
+
+
+def fields_of(
+    data: bytes, begin: int, end: int, types: Mapping[int, int]
+) -> tuple[dict[int, int], dict[int, Span]]:
+    """The fields of a message that `types` has, by their number: values of type 0, and where the bytes of the
+    others are.
+    """
     numbers: dict[int, int] = {}
     spans: dict[int, Span] = {}
     at = begin
@@ -167,9 +224,16 @@ def fields_of(data: bytes, begin: int, end: int) -> tuple[dict[int, int], dict[i
         at += 1
         if tag >= 0x80:
             tag, at = _varint_at(data, at - 1, end)
-        kind = tag & 7
+        number, kind = tag >> 3, tag & 7
+        if not 0 < number <= MAX_FIELD_NUMBER:
+            raise unreadable(f"no field has number {number}")
+        wanted = types.get(number)
+        if wanted is not None and (wanted != kind or number in numbers or number in spans):
+            raise unreadable(f"field {number} {'of type ' + str(kind) if wanted != kind else 'comes twice'}")
         if kind == VARINT:
-            numbers[tag >> 3], at = _varint_at(data, at, end)
+            value, at = _varint_at(data, at, end)
+            if wanted is not None:
+                numbers[number] = value
             continue
         if kind == LENGTH:
             size, at = _varint_at(data, at, end)
@@ -178,114 +242,204 @@ def fields_of(data: bytes, begin: int, end: int) -> tuple[dict[int, int], dict[i
         elif kind == FIXED32:
             size = 4
         else:
-            raise _unreadable(f"unknown field type {kind} at byte {at}")
+            raise unreadable(f"unknown field type {kind} at byte {at}")
         if size > end - at:
-            raise _unreadable(f"a field of {size} bytes at byte {at} of {end}")
-        spans[tag >> 3] = (at, at + size)
+            raise unreadable(f"a field of {size} bytes at byte {at} of {end}")
+        if wanted is not None:
+            spans[number] = (at, at + size)
         at += size
     return numbers, spans
-
-
-def _fixed64(data: bytes, span: Span | None) -> int:
-    if span is None:
-        return 0
-    if span[1] - span[0] != 8:
-        raise _unreadable("a fingerprint is not 8 bytes long")
-    return int(struct.unpack_from("<Q", data, span[0])[0])
 
 
 def _unzigzag(number: int) -> int:
     return (number >> 1) ^ -(number & 1)
 
 
-def decode_vectors(data: bytes, span: Span, service: ServiceSchema, now_ms: int | None = None) -> Vectors:
-    """A Vectors message of this service; SchemaMismatchError where it comes from another version of it."""
-    numbers, spans = fields_of(data, *span)
+def decode_vectors(
+    data: bytes, span: Span, service: ServiceSchema, *, rows: int, bounds: bool, now_ms: int | None = None
+) -> Vectors:
+    """A Vectors message with `rows` vectors of this service, and bounds where they were asked for.
+
+    SchemaMismatchError where it comes from another version of the service.
+    """
+    numbers, spans = fields_of(data, *span, VECTORS_TYPES)
     n, width = numbers.get(VECTORS_ROWS, 0), numbers.get(VECTORS_WIDTH, 0)
-    if _fixed64(data, spans.get(VECTORS_FINGERPRINT)) != service.fingerprint:
+    at = spans.get(VECTORS_FINGERPRINT)
+    if (0 if at is None else int.from_bytes(data[slice(*at)], "little")) != service.fingerprint:
         raise SchemaMismatchError(
             f"service {service.name!r} is being changed (the vector has another fingerprint than the schema)"
         )
-    if n > MAX_ROWS:  # where nothing is in a row, no bytes say so
-        raise _unreadable(f"vectors of {n} rows")
+    if n != rows:
+        raise unreadable(f"{n} vectors where {rows} were asked for")
     if width != len(service.names):
-        raise _unreadable(f"vectors of {width} values for a service of {len(service.names)} features")
+        raise unreadable(f"vectors of {width} values for a service of {len(service.names)} features")
 
-    def numbers_of(which: int) -> NDArray[np.float64]:
-        return _array(data, spans.get(which), DOUBLES, n, width)
+    def array(which: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        begin, end = spans.get(which, (0, 0))
+        size = n * width * dtype.itemsize
+        if end - begin != size:
+            raise unreadable(f"field {which} has {end - begin} bytes for {n} × {width} values, not {size}")
+        return np.frombuffer(data, dtype, n * width, begin).reshape(n, width)
 
-    values = numbers_of(VECTORS_VALUES)
+    values: NDArray[np.float64] = array(VECTORS_VALUES, DOUBLES)
+    statuses = np.full((n, width), Status.PRESENT, np.uint8)
     if VECTORS_STATUSES in spans:
-        statuses: NDArray[np.uint8] = _array(data, spans[VECTORS_STATUSES], BYTES, n, width)
-        begin, end = spans[VECTORS_STATUSES]
-        if data[begin:end].translate(None, KNOWN_STATUSES):
-            raise _unreadable("a status that this client does not know")
-    else:
-        statuses = np.full((n, width), Status.PRESENT, np.uint8)
-    lower = upper = None
-    if numbers.get(VECTORS_BOUNDS, 0) == BOUNDS_EXACT:
-        lower = upper = values
-    elif VECTORS_LOWER in spans:
-        lower, upper = numbers_of(VECTORS_LOWER), numbers_of(VECTORS_UPPER)
+        statuses = array(VECTORS_STATUSES, BYTES)
+        if data[slice(*spans[VECTORS_STATUSES])].translate(None, KNOWN_STATUSES):
+            raise unreadable("a status that this client does not know")
+    kind = numbers.get(VECTORS_BOUNDS, BOUNDS_UNSPECIFIED)
+    if kind > BOUNDS_CONFIDENCE or (bounds and kind == BOUNDS_UNSPECIFIED and n * width):
+        raise unreadable(f"bounds of kind {kind}, where bounds were {'' if bounds else 'not '}asked for")
+    lower = upper = values
+    if kind in (BOUNDS_CERTAIN, BOUNDS_CONFIDENCE):
+        lower, upper = array(VECTORS_LOWER, DOUBLES), array(VECTORS_UPPER, DOUBLES)
+        crossed = lower > upper
+        if crossed.any():
+            name = service.names[int(np.argwhere(crossed)[0][1])]
+            raise unreadable(f"the lower bound of {name} is above the upper one")
+    elif VECTORS_LOWER in spans or VECTORS_UPPER in spans:
+        raise unreadable(f"bounds beside the word that there are none to send ({kind})")
+    coverage = np.ones((n, width), np.float32)
     if VECTORS_COVERAGE in spans:
-        coverage: NDArray[np.float32] = _array(data, spans[VECTORS_COVERAGE], FLOATS, n, width)
-    else:
-        coverage = np.ones((n, width), np.float32)
-    return Vectors(service.names, values, statuses, coverage, lower, upper, now_ms)
+        coverage = array(VECTORS_COVERAGE, FLOATS)
+    elif (statuses == Status.WARMING).any():
+        raise unreadable("a value that is WARMING, and no word of the share that it covers")
+    made = Vectors(service.names, values, statuses, coverage, lower, upper, now_ms)
+    _check_meaning(made)
+    return made if bounds else replace(made, lower=None, upper=None)
 
 
-def _array(data: bytes, span: Span | None, dtype: np.dtype[Any], n: int, width: int) -> NDArray[Any]:
-    begin, end = span or (0, 0)
-    size = n * width * dtype.itemsize
-    if end - begin != size:
-        raise _unreadable(f"{end - begin} bytes for {n} × {width} values, {size} are needed")
-    return np.frombuffer(data, dtype, n * width, begin).reshape(n, width)
+def _check_meaning(made: Vectors) -> None:
+    """What a status says of its value: else the numbers are not what they seem."""
+    is_nan = np.isnan(made.values)
+    wrong = is_nan & (made.statuses == Status.PRESENT) | ~is_nan & (made.statuses == Status.UNAVAILABLE)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0].tolist()
+        what = "no number" if is_nan[row, column] else "a number"
+        raise unreadable(f"{made.names[column]} is {STATUS_NAMES[made.statuses[row, column]]} and has {what}")
+    if not ((made.coverage >= 0) & (made.coverage <= 1)).all():  # nor NaN
+        raise unreadable("a covered share that is not from 0 to 1")
 
 
-def decode_read(data: bytes, service: ServiceSchema) -> Vectors:
-    """A GetFeaturesResponse."""
-    numbers, spans = fields_of(data, 0, len(data))
-    now = numbers.get(REPLY_NOW)
-    return decode_vectors(
-        data, spans.get(REPLY_VECTORS, (0, 0)), service, None if now is None else _unzigzag(now)
-    )
+def decode_read(data: bytes | None, service: ServiceSchema, *, rows: int, bounds: bool) -> Vectors:
+    """A GetFeaturesResponse to a request for so many rows."""
+    if data is None:
+        raise unreadable("the call ended without one")
+    numbers, spans = fields_of(data, 0, len(data), REPLY_TYPES)
+    if REPLY_VECTORS not in spans:
+        raise unreadable("no vectors in it")
+    now_ms = None
+    if REPLY_NOW in numbers:
+        now_ms = _unzigzag(numbers[REPLY_NOW])
+        if not FIRST_MS <= now_ms <= LAST_MS:
+            raise unreadable(f"it was read at {now_ms} ms, outside the years 1 to 9999")
+    return decode_vectors(data, spans[REPLY_VECTORS], service, rows=rows, bounds=bounds, now_ms=now_ms)
 
 
-def decode_heaviest(data: bytes) -> list[HeavyList]:
-    reply = service_pb.GetHeaviestResponse.FromString(data)
-    lists = []
-    for each in reply.lists:
-        values = []
-        for one in each.values:
-            kind = one.WhichOneof("kind")
-            value = None if kind is None else getattr(one, kind)
-            values.append(HeavyValue(value, one.count, one.lower, one.upper, one.hash))
-        lists.append(
-            HeavyList(
-                each.name,
-                Status(each.status),
-                each.coverage,
-                tuple(values),
-                each.rest_upper,
-                each.total,
-                each.total_lower,
-                each.total_upper,
-            )
-        )
+def decode_heaviest(data: bytes | None) -> list[HeavyList]:
+    """A GetHeaviestResponse."""
+    reply = message_of(service_pb.GetHeaviestResponse, data)
+    lists = [_heavy_list(each) for each in reply.lists]
+    if len({each.name for each in lists}) != len(lists):
+        raise unreadable("two lists of one name")
     return lists
 
 
-def decode_observed(data: bytes, service: ServiceSchema | None, attempts: int) -> Observed:
-    """An ObserveResponse; `service` is what was asked for with it."""
-    numbers, spans = fields_of(data, 0, len(data))
+def _heavy_list(sent: service_pb.HeaviestList) -> HeavyList:
+    if not sent.name:
+        raise unreadable("a list without a name")
+    try:
+        status = Status(sent.status)
+    except ValueError:
+        raise unreadable(f"{sent.name} has status {sent.status}") from None
+    if not 0 <= sent.coverage <= 1:
+        raise unreadable(f"{sent.name} covers {sent.coverage} of its window")
+    if not sent.total_lower <= sent.total_upper:
+        raise unreadable(f"the bounds of {sent.name}'s total are {sent.total_lower} and {sent.total_upper}")
+    values = []
+    for one in sent.values:
+        kind = one.WhichOneof("kind")
+        if not one.lower <= one.upper or np.isnan(one.count):
+            raise unreadable(f"a value of {sent.name} has {one.count} events, {one.lower} to {one.upper}")
+        value = None if kind is None else getattr(one, kind)
+        values.append(HeavyValue(value, one.count, one.lower, one.upper, one.hash))
+    return HeavyList(
+        sent.name,
+        status,
+        sent.coverage,
+        tuple(values),
+        sent.rest_upper,
+        sent.total,
+        sent.total_lower,
+        sent.total_upper,
+    )
+
+
+def decode_observed(
+    data: bytes | None,
+    service: ServiceSchema | None,
+    attempts: int,
+    *,
+    peek: bool,
+    bounds: bool,
+    ack: Ack | None,
+) -> Observed:
+    """An ObserveResponse; the rest is what was asked for."""
+    if data is None:
+        raise unreadable("the call ended without one")
+    numbers, spans = fields_of(data, 0, len(data), OBSERVED_TYPES)
+    outcome = outcome_of(numbers.get(OBSERVED_OUTCOME, 0))
+    acknowledged = ack_of(numbers.get(OBSERVED_ACK, 0))
+    if not peek:
+        check_ack(acknowledged, ack, is_needed=outcome is Outcome.ACCEPTED)
+    position = numbers.get(OBSERVED_POSITION, 0)
+    if outcome is Outcome.ACCEPTED and not peek and not position:
+        raise unreadable("no position of an event that it says was applied")
     vector = None
-    if service is not None and OBSERVED_VECTORS in spans:
-        vectors = decode_vectors(data, spans[OBSERVED_VECTORS], service)
-        if len(vectors) != 1:
-            raise _unreadable(f"{len(vectors)} vectors for one event")
-        vector = vectors[0]
-    outcome, ack = outcome_of(numbers.get(OBSERVED_OUTCOME, 0)), ack_of(numbers.get(OBSERVED_ACK, 0))
-    return Observed(outcome, numbers.get(OBSERVED_POSITION, 0), ack, vector, attempts)
+    if service is not None:
+        if OBSERVED_VECTORS not in spans:
+            raise unreadable(f"no vector of {service.name!r} in it")
+        vector = decode_vectors(data, spans[OBSERVED_VECTORS], service, rows=1, bounds=bounds)[0]
+    return Observed(outcome, position, acknowledged, vector, attempts)
+
+
+def decode_ingested(
+    message: bytes, *, sequence: int | None, n_events: int, ack: Ack | None, position: int
+) -> service_pb.IngestResponse:
+    """The answer on a stream to a batch of so many events under this number (None: none is waited for), after
+    one at `position`.
+    """
+    streamed = message_of(service_pb.IngestStreamResponse, message)
+    reply = streamed.batch
+    if sequence is None or not streamed.HasField("batch") or reply.sequence != sequence:
+        raise unreadable(f"an answer to batch {reply.sequence} where {sequence or 'none'} was next")
+    listed = [one.index for one in reply.refusals]
+    counted = reply.accepted + reply.late + reply.duplicate + reply.refused
+    if counted != (0 if reply.duplicate_batch else n_events):
+        again = " that it had before" if reply.duplicate_batch else ""
+        raise unreadable(f"it counts {counted} of the {n_events} events of batch {sequence}{again}")
+    if len(listed) != min(reply.refused, MAX_REFUSALS):
+        raise unreadable(f"it lists {len(listed)} of the {reply.refused} events refused of batch {sequence}")
+    if any(a >= b for a, b in pairwise([*listed, n_events])):
+        raise unreadable(f"it refuses events that are not in batch {sequence}, or not in their order")
+    for one in reply.refusals:
+        if not outcome_of(one.reason).refused:
+            raise unreadable(f"it refuses an event of batch {sequence} with outcome {one.reason}")
+    if reply.position < position:
+        raise unreadable(
+            f"batch {sequence} is at position {reply.position} of the journal, behind {position} that was "
+            "answered before: has the store lost its end, or become another?"
+        )
+    check_ack(ack_of(reply.ack), ack, is_needed=reply.accepted > 0)
+    return reply
+
+
+def check_ack(given: Ack | None, wanted: Ack | None, *, is_needed: bool) -> None:
+    """What was written survived what it was asked to."""
+    if given is None and is_needed:
+        raise unreadable("it does not say what was written survives")
+    if given is not None and wanted is not None and given < wanted:
+        raise unreadable(f"it is acknowledged as {given.name}, where {wanted.name} was asked for")
 
 
 def outcome_of(number: int) -> Outcome:
@@ -293,11 +447,11 @@ def outcome_of(number: int) -> Outcome:
     try:
         return Outcome.ACCEPTED if number == OUTCOME_ACCEPTED else Outcome(number or -1)
     except ValueError:
-        raise _unreadable(f"outcome {number}") from None
+        raise unreadable(f"outcome {number}") from None
 
 
 def ack_of(number: int) -> Ack | None:
     try:
         return Ack(number) if number else None
     except ValueError:
-        raise _unreadable(f"acknowledgement {number}") from None
+        raise unreadable(f"acknowledgement {number}") from None

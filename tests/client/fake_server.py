@@ -109,7 +109,7 @@ class FakeServer(
     """`before` and `after` are called with the method's name and the number of its call (from 1), before and
     after it is applied; what they raise as Abort the client gets instead of the reply."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "localhost:0") -> None:
         self.before: Callable[[str, int], None] = lambda method, n: None
         self.after: Callable[[str, int], None] = lambda method, n: None
         self.schema = schema_reply()
@@ -125,7 +125,8 @@ class FakeServer(
         feature_store_service_pb2_grpc.add_FeatureStoreServiceServicer_to_server(self, self._server)
         registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(self, self._server)
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(self, self._server)
-        self.target = f"localhost:{self._server.add_insecure_port('localhost:0')}"
+        port = self._server.add_insecure_port(address)
+        self.target = address.replace(":0", f":{port}")
         self._server.start()
 
     def stop(self) -> None:

@@ -69,13 +69,19 @@ def vectors(draw: st.DrawFn) -> t.Vectors:
     def many(of: Any) -> Any:
         return draw(st.lists(of, min_size=n, max_size=n))
 
-    made = t.Vectors(fingerprint=77, rows=rows, width=width, values=many(st.floats(width=64)))
-    made.statuses = bytes(many(st.integers(1, 4))) if draw(st.booleans()) else b""
+    statuses = many(st.integers(1, 4)) if draw(st.booleans()) else [1] * n
+    values = [
+        math.nan if status == Status.UNAVAILABLE else draw(st.floats(allow_nan=status != Status.PRESENT))
+        for status in statuses
+    ]
+    made = t.Vectors(fingerprint=77, rows=rows, width=width, values=values)
+    made.statuses = bytes(statuses) if set(statuses) != {1} or draw(st.booleans()) else b""
     made.bounds = draw(st.sampled_from([t.BOUNDS_UNSPECIFIED, t.BOUNDS_EXACT, t.BOUNDS_CERTAIN]))
     if made.bounds == t.BOUNDS_CERTAIN:
-        made.lower.extend(many(st.floats()))
-        made.upper.extend(many(st.floats()))
-    if draw(st.booleans()):
+        ends = [sorted(pair) for pair in many(st.tuples(st.floats(), st.floats()))]
+        made.lower.extend(lower for lower, _ in ends)
+        made.upper.extend(upper for _, upper in ends)
+    if Status.WARMING in statuses or draw(st.booleans()):
         made.coverage.extend(many(st.floats(0, 1, width=32)))
     return made
 
@@ -90,7 +96,8 @@ def same(left: Any, right: list[float]) -> bool:
 @given(vectors(), st.one_of(st.none(), ms))
 def test_vectors_are_what_the_official_runtime_wrote(sent: t.Vectors, now_ms: int | None) -> None:
     message = service_pb.GetFeaturesResponse(vectors=sent, now_ms=now_ms).SerializeToString()
-    read = wire.decode_read(message, service_of(sent.width))
+    bounded = sent.bounds != t.BOUNDS_UNSPECIFIED
+    read = wire.decode_read(message, service_of(sent.width), rows=sent.rows, bounds=bounded)
     assert (read.now_ms, read.values.shape) == (now_ms, (sent.rows, sent.width))
     assert same(read.values, list(sent.values))
     n = sent.rows * sent.width
@@ -108,7 +115,7 @@ def test_values_are_views_of_the_reply() -> None:
     message = service_pb.GetFeaturesResponse(
         vectors=t.Vectors(fingerprint=77, rows=1, width=2, values=[1, 2])
     ).SerializeToString()
-    vector = wire.decode_read(message, service_of(2))[0]
+    vector = wire.decode_read(message, service_of(2), rows=1, bounds=False)[0]
     assert not vector.values.flags.owndata
     assert not vector.values.flags.writeable
     assert vector.to_dict() == {"f0": 1.0, "f1": 2.0}
@@ -125,30 +132,60 @@ def test_values_are_views_of_the_reply() -> None:
         ({"statuses": b"\1\5"}, UnavailableError),
         ({"bounds": 2, "lower": [1, 2], "upper": [1]}, UnavailableError),
         ({"coverage": [1.0]}, UnavailableError),
+        ({"coverage": [1.0, 1.5]}, UnavailableError),
+        ({"coverage": [1.0, math.nan]}, UnavailableError),
+        ({"statuses": b"\1\3"}, UnavailableError),  # WARMING, and what it covers is not said
+        ({"rows": 0, "values": []}, UnavailableError),
+        ({"rows": 2, "values": [1, 2, 3, 4]}, UnavailableError),
+        ({"values": [1, math.nan]}, UnavailableError),
+        ({"statuses": b"\1\4"}, UnavailableError),  # UNAVAILABLE, and 2
+        ({"bounds": 0}, UnavailableError),
+        ({"bounds": 4}, UnavailableError),
+        ({"bounds": 1, "lower": [1, 2], "upper": [1, 2]}, UnavailableError),
+        ({"bounds": 0, "lower": [1, 2], "upper": [1, 2]}, UnavailableError),
+        ({"bounds": 2, "lower": [1, 3], "upper": [1, 2]}, UnavailableError),
+        ({"bounds": 2, "upper": [1, 2]}, UnavailableError),
     ],
 )
 def test_vectors_that_contradict_themselves_are_not_served(
     change: dict[str, Any], error: type[Exception]
 ) -> None:
-    sound = {"fingerprint": 77, "rows": 1, "width": 2, "values": [1, 2]}
+    sound = {"fingerprint": 77, "rows": 1, "width": 2, "values": [1, 2], "bounds": 1}
     message = service_pb.GetFeaturesResponse(vectors=t.Vectors(**(sound | change))).SerializeToString()
     with pytest.raises(error):
-        wire.decode_read(message, service_of(2))
+        wire.decode_read(message, service_of(2), rows=1, bounds=True)
+
+
+def test_a_field_of_another_type_or_that_comes_twice_is_no_reply() -> None:
+    vectors = t.Vectors(fingerprint=77, rows=1, width=1, values=[1]).SerializeToString()
+    for more, words in (
+        (b"\x10\x01", "field 2 comes twice"),
+        (b"\x28\x01", "field 5 of type 0"),  # statuses as a number
+        (b"\x31" + b"\0" * 8, "field 6 of type 1"),
+        (b"\x0b", "field 1 of type 3"),
+    ):
+        message = wire.length_field(wire.REPLY_VECTORS, vectors + more)
+        with pytest.raises(UnavailableError, match=words):
+            wire.decode_read(message, service_of(1), rows=1, bounds=False)
+    for message, words in ((b"", "no vectors"), (b"\x10\x02", "no vectors"), (None, "ended without one")):
+        with pytest.raises(UnavailableError, match=words):
+            wire.decode_read(message, service_of(1), rows=1, bounds=False)
 
 
 def test_rows_that_no_number_of_the_proto_counts_are_not_served_even_where_nothing_is_in_them() -> None:
     varint = b"\xff" * 9 + b"\1"  # 2^64 - 1, where the proto has 32 bits
     vectors = t.Vectors(fingerprint=77).SerializeToString() + b"\x10" + varint
     message = b"\x0a" + bytes([len(vectors)]) + vectors
-    with pytest.raises(UnavailableError, match="rows"):
-        wire.decode_read(message, service_of(0))
+    with pytest.raises(UnavailableError, match="vectors where 1 were asked for"):
+        wire.decode_read(message, service_of(0), rows=1, bounds=False)
 
 
 def decode_anything(message: bytes) -> None:
     for decode in (
-        lambda: wire.decode_read(message, service_of(2)),
-        lambda: wire.decode_observed(message, service_of(2), 1),
-        lambda: wire.decode_observed(message, None, 1),
+        lambda: wire.decode_read(message, service_of(2), rows=1, bounds=False),
+        lambda: wire.decode_read(message, service_of(2), rows=1, bounds=True),
+        lambda: wire.decode_observed(message, service_of(2), 1, peek=False, bounds=True, ack=None),
+        lambda: wire.decode_observed(message, None, 1, peek=True, bounds=False, ack=None),
     ):
         with contextlib.suppress(UnavailableError, SchemaMismatchError):
             decode()

@@ -394,6 +394,10 @@ def test_refused_events_are_told_by_their_row_and_by_the_exit_code(
         (8, "refused_type"),
     ]
     assert "rows 5, 8" in err
+    assert "20 events: 18 accepted, 2 refused (2 of them unsent)" in err
+    counts = {name: json.loads(out)[name] for name in ("events", "accepted", "refused", "unsent")}
+    assert counts == {"events": 20, "accepted": 18, "refused": 2, "unsent": 2}
+    assert house.engine.stats()["events_refused"] == counts["refused"] - counts["unsent"]
     assert run(*words, "--allow-refused", capsys=capsys)[0] == 0
 
 
@@ -493,7 +497,7 @@ def test_mistakes_are_one_line(
     "words",
     [
         ["get", "--service", "fraud", "customer_id=1", "--server", "localhost:1"],
-        ["ingest", "no.csv", "--event", "transaction", "--server", "localhost:1"],
+        ["ingest", "no.csv", "--event", "transaction", "--wait", "0", "--server", "localhost:1"],
         ["stats", "--admin", "unix:/nowhere/admin.sock"],
     ],
 )

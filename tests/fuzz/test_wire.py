@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from featurestore.client import wire
-from featurestore.client.replies import FeatureSchema, ServiceSchema
+from featurestore.client.replies import FeatureSchema, ServiceSchema, Vector, Vectors
 from featurestore.errors import (
     InvalidEventError,
     LimitError,
@@ -218,29 +218,41 @@ def replies(width: int) -> list[bytes]:
 def check_vectors(data: bytes) -> None:
     for width in (3, 0):
         try:
-            read = wire.decode_read(data, service(width))
+            read = wire.decode_read(data, service(width), rows=2, bounds=True)
         except (UnavailableError, SchemaMismatchError):
             if width == 0:
                 raise
             continue
-        n = len(read)
-        for array in (read.values, read.statuses, read.coverage, read.lower, read.upper):
-            assert array is None or array.shape == (n, width)
-        # What it means, said by the official runtime, and read again.
-        again = types.Vectors(fingerprint=77, rows=n, width=width, values=read.values.ravel().tolist())
-        again.statuses = read.statuses.tobytes()
-        repeated = wire.decode_read(pb.GetFeaturesResponse(vectors=again).SerializeToString(), service(width))
-        assert repeated.values.tobytes() == read.values.tobytes()
-        assert repeated.statuses.tobytes() == read.statuses.tobytes()
+        # What the official runtime says that it means.
+        sent = pb.GetFeaturesResponse.FromString(data)
+        assert read.now_ms == (sent.now_ms if sent.HasField("now_ms") else None)
+        same_vectors(read, sent.vectors, 2 * width)
         return
 
 
+def same_vectors(read: Vector | Vectors, sent: types.Vectors, n: int) -> None:
+    assert sent.rows * sent.width == n
+    exact = sent.bounds == types.BOUNDS_EXACT
+    for array, numbers, others in (
+        (read.values, sent.values, []),
+        (read.lower, sent.values if exact else sent.lower, []),
+        (read.upper, sent.values if exact else sent.upper, []),
+        (read.coverage, sent.coverage, [1.0] * n),
+    ):
+        assert array is not None
+        assert array.tobytes() == np.array(list(numbers) or others, array.dtype).tobytes()
+    assert read.statuses.tobytes() == (sent.statuses or bytes([1] * n))
+
+
 def check_observed(data: bytes) -> None:
-    observed = wire.decode_observed(data, service(3), 1)
-    assert observed.position >= 0
-    if observed.vector is not None:
-        assert len(observed.vector.values) == 3
-    wire.decode_observed(data, None, 1)
+    asked: dict[str, Any] = {"peek": False, "bounds": True, "ack": None}
+    observed = wire.decode_observed(data, service(3), 1, **asked)
+    sent = pb.ObserveResponse.FromString(data)
+    assert (observed.position, observed.ack or 0) == (sent.position, sent.ack)
+    assert observed.outcome == (0 if sent.outcome == types.OUTCOME_ACCEPTED else sent.outcome)
+    assert observed.vector is not None
+    same_vectors(observed.vector, sent.vectors, 3)
+    wire.decode_observed(data, None, 1, **asked)
 
 
 OBSERVED = [
@@ -252,7 +264,19 @@ OBSERVED = [
             fingerprint=77, rows=1, width=3, values=[1.0, 2.0, 3.0], bounds=types.BOUNDS_EXACT
         ),
     ).SerializeToString(),
-    pb.ObserveResponse(outcome=types.OUTCOME_LATE, ack=types.ACK_APPLIED, position=1).SerializeToString(),
+    pb.ObserveResponse(
+        outcome=types.OUTCOME_LATE,
+        position=1,
+        vectors=types.Vectors(
+            fingerprint=77,
+            rows=1,
+            width=3,
+            values=[math.nan] * 3,
+            statuses=b"\4\3\2",
+            bounds=types.BOUNDS_EXACT,
+            coverage=[1.0, 0.5, 1.0],
+        ),
+    ).SerializeToString(),
 ]
 
 TRIALS = [

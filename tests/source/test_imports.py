@@ -44,7 +44,7 @@ NAMES = {"featurestore": {"client", "errors", "outcome"}, "featurestore.__main__
 OUTSIDE = {
     "numpy": "client columns core demo files replay server storage",
     "grpc": "client server v1",
-    "google": "v1",
+    "google": "client server v1",
     "typing_extensions": "",
     "grpc_health": "server",
     "grpc_reflection": "server",
