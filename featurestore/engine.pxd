@@ -51,7 +51,8 @@ ctypedef struct EngineC:
     uint32_t schema_version
 
 # Applies a batch (or, with peek, only says what it would do) and reads `service` at each event; an
-# EngineStatus. `body` is the caller's scratch for the frame. outcomes of a duplicate batch are all DUPLICATE.
+# EngineStatus. `body` is the caller's scratch for the frame. A duplicate batch keeps the decoder's
+# outcomes, the others become DUPLICATE.
 # waits: for the batch before it; without, ENGINE_BUSY says that there is one.
 cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
                       const ServiceC* service, const Outputs* outputs, bint peek, bint waits,

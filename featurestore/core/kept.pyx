@@ -65,7 +65,7 @@ cdef inline void _read_decayed(const Arena* arena, const LogHead* head, const Vi
     cdef DecayedValue left
     cdef double value
     judge(view, when, item, when.at_ms - item.window_ms, when.at_ms, out)
-    if head != NULL and head.block and when.at_ms < decayed_newest_ms(arena, head):
+    if head != NULL and head.block and when.last_ms < decayed_newest_ms(arena, head):
         put_unavailable(out, item)           # sums cannot be taken apart again
         return
     if out.statuses[item.out] == STATUS_UNAVAILABLE:
@@ -90,6 +90,7 @@ cdef void _read_top(const Arena* arena, const LogHead* head, const ViewC* view, 
     cdef TopValue listed[LISTED_AT_ONCE]
     cdef TopWindow windows[N_AT_ONCE]
     cdef int64_t windows_ms[N_AT_ONCE]
+    cdef int64_t ending_ms[N_AT_ONCE]    # as long as there are events in them: up to last_ms
     cdef const ItemC* item
     cdef const TopWindow* window
     cdef uint32_t lo = 0, hi, n, most = LISTED_AT_ONCE // view.top.k, at, i
@@ -102,10 +103,11 @@ cdef void _read_top(const Arena* arena, const LogHead* head, const ViewC* view, 
         while hi < n_items and (n < most or items[hi].window_ms == windows_ms[n - 1]):
             if n == 0 or items[hi].window_ms != windows_ms[n - 1]:
                 windows_ms[n] = items[hi].window_ms
+                ending_ms[n] = windows_ms[n] - (when.at_ms - when.last_ms)
                 n += 1
             hi += 1
         if head != NULL:
-            known = top_read(arena, head, &view.top, when.at_ms, view_horizon(view, when.now_ms), windows_ms,
+            known = top_read(arena, head, &view.top, when.last_ms, view_horizon(view, when.now_ms), ending_ms,
                              n, listed, windows) == 0
         at = 0
         for i in range(lo, hi):
@@ -128,7 +130,7 @@ cdef void _read_top(const Arena* arena, const LogHead* head, const ViewC* view, 
 cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
                       const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil:
     cdef DistinctValue values[N_AT_ONCE]
-    cdef int64_t windows_ms[N_AT_ONCE]
+    cdef int64_t windows_ms[N_AT_ONCE]   # up to last_ms
     cdef uint32_t lo = 0, n, i
     if view.structure == STRUCTURE_DECAYED:
         for i in range(n_items):
@@ -140,12 +142,12 @@ cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view
     while lo < n_items:
         n = n_items - lo if n_items - lo < N_AT_ONCE else N_AT_ONCE
         for i in range(n):
-            windows_ms[i] = items[lo + i].window_ms
+            windows_ms[i] = items[lo + i].window_ms - (when.at_ms - when.last_ms)
         if head != NULL:
-            distinct_read(arena, head, &view.distinct, when.at_ms, view_horizon(view, when.now_ms),
+            distinct_read(arena, head, &view.distinct, when.last_ms, view_horizon(view, when.now_ms),
                           windows_ms, n, values)
         for i in range(n):
-            judge(view, when, &items[lo + i], when.at_ms - windows_ms[i], when.at_ms, out)
+            judge(view, when, &items[lo + i], when.last_ms - windows_ms[i], when.at_ms, out)
             if out.statuses[items[lo + i].out] == STATUS_UNAVAILABLE:
                 put_unavailable(out, &items[lo + i])
             elif head == NULL or values[i].upper == 0.0:

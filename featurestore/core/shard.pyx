@@ -8,7 +8,7 @@ from libc.string cimport memcmp, memcpy, memset
 from featurestore.core.arena cimport (
     Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init, fs_prefetch,
 )
-from featurestore.core.batch cimport COLUMN_NUMBER, OUTCOME_ACCEPTED, Column
+from featurestore.core.batch cimport COLUMN_NUMBER, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, Column
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear, bytes_reserve
 from featurestore.core.frequency cimport (
     Counted, frequencies_clear, frequencies_copy_end, frequencies_copy_slice, frequencies_cut,
@@ -269,11 +269,12 @@ cdef inline int64_t _horizon(const PlanC* plan, const LogHead* head, const int64
 # -- apply and read ------------------------------------------------------------------------------------------
 
 cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC* slot, Row* row, bint before,
-                              int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
+                              int64_t at_ms, int64_t last_ms, const int64_t* type_nows,
+                              const int64_t* first_nows,
                               uint16_t own_type, int64_t own_now, int64_t own_first_now,
                               const Outputs* out) noexcept nogil:
-    """Values of one row. Views of `own_type` (0xFFFF: none) go by own_now and own_first_now instead of the
-    arrays."""
+    """Values of one row at at_ms, of what is no later than last_ms. Views of `own_type` (0xFFFF: none) go by
+    own_now and own_first_now instead of the arrays."""
     cdef const GroupC* group
     cdef const ViewC* view
     cdef const LogHead* log
@@ -283,6 +284,7 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
     cdef uint16_t i
     cdef uint32_t n
     when.at_ms = at_ms
+    when.last_ms = last_ms
     for i in range(slot.n_groups):
         group = &slot.groups[i]
         n = group.n_before if before else group.n_after
@@ -338,7 +340,7 @@ cdef void _read_sketches(const Shard* shard, const PlanC* plan, const SlotC* slo
     cdef Counted counted
     cdef ReadAt when
     cdef uint16_t i
-    when.at_ms = at_ms
+    when.at_ms = when.last_ms = at_ms
     for i in range(slot.n_groups, slot.n_all):
         group = &slot.groups[i]
         view = &plan.views[group.view]
@@ -530,7 +532,7 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
     cdef const SlotC* slot = NULL
     cdef Arena* arena = &shard.arena
     cdef uint32_t trial = 0
-    cdef int64_t at_ms = 0, now = job.nows[part.event]
+    cdef int64_t at_ms = 0, last_ms, now = job.nows[part.event]
     cdef int64_t first_now = job.own_first_now if part.event >= job.first_accepted else UNSET_MS
     cdef uint64_t offset
     cdef uint16_t event_index = job.batch.event
@@ -550,8 +552,10 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
         out.statuses += offset
         out.coverage += offset
         at_ms = job.reads_at[part.event]
+        # What leaves the event itself out must not find it where it has been applied before.
+        last_ms = at_ms - 1 if job.batch.outcomes[part.event] == OUTCOME_DUPLICATE else at_ms
         _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, True,
-                     at_ms, job.type_nows, job.first_nows, event_index, now, first_now, &out)
+                     at_ms, last_ms, job.type_nows, job.first_nows, event_index, now, first_now, &out)
     if apply and job.peek:
         # The event goes into a copy of the row, which is read and thrown away.
         if place != NULL:
@@ -567,7 +571,7 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
         status = _count(shard, job, part, touch)
     if slot != NULL and status == 0:
         _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, False,
-                     at_ms, job.type_nows, job.first_nows, event_index, now, first_now, &out)
+                     at_ms, at_ms, job.type_nows, job.first_nows, event_index, now, first_now, &out)
         if slot.n_all > slot.n_groups:
             _read_sketches(shard, job.plan, slot, part.fp0, part.fp1, at_ms, job.type_nows, job.first_nows,
                            event_index, now, first_now, job if apply and job.peek else NULL, part.event, &out)
@@ -717,8 +721,8 @@ cdef bint shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
     if place != NULL:
         row = <Row*>arena_at(&shard.arena, place[0])
-    _read_groups(&shard.arena, plan, slot, row, True, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, out)
-    _read_groups(&shard.arena, plan, slot, row, False, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, out)
+    _read_groups(&shard.arena, plan, slot, row, True, at_ms, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, out)
+    _read_groups(&shard.arena, plan, slot, row, False, at_ms, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, out)
     if slot.n_all > slot.n_groups:
         _read_sketches(shard, plan, slot, fp0, fp1, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, NULL, 0, out)
     pthread_mutex_unlock(&shard.lock)
@@ -778,7 +782,7 @@ cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t
     cdef ReadAt when
     cdef uint16_t i
     cdef int status = 0
-    when.at_ms = at_ms
+    when.at_ms = when.last_ms = at_ms
     _lock(shard, True)
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
     if place != NULL:

@@ -16,8 +16,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.batch cimport (
-    COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_BEYOND_DEDUPE,
-    REFUSED_FUTURE, REFUSED_MEMORY, REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME,
+    COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE,
+    REFUSED_MEMORY, REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME,
     REFUSED_NOT_FINITE, REFUSED_TIME_RANGE, REFUSED_TYPE, Batch, Column, EventBatch,
 )
 from featurestore.core.bytes cimport Block, Bytes, block_of, bytes_append, bytes_clear
@@ -351,23 +351,27 @@ cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin) no
     return verdict
 
 
+cdef inline bint _is_decided(uint8_t outcome) noexcept nogil:
+    """By a sequencer; the others are the decoder's, of events that could not be read."""
+    return (outcome <= OUTCOME_DUPLICATE or outcome == REFUSED_FUTURE or outcome == REFUSED_NO_ID
+            or outcome == REFUSED_BEYOND_DEDUPE or outcome == REFUSED_MEMORY)
+
+
 cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil:
     cdef uint32_t i
     work.now_ms = state.sequencer.now_ms
     for i in range(batch.n_events):
-        batch.outcomes[i] = OUTCOME_DUPLICATE
+        if _is_decided(batch.outcomes[i]):
+            batch.outcomes[i] = OUTCOME_DUPLICATE
         work.nows[i] = _now(state, batch.event, wall_ms)
 
 
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil:
     cdef uint32_t i
-    cdef uint8_t outcome
     for i in range(batch.n_events):
         # What a sequencer said before (of a batch that was peeked at, or sent to another store) does not
         # count.
-        outcome = batch.outcomes[i]
-        if (outcome == OUTCOME_LATE or outcome == OUTCOME_DUPLICATE or outcome == REFUSED_FUTURE
-                or outcome == REFUSED_NO_ID or outcome == REFUSED_BEYOND_DEDUPE or outcome == REFUSED_MEMORY):
+        if _is_decided(batch.outcomes[i]):
             batch.outcomes[i] = OUTCOME_ACCEPTED
     work.facts.homeless = NULL
     work.now_ms = state.sequencer.now_ms
@@ -987,8 +991,9 @@ cdef class State:
         """Applies a batch and reads `service` (its index) at every event's position; see design §2.6.
 
         Returns Vectors with one row per event, or None without a service. What became of each event is in
-        batch.outcomes. A duplicate batch is acknowledged: every event's outcome is DUPLICATE and vectors are
-        plain reads. now_ms: the wall clock, ignored by the event clock. Raises SequenceError,
+        batch.outcomes. A duplicate batch is acknowledged: the outcome of every event that could be read is
+        DUPLICATE, and its vector the first one again, unless other events came between. now_ms: the wall
+        clock, ignored by the event clock. Raises SequenceError,
         InvalidEventError or LimitError where (producer, epoch, sequence) is turned away.
         """
         cdef Batch* b = &batch.batch

@@ -51,6 +51,7 @@ ctypedef struct Outputs:         # one vector: where its values go
 
 ctypedef struct ReadAt:          # when a row is read, and what the store's clock says
     int64_t at_ms
+    int64_t last_ms              # events after it are left out: at_ms, or the millisecond before
     int64_t now_ms               # of the view's event type; UNSET_MS before its first event
     int64_t first_now_ms         # now at the first accepted event of that type; UNSET_MS before it
 

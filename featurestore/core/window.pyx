@@ -45,6 +45,7 @@ ctypedef struct Entries:         # a log's entries, wherever they are kept
 ctypedef struct Edges:           # one window, and the merged entries across its edges
     int64_t lo                   # the window is lo < time <= hi
     int64_t hi
+    int64_t at                   # since_first and since_last count from here: hi, unless it leaves out more
     const Word* left             # or NULL
     const Word* right            # or NULL; may be the same entry as left
 
@@ -841,7 +842,7 @@ cdef inline void _read_end(const Outputs* out, const ItemC* item, const ColumnC*
 
 cdef inline void _read_since(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
                              const Edges* edges) noexcept nogil:
-    """since_first and since_last: hi minus the time of the first or last event, in ms. column NULL: of any
+    """since_first and since_last: `at` minus the time of the first or last event, in ms. column NULL: of any
     event."""
     cdef bint want_first = item.aggregate == AGG_SINCE_FIRST
     cdef uint16_t at                     # word that holds the wanted time
@@ -879,8 +880,8 @@ cdef inline void _read_since(const Outputs* out, const ItemC* item, const Column
                 earliest = sure[at].i
             if column == NULL and near != far and near[WIDE_FIRST].i > earliest:
                 earliest = near[WIDE_FIRST].i
-    put_value(out, item, <double>(edges.hi - latest) + <double>(latest - earliest) / 2.0,
-              <double>(edges.hi - latest), <double>(edges.hi - earliest))
+    put_value(out, item, <double>(edges.at - latest) + <double>(latest - earliest) / 2.0,
+              <double>(edges.at - latest), <double>(edges.at - earliest))
 
 
 cdef inline void _read_intervals(const Outputs* out, const ItemC* item, const ColumnC* column,
@@ -1012,13 +1013,14 @@ cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const V
     out.statuses[item.out] = STATUS_PRESENT
     out.coverage[item.out] = 1.0
     if (entries.n == 0 or log_expired(arena, head, view, when.now_ms)
-            or when.at_ms < entries.words[WIDE_FIRST].i):
+            or when.last_ms < entries.words[WIDE_FIRST].i):
         put_nothing(out, item)
-    elif when.at_ms < entries.words[WIDE_LAST].i:
+    elif when.last_ms < entries.words[WIDE_LAST].i:
         put_unavailable(out, item)          # it cannot be taken apart again
     else:
         memset(&edges, 0, sizeof(edges))
-        edges.hi = when.at_ms
+        edges.hi = when.last_ms
+        edges.at = when.at_ms
         _read_item(view, item, entries.words, &edges, out)
 
 
@@ -1141,7 +1143,8 @@ cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifet
     cdef Edges edges
     cdef const Word* entry
     memset(&edges, 0, sizeof(edges))
-    edges.hi = when.at_ms - view.offset_ms
+    edges.at = when.at_ms - view.offset_ms
+    edges.hi = edges.at if edges.at < when.last_ms else when.last_ms
     left = _count_until(&entries, edges.hi)
     _wide_clear(view, sure)
     if left and entries.wide:
@@ -1153,8 +1156,8 @@ cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifet
         if items[i].window_ms == 0:
             _read_lifetime(arena, lifetime, view, when, &items[i], out)
             continue
-        lo = edges.hi - items[i].window_ms
-        judge(view, when, &items[i], lo, edges.hi, out)
+        lo = edges.at - items[i].window_ms
+        judge(view, when, &items[i], lo, edges.at, out)
         if out.statuses[items[i].out] == STATUS_UNAVAILABLE:
             put_unavailable(out, &items[i])
             continue

@@ -228,7 +228,7 @@ cdef void _count_refusals(DispatcherC* d, const Batch* batch) noexcept nogil:
 
 
 cdef bint _is_kept(const Batch* batch) noexcept nogil:
-    """The journal has an event of the batch, from this call or from one before."""
+    """The journal has an event of the batch, from this call or, by its id, from one before."""
     cdef uint32_t i
     for i in range(batch.n_events):
         if batch.outcomes[i] == OUTCOME_ACCEPTED or batch.outcomes[i] == OUTCOME_DUPLICATE:
@@ -245,7 +245,7 @@ cdef int _settle(DispatcherC* d, Call* call, const Batch* batch, uint8_t wanted,
     cdef bint by_mode = wanted == ACK_DEFAULT
     ack[0] = ACK_DEFAULT
     call.position = call.result.position
-    if not call.result.written and not _is_kept(batch):
+    if not call.result.written and call.result.verdict != VERDICT_DUPLICATE and not _is_kept(batch):
         return ANSWER_DONE
     if by_mode:
         wanted = ACK_APPLIED if d.engine.journal.mode == MODE_PROCESS else ACK_DURABLE
@@ -288,7 +288,8 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
     if call.engine_status != ENGINE_OK:
         return _untaken(call)
     if not request.peek:
-        _count_refusals(d, &request.write.batch)
+        if call.result.verdict != VERDICT_DUPLICATE:
+            _count_refusals(d, &request.write.batch)
         answer = _settle(d, call, &request.write.batch, request.write.ack, &ack)
         if answer == ANSWER_ERROR:
             return answer

@@ -358,20 +358,26 @@ class Store:
         return 0
 
     def _plain(self, outcome: int, event: str, row: Row, service: str | None) -> Answer:
-        """An event that was not applied gets a plain read at its time (at now if its time is unusable)."""
+        """An event that was not applied gets a plain read at its time (at now if its time is unusable). A
+        duplicate's leaves its millisecond out of what excludes the event itself."""
         kind = self.schema.events[event]
         t = row.time if row.time is not None and EARLIEST_MS <= row.time <= LATEST_MS else self.now(event)
         right = {n: v for n, v in row.fields.items() if not _check(kind.fields.get(n, "key"), v)}
-        read = self._read_by(event, _clean(kind, right), service, t)
+        read = self._read_by(event, _clean(kind, right), service, t, repeated=outcome == DUPLICATE)
         return Answer(outcome, None if service is None else self._with_derived(service, read))
 
-    def _read_by(self, event: str, fields: Fields, service: str | None, t: int | None) -> dict[str, Truth]:
+    def _read_by(
+        self, event: str, fields: Fields, service: str | None, t: int | None, *, repeated: bool = False
+    ) -> dict[str, Truth]:
         """What an event reads: it brings the parts that its views name, and its key fields by name."""
         source = {name: name for name, kind in self.schema.events[event].fields.items() if kind == "key"}
         for view in self.views.values():
             source.update(view.plan.key if view.plan.event == event else {})
         texts = {part: fields.get(name) for part, name in source.items()}
-        return {name: self._value(name, texts, t, self.wall_now) for name in self._needed(service)}
+        return {
+            name: self._value(name, texts, t, self.wall_now, own=int(repeated and self._excludes(name)))
+            for name in self._needed(service)
+        }
 
     def _needed(self, service: str | None) -> set[str]:
         """The features of views that a service lists or derives something from."""
@@ -415,8 +421,9 @@ class Store:
     # One value
 
     def _value(  # noqa: PLR0911  # a status each
-        self, name: str, texts: Mapping[str, object], t: int | None, wall: int | None
+        self, name: str, texts: Mapping[str, object], t: int | None, wall: int | None, *, own: int = 0
     ) -> Truth:
+        """At t, without what happened in the last `own` milliseconds."""
         view_name, feature_name = name.split(".")
         view = self.views[view_name]
         feature = next(f for f in view.plan.features if f.name == feature_name)
@@ -431,9 +438,9 @@ class Store:
             return Truth(WARMING if warms else NOT_FOUND, nothing, coverage=0.0)
         log = view.logs.get(key, Log())
         if feature.half_life_ms:
-            return self._decayed_value(view, feature, log, t, now)
+            return self._decayed_value(view, feature, log, t, now, own=own)
         if feature.window_ms == 0:
-            return self._lifetime_value(view, feature, log, t, now)
+            return self._lifetime_value(view, feature, log, t, now, own=own)
 
         end = t - view.plan.offset_ms
         start = end - feature.window_ms
@@ -444,7 +451,7 @@ class Store:
         if not warming and view.floor is not None and start < view.floor:
             return Truth(UNAVAILABLE, math.nan)
         kept_from = self._kept_from(view, now)
-        events = [e for e in log.events if start < e.time <= end and e.time >= kept_from]
+        events = [e for e in log.events if start < e.time <= min(end, t - own) and e.time >= kept_from]
         if view.plan.sketch is not None:
             events = [e for e in events if (_number(feature, e) or 0.0) > 0]
         value, n, tolerance = _aggregate(feature, events, end)
@@ -452,7 +459,7 @@ class Store:
         coverage = 1.0
         if warming:
             coverage = 0.0 if since is None else min(max((end - since) / feature.window_ms, 0.0), 1.0)
-        return Truth(status, value, n, coverage, *self._owed(view, key, feature, log, t), tolerance)
+        return Truth(status, value, n, coverage, *self._owed(view, key, feature, log, t - own), tolerance)
 
     def _owed(
         self, view: LiveView, key: Key, feature: Feature, log: Log, t: int
@@ -484,7 +491,9 @@ class Store:
         )
         return False, view.plan.max_error if promised else None
 
-    def _lifetime_value(self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None) -> Truth:
+    def _lifetime_value(
+        self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None, *, own: int
+    ) -> Truth:
         alive: list[Applied] = []
         newest = 0
         for event in log.events:
@@ -495,19 +504,21 @@ class Store:
         if alive and now is not None and newest < now - view.plan.lifetime_idle_ms:
             alive = []
         oldest = min((event.time for event in alive), default=t)
-        if alive and oldest <= t < newest:
+        if alive and oldest <= t - own < newest:
             return Truth(UNAVAILABLE, math.nan)
-        if t < oldest:
+        if t - own < oldest:
             alive = []
         value, n, tolerance = _aggregate(feature, alive, t)
         return Truth(PRESENT if n else NOT_FOUND, value, n, tolerance=tolerance)
 
-    def _decayed_value(self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None) -> Truth:
+    def _decayed_value(
+        self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None, *, own: int
+    ) -> Truth:
         """Every event that was not late, at its weight: 2^(-age / half-life)."""
         lateness = self.schema.events[view.plan.event].lateness_ms
         keep, warm = GONE * feature.half_life_ms + lateness, WARM * feature.half_life_ms
         taken: list[tuple[int, float]] = []
-        newest = t
+        newest = t - own
         for e in log.decayed:
             value = _number(feature, e)
             if value is None or e.time < e.now - keep:
@@ -516,7 +527,7 @@ class Store:
                 taken = []  # what had faded does not come back with what comes after
             newest = max(newest, e.time) if taken else e.time
             taken.append((e.time, value))
-        if t < newest or (now is not None and t - warm < now - keep):
+        if t - own < newest or (now is not None and t - warm < now - keep):
             return Truth(UNAVAILABLE, math.nan)
         if now is not None and newest < now - keep:
             taken = []
