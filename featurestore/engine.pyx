@@ -831,6 +831,7 @@ cdef class Engine:
     def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure):
         give_way(UPKEEP)
         checked = swept = time.monotonic()
+        sweep_took = 0.1
         # What a journal just truncated has, and what preallocation adds.
         most_bytes = checkpoint_journal_bytes + 2 * self.segment_bytes
         while not self.stop.wait(0.2):
@@ -843,9 +844,12 @@ cdef class Engine:
                 if is_news and due or self.c.blocked:
                     checked = now
                     self.checkpoint()
-                if now - swept >= sweep_every_s:
-                    swept = now
+                # Full, rows that have expired are in the way of new ones; a tenth of the time goes into it.
+                sweep_after_s = min(sweep_every_s, 10 * sweep_took) if self.c.state.full else sweep_every_s
+                if now - swept >= sweep_after_s:
                     self.state.sweep()
+                    swept = time.monotonic()
+                    sweep_took = swept - now
             except (LimitError, MemoryError):
                 self.stop.wait(1.0)
             except Exception as error:

@@ -4,10 +4,18 @@
 #   handle 0 is no block
 #
 # Small blocks (up to BIG_BYTES) are cut from chunks, which a pool shared with the other shards gives, and
-# come back to a free list per size class; a larger block is a chunk of its own. A block never moves, so a
-# pointer from arena_at is good until that block is freed. The caller remembers a block's size and gives it
-# back on free: no block carries a header. Not thread-safe: the owner is a shard, and its lock is held
-# around every call.
+# what is freed serves any size: a free block is split where less is asked for, joins free neighbours at once,
+# and a chunk that is free as a whole goes back to the pool. A larger block is a mapping of its own. A block
+# never moves, so a pointer from arena_at is good until that block is freed. The caller remembers a block's
+# size and gives it back on free: no block carries a header. Not thread-safe: the owner is a shard, and its
+# lock is held around every call.
+#
+# This is TLSF (Masmano, Ripoll, Crespo and Real 2004) without its headers: good fit by two levels of size
+# classes, everything in constant time. What a header would say of the neighbours, one bit a unit does, in the
+# first 64 units of each chunk: the unit is the first or the last of a free block. The rest stands in the free
+# block itself:
+#
+#   u32 next, u32 previous of its class (handles), u32 units, ... the last 4 bytes: u32 units
 from libc.stdint cimport uint32_t, uint64_t
 
 from featurestore.core.pages cimport Pool, pages_structs
@@ -15,30 +23,37 @@ from featurestore.core.pages cimport Pool, pages_structs
 cdef enum:
     UNIT_BYTES = 16
     UNIT_BITS = 13
+    CHUNK_UNITS = 8192
+    FIRST_UNIT = 64          # those before it are the bits
     BIG_BYTES = 64 << 10
-    N_CLASSES = 112          # 64 steps of 16 bytes to 1 KiB, then 8 steps per doubling to 64 KiB
+    LINEAR_CLASSES = 64      # of 1 to 63 units, one each; then 8 per doubling
+    N_CLASSES = 120
+    ROOM_UNITS = 256         # what a new row needs, with some to grow
 
 ctypedef struct Chunk:
     char* base
-    size_t n_bytes           # of a block with a chunk of its own; CHUNK_OF_POOL; 0: the slot is free
+    uint32_t n_pages         # of 4 KiB, of a block with a mapping of its own; 0: of the pool, or a free slot
+    uint32_t slab            # that the pool cut it from
 
 ctypedef struct Arena:
     Pool* pool               # borrowed
     Chunk* chunks            # owned
     uint32_t n_chunks        # slots in use, freed ones included
     uint32_t cap_chunks
-    uint32_t free_chunk      # a freed slot + 1, chained through n_bytes' place in `base`; 0 = none
-    uint32_t open_chunk      # small blocks are cut from this one; meaningful when open_bytes > 0
-    uint32_t open_used       # bytes already cut from it
-    uint32_t free_blocks[N_CLASSES]   # first free block of each class, 0 = none; its first 4 bytes: the next
-    uint64_t used_bytes      # cut from chunks, free blocks included: what the process holds for this arena
-    uint64_t free_bytes      # of them in free blocks, which serve the next of their class
+    uint32_t free_chunk      # a freed slot + 1, chained through `slab`; 0 = none
+    uint64_t classes[2]      # that have a free block, a bit each
+    uint32_t free_blocks[N_CLASSES]   # the first of each, 0 = none
+    uint64_t used_bytes      # of the blocks that are in use
+    uint64_t held_bytes      # what the process holds for this arena, free blocks included
 
 cdef void arena_init(Arena* arena, Pool* pool) noexcept nogil
 cdef void arena_clear(Arena* arena) noexcept nogil                       # before the pool is cleared
 cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil   # 0: out of memory
+# n_bytes: as they were asked for.
 cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nogil
 cdef size_t arena_rounded(size_t n_bytes) noexcept nogil                 # bytes such a block really has
+# Whether a free block of ROOM_UNITS is there, so that a row that comes takes nothing from the system.
+cdef bint arena_has_room(const Arena* arena) noexcept nogil
 
 cdef extern from * nogil:
     """

@@ -1392,7 +1392,7 @@ cdef class DistinctCounters:
 
     @property
     def used_bytes(self):
-        """What the process holds for the counters, free blocks included, and not the 8 bytes per key."""
+        """What the counters take, without the 8 bytes per key."""
         return self._arena.used_bytes
 
     def advance(self, now_ms):

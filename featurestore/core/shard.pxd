@@ -55,8 +55,7 @@ ctypedef struct Shard:
                                  # it
     uint32_t copying             # 1 while a checkpoint copies the rows with written <= mark < cut
     uint64_t copy_bucket         # next bucket to copy from
-    uint64_t copy_n_buckets      # the table's size when copying began: a grown table is copied from its start
-                                 # again
+    uint64_t copy_rebuilt        # the table's n_rebuilt then: a rebuilt table is copied from its start again
     const int64_t* cut_nows      # the clocks at the cut, borrowed until shard_copy_end
     Bytes copied                 # row records of the checkpoint under way
     Bytes freed                  # fingerprints (16 bytes each) of rows freed since the cut, or since the last
@@ -140,9 +139,11 @@ cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows,
 # its u32 length, from some buckets on as shard_sweep does. 0, or -1 when out of memory.
 cdef int shard_keys(Shard* shard, const PlanC* plan, uint16_t entity, const int64_t* type_nows,
                     uint64_t* bucket, Bytes* out) noexcept nogil
+# What its rows, index and sketches take; and what is held for them, with what is free between.
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil
-# Of those, in blocks that wait for the next row or log of their size.
-cdef uint64_t shard_free_bytes(const Shard* shard) noexcept nogil
+cdef uint64_t shard_held_bytes(const Shard* shard) noexcept nogil
+# Whether what it holds has room for a new row.
+cdef bint shard_has_room(const Shard* shard) noexcept nogil
 
 # Compared at import: see core/structs.py.
 cdef inline dict shard_structs():

@@ -6,7 +6,7 @@ from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.arena cimport (
-    Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_init, fs_prefetch,
+    Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_has_room, arena_init, fs_prefetch,
 )
 from featurestore.core.batch cimport COLUMN_NUMBER, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, Column
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear, bytes_reserve
@@ -28,8 +28,8 @@ from featurestore.core.pthread cimport (
     pthread_mutex_unlock,
 )
 from featurestore.core.table cimport (
-    SLOTS, Bucket, table_clear, table_find, table_init, table_insert,
-    table_prefetch, table_prefetch_rows, table_remove,
+    SLOTS, Bucket, table_clear, table_find, table_init, table_insert, table_prefetch, table_prefetch_rows,
+    table_reach, table_remove, table_shrink,
 )
 from featurestore.core.window cimport (
     Outputs, ReadAt, lifetime_append, log_append, view_horizon, view_read,
@@ -140,8 +140,12 @@ cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil:
     return shard.arena.used_bytes + shard.table.n_buckets * sizeof(Bucket) + shard.frequencies.n_bytes
 
 
-cdef uint64_t shard_free_bytes(const Shard* shard) noexcept nogil:
-    return shard.arena.free_bytes
+cdef uint64_t shard_held_bytes(const Shard* shard) noexcept nogil:
+    return shard.arena.held_bytes + shard.table.n_buckets * sizeof(Bucket) + shard.frequencies.n_bytes
+
+
+cdef bint shard_has_room(const Shard* shard) noexcept nogil:
+    return arena_has_room(&shard.arena)
 
 
 # -- rows ----------------------------------------------------------------------------------------------------
@@ -668,7 +672,7 @@ cdef inline void _fetch_cells(const Shard* shard, const Job* job, const Part* pa
 cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil:
     cdef uint32_t* places[AHEAD_BLOCK]
     cdef uint32_t* place = NULL
-    cdef uint64_t applied, position, n_buckets
+    cdef uint64_t applied, position, n_rebuilt
     cdef int64_t i, n = n_parts
     cdef bint counting = job.plan.n_sketched > 0
     cdef int status = 0
@@ -676,7 +680,7 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
         return 0
     _lock(shard, True)
     applied = shard.position
-    n_buckets = shard.table.n_buckets
+    n_rebuilt = shard.table.n_rebuilt
     for i in range(-<int64_t>AHEAD_INDEX, n):
         if i > 0 and i % LOCKED_PARTS == 0:
             pthread_mutex_unlock(&shard.lock)
@@ -699,9 +703,9 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
         status = _apply_part(shard, job, &parts[i], place, applied)
         if status < 0:
             break
-        if shard.table.n_buckets != n_buckets:
+        if shard.table.n_rebuilt != n_rebuilt:
             # The table has grown: handles are elsewhere.
-            n_buckets = shard.table.n_buckets
+            n_rebuilt = shard.table.n_rebuilt
             memset(places, 0, sizeof(places))
     if status == 0 and not job.peek:
         position = job.first_position + parts[n_parts - 1].event
@@ -827,15 +831,50 @@ cdef int _note_freed(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
     return bytes_append(&shard.freed, fp, 16)
 
 
+cdef int _copy_bucket(Shard* shard, const PlanC* plan, uint64_t at, uint32_t* looked,
+                      uint32_t* copied) noexcept nogil:
+    """Copies the rows of a bucket that are due; counts its rows, and those. 0, or -1 when out of memory."""
+    cdef const Bucket* bucket = &shard.table.buckets[at]
+    cdef const Row* row
+    cdef int slot
+    for slot in range(SLOTS):
+        if bucket.tags[slot]:
+            looked[0] += 1
+            row = <const Row*>arena_at(&shard.arena, bucket.rows[slot])
+            if _due(shard, row):
+                copied[0] += 1
+                if _copy_row(shard, plan, row) < 0:
+                    return -1
+    return 0
+
+
+cdef int _copy_reach(Shard* shard, const PlanC* plan, const uint32_t* place) noexcept nogil:
+    """Before that place is removed: rows that may move from where the copier has not been to where it has are
+    copied first. 0, or -1 when out of memory."""
+    cdef uint64_t last, at = table_reach(&shard.table, place, &last)
+    cdef uint32_t looked = 0, copied = 0
+    cdef bint been = False
+    while at != last:
+        been = been or at < shard.copy_bucket
+        at = (at + 1) & (shard.table.n_buckets - 1)
+        if been and at >= shard.copy_bucket and _copy_bucket(shard, plan, at, &looked, &copied) < 0:
+            return -1
+    return 0
+
+
 cdef int _drop_row(Shard* shard, const PlanC* plan, uint32_t* place) noexcept nogil:
-    """Frees the row and remembers, for the next checkpoint, that it is gone. 0, or -1 when out of memory."""
-    cdef Row* row = <Row*>arena_at(&shard.arena, place[0])
+    """Frees the row and remembers, for the next checkpoint, that it is gone. 0, or -1 when out of memory.
+    Another row may be in its place then."""
+    cdef uint32_t handle = place[0]
+    cdef Row* row = <Row*>arena_at(&shard.arena, handle)
     if _due(shard, row) and _copy_row(shard, plan, row) < 0:
+        return -1
+    if shard.copying and _copy_reach(shard, plan, place) < 0:
         return -1
     if _note_freed(shard, row.fp0, row.fp1) < 0:
         return -1
-    _free_row(&shard.arena, plan, place[0])
-    table_remove(&shard.table, place)
+    table_remove(&shard.table, &shard.arena, place)
+    _free_row(&shard.arena, plan, handle)
     return 0
 
 
@@ -856,10 +895,11 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
     cdef LogHead* heads
     cdef int64_t freed = 0
     cdef uint8_t i, kept, keys
-    cdef int slot
+    cdef int slot = 0
     cdef bint expired
-    for slot in range(SLOTS):
+    while slot < SLOTS:
         if bucket.tags[slot] == 0:
+            slot += 1
             continue
         row = <Row*>arena_at(&shard.arena, bucket.rows[slot])
         heads = _heads(row)
@@ -869,11 +909,12 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
             keys += heads[i].kind == LOG_KEY and not expired
             kept += not expired
         if kept == row.n_heads and kept > keys:
+            slot += 1
             continue
         if kept == keys:
             if _drop_row(shard, plan, &bucket.rows[slot]) < 0:
                 return -1
-            freed += 1
+            freed += 1                   # a row from further on may be in its place
             continue
         if _due(shard, row) and _copy_row(shard, plan, row) < 0:
             return -1
@@ -886,6 +927,7 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
                 kept += 1
         row.n_heads = kept
         row.mark = shard.cut
+        slot += 1
     return freed
 
 
@@ -901,6 +943,7 @@ cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_no
         looked += SLOTS
     if bucket[0] >= shard.table.n_buckets:
         bucket[0] = 0
+        table_shrink(&shard.table, &shard.arena)
     pthread_mutex_unlock(&shard.lock)
     return freed if some >= 0 else -1
 
@@ -992,7 +1035,7 @@ cdef int shard_cut(Shard* shard, const int64_t* nows) noexcept nogil:
     shard.copying = 1
     shard.cut_nows = nows
     shard.copy_bucket = 0
-    shard.copy_n_buckets = shard.table.n_buckets
+    shard.copy_rebuilt = shard.table.n_rebuilt
     shard.copied.n_bytes = 0
     shard.freed_before = shard.freed
     memset(&shard.freed, 0, sizeof(Bytes))
@@ -1001,29 +1044,18 @@ cdef int shard_cut(Shard* shard, const int64_t* nows) noexcept nogil:
 
 
 cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil:
-    cdef Bucket* bucket
-    cdef const Row* row
     cdef uint32_t copied = 0, looked = 0
     cdef size_t began
-    cdef int slot, status = 0
+    cdef int status = 0
     _lock_again(shard)
     began = shard.copied.n_bytes
-    if shard.copy_n_buckets != shard.table.n_buckets:
-        # The table grew and its rows moved. What was copied is copied again: equal records, one is kept.
-        shard.copy_n_buckets = shard.table.n_buckets
+    if shard.copy_rebuilt != shard.table.n_rebuilt:
+        # The rows moved. What was copied is copied again: equal records, one is kept.
+        shard.copy_rebuilt = shard.table.n_rebuilt
         shard.copy_bucket = 0
     while (copied < LOCKED_PARTS and looked < 4 * LOCKED_PARTS and shard.copy_bucket < shard.table.n_buckets
            and shard.copied.n_bytes < began + COPIED_BYTES and status == 0):
-        bucket = &shard.table.buckets[shard.copy_bucket]
-        for slot in range(SLOTS):
-            if bucket.tags[slot]:
-                looked += 1
-                row = <const Row*>arena_at(&shard.arena, bucket.rows[slot])
-                if _due(shard, row):
-                    copied += 1
-                    status = _copy_row(shard, plan, row)
-                    if status < 0:
-                        break
+        status = _copy_bucket(shard, plan, shard.copy_bucket, &looked, &copied)
         shard.copy_bucket += 1
     if status == 0 and shard.copy_bucket < shard.table.n_buckets:
         status = 1

@@ -41,6 +41,7 @@ ctypedef struct StateC:
     pthread_rwlock_t plan_lock
     pthread_mutex_t order
     Turns turns                  # at long work
+    bint full                    # the last batch found memory at its limit
     bint broken                  # memory ran out while applying: the state is not to be trusted any more
 
 ctypedef struct Work:            # scratch of one batch; grows, and serves the next batch

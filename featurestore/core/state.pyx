@@ -32,7 +32,7 @@ from featurestore.core.hashing cimport (
 )
 from featurestore.core.ids cimport IdCursor, ids_copy, ids_import, ids_sort
 from featurestore.core.kept cimport Listed, ListedValue, kept_structs
-from featurestore.core.pages cimport pool_clear, pool_init
+from featurestore.core.pages cimport CHUNK_BYTES, pool_clear, pool_idle_bytes, pool_init
 from featurestore.core.plan cimport (
     MAX_KEY_PARTS, UNSET_MS, CompiledPlan, EventC, PlanC, ServiceC, SlotC, TouchC,
 )
@@ -53,8 +53,8 @@ from featurestore.core.sequencer cimport (
 from featurestore.core.shard cimport (
     Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
     shard_cut, shard_export, shard_fetch_cells, shard_fetch_logs, shard_fetch_row, shard_forget,
-    shard_free_bytes, shard_holds, shard_import, shard_in_use, shard_init, shard_keys, shard_list,
-    shard_read, shard_sweep, shard_used_bytes,
+    shard_has_room, shard_held_bytes, shard_holds, shard_import, shard_in_use, shard_init, shard_keys,
+    shard_list, shard_read, shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.turns cimport turn_give, turn_take, turns_destroy, turns_init
@@ -295,6 +295,7 @@ cdef inline int64_t _now(const StateC* state, uint16_t event, int64_t wall_ms) n
 # -- decide, commit, apply -----------------------------------------------------------------------------------
 
 cdef uint64_t _used_bytes(const StateC* state) noexcept nogil:
+    """What rows, their index and sketches take."""
     cdef uint64_t used = 0
     cdef uint32_t i
     for i in range(state.n_shards):
@@ -302,13 +303,19 @@ cdef uint64_t _used_bytes(const StateC* state) noexcept nogil:
     return used
 
 
-cdef uint64_t _live_bytes(const StateC* state) noexcept nogil:
-    """What the memory limit is about: blocks that were freed are there for new rows."""
-    cdef uint64_t used = _used_bytes(state)
+cdef uint64_t _held_bytes(StateC* state) noexcept nogil:
+    """What the process holds for them: also what is free between, and what is about to go to the system."""
+    cdef uint64_t held = pool_idle_bytes(&state.pool)
     cdef uint32_t i
     for i in range(state.n_shards):
-        used -= shard_free_bytes(&state.shards[i])
-    return used
+        held += shard_held_bytes(&state.shards[i])
+    return held
+
+
+cdef inline uint64_t _most_held_bytes(const StateC* state) noexcept nogil:
+    """Rows that came and went leave pieces free between those that stay: an eighth of the limit for them, and
+    for what a shard's newest chunk has not given yet."""
+    return state.max_memory_bytes + max(state.max_memory_bytes // 8, state.n_shards * <uint64_t>CHUNK_BYTES)
 
 
 cdef bint _is_matched(const PlanC* plan, const TouchC* touch, const Batch* batch, const Work* work,
@@ -323,8 +330,9 @@ cdef bint _is_matched(const PlanC* plan, const TouchC* touch, const Batch* batch
     return False
 
 
-cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept nogil:
-    """Memory is at its cap: marks events that would make a new row."""
+cdef void _find_homeless(StateC* state, const Batch* batch, Work* work, bint full) noexcept nogil:
+    """Memory is at its cap: marks events that would make a new row; where it is not `full`, if there is no
+    room for it in what is held already."""
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef const Part* part
     cdef uint32_t i, shard
@@ -333,6 +341,7 @@ cdef void _find_homeless(StateC* state, const Batch* batch, Work* work) noexcept
         for i in range(work.starts[shard], work.starts[shard + 1]):
             part = &work.parts[i]
             if _is_matched(state.plan, &event.touches[part.touch], batch, work, part.event) and (
+                    full or not shard_has_room(&state.shards[shard])) and (
                     not shard_holds(&state.shards[shard], part.fp0, part.fp1)):
                 work.homeless[part.event] = 1
     work.facts.homeless = work.homeless
@@ -368,6 +377,7 @@ cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wa
 
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil:
     cdef uint32_t i
+    cdef bint full
     for i in range(batch.n_events):
         # What a sequencer said before (of a batch that was peeked at, or sent to another store) does not
         # count.
@@ -376,8 +386,11 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
     work.facts.homeless = NULL
     work.now_ms = state.sequencer.now_ms
     work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
-    if state.max_memory_bytes and _live_bytes(state) >= state.max_memory_bytes:
-        _find_homeless(state, batch, work)
+    if state.max_memory_bytes:
+        full = _used_bytes(state) >= state.max_memory_bytes
+        state.full = full or _held_bytes(state) >= _most_held_bytes(state)
+        if state.full:
+            _find_homeless(state, batch, work, full)
     return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows)
 
 
@@ -1180,7 +1193,7 @@ cdef class State:
     def check_memory(self, CompiledPlan compiled not None):
         """LimitError where the sketches that a coming plan adds do not fit below max_memory_bytes."""
         cdef uint64_t more = self.c.n_shards * frequencies_bytes(compiled.c, self.c.plan)
-        cdef uint64_t used = _live_bytes(&self.c)
+        cdef uint64_t used = _used_bytes(&self.c)
         if self.c.max_memory_bytes and more and used + more > self.c.max_memory_bytes:
             raise LimitError(
                 f"the sketches that this schema adds take {more} bytes in {self.c.n_shards} shards, {used} "
@@ -1340,8 +1353,8 @@ cdef class State:
             bytes_clear(&out)
 
     def stats(self):
-        """Counts: rows, used_bytes (rows, logs, index and sketches), sketches (tables), sketch_bytes, ids,
-        producers, position."""
+        """Counts: rows, used_bytes (rows, logs, index and sketches), held_bytes (what the process holds for
+        them: also what is free between), sketches (tables), sketch_bytes, ids, producers, position."""
         cdef uint64_t rows = 0, sketches = 0, sketch_bytes = 0
         cdef uint32_t i
         for i in range(self.c.n_shards):
@@ -1351,6 +1364,7 @@ cdef class State:
         return {
             "rows": rows,
             "used_bytes": _used_bytes(&self.c),
+            "held_bytes": _held_bytes(&self.c),
             "sketches": sketches,
             "sketch_bytes": sketch_bytes,
             "ids": self.c.sequencer.ids.n_ids,
@@ -1421,24 +1435,27 @@ cdef class State:
         """At long work, since it was made: (asked for, ended)."""
         return self.c.turns.n_asked, self.c.turns.n_ended
 
-    def copy_shard(self, uint32_t shard):
+    def copy_shard(self, uint32_t shard, meanwhile=None):
         """Records (format: shard.pxd) of what changed in one shard between the last checkpoint written and
-        the cut, sorted."""
+        the cut, sorted. `meanwhile` is called between slices."""
         cdef Bytes out
         cdef int status = 1, _slice
         if shard >= self.c.n_shards:
             raise IndexError(f"shard {shard} of {self.c.n_shards}")
         memset(&out, 0, sizeof(out))
-        with nogil:
-            while status == 1:
-                turn_take(&self.c.turns)
-                for _slice in range(SLICES_A_TURN):
-                    if status == 1:
-                        status = shard_copy_slice(&self.c.shards[shard], self.c.plan)
-                turn_give(&self.c.turns)
-            if status == 0:
-                status = shard_copy_records(&self.c.shards[shard], &out)
         try:
+            while status == 1:
+                with nogil:
+                    turn_take(&self.c.turns)
+                    for _slice in range(SLICES_A_TURN):
+                        if status == 1:
+                            status = shard_copy_slice(&self.c.shards[shard], self.c.plan)
+                    turn_give(&self.c.turns)
+                if meanwhile is not None and status == 1:
+                    meanwhile()
+            with nogil:
+                if status == 0:
+                    status = shard_copy_records(&self.c.shards[shard], &out)
             if status < 0:
                 raise MemoryError
             return block_of(&out)

@@ -1,11 +1,15 @@
 # Index of one shard: 128-bit fingerprint → row handle.
 #
-# A bucket is one cache line: 12 one-byte tags, 12 row handles, a flag. A probe reads the home bucket,
+# A bucket is one cache line: 12 one-byte tags, 12 row handles, a count. A probe reads the home bucket,
 # compares tags, and looks at the rows behind equal tags (each row starts with its fingerprint); it goes on to
-# the next bucket only where a key once had to. So a hit costs two cache lines and an absent key, nearly
-# always, one.
+# the next bucket only while a key that is in the table now had to. So a hit costs two cache lines and an
+# absent key, nearly always, one.
 #
 #   bytes per key = 64 / 12 / load: 6.3 just before doubling, 12.5 just after
+#
+# A bucket that keys went past is full: table_remove fills a free place in it from further on. So the cost of
+# a probe depends on the keys that are there, and not on how many came and went; and since a table is never
+# full, some bucket has room, none went past that one, and there every probe ends.
 #
 # Fingerprints are keyed SipHash, so their bits are uniform even when an attacker chooses the keys.
 # Not thread-safe: the owner is a shard, and its lock is held around every call.
@@ -19,19 +23,26 @@ cdef enum:
 
 ctypedef struct Bucket:
     uint8_t tags[SLOTS]          # 0 = empty
-    uint32_t overflowed          # 1: some key whose probe came here was put further on
+    uint32_t overflowed          # keys that are further on, and whose probe came by here
     uint32_t rows[SLOTS]         # arena handles
 
 ctypedef struct Table:
     Bucket* buckets              # owned, cache-line aligned
     uint64_t n_buckets           # a power of two
     uint64_t n_rows
+    uint64_t n_rebuilt           # counts how often every row moved
 
 cdef int table_init(Table* table) noexcept nogil                    # 0, or -1 when out of memory
 cdef void table_clear(Table* table) noexcept nogil
 cdef int table_insert(Table* table, const Arena* arena, uint32_t row) noexcept nogil
 # The row's fingerprint must be set and absent from the table. 0, or -1 when out of memory.
-cdef void table_remove(Table* table, uint32_t* place) noexcept nogil
+# Rows further on may move to a place before theirs: each to a bucket from that of `place` on, and from one
+# up to table_reach's.
+cdef void table_remove(Table* table, const Arena* arena, uint32_t* place) noexcept nogil
+# The bucket of a place, and the last one (it may be a smaller number) that its removal may take a row from.
+cdef uint64_t table_reach(const Table* table, const uint32_t* place, uint64_t* last) noexcept nogil
+# Gives memory back after many removals; every row may move.
+cdef void table_shrink(Table* table, const Arena* arena) noexcept nogil
 
 cdef extern from * nogil:
     """
@@ -59,7 +70,7 @@ cdef extern from * nogil:
 
 cdef inline uint32_t* table_find(const Table* table, const Arena* arena, uint64_t fp0,
                                  uint64_t fp1) noexcept nogil:
-    """The place of the row's handle, or NULL; good until the next table_insert."""
+    """The place of the row's handle, or NULL; good until a row comes or goes."""
     cdef uint64_t at = fp0 & (table.n_buckets - 1)
     cdef uint8_t tag = <uint8_t>(fp1 & 0x7F) | 0x80
     cdef uint64_t equal

@@ -2111,7 +2111,7 @@ cdef class Tops:
 
     @property
     def used_bytes(self):
-        """Bytes cut from chunks, freed blocks included."""
+        """Bytes of all blocks that are in use."""
         return self.arena.used_bytes
 
 

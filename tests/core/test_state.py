@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -438,6 +439,26 @@ def test_raw_keys_are_kept_from_when_it_is_asked_for_until_it_is_not() -> None:
         each.observe(plays(1, start=1_000_006, prefix="m"))
         assert kept(each) == [(b"a0", b"t")]
     assert state.digest() == swept.digest()
+
+
+def test_a_checkpoint_has_the_rows_that_others_leaving_moved_past_its_copier() -> None:
+    n = 10_300  # two rows each, and one of all: the index is nearly as full as it may be
+    moved = 0
+    for seed in range(4):
+        states = [State(PLAN, n_shards=1, secret=bytes([seed] * 16)) for _ in range(2)]
+        for each in states:
+            each.observe(plays(n))
+            each.cut()
+        state, undisturbed = states
+        order = iter(np.random.default_rng(seed).permutation(n))
+
+        def leave(state: State = state, order: Iterator[int] = order) -> None:
+            nonlocal moved
+            for _ in range(1_500):
+                moved += state.forget(0, [b"a%d" % next(order)])
+
+        assert bytes(state.copy_shard(0, meanwhile=leave)) == bytes(undisturbed.copy_shard(0))
+    assert moved >= 4 * 4 * 1_500
 
 
 def test_keys_kept_no_more_are_in_no_checkpoint_after_the_next_sweep() -> None:

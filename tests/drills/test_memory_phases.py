@@ -1,0 +1,96 @@
+"""Is the memory limit what the process takes, when keys of one size are followed by keys of another?
+
+Phases of 1 to 130 events a key, each until the store refuses new keys and then until all of it has expired:
+what a phase leaves must serve the next, and go back to the system. Resident memory is read from /proc.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from featurestore.columns import TextColumn
+from featurestore.core.batch import EventBatch
+from featurestore.core.state import State
+from featurestore.outcome import Outcome
+from featurestore.schema import compile_schema
+
+limit, phases = int(sys.argv[1]), json.loads(sys.argv[2])
+plan = compile_schema('''
+version: 1
+name: drill
+events: {play: {time: {field: ts, unit: ms}, fields: {ip: key, seconds: number}}}
+views: {ip: {event: play, key: ip, windows: [10m, 1h], features: [count, sum(seconds)]}}
+services: {all: [ip.*]}
+''')
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+def send(first, n_keys, each, now):
+    numbers = np.repeat(np.arange(first, first + n_keys), each)
+    names = np.char.add("k", np.char.zfill(numbers.astype(str), 11)).astype("S12")
+    offsets = np.arange(0, 12 * names.size + 1, 12, dtype=np.uint32)
+    column = TextColumn(offsets, np.frombuffer(names.tobytes(), np.uint8), None)
+    times = now + np.tile(np.arange(each, dtype=np.int64), n_keys)
+    batch = EventBatch(plan.events[0], 0, times, [column, np.ones(names.size)])
+    state.observe(batch)
+    return int((batch.outcomes == Outcome.ACCEPTED).sum())
+
+state = State(plan, n_shards=64, max_memory_bytes=limit)
+send(0, 1000, 1, 0)
+before, now, key, found = resident(), 1_700_000_000_000, 1000, []
+for each in phases:
+    fed = 0
+    n_keys = max(1, 2000 // each)
+    while True:
+        accepted = send(key, n_keys, each, now)
+        key += n_keys
+        fed += accepted
+        if accepted < n_keys * each // 2:
+            break
+    stats = state.stats()
+    found.append([each, fed, resident() - before, stats["used_bytes"], stats["held_bytes"]])
+    now += 10_000_000
+    send(key, 1, 1, now)      # refused or not, time goes on
+    send(0, 1, 1, now)
+    state.sweep()
+    key += 1
+stats = state.stats()
+print(json.dumps([found, resident() - before, stats["held_bytes"], stats["rows"]]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_phases_of_all_sizes_stay_within_the_memory_limit(
+    drill_size: Callable[[object, object], object], measured: Callable[[str], None]
+) -> None:
+    limit = drill_size(16 << 20, 64 << 20)
+    phases = drill_size([1, 130, 3, 20], [1, 130, 2, 64, 3, 30, 5, 100, 1, 10, 130, 1])
+    assert isinstance(limit, int)
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(limit), json.dumps(phases)],
+        capture_output=True,
+        text=True,
+        timeout=1_800,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found, left, held_left, rows = json.loads(ran.stdout)
+    for each, fed, resident, used, held in found:
+        measured(f"{each} events a key: {fed} events, {resident / limit:.2f} of the limit resident")
+        assert used <= 1.05 * limit
+        # A chunk for each of 64 shards, and what the interpreter took meanwhile, besides.
+        assert resident <= 1.15 * limit + (24 << 20)
+        assert held <= 1.15 * limit + 64 * (128 << 10)
+        assert fed >= 0.5 * limit / (16 if each > 1 else 96), "memory that was freed lets new rows in"
+    assert rows <= 2 and held_left <= 4 << 20 and left <= 0.2 * limit + (16 << 20)
