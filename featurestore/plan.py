@@ -69,10 +69,10 @@ class Part(enum.IntFlag):
 
     SUM = 1  # sum of the non-negative and of the negative values
     EXTREMES = 2  # minimum and maximum
-    MOMENTS = 4  # mean and M2
+    MOMENTS = 4  # mean and M2; with EXTREMES
     FIRST = 8  # first value and its time
     LAST = 16  # last value and its time
-    GAPS = 32  # sum of the squared times between neighbours; with FIRST and LAST
+    GAPS = 32  # how much the times between neighbours differ, squared and summed; with FIRST and LAST
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,12 @@ from featurestore.outcome import Outcome
 class Status(enum.IntEnum):
     """What one value of a vector means: the numbers of the wire's FeatureStatus."""
 
-    PRESENT = 1  # the window holds at least one event that the feature aggregates
+    PRESENT = 1  # the window holds at least one event; a count or sum with 0 between its bounds: perhaps
     NOT_FOUND = 2  # it certainly holds none: counts and sums are 0, other aggregates NaN
     WARMING = 3  # the feature has been live for less than its window; `coverage` is the share it covers
-    UNAVAILABLE = 4  # it cannot be answered (no key, window older than what is kept, sum beyond doubles): NaN
+    # It cannot be answered, and is NaN: no key, a window older than what is kept, a sum beyond doubles, a
+    # mean (extreme, time, share) of what is perhaps no event.
+    UNAVAILABLE = 4
 
 
 class Ack(enum.IntEnum):

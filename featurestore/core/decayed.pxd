@@ -12,6 +12,7 @@ cdef enum:
     GONE_AFTER = 64              # half-lives after its newest event a row's sum is dropped: it is below 2^-64
     WARM_AFTER = 7               # half-lives that a feature warms for: then it lacks less than 1 %
     EXPORT_DECAYED = 10          # kind of what is exported
+    EXPORT_DECAYED_AHEAD = 11    # of sums whose landmark lies ahead
 
 ctypedef struct DecayedC:        # what the plan fixes
     int64_t half_life_ms
@@ -19,7 +20,8 @@ ctypedef struct DecayedC:        # what the plan fixes
 
 ctypedef struct DecayedValue:
     double weight                # of the events that count: decayed_count
-    double total                 # of their values: decayed_sum
+    double total                 # of their values: decayed_sum; no finite one while it is beyond the doubles
+    double mean                  # total by weight: decayed_mean
 
 # A head of kind LOG_DECAYED: block 0 holds nothing. Counts one event, no older than the horizon; sums last
 # fed before it start anew. 0, or -1 when out of memory.
@@ -32,7 +34,8 @@ cdef DecayedValue decayed_read(const Arena* arena, const LogHead* head, const De
 cdef int64_t decayed_newest_ms(const Arena* arena, const LogHead* head) noexcept nogil
 cdef void decayed_free(Arena* arena, LogHead* head, const DecayedC* c) noexcept nogil
 cdef int decayed_clone(Arena* arena, const LogHead* head, const DecayedC* c, LogHead* copy) noexcept nogil
-# As bytes: u16 view_id, u8 10, u8 0, u32 words, i64 0, then the words (format: above). Size, then writing.
+# As bytes: u16 view_id, u8 10 or 11, u8 0, u32 words, i64 0, then the words (format: above). Size, then
+# writing.
 cdef size_t decayed_export_bytes(const DecayedC* c) noexcept nogil
 cdef void decayed_export(const Arena* arena, const LogHead* head, const DecayedC* c,
                          uint8_t* out) noexcept nogil

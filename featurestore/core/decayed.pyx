@@ -4,7 +4,8 @@ Idea and paper: Cormode, Shkapenyuk, Srivastava, Xu, "Forward decay: a practical
 streaming systems", ICDE 2009. An event's weight is reckoned forward from a landmark, 2^((t - landmark) /
 half-life), which does not change as time goes by; only a read divides by how far the landmark lies behind.
 The landmark is a multiple of the half-life (its number is the *era*, that of the newest event), so moving it
-multiplies every sum by a power of two, which loses nothing.
+multiplies every sum by a power of two, which loses nothing. Where a sum would leave the doubles, the landmark
+moves ahead of the newest event: what is kept stays finite, and a value can be had again once it has faded.
 
 Guarantee. A value is that of all events since the row's sums were last empty, for reads no earlier than the
 newest event: earlier ones cannot be answered, since what is summed cannot be taken apart. There is no bound
@@ -16,7 +17,7 @@ Associative and commutative up to that rounding; not inverted. Time and space O(
 IEEE addition, multiplication or square root, never libm's exp2, whose last bit differs between machines.
 """
 
-from libc.math cimport fabs, ldexp, sqrt
+from libc.math cimport INFINITY, NAN, fabs, ldexp, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -29,6 +30,7 @@ same_structs(__name__, decayed_structs())
 
 cdef enum:
     ROOTS = 6                    # 2^(1/2), 2^(1/4) ... 2^(1/64)
+    AHEAD = 64                   # eras: 2^62 of the greatest values fit then
     EXPORT_HEAD_BYTES = 16
 
 ctypedef struct Sum:
@@ -37,7 +39,7 @@ ctypedef struct Sum:
 
 ctypedef struct Decayed:         # a block; without `above` and `below` where no field is summed
     int64_t newest_ms
-    int64_t era                  # of the newest event: floor(newest / half-life)
+    int64_t era                  # of the newest event: floor(newest / half-life); up to AHEAD later
     Sum weight
     Sum above                    # of the values >= 0
     Sum below                    # of the magnitudes of those < 0
@@ -100,10 +102,27 @@ cdef inline int _exponent(int64_t eras) noexcept nogil:
     return -4096 if eras > 4096 else <int>-eras
 
 
+cdef inline void _move_to(Decayed* state, const DecayedC* c, int64_t era) noexcept nogil:
+    """Moves the landmark to a later era."""
+    cdef int exponent = _exponent(era - state.era)
+    _sum_shift(&state.weight, exponent)
+    if c.sums:
+        _sum_shift(&state.above, exponent)
+        _sum_shift(&state.below, exponent)
+    state.era = era
+
+
+cdef inline double _weight_of(const Decayed* state, const DecayedC* c, int64_t time_ms,
+                              int64_t era) noexcept nogil:
+    return ldexp(_exp2(<double>(time_ms - era * c.half_life_ms) / <double>c.half_life_ms),
+                 _exponent(state.era - era))
+
+
 cdef int decayed_add(Arena* arena, LogHead* head, const DecayedC* c, int64_t time_ms, double value,
                      int64_t horizon_ms) noexcept nogil:
     cdef int64_t era = _era(time_ms, c.half_life_ms)
     cdef Decayed* state = NULL
+    cdef Sum* into
     cdef double weight
     if head.block == 0:
         head.block = arena_alloc(arena, _bytes(c))
@@ -118,20 +137,17 @@ cdef int decayed_add(Arena* arena, LogHead* head, const DecayedC* c, int64_t tim
         state.newest_ms = time_ms
         state.era = era
     if era > state.era:
-        _sum_shift(&state.weight, _exponent(era - state.era))
-        if c.sums:
-            _sum_shift(&state.above, _exponent(era - state.era))
-            _sum_shift(&state.below, _exponent(era - state.era))
-        state.era = era
+        _move_to(state, c, era)
     if time_ms > state.newest_ms:
         state.newest_ms = time_ms
-    weight = ldexp(_exp2(<double>(time_ms - era * c.half_life_ms) / <double>c.half_life_ms),
-                   _exponent(state.era - era))
+    weight = _weight_of(state, c, time_ms, era)
+    if c.sums:
+        into = &state.above if value >= 0.0 else &state.below
+        if not into.high + fabs(value) * weight < INFINITY:
+            _move_to(state, c, _era(state.newest_ms, c.half_life_ms) + AHEAD)
+            weight = _weight_of(state, c, time_ms, era)
+        _sum_add(into, fabs(value) * weight)
     _sum_add(&state.weight, weight)
-    if c.sums and value >= 0.0:
-        _sum_add(&state.above, value * weight)
-    elif c.sums:
-        _sum_add(&state.below, -value * weight)
     return 0
 
 
@@ -142,12 +158,18 @@ cdef DecayedValue decayed_read(const Arena* arena, const LogHead* head, const De
     cdef double since = <double>(at_ms - era * c.half_life_ms) / <double>c.half_life_ms
     # 2^-(eras + since) as 2^(1 - since) / 2^(eras + 1): _exp2 takes what is below 1.
     cdef double left = 1.0 if since == 0.0 else 0.5 * _exp2(1.0 - since)
+    cdef double above, below
     cdef DecayedValue value
     left = ldexp(left, _exponent(era - state.era))
     value.weight = (state.weight.high + state.weight.rest) * left
     value.total = 0.0
     if c.sums:
-        value.total = ((state.above.high + state.above.rest) - (state.below.high + state.below.rest)) * left
+        above = state.above.high + state.above.rest
+        below = state.below.high + state.below.rest
+        value.total = (above - below) * left
+        if not (above * left < INFINITY and below * left < INFINITY):
+            value.total = NAN                # as of a window: not before the parts of both signs are doubles
+    value.mean = value.total / value.weight if value.weight > 0.0 else NAN
     return value
 
 
@@ -178,24 +200,28 @@ cdef size_t decayed_export_bytes(const DecayedC* c) noexcept nogil:
 
 cdef void decayed_export(const Arena* arena, const LogHead* head, const DecayedC* c,
                          uint8_t* out) noexcept nogil:
+    cdef const Decayed* state = <const Decayed*>arena_at(arena, head.block)
     cdef uint32_t n_words = <uint32_t>(_bytes(c) // 8)
     memset(out, 0, EXPORT_HEAD_BYTES)
     memcpy(out, &head.view_id, 2)
     out[2] = EXPORT_DECAYED
+    if state.era != _era(state.newest_ms, c.half_life_ms):
+        out[2] = EXPORT_DECAYED_AHEAD
     memcpy(out + 4, &n_words, 4)
-    memcpy(out + EXPORT_HEAD_BYTES, arena_at(arena, head.block), _bytes(c))
+    memcpy(out + EXPORT_HEAD_BYTES, state, _bytes(c))
 
 
 cdef int64_t decayed_import(Arena* arena, LogHead* head, const DecayedC* c, const uint8_t* data,
                             size_t n) noexcept nogil:
     cdef Decayed* state
     cdef uint32_t n_words
+    cdef int64_t ahead
     memset(head, 0, sizeof(LogHead))
     if n < EXPORT_HEAD_BYTES + _bytes(c):
         return 0
     memcpy(&head.view_id, data, 2)
     memcpy(&n_words, data + 4, 4)
-    if data[2] != EXPORT_DECAYED or n_words != _bytes(c) // 8:
+    if (data[2] != EXPORT_DECAYED and data[2] != EXPORT_DECAYED_AHEAD) or n_words != _bytes(c) // 8:
         return 0
     head.kind = LOG_DECAYED
     head.block = arena_alloc(arena, _bytes(c))
@@ -203,7 +229,8 @@ cdef int64_t decayed_import(Arena* arena, LogHead* head, const DecayedC* c, cons
         return -1
     state = <Decayed*>arena_at(arena, head.block)
     memcpy(state, data + EXPORT_HEAD_BYTES, _bytes(c))
-    if state.era != _era(state.newest_ms, c.half_life_ms):
+    ahead = state.era - _era(state.newest_ms, c.half_life_ms)
+    if not (1 <= ahead <= AHEAD if data[2] == EXPORT_DECAYED_AHEAD else ahead == 0):
         decayed_free(arena, head, c)
         return 0
     return <int64_t>(EXPORT_HEAD_BYTES + _bytes(c))

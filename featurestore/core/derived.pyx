@@ -27,8 +27,9 @@ The status answers the same question as any feature's, and never lets a zero or 
     WARMING       an operand is. Computed from what there is so far; coverage is the least of the operands'
     NOT_FOUND     certainly nothing: the value is NaN, or no operand's window holds an event. A number is then
                   what the formula makes of nothing: count + count is 0
-    PRESENT       a number, and some operand's window holds an event. So failed / all is PRESENT and 0 where
-                  there were events and none failed: that zero is true, though `failed` itself is NOT_FOUND
+    PRESENT       a number, and some operand's window holds an event, or may. So failed / all is PRESENT and 0
+                  where there were events and none failed: that zero is true, though `failed` itself is
+                  NOT_FOUND
 """
 
 from libc.float cimport DBL_MAX

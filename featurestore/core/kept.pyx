@@ -1,13 +1,12 @@
 """Chooses the structure behind a head; see kept.pxd. What each structure is, its own module says."""
 
-from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from featurestore.core.bytes cimport bytes_append
 from featurestore.core.decayed cimport (
-    EXPORT_DECAYED, DecayedValue, decayed_add, decayed_clone, decayed_export, decayed_export_bytes,
-    decayed_free, decayed_import, decayed_newest_ms, decayed_read,
+    EXPORT_DECAYED, EXPORT_DECAYED_AHEAD, DecayedValue, decayed_add, decayed_clone, decayed_export,
+    decayed_export_bytes, decayed_free, decayed_import, decayed_newest_ms, decayed_read,
 )
 from featurestore.core.distinct cimport (
     EXPORT_MATRIX, EXPORT_SET, MAX_LOG2_REGISTERS, DistinctValue, distinct_add, distinct_clone,
@@ -80,7 +79,7 @@ cdef inline void _read_decayed(const Arena* arena, const LogHead* head, const Vi
     elif item.aggregate == AGG_DECAYED_SUM:
         value = left.total
     else:
-        value = left.total / left.weight if left.weight > 0.0 else NAN
+        value = left.mean
     put_summed(out, item, value, value, value)
 
 
@@ -120,6 +119,8 @@ cdef void _read_top(const Arena* arena, const LogHead* head, const ViewC* view, 
                 put_unavailable(out, item)   # `known` fails where there is no memory to read with
             elif head == NULL or window.total_upper == 0:
                 put_nothing(out, item)
+            elif window.total_lower == 0:
+                put_unavailable(out, item)   # perhaps there is a number, perhaps there is none
             elif item.aggregate == AGG_TOP_SHARE:
                 put_value(out, item, window.share, window.share_lower, window.share_upper)
             else:
@@ -299,7 +300,7 @@ cdef size_t kept_skip_bytes(const uint8_t* data, size_t n) noexcept nogil:
         if data[3] > MAX_LOG2_REGISTERS:
             return n
         size = 24 + ((4 * (<size_t>data[5] << data[3]) + 7) & ~<size_t>7) + 8 * <size_t>count
-    elif data[2] == EXPORT_DECAYED:
+    elif data[2] == EXPORT_DECAYED or data[2] == EXPORT_DECAYED_AHEAD:
         size = 16 + 8 * <size_t>count
     elif data[2] == TOP_SMALL or data[2] == TOP_LARGE:
         size = 8 + ((<size_t>count + 7) & ~<size_t>7)      # its `entries` are bytes

@@ -76,10 +76,11 @@ ctypedef struct ColumnC:
     uint16_t n_at                # i: events counted (filter true, value given)
     uint16_t sum_at              # f, f: sum of the values >= 0, sum of the magnitudes of those < 0
     uint16_t extremes_at         # f, f: minimum, maximum
-    uint16_t moments_at          # f, f: mean, M2
+    uint16_t moments_at          # f, f: mean, M2 at the scale of the extremes (window.pyx)
     uint16_t first_at            # f, i: value and time of the first
     uint16_t last_at             # f, i: value and time of the last
-    uint16_t gaps_at             # f, f: sum of squared gaps between neighbours, ms^2: at least, at most
+    uint16_t gaps_at             # f, f: squared distances of the gaps between neighbours from their mean,
+                                 # ms^2, summed: at least, at most
 
 ctypedef struct WeightC:         # a partial that the merge criterion weighs
     uint16_t at                  # word of a wide entry

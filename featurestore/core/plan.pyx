@@ -274,6 +274,7 @@ cdef class CompiledPlan:
                 column.extremes_at = at
                 at += 2
             if Part.MOMENTS in column_spec.parts:
+                _check(column.extremes_at, f"view {spec.name}: moments without their extremes")
                 column.moments_at = at
                 at += 2
             if Part.FIRST in column_spec.parts:

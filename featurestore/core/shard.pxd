@@ -9,13 +9,14 @@
 #
 # A row as bytes (checkpoints, digests), little-endian, all sizes multiples of 8:
 #   u16 entity_id, u16 number of logs, u32 0, then the logs by (view_id, kind):
-#   u16 view_id (raw key: the entity's key_epoch), u8 kind (0 RAW, 1 WIDE, 2 lifetime, 3 raw key), u8 0,
-#   u32 entries, u32 compact_at, u32 words per entry, then the entries, 8 bytes a word:
+#   u16 view_id (raw key: the entity's key_epoch), u8 kind (0 RAW, 1 WIDE, 2 lifetime, 3 raw key), u8 layout
+#   (1 of merged entries that keep moments or gaps, else 0; before, 0 of those too), u32 entries,
+#   u32 compact_at, u32 words per entry, then the entries, 8 bytes a word:
 #     RAW    i64 time, f64 per value, u64 filter bits if the view has feature filters
 #     WIDE   i64 first, i64 last, i64 events, then the columns' partials in plan order
 #     key    the key's bytes as they are hashed (entries = their number), padded with 0
 # or, of kind 4 and 5, distinct values (distinct.pxd), of kind 8 and 9 heaviest values (top.pyx), of kind 10
-# decayed sums (decayed.pxd).
+# and 11 decayed sums (decayed.pxd).
 #
 # Beside the rows, a shard has a sketch of each view that is kept in one (frequency.pxd); it is cut, copied
 # and ended with the rows.

@@ -56,39 +56,95 @@ cdef inline void _wide_clear(const ViewC* view, Word* entry) noexcept nogil:
     memset(entry, 0, view.wide_words * sizeof(Word))
 
 
+cdef extern from * nogil:
+    """
+    #define FS_NARROW 0x1p-400
+    #define FS_FAR_APART 0x1p400
+    #define FS_SCALE_UP 0x1p600
+    #define FS_SCALE_DOWN 0x1p-600
+    #define FS_ROUNDED_UP (1.0 + 0x1p-40)
+    #define FS_ULP 0x1p-51
+    #define FS_MADE_OUT 0x1p-960
+    """
+    const double NARROW "FS_NARROW"
+    const double FAR_APART "FS_FAR_APART"
+    const double SCALE_UP "FS_SCALE_UP"
+    const double SCALE_DOWN "FS_SCALE_DOWN"
+    const double ULP "FS_ULP"
+    const double MADE_OUT "FS_MADE_OUT"           # a square below lost digits
+    const double ROUNDED_UP "FS_ROUNDED_UP"       # a bound from what was rounded some thousand times
+
+
+cdef inline double _scale(double least, double most) noexcept nogil:
+    """What values from `least` to `most` are multiplied by, so that squares of their distances are doubles: a
+    power of two, 1 but for values that hardly differ or differ vastly."""
+    cdef double apart = most - least     # infinite: so will be the squares, and there is no answer
+    if FAR_APART < apart < INFINITY:
+        return SCALE_DOWN
+    return SCALE_UP if 0.0 < apart < NARROW else 1.0
+
+
+cdef inline double _inverse(double scale) noexcept nogil:
+    return SCALE_DOWN if scale > 1.0 else SCALE_UP if scale < 1.0 else 1.0
+
+
+cdef inline double _scaled(double m2, double was, double scale) noexcept nogil:
+    """A sum of squares at another scale, that of a wider range."""
+    cdef double by = scale * _inverse(was)
+    return m2 * by * by
+
+
 cdef inline double _squared(int64_t gap_ms) noexcept nogil:
     return <double>gap_ms * <double>gap_ms
 
 
+cdef inline double _about(double mean, int64_t n, double other) noexcept nogil:
+    """What n gaps of this mean add to the sum of squares about another mean, besides what they have about
+    their own."""
+    return <double>n * (mean - other) * (mean - other)
+
+
+cdef inline double _mean_gap(int64_t first, int64_t last, int64_t n) noexcept nogil:
+    return <double>(last - first) / <double>n if n > 0 else 0.0
+
+
 cdef inline void _add_gap(const ColumnC* column, Word* entry, int64_t t, int64_t n) noexcept nogil:
-    """Adds the gap that one more event makes to the n there are; before its time is taken over."""
+    """Adds the gap that one more event makes to the n - 1 there are; before its time is taken over."""
     cdef Word* gaps = &entry[column.gaps_at]
     cdef int64_t first = entry[column.first_at + 1].i, last = entry[column.last_at + 1].i
-    cdef double gap
-    if n == 0:
+    cdef double apart
+    if n <= 1:
         gaps[0].f = gaps[1].f = 0.0
     elif t <= first or t >= last:
-        gap = _squared(first - t if t <= first else t - last)
-        gaps[0].f += gap
-        gaps[1].f += gap
+        apart = <double>(first - t if t <= first else t - last) - _mean_gap(first, last, n - 1)
+        apart = apart * apart * (<double>(n - 1) / <double>n)
+        gaps[0].f += apart
+        gaps[1].f += apart
     else:
-        # It splits one of the gaps, which one is not known: their squares sum to less, and to no less than if
-        # all n were equal.
-        gaps[0].f = _squared(last - first) / <double>n
+        # It splits one of the gaps, which one is not known: their squares sum to less. About their new mean
+        # that is at most so much more, and nothing if they are now equal.
+        gaps[0].f = 0.0
+        gaps[1].f += _squared(last - first) / (<double>n * <double>(n - 1))
 
 
-cdef inline void _merge_gaps(const ColumnC* column, Word* into, const Word* older) noexcept nogil:
-    """Both have events; before the first of `into` is replaced."""
-    cdef double gap = _squared(into[column.first_at + 1].i - older[column.last_at + 1].i)
-    into[column.gaps_at].f += older[column.gaps_at].f + gap
-    into[column.gaps_at + 1].f += older[column.gaps_at + 1].f + gap
+cdef inline void _merge_gaps(const ColumnC* column, Word* into, int64_t n, const Word* older,
+                             int64_t m) noexcept nogil:
+    """Both have events, n and m; before the first of `into` is replaced."""
+    cdef int64_t first = older[column.first_at + 1].i, last = older[column.last_at + 1].i
+    cdef int64_t next_first = into[column.first_at + 1].i, next_last = into[column.last_at + 1].i
+    cdef double mean = _mean_gap(first, next_last, n + m - 1)
+    cdef double apart = (_about(_mean_gap(next_first, next_last, n - 1), n - 1, mean)
+                         + _about(_mean_gap(first, last, m - 1), m - 1, mean)
+                         + _about(<double>(next_first - last), 1, mean))
+    into[column.gaps_at].f += older[column.gaps_at].f + apart
+    into[column.gaps_at + 1].f += older[column.gaps_at + 1].f + apart
 
 
 cdef inline void _column_add(const ColumnC* column, Word* entry, const Word* raw, uint64_t bits,
                              bint older) noexcept nogil:
     """Adds one event to one column; `older` as in _wide_add."""
     cdef int64_t t = raw[0].i, n
-    cdef double x = 0.0, delta
+    cdef double x = 0.0, delta, scale, was = 1.0
     cdef Word* at
     if column.filter >= 0 and not (bits >> column.filter) & 1:
         return
@@ -105,16 +161,19 @@ cdef inline void _column_add(const ColumnC* column, Word* entry, const Word* raw
             entry[column.sum_at + 1].f -= x
     if column.extremes_at:
         at = &entry[column.extremes_at]
+        if column.moments_at and n:
+            was = _scale(at[0].f, at[1].f)
         if n == 0 or x < at[0].f:
             at[0].f = x
         if n == 0 or x > at[1].f:
             at[1].f = x
     if column.moments_at:
         # Welford, "Note on a method for calculating corrected sums of squares and products", 1962.
+        scale = _scale(entry[column.extremes_at].f, entry[column.extremes_at + 1].f)
         at = &entry[column.moments_at]
-        delta = x - at[0].f
-        at[0].f += delta / <double>(n + 1)
-        at[1].f += delta * (x - at[0].f)
+        delta = x * scale - at[0].f * scale
+        at[0].f += delta / <double>(n + 1) * _inverse(scale)
+        at[1].f = _scaled(at[1].f, was, scale) + delta * (x * scale - at[0].f * scale)
     if column.gaps_at:
         _add_gap(column, entry, t, n)
     if column.first_at:
@@ -149,7 +208,7 @@ cdef inline void _wide_add(const ViewC* view, Word* entry, const Word* raw, bint
 cdef inline void _column_merge(const ColumnC* column, Word* into, const Word* older) noexcept nogil:
     """Adds one column of an entry that lies wholly before `into`."""
     cdef int64_t n = into[column.n_at].i, m = older[column.n_at].i
-    cdef double delta
+    cdef double delta, m2, scale, was = 1.0
     cdef uint16_t at
     if m == 0:
         return
@@ -159,6 +218,8 @@ cdef inline void _column_merge(const ColumnC* column, Word* into, const Word* ol
         into[column.sum_at + 1].f += older[column.sum_at + 1].f
     if column.extremes_at:
         at = column.extremes_at
+        if column.moments_at and n:
+            was = _scale(into[at].f, into[at + 1].f)
         if n == 0 or older[at].f < into[at].f:
             into[at].f = older[at].f
         if n == 0 or older[at + 1].f > into[at + 1].f:
@@ -166,13 +227,17 @@ cdef inline void _column_merge(const ColumnC* column, Word* into, const Word* ol
     if column.moments_at:
         # Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances",
         # 1979.
+        at = column.extremes_at
+        scale = _scale(into[at].f, into[at + 1].f)
+        m2 = _scaled(older[column.moments_at + 1].f, _scale(older[at].f, older[at + 1].f), scale)
         at = column.moments_at
-        delta = older[at].f - into[at].f
-        into[at + 1].f += older[at + 1].f + delta * delta * (<double>n * <double>m / <double>(n + m))
-        into[at].f += delta * (<double>m / <double>(n + m))
+        delta = older[at].f * scale - into[at].f * scale
+        m2 += delta * delta * (<double>n * <double>m / <double>(n + m))
+        into[at + 1].f = _scaled(into[at + 1].f, was, scale) + m2
+        into[at].f += delta * (<double>m / <double>(n + m)) * _inverse(scale)
     if column.gaps_at:
         if n:
-            _merge_gaps(column, into, older)
+            _merge_gaps(column, into, n, older, m)
         else:
             into[column.gaps_at] = older[column.gaps_at]
             into[column.gaps_at + 1] = older[column.gaps_at + 1]
@@ -725,32 +790,89 @@ cdef void read_unavailable(const ItemC* items, uint32_t n_items, const Outputs* 
         put_unavailable(out, &items[i])
 
 
+ctypedef struct Part:            # what one entry across an edge may have inside, of one column
+    const Word* entry
+    int64_t least                # at least so many of its events
+    int64_t most                 # at most; where none, what follows is unset
+    int64_t first_from           # the first of them, if there are any, was between these times
+    int64_t first_to
+    int64_t last_from
+    int64_t last_to
+    bint own_first               # the first inside is the entry's own first
+    bint own_last
+
 ctypedef struct Uncertain:       # what the entries across a window's edges may add to a column
+    Part left                    # in order of time: left, all that is sure, right; an entry across both edges
+    Part right                   # is left
     int64_t n                    # at most so many events
     double above                 # to the sum: at most
     double below                 # to the sum: at least minus this
     double least                 # values lie between (n > 0)
     double most
-    double m2                    # sum of squares about their own mean, at most
+    double m2                    # sum of squares about their own mean, at most; at the scale of these values
 
 
-cdef inline void _doubt(Uncertain* doubt, const ColumnC* column, const Word* entry) noexcept nogil:
-    cdef int64_t n = entry[column.n_at].i
-    cdef double gap
-    if n == 0:
+cdef inline void _part(Part* part, const ColumnC* column, const Word* entry,
+                       const Edges* edges) noexcept nogil:
+    """Of an entry across an edge is known when its first and its last event were; of a column, too, where it
+    keeps those times or counts every event. Column NULL: of all events."""
+    cdef int64_t n = entry[WIDE_COUNT].i, first = entry[WIDE_FIRST].i, last = entry[WIDE_LAST].i
+    cdef bint first_known = True, last_known = True
+    part.entry = entry
+    if column != NULL and entry[column.n_at].i != n:
+        n = entry[column.n_at].i
+        if n == 0:
+            return
+        first_known = column.first_at != 0
+        last_known = column.last_at != 0
+        if first_known:
+            first = entry[column.first_at + 1].i
+        if last_known:
+            last = entry[column.last_at + 1].i
+        if n == 1 and first_known != last_known:
+            first = last = first if first_known else last
+            first_known = last_known = True
+    if first > edges.hi or last <= edges.lo:
+        return                               # each of them is outside
+    part.own_first = first_known and first > edges.lo
+    part.own_last = last_known and last <= edges.hi
+    part.most = n
+    if first > edges.lo and last <= edges.hi:
+        part.least = n
+    else:
+        part.least = part.own_first or part.own_last
+        part.most -= first_known and first <= edges.lo
+        part.most -= last_known and last > edges.hi
+    part.first_from = first if first > edges.lo else edges.lo + 1
+    part.last_to = last if last <= edges.hi else edges.hi
+    part.first_to = first if part.own_first else part.last_to
+    part.last_from = last if part.own_last else part.first_from
+
+
+cdef inline void _doubt(Uncertain* doubt, const ColumnC* column, const Part* part) noexcept nogil:
+    cdef const Word* entry = part.entry
+    cdef int64_t n
+    cdef double gap, scale, was = 1.0
+    if part.most == 0:
         return
+    n = entry[column.n_at].i
     if column.sum_at:
         doubt.above += entry[column.sum_at].f
         doubt.below += entry[column.sum_at + 1].f
     if column.extremes_at:
+        if doubt.n:
+            was = _scale(doubt.least, doubt.most)
         if doubt.n == 0 or entry[column.extremes_at].f < doubt.least:
             doubt.least = entry[column.extremes_at].f
         if doubt.n == 0 or entry[column.extremes_at + 1].f > doubt.most:
             doubt.most = entry[column.extremes_at + 1].f
     if column.moments_at:
         # Two entries together: both M2, and what their means may be apart, at most the range of their values.
-        gap = doubt.most - doubt.least
-        doubt.m2 += entry[column.moments_at + 1].f
+        scale = _scale(doubt.least, doubt.most)
+        gap = doubt.most * scale - doubt.least * scale
+        doubt.m2 = _scaled(doubt.m2, was, scale) + _scaled(
+            entry[column.moments_at + 1].f,
+            _scale(entry[column.extremes_at].f, entry[column.extremes_at + 1].f), scale)
         if doubt.n:
             doubt.m2 += gap * gap * (<double>doubt.n * <double>n / <double>(doubt.n + n))
     doubt.n += n
@@ -765,9 +887,13 @@ cdef inline void _read_stddev(const Outputs* out, const ItemC* item, const Colum
     worst j; never above a quarter of the squared range (Popoviciu).
     """
     cdef double n = <double>sure[column.n_at].i, k = <double>doubt.n
-    cdef double least = doubt.least, most = doubt.most, mean, m2, far, share, variance
+    cdef double least = doubt.least, most = doubt.most, mean, m2 = 0.0, doubt_m2, far, share, variance
+    cdef double scale, was = 1.0
+    if n > 0:
+        was = _scale(sure[column.extremes_at].f, sure[column.extremes_at + 1].f)
+        m2 = sure[column.moments_at + 1].f
     if doubt.n == 0:
-        variance = sqrt(sure[column.moments_at + 1].f / n)
+        variance = sqrt(m2 / n) / was
         put_summed(out, item, variance, variance, variance)
         return
     if n > 0:
@@ -775,19 +901,21 @@ cdef inline void _read_stddev(const Outputs* out, const ItemC* item, const Colum
             least = sure[column.extremes_at].f
         if sure[column.extremes_at + 1].f > most:
             most = sure[column.extremes_at + 1].f
-    variance = (most - least) * (most - least) / 4.0
+    scale = _scale(least, most)
+    doubt_m2 = _scaled(doubt.m2, _scale(doubt.least, doubt.most), scale)
+    variance = (most * scale - least * scale) * (most * scale - least * scale) / 4.0
     if n == 0:
-        put_summed(out, item, sqrt(doubt.m2 / k), 0.0, sqrt(variance))
+        put_summed(out, item, sqrt(doubt_m2 / k) / scale, 0.0, sqrt(variance) / scale)
         return
-    mean = sure[column.moments_at].f
-    m2 = sure[column.moments_at + 1].f
-    far = fabs(doubt.most - mean)
-    if fabs(mean - doubt.least) > far:
-        far = fabs(mean - doubt.least)
+    m2 = _scaled(m2, was, scale)
+    mean = sure[column.moments_at].f * scale
+    far = fabs(doubt.most * scale - mean)
+    if fabs(mean - doubt.least * scale) > far:
+        far = fabs(mean - doubt.least * scale)
     share = 0.25 if k >= n else n * k / ((n + k) * (n + k))
-    if (m2 + doubt.m2) / n + far * far * share < variance:
-        variance = (m2 + doubt.m2) / n + far * far * share
-    put_summed(out, item, sqrt(m2 / n), sqrt(m2 / (n + k)), sqrt(variance))
+    if (m2 + doubt_m2) / n + far * far * share < variance:
+        variance = (m2 + doubt_m2) / n + far * far * share
+    put_summed(out, item, sqrt(m2 / n) / scale, sqrt(m2 / (n + k)) / scale, sqrt(variance) / scale)
 
 
 cdef inline void _read_extreme(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
@@ -806,112 +934,91 @@ cdef inline void _read_extreme(const Outputs* out, const ItemC* item, const Colu
         put_value(out, item, upper, lower, upper)
 
 
+cdef inline void _widen(double* least, double* most, double lower, double upper) noexcept nogil:
+    if lower < least[0]:
+        least[0] = lower
+    if upper > most[0]:
+        most[0] = upper
+
+
 cdef inline void _read_end(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
-                           const Edges* edges) noexcept nogil:
-    """first and last. The entry across the far edge of the window decides only when nothing sure lies beyond
-    it."""
+                           const Uncertain* doubt) noexcept nogil:
+    """first and last, of at least one event: from that end all that may be it, up to what surely is
+    inside."""
     cdef bint want_first = item.aggregate == AGG_FIRST
     cdef uint16_t at = column.first_at if want_first else column.last_at
-    cdef const Word* near = edges.left if want_first else edges.right
-    cdef const Word* far = edges.right if want_first else edges.left
-    cdef bint some = sure[column.n_at].i > 0
-    cdef Uncertain doubt
-    memset(&doubt, 0, sizeof(doubt))
-    if near != NULL:
-        _doubt(&doubt, column, near)
-    if doubt.n == 0 and some:
-        put_value(out, item, sure[at].f, sure[at].f, sure[at].f)
-        return
-    if doubt.n == 0:
-        # Only the entry across the other edge is left; its own first (last) event is inside, or none of the
-        # column is.
-        if edges.lo < far[at + 1].i <= edges.hi:
-            put_value(out, item, far[at].f, far[at].f, far[at].f)
-        else:
-            put_nothing(out, item)
-        return
+    cdef const Part* part = &doubt.left if want_first else &doubt.right
+    cdef const Part* far = &doubt.right if want_first else &doubt.left
+    cdef double least = INFINITY, most = -INFINITY
+    if part.least == 0 and sure[column.n_at].i:
+        _widen(&least, &most, sure[at].f, sure[at].f)
+        far = NULL
+    while part != NULL:
+        if part.most and (part.own_first if want_first else part.own_last):
+            _widen(&least, &most, part.entry[at].f, part.entry[at].f)
+        elif part.most:
+            _widen(&least, &most, part.entry[column.extremes_at].f, part.entry[column.extremes_at + 1].f)
+        if part == far or part.least:
+            break
+        part = far
+    put_value(out, item, least + (most - least) / 2.0, least, most)
+
+
+cdef inline void _first_inside(const ColumnC* column, const Word* sure, const Uncertain* doubt,
+                               int64_t* earliest, int64_t* latest) noexcept nogil:
+    """When the first of at least one event was. Column NULL: of any event."""
+    cdef bint some = sure[WIDE_COUNT if column == NULL else column.n_at].i > 0
+    latest[0] = doubt.right.first_to
+    earliest[0] = doubt.right.first_from
     if some:
-        if sure[at].f < doubt.least:
-            doubt.least = sure[at].f
-        if sure[at].f > doubt.most:
-            doubt.most = sure[at].f
-    elif far != NULL and far != near:
-        _doubt(&doubt, column, far)
-    put_value(out, item, doubt.least + (doubt.most - doubt.least) / 2.0, doubt.least, doubt.most)
+        earliest[0] = latest[0] = sure[WIDE_FIRST if column == NULL else column.first_at + 1].i
+    if doubt.left.most:
+        earliest[0] = doubt.left.first_from
+        if doubt.left.least:
+            latest[0] = doubt.left.first_to
+
+
+cdef inline void _last_inside(const ColumnC* column, const Word* sure, const Uncertain* doubt,
+                              int64_t* earliest, int64_t* latest) noexcept nogil:
+    cdef bint some = sure[WIDE_COUNT if column == NULL else column.n_at].i > 0
+    earliest[0] = doubt.left.last_from
+    latest[0] = doubt.left.last_to
+    if some:
+        earliest[0] = latest[0] = sure[WIDE_LAST if column == NULL else column.last_at + 1].i
+    if doubt.right.most:
+        latest[0] = doubt.right.last_to
+        if doubt.right.least:
+            earliest[0] = doubt.right.last_from
 
 
 cdef inline void _read_since(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
-                             const Edges* edges) noexcept nogil:
-    """since_first and since_last: `at` minus the time of the first or last event, in ms. column NULL: of any
-    event."""
-    cdef bint want_first = item.aggregate == AGG_SINCE_FIRST
-    cdef uint16_t at                     # word that holds the wanted time
-    cdef uint16_t n_at = WIDE_COUNT
-    cdef const Word* near = edges.left if want_first else edges.right
-    cdef const Word* far = edges.right if want_first else edges.left
+                             const Edges* edges, const Uncertain* doubt) noexcept nogil:
+    """since_first and since_last, of at least one event: `at` minus its time, in ms."""
     cdef int64_t earliest, latest
-    if column == NULL:
-        at = WIDE_FIRST if want_first else WIDE_LAST
+    if item.aggregate == AGG_SINCE_FIRST:
+        _first_inside(column, sure, doubt, &earliest, &latest)
     else:
-        at = (column.first_at if want_first else column.last_at) + 1
-        n_at = column.n_at
-    if near == NULL or near[n_at].i == 0:
-        if sure[n_at].i:
-            earliest = latest = sure[at].i
-        elif far != NULL and far[n_at].i and edges.lo < far[at].i <= edges.hi:
-            earliest = latest = far[at].i
-        else:
-            put_nothing(out, item)
-            return
-    else:
-        # Somewhere in the part of `near` that is inside, or, if its column has none there, at the next sure
-        # one.
-        earliest = edges.lo + 1
-        latest = edges.hi
-        if want_first:
-            if sure[n_at].i:
-                latest = sure[at].i
-            elif far == NULL and near[WIDE_LAST].i < latest:
-                latest = near[WIDE_LAST].i
-            if column == NULL and near != far and near[WIDE_LAST].i < latest:
-                latest = near[WIDE_LAST].i
-        else:
-            if sure[n_at].i:
-                earliest = sure[at].i
-            if column == NULL and near != far and near[WIDE_FIRST].i > earliest:
-                earliest = near[WIDE_FIRST].i
+        _last_inside(column, sure, doubt, &earliest, &latest)
     put_value(out, item, <double>(edges.at - latest) + <double>(latest - earliest) / 2.0,
               <double>(edges.at - latest), <double>(edges.at - earliest))
 
 
 cdef inline void _read_intervals(const Outputs* out, const ItemC* item, const ColumnC* column,
-                                 const Word* sure, const Edges* edges, const Uncertain* doubt) noexcept nogil:
-    """interval_mean and interval_cv: of the times between neighbours, in ms, and their standard deviation
-    over it. Of fewer than two events they are NaN.
+                                 const Word* sure, const Uncertain* doubt, int64_t n_lower,
+                                 int64_t n_upper) noexcept nogil:
+    """interval_mean and interval_cv, of at least two events: the mean of the times between neighbours, in ms,
+    and their standard deviation over it.
 
-    Over m gaps whose sum is the span S and whose squares sum to G, the mean is S / m and the square of the
-    coefficient of variation G m / S^2 - 1. The ends of the span are somewhere between the window's edge and
-    the sure events; gaps there add at most the square of what they lie in.
+    Over m gaps whose sum is the span S, the mean is S / m, and the square of the coefficient of variation is
+    V m / S^2, where V is the sum of their squared distances from the mean: of their squares, less S^2 / m. V
+    only grows with gaps. The ends of the span are somewhere between the window's edge and the sure events;
+    squares of gaps there add at most the square of what they lie in.
     """
-    cdef int64_t n = sure[column.n_at].i, m_least, m_most
+    cdef int64_t n = sure[column.n_at].i, m_least = n_lower - 1, m_most = n_upper - 1
     cdef int64_t first_least, first_most, last_least, last_most
-    cdef double span_least, span_most, lower, upper, value, gaps
-    if n + doubt.n < 2:
-        put_value(out, item, NAN, NAN, NAN)
-        return
-    first_least = first_most = sure[column.first_at + 1].i if n else edges.hi
-    last_least = last_most = sure[column.last_at + 1].i if n else edges.lo + 1
-    if doubt.n:
-        if edges.left != NULL and edges.left[column.n_at].i:
-            first_least = edges.lo + 1
-        elif n == 0:
-            first_least = edges.right[column.first_at + 1].i
-        if edges.right != NULL and edges.right[column.n_at].i:
-            last_most = edges.hi
-        elif n == 0:
-            last_most = edges.left[column.last_at + 1].i
-    m_least = n - 1 if n >= 2 else 1
-    m_most = n + doubt.n - 1
+    cdef double span_least, span_most, span, lower, upper, value
+    _first_inside(column, sure, doubt, &first_least, &first_most)
+    _last_inside(column, sure, doubt, &last_least, &last_most)
     span_least = <double>(last_least - first_most) if last_least > first_most else 0.0
     span_most = <double>(last_most - first_least)
     if item.aggregate == AGG_INTERVAL_MEAN:
@@ -920,26 +1027,30 @@ cdef inline void _read_intervals(const Outputs* out, const ItemC* item, const Co
         put_value(out, item, (span_least + (span_most - span_least) / 2.0)
                   / (<double>m_least + <double>(m_most - m_least) / 2.0), lower, upper)
         return
-    gaps = sure[column.gaps_at].f if n else 0.0
-    lower = _variation(gaps, <double>m_least, span_most)
-    gaps = sure[column.gaps_at + 1].f if n else 0.0
-    upper = _variation(gaps + _squared(first_most - first_least) + _squared(last_most - last_least),
-                       <double>m_most, span_least)
-    value = lower
+    lower = value = _variation(sure[column.gaps_at].f if n else 0.0, <double>m_least, span_most)
+    upper = sure[column.gaps_at + 1].f if n else 0.0
     if n >= 2:
-        value = _variation((sure[column.gaps_at].f + gaps) / 2.0, <double>(n - 1),
-                           <double>(last_least - first_most))
-    put_value(out, item, value, lower, upper)
+        span = <double>(sure[column.last_at + 1].i - sure[column.first_at + 1].i)
+        value = _variation((sure[column.gaps_at].f + upper) / 2.0, <double>(n - 1), span)
+        if n_upper > n:
+            upper += span * span / <double>(n - 1)
+    if n_upper > n:
+        if n:
+            upper += (_squared(sure[column.first_at + 1].i - first_least)
+                      + _squared(last_most - sure[column.last_at + 1].i))
+        else:
+            upper = span_most * span_most
+        upper = upper * ROUNDED_UP - span_least * span_least / <double>m_most
+    put_value(out, item, value, lower, _variation(upper, <double>m_most, span_least))
 
 
-cdef inline double _variation(double gaps, double m, double span) noexcept nogil:
-    """The coefficient of variation of m gaps with this sum of squares and this sum. Gaps that are all 0 do
-    not vary; infinity where the sum may be 0 and the squares are not."""
-    cdef double square
-    if span <= 0.0:
-        return 0.0 if gaps <= 0.0 else INFINITY
-    square = gaps * m / (span * span) - 1.0
-    return sqrt(square) if square > 0.0 else 0.0
+cdef inline double _variation(double apart, double m, double span) noexcept nogil:
+    """The coefficient of variation of m gaps of this sum of squares about their mean and of this sum: 0 where
+    all are 0, and never more than that of one gap beside m - 1 of nothing."""
+    cdef double square = m - 1.0 if apart > 0.0 else 0.0
+    if span > 0.0 and apart * m / (span * span) < square:
+        square = apart * m / (span * span)
+    return sqrt(square)
 
 
 cdef void _read_item(const ViewC* view, const ItemC* item, const Word* sure, const Edges* edges,
@@ -949,38 +1060,32 @@ cdef void _read_item(const ViewC* view, const ItemC* item, const Word* sure, con
     cdef Uncertain doubt
     cdef int64_t n_lower, n_upper, n
     cdef double total, lower, upper, least, most
-    memset(&doubt, 0, sizeof(doubt))
-    if item.column == NO_COLUMN:
-        n_lower = n_upper = sure[WIDE_COUNT].i
-        if edges.left != NULL and edges.left == edges.right:
-            n_upper += edges.left[WIDE_COUNT].i - 2      # its first and last event are outside
-        else:
-            # Of an entry across one edge, its event next to the inside is inside and its outermost is not.
-            if edges.left != NULL:
-                n_lower += 1
-                n_upper += edges.left[WIDE_COUNT].i - 1
-            if edges.right != NULL:
-                n_lower += 1
-                n_upper += edges.right[WIDE_COUNT].i - 1
-    else:
+    doubt.left.least = doubt.left.most = doubt.right.least = doubt.right.most = doubt.n = 0
+    doubt.above = doubt.below = doubt.least = doubt.most = doubt.m2 = 0.0
+    if item.column != NO_COLUMN:
         column = &view.columns[item.column]
-        n_lower = sure[column.n_at].i
-        if edges.left != NULL:
-            _doubt(&doubt, column, edges.left)
-        if edges.right != NULL and edges.right != edges.left:
-            _doubt(&doubt, column, edges.right)
-        n_upper = n_lower + doubt.n
+    if edges.left != NULL:
+        _part(&doubt.left, column, edges.left, edges)
+    if edges.right != NULL and edges.right != edges.left:
+        _part(&doubt.right, column, edges.right, edges)
+    n = sure[WIDE_COUNT if column == NULL else column.n_at].i
+    n_lower = n + doubt.left.least + doubt.right.least
+    n_upper = n + doubt.left.most + doubt.right.most
     if n_upper == 0:
         put_nothing(out, item)
         return
+    if column != NULL:
+        _doubt(&doubt, column, &doubt.left)
+        _doubt(&doubt, column, &doubt.right)
     if item.aggregate == AGG_COUNT:
         put_value(out, item, (<double>n_lower + <double>n_upper) / 2.0, <double>n_lower, <double>n_upper)
     elif item.aggregate == AGG_SUM:
         total = sure[column.sum_at].f - sure[column.sum_at + 1].f
         put_summed(out, item, total + (doubt.above - doubt.below) / 2.0, total - doubt.below,
                    total + doubt.above)
+    elif n_lower == 0:
+        put_unavailable(out, item)           # perhaps there is a number, perhaps there is none
     elif item.aggregate == AGG_MEAN:
-        n = n_lower
         total = sure[column.sum_at].f - sure[column.sum_at + 1].f
         if doubt.n == 0:
             total /= <double>n
@@ -997,13 +1102,18 @@ cdef void _read_item(const ViewC* view, const ItemC* item, const Word* sure, con
     elif item.aggregate == AGG_MIN or item.aggregate == AGG_MAX:
         _read_extreme(out, item, column, sure, &doubt)
     elif item.aggregate == AGG_INTERVAL_MEAN or item.aggregate == AGG_INTERVAL_CV:
-        _read_intervals(out, item, column, sure, edges, &doubt)
+        if n_upper < 2:
+            put_value(out, item, NAN, NAN, NAN)
+        elif n_lower < 2:
+            put_unavailable(out, item)
+        else:
+            _read_intervals(out, item, column, sure, &doubt, n_lower, n_upper)
     elif item.aggregate == AGG_STDDEV:
         _read_stddev(out, item, column, sure, &doubt)
     elif item.aggregate == AGG_FIRST or item.aggregate == AGG_LAST:
-        _read_end(out, item, column, sure, edges)
+        _read_end(out, item, column, sure, &doubt)
     else:
-        _read_since(out, item, column, sure, edges)
+        _read_since(out, item, column, sure, edges, &doubt)
 
 
 cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const ViewC* view,
@@ -1188,6 +1298,46 @@ cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifet
 
 # -- bytes ---------------------------------------------------------------------------------------------------
 
+cdef uint8_t _layout(const ViewC* view) noexcept nogil:
+    """Of merged entries: 1 where what they keep of spread is not what it was in layout 0."""
+    cdef uint16_t i
+    for i in range(view.n_columns):
+        if view.columns[i].moments_at or view.columns[i].gaps_at:
+            return 1
+    return 0
+
+
+cdef inline double _positive(double x) noexcept nogil:
+    return x if x > 0.0 else 0.0
+
+
+cdef void _from_layout_0(const ViewC* view, Word* entry) noexcept nogil:
+    """Squares were not scaled: what left the doubles then is not known. Those of gaps were about 0: what is
+    left about their mean is as uncertain as they were rounded."""
+    cdef const ColumnC* column
+    cdef double scale, m2, squares, rounded
+    cdef int64_t n
+    cdef uint16_t i
+    for i in range(view.n_columns):
+        column = &view.columns[i]
+        n = entry[column.n_at].i
+        if column.moments_at and n:
+            scale = _scale(entry[column.extremes_at].f, entry[column.extremes_at + 1].f)
+            m2 = entry[column.moments_at + 1].f
+            if scale != 1.0:
+                m2 = m2 * scale * scale if MADE_OUT < m2 < INFINITY else NAN
+            entry[column.moments_at + 1].f = m2
+        if column.gaps_at and n:
+            squares = 0.0
+            if n > 2:
+                squares = _mean_gap(entry[column.first_at + 1].i, entry[column.last_at + 1].i, n - 1)
+                squares *= squares * <double>(n - 1)
+            rounded = ULP * <double>n * entry[column.gaps_at + 1].f
+            entry[column.gaps_at].f = _positive(entry[column.gaps_at].f - squares - rounded) if n > 2 else 0.0
+            entry[column.gaps_at + 1].f = (
+                _positive(entry[column.gaps_at + 1].f - squares + rounded) if n > 2 else 0.0)
+
+
 cdef size_t log_export_bytes(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil:
     cdef Entries entries
     if head.kind == LOG_KEY:
@@ -1196,11 +1346,12 @@ cdef size_t log_export_bytes(const Arena* arena, const LogHead* head, const View
     return EXPORT_HEAD_BYTES + <size_t>entries.n * entries.stride * sizeof(Word)
 
 
-cdef inline void _export_head(uint8_t* out, uint16_t view_id, uint8_t kind, uint32_t n, uint32_t compact_at,
-                              uint32_t stride) noexcept nogil:
+cdef inline void _export_head(uint8_t* out, uint16_t view_id, uint8_t kind, uint8_t layout, uint32_t n,
+                              uint32_t compact_at, uint32_t stride) noexcept nogil:
     memset(out, 0, EXPORT_HEAD_BYTES)
     memcpy(out, &view_id, 2)
     out[2] = kind
+    out[3] = layout
     memcpy(out + 4, &n, 4)
     memcpy(out + 8, &compact_at, 4)
     memcpy(out + 12, &stride, 4)
@@ -1213,7 +1364,7 @@ cdef void log_export(const Arena* arena, const LogHead* head, const ViewC* view,
     if head.kind == LOG_KEY:
         n = (<uint32_t*>arena_at(arena, head.block))[0]
         memset(out, 0, log_export_bytes(arena, head, view))
-        _export_head(out, head.view_id, EXPORT_KEY, n, 0, 1)
+        _export_head(out, head.view_id, EXPORT_KEY, 0, n, 0, 1)
         memcpy(out + EXPORT_HEAD_BYTES, <char*>arena_at(arena, head.block) + sizeof(uint32_t), n)
         return
     entries = _entries(arena, head, view)
@@ -1222,7 +1373,8 @@ cdef void log_export(const Arena* arena, const LogHead* head, const ViewC* view,
     elif entries.wide:
         kind = EXPORT_WIDE
         compact_at = (<LargeLog*>arena_at(arena, head.block)).compact_at
-    _export_head(out, head.view_id, kind, entries.n, compact_at, entries.stride)
+    _export_head(out, head.view_id, kind, _layout(view) if kind != EXPORT_RAW else 0, entries.n, compact_at,
+                 entries.stride)
     memcpy(out + EXPORT_HEAD_BYTES, entries.words, <size_t>entries.n * entries.stride * sizeof(Word))
 
 
@@ -1250,12 +1402,12 @@ cdef bint _wide_holds(const ViewC* view, const Word* entry) noexcept nogil:
     return True
 
 
-cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t kind, uint32_t n,
-                         uint32_t compact_at, const uint8_t* data) noexcept nogil:
+cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t kind, uint8_t layout,
+                         uint32_t n, uint32_t compact_at, const uint8_t* data) noexcept nogil:
     """Entries whose size was checked. 0, 1 when no events could have made them, -1 when out of memory."""
     cdef LargeLog* large
     cdef Entries entries
-    cdef const Word* entry
+    cdef Word* entry
     cdef size_t n_bytes
     cdef uint32_t i
     if kind == EXPORT_LIFETIME:
@@ -1264,7 +1416,11 @@ cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t
         if head.block == 0:
             return -1
         memcpy(arena_at(arena, head.block), data, view.wide_words * sizeof(Word))
-        return 0 if _wide_holds(view, <Word*>arena_at(arena, head.block)) else 1
+        if not _wide_holds(view, <Word*>arena_at(arena, head.block)):
+            return 1
+        if layout == 0:
+            _from_layout_0(view, <Word*>arena_at(arena, head.block))
+        return 0
     if kind == EXPORT_RAW and n <= SMALL_ENTRIES:
         head.kind = LOG_SMALL
         if _small_resize(arena, head, view, n) < 0:
@@ -1297,6 +1453,8 @@ cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t
             continue
         if not _wide_holds(view, entry):
             return 1
+        if layout == 0:
+            _from_layout_0(view, entry)
         large.n_events += <uint64_t>entry[WIDE_COUNT].i
         if large.n_events > <uint64_t>MANY_EVENTS:
             return 1
@@ -1307,17 +1465,20 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
                         size_t n) noexcept nogil:
     cdef uint32_t n_entries, compact_at, stride
     cdef size_t n_bytes, i
-    cdef uint8_t kind
+    cdef uint8_t kind, layout
     cdef int status
     memset(head, 0, sizeof(LogHead))
     if n < EXPORT_HEAD_BYTES:
         return 0
     memcpy(&head.view_id, data, 2)
     kind = data[2]
+    layout = data[3]
     memcpy(&n_entries, data + 4, 4)
     memcpy(&compact_at, data + 8, 4)
     memcpy(&stride, data + 12, 4)
-    if data[3] or (compact_at and kind != EXPORT_WIDE):
+    if compact_at and kind != EXPORT_WIDE:
+        return 0
+    if layout and (view == NULL or kind == EXPORT_RAW or kind == EXPORT_KEY or layout > _layout(view)):
         return 0
     if kind == EXPORT_KEY:
         n_bytes = (<size_t>n_entries + 7) & ~<size_t>7
@@ -1341,7 +1502,8 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
     if n_entries > (n - EXPORT_HEAD_BYTES) // (stride * sizeof(Word)):
         return 0
     n_bytes = <size_t>n_entries * stride * sizeof(Word)
-    status = _import_entries(arena, head, view, kind, n_entries, compact_at, data + EXPORT_HEAD_BYTES)
+    status = _import_entries(arena, head, view, kind, layout, n_entries, compact_at,
+                             data + EXPORT_HEAD_BYTES)
     if status < 0:
         return -1
     if status > 0:

@@ -8,7 +8,8 @@ truth (sums by `math.fsum`) and says, per value, what the engine owes:
     exact      lower == upper: the kept span of that (row, view) never held more than `exact_events` events
     error      the relative error promised for a count or a sum of non-negative values; None: none is
     tolerance  what rounding may cost: 1e-9 of the absolute values added up, nothing where nothing is added
-    evasive    a derived value that need not be answered: the engine's inexact divisor may look like 0
+    evasive    a value that need not be answered: for all that the engine may know, its window is empty and it
+               is no count or sum; or, derived, its inexact divisor may look like 0
 
 A derived feature is a Python function of its operands' values. To say what rounding may cost it, it is called
 with what rounding may make of them, so nothing that rounding may turn into 0 or out of it may be a divisor.
@@ -459,7 +460,9 @@ class Store:
         coverage = 1.0
         if warming:
             coverage = 0.0 if since is None else min(max((end - since) / feature.window_ms, 0.0), 1.0)
-        return Truth(status, value, n, coverage, *self._owed(view, key, feature, log, t - own), tolerance)
+        exact, error = self._owed(view, key, feature, log, t - own)
+        evasive = not exact and feature.aggregate not in ("count", "sum", "distinct")
+        return Truth(status, value, n, coverage, exact, error, tolerance, evasive)
 
     def _owed(
         self, view: LiveView, key: Key, feature: Feature, log: Log, t: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -22,11 +23,16 @@ from featurestore.errors import CorruptRecordError, StorageError, StoreLockedErr
 from featurestore.storage.check import inspect, restore, verify
 from featurestore.storage.rows import RowStore
 
-from . import store_top_v1, store_v1
+from . import store_spread, store_top_v1, store_v1
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "store_v1"
 GOLDEN_TOP = GOLDEN.parent / "store_top_v1"
 GOLDEN_TOP_DIGEST = "0a6b8a5616adfb0139d6e1f4c01b6c3f"
+GOLDEN_SPREAD_DIGESTS = {
+    "v1": "adc87fe5273e62a76fd5a6d8623c0373",
+    "v2": "f851f0c8598f967f3dc72d6df01ae5bc",
+}
+UNAVAILABLE = 4
 GOLDEN_DIGEST = "0474057886273e9d1b23a2352e61c2b1"
 
 
@@ -75,6 +81,27 @@ def test_the_golden_store_of_heaviest_values_says_what_it_always_said(tmp_path: 
         assert engine.recovered.rows == 2 and engine.recovered.events == 0  # from the rows, not the journal
         assert store_top_v1.answers(engine) == store_top_v1.EXPECTED
         assert engine.state.digest().hex() == GOLDEN_TOP_DIGEST
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_golden_stores_of_spread_say_what_is_true(tmp_path: Path, version: str) -> None:
+    shutil.copytree(GOLDEN.parent / f"store_spread_{version}", tmp_path / "store")
+    assert list(verify(tmp_path / "store")) == []
+    with Engine.open(tmp_path / "store") as engine:
+        assert engine.recovered.rows == 3 and engine.recovered.events == 0  # from the rows, not the journal
+        found, truths = store_spread.answers(engine), store_spread.truths()
+        assert engine.state.digest().hex() == GOLDEN_SPREAD_DIGESTS[version]
+    for name, accounts in found.items():
+        for account, (value, lower, upper, status), true in zip(
+            store_spread.ACCOUNTS, accounts, truths[name], strict=True
+        ):
+            lost = version == "v1" and account != "plain" and name.startswith("account.stddev")
+            if lost or math.isnan(true):
+                assert (status, math.isnan(value)) == (UNAVAILABLE, True), (name, account)
+                continue
+            assert lower <= value <= upper
+            assert math.isclose(value, true, rel_tol=1e-12), (name, account)
+            assert lower <= true * (1 + 1e-12) and true <= upper * (1 + 1e-12)
 
 
 def test_the_example_of_a_row_is_the_golden_one(tmp_path: Path) -> None:
