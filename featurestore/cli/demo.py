@@ -224,7 +224,7 @@ def legend(vectors: list[Vector]) -> list[str]:
     lines = ["Each line is one vector, read over gRPC as of the address's worst moment."]
     if any(_is_bounded(vector) for vector in vectors):
         lines.append(
-            "A number is exact. Two, as in 192..193, are bounds: by default a row is exact up to 256 events."
+            "A number is exact. Two, as in 192..193, are bounds: of web_ip a row is exact up to 256 events."
         )
     names = {name for vector in vectors for name in vector.status_names}
     if "NOT_FOUND" in names:

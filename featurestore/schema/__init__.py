@@ -35,7 +35,8 @@
             where: online and (amount > 100 or country not in ("FR", "IT"))
             windows: [1h]
             self: exclude                # Observe leaves its own event out; default: only of since_last
-        exact_events: 256                # default 256: a key's values are exact up to so many events,
+        exact_events: 1000               # a key's values are exact up to so many events; default: what the
+                                         #   view has in this store, and 1000 where it is new
         max_error: 0.01                  # default 0.01: beyond, counts and sums are off by at most this part
         max_entries: 4096                # default 4096, or twice exact_events: while its log needs no more
         exact_values: 512                # default 512: a key's distinct values are exact up to so many,
@@ -102,7 +103,7 @@ from featurestore.errors import SchemaError
 from featurestore.plan import Plan
 from featurestore.schema.compile import compile_plan
 from featurestore.schema.document import MAX_BYTES, TOO_LARGE, Mistakes, read_document
-from featurestore.schema.evolution import succeed
+from featurestore.schema.evolution import exact_events_of, succeed
 from featurestore.schema.model import read_model
 
 __all__ = ["compile_schema", "load"]
@@ -149,7 +150,8 @@ def compile_schema(
     mistakes = Mistakes(path)
     plan = None
     with mistakes.collect():
-        schema = read_model(read_document(text, mistakes), mistakes)
+        exact_events = {} if previous is None else exact_events_of(previous)
+        schema = read_model(read_document(text, mistakes), mistakes, exact_events)
         if schema is not None:
             lines = {view.name: view.line for view in schema.views}
             plan = succeed(compile_plan(schema, text), previous, now_ms, lines, mistakes)

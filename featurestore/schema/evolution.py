@@ -19,6 +19,8 @@ Ids are how state finds its view again, so this file decides what survives:
 - A derived feature has no state: it may be added, removed and changed at will, and has its past at once, that
   of its operands. What it means is part of the fingerprint of each service that lists it, so that a client
   which asks for the old meaning is told.
+- A view keeps its `exact_events` where the text does not say, whatever the default has become since: a store
+  goes on with the schema that it was made with.
 - The schema's name may not change: another name is another schema, given to the wrong store.
 """
 
@@ -35,6 +37,11 @@ from featurestore.schema.document import Mistakes, duration_text, shown
 MAX_ID = 65535  # an id is a u16 in the journal, in rows and in fingerprints
 
 _FeatureKey = tuple[str, int, int, str | None, str | None, int]
+
+
+def exact_events_of(previous: Plan) -> dict[str, int]:
+    """Of its views, by their names in the schema; the structures of one have them in common."""
+    return {view.name.partition(".")[0]: view.exact_events for view in previous.views}
 
 
 def succeed(

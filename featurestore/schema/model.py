@@ -79,6 +79,7 @@ MAX_TOP_EXACT_EVENTS = 1 << 15  # events and merged entries of one structure sha
 HOURS = 24  # of the day
 WARM_HALF_LIVES = 7  # a decayed feature warms until it lacks less than 1 %
 GONE_HALF_LIVES = 64  # and is dropped when so long not fed
+DEFAULT_EXACT_EVENTS = 1000  # more are kept in less room merged: benches/bench_memory.py
 DEFAULT_ENTRIES = 4096
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}")
@@ -225,8 +226,9 @@ class SchemaModel:
 _Declared = TypeVar("_Declared")
 
 
-def read_model(root: Table, mistakes: Mistakes) -> SchemaModel | None:
-    """The schema that the document declares, or None where there are mistakes."""
+def read_model(root: Table, mistakes: Mistakes, exact_events: Mapping[str, int]) -> SchemaModel | None:
+    """The schema that the document declares, or None where there are mistakes. `exact_events` are those of
+    the views that a store has already, which keep them if the document does not say."""
     # Another version may have other keys, so that nothing after it could be trusted.
     if "version" not in root.entries:
         raise SchemaError(
@@ -248,7 +250,11 @@ def read_model(root: Table, mistakes: Mistakes) -> SchemaModel | None:
         sections["events"], "event", MAX_EVENTS, mistakes, lambda n, node: _event(n, node, mistakes)
     )
     views = _declared(
-        sections["views"], "view", MAX_VIEWS, mistakes, lambda n, node: _view(n, node, events, mistakes)
+        sections["views"],
+        "view",
+        MAX_VIEWS,
+        mistakes,
+        lambda n, node: _view(n, node, events, exact_events.get(n, DEFAULT_EXACT_EVENTS), mistakes),
     )
     right_views = [view for view in views.values() if view is not None]
     _check_parts(right_views, mistakes)
@@ -454,7 +460,11 @@ _OF_ROWS = (
 
 
 def _view(
-    name: str, node: Node, events: Mapping[str, EventModel | None], mistakes: Mistakes
+    name: str,
+    node: Node,
+    events: Mapping[str, EventModel | None],
+    default_exact_events: int,
+    mistakes: Mistakes,
 ) -> ViewModel | None:
     what = f"view {name}"
     line = node.line
@@ -483,7 +493,7 @@ def _view(
     with mistakes.collect():
         if "offset" in found:
             offset_ms = document.duration_ms(found["offset"], f"offset of {what}", 0, MAX_DURATION_MS)
-    exact_events, max_error, max_entries = _error_settings(found, what)
+    exact_events, max_error, max_entries = _error_settings(found, what, default_exact_events)
     lifetime_idle_ms = MAX_DURATION_MS
     if "lifetime_idle" in found:
         lifetime_idle_ms = document.duration_ms(
@@ -582,8 +592,10 @@ def _where(found: Mapping[str, Node], what: str, event: EventModel) -> Condition
     return compile_condition(source, event.fields, what=f"where of {what}", line=node.line)
 
 
-def _error_settings(found: Mapping[str, Node], what: str) -> tuple[int, float, int]:
-    exact_events, max_error = 256, 0.01
+def _error_settings(
+    found: Mapping[str, Node], what: str, default_exact_events: int
+) -> tuple[int, float, int]:
+    exact_events, max_error = default_exact_events, 0.01
     if "exact_events" in found:
         exact_events = document.integer(found["exact_events"], f"exact_events of {what}", 1, MAX_EXACT_EVENTS)
     if "max_error" in found:

@@ -83,7 +83,7 @@ def test_a_first_schema_is_live_since_it_was_applied() -> None:
     [
         BASE,
         changed("where: not robot", "where: (not (robot))  # a comment"),
-        changed("windows: [1h, 1d]", "exact_events: 256\n    max_error: 0.010\n    windows: [1h, 1d]"),
+        changed("windows: [1h, 1d]", "exact_events: 1000\n    max_error: 0.010\n    windows: [1h, 1d]"),
         changed("key: account", "key: [account]"),
     ],
 )
@@ -92,6 +92,24 @@ def test_a_schema_that_says_the_same_is_the_plan_there_was(source: str) -> None:
     assert applied(source, plan) is plan
     assert applied(source, Plan.from_json(plan.to_json())) == plan
     assert compile_schema(source, previous=plan) is plan
+
+
+def test_a_store_keeps_how_many_events_are_exact_when_the_default_becomes_another() -> None:
+    """A store of before has 256 in its plan, and a schema file that does not say it."""
+    before = first()
+    before = Plan.from_json(
+        before.to_json()
+        .replace('"exact_events":1000', '"exact_events":256')
+        .replace('\\"exact_events\\":1000', '\\"exact_events\\":256')
+    )
+    assert {each.exact_events for each in before.views} == {256}
+    assert compile_schema(BASE, previous=before) is before
+    added = "  fresh: {event: login, key: ip, windows: [1h], features: [count]}\nservices:"
+    after = applied(changed("services:", added), before)
+    assert {each.name: each.exact_events for each in after.views}["fresh"] == 1000
+    assert {each.exact_events for each in after.views if each.name != "fresh"} == {256}
+    with pytest.raises(SchemaError, match="exact_events was 256, is 1000"):
+        applied(changed("windows: [1h, 1d]", "exact_events: 1000\n    windows: [1h, 1d]"), before)
 
 
 def test_each_change_is_a_new_version() -> None:
@@ -110,7 +128,7 @@ def test_each_change_is_a_new_version() -> None:
         ("where: not robot", "where: robot", "where was not robot, is robot"),
         ("    where: not robot\n", "", "where was not robot, is absent"),
         ("windows: [1h, 1d]", "windows: [1h, 1d]\n    offset: 7d", "offset was 0s, is 7d"),
-        ("windows: [1h, 1d]", "windows: [1h, 1d]\n    exact_events: 32", "exact_events was 256, is 32"),
+        ("windows: [1h, 1d]", "windows: [1h, 1d]\n    exact_events: 32", "exact_events was 1000, is 32"),
         ("windows: [1h, 1d]", "windows: [1h, 1d]\n    max_error: 0.1", "max_error was 0.01, is 0.1"),
         ("windows: [1h, 1d]", "windows: [1h, 1d]\n    max_entries: 9999", "max_entries was 4096, is 9999"),
         ("windows: [1h, 1d]", "windows: [1h, 1d, lifetime]", "lifetime was not kept, is kept"),

@@ -120,7 +120,7 @@ def test_the_card_fraud_schema_compiles_to_this_plan() -> None:
     assert (customer.view_id, customer.name, customer.event, customer.entity) == (1, "customer", 0, 0)
     assert (customer.where, customer.offset_ms, customer.floor_ms) == (None, 0, None)
     assert customer.keep_ms == 30 * DAY_MS + HOUR_MS
-    assert (customer.exact_events, customer.max_error, customer.max_entries) == (256, 0.01, 4096)
+    assert (customer.exact_events, customer.max_error, customer.max_entries) == (1000, 0.01, 4096)
     assert (customer.values, customer.filters) == ((2,), ())
     assert customer.columns == (ColumnPlan(value=0, filter=None, parts=Part.SUM | Part.EXTREMES),)
     assert (customer.has_lifetime, customer.lifetime_idle_ms) == (False, 400 * DAY_MS)
@@ -168,7 +168,7 @@ def test_the_example_in_the_documentation_works_as_it_stands() -> None:
     assert plan.services[0].name == "fraud"
     commented = {
         "lateness: 1h",
-        "exact_events: 256",
+        "exact_events: 1000",
         "max_error: 0.01",
         "max_entries: 4096",
         "lifetime_idle: 400d",
@@ -607,7 +607,7 @@ def test_a_plan_survives_json() -> None:
             "    windows:",
             "    max_entries: 255\n    windows:",
             16,
-            "max_entries of view account is 255, fewer than its 256 exact_events",
+            "max_entries of view account is 255, fewer than its 1000 exact_events",
         ),
         (
             "    windows:",
