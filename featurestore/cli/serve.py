@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -341,6 +342,10 @@ def _tls(certificate: str | None, key: str | None, client_ca: str | None, flag: 
 
 
 def _log_to_stderr(level: str) -> None:
+    # gRPC itself writes a line for each handshake that fails, past any limit, unless told before it is there
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from featurestore.server.log import RateLimit
+
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
         stream=sys.stderr,
@@ -348,6 +353,8 @@ def _log_to_stderr(level: str) -> None:
         format="%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RateLimit())
 
 
 def as_dict(server: Server, config: ServeConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ serve           open, listen, wait, drain, close
     grpc_text   timeouts, content types, messages
     errands     what a loop has others do
   grpc_front    grpcio: threads, streams, deadlines
+  handlers      what Python answers on either: messages that cannot be read, errors that nobody raised
   listener      addresses → ports: TLS, Unix sockets
 dispatcher      request bytes → reply bytes, now or when durable; what every transport calls
   codec         request bytes → C structs; what a request may and may not say
@@ -24,4 +25,5 @@ dispatcher      request bytes → reply bytes, now or when durable; what every t
     cursor      the wire format, read so that nothing past the end is ever touched
     memory      a request's arena, a reply's buffer
 status          our errors → gRPC status: the one table
+log             at most so many lines a minute from one place
 """

@@ -19,7 +19,7 @@ import grpc
 from featurestore.engine import Engine
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.niceness import nicely
-from featurestore.server.grpc_front import abort
+from featurestore.server.handlers import OnGrpcio, abort
 from featurestore.v1 import admin_service_pb2 as pb
 from featurestore.v1 import admin_service_pb2_grpc as pb_grpc
 from featurestore.v1 import types_pb2 as types
@@ -41,7 +41,7 @@ class Admin(pb_grpc.AdminServiceServicer):
 
     def add_to(self, server: grpc.Server) -> None:
         add: Any = pb_grpc.add_AdminServiceServicer_to_server  # generated, without types
-        add(self, server)
+        add(self, OnGrpcio(server))
 
     def ApplySchema(
         self, request: pb.ApplySchemaRequest, context: grpc.ServicerContext

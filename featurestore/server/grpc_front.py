@@ -16,48 +16,22 @@ between two batches: every batch that was applied is answered first.
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NoReturn, Protocol
+from typing import Any
 
 import grpc
 
 from featurestore.config import Address, Limits, ServeConfig, Tls
-from featurestore.errors import FeatureStoreError, LimitError, UnavailableError
+from featurestore.errors import LimitError, UnavailableError
 from featurestore.server import dispatcher as hot
 from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
-from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
+from featurestore.server.handlers import OnGrpcio, abort
 
 SERVICE = "featurestore.v1.FeatureStoreService"
-
-_log = logging.getLogger("featurestore.server")
-_codes = {code.value[0]: code for code in grpc.StatusCode}
-
-
-def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
-    """Ends the call with the status, the words and the class of `error`. What nobody raised on purpose is
-    logged.
-    """
-    status = status_of(error)
-    if status is Status.INTERNAL:
-        _log.error("a call failed", exc_info=error)
-    if isinstance(error, FeatureStoreError):
-        context.set_trailing_metadata([(ERROR_CLASS, type(error).__name__)])
-    context.abort(_codes[status], words_of(error))
-    raise AssertionError("abort returned")
-
-
-class Handlers(Protocol):
-    """What methods are added to: a transport, or a grpc.Server."""
-
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None: ...
-    def add_registered_method_handlers(
-        self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
-    ) -> None: ...
 
 
 def options(limits: Limits) -> list[tuple[str, int]]:
@@ -226,8 +200,9 @@ class GrpcioFront:
         self._server = grpc.server(
             self._pool, options=options(limits), maximum_concurrent_rpcs=limits.max_concurrent_calls
         )
-        self.add_generic_rpc_handlers = self._server.add_generic_rpc_handlers
-        self.add_registered_method_handlers = self._server.add_registered_method_handlers
+        added = OnGrpcio(self._server)
+        self.add_generic_rpc_handlers = added.add_generic_rpc_handlers
+        self.add_registered_method_handlers = added.add_registered_method_handlers
         self._add_hot()
 
     def _add_hot(self) -> None:

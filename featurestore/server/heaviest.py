@@ -17,7 +17,8 @@ from featurestore.errors import UnknownNameError
 from featurestore.plan import Kind, Plan
 from featurestore.server.admin import key_texts
 from featurestore.server.dispatcher import Dispatcher
-from featurestore.server.grpc_front import SERVICE, Handlers, abort
+from featurestore.server.grpc_front import SERVICE
+from featurestore.server.handlers import Handlers, abort
 from featurestore.server.names import another_service
 from featurestore.server.status import Status, status_of
 from featurestore.v1 import feature_store_service_pb2 as pb

@@ -35,6 +35,7 @@ from featurestore.server import dispatcher as hot
 from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.grpc_front import SERVICE, Streams
+from featurestore.server.handlers import Aborted, guarded, log_unexpected
 from featurestore.server.host import CANCEL, LARGE, MESSAGE, READS, START, WRITES, Host
 from featurestore.server.loop import Loop
 from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
@@ -54,10 +55,6 @@ _HOT = (
 _log = logging.getLogger("featurestore.server")
 
 
-class _Aborted(Exception):
-    """A handler has ended its call by its context."""
-
-
 class _Context(grpc.ServicerContext):  # type: ignore[misc,unused-ignore]
     """One call for its handler: what ours, health's and reflection's use of grpc.ServicerContext."""
 
@@ -72,7 +69,7 @@ class _Context(grpc.ServicerContext):  # type: ignore[misc,unused-ignore]
     def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         self.set_code(code)
         self.set_details(details)
-        raise _Aborted
+        raise Aborted
 
     def abort_with_status(self, status: Any) -> NoReturn:
         self.set_trailing_metadata(status.trailing_metadata or ())
@@ -191,10 +188,10 @@ class _Call(_Context):
         try:
             if self.is_active():
                 self._answer()
-        except _Aborted:
+        except Aborted:
             self.end(self._code, self._details, self._kind)
         except Exception as error:
-            _log.error("a call failed", exc_info=error)
+            log_unexpected(error)
             self.end(status_of(error), words_of(error))
         finally:
             self.is_handled = False
@@ -222,7 +219,7 @@ class _Call(_Context):
     def _only_request(self) -> Any:
         message = self._messages.get()
         if message is None:
-            raise _Aborted
+            raise Aborted
         return (self._handler.request_deserializer or bytes)(message)
 
     def _reply(self, reply: Any) -> None:
@@ -268,7 +265,7 @@ class NativeFront:
         self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
         for name, handler in method_handlers.items():
-            self._handlers.append(handler)
+            self._handlers.append(guarded(handler))
             self._targets.append(
                 (f"/{service_name}/{name}", PYTHON, handler.request_streaming, handler.response_streaming)
             )

@@ -13,7 +13,7 @@ import grpc
 
 from featurestore.engine import Engine
 from featurestore.plan import DerivedPlan, EventPlan, FeaturePlan, FieldPlan, Kind, Plan, ServicePlan
-from featurestore.server.grpc_front import Handlers
+from featurestore.server.handlers import Handlers
 from featurestore.v1 import registry_service_pb2 as pb
 
 SERVICE = "featurestore.v1.RegistryService"

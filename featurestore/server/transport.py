@@ -13,7 +13,8 @@ from typing import Protocol
 from featurestore.config import Address, ServeConfig, Tls
 from featurestore.errors import ConfigError
 from featurestore.server.dispatcher import Dispatcher
-from featurestore.server.grpc_front import GrpcioFront, Handlers, Streams
+from featurestore.server.grpc_front import GrpcioFront, Streams
+from featurestore.server.handlers import Handlers
 
 
 class Front(Handlers, Protocol):

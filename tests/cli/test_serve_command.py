@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -203,22 +204,40 @@ def test_the_memory_cap_refuses_new_keys(serve, schema, tmp_path):
         assert admin.stats().rows == report.accepted
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs the openssl command to make a certificate")
-def test_tls_serves_those_who_trust_its_certificate(serve_over, schema, tmp_path):
+@pytest.fixture
+def over_tls(serve_over, schema, tmp_path):
+    """The ready line of a server, whose certificate is cert.pem."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command to make a certificate")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
          "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
          "-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")],
         check=True, capture_output=True,
     )  # fmt: skip
-    from featurestore.client import Tls as ClientTls
-
-    _, ready = serve_over(
+    return serve_over(
         "--schema", str(schema), "--data", str(tmp_path / "s"), "--clock", "event",
         "--tls-cert", str(tmp_path / "cert.pem"), "--tls-key", str(tmp_path / "key.pem"),
-    )  # fmt: skip
-    with Client(ready["listen"], tls=ClientTls(ca=str(tmp_path / "cert.pem"))) as client:
+    )[1]  # fmt: skip
+
+
+def test_tls_serves_those_who_trust_its_certificate(over_tls, tmp_path):
+    from featurestore.client import Tls as ClientTls
+
+    with Client(over_tls["listen"], tls=ClientTls(ca=str(tmp_path / "cert.pem"))) as client:
         assert client.ingest("click", {"at": [1], "user": ["a"]}).accepted == 1
+
+
+def test_handshakes_that_fail_write_nothing_to_the_log(over_tls, tmp_path):
+    host, _, port = over_tls["listen"].rpartition(":")
+    before = (tmp_path / "serve-0.log").read_text()
+    for hello in [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05garbage" * 9] * 20:
+        with socket.create_connection((host, int(port)), timeout=10) as stranger:
+            stranger.sendall(hello)
+            with contextlib.suppress(ConnectionResetError):
+                while stranger.recv(4096):
+                    pass
+    assert (tmp_path / "serve-0.log").read_text() == before
 
 
 # -- a build without the native transport
