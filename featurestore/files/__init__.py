@@ -1,9 +1,10 @@
-"""Event files in, training sets out: CSV, JSON lines and Parquet, in constant memory.
+"""Event files in, training sets out: CSV, JSON lines and Parquet, in constant memory whatever is in them.
 
     reading     open_events, read_events: a file as chunks of exactly `batch_events` events
       csv_text    CSV: cells as text, then converted column by column
       json_lines  JSON lines: one object a line
       parquet     Parquet: typed columns
+        pages     what its pages need once they are decoded
         cells     text cells → numbers, texts, times, with the cells that could not be read
         chunk     some events of a file, and the columns they make
       stream      the bytes of a file or a pipe, decompressed, with how far we are

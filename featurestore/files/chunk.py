@@ -8,6 +8,10 @@ An event that cannot be read (a number that is not one) is refused alone and in 
 and `Chunk.refused` says why. A file that cannot be read (a missing column, a broken line, a cut-off archive)
 raises InvalidEventError at the first such place: the chunks before are whole and in order, nothing behind it
 is read.
+
+Memory has a bound that no file moves: columns that are not asked for are not kept, a text that is longer than
+an event may have is cut to one that is so too (and refused for it), and a chunk whose cells are more than
+MAX_CHUNK_BYTES together is an error that names the row and the column.
 """
 
 from __future__ import annotations
@@ -15,21 +19,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from featurestore.columns import TextColumn, event_columns
+from featurestore.columns import MAX_TEXT_BYTES, TextColumn, event_columns
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.files.names import did_you_mean
-from featurestore.plan import EventPlan
+from featurestore.plan import EventPlan, Kind
 
 MAX_BATCH_EVENTS = 1 << 20  # of core/batch.pxd
+MAX_CHUNK_BYTES = 256 << 20  # of the cells of one chunk; 65,536 rows of 4,096 bytes
+CUT_BYTES = (
+    MAX_TEXT_BYTES + 4
+)  # of a text that is too long: so it still is where its last character is cut off
 
 Cells: TypeAlias = pa.Array | list[Any]  # a list where a format has no types
 
@@ -83,6 +92,8 @@ class EventReader(ABC):
         self.event = event
         self.keep = tuple(keep)
         self.fields = (event.time.field, *(field.name for field in event.fields))
+        texts = {field.name for field in event.fields if field.kind is Kind.TEXT}
+        self.texts = texts - set(keep)  # whose length matters up to what an event may have, and no further
         self.needed = tuple(dict.fromkeys((*self.fields, *self.keep)))
         self.size_bytes: int | None = None  # of the file as stored; None for a pipe
 
@@ -108,6 +119,13 @@ class EventReader(ABC):
             raise ConfigError(f"start_row is {start_row}; it must not be negative")
         return self._chunks(batch_events, start_row)
 
+    def too_large(self, row: int, n_bytes: int, column: str) -> InvalidEventError:
+        """Of a chunk that ends with this row of the file, or would end behind it."""
+        return InvalidEventError(
+            f"{self.name}: column {column!r} makes the events up to row {row} of one batch {n_bytes} bytes; "
+            f"the limit is {MAX_CHUNK_BYTES}: read fewer at a time (--batch-events), or leave the column out"
+        )
+
     def check_names(self, found: Sequence[str], what: str) -> None:
         """Raises InvalidEventError unless every needed column is there once."""
         for name in self.needed:
@@ -131,25 +149,56 @@ class EventReader(ABC):
             self.close()
 
 
-def recut(batches: Iterable[pa.RecordBatch], rows: int, skip: int) -> Iterator[pa.RecordBatch]:
-    """The rows of `batches` after the first `skip`, cut into batches of exactly `rows` but for the last."""
+def recut(
+    batches: Iterable[pa.RecordBatch], rows: int, skip: int, too_large: Callable[[int, int, str], Exception]
+) -> Iterator[pa.RecordBatch]:
+    """The rows of `batches` after the first `skip`, cut into batches of exactly `rows` but for the last.
+
+    too_large   the error where MAX_CHUNK_BYTES do not suffice for one: of the row, the bytes, and the column
+                that has the most of them
+    """
     waiting: list[pa.RecordBatch] = []
-    n_waiting = 0
+    n_waiting = n_bytes = row = 0
     for batch in batches:
         passed = min(skip, batch.num_rows)
         skip -= passed
+        row += passed
         at = passed
         while at < batch.num_rows:
             part = batch.slice(at, rows - n_waiting)
             waiting.append(part)
             n_waiting += part.num_rows
+            n_bytes += part.nbytes
             at += part.num_rows
+            row += part.num_rows
+            if n_bytes > MAX_CHUNK_BYTES:
+                sizes = {name: sum(one.column(name).nbytes for one in waiting) for name in batch.schema.names}
+                raise too_large(row, n_bytes, max(sizes, key=sizes.__getitem__))
             if n_waiting == rows:
                 yield _joined(waiting)
-                waiting, n_waiting = [], 0
+                waiting, n_waiting, n_bytes = [], 0, 0
     if waiting:
         yield _joined(waiting)
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+
+
+def cut(texts: pa.Array) -> pa.Array:
+    """Texts, or bytes, of which those that are too long for an event are cut, and still are."""
+    lengths = pc.binary_length(texts)
+    if (pc.max(lengths).as_py() or 0) <= CUT_BYTES:
+        return texts
+    plain = texts.cast(pa.large_binary())
+    long = pc.fill_null(pc.greater(lengths, CUT_BYTES), False)
+    shorter = [_cut(one.as_py()) for one in plain.filter(long)]
+    return pc.replace_with_mask(plain, long, pa.array(shorter, pa.large_binary())).cast(pa.binary())
+
+
+def _cut(text: bytes) -> bytes:
+    """At the beginning of a character, if it is UTF-8."""
+    end = CUT_BYTES
+    while end > MAX_TEXT_BYTES + 1 and text[end] & 0xC0 == 0x80:
+        end -= 1
+    return text[:end]

@@ -25,7 +25,7 @@ import pyarrow.csv as pcsv
 
 from featurestore.errors import InvalidEventError
 from featurestore.files import cells
-from featurestore.files.chunk import Chunk, EventReader, recut
+from featurestore.files.chunk import Chunk, EventReader, cut, recut
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan, Kind
 
@@ -93,7 +93,11 @@ class CsvReader(EventReader):
 
     def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]:
         row = start_row
-        for batch in recut(self._batches(), batch_events, start_row):
+
+        def too_large(row: int, n_bytes: int, number: str) -> InvalidEventError:
+            return self.too_large(row, n_bytes, self._header[int(number)])
+
+        for batch in recut(self._batches(), batch_events, start_row, too_large):
             yield self._chunk(batch, row)
             row += batch.num_rows
 
@@ -151,8 +155,13 @@ class CsvReader(EventReader):
                 f"{self.name}, row {n_rows_before + int(number)} (1 is the first after the header): "
                 f"{found} values where the header has {expected} columns: {text[:100]!r}"
             ) from error
-        batches: list[pa.RecordBatch] = table.to_batches()
-        return batches
+        texts = {str(self._header.index(name)) for name in self.texts}
+        return [
+            pa.RecordBatch.from_arrays(
+                [cut(batch.column(name)) if name in texts else batch.column(name) for name in wanted], wanted
+            )
+            for batch in table.to_batches()
+        ]
 
     def _chunk(self, batch: pa.RecordBatch, start_row: int) -> Chunk:
         refused = np.zeros(batch.num_rows, np.uint8)

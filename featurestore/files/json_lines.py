@@ -22,13 +22,14 @@ import pyarrow as pa
 
 from featurestore.errors import InvalidEventError
 from featurestore.files import cells
-from featurestore.files.chunk import Chunk, EventReader
+from featurestore.files.chunk import CUT_BYTES, MAX_CHUNK_BYTES, Chunk, EventReader
 from featurestore.files.names import did_you_mean
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan
 
 BLOCK_BYTES = 1 << 20
 MAX_LINE_BYTES = 16 << 20
+MAX_NAMES = 10_000  # remembered, to say which may have been meant
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 WHITESPACE = " \t\r"  # JSON's, but for the end of the line
 
@@ -53,22 +54,53 @@ class JsonLinesReader(EventReader):
         self._stream.close()
 
     def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]:
-        rows: list[Row] = []
-        row, skip = start_row, start_row
-        first = True
-        for parsed in self._rows():
+        rows: list[list[Any]] = []  # cells of the fields, then of the columns to keep
+        wanted = (*self.fields, *self.keep)
+        names: dict[str, None] | None = {}  # of the first chunk's fields
+        row, skip, n_bytes = start_row, start_row, 0
+        for text, parsed in self._rows():
             if skip:
                 skip -= 1
                 continue
-            rows.append(parsed)
+            if names is not None and not parsed.keys() <= names.keys() and len(names) < MAX_NAMES:
+                names.update(dict.fromkeys(parsed))
+            cells = list(map(parsed.get, wanted))
+            if len(text) > CUT_BYTES or "[" in text or text.find("{", 1) > 0:
+                self._shorten(cells)
+            rows.append(cells)
+            n_bytes += len(text)  # the cells have less
+            if n_bytes > MAX_CHUNK_BYTES:
+                n_bytes = self._checked_size(rows, row)
             if len(rows) == batch_events:
-                yield self._chunk(rows, row, first)
+                yield self._chunk(rows, row, names)
                 row += len(rows)
-                rows, first = [], False
+                rows, names, n_bytes = [], None, 0
         if rows:
-            yield self._chunk(rows, row, first)
+            yield self._chunk(rows, row, names)
 
-    def _rows(self) -> Iterator[Row]:
+    def _shorten(self, cells: list[Any]) -> None:
+        """Leaves as much of each cell of an event as says what it is: a list or an object is nothing there.
+        A cell to keep stays, as its text where that takes less.
+        """
+        for i, cell in enumerate(cells):
+            is_kept = i >= len(self.fields)
+            if isinstance(cell, list | dict):
+                cells[i] = _text(cell) if is_kept else []
+            elif isinstance(cell, str) and not is_kept and self.fields[i] in self.texts:
+                cells[i] = cell[:CUT_BYTES]
+
+    def _checked_size(self, rows: list[list[Any]], start_row: int) -> int:
+        """Of the texts in the cells. Raises InvalidEventError where it is too much."""
+        sizes = [
+            sum(len(cell) for cell in column if isinstance(cell, str)) for column in zip(*rows, strict=True)
+        ]
+        if sum(sizes) > MAX_CHUNK_BYTES:
+            largest = (*self.fields, *self.keep)[sizes.index(max(sizes))]
+            raise self.too_large(start_row + len(rows), sum(sizes), largest)
+        return sum(sizes)
+
+    def _rows(self) -> Iterator[tuple[str, Row]]:
+        """Each line, and the object that it holds."""
         number = 0
         for block in self._blocks():
             for line in block.split("\n"):
@@ -86,7 +118,7 @@ class JsonLinesReader(EventReader):
                     raise self._malformed(number, text, f"more behind the value, at character {end + 1}")
                 if type(parsed) is not dict:
                     raise self._malformed(number, text, f"a {type(parsed).__name__} is not an object")
-                yield parsed
+                yield text, parsed
 
     def _blocks(self) -> Iterator[str]:
         """Some whole lines at a time, without the end of the last one."""
@@ -122,24 +154,24 @@ class JsonLinesReader(EventReader):
             f"{self.name}, line {number} is not a JSON object: {problem}: {line[:100]!r}{hint}"
         )
 
-    def _chunk(self, rows: list[Row], start_row: int, first: bool) -> Chunk:
-        if first:
-            self._check_first(rows)
+    def _chunk(self, rows: list[list[Any]], start_row: int, names: dict[str, None] | None) -> Chunk:
+        if names is not None:
+            self._check_first(len(rows), list(names))
+        columns = list(map(list, zip(*rows, strict=True)))
+        kept = zip(columns[len(self.fields) :], self._kept_schema, strict=True)
         return Chunk(
             name=self.name,
             start_row=start_row,
             n_events=len(rows),
-            columns={name: [row.get(name) for row in rows] for name in self.fields},
+            columns=dict(zip(self.fields, columns, strict=False)),
             kept=pa.RecordBatch.from_arrays(
-                [_kept([row.get(f.name) for row in rows], f.type) for f in self._kept_schema],
-                schema=self._kept_schema,
+                [_kept(column, field.type) for column, field in kept], schema=self._kept_schema
             ),
             refused=np.zeros(len(rows), np.uint8),
             stored_bytes=self._stream.stored_bytes,
         )
 
-    def _check_first(self, rows: list[Row]) -> None:
-        names = list(dict.fromkeys(name for row in rows for name in row))
+    def _check_first(self, n_rows: int, names: list[str]) -> None:
         undeclared = [name for name in names if name not in self.needed]
         keys = [field.name for field in self.event.fields if field.is_key] if undeclared else []
         for name in dict.fromkeys((self.event.time.field, *self.keep, *keys)):
@@ -147,7 +179,7 @@ class JsonLinesReader(EventReader):
                 continue
             meant = f" (a key; where no {self.event.name} has one, write null)" if name in keys else ""
             raise InvalidEventError(
-                f"{self.name}: none of the first {len(rows)} lines has a field {name!r}{meant}"
+                f"{self.name}: none of the first {n_rows} lines has a field {name!r}{meant}"
                 f"{did_you_mean(name, undeclared or names)}"
             )
 

@@ -1,5 +1,8 @@
 """Parquet: typed columns, read row group by row group and page by page, only the columns needed.
 
+What a page needs once it is decoded is known from its header, and how long a value is that stands for many
+from the dictionary: so as many rows are decoded at a time as have room, whatever the file says.
+
 A kept column keeps its type. Columns of the event go to `featurestore.columns` as they are, dictionaries
 decoded; a type that cannot be what the schema says (a list, a string for a number) is an error before the
 first event.
@@ -13,15 +16,18 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from featurestore.errors import InvalidEventError, StorageError
-from featurestore.files.chunk import Chunk, EventReader, recut
+from featurestore.files.chunk import MAX_CHUNK_BYTES, Chunk, EventReader, cut, recut
+from featurestore.files.pages import needs_of
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan, Kind
 
@@ -35,15 +41,16 @@ class ParquetReader(EventReader):
         self._stream = stream
         self.size_bytes = stream.size_bytes
         self._copy: IO[bytes] | None = None
-        source: str | IO[bytes] = stream.name
+        self._source: str | IO[bytes] = stream.name
         try:
             if not seekable:
                 self._copy = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
                 shutil.copyfileobj(stream, self._copy, COPY_BYTES)
                 self._copy.seek(0)
-                source = self._copy
+                self._source = self._copy
+            self._bytes = self._copy or Path(stream.name).open("rb")  # noqa: SIM115  closed by close()
             self._file = pq.ParquetFile(
-                source, buffer_size=PAGE_BUFFER_BYTES, page_checksum_verification=True
+                self._source, buffer_size=PAGE_BUFFER_BYTES, page_checksum_verification=True
             )
         except ValueError as error:  # ArrowInvalid, or a name of a column that is not UTF-8
             raise InvalidEventError(f"{self.name}: this is not a whole Parquet file: {error}") from error
@@ -57,8 +64,7 @@ class ParquetReader(EventReader):
         return pa.schema([pa.field(name, _plain(schema.field(name).type)) for name in self.keep])
 
     def close(self) -> None:
-        if self._copy is not None:
-            self._copy.close()
+        self._bytes.close()
         self._stream.close()
 
     def _unreadable(self, error: OSError) -> InvalidEventError | StorageError:
@@ -100,22 +106,136 @@ class ParquetReader(EventReader):
                 stored_bytes=(self.size_bytes or 0) * row // max(n_rows, 1),
             )
 
-    def _batches(self, batch_events: int, start_row: int) -> tuple[Iterator[pa.RecordBatch], int, int]:
+    def _batches(
+        self, batch_events: int, start_row: int
+    ) -> tuple[Iterator[pa.RecordBatch], int, int, Callable[[int, int, str], InvalidEventError]]:
         """Batches from the row group that holds `start_row` on, and the other arguments of `recut`."""
         groups = list(range(self._file.metadata.num_row_groups))
         skip = start_row
         while groups and skip >= self._file.metadata.row_group(groups[0]).num_rows:
             skip -= self._file.metadata.row_group(groups.pop(0)).num_rows
-        return self._read(groups, batch_events), batch_events, skip
+        return self._read(groups, batch_events), batch_events, skip, self.too_large
 
     def _read(self, groups: list[int], batch_events: int) -> Iterator[pa.RecordBatch]:
         try:
-            for batch in self._file.iter_batches(batch_events, row_groups=groups, columns=list(self.needed)):
-                yield _decoded(batch)
-        except pa.ArrowInvalid as error:
+            for group in groups:
+                n_rows, texts = self._step(group, batch_events)
+                # As references to the dictionary: how long the values are is known before they are copied.
+                file = pq.ParquetFile(
+                    self._source,
+                    metadata=self._file.metadata,
+                    read_dictionary=texts,
+                    buffer_size=PAGE_BUFFER_BYTES,
+                    page_checksum_verification=True,
+                )
+                for batch in file.iter_batches(n_rows, row_groups=[group], columns=list(self.needed)):
+                    yield from self._decoded(batch)
+        except ValueError as error:  # ArrowInvalid, or a name that is not UTF-8
             raise InvalidEventError(f"{self.name}: the Parquet data is corrupt: {error}") from error
         except OSError as error:
             raise self._unreadable(error) from error
+
+    def _step(self, group: int, batch_events: int) -> tuple[int, list[str]]:
+        """How many rows of the group to decode at a time, and which columns have dictionaries of texts.
+
+        So many rows, and the pages under way, need MAX_CHUNK_BYTES each at most.
+        """
+        facts, row_bytes, dictionaries = self._file.metadata.row_group(group), 0, []
+        largest: dict[str, int] = {}
+        for i in range(facts.num_columns):
+            leaf = self._file.schema.column(i)
+            name = next((name for name in self.needed if f"{leaf.path}.".startswith(f"{name}.")), None)
+            if name is None:
+                continue
+            column = facts.column(i)
+            begin = column.data_page_offset
+            if column.has_dictionary_page and 0 < column.dictionary_page_offset < begin:
+                begin = column.dictionary_page_offset
+            is_text = column.physical_type == "BYTE_ARRAY"
+            where = f"{self.name}, row group {group}, column {name!r}"
+            needs = needs_of(self._bytes, begin, column.num_values, is_text=is_text, where=where)
+            largest[where] = max(needs.largest_page, largest.get(where, 0))
+            if leaf.max_repetition_level == 0:
+                row_bytes += needs.row_bytes
+            elif needs.all_bytes > MAX_CHUNK_BYTES:  # one row may have them all
+                raise InvalidEventError(
+                    f"{where}: lists of {needs.all_bytes} bytes once they are decoded; the limit is "
+                    f"{MAX_CHUNK_BYTES}: write the file with smaller row groups, or leave the column out"
+                )
+            if is_text and needs.has_references:
+                if leaf.converted_type == "DECIMAL":  # which Arrow decodes at once
+                    row_bytes += needs.largest_page
+                else:
+                    dictionaries.append(leaf.path)
+        if sum(largest.values()) > MAX_CHUNK_BYTES:
+            where = max(largest, key=largest.__getitem__)
+            raise InvalidEventError(
+                f"{where}: a page of {largest[where]} bytes once it is decompressed; the limit is "
+                f"{MAX_CHUNK_BYTES} for those of all columns: write the file with smaller pages"
+            )
+        return max(1, min(batch_events, MAX_CHUNK_BYTES // max(row_bytes, 1))), dictionaries
+
+    def _decoded(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Without dictionaries, in parts that are not too large."""
+        columns = [self._cut(name, batch.column(name)) for name in self.needed]
+        for part in _parts(columns, batch.num_rows):
+            whole = [self._whole(*named) for named in zip(self.needed, part, strict=True)]
+            yield pa.RecordBatch.from_arrays(whole, list(self.needed))
+
+    def _whole(self, name: str, column: pa.Array) -> pa.Array:
+        """With the values themselves in place of references."""
+        if pt.is_dictionary(column.type):
+            return column.dictionary_decode()
+        if not pt.is_nested(column.type):
+            return column
+        n_bytes = sum(map(_referred_bytes, _leaves(column)))
+        if n_bytes > MAX_CHUNK_BYTES:
+            raise InvalidEventError(
+                f"{self.name}: column {name!r} has {n_bytes} bytes in {len(column)} rows; the limit is "
+                f"{MAX_CHUNK_BYTES}: read fewer at a time (--batch-events), or leave the column out"
+            )
+        return column.cast(self._file.schema_arrow.field(name).type)
+
+    def _cut(self, name: str, column: pa.Array) -> pa.Array:
+        """A text of the event that is too long is cut, here where it may stand for many."""
+        if name not in self.texts or not _is_string(_plain(column.type)):
+            return column
+        if pt.is_dictionary(column.type):
+            return pa.DictionaryArray.from_arrays(column.indices, cut(column.dictionary))
+        return cut(column)
+
+
+def _parts(columns: list[pa.Array], n_rows: int) -> Iterator[list[pa.Array]]:
+    """The columns in runs of rows that are at most MAX_CHUNK_BYTES once they are decoded, or of one row."""
+    longest = sum(
+        pc.max(pc.binary_length(column.dictionary)).as_py() or 0
+        for column in columns
+        if pt.is_dictionary(column.type) and _is_string(column.type.value_type)
+    )
+    step = max(1, min(n_rows, MAX_CHUNK_BYTES // max(longest, 1)))
+    for begin in range(0, n_rows, step):
+        yield [column.slice(begin, step) for column in columns]
+
+
+def _leaves(column: pa.Array) -> Iterator[pa.Array]:
+    """What lists and structs are made of."""
+    if pt.is_struct(column.type):
+        inner = column.flatten()
+    elif pt.is_nested(column.type):
+        inner = [column.flatten()]
+    else:
+        yield column
+        return
+    for each in inner:
+        yield from _leaves(each)
+
+
+def _referred_bytes(leaf: pa.Array) -> int:
+    """Of texts that are references to a dictionary."""
+    if not pt.is_dictionary(leaf.type) or not _is_string(leaf.type.value_type):
+        return 0
+    lengths = pc.fill_null(pc.binary_length(leaf.dictionary), 0).to_numpy()
+    return int(lengths[leaf.indices.drop_null().to_numpy()].astype(np.int64).sum())
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -145,9 +265,3 @@ def _is_string(kind: pa.DataType) -> bool:
 
 def _plain(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pt.is_dictionary(kind) else kind
-
-
-def _decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Without dictionaries, which may differ from batch to batch."""
-    columns = [c.dictionary_decode() if pt.is_dictionary(c.type) else c for c in batch.columns]
-    return pa.RecordBatch.from_arrays(columns, batch.schema.names)

@@ -170,6 +170,7 @@ def test_chunks_are_the_lines_cut_exactly(event, keys, ascii_only, line_end, cut
         path = Path(folder, "a.jsonl")
         path.write_bytes(b"".join(text.encode() + line_end for text in lines))
         chunks = list(read_events(str(path), event, batch_events=batch_events, start_row=start_row))
-    assert [key for chunk in chunks for key in chunk.columns["k"]] == keys[start_row:]
+    flat = [[] if isinstance(key, list) else key for key in keys]  # what is in one is nobody's
+    assert [key for chunk in chunks for key in chunk.columns["k"]] == flat[start_row:]
     assert [i for chunk in chunks for i in chunk.columns["ts"]] == list(range(start_row, len(keys)))
     assert all(chunk.n_events == batch_events for chunk in chunks[:-1])
