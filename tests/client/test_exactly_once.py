@@ -117,8 +117,8 @@ def test_a_write_is_tried_until_its_deadline_under_its_one_number(server: FakeSe
     server.after = failing_from("observe", 14, Code.UNAVAILABLE)
     began_s = time.monotonic()
     with pytest.raises(UnavailableError):
-        client.observe("transaction", {"tx_datetime": T0, "customer_id": 1}, timeout_s=0.5)
-    assert time.monotonic() - began_s < 2
+        client.observe("transaction", {"tx_datetime": T0, "customer_id": 1}, timeout_s=2)
+    assert time.monotonic() - began_s < 30, "without a deadline it has no end"
     assert len(server.events) == 2
 
 
@@ -185,14 +185,14 @@ def test_what_the_server_says_of_the_request_itself_is_not_tried_again(
 def test_a_server_that_does_not_answer_ends_the_call_at_its_deadline(server: FakeServer, client: Any) -> None:
     client.schema()
     over = threading.Event()
-    server.before = lambda method, n: over.wait(10) and None
+    server.before = lambda method, n: over.wait(100) and None
     began = time.monotonic()
     try:
         with pytest.raises(UnavailableError, match="did not answer in time"):
             client.get("fraud", {"customer_id": 1}, timeout_s=0.2)
     finally:
         over.set()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 50
 
 
 def test_no_server_is_said_in_words(make_client: MakeClient) -> None:

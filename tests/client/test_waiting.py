@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,6 @@ from .fake_server import Abort, Code, FakeServer
 
 T0 = 1_522_540_800_000
 EVENTS = {"tx_datetime": [T0] * 4, "customer_id": list("abcd"), "terminal_id": list("abcd")}
-Waits = list[tuple[FeatureStoreError, float]]
 
 
 @pytest.fixture
@@ -29,36 +27,45 @@ def address(tmp_path: Path) -> str:
     return f"unix:{tmp_path}/server.sock"
 
 
+class Late:
+    """A server that is there once it has been waited for often enough."""
+
+    def __init__(self, address: str) -> None:
+        self.waits: list[tuple[FeatureStoreError, float]] = []
+        self.server: Any = None
+        self._address = address
+
+    def on_wait(self, error: FeatureStoreError, left_s: float) -> None:
+        self.waits.append((error, left_s))
+        if len(self.waits) == 7:  # a read is given up after five tries
+            self.server = FakeServer(self._address)
+
+
 @pytest.fixture
-def late(address: str) -> Iterator[list[FakeServer]]:
-    """A server that is there a second after the test has begun."""
-    made: list[FakeServer] = []
-    timer = threading.Timer(1.5, lambda: made.append(FakeServer(address)))
-    timer.start()
-    yield made
-    timer.join()
-    made[0].stop()
+def late(address: str) -> Iterator[Late]:
+    late = Late(address)
+    yield late
+    if late.server is not None:
+        late.server.stop()
 
 
 def test_an_ingest_begun_while_the_server_restarts_waits_for_it(
-    address: str, late: list[FakeServer], make_client: MakeClient
+    address: str, late: Late, make_client: MakeClient
 ) -> None:
-    waits: Waits = []
-    client = make_client(address, retry_s=60.0)
-    report = client.ingest("transaction", EVENTS, on_wait=lambda error, left_s: waits.append((error, left_s)))
-    assert report.accepted == len(late[0].events) == 4
+    report = make_client(address, retry_s=60.0).ingest("transaction", EVENTS, on_wait=late.on_wait)
+    assert report.accepted == len(late.server.events) == 4
     assert report.retries == 0, "nothing had been sent"
-    assert len(waits) > 5, "a read is given up after five tries"
-    assert all("cannot reach" in str(error) and 0 < left_s <= 60.0 for error, left_s in waits)
+    assert all("cannot reach" in str(error) and 0 < left_s <= 60.0 for error, left_s in late.waits)
 
 
 def test_a_schema_is_waited_for_where_that_is_asked(
-    address: str, late: list[FakeServer], make_client: MakeClient
+    address: str, late: Late, make_client: MakeClient
 ) -> None:
     client = make_client(address, retry_s=60.0)
     with pytest.raises(UnavailableError):
-        client.schema()
-    assert client.schema(wait=True).name == "card-fraud"
+        client.schema(on_wait=late.on_wait)
+    assert not late.waits
+    assert client.schema(wait=True, on_wait=late.on_wait).name == "card-fraud"
 
 
 @pytest.mark.parametrize("method", ["schema", "batch"])
@@ -70,7 +77,7 @@ def test_both_give_up_alike(server: FakeServer, make_client: MakeClient, method:
             raise Abort(Code.UNAVAILABLE, "gone fishing")
 
     server.before = away
-    waits: Waits = []
+    waits: list[tuple[FeatureStoreError, float]] = []
     began = time.monotonic()
     with pytest.raises(UnavailableError, match="gone fishing"):
         make_client(server.target, retry_s=0.5).ingest(
