@@ -8,7 +8,7 @@ decoded; a type that cannot be what the schema says (a list, a string for a numb
 first event.
 
 Parquet is read from its end, so a pipe or a compressed file is first copied to an unnamed temporary file,
-whose folder TMPDIR chooses.
+whose folder TMPDIR chooses; a copy that would fill that disk is an error before it does.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from featurestore.plan import EventPlan, Kind
 
 PAGE_BUFFER_BYTES = 1 << 20  # per column; without it a whole column of a row group is in memory at once
 COPY_BYTES = 1 << 20
+FREE_BYTES = 256 << 20  # that a copy leaves on its disk
 
 
 class ParquetReader(EventReader):
@@ -45,8 +46,7 @@ class ParquetReader(EventReader):
         try:
             if not seekable:
                 self._copy = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
-                shutil.copyfileobj(stream, self._copy, COPY_BYTES)
-                self._copy.seek(0)
+                self._fill(self._copy)
                 self._source = self._copy
             self._bytes = self._copy or Path(stream.name).open("rb")  # noqa: SIM115  closed by close()
             self._file = pq.ParquetFile(
@@ -66,6 +66,16 @@ class ParquetReader(EventReader):
     def close(self) -> None:
         self._bytes.close()
         self._stream.close()
+
+    def _fill(self, copy: IO[bytes]) -> None:
+        while block := self._stream.read(COPY_BYTES):
+            if shutil.disk_usage(tempfile.gettempdir()).free < FREE_BYTES:
+                raise StorageError(
+                    f"{self.name}: the copy that it is read from has {copy.tell()} bytes and would fill "
+                    f"{tempfile.gettempdir()}: unpack it, or set TMPDIR to a folder with room"
+                )
+            copy.write(block)
+        copy.seek(0)
 
     def _unreadable(self, error: OSError) -> InvalidEventError | StorageError:
         if error.errno is None:  # Arrow's word for pages that do not decode

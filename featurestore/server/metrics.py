@@ -45,7 +45,11 @@ _COUNTERS = (
 _GAUGES = (
     ("rows", "rows", "Rows held."),
     ("row_bytes", "used_bytes", "Memory that rows, logs, their index and sketches take."),
-    ("held_bytes", "held_bytes", "Memory that the process holds for them: row_bytes, and what is free between."),
+    (
+        "held_bytes",
+        "held_bytes",
+        "Memory that the process holds for them: row_bytes, and what is free between.",
+    ),
     ("sketch_bytes", "sketch_bytes", "Memory that sketches take, part of row_bytes."),
     ("remembered_ids", "ids", "Event ids remembered for deduplication."),
     ("remembered_producers", "producers", "Producers remembered for deduplication."),

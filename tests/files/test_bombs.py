@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore.columns import MAX_TEXT_BYTES
-from featurestore.errors import InvalidEventError
+from featurestore.errors import InvalidEventError, StorageError
 from featurestore.files import Chunk, chunk, json_lines, pages, parquet
 from featurestore.outcome import Outcome
 from featurestore.plan import EventPlan
@@ -239,3 +240,12 @@ def test_lists_are_kept_within_the_same_limits(small: None, chunks_of: Read) -> 
     with pytest.raises(InvalidEventError, match=r"row group 0, column 'tags': lists of 2\d+ bytes once"):
         chunks_of("a.parquet", many, keep=["tags"])
     assert len(chunks_of("a.parquet", bomb)) == 1, "nobody asked for it"
+
+
+def test_a_copy_does_not_fill_its_disk(chunks_of: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file that is larger unpacked than anybody could see."""
+    content = gzip.compress(parquet_of({"ts": [TIME], "k": ["a"], "n": [1.0]}) + bytes(20 * MB))
+    free = iter(range(300 * MB, 0, -10 * MB))
+    monkeypatch.setattr(parquet.shutil, "disk_usage", lambda folder: SimpleNamespace(free=next(free)))
+    with pytest.raises(StorageError, match=r"has 5242880 bytes and would fill /.*: unpack it, or set TMPDIR"):
+        chunks_of("a.parquet.gz", content)
