@@ -128,6 +128,7 @@ ctypedef struct Stream:
     bint has_foreign_encoding
     bint has_bad_timeout
     bint is_half_closed              # the client has sent all
+    bint is_given_up                 # by the client, with RST_STREAM
     bint is_busy                     # an errand of it is out
     bint is_held                     # would go on if the client took its replies
     bint is_counted                  # in HostC.n_calls
@@ -169,9 +170,19 @@ ctypedef struct Connection:
     bint is_dirty
     Stream* streams
     uint32_t n_streams
+    # The last streams that the client has opened, so that frames on those that are closed are known for what
+    # they are. Bit i is of stream last_id - 2i; of older ones nothing is known.
+    int32_t last_id
+    uint64_t opened                  # not skipped
+    uint64_t unended                 # of them, those on which it may still send
+    uint8_t head[9]                  # of the frame that comes
+    uint32_t head_bytes              # of it, that have come
+    size_t rest                      # bytes of the frame, or of the client's preface, that have not
+    int64_t crossing                 # bytes that may be under way on streams that were closed before it ended them
     uint32_t n_held
     size_t buffered                  # bytes in inward and outward of all its streams
     size_t unsent                    # of them in outward and ready
+    bint is_greeted                  # our SETTINGS have been sent
     bint is_settled                  # it has sent its SETTINGS: it is an HTTP/2 client
     bint is_draining
     bint is_going                    # the last GOAWAY is out

@@ -71,6 +71,10 @@ cdef enum:
     MOVE_BYTES = 64 << 10            # run or sent, and as much as the rest, before that is moved to the front
     FULL_BYTES = 1 << 20             # unsent on a connection: it gets no new replies until it takes some
     BOMB_BYTES = 256 << 10           # here a header block is not even refused with words
+    # nghttp2 ends the connection of a client with a stream too many: it is told of no limit, the client is.
+    MANY_STREAMS = 0x7FFFFFFF
+    PREFACE_BYTES = 24
+    HEAD_BYTES = 9                   # of a frame
     STREAM_WINDOW_BYTES = 1 << 20
     CONNECTION_WINDOW_BYTES = 8 << 20
     MOST_CREDIT = 1000
@@ -160,16 +164,24 @@ cdef void _earn(Connection* connection, int64_t credit) noexcept nogil:
     connection.credit = min(<int64_t>MOST_CREDIT, connection.credit + credit)
 
 
-cdef void _calm(Connection* connection, const char* why) noexcept nogil:
-    """Says so and ends the connection: once, however much of the flood was read with what was too much."""
+cdef void _say_why(Connection* connection, uint64_t* counter, uint32_t code, const char* why) noexcept nogil:
+    """A connection error, by code and words: once, however much was read with what was wrong."""
     if connection.is_over:
         return
     connection.is_over = True
-    fs_add(&connection.loop.host.counts.calm, 1)
+    fs_add(counter, 1)
     nghttp2_submit_goaway(connection.session, NGHTTP2_FLAG_NONE,
                           nghttp2_session_get_last_proc_stream_id(connection.session),
-                          NGHTTP2_ENHANCE_YOUR_CALM, <const uint8_t*>why, strlen(why))
+                          code, <const uint8_t*>why, strlen(why))
     connection_dirty(connection)
+
+
+cdef void _calm(Connection* connection, const char* why) noexcept nogil:
+    _say_why(connection, &connection.loop.host.counts.calm, NGHTTP2_ENHANCE_YOUR_CALM, why)
+
+
+cdef void _break(Connection* connection, uint32_t code, const char* why) noexcept nogil:
+    _say_why(connection, &connection.loop.host.counts.broken, code, why)
 
 
 cdef void _charge(Connection* connection) noexcept nogil:
@@ -870,6 +882,9 @@ cdef void _start(Stream* stream) noexcept nogil:
     if stream.has_bad_timeout:
         _refuse(stream, REFUSE_TIMEOUT)
         return
+    if stream.deadline_ns and loop.now_ns >= stream.deadline_ns:
+        _refuse(stream, REFUSE_DEADLINE)
+        return
     target = _target(stream)
     if target.method != PYTHON_METHOD and target.streams_requests:
         if loop.is_draining:
@@ -890,15 +905,65 @@ cdef void _start(Stream* stream) noexcept nogil:
 # -- what nghttp2 tells
 # ----------------------------------------------------------------------------------------
 
+cdef void _note_opened(Connection* connection, int32_t id) noexcept nogil:
+    """A stream of the client's, greater than all before."""
+    cdef uint32_t skipped = <uint32_t>(id - connection.last_id) // 2
+    if skipped > 63 or connection.last_id == 0:
+        connection.opened = connection.unended = 0
+    else:
+        connection.opened <<= skipped
+        connection.unended <<= skipped
+    connection.last_id = id
+    connection.opened |= 1
+    connection.unended |= 1
+
+
+cdef void _note_ended(Connection* connection, int32_t id) noexcept nogil:
+    """The client has said that it sends no more on a stream that is closed now."""
+    cdef uint32_t i = <uint32_t>(connection.last_id - id) // 2
+    if i < 64:
+        connection.unended &= ~(<uint64_t>1 << i)
+
+
+cdef bint _is_closed(Connection* connection, int32_t id) noexcept nogil:
+    """Or was never opened, although one behind it has been."""
+    return (id & 1 and id <= connection.last_id
+            and nghttp2_session_get_stream_user_data(connection.session, id) == NULL)
+
+
+cdef void _judge_closed(Connection* connection, const nghttp2_frame_hd* hd) noexcept nogil:
+    """A frame on a stream that is closed, or never was (RFC 9113, 5.1 and 5.1.1): nghttp2 takes any for what
+    crossed a reset of its own. That it is only where we have closed the stream before the client had.
+    """
+    cdef uint32_t i = <uint32_t>(connection.last_id - hd.stream_id) // 2
+    cdef uint64_t bit = <uint64_t>1 << i if i < 64 else 0
+    if hd.type == NGHTTP2_PRIORITY:
+        return
+    if bit and not connection.opened & bit:
+        _break(connection, NGHTTP2_PROTOCOL_ERROR, b"a frame on a stream that is smaller than others before it")
+    elif hd.type == NGHTTP2_DATA or hd.type == NGHTTP2_HEADERS:
+        if bit and not connection.unended & bit:
+            _break(connection, NGHTTP2_STREAM_CLOSED, b"a frame on a stream that its sender has closed")
+        elif hd.type == NGHTTP2_DATA and connection.crossing >= <int64_t>hd.length:
+            connection.crossing -= <int64_t>hd.length
+        else:
+            _charge(connection)
+
+
 cdef int _on_begin_frame(nghttp2_session* session, const nghttp2_frame_hd* hd,
                          void* user_data) noexcept nogil:
     cdef Connection* connection = <Connection*>user_data
+    if hd.type == NGHTTP2_HEADERS and hd.stream_id & 1 and hd.stream_id > connection.last_id:
+        _note_opened(connection, hd.stream_id)
+    elif _is_closed(connection, hd.stream_id):
+        _judge_closed(connection, hd)
     if hd.type == NGHTTP2_DATA:
         if hd.length == 0 and not hd.flags & NGHTTP2_FLAG_END_STREAM:
             _charge(connection)
     elif hd.type != NGHTTP2_HEADERS:
         _charge(connection)
-    return 0
+    # Behind what was too much nothing is read: an answer to it would leave before the reason for the end.
+    return NGHTTP2_ERR_CALLBACK_FAILURE if connection.is_over else 0
 
 
 cdef int _on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame,
@@ -908,6 +973,9 @@ cdef int _on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame,
     # GOAWAY is on its way, and does not name this call: its client sends it again elsewhere.
     if frame.headers.cat != NGHTTP2_HCAT_REQUEST or connection.is_over or connection.is_going:
         return 0
+    if connection.n_streams >= connection.loop.host.max_streams_per_connection:
+        # Of the stream alone, whether or not its client has seen the limit (5.1.2).
+        return nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_REFUSED_STREAM)
     stream = _new_stream(connection, frame.hd.stream_id)
     if stream == NULL:
         return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
@@ -965,12 +1033,14 @@ cdef int _on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* u
             if connection.strikes > MOST_STRIKES:
                 _calm(connection, b"too_many_pings")
         return 0
+    stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
     if frame.hd.type == NGHTTP2_RST_STREAM:
         fs_add(&host.counts.resets, 1)
+        if stream != NULL:
+            stream.is_given_up = True
         return 0
     if frame.hd.type != NGHTTP2_DATA and frame.hd.type != NGHTTP2_HEADERS:
         return 0
-    stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
     if frame.hd.type == NGHTTP2_HEADERS:
         if stream != NULL and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
             stream.has_headers = True
@@ -1021,7 +1091,14 @@ cdef int _on_sent(nghttp2_session* session, const nghttp2_frame* frame, void* us
 
 cdef int _on_stream_close(nghttp2_session* session, int32_t stream_id, uint32_t error_code,
                           void* user_data) noexcept nogil:
+    cdef Connection* connection = <Connection*>user_data
+    cdef const HostC* host = connection.loop.host
     cdef Stream* stream = <Stream*>nghttp2_session_get_stream_user_data(session, stream_id)
+    if stream != NULL and (stream.is_half_closed or stream.is_given_up):
+        _note_ended(connection, stream_id)
+    else:
+        connection.crossing = min(<int64_t>STREAM_WINDOW_BYTES * host.max_streams_per_connection,
+                                  connection.crossing + STREAM_WINDOW_BYTES)
     if stream != NULL:
         nghttp2_session_set_stream_user_data(session, stream_id, NULL)
         _free_stream(stream)
@@ -1041,12 +1118,13 @@ cdef Connection* connection_open(LoopC* loop) noexcept nogil:
     connection.fd = -1
     connection.pending.max_bytes = <size_t>-1 >> 1
     connection.credit = MOST_CREDIT
+    connection.rest = PREFACE_BYTES
     connection.opened_ns = connection.heard_ns = connection.took_ns = connection.credited_ns = loop.now_ns
     if nghttp2_session_server_new2(&connection.session, host.callbacks, connection, host.option) != 0:
         free(connection)
         return NULL
     settings[0].settings_id = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
-    settings[0].value = host.max_streams_per_connection
+    settings[0].value = MANY_STREAMS
     settings[1].settings_id = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
     settings[1].value = STREAM_WINDOW_BYTES
     settings[2].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
@@ -1068,21 +1146,72 @@ cdef Connection* connection_open(LoopC* loop) noexcept nogil:
     return connection
 
 
+cdef size_t _until_closed(Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
+    """How much of what came nghttp2 may have before it is to be asked which streams are closed: up to the end
+    of an RST_STREAM, or to a DATA frame on a closed stream, which nghttp2 skips without a word.
+    """
+    cdef const uint8_t* head = connection.head
+    cdef nghttp2_frame_hd hd
+    cdef size_t at = 0, n, begun
+    while at < size and not connection.is_over:
+        n = min(connection.rest, size - at)
+        at += n
+        connection.rest -= n
+        if connection.rest:
+            break
+        if connection.head_bytes == HEAD_BYTES:
+            connection.head_bytes = 0
+            if head[3] == NGHTTP2_RST_STREAM:
+                break
+        begun = at
+        while at < size and connection.head_bytes < HEAD_BYTES:
+            connection.head[connection.head_bytes] = data[at]
+            connection.head_bytes += 1
+            at += 1
+        if connection.head_bytes < HEAD_BYTES:
+            break
+        connection.rest = <size_t>head[0] << 16 | <size_t>head[1] << 8 | head[2]
+        hd.length = connection.rest
+        hd.type = head[3]
+        hd.flags = head[4]
+        hd.stream_id = <int32_t>(<uint32_t>(head[5] & 0x7F) << 24 | <uint32_t>head[6] << 16
+                                 | <uint32_t>head[7] << 8 | head[8])
+        if hd.type == NGHTTP2_DATA and _is_closed(connection, hd.stream_id):
+            _judge_closed(connection, &hd)
+            if connection.is_over:
+                return begun
+    return at
+
+
 cdef int connection_receive(Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
-    cdef ssize_t n
+    cdef ssize_t n = 0
+    cdef size_t at = 0, piece
     connection.heard_ns = connection.loop.now_ns
-    if connection.is_over:
-        return 0
-    n = nghttp2_session_mem_recv(connection.session, data, size)
     connection_dirty(connection)
-    if n < 0:
-        fs_add(&connection.loop.host.counts.broken, 1)
-        return -1
+    while at < size and not connection.is_over:
+        piece = _until_closed(connection, data + at, size - at)
+        if piece:
+            n = nghttp2_session_mem_recv(connection.session, data + at, piece)
+        if n < 0 and not connection.is_over:
+            fs_add(&connection.loop.host.counts.broken, 1)
+            return -1
+        at += piece
     if (nghttp2_session_get_outbound_queue_size(connection.session)
             > MOST_QUEUED + 4 * <size_t>connection.loop.host.max_streams_per_connection):
         fs_add(&connection.loop.host.counts.calm, 1)
         return -1
     return 0
+
+
+cdef void _announce_limit(Connection* connection, uint8_t* frame) noexcept nogil:
+    """The first frame that is sent, our SETTINGS, says how many streams a client may have: see MANY_STREAMS."""
+    cdef uint32_t n = connection.loop.host.max_streams_per_connection
+    cdef uint8_t* value = frame + HEAD_BYTES + 2  # behind the frame's head and the name of its first setting
+    value[0] = <uint8_t>(n >> 24)
+    value[1] = <uint8_t>(n >> 16)
+    value[2] = <uint8_t>(n >> 8)
+    value[3] = <uint8_t>n
+    connection.is_greeted = True
 
 
 cdef ssize_t connection_send(Connection* connection, uint8_t* out, size_t room) noexcept nogil:
@@ -1110,6 +1239,8 @@ cdef ssize_t connection_send(Connection* connection, uint8_t* out, size_t room) 
                 break
             continue
         memcpy(out + size, data, <size_t>n)
+        if not connection.is_greeted:
+            _announce_limit(connection, out + size)
         size += <size_t>n
     if connection.unsent == 0:
         connection.took_ns = connection.loop.now_ns

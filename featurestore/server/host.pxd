@@ -19,6 +19,7 @@ cdef class Session:
     cdef LoopC loop
     cdef Connection* connection      # NULL: closed
     cdef readonly Host host
+    cdef public double errands_lie_s # on their queue, before they are run
     cdef object _turn(self)
     cdef bint _run_errands(self) except -1
 

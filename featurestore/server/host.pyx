@@ -383,7 +383,7 @@ cdef class Session:
             had_some = had_some or errand != NULL
             while errand != NULL:
                 following = errand.next
-                host_run(&self.host.c, errand, self.loop.now_ns)
+                host_run(&self.host.c, errand, self.loop.now_ns + <int64_t>(self.errands_lie_s * 1e9))
                 errand = following
         errand = queue_take_all(&self.host.c.desk)
         had_some = had_some or errand != NULL

@@ -396,12 +396,13 @@ def test_a_message_whose_time_is_over_before_a_worker_has_it_is_not_run(
     connect: Connect, engine: Engine
 ) -> None:
     client, before = connect(), engine.state.position
+    client.session.errands_lie_s = 1
     for number, method, message in (
         (1, "Ingest", large()),
         (3, "IngestStream", pb.IngestStreamRequest(batch=large())),
         (5, "GetFeatures", read(*[keys(ip="1.2.3.4", account=596, track="t1")] * 1000)),
     ):
-        client.say(asked(number, method, message, grpc_timeout="0n"))
+        client.say(asked(number, method, message, grpc_timeout="1S"))
         assert (client.status(number), client.replies(number)) == (DEADLINE_EXCEEDED, 0)
     assert client.session.host.counts()["turned_away"] == 3
     assert engine.state.position == before
@@ -416,8 +417,9 @@ def test_a_stream_whose_message_is_too_late_while_another_waits_for_the_disk(
     """It ends there and then, with words that tell of the one that was applied."""
     client = connect(durable_wait_s=600)
     dead_disk()
+    client.session.errands_lie_s = 1
     late = pb.IngestStreamRequest(batch=large())
-    client.say(asked(1, "IngestStream", streamed(), late, grpc_timeout="0n"))
+    client.say(asked(1, "IngestStream", streamed(), late, grpc_timeout="1S"))
     assert (client.status(1), client.session.n_parked) == (DEADLINE_EXCEEDED, 0)
     assert client.words(1).startswith(f"applied at position {engine.state.position}, and not on disk")
 

@@ -329,6 +329,22 @@ def test_a_deadline_that_is_over_when_it_arrives(wire: Wire) -> None:
         assert_deadline(stream)
 
 
+@pytest.mark.parametrize("timeout", ["0n", "0u", "0m", "0S", "0M", "0H", "00000000n"])
+def test_a_timeout_of_nothing_is_over_before_the_call_is_run(wire: Wire, timeout: str) -> None:
+    """Whatever the call: one that would be answered at once, a write, a stream, one that Python answers."""
+    for number, path, body in (
+        (1, GET, read("a")),
+        (3, INGEST, ingest(play(f"never {timeout}"))),
+        (5, GET_STREAM, read_streamed("a")),
+        (7, GET_SCHEMA, b""),
+    ):
+        wire.send(request(wire, number, path, body, grpc_timeout=timeout))
+        stream = wire.over(number)
+        assert_deadline(stream)
+        assert not stream.body
+    assert count_of(wire, 9, f"never {timeout}") == 0
+
+
 @pytest.mark.parametrize(
     "timeout", ["", "1", "S", "1x", "-1S", "1.5S", "123456789S", " 1S", "1s", "1SS", "0x1S", "1 S x", "٣S"]
 )

@@ -333,45 +333,81 @@ def test_5_1_half_closed_takes_window_update_and_priority(server: Process, conne
         assert reply_of(wire.over(1)).status == OK
 
 
-def assert_let_be_or_stream_closed(wire: Wire, stream: int) -> None:
-    """Of a closed stream: frames are discarded, or a STREAM_CLOSED error is made of them."""
-    payload = wire.probe()
-    wire.until(lambda: wire.is_closed or bool(wire.goaways) or payload in wire.pongs, "an answer")
-    if wire.goaways or wire.is_closed:
-        if not wire.manners.hangs_up:
-            assert wire.goaways[-1][1] in (Code.STREAM_CLOSED, Code.PROTOCOL_ERROR)
-    else:
-        served(wire, stream)
-
-
-@pytest.mark.parametrize("kind", ["DATA", "HEADERS", "RST_STREAM", "WINDOW_UPDATE", "PRIORITY"])
-@pytest.mark.parametrize("closed_by", ["RST_STREAM", "END_STREAM"])
-def test_5_1_closed(wire: Wire, kind: str, closed_by: str) -> None:
-    """Nothing is done for it a second time; on a stream that was closed by END_STREAM, WINDOW_UPDATE,
-    RST_STREAM and PRIORITY are no error.
-    """
-    name = f"closed-{closed_by}-{kind}"
-    if closed_by == "RST_STREAM":
+def closed(wire: Wire, by: str, name: str) -> None:
+    """Stream 1 is closed, by its client alone or after its answer."""
+    if by == "RST_STREAM":
         opened(wire, 1, INGEST)
         wire.send(reset(1))
     else:
         assert call(wire, 1, INGEST, ingest(play(name))).status == OK
-    n_blocks = len(wire.stream(1).blocks)
+
+
+by_each = pytest.mark.parametrize("closed_by", ["RST_STREAM", "END_STREAM"])
+
+
+@by_each
+@pytest.mark.parametrize("kind", ["RST_STREAM", "WINDOW_UPDATE", "PRIORITY"])
+def test_5_1_closed_takes_what_may_have_crossed_its_end(wire: Wire, kind: str, closed_by: str) -> None:
+    name = f"closed-{closed_by}-{kind}"
+    closed(wire, closed_by, name)
+    wire.send({"RST_STREAM": reset(1), "WINDOW_UPDATE": window_update(1, 100), "PRIORITY": priority(1)}[kind])
+    served(wire, 3)
+    assert count_of(wire, 5, name) == (closed_by == "END_STREAM")
+
+
+@deviates(grpcio="ignores frames of streams that it does not know")
+@by_each
+@pytest.mark.parametrize("kind", ["DATA", "DATA, not the last", "HEADERS", "trailers"])
+def test_5_1_closed_takes_nothing_else(server: Process, wire: Wire, kind: str, closed_by: str) -> None:
+    """A connection error STREAM_CLOSED, and nothing is done a second time."""
+    name = f"closed-{closed_by}-{kind}"
+    closed(wire, closed_by, name)
+    before = len(wire.stream(1).blocks)
     wire.send(
         {
             "DATA": lambda: data(1, prefixed(ingest(play(name))), end=True),
+            "DATA, not the last": lambda: data(1, b"x"),
             "HEADERS": lambda: request(wire, 1, INGEST, ingest(play(name))),
-            "RST_STREAM": lambda: reset(1),
-            "WINDOW_UPDATE": lambda: window_update(1, 100),
-            "PRIORITY": lambda: priority(1, 0),
+            "trailers": lambda: headers(1, wire.block([("x-trailer", "1")]), end=True),
         }[kind]()
     )
-    if kind in ("PRIORITY", "RST_STREAM", "WINDOW_UPDATE"):
-        served(wire, 3)
-        assert count_of(wire, 5, name) == (closed_by == "END_STREAM")
-    else:
-        assert_let_be_or_stream_closed(wire, 3)
-        assert len(wire.stream(1).blocks) == n_blocks
+    wire.connection_error(Code.STREAM_CLOSED)
+    assert len(wire.stream(1).blocks) == before
+    with Wire(server.address) as other:
+        assert count_of(other, 1, name) == (closed_by == "END_STREAM")
+
+
+@by_each
+def test_5_1_closed_continuation(wire: Wire, closed_by: str) -> None:
+    """It continues nothing: STREAM_CLOSED or, by 6.10, PROTOCOL_ERROR."""
+    closed(wire, closed_by, "closed-continuation")
+    wire.send(continuation(1, wire.block([("x-trailer", "1")])))
+    wire.connection_error(Code.STREAM_CLOSED, Code.PROTOCOL_ERROR)
+
+
+def test_5_1_closed_by_the_server_takes_what_its_client_sent_before_it_knew(wire: Wire) -> None:
+    """A whole window of it, in frames of any size: the call is refused, and its client uploads."""
+    for stream in (1, 3, 5):
+        opened(wire, stream, "/a/Unknown")
+        assert wire.over(stream).ended
+        for _ in range(20):
+            wire.send(*[data(stream, b"12345678")] * 500)
+        wire.send(window_update(stream, 1), headers(stream, wire.block([("x-trailer", "1")]), end=True))
+        wire.send(reset(stream, Code.NO_ERROR))
+    served(wire, 7)
+
+
+@deviates(grpcio="ignores frames of streams that it does not know")
+def test_5_1_closed_by_the_server_takes_no_more_than_a_window(server: Process, wire: Wire) -> None:
+    """What is sent beyond is for nobody, and is paid for like all that asks for nothing."""
+    opened(wire, 1, "/a/Unknown")
+    assert wire.over(1).ended
+    for _ in range(80):
+        wire.send(data(1, bytes(16_384)))
+    for _ in range(4):
+        wire.send(*[data(1, b"x")] * 500)
+    wire.connection_error(Code.ENHANCE_YOUR_CALM)
+    assert server.is_running()
 
 
 # ---- 5.1.1 Stream Identifiers
@@ -385,13 +421,22 @@ def test_5_1_1_an_even_stream(wire: Wire, stream: int) -> None:
     wire.connection_error(Code.PROTOCOL_ERROR)
 
 
-@deviates(
-    grpcio="ignores such HEADERS", native="nghttp2 takes them for trailers that crossed its own RST_STREAM"
-)
+@deviates(grpcio="ignores such HEADERS")
 def test_5_1_1_a_stream_smaller_than_those_before(wire: Wire) -> None:
     """A connection error PROTOCOL_ERROR: it was closed when a greater one was opened."""
     served(wire, 5)
     wire.send(headers(3, wire.block(fields(GET)), end=True))
+    wire.connection_error(Code.PROTOCOL_ERROR)
+
+
+@deviates(grpcio="ignores frames of streams that it does not know")
+@pytest.mark.parametrize(
+    "sent", [data(3, b"x"), reset(3), window_update(3, 1)], ids=["DATA", "RST", "WINDOW"]
+)
+def test_5_1_1_a_stream_that_was_skipped_is_none(wire: Wire, sent: bytes) -> None:
+    served(wire, 1)
+    served(wire, 5)
+    wire.send(sent)
     wire.connection_error(Code.PROTOCOL_ERROR, Code.STREAM_CLOSED)
 
 
