@@ -74,6 +74,7 @@ ctypedef struct TransportCounts:     # since the server was made; atomic
     uint64_t resets                  # streams that clients gave up
     uint64_t streams_reset           # streams that we reset for what came
     uint64_t turned_away             # calls that got one of our Refusals
+    uint64_t large                   # messages that take longer than a loop may, given to workers
 
 ctypedef struct HostC:
     DispatcherC* dispatcher
@@ -112,17 +113,15 @@ ctypedef struct Parked:              # a reply that waits for the disk
     int64_t since_ns                 # when it was parked, by the loop's
 
 ctypedef struct Stream:
-    Connection* connection           # NULL: free
-    Stream* next                     # of the connection, or free
+    Connection* connection
+    Stream* next                     # of the connection
     Stream* previous
-    uint32_t slot
-    uint32_t generation
+    uint64_t token                   # by which errands find it
     int32_t id
     int target                       # -1: not known yet
     int64_t deadline_ns              # 0: none
     int64_t began_ns
     size_t header_bytes
-    bint has_headers                 # all of them
     bint is_post
     bint is_grpc
     bint has_foreign_encoding
@@ -130,7 +129,13 @@ ctypedef struct Stream:
     bint is_half_closed              # the client has sent all
     bint is_given_up                 # by the client, with RST_STREAM
     bint is_busy                     # an errand of it is out
-    bint is_held                     # would go on if the client took its replies
+    bint is_waiting                  # would go on if it were its turn, or the client took its replies
+    Stream* waiting_next             # of the connection, while is_waiting
+    Stream* waiting_previous
+    bint is_asking                   # a unary request without a deadline that is not whole
+    Stream* asking_next              # of the loop, while is_asking
+    Stream* asking_previous
+    uint32_t timer                   # its place in LoopC.timers, and 1; 0: none
     bint is_counted                  # in HostC.n_calls
     bint is_streaming                # in HostC.n_streams
     bint is_told                     # Python answers it and has not yet
@@ -173,13 +178,19 @@ ctypedef struct Connection:
     # The last streams that the client has opened, so that frames on those that are closed are known for what
     # they are. Bit i is of stream last_id - 2i; of older ones nothing is known.
     int32_t last_id
+    Stream* heading                  # whose header block is not whole
     uint64_t opened                  # not skipped
     uint64_t unended                 # of them, those on which it may still send
     uint8_t head[9]                  # of the frame that comes
     uint32_t head_bytes              # of it, that have come
     size_t rest                      # bytes of the frame, or of the client's preface, that have not
-    int64_t crossing                 # bytes that may be under way on streams that were closed before it ended them
-    uint32_t n_held
+    int64_t crossing                 # bytes that may be under way on streams that we closed before it did
+    Stream* waiting                  # that would go on, the first of them, and the last
+    Stream* waiting_last
+    uint32_t spent                   # of TURN_COST, in the round below
+    uint64_t round
+    bint is_in_turns
+    Connection* next_turn
     size_t buffered                  # bytes in inward and outward of all its streams
     size_t unsent                    # of them in outward and ready
     bint is_greeted                  # our SETTINGS have been sent
@@ -188,6 +199,7 @@ ctypedef struct Connection:
     bint is_going                    # the last GOAWAY is out
     bint is_over                     # send what there is, then close
     bint is_dead                     # close it now
+    bint is_deaf                     # the client has closed its side, and is answered
     int64_t opened_ns
     int64_t heard_ns
     int64_t took_ns                  # when it last took a byte, or what waits for it began to
@@ -206,16 +218,30 @@ ctypedef struct Connection:
     Buffer pending                   # what the socket has not taken
     size_t pending_at
 
+ctypedef struct Slot:
+    Stream* stream                   # NULL: free
+    uint32_t generation              # of the stream that has or had it
+    uint32_t next_free               # index of another that is free, and 1; 0: none
+
+# A loop walks no streams but those that something has come to be of: what waits is in a list or a heap.
 ctypedef struct LoopC:
     HostC* host
     int64_t now_ns
-    Stream** slots
+    Slot* slots
     uint32_t n_slots
     uint32_t slots_capacity
-    Stream* free_streams
+    uint32_t free_slot               # index of one, and 1; 0: none
+    uint32_t generation              # of the stream that was made last
+    uint32_t n_streams
+    Stream** timers                  # a heap: those with a deadline, the first to come in front
+    uint32_t n_timers
+    uint32_t timers_capacity
+    Stream* asking                   # oldest first
+    Stream* asking_last
+    uint64_t round                   # one for each time that all connections have had their turn
+    Connection* turns                # that have had theirs, and streams that wait for another
     Stream* parked
     uint64_t n_parked                # atomic
-    uint32_t n_deadlines             # streams open that have one
     size_t buffered
     size_t most_buffered             # since memory was last given back to the system
     Connection* connections
@@ -231,6 +257,9 @@ cdef Connection* connection_open(LoopC* loop) noexcept nogil
 cdef int connection_receive(Connection* connection, const uint8_t* data, size_t size) noexcept nogil
 # Writes at most `room` bytes that are to be sent and returns how many; 0: nothing for now; -1: close it.
 cdef ssize_t connection_send(Connection* connection, uint8_t* out, size_t room) noexcept nogil
+# The client has closed its side. Whether somebody is still to be answered: a request that was whole and is in
+# work, or has its answer. Others have nobody who waits for them.
+cdef bint connection_hears_no_more(Connection* connection) noexcept nogil
 # Whether all has been said.
 cdef bint connection_is_over(Connection* connection) noexcept nogil
 # No new streams; those under way end.
@@ -248,6 +277,10 @@ cdef void loop_inbox(LoopC* loop) noexcept nogil
 cdef void loop_unpark(LoopC* loop) noexcept nogil
 # Ends the calls whose time is over.
 cdef void loop_deadlines(LoopC* loop) noexcept nogil
+# Begins a round, with what waits for its turn from the one before.
+cdef void loop_turns(LoopC* loop) noexcept nogil
+# When a call's time will be over, the first of them; 0: none has a deadline.
+cdef int64_t loop_next_deadline_ns(const LoopC* loop) noexcept nogil
 # Begins the drain of all its connections.
 cdef void loop_drain(LoopC* loop) noexcept nogil
 # Into the loop's inbox, from any thread.
@@ -264,5 +297,5 @@ cdef void throw_away(HostC* host, Queue* queue) noexcept nogil
 cdef inline dict connection_structs():
     return dispatcher_structs() | errands_structs() | {"server/connection.pxd": (
         sizeof(Target), sizeof(Refusal), sizeof(TransportCounts), sizeof(HostC), sizeof(Parked),
-        sizeof(Stream), sizeof(Connection), sizeof(LoopC),
+        sizeof(Stream), sizeof(Connection), sizeof(Slot), sizeof(LoopC),
     )}

@@ -2,15 +2,16 @@
 
 What it promises:
 
-- A hot call goes from bytes to bytes without the GIL and, once its connection is warm, without an
-  allocation of its own beyond what nghttp2 makes of a stream.
+- A hot call goes from bytes to bytes without the GIL.
 - What is held for a client is bounded: by connection, by loop, by message. What would exceed it is answered
   RESOURCE_EXHAUSTED, and a client that does not take its replies gets no new ones: its requests wait unread.
 - Order. Replies of a stream leave in the order of its messages; one message of a stream is run at a time; a
   stream ends only after all that was applied has been answered.
-- Nothing here waits, unless very many do. A message of more than INLINE_BYTES, one that needs what others
-  have in use, words for a failure, and a method that Python answers are errands (errands.pxd); a reply that
-  must be durable parks its stream.
+- Nothing here waits, unless very many do. A message of more than INLINE_BYTES or MOST_COST, one that needs
+  what others have in use, words for a failure, and a method that Python answers are errands (errands.pxd); a
+  reply that must be durable parks its stream.
+- Nobody waits for one connection's messages, however many have come: it runs TURN_COST of them in a round.
+- What a stream takes is given back with it, and no walk is longer for streams that have been or that wait.
 
 Frames that cost us and do nothing for the client (SETTINGS, PING, PRIORITY, RST_STREAM, CONTINUATION,
 WINDOW_UPDATE, DATA without bytes) are paid from a credit, which time and answered calls fill again. A
@@ -27,9 +28,9 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
 from featurestore.server.dispatcher cimport (
-    ANSWER_BUSY, ANSWER_DONE, ANSWER_ERROR, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT, METHOD_READ,
-    METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish, dispatcher_give, dispatcher_run,
-    dispatcher_take, dispatcher_try,
+    ANSWER_BUSY, ANSWER_DONE, ANSWER_ERROR, ANSWER_LARGE, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT,
+    METHOD_READ, METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish, dispatcher_give,
+    dispatcher_run, dispatcher_take, dispatcher_try,
 )
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_START,
@@ -67,8 +68,14 @@ cdef enum:
     PREFIX_BYTES = 5                 # of a gRPC message: a flag and its length
     INLINE_BYTES = 8 << 10           # a larger message takes longer than others should wait for
     MOST_WAITING = 64                # messages on a bench for what others have in use; then the loop waits
-    KEEP_BYTES = 16 << 10            # of a stream's buffers, for the next call
+    STREAM_BYTES = 1 << 10           # what a stream holds besides what came and replies: ours, and nghttp2's
+    PAGE_BYTES = 4 << 10
     MOVE_BYTES = 64 << 10            # run or sent, and as much as the rest, before that is moved to the front
+    MOST_MOVED_BYTES = 256 << 10     # at once: moving more would hold others up
+    ADOPT_BYTES = 16 << 10           # a reply of so much is not copied
+    TURN_COST = 1 << 10              # of what one connection has run in a round; see Call.cost
+    CALL_COST = 16                   # of a message, whatever is in it
+    BYTES_A_COST = 64
     FULL_BYTES = 1 << 20             # unsent on a connection: it gets no new replies until it takes some
     BOMB_BYTES = 256 << 10           # here a header block is not even refused with words
     # nghttp2 ends the connection of a client with a stream too many: it is told of no limit, the client is.
@@ -84,7 +91,7 @@ cdef enum:
     MOST_STRIKES = 2
     MOST_QUEUED = 2000               # frames but DATA that wait to be sent, besides four of each stream
     NS_PER_S = 1_000_000_000
-    FIRST_SLOTS = 64
+    FIRST_SLOTS = 1024
 
 cdef int64_t HANDSHAKE_NS = 10 * <int64_t>NS_PER_S      # to the client's SETTINGS, and for a header block
 cdef int64_t STALL_NS = 60 * <int64_t>NS_PER_S          # a client that takes nothing of what waits for it
@@ -123,10 +130,6 @@ cdef inline size_t _unread(const Stream* stream) noexcept nogil:
 
 cdef inline Target* _target(const Stream* stream) noexcept nogil:
     return &stream.connection.loop.host.targets[stream.target]
-
-
-cdef inline uint64_t _token(const Stream* stream) noexcept nogil:
-    return <uint64_t>stream.generation << 32 | stream.slot
 
 
 cdef void connection_dirty(Connection* connection) noexcept nogil:
@@ -199,33 +202,58 @@ cdef void _charge(Connection* connection) noexcept nogil:
 # -- streams
 # ---------------------------------------------------------------------------------------------------
 
-cdef Stream* _new_stream(Connection* connection, int32_t id) noexcept nogil:
-    cdef LoopC* loop = connection.loop
-    cdef Stream* stream = loop.free_streams
-    cdef Stream** slots
-    cdef uint32_t capacity, slot, generation
-    cdef Buffer inward, outward
-    if stream != NULL:
-        loop.free_streams = stream.next
+cdef bint _give_slot(LoopC* loop, Stream* stream) noexcept nogil:
+    cdef uint32_t capacity, slot
+    cdef Slot* slots
+    if loop.free_slot:
+        slot = loop.free_slot - 1
+        loop.free_slot = loop.slots[slot].next_free
     else:
         if loop.n_slots == loop.slots_capacity:
             capacity = 2 * loop.slots_capacity if loop.slots_capacity else FIRST_SLOTS
-            slots = <Stream**>realloc(loop.slots, capacity * sizeof(Stream*))
+            slots = <Slot*>realloc(loop.slots, capacity * sizeof(Slot))
             if slots == NULL:
-                return NULL
+                return False
             loop.slots = slots
             loop.slots_capacity = capacity
-        stream = <Stream*>calloc(1, sizeof(Stream))
-        if stream == NULL:
-            return NULL
-        stream.slot = loop.n_slots
-        stream.inward.max_bytes = <size_t>-1 >> 1
-        stream.outward.max_bytes = <size_t>-1 >> 1
-        loop.slots[loop.n_slots] = stream
+        slot = loop.n_slots
         loop.n_slots += 1
-    slot, generation, inward, outward = stream.slot, stream.generation, stream.inward, stream.outward
-    memset(stream, 0, sizeof(Stream))
-    stream.slot, stream.generation, stream.inward, stream.outward = slot, generation, inward, outward
+    loop.generation += 1
+    loop.n_streams += 1
+    loop.slots[slot].stream = stream
+    loop.slots[slot].generation = loop.generation
+    stream.token = <uint64_t>loop.generation << 32 | slot
+    return True
+
+
+cdef void _take_slot(LoopC* loop, Stream* stream) noexcept nogil:
+    cdef uint32_t slot = <uint32_t>stream.token
+    loop.slots[slot].stream = NULL
+    loop.slots[slot].next_free = loop.free_slot
+    loop.free_slot = slot + 1
+    loop.n_streams -= 1
+    if loop.n_streams == 0 and loop.slots_capacity > FIRST_SLOTS:
+        # What a crowd has left: generations are the loop's, so that its slots need not be remembered.
+        free(loop.slots)
+        loop.slots = NULL
+        loop.n_slots = loop.slots_capacity = loop.free_slot = 0
+
+
+cdef Stream* _new_stream(Connection* connection, int32_t id) noexcept nogil:
+    """NULL where there is no memory, or no room."""
+    cdef LoopC* loop = connection.loop
+    cdef Stream* stream
+    if not _has_room(connection, STREAM_BYTES):
+        return NULL
+    stream = <Stream*>calloc(1, sizeof(Stream))
+    if stream == NULL:
+        return NULL
+    if not _give_slot(loop, stream):
+        free(stream)
+        return NULL
+    _hold(connection, STREAM_BYTES)
+    stream.inward.max_bytes = <size_t>-1 >> 1
+    stream.outward.max_bytes = <size_t>-1 >> 1
     stream.connection = connection
     stream.id = id
     stream.target = -1
@@ -241,11 +269,123 @@ cdef Stream* _new_stream(Connection* connection, int32_t id) noexcept nogil:
 
 cdef Stream* _find(LoopC* loop, uint64_t token) noexcept nogil:
     cdef uint32_t slot = <uint32_t>token
-    cdef Stream* stream
-    if slot >= loop.n_slots:
+    if slot >= loop.n_slots or loop.slots[slot].generation != <uint32_t>(token >> 32):
         return NULL
-    stream = loop.slots[slot]
-    return stream if stream.connection != NULL and stream.generation == <uint32_t>(token >> 32) else NULL
+    return loop.slots[slot].stream
+
+
+cdef void _wait(Stream* stream) noexcept nogil:
+    """Behind those of its connection that wait already."""
+    cdef Connection* connection = stream.connection
+    if stream.is_waiting:
+        return
+    stream.is_waiting = True
+    stream.waiting_next = NULL
+    stream.waiting_previous = connection.waiting_last
+    if connection.waiting_last != NULL:
+        connection.waiting_last.waiting_next = stream
+    else:
+        connection.waiting = stream
+    connection.waiting_last = stream
+
+
+cdef void _wait_no_more(Stream* stream) noexcept nogil:
+    cdef Connection* connection = stream.connection
+    if not stream.is_waiting:
+        return
+    stream.is_waiting = False
+    if stream.waiting_previous != NULL:
+        stream.waiting_previous.waiting_next = stream.waiting_next
+    else:
+        connection.waiting = stream.waiting_next
+    if stream.waiting_next != NULL:
+        stream.waiting_next.waiting_previous = stream.waiting_previous
+    else:
+        connection.waiting_last = stream.waiting_previous
+
+
+cdef void _ask(Stream* stream) noexcept nogil:
+    """Its request has REQUEST_NS to be whole."""
+    cdef LoopC* loop = stream.connection.loop
+    stream.is_asking = True
+    stream.asking_next = NULL
+    stream.asking_previous = loop.asking_last
+    if loop.asking_last != NULL:
+        loop.asking_last.asking_next = stream
+    else:
+        loop.asking = stream
+    loop.asking_last = stream
+
+
+cdef void _ask_no_more(Stream* stream) noexcept nogil:
+    cdef LoopC* loop = stream.connection.loop
+    if not stream.is_asking:
+        return
+    stream.is_asking = False
+    if stream.asking_previous != NULL:
+        stream.asking_previous.asking_next = stream.asking_next
+    else:
+        loop.asking = stream.asking_next
+    if stream.asking_next != NULL:
+        stream.asking_next.asking_previous = stream.asking_previous
+    else:
+        loop.asking_last = stream.asking_previous
+
+
+cdef inline void _put_timer(LoopC* loop, uint32_t at, Stream* stream) noexcept nogil:
+    loop.timers[at] = stream
+    stream.timer = at + 1
+
+
+cdef void _sift(LoopC* loop, uint32_t at, Stream* stream) noexcept nogil:
+    """Puts the stream where it belongs in the heap, from a place that is empty."""
+    cdef uint32_t other
+    while at and stream.deadline_ns < loop.timers[(at - 1) // 2].deadline_ns:
+        other = (at - 1) // 2
+        _put_timer(loop, at, loop.timers[other])
+        at = other
+    while 2 * at + 1 < loop.n_timers:
+        other = 2 * at + 1
+        if other + 1 < loop.n_timers and loop.timers[other + 1].deadline_ns < loop.timers[other].deadline_ns:
+            other += 1
+        if stream.deadline_ns <= loop.timers[other].deadline_ns:
+            break
+        _put_timer(loop, at, loop.timers[other])
+        at = other
+    _put_timer(loop, at, stream)
+
+
+cdef bint _time(Stream* stream) noexcept nogil:
+    """Its deadline will end it; False where there is no memory."""
+    cdef LoopC* loop = stream.connection.loop
+    cdef uint32_t capacity
+    cdef Stream** timers
+    if loop.n_timers == loop.timers_capacity:
+        capacity = 2 * loop.timers_capacity if loop.timers_capacity else FIRST_SLOTS
+        timers = <Stream**>realloc(loop.timers, capacity * sizeof(Stream*))
+        if timers == NULL:
+            return False
+        loop.timers = timers
+        loop.timers_capacity = capacity
+    loop.n_timers += 1
+    _sift(loop, loop.n_timers - 1, stream)
+    return True
+
+
+cdef void _time_no_more(Stream* stream) noexcept nogil:
+    cdef LoopC* loop = stream.connection.loop
+    cdef uint32_t at
+    if stream.timer == 0:
+        return
+    at = stream.timer - 1
+    stream.timer = 0
+    loop.n_timers -= 1
+    if at < loop.n_timers:
+        _sift(loop, at, loop.timers[loop.n_timers])
+    elif loop.n_timers == 0 and loop.timers_capacity > FIRST_SLOTS:
+        free(loop.timers)
+        loop.timers = NULL
+        loop.timers_capacity = 0
 
 
 cdef void _unlink_parked(LoopC* loop, Stream* stream) noexcept nogil:
@@ -298,7 +438,7 @@ cdef void _tell_cancelled(Stream* stream) noexcept nogil:
     stream.is_told = stream.is_counted = False
     errand = errand_new(ERRAND_CANCEL, 0)
     if errand != NULL:
-        errand.token = _token(stream)
+        errand.token = stream.token
         errand.loop = stream.connection.loop
         queue_put(&stream.connection.loop.host.desk, errand)
 
@@ -309,17 +449,15 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
     _tell_cancelled(stream)
     _drop_parked(loop, stream, 1, 0)  # CANCELLED
     _uncount(loop.host, stream)
-    if stream.deadline_ns:
-        loop.n_deadlines -= 1
-    if stream.is_held:
-        connection.n_held -= 1
+    _time_no_more(stream)
+    _ask_no_more(stream)
+    _wait_no_more(stream)
+    if connection.heading == stream:
+        connection.heading = NULL
     connection.unsent -= <size_t>(stream.ready - stream.sent)
-    _let_go(connection, _unread(stream) + stream.outward.size)
-    stream.inward.size = stream.inward_at = stream.outward.size = 0
-    if stream.inward.capacity > KEEP_BYTES:
-        buffer_free(&stream.inward)
-    if stream.outward.capacity > KEEP_BYTES:
-        buffer_free(&stream.outward)
+    _let_go(connection, STREAM_BYTES + _unread(stream) + stream.outward.size)
+    buffer_free(&stream.inward)
+    buffer_free(&stream.outward)
     if stream.ring != &stream.one:
         free(stream.ring)
     if stream.ending != NULL:
@@ -331,10 +469,8 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
     if stream.next != NULL:
         stream.next.previous = stream.previous
     connection.n_streams -= 1
-    stream.generation += 1
-    stream.connection = NULL
-    stream.next = loop.free_streams
-    loop.free_streams = stream
+    _take_slot(loop, stream)
+    free(stream)
 
 
 # -- replies
@@ -355,6 +491,32 @@ cdef int _status_headers(const Stream* stream, nghttp2_nv* headers, char* digits
     return n
 
 
+cdef bint _forget(Buffer* buffer, size_t at) noexcept nogil:
+    """Drops the first `at` bytes where that is worth it: all there are, or as much as the rest and more. What
+    is kept never has more than four times the memory that it needs, but for a page.
+    """
+    cdef size_t rest = buffer.size - at
+    cdef uint8_t* data
+    if rest == 0:
+        buffer_free(buffer)
+        return True
+    if rest > MOST_MOVED_BYTES:
+        return False
+    if rest <= buffer.capacity // 4 and buffer.capacity > PAGE_BYTES:
+        data = <uint8_t*>malloc(rest)
+        if data != NULL:
+            memcpy(data, buffer.data + at, rest)
+            free(buffer.data)
+            buffer.data = data
+            buffer.size = buffer.capacity = rest
+            return True
+    if at < MOVE_BYTES or at < rest:
+        return False
+    memmove(buffer.data, buffer.data + at, rest)
+    buffer.size = rest
+    return True
+
+
 cdef ssize_t _give_data(nghttp2_session* session, int32_t stream_id, uint8_t* out, size_t room,
                         uint32_t* flags, nghttp2_data_source* source, void* user_data) noexcept nogil:
     """A data provider: what is ready of a stream's replies, and its trailers behind the last."""
@@ -372,9 +534,7 @@ cdef ssize_t _give_data(nghttp2_session* session, int32_t stream_id, uint8_t* ou
         connection.unsent -= n
         connection.took_ns = connection.loop.now_ns
         at += n
-        if at == stream.outward.size or (at >= MOVE_BYTES and at >= stream.outward.size - at):
-            memmove(stream.outward.data, stream.outward.data + at, stream.outward.size - at)
-            stream.outward.size -= at
+        if _forget(&stream.outward, at):
             stream.out_base += at
             _let_go(connection, at)
     if stream.is_ended and stream.n_parked == 0 and stream.sent == _out_end(stream):
@@ -445,7 +605,11 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
         _earn(connection, CREDIT_PER_ANSWER)
     # What it has sent beyond is of no use to anybody.
     _let_go(connection, _unread(stream))
-    stream.inward.size = stream.inward_at = 0
+    buffer_free(&stream.inward)
+    stream.inward_at = 0
+    _time_no_more(stream)
+    _ask_no_more(stream)
+    _wait_no_more(stream)
     if stream.unconsumed:
         nghttp2_session_consume_stream(connection.session, stream.id, stream.unconsumed)
         stream.unconsumed = 0
@@ -467,13 +631,36 @@ cdef bint _append(Stream* stream, const uint8_t* message, size_t size) noexcept 
     out = buffer_extend(&stream.outward, size + PREFIX_BYTES)
     if out == NULL:
         return False
+    _frame(out, size)
+    memcpy(out + PREFIX_BYTES, message, size)
+    _hold(connection, size + PREFIX_BYTES)
+    return True
+
+
+cdef void _frame(uint8_t* out, size_t size) noexcept nogil:
+    """The prefix of a message of so many bytes."""
     out[0] = 0
     out[1] = <uint8_t>(size >> 24)
     out[2] = <uint8_t>(size >> 16)
     out[3] = <uint8_t>(size >> 8)
     out[4] = <uint8_t>size
-    memcpy(out + PREFIX_BYTES, message, size)
-    _hold(connection, size + PREFIX_BYTES)
+
+
+cdef bint _take_reply(Stream* stream, Call* call) noexcept nogil:
+    """As _append, of a Call's reply, which has room for its prefix in front. A large one is not copied: its
+    memory goes with it, where that is not mostly empty.
+    """
+    cdef Buffer* out = &stream.outward
+    cdef Buffer* reply = &call.reply
+    cdef size_t size = reply.size
+    cdef Buffer empty
+    if size < ADOPT_BYTES or out.size or size < reply.capacity // 2:
+        return _append(stream, reply.data + PREFIX_BYTES, size - PREFIX_BYTES)
+    _frame(reply.data, size - PREFIX_BYTES)
+    empty = out[0]
+    out.data, out.size, out.capacity = reply.data, size, reply.capacity
+    reply.data, reply.size, reply.capacity = empty.data, 0, empty.capacity
+    _hold(stream.connection, size)
     return True
 
 
@@ -536,7 +723,7 @@ cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
         # Not REFUSE_MEMORY: what it is about was applied.
         _go_without_words(stream, call, REFUSE_DEADLINE)
         return
-    errand.token = _token(stream)
+    errand.token = stream.token
     errand.loop = loop
     errand.call = call
     stream.is_busy = True
@@ -552,9 +739,9 @@ cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
     cdef HostC* host = stream.connection.loop.host
     cdef bint is_write = not _reads(call.method)
     cdef bint is_appended
+    cdef size_t size = call.reply.size
     # What was applied is answered, room or not: a refusal would have it sent again.
-    is_appended = ((is_write or _has_room(stream.connection, call.reply.size + PREFIX_BYTES))
-                   and _append(stream, call.reply.data, call.reply.size))
+    is_appended = (is_write or _has_room(stream.connection, size)) and _take_reply(stream, call)
     if is_appended and answer == ANSWER_PARKED and _park(stream, call):
         dispatcher_give(host.dispatcher, call)
         # It may have become durable before the sync thread could see that somebody waits.
@@ -564,8 +751,8 @@ cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
     dispatcher_finish(host.dispatcher, call.method, call.began_ns,
                       0 if is_appended and answer == ANSWER_DONE else 8)
     if is_appended and answer != ANSWER_DONE:
-        stream.outward.size -= call.reply.size + PREFIX_BYTES
-        _let_go(stream.connection, call.reply.size + PREFIX_BYTES)
+        stream.outward.size -= size
+        _let_go(stream.connection, size)
     dispatcher_give(host.dispatcher, call)
     if not is_appended or answer != ANSWER_DONE:
         _refuse(stream, REFUSE_ROOM)
@@ -628,6 +815,7 @@ cdef void _give_up_parked(Stream* stream, Call* call) noexcept nogil:
         _refuse(stream, REFUSE_DEADLINE)
         return
     stream.is_ending = True
+    _time_no_more(stream)
     _ask_for_words(stream, call)
 
 
@@ -646,7 +834,7 @@ cdef bint _send_errand(Stream* stream, Queue* queue, Errand* errand) noexcept no
     if errand == NULL:
         _refuse(stream, REFUSE_MEMORY)
         return False
-    errand.token = _token(stream)
+    errand.token = stream.token
     errand.loop = stream.connection.loop
     errand.target = stream.target
     errand.deadline_ns = stream.deadline_ns
@@ -655,11 +843,8 @@ cdef bint _send_errand(Stream* stream, Queue* queue, Errand* errand) noexcept no
 
 
 cdef void _drop_inward(Stream* stream, size_t n) noexcept nogil:
-    cdef size_t rest = _unread(stream) - n
     stream.inward_at += n
-    if rest == 0 or (stream.inward_at >= MOVE_BYTES and stream.inward_at >= rest):
-        memmove(stream.inward.data, stream.inward.data + stream.inward_at, rest)
-        stream.inward.size = rest
+    if _forget(&stream.inward, stream.inward_at):
         stream.inward_at = 0
     _let_go(stream.connection, n)
 
@@ -681,16 +866,19 @@ cdef bint _take_rest(Stream* stream, size_t n) noexcept nogil:
     return True
 
 
-cdef void _send_to_bench(Stream* stream, size_t size, int bench) noexcept nogil:
-    """The message at the head of `inward`, whose memory goes with it where that is not mostly others'."""
+cdef Errand* _hand_out(Stream* stream, int kind, size_t size) noexcept nogil:
+    """An errand with the message at the head of `inward`, whose memory goes with it where that is not mostly
+    others'; NULL where there is no memory.
+    """
     cdef Connection* connection = stream.connection
     cdef size_t whole = PREFIX_BYTES + size
     cdef bint is_copied = _unread(stream) - whole > whole
-    cdef Errand* errand = errand_new(ERRAND_RUN, size if is_copied else 0)
+    cdef Errand* errand = errand_new(kind, size if is_copied else 0)
     cdef Buffer kept = stream.inward
     cdef size_t at = stream.inward_at + PREFIX_BYTES
     if errand != NULL and is_copied:
-        memcpy(errand.memory, kept.data + at, size)
+        if size:
+            memcpy(errand.memory, kept.data + at, size)
         _drop_inward(stream, whole)
         _hold(connection, whole)
     elif errand != NULL and _take_rest(stream, whole):
@@ -701,16 +889,32 @@ cdef void _send_to_bench(Stream* stream, size_t size, int bench) noexcept nogil:
         errand_free(errand)
         errand = NULL
     if errand != NULL:
-        # While it is run it is the worker's, and so is what it counts for: a client that gives up, or has no
-        # time, makes no room for more.
+        # While others have it, what it counts for is theirs too: a client that gives up, or has no time,
+        # makes no room for more.
         connection.buffered -= whole
         errand.held = whole
+        stream.is_busy = True
+    return errand
+
+
+cdef void _send_to_bench(Stream* stream, size_t size, int bench) noexcept nogil:
+    cdef Connection* connection = stream.connection
+    cdef Errand* errand = _hand_out(stream, ERRAND_RUN, size)
+    if errand != NULL:
         errand.is_counted = True
         stream.is_counted = False
         errand.method = _target(stream).method
-        stream.is_busy = True
         errand.began_ns = <uint64_t>connection.loop.now_ns
     _send_errand(stream, &connection.loop.host.benches[bench], errand)
+
+
+cdef Call* _new_call(HostC* host) noexcept nogil:
+    """With room for a prefix in front of its reply; NULL where there is none."""
+    cdef Call* call = dispatcher_take(host.dispatcher)
+    if call != NULL and buffer_extend(&call.reply, PREFIX_BYTES) == NULL:
+        dispatcher_give(host.dispatcher, call)
+        return NULL
+    return call
 
 
 cdef void _run(Stream* stream, size_t size) noexcept nogil:
@@ -721,12 +925,7 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
     cdef Call* call
     cdef int answer, bench
     if method == PYTHON_METHOD:
-        errand = errand_new(ERRAND_MESSAGE, size)
-        if errand != NULL and size:
-            memcpy(errand.memory, stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
-        stream.is_busy = True
-        _drop_inward(stream, PREFIX_BYTES + size)
-        _send_errand(stream, &host.desk, errand)
+        _send_errand(stream, &host.desk, _hand_out(stream, ERRAND_MESSAGE, size))
         return
     # One that is answered here and now takes no place from others, nor can they leave it none.
     if (method != METHOD_READ or size > INLINE_BYTES) and not _count(stream):
@@ -735,15 +934,28 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
     if not _has_room(stream.connection, 0):
         _refuse(stream, REFUSE_ROOM)
         return
+    if stream.deadline_ns and stream.connection.loop.now_ns >= stream.deadline_ns:
+        _too_late(stream)
+        return
     if size > INLINE_BYTES:
+        fs_add(&host.counts.large, 1)
         _send_to_bench(stream, size, BENCH_LARGE)
         return
-    call = dispatcher_take(host.dispatcher)
+    call = _new_call(host)
     if call == NULL:
         _refuse(stream, REFUSE_CALLS)
         return
     answer = dispatcher_try(host.dispatcher, call, method,
                             stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
+    _spend(stream.connection, size, 0 if answer == ANSWER_LARGE else call.cost)
+    if answer == ANSWER_LARGE:
+        fs_add(&host.counts.large, 1)
+        dispatcher_give(host.dispatcher, call)
+        if _count(stream):
+            _send_to_bench(stream, size, BENCH_LARGE)
+        else:
+            _refuse(stream, REFUSE_CALLS)
+        return
     if answer == ANSWER_BUSY:
         bench = BENCH_READS if _reads(method) else BENCH_WRITES
         if fs_load(&host.benches[bench].n) < MOST_WAITING and _count(stream):
@@ -762,7 +974,7 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
         if errand != NULL:
             errand.memory = stream.inward.data
             errand.call = call
-            errand.token = _token(stream)
+            errand.token = stream.token
             errand.loop = stream.connection.loop
             stream.connection.buffered -= _unread(stream)
             errand.held = _unread(stream)
@@ -776,17 +988,50 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
     _settle(stream, call, answer)
 
 
+cdef void _spend(Connection* connection, size_t size, uint32_t cost) noexcept nogil:
+    """What a message took that was run here, of its connection's turn."""
+    cdef LoopC* loop = connection.loop
+    if connection.round != loop.round:
+        connection.round = loop.round
+        connection.spent = 0
+    connection.spent += CALL_COST + <uint32_t>size // BYTES_A_COST + cost
+
+
+cdef inline bint _has_had_its_turn(const Connection* connection) noexcept nogil:
+    return connection.round == connection.loop.round and connection.spent >= TURN_COST
+
+
+cdef void _wait_for_turn(Connection* connection) noexcept nogil:
+    """If that is what its streams wait for; else it is the client, and they go on as it takes replies."""
+    cdef LoopC* loop = connection.loop
+    if (connection.waiting != NULL and connection.unsent <= FULL_BYTES and not connection.is_in_turns
+            and _has_had_its_turn(connection)):
+        connection.is_in_turns = True
+        connection.next_turn = loop.turns
+        loop.turns = connection
+
+
 cdef bint _is_blocked(Stream* stream) noexcept nogil:
-    """Whether a message that is there has to wait for replies to leave."""
+    """Whether a message that is there has to wait: for replies to leave, or for the others' turn."""
     cdef Connection* connection = stream.connection
     if stream.is_busy or (stream.n_parked and stream.n_parked >= connection.loop.host.stream_window):
         return True
-    if connection.unsent > FULL_BYTES:
-        if not stream.is_held:
-            stream.is_held = True
-            connection.n_held += 1
+    if connection.unsent > FULL_BYTES or _has_had_its_turn(connection):
+        _wait(stream)
+        _wait_for_turn(connection)
         return True
     return False
+
+
+cdef void _go_on(Connection* connection) noexcept nogil:
+    """With what waits, one message after the other's, for as long as it may."""
+    cdef Stream* stream
+    while (connection.waiting != NULL and connection.unsent <= FULL_BYTES
+           and not _has_had_its_turn(connection)):
+        stream = connection.waiting
+        _wait_no_more(stream)
+        _advance(stream)
+    _wait_for_turn(connection)
 
 
 cdef void _advance(Stream* stream) noexcept nogil:
@@ -803,9 +1048,7 @@ cdef void _advance(Stream* stream) noexcept nogil:
         _refuse(stream, REFUSE_DRAINED if connection.loop.is_draining else REFUSE_AGED)
         return
     while not stream.is_ended:
-        if stream.is_held:
-            stream.is_held = False
-            connection.n_held -= 1
+        _wait_no_more(stream)
         if _unread(stream) < PREFIX_BYTES:
             break
         head = stream.inward.data + stream.inward_at
@@ -885,6 +1128,9 @@ cdef void _start(Stream* stream) noexcept nogil:
     if stream.deadline_ns and loop.now_ns >= stream.deadline_ns:
         _refuse(stream, REFUSE_DEADLINE)
         return
+    if stream.deadline_ns and not _time(stream):
+        _refuse(stream, REFUSE_MEMORY)
+        return
     target = _target(stream)
     if target.method != PYTHON_METHOD and target.streams_requests:
         if loop.is_draining:
@@ -940,7 +1186,7 @@ cdef void _judge_closed(Connection* connection, const nghttp2_frame_hd* hd) noex
     if hd.type == NGHTTP2_PRIORITY:
         return
     if bit and not connection.opened & bit:
-        _break(connection, NGHTTP2_PROTOCOL_ERROR, b"a frame on a stream that is smaller than others before it")
+        _break(connection, NGHTTP2_PROTOCOL_ERROR, b"a frame on a stream smaller than others before it")
     elif hd.type == NGHTTP2_DATA or hd.type == NGHTTP2_HEADERS:
         if bit and not connection.unended & bit:
             _break(connection, NGHTTP2_STREAM_CLOSED, b"a frame on a stream that its sender has closed")
@@ -973,12 +1219,14 @@ cdef int _on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame,
     # GOAWAY is on its way, and does not name this call: its client sends it again elsewhere.
     if frame.headers.cat != NGHTTP2_HCAT_REQUEST or connection.is_over or connection.is_going:
         return 0
-    if connection.n_streams >= connection.loop.host.max_streams_per_connection:
-        # Of the stream alone, whether or not its client has seen the limit (5.1.2).
-        return nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_REFUSED_STREAM)
-    stream = _new_stream(connection, frame.hd.stream_id)
+    stream = NULL
+    if connection.n_streams < connection.loop.host.max_streams_per_connection:
+        stream = _new_stream(connection, frame.hd.stream_id)
     if stream == NULL:
-        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+        # This stream alone is refused, whether or not its client has seen the limit (5.1.2).
+        return nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id,
+                                         NGHTTP2_REFUSED_STREAM)
+    connection.heading = stream
     nghttp2_session_set_stream_user_data(session, frame.hd.stream_id, stream)
     return 0
 
@@ -1010,7 +1258,6 @@ cdef int _on_header(nghttp2_session* session, const nghttp2_frame* frame, const 
             stream.has_bad_timeout = True
         elif stream.deadline_ns == 0:
             stream.deadline_ns = stream.connection.loop.now_ns + timeout
-            stream.connection.loop.n_deadlines += 1
     return 0
 
 
@@ -1043,10 +1290,14 @@ cdef int _on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* u
         return 0
     if frame.hd.type == NGHTTP2_HEADERS:
         if stream != NULL and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
-            stream.has_headers = True
+            connection.heading = NULL
             _start(stream)
+            if (not frame.hd.flags & NGHTTP2_FLAG_END_STREAM and not stream.is_ended
+                    and stream.deadline_ns == 0 and not _target(stream).streams_requests):
+                _ask(stream)
     if stream != NULL and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
         stream.is_half_closed = True
+        _ask_no_more(stream)
         _advance(stream)
     return 0
 
@@ -1204,7 +1455,7 @@ cdef int connection_receive(Connection* connection, const uint8_t* data, size_t 
 
 
 cdef void _announce_limit(Connection* connection, uint8_t* frame) noexcept nogil:
-    """The first frame that is sent, our SETTINGS, says how many streams a client may have: see MANY_STREAMS."""
+    """Our SETTINGS, the first frame of all, say how many streams a client may have: see MANY_STREAMS."""
     cdef uint32_t n = connection.loop.host.max_streams_per_connection
     cdef uint8_t* value = frame + HEAD_BYTES + 2  # behind the frame's head and the name of its first setting
     value[0] = <uint8_t>(n >> 24)
@@ -1218,8 +1469,6 @@ cdef ssize_t connection_send(Connection* connection, uint8_t* out, size_t room) 
     cdef const uint8_t* data
     cdef ssize_t n
     cdef size_t size = 0
-    cdef Stream* stream
-    cdef Stream* following
     # A frame is at most MAX_FRAME_BYTES, and what mem_send has given once it will not give again.
     while room - size >= <size_t>(1 << 14) + 9:
         n = nghttp2_session_mem_send(connection.session, &data)
@@ -1227,15 +1476,10 @@ cdef ssize_t connection_send(Connection* connection, uint8_t* out, size_t room) 
             return -1
         if n == 0:
             # All that may be sent is. Streams that waited for it go on, and may have more.
-            if connection.n_held == 0 or connection.unsent > FULL_BYTES:
+            if connection.waiting == NULL or connection.unsent > FULL_BYTES:
                 break
-            stream = connection.streams
-            while stream != NULL:
-                following = stream.next
-                if stream.is_held:
-                    _advance(stream)
-                stream = following
-            if nghttp2_session_want_write(connection.session) == 0:
+            _go_on(connection)
+            if connection.is_in_turns or nghttp2_session_want_write(connection.session) == 0:
                 break
             continue
         memcpy(out + size, data, <size_t>n)
@@ -1245,6 +1489,20 @@ cdef ssize_t connection_send(Connection* connection, uint8_t* out, size_t room) 
     if connection.unsent == 0:
         connection.took_ns = connection.loop.now_ns
     return <ssize_t>size
+
+
+cdef bint connection_hears_no_more(Connection* connection) noexcept nogil:
+    cdef Stream* stream = connection.streams
+    cdef Stream* following
+    connection.is_deaf = True
+    while stream != NULL:
+        following = stream.next
+        if not (stream.is_half_closed and stream.n_parked == 0
+                and (stream.is_ended or stream.is_waiting or stream.is_busy and not stream.is_told)):
+            nghttp2_session_set_stream_user_data(connection.session, stream.id, NULL)
+            _free_stream(stream)
+        stream = following
+    return connection.n_streams != 0
 
 
 cdef bint connection_is_over(Connection* connection) noexcept nogil:
@@ -1276,23 +1534,12 @@ cdef int connection_tick(Connection* connection) noexcept nogil:
     cdef HostC* host = loop.host
     cdef int64_t now = loop.now_ns
     cdef uint64_t zeros = 0
-    cdef Stream* stream
-    cdef Stream* following
     if ((not connection.is_settled and now - connection.opened_ns > HANDSHAKE_NS)
             or ((connection.unsent or connection.pending.size) and now - connection.took_ns > STALL_NS)
+            or (connection.heading != NULL and now - connection.heading.began_ns > HANDSHAKE_NS)
             or (connection.pinged_ns and now - connection.pinged_ns > PONG_NS)):
         fs_add(&host.counts.stalled, 1)
         return -1
-    stream = connection.streams
-    while stream != NULL:
-        following = stream.next
-        if not stream.has_headers and now - stream.began_ns > HANDSHAKE_NS:
-            fs_add(&host.counts.stalled, 1)
-            return -1
-        if (stream.target >= 0 and not _target(stream).streams_requests and not stream.is_half_closed
-                and not stream.is_ended and stream.deadline_ns == 0 and now - stream.began_ns > REQUEST_NS):
-            _refuse(stream, REFUSE_DEADLINE)
-        stream = following
     if connection.is_settled and connection.pinged_ns == 0 and now - connection.heard_ns > KEEPALIVE_NS:
         connection.pinged_ns = now
         nghttp2_submit_ping(connection.session, NGHTTP2_FLAG_NONE, <const uint8_t*>&zeros)
@@ -1311,10 +1558,16 @@ cdef int connection_tick(Connection* connection) noexcept nogil:
 cdef void connection_close(Connection* connection) noexcept nogil:
     cdef LoopC* loop = connection.loop
     cdef Connection** link = &loop.dirty
+    cdef Connection** turn
     while connection.streams != NULL:
         nghttp2_session_set_stream_user_data(connection.session, connection.streams.id, NULL)
         _free_stream(connection.streams)
     nghttp2_session_del(connection.session)
+    if connection.is_in_turns:
+        turn = &loop.turns
+        while turn[0] != connection:
+            turn = &turn[0].next_turn
+        turn[0] = connection.next_turn
     if connection.is_dirty:
         while link[0] != connection:
             link = &link[0].next_dirty
@@ -1353,15 +1606,11 @@ cdef void throw_away(HostC* host, Queue* queue) noexcept nogil:
 
 
 cdef void loop_free(LoopC* loop) noexcept nogil:
-    cdef uint32_t i
     while loop.connections != NULL:
         connection_close(loop.connections)
     throw_away(loop.host, &loop.inbox)
-    for i in range(loop.n_slots):
-        buffer_free(&loop.slots[i].inward)
-        buffer_free(&loop.slots[i].outward)
-        free(loop.slots[i])
     free(loop.slots)
+    free(loop.timers)
     queue_destroy(&loop.inbox)
 
 
@@ -1432,6 +1681,22 @@ cdef void loop_inbox(LoopC* loop) noexcept nogil:
         errand = following
 
 
+cdef void loop_turns(LoopC* loop) noexcept nogil:
+    cdef Connection* connection = loop.turns
+    cdef Connection* following
+    loop.round += 1
+    loop.turns = NULL
+    while connection != NULL:
+        following = connection.next_turn
+        connection.is_in_turns = False
+        _go_on(connection)
+        connection = following
+
+
+cdef int64_t loop_next_deadline_ns(const LoopC* loop) noexcept nogil:
+    return loop.timers[0].deadline_ns if loop.n_timers else 0
+
+
 cdef void loop_drain(LoopC* loop) noexcept nogil:
     cdef Connection* connection = loop.connections
     while connection != NULL:
@@ -1480,13 +1745,14 @@ cdef void loop_deadlines(LoopC* loop) noexcept nogil:
     cdef Stream* stream
     cdef Stream* following
     cdef int64_t now = loop.now_ns
-    cdef uint32_t i
-    if loop.n_deadlines:
-        for i in range(loop.n_slots):
-            stream = loop.slots[i]
-            if (stream.connection != NULL and stream.deadline_ns and not stream.is_ended
-                    and not stream.is_ending and now >= stream.deadline_ns):
-                _too_late(stream)
+    while loop.n_timers and now >= loop.timers[0].deadline_ns:
+        stream = loop.timers[0]
+        _time_no_more(stream)
+        _too_late(stream)
+    while loop.asking != NULL and now - loop.asking.began_ns > REQUEST_NS:
+        stream = loop.asking
+        _ask_no_more(stream)
+        _refuse(stream, REFUSE_DEADLINE)
     stream = loop.parked
     while stream != NULL:
         following = stream.parked_next
@@ -1522,7 +1788,7 @@ cdef void host_run(HostC* host, Errand* errand, int64_t now_ns) noexcept nogil:
     if errand_is_late(errand, now_ns):
         errand.answer = NOT_RUN_LATE     # whoever asked has been told, or is when it comes back
     else:
-        errand.call = dispatcher_take(host.dispatcher)
+        errand.call = _new_call(host)
         errand.answer = NOT_RUN_NO_CALL
         if errand.call != NULL:
             errand.answer = dispatcher_run(host.dispatcher, errand.call, errand.method, errand.data,

@@ -4,7 +4,7 @@
 #   take ──► try ──► DONE                      send reply
 #                ├─► PARKED                    keep reply and position, until `check` or `wait` says DONE
 #                ├─► ERROR ──► exception       with the GIL: the words; then its status
-#                └─► BUSY ───► run             the same but BUSY
+#                └─► BUSY, LARGE ──► run       the same but these two
 #   finish                                     counts the call and its time
 #   give                                       the Call is somebody else's
 #
@@ -41,6 +41,7 @@ cdef enum Answer:
     ANSWER_PARKED = 1                # the same, once Call.position is on disk
     ANSWER_ERROR = 2                 # Call.fault says why there is none
     ANSWER_BUSY = 3                  # nothing was done: `run` it where waiting holds nobody up
+    ANSWER_LARGE = 4                 # nothing was done: `run` it where taking long holds nobody up
 
 cdef enum Fault:
     FAULT_NONE = 0
@@ -52,6 +53,7 @@ cdef enum Fault:
     FAULT_TIMEOUT = 6                # written, and not durable in the time that the caller had
 
 cdef enum:
+    MOST_COST = 1 << 10              # of a Call that `try` runs: some 100 µs
     N_LATENCIES = 24                 # the last one is open
     N_REASONS = 16                   # refusals: Outcome 16 to 31
     N_STATUSES = 17                  # gRPC status codes, 0 to 16
@@ -66,6 +68,7 @@ ctypedef struct Call:
     uint64_t position                # PARKED: what the reply waits for
     Buffer reply
     uint64_t began_ns                # CLOCK_MONOTONIC
+    uint32_t cost                    # what it takes to run: rows × what is computed or kept of each
     # Why it failed. Pointers lead into the message or the edition.
     WireError wire
     int engine_status                # EngineStatus
@@ -102,7 +105,7 @@ cdef Call* dispatcher_take(DispatcherC* d) noexcept nogil
 # An Answer. The reply is appended to call.reply, behind what a transport has put there.
 cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* message,
                         size_t size) noexcept nogil
-# The same, or BUSY: for a caller that must not be held up.
+# The same, or BUSY, or LARGE: for a caller that must not be held up.
 cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* message,
                         size_t size) noexcept nogil
 # What has become of a PARKED call, an Answer. `wait` blocks, for ever with timeout_ns < 0.

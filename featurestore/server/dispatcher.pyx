@@ -20,13 +20,13 @@ Words are made outside: `Dispatcher.exception` takes the GIL after every lock ha
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from featurestore.clock cimport clock_monotonic_ns
 from featurestore.core.batch cimport OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, Batch, Column
-from featurestore.core.plan cimport UNSET_MS, ServiceC
+from featurestore.core.plan cimport UNSET_MS, EventC, ServiceC
 from featurestore.core.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     pthread_rwlock_rdlock, pthread_rwlock_tryrdlock, pthread_rwlock_unlock,
@@ -193,6 +193,28 @@ cdef int _make_sure(Buffer* reply, uint64_t n_bytes) noexcept nogil:
     return FAULT_NONE
 
 
+cdef bint _is_large(Call* call, uint64_t n, uint64_t each, bint waits) noexcept nogil:
+    """Whether n rows of so much each are more than a caller who is not to be held up runs itself."""
+    cdef uint64_t cost = n * each
+    call.cost = <uint32_t>min(cost, <uint64_t>0xFFFFFFFF)
+    return not waits and cost > MOST_COST
+
+
+cdef uint64_t _vector_cost(const ServiceC* service, bint bounds, bint coverage) noexcept nogil:
+    """Of a key set: what is computed, and encoded of it."""
+    return (<uint64_t>service.read_width + service.n_slots
+            + <uint64_t>service.width * ((2 if bounds else 0) + (1 if coverage else 0)))
+
+
+cdef uint64_t _event_cost(const EventC* event) noexcept nogil:
+    """Of an event: its fields, and the views that it feeds."""
+    cdef uint64_t cost = 1 + event.n_fields
+    cdef uint16_t i
+    for i in range(event.n_touches):
+        cost += 1 + <uint64_t>event.touches[i].n_all
+    return cost
+
+
 cdef VectorsView _view(const Outputs* outputs, uint32_t n, uint32_t width, bint coverage) noexcept nogil:
     cdef VectorsView view
     view.n = n
@@ -269,17 +291,21 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
     cdef const ServiceC* service = NULL
     cdef uint64_t fingerprint = 0
     cdef uint8_t ack = ACK_DEFAULT
-    cdef uint64_t n_bytes = HEAD_BYTES
+    cdef uint64_t cost, n_bytes = HEAD_BYTES
     cdef int answer = ANSWER_DONE
     if wire_decode_observe(edition.tables, &call.arena, message, size, &request, &call.wire) != WIRE_OK:
         return _unreadable(call, edition)
     _sender_of(&request.write, &call.sender)
+    cost = _event_cost(&d.engine.state.plan.events[request.write.batch.event])
     if request.service >= 0:
         service = &d.engine.state.plan.services[request.service]
         fingerprint = edition.tables.services[request.service].fingerprint
         n_bytes += <uint64_t>service.width * VALUE_BYTES
+        cost += _vector_cost(service, request.bounds, request.coverage)
         if not _room_for_vectors(&call.arena, service.width, request.bounds, &outputs):
             return _failed(call, FAULT_MEMORY)
+    if _is_large(call, 1, cost, waits):
+        return ANSWER_LARGE
     call.fault = _make_sure(&call.reply, n_bytes)
     if call.fault != FAULT_NONE:
         return ANSWER_ERROR
@@ -312,6 +338,9 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
     if wire_decode_ingest(edition.tables, &call.arena, message, size, streamed, &request,
                           &call.wire) != WIRE_OK:
         return _unreadable(call, edition)
+    if _is_large(call, request.batch.n_events,
+                 _event_cost(&d.engine.state.plan.events[request.batch.event]), waits):
+        return ANSWER_LARGE
     _sender_of(&request, &call.sender)
     call.fault = _make_sure(&call.reply, HEAD_BYTES + MAX_REFUSALS * REFUSAL_BYTES)
     if call.fault != FAULT_NONE:
@@ -352,6 +381,8 @@ cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t si
     n_values = <uint64_t>request.n * service.width
     if n_values * sizeof(double) > call.reply.max_bytes:
         return _failed(call, FAULT_REPLY)
+    if _is_large(call, request.n, _vector_cost(service, request.bounds, request.coverage), waits):
+        return ANSWER_LARGE
     parts = <const Column**>arena_alloc(&call.arena, request.n_parts, sizeof(Column*))
     if parts == NULL or not _room_for_vectors(&call.arena, n_values, request.bounds, &outputs):
         return _failed(call, FAULT_MEMORY)
@@ -377,6 +408,8 @@ cdef int _run_locked(DispatcherC* d, Call* call, int method, const uint8_t* mess
     """With the plan lock held, shared."""
     call.method = method
     call.began_ns = clock_monotonic_ns()
+    call.cost = 0
+    call.reply.max_bytes = d.max_reply_bytes + call.reply.size
     if method == METHOD_OBSERVE:
         return _run_observe(d, call, message, size, waits)
     if method == METHOD_INGEST or method == METHOD_INGEST_STREAM:
@@ -400,7 +433,7 @@ cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* m
         return ANSWER_BUSY
     answer = _run_locked(d, call, method, message, size, False)
     pthread_rwlock_unlock(&d.engine.state.plan_lock)
-    if answer == ANSWER_BUSY:
+    if answer == ANSWER_BUSY or answer == ANSWER_LARGE:
         arena_reset(&call.arena, KEEP_BYTES)
     return answer
 
@@ -569,7 +602,7 @@ cdef class Dispatcher:
         cdef int answer = ANSWER_BUSY
         if method == METHOD_READ and size <= SHORT_READ_BYTES:
             answer = dispatcher_try(&self.c, call, method, data, size)
-        if answer == ANSWER_BUSY:
+        if answer == ANSWER_BUSY or answer == ANSWER_LARGE:
             with nogil:
                 answer = dispatcher_run(&self.c, call, method, data, size)
                 if answer == ANSWER_PARKED:

@@ -47,7 +47,8 @@ ctypedef struct Errand:
     size_t size
     size_t class_bytes               # END: behind data
     bint is_counted                  # it is one of the calls under way, whatever becomes of its stream
-    size_t held                      # bytes for which the loop has no room until it is back
+    size_t held                      # bytes for which the loop has no room until it is back; a MESSAGE's come
+                                     # back with NEXT or END
 
 ctypedef struct Queue:
     pthread_mutex_t lock

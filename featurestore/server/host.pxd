@@ -13,13 +13,14 @@ cdef class Host:
     cdef bint made
     cdef object answer_words(self, Errand* errand)
     cdef object _say(self, Errand* errand, int status, str words, str kind)
-    cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind)
+    cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind, size_t held)
 
 cdef class Session:
     cdef LoopC loop
     cdef Connection* connection      # NULL: closed
     cdef readonly Host host
-    cdef public double errands_lie_s # on their queue, before they are run
+    cdef public bint leaves_desk     # to others, who take from the host
+    cdef public double errands_lie_s  # on their queue, before they are run
     cdef object _turn(self)
     cdef bint _run_errands(self) except -1
 

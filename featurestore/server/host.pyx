@@ -18,7 +18,7 @@ from featurestore.server.connection cimport (
     BENCH_LARGE, BENCH_READS, BENCH_WRITES, MAX_HEADER_BYTES, N_BENCHES, HostC, LoopC, Target,
     TransportCounts, connection_close, connection_is_over, connection_open, connection_receive,
     connection_send, connection_tick, host_free, host_init, host_run, loop_deadlines, loop_drain,
-    loop_free, loop_inbox, loop_init, loop_post, loop_unpark, throw_away,
+    loop_free, loop_inbox, loop_init, loop_post, loop_turns, loop_unpark, throw_away,
 )
 from featurestore.server.dispatcher cimport Dispatcher
 from featurestore.server.errands cimport (
@@ -35,6 +35,7 @@ from featurestore.server.status import Status, status_of, words_of
 same_structs(__name__, host_structs())
 
 cdef enum:
+    PREFIX_BYTES = 5                 # of a gRPC message
     SHARED_PART = 8                  # of a loop's room: an eighth is shared out
 
 #: Kinds of errands that Host.take gives.
@@ -249,21 +250,23 @@ cdef class Host:
         errand.status = status
         loop_post(<LoopC*>errand.loop, errand)
 
-    cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind):
+    cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind, size_t held):
         cdef Errand* errand = errand_new(ERRAND_END, 0)
         if errand == NULL:
             raise MemoryError
+        errand.held = held
         errand.loop = loop
         errand.token = token
         errand.is_counted = True
         self._say(errand, status, words, kind)
 
-    def next(self, tuple call not None):
-        """Python has taken the call's message: it may have the next."""
+    def next(self, tuple call not None, size_t n_bytes):
+        """Python is done with the call's message, which had so many bytes: it may have the next."""
         cdef Errand* errand = errand_new(ERRAND_NEXT, 0)
         if errand == NULL:
             raise MemoryError
         errand.token = call[1]
+        errand.held = PREFIX_BYTES + n_bytes
         loop_post(<LoopC*><size_t>call[0], errand)
 
     def reply(self, tuple call not None, bytes message not None):
@@ -276,11 +279,13 @@ cdef class Host:
         errand.token = call[1]
         loop_post(<LoopC*><size_t>call[0], errand)
 
-    def end(self, tuple call not None, int status, str words="", str kind=""):
+    def end(self, tuple call not None, int status, str words="", str kind="", *, size_t n_messages=0,
+            size_t n_bytes=0):
         """The call's status, once for every START, also of a call that was cancelled: until then it counts as
-        under way. `kind`: name of the error's class.
+        under way. `kind`: name of the error's class. n_messages, n_bytes: that it had and `next` has not said
+        that it is done with.
         """
-        self._end(<LoopC*><size_t>call[0], call[1], status, words, kind)
+        self._end(<LoopC*><size_t>call[0], call[1], status, words, kind, n_messages * PREFIX_BYTES + n_bytes)
 
     def counts(self):
         """Since it was made, by name; and what is under way now."""
@@ -288,7 +293,7 @@ cdef class Host:
         return {
             "connections": n.connections, "refused": n.refused, "calm": n.calm, "stalled": n.stalled,
             "broken": n.broken, "tls_failed": n.tls_failed, "resets": n.resets,
-            "streams_reset": n.streams_reset, "turned_away": n.turned_away,
+            "streams_reset": n.streams_reset, "turned_away": n.turned_away, "large": n.large,
             "connections_now": self.c.n_connections, "streams_now": self.c.n_streams,
             "calls_now": self.c.n_calls,
         }
@@ -325,6 +330,7 @@ cdef class Session:
         cdef size_t size = len(data)
         if self.connection == NULL:
             return None
+        loop_turns(&self.loop)
         if size and connection_receive(self.connection, bytes_in, size) != 0:
             self.close()
             return None
@@ -360,7 +366,9 @@ cdef class Session:
         cdef uint8_t out[64 << 10]
         cdef ssize_t n = 1
         said = []
-        while n > 0 or self._run_errands():
+        while n > 0 or self._run_errands() or self.loop.turns != NULL:
+            if self.loop.turns != NULL:
+                loop_turns(&self.loop)
             n = connection_send(self.connection, out, sizeof(out))
             if n > 0:
                 said.append(PyBytes_FromStringAndSize(<const char*>out, n))
@@ -385,7 +393,7 @@ cdef class Session:
                 following = errand.next
                 host_run(&self.host.c, errand, self.loop.now_ns + <int64_t>(self.errands_lie_s * 1e9))
                 errand = following
-        errand = queue_take_all(&self.host.c.desk)
+        errand = NULL if self.leaves_desk else queue_take_all(&self.host.c.desk)
         had_some = had_some or errand != NULL
         while errand != NULL:
             following = errand.next
@@ -393,7 +401,8 @@ cdef class Session:
                 self.host.answer_words(errand)
             else:
                 if errand.kind == ERRAND_START:
-                    self.host._end(&self.loop, errand.token, <int>Status.UNIMPLEMENTED, "Python's", "")
+                    self.host._end(&self.loop, errand.token, <int>Status.UNIMPLEMENTED, "Python's", "", 0)
+                self.loop.buffered -= errand.held
                 errand_free(errand)
             errand = following
         loop_inbox(&self.loop)
@@ -409,6 +418,16 @@ cdef class Session:
     def buffered(self):
         """Bytes held for the client."""
         return self.loop.buffered
+
+    @property
+    def places(self):
+        """For which there is memory: of streams, and of deadlines."""
+        return self.loop.slots_capacity, self.loop.timers_capacity
+
+    @property
+    def n_rounds(self):
+        """Turns that its connection has had."""
+        return self.loop.round
 
     @property
     def n_streams(self):

@@ -23,15 +23,15 @@ from libc.string cimport memcpy
 
 from featurestore.clock cimport clock_monotonic_ns
 from featurestore.server.connection cimport (
-    Connection, LoopC, connection_close, connection_dirty, connection_is_over, connection_open,
-    connection_receive, connection_send, connection_tick, loop_deadlines, loop_drain, loop_free, loop_inbox,
-    loop_init, loop_unpark,
+    Connection, LoopC, connection_close, connection_dirty, connection_hears_no_more, connection_is_over,
+    connection_open, connection_receive, connection_send, connection_tick, loop_deadlines, loop_drain,
+    loop_free, loop_inbox, loop_init, loop_next_deadline_ns, loop_turns, loop_unpark,
 )
 from featurestore.server.host cimport Host
 from featurestore.server.memory cimport buffer_extend, buffer_free
 from featurestore.server.tls cimport (
-    TLS_AGAIN, TLS_AGAIN_WRITE, TLS_OTHER, TlsContext, tls_free, tls_is_secure, tls_open, tls_receive,
-    tls_send, tls_shutdown,
+    TLS_AGAIN, TLS_AGAIN_WRITE, TLS_CLOSED, TLS_OTHER, TlsContext, tls_free, tls_is_secure, tls_open,
+    tls_receive, tls_send, tls_shutdown,
 )
 from featurestore.storage.journal cimport JournalState, journal_add_hook, journal_remove_hook
 
@@ -107,7 +107,7 @@ cdef enum:
     RECORD_BYTES = 16 << 10          # of TLS: what one tls_receive gives at most
     ROUND_BYTES = 64 << 10           # of one connection
     ROUND_NS = 100_000               # for one connection, when there is more to read
-    WRITE_BYTES = 256 << 10
+    WRITE_BYTES = 64 << 10
     LOOK_MS = 5                      # at deadlines, while there are some
     TICK_MS = 200
     TRIM_BYTES = 16 << 20
@@ -190,6 +190,19 @@ cdef void _accept(Sockets* s, Listener* listener) noexcept nogil:
         _watch(s, connection, EPOLLIN)
 
 
+cdef uint32_t _wanted(const Connection* connection) noexcept nogil:
+    """Events, but for those of a socket that took less than all. Errors are told of in any case."""
+    return EPOLLERR if connection.is_deaf else EPOLLIN
+
+
+cdef void _end_of_input(Sockets* s, Connection* connection) noexcept nogil:
+    """The client has closed its side; it may read on, and what it asked for is answered as far as it does."""
+    if connection.lingers_ns or not connection_hears_no_more(connection):
+        connection.is_dead = True
+        return
+    _watch(s, connection, _wanted(connection) | (EPOLLOUT if connection.is_corked else 0))
+
+
 cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
     cdef ssize_t n
     cdef int64_t until_ns = clock_monotonic_ns() + ROUND_NS
@@ -202,6 +215,11 @@ cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
             return
         if n > 0 and connection.lingers_ns:
             continue
+        if n == TLS_CLOSED and tls_is_secure(connection.ssl):
+            _end_of_input(s, connection)
+            return
+        if n < 0 and _i:
+            return                       # what came before the end is answered first; epoll tells again
         if n < 0 or connection_receive(connection, s.inward, <size_t>n) != 0:
             if n == TLS_OTHER or not tls_is_secure(connection.ssl):
                 fs_add(&s.loop.host.counts.tls_failed, 1)
@@ -216,19 +234,22 @@ cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
 cdef void _receive(Sockets* s, Connection* connection) noexcept nogil:
     cdef ssize_t n
     cdef int64_t until_ns
-    cdef int i
+    cdef int _i
+    if connection.is_in_turns:
+        return                           # what has come is run before more is read; epoll tells again
     if connection.ssl != NULL:
         _receive_secure(s, connection)
         return
     until_ns = clock_monotonic_ns() + ROUND_NS
-    for i in range(ROUND_BYTES // READ_BYTES):
+    for _i in range(ROUND_BYTES // READ_BYTES):
         n = recv(connection.fd, s.inward, READ_BYTES, 0)
         if n < 0 and (errno == EAGAIN or errno == EINTR):
             return
-        if n == 0 and i:
-            return                       # what came before the end is answered first; epoll tells again
-        if n <= 0 or (connection.lingers_ns == 0
-                      and connection_receive(connection, s.inward, <size_t>n) != 0):
+        if n == 0:
+            _end_of_input(s, connection)
+            return
+        if n < 0 or (connection.lingers_ns == 0
+                     and connection_receive(connection, s.inward, <size_t>n) != 0):
             connection.is_dead = True
             connection_dirty(connection)
             return
@@ -270,7 +291,7 @@ cdef bint _write_pending(Sockets* s, Connection* connection) noexcept nogil:
         connection.pending_at = 0
         buffer_free(&connection.pending)
         connection.is_corked = False
-        _watch(s, connection, EPOLLIN)
+        _watch(s, connection, _wanted(connection))
     return True
 
 
@@ -279,6 +300,7 @@ cdef bint _flush(Sockets* s, Connection* connection) noexcept nogil:
     cdef ssize_t n
     cdef size_t taken
     cdef uint8_t* rest
+    cdef int64_t until_ns = 0
     if connection.is_dead:
         return False
     if connection.lingers_ns:  # what comes back to its calls now would tear it, and its last words with it
@@ -286,6 +308,9 @@ cdef bint _flush(Sockets* s, Connection* connection) noexcept nogil:
     if connection.ssl != NULL and not tls_is_secure(connection.ssl):
         return not connection.is_going  # it has asked for nothing yet, and cannot be told to go
     while not connection.is_corked:
+        if until_ns and clock_monotonic_ns() >= until_ns:
+            connection_dirty(connection)
+            return True
         n = connection_send(connection, s.outward, WRITE_BYTES)
         if n < 0:
             return False
@@ -299,7 +324,14 @@ cdef bint _flush(Sockets* s, Connection* connection) noexcept nogil:
                 return False
             memcpy(rest, s.outward + taken, <size_t>n - taken)
             connection.is_corked = True
-            _watch(s, connection, EPOLLIN | EPOLLOUT)
+            _watch(s, connection, _wanted(connection) | EPOLLOUT)
+        if until_ns == 0 and <size_t>n >= WRITE_BYTES // 2:  # no call to the clock for one that says little
+            until_ns = clock_monotonic_ns() + ROUND_NS // 2
+    if connection.is_deaf and not connection.is_corked and (connection.n_streams == 0 or connection.unsent):
+        # All is answered, or the client would have to say that it takes more.
+        if connection.ssl != NULL:
+            tls_shutdown(connection.ssl)
+        return False
     if connection_is_over(connection) and not connection.is_corked:
         connection.lingers_ns = s.loop.now_ns
         if connection.ssl != NULL:
@@ -309,13 +341,16 @@ cdef bint _flush(Sockets* s, Connection* connection) noexcept nogil:
 
 
 cdef void _flush_all(Sockets* s) noexcept nogil:
-    cdef Connection* connection
-    while s.loop.dirty != NULL:
-        connection = s.loop.dirty
-        s.loop.dirty = connection.next_dirty
+    """Once each: one that has more to say than its part of a round says it in the next."""
+    cdef Connection* connection = s.loop.dirty
+    cdef Connection* following
+    s.loop.dirty = NULL
+    while connection != NULL:
+        following = connection.next_dirty
         connection.is_dirty = False
         if not _flush(s, connection):
             _close(connection)
+        connection = following
 
 
 cdef void _tick(Sockets* s) noexcept nogil:
@@ -366,29 +401,42 @@ cdef void _handle(Sockets* s, epoll_event* event) noexcept nogil:
         connection = <Connection*>what
         if event.events & EPOLLOUT and connection.is_corked and not _write_pending(s, connection):
             connection.is_dead = True
-        # TLS may have to write before it reads.
-        if not connection.is_dead and (connection.ssl != NULL
-                                       or event.events & (EPOLLIN | EPOLLERR | EPOLLHUP)):
+        if connection.is_deaf:
+            connection.is_dead = connection.is_dead or (event.events & (EPOLLERR | EPOLLHUP)) != 0
+        elif not connection.is_dead and (connection.ssl != NULL  # TLS may have to write before it reads
+                                         or event.events & (EPOLLIN | EPOLLERR | EPOLLHUP)):
             _receive(s, connection)
         connection_dirty(connection)
+
+
+cdef int _may_sleep_ms(Sockets* s) noexcept nogil:
+    """Until somebody has something to say: not at all while there is something to go on with."""
+    cdef LoopC* loop = &s.loop
+    cdef int64_t next_ns = loop_next_deadline_ns(loop)
+    if loop.turns != NULL or loop.dirty != NULL:
+        return 0
+    if loop.n_parked:
+        return LOOK_MS
+    if next_ns and next_ns - loop.now_ns < TICK_MS * 1_000_000:
+        return max(<int>LOOK_MS, <int>((next_ns - loop.now_ns) // 1_000_000 + 1))
+    return TICK_MS
 
 
 cdef void _run(Sockets* s) noexcept nogil:
     cdef epoll_event events[N_EVENTS]
     cdef LoopC* loop = &s.loop
     cdef int n, i
-    cdef bint has_deadlines
     loop.now_ns = s.ticked_ns = s.looked_ns = clock_monotonic_ns()
     while True:
-        has_deadlines = loop.n_deadlines != 0 or loop.n_parked != 0
-        n = epoll_wait(s.epoll_fd, events, N_EVENTS, LOOK_MS if has_deadlines else TICK_MS)
+        n = epoll_wait(s.epoll_fd, events, N_EVENTS, _may_sleep_ms(s))
         loop.now_ns = clock_monotonic_ns()
+        loop_turns(loop)
         for i in range(n if n > 0 else 0):
             _handle(s, &events[i])
         loop_inbox(loop)
         if loop.n_parked:
             loop_unpark(loop)
-        if has_deadlines and loop.now_ns - s.looked_ns >= LOOK_MS * 1_000_000:
+        if loop.now_ns - s.looked_ns >= LOOK_MS * 1_000_000:
             s.looked_ns = loop.now_ns
             loop_deadlines(loop)
         if fs_load(&s.wants_drain) and not loop.is_draining:

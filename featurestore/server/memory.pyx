@@ -15,7 +15,7 @@ same_structs(__name__, memory_structs())
 
 cdef enum:
     FIRST_BLOCK_BYTES = 1 << 14
-    FIRST_REPLY_BYTES = 1 << 10
+    FIRST_REPLY_BYTES = 1 << 8
 
 
 cdef inline uint8_t* _room(ArenaBlock* block) noexcept nogil:

@@ -93,6 +93,12 @@ _CONNECTION_COUNTERS = (
         "turned_away",
         "Calls that no method got or was let finish: no such method, metadata, length, limit or deadline.",
     ),
+    (
+        "messages_large",
+        "large",
+        "Messages that workers ran: by their bytes, or by rows and what is computed of each, too much for a "
+        "loop.",
+    ),
 )
 _CONNECTION_GAUGES = (
     ("connections_open", "connections_now", "Connections open now."),

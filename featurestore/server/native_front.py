@@ -149,11 +149,19 @@ class _Call(_Context):
         self.is_streaming = handler.request_streaming
         self.is_handled = False  # from when it is given to the pool until the handler has returned
         self._is_told = False  # the host knows that it has ended
+        self._n_messages = self._n_bytes = 0  # taken, and not given back to the host's budget
 
     # -- the desk's side
 
     def take(self, message: bytes | None) -> None:
         """What the client has sent; None: that was all."""
+        if message is not None:
+            with self._lock:
+                if self._is_told:
+                    self._front.host.next(self._key, len(message))
+                    return
+                self._n_messages += 1
+                self._n_bytes += len(message)
         self._messages.put(message)
 
     def cancelled(self) -> None:
@@ -175,13 +183,24 @@ class _Call(_Context):
         with self._lock:
             is_told, self._is_told = self._is_told, True
         if not is_told:
-            self._front.host.end(self._key, status, words, kind)
+            self._front.host.end(
+                self._key, status, words, kind, n_messages=self._n_messages, n_bytes=self._n_bytes
+            )
+
+    def _give_back(self, n_bytes: int) -> None:
+        """A message that is done with: the client may send the next."""
+        with self._lock:
+            if self._is_told:
+                return
+            self._n_messages -= 1
+            self._n_bytes -= n_bytes
+            self._front.host.next(self._key, n_bytes)
 
     def requests(self) -> Iterator[Any]:
         take = self._handler.request_deserializer or bytes
         while (message := self._messages.get()) is not None:
             yield take(message)
-            self._front.host.next(self._key)
+            self._give_back(len(message))
 
     def run(self) -> None:
         """The handler, from beginning to end, on a thread of the pool."""
@@ -388,6 +407,8 @@ class NativeFront:
                 continue
             found = self._calls.get(key)
             if found is None:
+                if message is not None:
+                    self.host.next(key, len(message))
                 continue
             found.take(message if kind == MESSAGE else None)
             if kind == CANCEL:
