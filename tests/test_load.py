@@ -85,21 +85,30 @@ class Service:
         self.peers: set[str] = set()
         self.stall_at, self.stall_s = -1, 0.0
         self.never = threading.Event()
+        self._lock = threading.Lock()
+
+    def _count(self, message: bytes) -> int:
+        """How many it has been asked in all. Not by += alone: a Counter's first of a key is Python's, between
+        whose steps another thread may count too.
+        """
+        with self._lock:
+            self.asked[message] += 1
+            return sum(self.asked.values())
 
     def call(self, message: bytes, context: grpc.ServicerContext) -> bytes:
-        self.asked[message] += 1
+        n = self._count(message)
         self.peers.add(context.peer())
         if message == b"never":
             self.never.wait(30)
         if message.startswith(b"refuse"):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "Größe: 50 %")
-        if sum(self.asked.values()) == self.stall_at:
+        if n == self.stall_at:
             time.sleep(self.stall_s)
         return message * 2
 
     def stream(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         for message in messages:
-            self.asked[message] += 1
+            self._count(message)
             if message.startswith(b"refuse"):
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "enough")
             if message == b"leave":
