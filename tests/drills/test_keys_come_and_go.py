@@ -38,8 +38,8 @@ name: drill
 events:
   login:
     time: {field: ts, unit: ms}
-    fields: {ip: key, id: key}
-    dedupe: {id_field: id, horizon: 1h}
+    ids: {id: id, dedupe: 1h}
+    fields: {ip: key, id: string}
 views: {ip: {event: login, key: ip, windows: [10m, 1h], features: [count]}}
 services: {all: [ip.*]}
 """
