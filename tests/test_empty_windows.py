@@ -30,7 +30,7 @@ def of(*aggregates: str, value: str | None = None) -> tuple[Feature, ...]:
 def answers(
     declared: tuple[Feature, ...], values: list[float], as_of: int, step_ms: int = 1_000
 ) -> dict[str, Got]:
-    view = View("e", {"k": "k"}, declared, exact_events=1, max_error=0.5, max_entries=1)
+    view = View("e", {"k": "k"}, declared, exact_events=1, max_error=0.5, max_entries=1, top_error=0.5)
     kind = EventType({"k": "key", "q": "key", "x": "number"}, lateness_ms=60_000)
     engine = Engine(yaml(Schema({"e": kind}, {"v": view}, {"s": [f"v.{f.name}" for f in declared]})))
     rows: dict[str, Any] = {
@@ -88,8 +88,10 @@ def test_an_interval_needs_two_events_that_are_surely_inside() -> None:
 
 
 def test_a_list_of_what_may_be_nothing_has_no_share() -> None:
-    """Five seconds apart, and the window is of two: what is merged lies around it."""
+    """A bit more than the window apart: what is merged lies around it."""
     declared = features("top", "2s", value="q", k=3) + features("hour_entropy", "2s")
-    found = answers(declared, [1.0] * 40, as_of=18_000, step_ms=5_000)
+    found = answers(declared, [1.0] * 40, as_of=65_050, step_ms=2_100)
     assert {got.status for got in found.values()} == {UNAVAILABLE}
     assert all(math.isnan(got.value) and math.isnan(got.upper) for got in found.values())
+    sure = answers(declared, [1.0] * 40, as_of=81_900, step_ms=2_100)
+    assert {got.status for got in sure.values()} == {PRESENT}
