@@ -22,6 +22,7 @@ from featurestore.client.calls import (
 )
 from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Tls, checked_target, options
 from featurestore.client.failures import (
+    ENDED,
     Attempts,
     Backoff,
     Code,
@@ -192,14 +193,16 @@ class AsyncClient:
                     return None
                 upload.answered(await self._answer(call))
         except _Ended:
-            return Failure(Code.UNAVAILABLE, "the server ended the stream before its last answer")
+            return ENDED
         except TimeoutError:
             return Failure(Code.DEADLINE_EXCEEDED, f"no answer to a batch within {self.timeout_s:g} s")
         except grpc.RpcError as error:
             return Failure.of(error)
         except asyncio.InvalidStateError:  # the stream ended while a batch was being written to it
-            kind = kind_of(await call.trailing_metadata())
-            return Failure(await call.code(), await call.details() or "", kind)
+            code = await call.code()
+            if code is Code.OK:
+                return ENDED
+            return Failure(code, await call.details() or "", kind_of(await call.trailing_metadata()))
         finally:
             call.cancel()
 

@@ -121,6 +121,9 @@ class Failure:
         return kind(words)
 
 
+ENDED = Failure(Code.UNAVAILABLE, "the server ended the stream before its last answer")
+
+
 def kind_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> type[FeatureStoreError] | None:
     """The class that is named in it, if there is one of that name here."""
     for key, name in metadata or ():

@@ -22,7 +22,7 @@ from featurestore.client.calls import (
     checked_timeout_s,
 )
 from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Tls, checked_target, options
-from featurestore.client.failures import Attempts, Backoff, Code, Failure, OnWait, Patience
+from featurestore.client.failures import ENDED, Attempts, Backoff, Code, Failure, OnWait, Patience
 from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
@@ -322,7 +322,7 @@ class _Stream:
             for reply in self._call:
                 self._room.acquire()
                 self._replies.put(reply)
-            self._replies.put(Failure(Code.UNAVAILABLE, "the server ended the stream before its last answer"))
+            self._replies.put(ENDED)
         except grpc.RpcError as error:
             self._replies.put(Failure.of(error))
 
