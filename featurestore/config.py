@@ -112,6 +112,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "write_threads": (1, 256),
     "engine_threads": (1, 64),
     "max_memory_bytes": (0, 1 << 50),
+    "dedupe_memory_bytes": (0, 1 << 50),
     "checkpoint_every_s": (0.1, 86400.0),
     "checkpoint_journal_bytes": (1 << 20, 1 << 50),
     "drain_s": (0.0, 3600.0),
@@ -140,6 +141,7 @@ class ServeConfig:
     durability: str = "group"
     engine_threads: int = 1  # that apply one large batch together
     max_memory_bytes: int = 0  # of rows; 0: no limit
+    dedupe_memory_bytes: int = 0  # of event ids; 0: see dedupe_bytes
     checkpoint_every_s: float = 60.0
     checkpoint_journal_bytes: int = 1 << 30
     transport: str | None = None  # "native" or "grpcio"; None: native, where it was built
@@ -175,6 +177,14 @@ class ServeConfig:
         fixed = [str(a) for a in (public, admin, metrics) if a is not None and (a.path is not None or a.port)]
         if len(set(fixed)) < len(fixed):
             raise ConfigError(f"two listeners have the same address ({', '.join(fixed)}); give each its own")
+
+    @property
+    def dedupe_bytes(self) -> int:
+        """Memory for event ids, beside that of rows: what is set, else a quarter of max_memory_bytes where
+        that is set, else an eighth of the machine's."""
+        if self.dedupe_memory_bytes:
+            return self.dedupe_memory_bytes
+        return self.max_memory_bytes // 4 or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
 
     @property
     def public_address(self) -> Address:

@@ -69,6 +69,7 @@ class Engine:
         threads: int = 1,
         n_shards: int = 64,
         max_memory_bytes: int = 0,
+        dedupe_memory_bytes: int = 360_000_000,
         segment_bytes: int = ...,
         create: bool = True,
     ) -> Engine: ...
@@ -124,6 +125,7 @@ class Engine:
         checkpoint_journal_bytes: int = ...,
         sweep_every_s: float = 300.0,
         on_failure: Callable[[Exception], object] | None = None,
+        on_filling: Callable[[str, int, int], object] | None = None,
     ) -> None: ...
     @property
     def failed(self) -> bool: ...

@@ -77,6 +77,7 @@ cdef extern from * nogil:
     uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
 
 cdef enum:
+    DEDUPE_MEMORY_BYTES = 360_000_000        # unless told otherwise: 10 million ids
     SHORT_FRAME_BYTES = 64 << 10  # what a batch that must not wait takes in the journal, at most
     BACKUP_SEGMENT_BYTES = 4096  # of a journal without frames; whoever opens it begins one of its own size
     AHEAD_MS = 1000              # between making a plan and serving it, on the wall clock
@@ -275,13 +276,15 @@ cdef class Engine:
     @staticmethod
     def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group",
              uint32_t threads=1, uint32_t n_shards=64, uint64_t max_memory_bytes=0,
+             uint64_t dedupe_memory_bytes=DEDUPE_MEMORY_BYTES,
              uint64_t segment_bytes=64 << 20, bint create=True):
         """Opens the store in `directory`, creating it where there is none (and `create`).
 
         schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store)
         or "event"; n_shards: a power of two; both are fixed when a store is created. durability: "group" or
         "process" (design §2.10). threads: that apply one large batch together. max_memory_bytes: of rows, 0
-        for no limit. segment_bytes: size of a journal file.
+        for no limit. dedupe_memory_bytes: of event ids within their horizons, 36 bytes each; at it events
+        with new ids are refused. segment_bytes: size of a journal file.
         """
         cdef Engine self = Engine.__new__(Engine)
         path = Path(directory)
@@ -303,7 +306,7 @@ cdef class Engine:
             self.directory = DataDirectory.open(path)
         try:
             require_clock(self.directory.identity, clock)
-            self._recover(is_new, durability, threads, max_memory_bytes)
+            self._recover(is_new, durability, threads, max_memory_bytes, dedupe_memory_bytes)
             if schema is not None:
                 self.apply_schema(schema, path=schema_path)
             if is_new:
@@ -315,7 +318,7 @@ cdef class Engine:
 
     # -- recover
 
-    def _recover(self, is_new, durability, threads, max_memory_bytes):
+    def _recover(self, is_new, durability, threads, max_memory_bytes, dedupe_memory_bytes):
         began = time.monotonic()
         identity = self.directory.identity
         if is_new:
@@ -328,7 +331,7 @@ cdef class Engine:
         plan = stored_plan(self.rows)
         self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret,
                            n_shards=identity.n_shards, threads=threads, cores=len(os.sched_getaffinity(0)),
-                           max_memory_bytes=max_memory_bytes)
+                           max_memory_bytes=max_memory_bytes, dedupe_memory_bytes=dedupe_memory_bytes)
         if plan is not None:
             load_rows(self.rows, self.state, identity.n_shards)
         self.checkpoint_position = self.state.position
@@ -812,28 +815,32 @@ cdef class Engine:
             return journal.last_position
 
     def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
-                     double sweep_every_s=300.0, on_failure=None):
+                     double sweep_every_s=300.0, on_failure=None, on_filling=None):
         """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees
         expired rows.
 
         A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other
         failure stops writes for good and calls on_failure(error): a restart then finds everything that was
         acknowledged in the journal.
+
+        on_filling(what, used bytes, cap) is called when memory that refuses events at its cap is four fifths
+        full, and again only after it was half empty.
         """
         with self.lock:
             if self.upkeep is not None:
                 raise RuntimeError("upkeep runs already")
             self.upkeep = threading.Thread(
                 target=self._upkeep, name="featurestore-upkeep", daemon=True,
-                args=(checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure))
+                args=(checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure, on_filling))
             self.upkeep.start()
 
-    def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure):
+    def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure, on_filling):
         give_way(UPKEEP)
         checked = swept = time.monotonic()
         sweep_took = 0.1
         # What a journal just truncated has, and what preallocation adds.
         most_bytes = checkpoint_journal_bytes + 2 * self.segment_bytes
+        told = False
         while not self.stop.wait(0.2):
             now = time.monotonic()
             try:
@@ -850,6 +857,12 @@ cdef class Engine:
                     self.state.sweep()
                     swept = time.monotonic()
                     sweep_took = swept - now
+                used, cap = self.state.id_memory
+                if used * 2 < cap:
+                    told = False
+                elif used * 5 >= cap * 4 and not told and on_filling is not None:
+                    told = True
+                    on_filling("dedupe_memory", used, cap)
             except (LimitError, MemoryError):
                 self.stop.wait(1.0)
             except Exception as error:

@@ -58,6 +58,7 @@ FLAGS = {
     "metrics": "--metrics-listen",
     "engine_threads": "--threads",
     "max_memory_bytes": "--max-memory",
+    "dedupe_memory_bytes": "--dedupe-memory",
     "checkpoint_every_s": "--checkpoint-every",
     "checkpoint_journal_bytes": "--checkpoint-journal",
     "transport": "--transport",
@@ -144,6 +145,13 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         default="0",
         metavar="SIZE",
         help="of all rows; at it, events of new keys are refused, known keys go on (default: no limit)",
+    )
+    group.add_argument(
+        "--dedupe-memory",
+        default="0",
+        metavar="SIZE",
+        help="of event ids within their horizons, 36 bytes each; at it, events with new ids are refused "
+        "(default: a quarter of --max-memory, beside it; without that, an eighth of the machine's)",
     )
     group.add_argument(
         "--threads",
@@ -302,6 +310,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         worker_threads=arguments.worker_threads,
         max_connection_age_s=seconds_of(arguments.max_connection_age, "--max-connection-age"),
         max_memory_bytes=bytes_of(arguments.max_memory, "--max-memory"),
+        dedupe_memory_bytes=bytes_of(arguments.dedupe_memory, "--dedupe-memory"),
         checkpoint_every_s=seconds_of(arguments.checkpoint_every, "--checkpoint-every"),
         checkpoint_journal_bytes=bytes_of(arguments.checkpoint_journal, "--checkpoint-journal"),
         read_threads=arguments.read_threads,

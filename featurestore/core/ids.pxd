@@ -1,64 +1,106 @@
 # Ids of accepted events: per event type, the fingerprint of each one within the dedupe horizon, and when it
 # was seen.
 #
-# The sequencer looks an id up when it decides and remembers it when it commits, both under the caller's order
-# lock. All event types together have one cap, and ids within their horizon count against it.
+#   log      ids in the order in which they were remembered, which is nearly that in which they expire: in
+#            segments of at most 16,384 ids, and none is filled for longer than a sixteenth of the horizon. A
+#            segment whose newest id has expired is dropped whole; an id never moves
+#   index    fingerprint → place in the log: buckets of one cache line, linear hashing. It grows and shrinks
+#            by one bucket at a time, as ids come and go
+#
+# So whatever the number of ids, no step takes longer than a bucket and a segment: the sequencer looks an id
+# up when it decides and remembers it when it commits, both under the caller's order lock. All event types
+# together have one cap in bytes, ID_BYTES an id, and only ids within their horizon count against it.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.bytes cimport Bytes, bytes_structs
 from featurestore.core.plan cimport PlanC, plan_structs
 
 cdef enum:
-    AGES = 32
-    AGES_PER_HORIZON = 16
+    ID_BYTES = 36                # 24 in the log, and up to 12 in the index
+    SEGMENT_BITS = 14
+    SEGMENT_IDS = 1 << SEGMENT_BITS
+    SLICES = 16                  # of a horizon
+    BUCKET_IDS = 12
+    PIECE_BUCKETS = 4096         # of the index: 256 KiB
 
 ctypedef struct Id:
-    uint64_t fp0                 # both 0: empty place
+    uint64_t fp0
     uint64_t fp1
     int64_t seen_at_ms           # the later of the store's clock and the event's time
 
-ctypedef struct IdTable:
-    Id* places
-    uint64_t n_places            # a power of two, 0 before the first id
-    uint64_t n_used              # places not empty; expired ids go when the table is rebuilt
-    uint64_t moves               # how often it was rebuilt: what is being copied begins again then
+ctypedef struct IdSegment:
+    Id* ids                      # [n], owned; mapped for SEGMENT_IDS
+    uint32_t n
+    int64_t newest_ms            # the greatest seen_at
+
+ctypedef struct IdBucket:        # one cache line
+    uint8_t tags[BUCKET_IDS]     # 8 bits of the fingerprint, 0: empty
+    uint32_t next_               # 1 + place of the bucket that it goes on in, 0: none
+    uint32_t numbers[BUCKET_IDS]  # segment << SEGMENT_BITS | place in it; of a segment that is gone: empty
+
+ctypedef struct IdBuckets:
+    IdBucket** pieces            # [n_pieces], owned, PIECE_BUCKETS each
+    uint32_t n_pieces
+    uint32_t capacity
+    uint64_t n
+
+ctypedef struct IdTable:         # all zero but dedupe_ms and floor_ms: empty
     int64_t dedupe_ms            # of the event type
-    # How many ids are of which age, so that the cap counts those within the horizon only, at any now and
-    # without looking at the places. An age is a sixteenth of the horizon; never too few, seldom too many.
-    int64_t ages[AGES]           # which age the count is of: seen_at // width, at place age % AGES
-    uint64_t of_age[AGES]
+    int64_t floor_ms             # ids seen before it have expired, whatever the horizon: see ids_adopt
+    IdSegment* segments          # ring of a power of two, by number
+    uint32_t capacity
+    uint32_t n_segments
+    uint64_t first               # number of the oldest segment
+    int64_t open_until_ms        # the newest takes no more ids from this clock on
+    uint64_t n_ids               # in the log
+    IdBuckets index
+    IdBuckets further            # where full buckets go on
+    uint32_t free_               # 1 + first of those not in use, by next_; 0: none
 
 ctypedef struct Ids:
     IdTable* tables              # [n_types]
     uint16_t n_types             # event types in the plan
-    uint64_t max_ids             # of all types together, those within their horizons
-    uint64_t n_ids               # in all tables, expired ones included
+    uint64_t max_bytes           # of all types together
+    uint64_t n_ids               # in all logs, expired ones that were not dropped yet included
 
-cdef int ids_init(Ids* ids, const PlanC* plan, uint64_t max_ids) noexcept nogil     # 0, or -1: out of memory
+ctypedef struct IdSet:           # ids of one batch; never full
+    Id* places                   # [n_places], owned; fingerprint 0: empty
+    uint64_t n_places            # a power of two
+
+cdef int ids_init(Ids* ids, const PlanC* plan, uint64_t max_bytes) noexcept nogil   # 0, or -1: out of memory
 cdef void ids_clear(Ids* ids) noexcept nogil
 
-# Where the id is, or the empty place where it would go: the table is never full.
-cdef Id* id_place(const IdTable* table, uint64_t fp0, uint64_t fp1) noexcept nogil
-cdef bint id_seen_before(const IdTable* table, const uint64_t* fp, int64_t oldest_ms) noexcept nogil
-# Ids seen at oldest_ms or later; perhaps a few more, never fewer.
+cdef int id_set_init(IdSet* known, uint32_t n) noexcept nogil        # for n ids. 0, or -1 when out of memory
+# Where the id is, or the empty place where it would go.
+cdef Id* id_set_place(const IdSet* known, const uint64_t* fp) noexcept nogil
+
+# Ids seen before it have expired when the type's clock is `now`.
+cdef inline int64_t ids_oldest(const IdTable* table, int64_t now) noexcept nogil:
+    return now - table.dedupe_ms if now - table.dedupe_ms > table.floor_ms else table.floor_ms
+
+cdef bint ids_seen_since(const IdTable* table, const uint64_t* fp, int64_t oldest_ms) noexcept nogil
+# Asks for the memory that looking the id up begins with.
+cdef void ids_prefetch(const IdTable* table, const uint64_t* fp) noexcept nogil
+# Ids that count at this time: all but those of segments that have expired.
 cdef uint64_t ids_live(const IdTable* table, int64_t oldest_ms) noexcept nogil
-# Room for `more` ids. Expired ones (seen before oldest_ms) go when the table is full, or when all tables
-# together are and it is worth it. 0, or -1 when out of memory; nothing is changed then.
-cdef int ids_reserve(Ids* ids, IdTable* table, uint64_t more, int64_t oldest_ms) noexcept nogil
-# There is room for it.
-cdef void ids_remember(Ids* ids, IdTable* table, const uint64_t* fp, int64_t seen_at_ms,
-                       int64_t oldest_ms) noexcept nogil
+# Remembers an id at the type's clock `now`; one that is known keeps the later time. 0, or -1 when out of
+# memory.
+cdef int ids_remember(Ids* ids, IdTable* table, const uint64_t* fp, int64_t seen_at_ms,
+                      int64_t now) noexcept nogil
+# Drops segments that have expired, at most `most`; how many.
+cdef uint32_t ids_drop(Ids* ids, IdTable* table, int64_t oldest_ms, uint32_t most) noexcept nogil
 # Takes over the ids of an event type from the plan before; `now` is its clock. Ids that had expired stay
-# expired when the new horizon is longer. 0, or -1 when out of memory; nothing is changed then.
-cdef int ids_adopt(Ids* ids, IdTable* table, Ids* old, IdTable* before, int64_t now) noexcept nogil
+# expired when the new horizon is longer.
+cdef void ids_adopt(Ids* ids, IdTable* table, Ids* old, IdTable* before, int64_t now) noexcept nogil
 
 # As bytes (format: ids.pyx). They are copied in slices between batches; see sequencer.pxd for why they may
 # know ids of events after a checkpoint's cut.
 ctypedef struct IdCursor:        # all zero: begin
-    uint64_t type_               # index of the event type being copied
-    uint64_t place
-    uint64_t moves               # of the table when copying it began
-    size_t began                 # bytes before it: a table that moved is copied again, in place of its copy
+    uint32_t type_               # index of the event type being copied
+    bint begun                   # with that type
+    uint64_t segment
+    uint64_t end                 # segment before which its copying ends, whatever is remembered meanwhile
+    uint32_t place
 
 # type_nows: the clock of each event type. 1 more, 0 done, -1 memory
 cdef int ids_copy(const Ids* ids, const PlanC* plan, const int64_t* type_nows, IdCursor* cursor,
@@ -70,5 +112,6 @@ cdef int ids_import(Ids* ids, const PlanC* plan, const uint8_t* data, size_t n_b
 # Compared at import: see core/structs.py.
 cdef inline dict ids_structs():
     return bytes_structs() | plan_structs() | {"core/ids.pxd": (
-        sizeof(Id), sizeof(IdTable), sizeof(Ids), sizeof(IdCursor),
+        sizeof(Id), sizeof(IdSegment), sizeof(IdBucket), sizeof(IdBuckets), sizeof(IdTable), sizeof(Ids),
+        sizeof(IdSet), sizeof(IdCursor),
     )}

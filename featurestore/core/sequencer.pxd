@@ -27,7 +27,7 @@ ctypedef struct Sequencer:
     ProducerTable producers
 
 cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
-                        uint64_t max_producers, uint64_t max_ids) noexcept nogil
+                        uint64_t max_producers, uint64_t max_id_bytes) noexcept nogil
 cdef void sequencer_clear(Sequencer* s) noexcept nogil
 
 ctypedef struct Facts:           # what is known of a batch before it is decided; everything is borrowed
@@ -41,14 +41,14 @@ ctypedef struct Facts:           # what is known of a batch before it is decided
 cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts,
                           int64_t wall_ms, int64_t* nows) noexcept nogil
 # Takes the outcomes as they stand, moves the clocks and the position, and remembers ids and the origin. Also
-# fills nows. 0, or -1 when out of memory; nothing is changed then.
+# fills nows. 0, or -1 when out of memory; the sequencer is not to be used any more then.
 cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin,
                           int64_t wall_ms, int64_t* nows) noexcept nogil
 # Takes over the clock and the ids of an event type, from the sequencer of the plan before. Ids that had
 # expired stay expired when the new horizon is longer; none are kept when another field holds them (`same_ids`
-# false). 0, or -1 when out of memory; nothing is changed then.
-cdef int sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t old_type,
-                         bint same_ids) noexcept nogil
+# false).
+cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t old_type,
+                          bint same_ids) noexcept nogil
 
 # The state as bytes, in three streams: the head (clocks and position; format: sequencer.pyx), the ids
 # (ids.pyx) and the producers (producers.pyx).

@@ -4,7 +4,7 @@ What it remembers of producers and of event ids is beneath it: producers.pyx, id
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from featurestore.core.batch cimport (
@@ -13,8 +13,8 @@ from featurestore.core.batch cimport (
 )
 from featurestore.core.bytes cimport Bytes, bytes_append
 from featurestore.core.ids cimport (
-    Id, IdTable, id_place, id_seen_before, ids_adopt, ids_clear, ids_init, ids_live, ids_remember,
-    ids_reserve,
+    ID_BYTES, SEGMENT_IDS, Id, IdSet, IdTable, id_set_init, id_set_place, ids_adopt, ids_clear, ids_drop,
+    ids_init, ids_live, ids_oldest, ids_prefetch, ids_remember, ids_seen_since,
 )
 from featurestore.core.plan cimport UNSET_MS, EventC, PlanC, TouchC, ViewC
 from featurestore.core.producers cimport (
@@ -27,8 +27,12 @@ from featurestore.core.structs import same_structs
 
 same_structs(__name__, sequencer_structs(), window_structs())
 
+cdef enum:
+    AHEAD = 8                    # events whose ids are looked up next
+
+
 cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
-                        uint64_t max_producers, uint64_t max_ids) noexcept nogil:
+                        uint64_t max_producers, uint64_t max_id_bytes) noexcept nogil:
     cdef uint16_t n_types = plan.n_events, i
     memset(s, 0, sizeof(Sequencer))
     s.event_clock = event_clock
@@ -38,7 +42,7 @@ cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64
     s.type_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     s.first_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     if (producers_init(&s.producers, max_producers) < 0 or s.type_nows == NULL or s.first_nows == NULL
-            or ids_init(&s.ids, plan, max_ids) < 0):
+            or ids_init(&s.ids, plan, max_id_bytes) < 0):
         sequencer_clear(s)
         return -1
     for i in range(n_types):
@@ -78,15 +82,14 @@ cdef inline bint _is_late(const PlanC* plan, const Batch* batch, const Facts* fa
     return matched
 
 
-cdef uint64_t _n_live_of_others(const Sequencer* s, uint16_t type_, int64_t now_ms) noexcept nogil:
+cdef uint64_t _live_of_others(const Sequencer* s, uint16_t type_, int64_t now_ms) noexcept nogil:
     """Ids of the other event types within their horizons."""
     cdef uint64_t n = 0
-    cdef int64_t now
     cdef uint16_t i
     for i in range(s.n_types):
-        if i != type_ and s.ids.tables[i].n_used:
-            now = s.type_nows[i] if s.event_clock else now_ms
-            n += ids_live(&s.ids.tables[i], now - s.ids.tables[i].dedupe_ms)
+        if i != type_ and s.ids.tables[i].n_ids:
+            n += ids_live(&s.ids.tables[i],
+                          ids_oldest(&s.ids.tables[i], s.type_nows[i] if s.event_clock else now_ms))
     return n
 
 
@@ -94,26 +97,28 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
                           int64_t wall_ms, int64_t* nows) noexcept nogil:
     cdef const EventC* event = &plan.events[batch.event]
     cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t, then
-    cdef IdTable in_batch
+    cdef const IdTable* table = &s.ids.tables[batch.event]
+    cdef IdSet in_batch
     cdef Id* id_ = NULL
-    cdef uint64_t n_new = 0, n_others = 0
+    cdef int64_t oldest_ms = 0
+    cdef uint64_t n_new = 0, n_others = 0, max_ids = s.ids.max_bytes // ID_BYTES
     cdef uint32_t i
     # Most batches are far from the cap, whatever has expired.
-    cdef bint is_near_cap = event.id_field >= 0 and s.ids.n_ids + batch.n_events > s.ids.max_ids
+    cdef bint is_near_cap = event.id_field >= 0 and s.ids.n_ids + batch.n_events > max_ids
     if not s.event_clock and s.now_ms > now:
         now = s.now_ms
     memset(&in_batch, 0, sizeof(in_batch))
     if is_near_cap:
-        n_others = _n_live_of_others(s, batch.event, now)
+        n_others = _live_of_others(s, batch.event, now)
     if event.id_field >= 0:
-        in_batch.n_places = 16
-        while in_batch.n_places < <uint64_t>batch.n_events * 2:
-            in_batch.n_places *= 2
-        in_batch.places = <Id*>calloc(in_batch.n_places, sizeof(Id))
-        if in_batch.places == NULL:
+        if id_set_init(&in_batch, batch.n_events) < 0:
             return -1
+        for i in range(min(<uint32_t>AHEAD, batch.n_events)):
+            ids_prefetch(table, &facts.id_fps[2 * i])
     for i in range(batch.n_events):
         nows[i] = now
+        if event.id_field >= 0 and batch.n_events - i > AHEAD:
+            ids_prefetch(table, &facts.id_fps[2 * (i + AHEAD)])
         if batch.outcomes[i] != OUTCOME_ACCEPTED:
             continue
         t = batch.times[i]
@@ -128,9 +133,10 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
             if t < then - event.dedupe_ms:
                 batch.outcomes[i] = REFUSED_BEYOND_DEDUPE
                 continue
-            id_ = id_place(&in_batch, facts.id_fps[2 * i], facts.id_fps[2 * i + 1])
-            if (id_.fp0 | id_.fp1 and id_.seen_at_ms >= then - event.dedupe_ms) or id_seen_before(
-                    &s.ids.tables[batch.event], &facts.id_fps[2 * i], then - event.dedupe_ms):
+            oldest_ms = ids_oldest(table, then)
+            id_ = id_set_place(&in_batch, &facts.id_fps[2 * i])
+            if ((id_.fp0 | id_.fp1 and id_.seen_at_ms >= oldest_ms)
+                    or ids_seen_since(table, &facts.id_fps[2 * i], oldest_ms)):
                 batch.outcomes[i] = OUTCOME_DUPLICATE
                 continue
         if (t < then - event.min_keep_ms or t < event.max_floor_ms) and _is_late(plan, batch, facts, i, then):
@@ -140,8 +146,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
             batch.outcomes[i] = REFUSED_MEMORY
             continue
         if event.id_field >= 0:
-            if is_near_cap and n_others + n_new + ids_live(
-                    &s.ids.tables[batch.event], then - event.dedupe_ms) >= s.ids.max_ids:
+            if is_near_cap and n_others + n_new + ids_live(table, oldest_ms) >= max_ids:
                 batch.outcomes[i] = REFUSED_MEMORY
                 continue
             n_new += 1
@@ -155,25 +160,16 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
 
 cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin,
                           int64_t wall_ms, int64_t* nows) noexcept nogil:
-    cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t, last
+    cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t
     cdef Producer* producer = NULL
     cdef IdTable* ids = &s.ids.tables[batch.event]
-    cdef uint32_t i, n_accepted = 0
+    cdef uint32_t i
     if not s.event_clock and s.now_ms > now:
         now = s.now_ms
     if origin.given:
         producer = producers_of(&s.producers, origin, s.now_ms)
         if producer == NULL:
             return -1
-    last = now
-    for i in range(batch.n_events):
-        if batch.outcomes[i] == OUTCOME_ACCEPTED:
-            n_accepted += 1
-            if s.event_clock and batch.times[i] > last:
-                last = batch.times[i]
-    if facts.id_fps != NULL and n_accepted and ids_reserve(
-            &s.ids, ids, n_accepted, last - ids.dedupe_ms) < 0:
-        return -1
     for i in range(batch.n_events):
         if batch.outcomes[i] == OUTCOME_ACCEPTED:
             t = batch.times[i]
@@ -181,8 +177,9 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
                 now = t
             if s.first_nows[batch.event] == UNSET_MS:
                 s.first_nows[batch.event] = now
-            if facts.id_fps != NULL:
-                ids_remember(&s.ids, ids, &facts.id_fps[2 * i], t if t > now else now, now - ids.dedupe_ms)
+            if facts.id_fps != NULL and ids_remember(&s.ids, ids, &facts.id_fps[2 * i], t if t > now else now,
+                                                     now) < 0:
+                return -1
         nows[i] = now
     s.type_nows[batch.event] = now
     if now > s.now_ms:
@@ -190,20 +187,22 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
     if not s.event_clock:
         for i in range(s.n_types):
             s.type_nows[i] = now
+    if facts.id_fps != NULL:
+        # What a batch can fill expires no faster, so that dropping keeps up.
+        ids_drop(&s.ids, ids, ids_oldest(ids, now), 2 + batch.n_events // SEGMENT_IDS)
     s.position += batch.n_events
     if producer != NULL:
         producer_remember(producer, origin, s.now_ms)
     return 0
 
 
-cdef int sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t old_type,
-                         bint same_ids) noexcept nogil:
+cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t old_type,
+                          bint same_ids) noexcept nogil:
     cdef int64_t now = old.type_nows[old_type]
-    if same_ids and ids_adopt(&s.ids, &s.ids.tables[type_], &old.ids, &old.ids.tables[old_type], now) < 0:
-        return -1
+    if same_ids:
+        ids_adopt(&s.ids, &s.ids.tables[type_], &old.ids, &old.ids.tables[old_type], now)
     s.type_nows[type_] = now
     s.first_nows[type_] = old.first_nows[old_type]
-    return 0
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------

@@ -116,6 +116,7 @@ cdef class State:
     cdef Reserved reserve(self, CompiledPlan compiled)
     cdef int swap_plan(self, CompiledPlan compiled, Reserved reserved) except -1
     cdef const ServiceC* _service(self, service) except? NULL
+    cdef bint _drop_ids(self, uint32_t* type_) noexcept nogil
     cdef Block _table(self, bint producers, uint32_t max_places, object meanwhile)
     cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id)
     cdef int _imported(self, int status, str what) except -1

@@ -30,7 +30,9 @@ from featurestore.core.hashing cimport (
     SipState, hashing_structs, key_fingerprints, sip128_final, sip128_init, sip128_update, siphash128,
     value_hashes,
 )
-from featurestore.core.ids cimport IdCursor, ids_copy, ids_import, ids_sort
+from featurestore.core.ids cimport (
+    ID_BYTES, IdCursor, ids_copy, ids_drop, ids_import, ids_oldest, ids_sort,
+)
 from featurestore.core.kept cimport Listed, ListedValue, kept_structs
 from featurestore.core.pages cimport CHUNK_BYTES, pool_clear, pool_idle_bytes, pool_init
 from featurestore.core.plan cimport (
@@ -79,6 +81,7 @@ cdef enum:
     AHEAD_CELLS = 8              # key sets ahead whose cells in sketches are
     SLICES_A_TURN = 32           # of rows copied: a millisecond or two
     KEYS_AT_ONCE = 1024          # key sets whose fingerprints are made before they are read
+    DEDUPE_MEMORY_BYTES = 360_000_000
     DERIVED_AT_ONCE = 65536      # values read with what derived features need, before those are computed
     SNAPSHOT_VERSION = 1
     VALUE_DOMAIN = 0xFFFF        # in the place of an entity id: hashes of values, not of keys
@@ -894,13 +897,13 @@ cdef class State:
     two; with the secret part of the store's identity. threads: how many apply one large batch together.
     cores: how many may be at long work at once (turns.pxd), 1 at least. max_memory_bytes: rows past this are
     refused, 0 for no limit. max_future_ms: how far ahead of the wall clock an event may be, MAX_FUTURE_MS at
-    most.
+    most. dedupe_memory_bytes: of event ids within their horizons; at it events with new ids are refused.
     """
 
     def __init__(self, plan not None, *, str clock="event", bytes secret=bytes(16), uint32_t n_shards=64,
                  uint32_t threads=1, uint32_t cores=1, uint64_t max_memory_bytes=0,
                  int64_t max_future_ms=MAX_FUTURE_MS, uint64_t max_producers=8192,
-                 uint64_t max_ids=10_000_000):
+                 uint64_t dedupe_memory_bytes=DEDUPE_MEMORY_BYTES):
         cdef uint32_t i
         if self.made:
             raise ValueError("a State is made once")
@@ -922,7 +925,7 @@ cdef class State:
         self.c.max_memory_bytes = max_memory_bytes
         memcpy(self.c.secret, <const char*>secret, 16)
         if sequencer_init(&self.c.sequencer, self.c.plan, clock == "event", max_future_ms,
-                          max_producers, max_ids) < 0:
+                          max_producers, dedupe_memory_bytes) < 0:
             raise MemoryError
         if pool_init(&self.c.pool) < 0:
             raise MemoryError
@@ -969,6 +972,11 @@ cdef class State:
     def now_ms(self):
         """The latest clock of all event types, None before the first event."""
         return None if self.c.sequencer.now_ms == UNSET_MS else self.c.sequencer.now_ms
+
+    @property
+    def id_memory(self):
+        """Bytes that event ids take, and dedupe_memory_bytes."""
+        return self.c.sequencer.ids.n_ids * ID_BYTES, self.c.sequencer.ids.max_bytes
 
     def event_now_ms(self, size_t event):
         """The clock of one event type, None before its first event."""
@@ -1208,17 +1216,14 @@ cdef class State:
         cdef uint32_t shard
         cdef uint16_t i, j
         before = {event.event_id: (j, _id_name(event)) for j, event in enumerate(self.compiled.plan.events)}
-        if sequencer_init(&s, compiled.c, old.event_clock, old.max_future_ms, 0, old.ids.max_ids) < 0:
+        if sequencer_init(&s, compiled.c, old.event_clock, old.max_future_ms, 0, old.ids.max_bytes) < 0:
             raise MemoryError
         for i, event in enumerate(compiled.plan.events):
             if not s.event_clock:
                 s.type_nows[i] = old.now_ms
             if event.event_id in before:
                 j, id_name = before[event.event_id]
-                if sequencer_adopt(&s, i, old, j, id_name is not None and id_name == _id_name(event)) < 0:
-                    self.c.broken = True             # some ids are in neither
-                    sequencer_clear(&s)
-                    raise MemoryError
+                sequencer_adopt(&s, i, old, j, id_name is not None and id_name == _id_name(event))
         producers_clear(&s.producers)
         s.producers = old.producers
         memset(&old.producers, 0, sizeof(old.producers))
@@ -1276,12 +1281,31 @@ cdef class State:
                 pthread_rwlock_unlock(&self.c.plan_lock)
         return found
 
+    cdef bint _drop_ids(self, uint32_t* type_) noexcept nogil:
+        """A segment of ids that have expired, of an event type that may have been silent since. Whether to go
+        on."""
+        cdef Sequencer* s = &self.c.sequencer
+        cdef bint more
+        pthread_rwlock_rdlock(&self.c.plan_lock)
+        pthread_mutex_lock(&self.c.order)
+        more = type_[0] < s.n_types
+        if more and ids_drop(&s.ids, &s.ids.tables[type_[0]],
+                             ids_oldest(&s.ids.tables[type_[0]], s.type_nows[type_[0]]), 1) == 0:
+            type_[0] += 1
+        pthread_mutex_unlock(&self.c.order)
+        pthread_rwlock_unlock(&self.c.plan_lock)
+        return more
+
     def sweep(self):
-        """Frees rows and logs that hold nothing any more; says how many rows. Never changes an answer."""
+        """Frees rows, logs and ids that hold nothing any more; says how many rows. Never changes an
+        answer."""
         cdef int64_t freed = 0, some = 0
         cdef uint64_t bucket
         cdef uint32_t i
         with nogil:
+            i = 0
+            while self._drop_ids(&i):
+                pass
             for i in range(self.c.n_shards):
                 bucket = 0
                 while True:
@@ -1354,7 +1378,8 @@ cdef class State:
 
     def stats(self):
         """Counts: rows, used_bytes (rows, logs, index and sketches), held_bytes (what the process holds for
-        them: also what is free between), sketches (tables), sketch_bytes, ids, producers, position."""
+        them: also what is free between), sketches (tables), sketch_bytes, ids, id_bytes (of
+        dedupe_memory_bytes), producers, position."""
         cdef uint64_t rows = 0, sketches = 0, sketch_bytes = 0
         cdef uint32_t i
         for i in range(self.c.n_shards):
@@ -1368,6 +1393,8 @@ cdef class State:
             "sketches": sketches,
             "sketch_bytes": sketch_bytes,
             "ids": self.c.sequencer.ids.n_ids,
+            "id_bytes": self.c.sequencer.ids.n_ids * ID_BYTES,
+            "dedupe_memory_bytes": self.c.sequencer.ids.max_bytes,
             "producers": self.c.sequencer.producers.n_producers,
             "position": self.c.sequencer.position,
         }

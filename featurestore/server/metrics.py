@@ -52,6 +52,12 @@ _GAUGES = (
     ),
     ("sketch_bytes", "sketch_bytes", "Memory that sketches take, part of row_bytes."),
     ("remembered_ids", "ids", "Event ids remembered for deduplication."),
+    ("remembered_id_bytes", "id_bytes", "Memory that they take."),
+    (
+        "dedupe_memory_bytes",
+        "dedupe_memory_bytes",
+        "What that may be; at it, events with new ids are refused until older ones expire.",
+    ),
     ("remembered_producers", "producers", "Producers remembered for deduplication."),
     ("journal_bytes", "journal_bytes", "Size of the journal's files."),
     ("position", "position", "Last position applied."),

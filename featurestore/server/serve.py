@@ -230,6 +230,7 @@ def open_store(config: ServeConfig) -> Engine:
         durability=config.durability,
         threads=config.engine_threads,
         max_memory_bytes=config.max_memory_bytes,
+        dedupe_memory_bytes=config.dedupe_bytes,
     )
 
 
@@ -259,6 +260,7 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
                 checkpoint_every_s=config.checkpoint_every_s,
                 checkpoint_journal_bytes=config.checkpoint_journal_bytes,
                 on_failure=lambda error: _log.error("the store has failed: %s", error),
+                on_filling=_log_filling,
             )
             if config.transport is None and server.front.name != "native":
                 _log.warning(
@@ -288,6 +290,17 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
     if is_sound:
         _log.info("stopped; the checkpoint is at position %d", engine.checkpoint_position)
     return EXIT_OK if is_sound else EXIT_FAILED
+
+
+def _log_filling(what: str, used: int, cap: int) -> None:
+    _log.warning(
+        "%s is %d %% full (%d of %d bytes): at its cap events are refused; give it more, or shorten what it "
+        "is kept for",
+        what,
+        used * 100 // cap if cap else 100,
+        used,
+        cap,
+    )
 
 
 def _log_recovered(engine: Engine) -> None:

@@ -34,7 +34,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("schema_version", "events_accepted", "events_late", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms", "sketches", "sketch_bytes")
+    __slots__ = ("schema_version", "events_accepted", "events_late", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms", "sketches", "sketch_bytes", "ids", "id_bytes", "dedupe_memory_bytes")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     EVENTS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     EVENTS_LATE_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,9 @@ class StatsResponse(_message.Message):
     UPTIME_MS_FIELD_NUMBER: _ClassVar[int]
     SKETCHES_FIELD_NUMBER: _ClassVar[int]
     SKETCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ID_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEDUPE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     events_accepted: int
     events_late: int
@@ -71,7 +74,10 @@ class StatsResponse(_message.Message):
     uptime_ms: int
     sketches: int
     sketch_bytes: int
-    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., sketches: _Optional[int] = ..., sketch_bytes: _Optional[int] = ...) -> None: ...
+    ids: int
+    id_bytes: int
+    dedupe_memory_bytes: int
+    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., sketches: _Optional[int] = ..., sketch_bytes: _Optional[int] = ..., ids: _Optional[int] = ..., id_bytes: _Optional[int] = ..., dedupe_memory_bytes: _Optional[int] = ...) -> None: ...
 
 class CheckpointRequest(_message.Message):
     __slots__ = ()

@@ -180,7 +180,7 @@ def test_a_producer_too_many_is_turned_away_until_one_has_been_silent_for_a_week
 
 @pytest.mark.parametrize("clock", ["event", "wall"])
 def test_ids_past_their_cap_refuse_events_and_expire_with_the_horizon(clock: str) -> None:
-    state = State(PLAN, max_ids=3, clock=clock)
+    state = State(PLAN, dedupe_memory_bytes=3 * 36, clock=clock)
     first = plays(5, step=0)
     state.observe(first, now_ms=1_000_000)
     assert list(first.outcomes) == [Outcome.ACCEPTED] * 3 + [Outcome.REFUSED_MEMORY] * 2
@@ -197,7 +197,7 @@ def test_the_cap_holds_for_all_event_types_together_and_counts_what_has_not_expi
         "views:", "  skip:\n    time: {field: ts, unit: ms}\n    ids: {id: id, dedupe: 60s}\nviews:"
     )
     plan = compile_schema(two)
-    state = State(plan, max_ids=10, clock="wall")
+    state = State(plan, dedupe_memory_bytes=10 * 36, clock="wall")
     accepted = []
     for turn in range(200):
         now_ms = 1_000_000 + turn * 9_000  # six or seven turns lie within the horizon
@@ -252,26 +252,6 @@ def test_ids_of_another_field_are_other_ids() -> None:
     again = one(PLAN, ts=[1_000_002], id=["t0"])
     state.observe(again)
     assert list(again.outcomes) == [Outcome.ACCEPTED], "its ids ended with the change before"
-
-
-def test_ids_are_all_copied_though_their_table_is_rebuilt_meanwhile() -> None:
-    event = plays(1).event
-    for secret in range(40):
-        state = State(PLAN, secret=bytes([secret] * 16), n_shards=1)
-        state.observe(plays(30, step=0, prefix="old"))
-        state.observe(plays(17, start=1_050_000, step=0, prefix="kept"))
-        turns = iter(range(1 + secret % 20))
-
-        def rebuild(state: State = state, turns: Any = turns) -> None:
-            if next(turns, None) is None and state.stats()["ids"] == 47:
-                state.observe(plays(2, start=1_061_000, step=0, prefix="new"))  # the old ones have expired
-
-        copied = bytes(state.copy_ids(1, rebuild))
-        assert state.stats()["ids"] == 19, "the table was rebuilt in place"
-        copy = State(PLAN, secret=bytes([secret] * 16), n_shards=1)
-        copy.import_ids(copied)
-        assert copy.stats()["ids"] == 19
-        assert event.id_field is not None
 
 
 def producers(state: State) -> list[bytes]:

@@ -1,0 +1,89 @@
+"""What does an event id cost: memory and time for each, and the longest that a batch holds the order lock?
+
+memory   bytes resident per id remembered, and what the store counts for it.
+new      batches of new ids against batches of an event type without ids, interleaved: the difference is
+         looking an id up and remembering it. The longest batch of all is the worst that growing does.
+known    the same ids again: all are duplicates.
+
+Not measured: hashing apart from the rest, the wire, the journal. For instructions per id:
+  valgrind --tool=callgrind --toggle-collect='*ids_remember*' python -m pytest benches/bench_dedupe.py
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from benches import workload
+from featurestore.columns import event_columns
+from featurestore.core.batch import EventBatch
+from featurestore.core.state import State
+from featurestore.outcome import Outcome
+from featurestore.schema import compile_schema
+
+SCHEMA = """
+version: 1
+name: dedupe
+events:
+  known:
+    time: {field: ts, unit: ms}
+    ids: {id: id, dedupe: 1h}
+    fields: {account: key, id: string}
+  plain:
+    time: {field: ts, unit: ms}
+    fields: {account: key, id: string}
+views:
+  known: {event: known, key: account, windows: [10s], features: [count]}
+  plain: {event: plain, key: account, windows: [10s], features: [count]}
+services:
+  all: [known.*, plain.*]
+"""
+BATCH = 500
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def bench_ids(size: Callable[[int, int], int], found: Callable[[str], None]) -> None:
+    n = size(100_000, 10_000_000)
+    plan = compile_schema(SCHEMA)
+    state = State(plan, n_shards=1, dedupe_memory_bytes=1 << 40)
+    spent: dict[str, list[float]] = {"known": [], "plain": [], "again": []}
+    outcomes = np.zeros(0, np.uint8)
+    checksum = 0
+    before = resident_bytes()
+
+    def run(event: int, first: int, what: str) -> None:
+        nonlocal outcomes, checksum
+        declared = plan.events[event]
+        names = workload.key_texts(np.arange(first, first + BATCH), "i")
+        data = {"ts": [1_000_000 + first // 1_000] * BATCH, "account": ["a"] * BATCH, "id": names}
+        batch = EventBatch(declared, event, *event_columns(declared, data))
+        began = time.perf_counter()
+        state.observe(batch)
+        spent[what].append(time.perf_counter() - began)
+        outcomes = batch.outcomes
+        checksum = zlib.crc32(outcomes.tobytes(), checksum)
+
+    for first in range(0, n, BATCH):
+        run(0, first, "known")
+        run(1, first, "plain")
+    held = state.stats()["ids"]
+    taken = resident_bytes() - before
+    for first in range(0, n, BATCH * 7):
+        run(0, first, "again")
+        assert set(outcomes) == {int(Outcome.DUPLICATE)}
+    new = median((a - b) / BATCH * 1e9 for a, b in zip(spent["known"], spent["plain"], strict=True))
+    again = median(spent["again"]) / BATCH * 1e9
+    longest = max(spent["known"]) * 1e6
+    found(
+        f"{held} ids: {taken / held:.1f} bytes resident each, {state.stats()['id_bytes'] // held} counted; "
+        f"{new:.0f} ns for a new one more than without ids, {again:.0f} ns for an event that is a duplicate; "
+        f"longest batch of {BATCH} {longest:.0f} us; checksum {checksum:08x}"
+    )
