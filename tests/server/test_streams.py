@@ -114,9 +114,8 @@ def test_the_rest_of_what_was_large_holds_no_more_than_it_needs(connect: Connect
     many = framed(*[pb.GetFeaturesStreamRequest(read=one_row())] * 8000)
     for i in range(10):
         client.say(asked(2 * i + 1, "GetFeaturesStream", end=False))
-        for at in range(0, len(many), 16 * KIB):
-            client.say(data(2 * i + 1, many[at : at + 16 * KIB]))
-        client.say(data(2 * i + 1, b"\0"))
+        pieces = [data(2 * i + 1, many[at : at + 16 * KIB]) for at in range(0, len(many), 16 * KIB)]
+        client.say(*pieces, data(2 * i + 1, b"\0"))
     client.frames.clear()
     assert client.session.buffered < 20 * KIB
     assert allocated() - calm < MIB

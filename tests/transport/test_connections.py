@@ -155,6 +155,24 @@ def test_what_came_before_the_end_is_answered_however_it_falls_into_reads(
             wire.closed()
 
 
+@pytest.mark.deviates(grpcio="gives the calls up with their client's side")
+def test_what_came_before_the_end_is_answered_by_whomever(server: Process) -> None:
+    """By a worker, or in turns that are not over when the end has come."""
+    many = request_rows(500)
+    for bodies in ([many], [request_rows(60)] * 20):
+        with Wire(server.address) as wire:
+            asked = [request(wire, 2 * i + 1, GET, body) for i, body in enumerate(bodies)]
+            wire.send(*asked)
+            wire.socket.shutdown(socket.SHUT_WR)
+            for i in range(len(bodies)):
+                assert reply_of(wire.over(2 * i + 1)).status == OK
+            wire.closed()
+
+
+def request_rows(n: int) -> bytes:
+    return read(*["1.2.3.4"] * n)
+
+
 # ---- what is held for them
 
 

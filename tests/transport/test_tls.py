@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hpack
 import pytest
 
 from featurestore.v1 import feature_store_service_pb2 as pb
@@ -36,9 +37,10 @@ from transport.calls import (
     read_streamed,
     reply_of,
     request,
+    standalone,
 )
 from transport.conftest import MANNERS, Start
-from transport.frames import PREFACE, STRICT, Wire, headers, settings
+from transport.frames import PREFACE, STRICT, Kind, Wire, headers, settings
 from transport.process import METRICS, Process, eventually
 
 pytestmark = pytest.mark.skipif(
@@ -342,6 +344,54 @@ def test_a_large_request_and_a_large_reply(server: Process, ours: Authority) -> 
         while not wire.stream(1).is_over:
             wire.read_some(30, 3000)
         assert reply_of(wire.stream(1)).message == expected
+
+
+def status_of(said: bytes) -> str | None:
+    """The gRPC status in the last header block of what a server has said."""
+    decoder, status = hpack.Decoder(), None
+    while said:
+        size = 9 + int.from_bytes(said[:3], "big")
+        if said[3] == Kind.HEADERS:
+            status = {str(name): str(value) for name, value in decoder.decode(said[9:size])}.get(
+                "grpc-status"
+            )
+        said = said[size:]
+    return status
+
+
+@pytest.mark.deviates(grpcio="gives the call up with its client's side")
+@pytest.mark.parametrize("n_rows", [1, 500], ids=["answered at once", "by a worker"])
+def test_a_client_that_closes_behind_its_request_is_answered(
+    server: Process, ours: Authority, n_rows: int
+) -> None:
+    """Its request, its close_notify and its end arrive together; it reads on."""
+    body = read(*["1.2.3.4"] * n_rows)
+    host, _, port = server.address.rpartition(":")
+    for _ in range(10):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = ours.trusting().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        with socket.create_connection((host, int(port))) as plain:
+            plain.settimeout(30)
+            while True:
+                try:
+                    client.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    plain.sendall(outgoing.read())
+                    incoming.write(plain.recv(1 << 16))
+            client.write(PREFACE + settings() + headers(1, standalone(fields(GET))))
+            client.write(body_of(1, prefixed(body)))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                client.unwrap()
+            plain.sendall(outgoing.read())
+            plain.shutdown(socket.SHUT_WR)
+            while got := plain.recv(1 << 16):
+                incoming.write(got)
+        said = b""
+        with contextlib.suppress(ssl.SSLError):  # of its close_notify
+            while got := client.read(1 << 20):
+                said += got
+        assert status_of(said) == "0", "answered to the end"
 
 
 def test_a_client_that_takes_nothing_for_a_while_gets_it_all(server: Process, ours: Authority) -> None:
