@@ -28,9 +28,11 @@ from hyperframe import frame as frames
 
 from benches.process import INGEST_STREAM, READ, answer
 from featurestore.v1 import feature_store_service_pb2 as pb
+from featurestore.v1 import types_pb2
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 STREAM = "/featurestore.v1.FeatureStoreService/GetFeaturesStream"
+LARGEST_WINDOW = (1 << 31) - 1
 INITIAL_WINDOW_SIZE = frames.SettingsFrame.INITIAL_WINDOW_SIZE
 NICENESS = 19
 READ_BYTES = 1 << 16
@@ -227,6 +229,30 @@ def malformed_requests(messages: list[bytes]) -> Attack:
     return Attack("calls", 10, 200, [begun(greeting(), bursts(10, wrong, 1000))])
 
 
+def large_replies(messages: list[bytes]) -> Attack:
+    """Fewer bytes than a loop reads at once, and some megabytes back: thousands of key sets without a key."""
+    question = pb.GetFeaturesRequest(service="abuse", bounds=True)
+    question.key_sets.extend([types_pb2.KeySet()] * 3500)
+    fields, body = block(READ), question.SerializeToString()
+
+    def asked(stream: int) -> bytes:
+        return headers(stream, fields) + message(stream, body, "END_STREAM")
+
+    opening = greeting(INITIAL_WINDOW_SIZE=LARGEST_WINDOW)
+    opening += serialized(frames.WindowUpdateFrame(0, window_increment=LARGEST_WINDOW - 65_535))
+    return Attack("calls", 1, 20, [begun(opening, bursts(1, asked, 200))], connections=4)
+
+
+def closed_streams(messages: list[bytes]) -> Attack:
+    """DATA on streams that have been answered before their request was whole."""
+    fields = block("/nobody.has/This")
+
+    def late(stream: int) -> bytes:
+        return headers(stream, fields) + serialized(frames.DataFrame(stream, data=b"x")) * 100
+
+    return Attack("streams", 10, 100, [begun(greeting(), bursts(10, late, 500))])
+
+
 ATTACKS: dict[str, Callable[[list[bytes]], Attack]] = {
     "rapid reset": rapid_reset,
     "SETTINGS flood": settings_flood,
@@ -239,6 +265,8 @@ ATTACKS: dict[str, Callable[[list[bytes]], Attack]] = {
     "torn connections": torn_connections,
     "too many streams": too_many_streams,
     "malformed requests": malformed_requests,
+    "large replies": large_replies,
+    "closed streams": closed_streams,
 }
 
 
