@@ -87,6 +87,7 @@ MAX_FIELD_NUMBER = (1 << 29) - 1  # of protobuf
 MAX_REFUSALS = 100  # listed in one answer
 FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to 9999
 KNOWN_STATUSES = bytes(Status)
+OF_TWO_EVENTS = {"interval_mean", "interval_cv"}  # PRESENT with one event, which has no interval yet
 DOUBLES, FLOATS, BYTES = np.dtype("<f8"), np.dtype("<f4"), np.dtype("u1")
 
 # ---- encoding
@@ -305,16 +306,17 @@ def decode_vectors(
     elif (statuses == Status.WARMING).any():
         raise unreadable("a value that is WARMING, and no word of the share that it covers")
     made = Vectors(service.names, values, statuses, coverage, lower, upper, now_ms)
-    _check_meaning(made)
+    _check_meaning(made, service)
     return made if bounds else replace(made, lower=None, upper=None)
 
 
-def _check_meaning(made: Vectors) -> None:
+def _check_meaning(made: Vectors, service: ServiceSchema) -> None:
     """What a status says of its value: else the numbers are not what they seem."""
     is_nan = np.isnan(made.values)
     wrong = is_nan & (made.statuses == Status.PRESENT) | ~is_nan & (made.statuses == Status.UNAVAILABLE)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0].tolist()
+    for row, column in np.argwhere(wrong).tolist():
+        if is_nan[row, column] and service.features[column].aggregate in OF_TWO_EVENTS:
+            continue
         what = "no number" if is_nan[row, column] else "a number"
         raise unreadable(f"{made.names[column]} is {STATUS_NAMES[made.statuses[row, column]]} and has {what}")
     if not ((made.coverage >= 0) & (made.coverage <= 1)).all():  # nor NaN

@@ -156,6 +156,14 @@ def test_vectors_that_contradict_themselves_are_not_served(
         wire.decode_read(message, service_of(2), rows=1, bounds=True)
 
 
+def test_what_needs_two_events_is_present_without_a_number_when_there_is_one() -> None:
+    features = (FeatureSchema("mean", "interval_mean", None, 1000, 0, (), False),)
+    service = ServiceSchema("s", 77, features, (), ("mean",))
+    vectors = t.Vectors(fingerprint=77, rows=1, width=1, values=[math.nan])
+    message = service_pb.GetFeaturesResponse(vectors=vectors).SerializeToString()
+    assert math.isnan(wire.decode_read(message, service, rows=1, bounds=False)[0]["mean"])
+
+
 def test_a_field_of_another_type_or_that_comes_twice_is_no_reply() -> None:
     vectors = t.Vectors(fingerprint=77, rows=1, width=1, values=[1]).SerializeToString()
     for more, words in (
