@@ -96,5 +96,5 @@ def test_phases_of_all_sizes_stay_within_the_memory_limit(
         # A chunk for each of 64 shards, and what the interpreter took meanwhile, besides.
         assert resident <= 1.15 * limit + (24 << 20)
         assert held <= 1.15 * limit + 64 * (128 << 10)
-        assert fed >= 0.45 * limit / (16 if each > 1 else 96), "memory that was freed lets new rows in"
+        assert fed >= 0.45 * limit / (96 / each + 16), "memory that was freed lets new rows in"
     assert rows <= 2 and held_left <= 4 << 20 and left <= 0.2 * limit + (16 << 20)
