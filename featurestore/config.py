@@ -80,14 +80,19 @@ class Limits:
     max_message_bytes: int = 16 << 20  # of one request and of one reply
     max_batch_events: int = 1 << 20  # events of a batch, key sets of a read
     max_call_bytes: int = 256 << 20  # memory that one request may take when decoded
-    max_concurrent_calls: int = 256  # calls at once, streams included; further ones RESOURCE_EXHAUSTED
-    max_streams: int = 32  # streams at once, over all connections
+    # What all clients share. An idle stream or watch costs little, and each has a limit of its own: whoever
+    # opens many is refused more of them, and leaves calls their places. Those are used up by whoever sends
+    # faster than is answered, from many connections; refused is whoever comes then.
+    max_concurrent_calls: int = 512  # reads and writes at once; further ones RESOURCE_EXHAUSTED
+    max_streams: int = 1024  # streams at once, over all connections; grpcio keeps two threads for each
+    max_watches: int = 1024  # Health.Watch at once
     max_streams_per_connection: int = 100  # HTTP/2 streams, that is calls at once on one connection
     stream_window: int = 8  # batches of one IngestStream that are applied and not answered yet
     min_ping_interval_ms: int = 10_000  # clients that ping more often are disconnected
     durable_wait_s: float = 60.0  # a call without a deadline waits so long for the disk
     # Of the native transport; grpcio has limits of its own.
-    max_connections: int = 4096  # at once; further ones are closed
+    # at once; further ones are closed. Clipped to the descriptors that there are beside the store's
+    max_connections: int = 4096
     max_connection_bytes: int = 64 << 20  # held for one connection: requests not run and replies not taken
     max_buffered_bytes: int = 1 << 30  # held for all of them; an eighth is shared out among max_connections
 
@@ -98,6 +103,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_call_bytes": (1 << 16, 1 << 40),
     "max_concurrent_calls": (1, 1 << 16),
     "max_streams": (1, 1 << 12),
+    "max_watches": (1, 1 << 12),
     "max_streams_per_connection": (1, 1 << 20),
     "stream_window": (1, 1 << 10),
     "min_ping_interval_ms": (0, 1 << 31),
@@ -117,6 +123,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "checkpoint_journal_bytes": (1 << 20, 1 << 50),
     "drain_s": (0.0, 3600.0),
 }
+
+
+def most_calls(limits: Limits) -> int:
+    """Of all kinds together: where only the sum is counted, what stays open leaves the others theirs."""
+    return limits.max_concurrent_calls + limits.max_streams + limits.max_watches
 
 
 @dataclass(frozen=True)

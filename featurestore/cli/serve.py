@@ -76,6 +76,7 @@ FLAGS = {
     "max_call_bytes": "--max-call-memory",
     "max_concurrent_calls": "--max-concurrent-calls",
     "max_streams": "--max-streams",
+    "max_watches": "--max-watches",
     "max_streams_per_connection": "--max-streams-per-connection",
     "stream_window": "--stream-window",
     "min_ping_interval_ms": "--min-ping-interval",
@@ -243,8 +244,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     for flag, default, what in (
         ("--max-batch-events", _LIMITS.max_batch_events, "events of a batch, key sets of a read"),
-        ("--max-concurrent-calls", _LIMITS.max_concurrent_calls, "calls at once, streams included"),
+        ("--max-concurrent-calls", _LIMITS.max_concurrent_calls, "reads and writes at once"),
         ("--max-streams", _LIMITS.max_streams, "streams at once"),
+        ("--max-watches", _LIMITS.max_watches, "Health.Watch at once, which leave calls their places"),
         (
             "--max-streams-per-connection",
             _LIMITS.max_streams_per_connection,
@@ -322,6 +324,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
             max_call_bytes=bytes_of(arguments.max_call_memory, "--max-call-memory"),
             max_concurrent_calls=arguments.max_concurrent_calls,
             max_streams=arguments.max_streams,
+            max_watches=arguments.max_watches,
             max_streams_per_connection=arguments.max_streams_per_connection,
             stream_window=arguments.stream_window,
             max_connections=arguments.max_connections,

@@ -5,6 +5,8 @@ serve           open, listen, wait, drain, close
   admin         what an operator may do, on a listener of its own
   registry      what the store serves, by name
   metrics       the counters, for Prometheus
+    scrape      how it gets them: a listener that nobody holds
+  health        how the server is
   transport     which of the two carries the public port
   native_front  our own: threads, and Python's handlers beside the hot methods
     loop        sockets, epoll, time
@@ -17,6 +19,7 @@ serve           open, listen, wait, drain, close
   grpc_front    grpcio: threads, streams, deadlines
   handlers      what Python answers on either: messages that cannot be read, errors that nobody raised
   listener      addresses → ports: TLS, Unix sockets
+  descriptors   as many as there are, and the store's kept
 dispatcher      request bytes → reply bytes, now or when durable; what every transport calls
   codec         request bytes → C structs; what a request may and may not say
   replies       results → reply bytes

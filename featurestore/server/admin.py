@@ -27,6 +27,7 @@ from featurestore.v1 import types_pb2 as types
 SERVICE = "featurestore.v1.AdminService"
 THREADS = 2
 MOST_CALLS = 8
+MOST_CONNECTIONS = 64
 
 Reply = TypeVar("Reply")
 

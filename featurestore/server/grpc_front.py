@@ -1,12 +1,14 @@
 """The hot methods on grpcio: raw bytes to the dispatcher and back, no message object in between.
 
 Threads. Reads have threads of their own and so have writes, because a write waits for the disk and must not
-keep reads waiting. A stream keeps a thread for as long as it lives; streams have their share of the read
-threads' pool on top, and one more than allowed is turned away at once.
+keep reads waiting. A stream keeps a thread for as long as it lives, and one more than allowed is turned away
+at once.
 
-    GetFeatures, GetFeaturesStream, reflection    read_threads + max_streams
+    GetFeatures                                   read_threads
     Observe, Ingest                               write_threads
-    IngestStream                                  a reader thread each, and one of the pool that answers
+    streams, reflection, everything else          read_threads + max_streams
+    IngestStream                                  a reader thread each besides
+    Health.Watch                                  none
 
 IngestStream pipelines: its reader applies the next batch while the one before waits for its sync, at most
 `stream_window` ahead. Answers go out in the order of the batches. At drain a stream ends with UNAVAILABLE
@@ -24,7 +26,7 @@ from typing import Any
 
 import grpc
 
-from featurestore.config import Address, Limits, ServeConfig, Tls
+from featurestore.config import Address, Limits, ServeConfig, Tls, most_calls
 from featurestore.errors import LimitError, UnavailableError
 from featurestore.server import dispatcher as hot
 from featurestore.server import listener
@@ -43,6 +45,7 @@ def options(limits: Limits) -> list[tuple[str, int]]:
         # Streams that are over count until their calls are freed, so that a busy server refuses some to
         # clients that keep to the number; nothing of them was read, they may be called again. Without that
         # protection (grpc.http.overload_protection) streams opened and reset take the room of others' calls.
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
         ("grpc.max_metadata_size", 8 << 10),
         # Clients may ping, and be found dead by pings, but not flood.
@@ -52,6 +55,13 @@ def options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
+
+
+def _on(pool: ThreadPoolExecutor, handler: Callable[..., bytes]) -> Callable[..., bytes]:
+    """grpcio runs a handler that has this attribute on the pool it names."""
+    pooled: Any = handler
+    pooled.experimental_thread_pool = pool
+    return handler
 
 
 class Streams:
@@ -195,10 +205,11 @@ class GrpcioFront:
         limits = config.limits
         self._dispatcher, self._limits = dispatcher, limits
         self.streams = Streams(limits.max_streams)
-        self._pool = ThreadPoolExecutor(config.read_threads + limits.max_streams, "featurestore-read")
+        self._pool = ThreadPoolExecutor(config.read_threads + limits.max_streams, "featurestore-stream")
+        self._readers = ThreadPoolExecutor(config.read_threads, "featurestore-read")
         self._writers = ThreadPoolExecutor(config.write_threads, "featurestore-write")
         self._server = grpc.server(
-            self._pool, options=options(limits), maximum_concurrent_rpcs=limits.max_concurrent_calls
+            self._pool, options=options(limits), maximum_concurrent_rpcs=most_calls(limits)
         )
         added = OnGrpcio(self._server)
         self.add_generic_rpc_handlers = added.add_generic_rpc_handlers
@@ -231,8 +242,8 @@ class GrpcioFront:
 
     def close(self) -> None:
         """After `stop`: when it returns, no thread is in the dispatcher."""
-        self._writers.shutdown()
-        self._pool.shutdown()
+        for pool in (self._writers, self._readers, self._pool):
+            pool.shutdown()
 
     def counts(self) -> dict[str, int]:
         """Of connections: grpcio tells nothing."""
@@ -247,7 +258,7 @@ class GrpcioFront:
             except Exception as error:
                 abort(context, error)
 
-        return read
+        return _on(self._readers, read)
 
     def _writing(self, method: int) -> Callable[[bytes, grpc.ServicerContext], bytes]:
         call = self._dispatcher.call
@@ -258,10 +269,7 @@ class GrpcioFront:
             except Exception as error:
                 abort(context, error)
 
-        # grpcio runs a handler that has this attribute on the pool it names.
-        pooled: Any = write
-        pooled.experimental_thread_pool = self._writers
-        return write
+        return _on(self._writers, write)
 
     def _wait_s(self, context: grpc.ServicerContext) -> float:
         """How long to wait for the disk: as long as the client does."""

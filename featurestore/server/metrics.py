@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from threading import Thread
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from featurestore.config import Address
 from featurestore.engine import Engine
-from featurestore.errors import ConfigError
 from featurestore.outcome import Outcome
 from featurestore.server.dispatcher import Dispatcher
+from featurestore.server.scrape import Scrape
 from featurestore.server.status import Status
 from featurestore.server.transport import Front
 
@@ -202,23 +201,18 @@ def _connections(counts: dict[str, int]) -> Iterator[Metric]:
 
 
 class MetricsListener:
-    """GET /metrics on an address of its own."""
+    """GET /metrics on an address of its own; scrape.py says what it bears."""
 
     def __init__(self, address: Address, collector: Collector) -> None:
-        registry = CollectorRegistry()
-        registry.register(collector)
-        self._server: WSGIServer
-        self._thread: Thread
-        try:
-            self._server, self._thread = start_http_server(address.port, address.host, registry)
-        except OSError as error:
-            raise ConfigError(
-                f"metrics: cannot listen on {address}: {error.strerror or error}; give another address",
-                setting="metrics",
-            ) from error
-        self.address = address.with_port(self._server.server_port)
+        self._registry = CollectorRegistry()
+        self._registry.register(collector)
+        self._scrape = Scrape(address, self._tell)
+        self.address = self._scrape.address
+
+    def _tell(self, asked: str) -> tuple[str, bytes]:
+        accepts = (line for line in asked.splitlines() if line.lower().startswith("accept:"))
+        encode, kind = choose_encoder(next(accepts, ":").partition(":")[2].strip())
+        return kind, encode(self._registry)
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._scrape.close()

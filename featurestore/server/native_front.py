@@ -7,7 +7,7 @@ needs Python: words for failures, and calls of all other methods, which it hands
     a hot call: Observe, Ingest, GetFeatures and the streams    loop_threads
     one that is large                                           worker_threads; they give way to all others
     one that would wait: for a row, for a batch                 one more for reads, one for writes
-    everything else: registry, health, reflection, lists        a pool of read_threads + max_streams
+    everything else: registry, health, reflection, lists        a pool of read_threads + MOST_REFLECTIONS
 
 Handlers are those of grpcio, found through `add_registered_method_handlers`, and know no difference: a
 context has what they use of grpc.ServicerContext.
@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from featurestore.config import Address, ServeConfig, Tls
+from featurestore.config import Address, ServeConfig, Tls, most_calls
 from featurestore.errors import ConfigError
 from featurestore.niceness import LARGE_MESSAGES, give_way
 from featurestore.server import dispatcher as hot
@@ -43,6 +43,7 @@ from featurestore.server.tls import TlsContext
 
 PYTHON = -1  # in place of a method of the dispatcher
 LOOK_AT_PAPERS_S = 1.0
+MOST_REFLECTIONS = 32  # calls of it at once: each keeps a thread for as long as it lives
 
 _HOT = (
     ("Observe", hot.OBSERVE, False),
@@ -261,11 +262,11 @@ class NativeFront:
 
     def __init__(self, dispatcher: Dispatcher, config: ServeConfig) -> None:
         self._dispatcher, self._config = dispatcher, config
-        self.streams = Streams(config.limits.max_streams)
+        self.streams = Streams(MOST_REFLECTIONS)
         self._handlers: list[grpc.RpcMethodHandler[Any, Any]] = []
         self._targets = [(f"/{SERVICE}/{name}", method, streams, streams) for name, method, streams in _HOT]
         self._calls: dict[tuple[int, int], _Call] = {}
-        self._pool = ThreadPoolExecutor(config.read_threads + config.limits.max_streams, "featurestore-read")
+        self._pool = ThreadPoolExecutor(config.read_threads + MOST_REFLECTIONS, "featurestore-read")
         self._loops: list[Loop] = []
         self._sockets: list[list[socket.socket]] = []
         self._threads: list[threading.Thread] = []
@@ -313,7 +314,7 @@ class NativeFront:
             max_connections=limits.max_connections,
             max_streams_per_connection=limits.max_streams_per_connection,
             max_streams=limits.max_streams,
-            max_calls=limits.max_concurrent_calls,
+            max_calls=most_calls(limits),
             stream_window=limits.stream_window,
             durable_wait_s=limits.durable_wait_s,
             min_ping_interval_ms=limits.min_ping_interval_ms,

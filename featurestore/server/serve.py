@@ -10,22 +10,34 @@ process exits with EXIT_FAILED: a restart finds everything that was acknowledged
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health as health_v1
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from featurestore.config import Address, ServeConfig
+from featurestore.config import Address, ServeConfig, most_calls
 from featurestore.engine import Engine
 from featurestore.errors import FeatureStoreError
-from featurestore.server import admin, grpc_front, heaviest, listener, metrics, registry, transport
+from featurestore.server import (
+    admin,
+    descriptors,
+    grpc_front,
+    health,
+    heaviest,
+    listener,
+    metrics,
+    registry,
+    transport,
+)
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.v1 import feature_store_service_pb2
 
@@ -34,61 +46,7 @@ EXIT_FAILED = 1
 # How often the waiting server looks whether the store still takes writes.
 LOOK_EVERY_S = 0.2
 
-_Healthy = health_pb2.HealthCheckResponse
-
 _log = logging.getLogger("featurestore.server")
-
-
-class _Health(health.HealthServicer):  # type: ignore[misc,unused-ignore]
-    """Health v1, whose watchers cannot hold the server up.
-
-    The library's tells its watchers with its lock held, each until gRPC has sent the message: one that goes
-    away meanwhile waits for that lock on the thread that would say so, and nothing moves any more. Here
-    nothing is sent with the lock held, and at drain not on the thread that drains. Watchers are ended then:
-    they never end their calls themselves, and would make every drain last for all of `drain_s`.
-    """
-
-    def __init__(self, services: Iterable[str]) -> None:
-        super().__init__()
-        self._known = {"", *services}
-        for name in self._known:
-            self.set(name, _Healthy.SERVING)
-        self._lock_of_watchers = threading.Lock()
-        self._watchers: dict[Callable[[Any], None], bool] = {}  # how to send, and is it a service we know
-        self._is_draining = False
-
-    def Watch(self, request: Any, context: Any, send_response_callback: Any = None) -> None:
-        send, is_known = send_response_callback, request.service in self._known
-
-        def forget() -> None:
-            with self._lock_of_watchers:
-                self._watchers.pop(send, None)
-
-        if not self._is_draining:
-            status = _Healthy.SERVING if is_known else _Healthy.SERVICE_UNKNOWN
-            send(health_pb2.HealthCheckResponse(status=status))
-        with self._lock_of_watchers:
-            is_draining = self._is_draining
-            if not is_draining:
-                self._watchers[send] = is_known
-        if is_draining:
-            self._end({send: is_known})
-        elif not context.add_callback(forget):  # the call is over
-            forget()
-
-    def drain(self) -> None:
-        self.enter_graceful_shutdown()
-        with self._lock_of_watchers:
-            self._is_draining = True
-            watchers = dict(self._watchers)
-        threading.Thread(target=self._end, args=(watchers,), name="featurestore-health", daemon=True).start()
-
-    @staticmethod
-    def _end(watchers: dict[Callable[[Any], None], bool]) -> None:
-        for send, is_known in watchers.items():
-            if is_known:
-                send(health_pb2.HealthCheckResponse(status=_Healthy.NOT_SERVING))
-            send(None)
 
 
 class _Reflection(reflection.ReflectionServicer):  # type: ignore[misc,unused-ignore]
@@ -114,6 +72,7 @@ class Server:
     """
 
     def __init__(self, engine: Engine, config: ServeConfig) -> None:
+        config = dataclasses.replace(config, limits=descriptors.clipped(config.limits))
         self.engine, self._config = engine, config
         self._wanted = threading.Event()  # somebody wants it to stop
         self._stopped = False
@@ -122,17 +81,18 @@ class Server:
         self.dispatcher = Dispatcher(
             engine,
             # Those that run, and those of the native transport that wait for their words.
-            max_calls=config.read_threads + config.write_threads + 2 * streams + limits.max_concurrent_calls,
+            max_calls=config.read_threads + config.write_threads + 2 * streams + most_calls(limits),
             max_message_bytes=limits.max_message_bytes,
             max_rows=limits.max_batch_events,
             max_call_bytes=limits.max_call_bytes,
         )
         self._registry = registry.Registry(engine)
         self.front = transport.front(self.dispatcher, config)
-        self._health = _Health((grpc_front.SERVICE, registry.SERVICE))
+        self._health = health.Health((grpc_front.SERVICE, registry.SERVICE), limits.max_watches)
         self._admin_pool = ThreadPoolExecutor(admin.THREADS, "featurestore-admin")
+        admins = dataclasses.replace(limits, max_connections=admin.MOST_CONNECTIONS)
         self._admin = grpc.server(
-            self._admin_pool, options=grpc_front.options(limits), maximum_concurrent_rpcs=admin.MOST_CALLS
+            self._admin_pool, options=grpc_front.options(admins), maximum_concurrent_rpcs=admin.MOST_CALLS
         )
         self._metrics: metrics.MetricsListener | None = None
         self._add_services()
@@ -146,7 +106,7 @@ class Server:
         admin.Admin(self.engine).add_to(self._admin)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.front)
         hot = feature_store_service_pb2.DESCRIPTOR.services_by_name["FeatureStoreService"].full_name
-        names = (hot, registry.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (hot, registry.SERVICE, health_v1.SERVICE_NAME, reflection.SERVICE_NAME)
         reflected = _Reflection(names, self.front.streams)
         add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server  # generated, without types
         add(reflected, self.front)
@@ -241,6 +201,7 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
     on_ready(server) is called when it listens. A second signal ends the process at once, which loses nothing
     acknowledged.
     """
+    descriptors.raise_limit()
     engine = open_store(config)
     try:
         _log_recovered(engine)

@@ -322,7 +322,7 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         "--write-threads", "4", "--drain", "1.5s", "--max-message", "1M", "--max-batch-events", "5",
         "--max-call-memory", "2m", "--max-concurrent-calls", "6", "--max-streams", "7",
         "--max-streams-per-connection", "8", "--stream-window", "9", "--min-ping-interval", "500ms",
-        "--durable-wait", "11",
+        "--durable-wait", "11", "--max-watches", "12",
     ) == ServeConfig(
         data=Path("store"), schema=SCHEMA, schema_path=str(schema), listen="0.0.0.0:1",
         tls=Tls(pem, pem, pem), admin="localhost:2", admin_tls=Tls(pem, pem, pem),
@@ -333,7 +333,7 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         limits=Limits(
             max_message_bytes=1 << 20, max_batch_events=5, max_call_bytes=2 << 20, max_concurrent_calls=6,
             max_streams=7, max_streams_per_connection=8, stream_window=9, min_ping_interval_ms=500,
-            durable_wait_s=11.0,
+            durable_wait_s=11.0, max_watches=12,
         ),
     )  # fmt: skip
 

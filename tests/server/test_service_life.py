@@ -26,7 +26,8 @@ from house import SCHEMA, T0, Serving, batch, config, keys, observe, opened, pla
 from featurestore.config import Tls
 from featurestore.engine import Engine
 from featurestore.errors import ConfigError, StoreLockedError
-from featurestore.server.serve import Server, _Health, open_store
+from featurestore.server.health import Health
+from featurestore.server.serve import Server, open_store
 from featurestore.v1 import admin_service_pb2 as admin_pb
 from featurestore.v1 import admin_service_pb2_grpc as admin_grpc
 from featurestore.v1 import feature_store_service_pb2 as pb
@@ -287,18 +288,27 @@ def within_seconds(holds: Callable[[], bool]) -> bool:
 
 
 def test_a_watcher_that_went_away_is_forgotten(tmp_path: Path, serving: Serving) -> None:
-    with serving(tmp_path) as house:
-        watch = health_pb2_grpc.HealthStub(house.channel).Watch(health_pb2.HealthCheckRequest())
+    with serving(tmp_path, max_watches=1) as house:
+        stub = health_pb2_grpc.HealthStub(house.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
         next(watch)
-        watchers = house.server._health._watchers
-        assert within_seconds(lambda: len(watchers) == 1)  # the first reply goes out before it is remembered
+        code, words = status_of(lambda: next(stub.Watch(health_pb2.HealthCheckRequest())))
+        assert (code, "share one" in words) == (grpc.StatusCode.RESOURCE_EXHAUSTED, True)
+        assert stub.Check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
-        assert within_seconds(lambda: not watchers)
+
+        def has_room() -> bool:
+            try:
+                return next(stub.Watch(health_pb2.HealthCheckRequest())).status > 0
+            except grpc.RpcError:
+                return False
+
+        assert within_seconds(has_room)
 
 
 def test_a_watcher_that_goes_away_while_it_is_told_stops_nothing() -> None:
     """gRPC says that a call is over on the thread that also says that a message has been sent."""
-    health = _Health(["a"])
+    health = Health(["a"], max_watches=1)
     over: list[Callable[[], None]] = []
     is_over = threading.Event()
     sent = []

@@ -217,12 +217,8 @@ def test_an_unknown_method_is_unimplemented(house: House) -> None:
     assert code is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_more_calls_than_allowed_are_refused_at_once(
-    tmp_path: Path, serving: Serving, transport: str
-) -> None:
-    """Two streams stay open and are all that may be; nothing waits in a queue. A read that a loop answers at
-    once needs no place.
-    """
+def test_streams_leave_calls_their_places(tmp_path: Path, serving: Serving) -> None:
+    """As many streams are open as calls may be in work, of each kind: they are of another."""
     with serving(tmp_path, max_concurrent_calls=2) as house:
         done = threading.Event()
 
@@ -233,17 +229,11 @@ def test_more_calls_than_allowed_are_refused_at_once(
         held = [house.hot.GetFeaturesStream(hold()) for _ in range(2)]
         for stream in held:
             next(stream)
-        large = read(*[keys(ip="a")] * 3000)
-        code, _ = status_of(lambda: house.hot.GetFeatures(large, timeout=30))
-        assert code is EXHAUSTED
-        code, _ = status_of(lambda: house.hot.Ingest(batch(play()), timeout=30))
-        assert code is EXHAUSTED
-        if transport == "native":
-            house.hot.GetFeatures(read(keys(ip="a")))
+        house.hot.GetFeatures(read(*[keys(ip="a")] * 3000), timeout=30)
+        house.hot.Ingest(batch(play()), timeout=30)
         done.set()
         for stream in held:
             assert list(stream) == []
-        _eventually(lambda: house.hot.GetFeatures(large))
 
 
 def test_more_streams_than_allowed_are_refused_and_unary_calls_go_on(
@@ -264,18 +254,6 @@ def test_more_streams_than_allowed_are_refused_and_unary_calls_go_on(
         house.hot.GetFeatures(read(keys(ip="a")), timeout=30)
         done.set()
         assert list(held) == []
-
-
-def _eventually(call: Callable[[], Any]) -> None:
-    """A call's end reaches the server's books a moment after its client."""
-    for _ in range(200):
-        try:
-            call()
-        except grpc.RpcError as error:
-            assert error.code() is EXHAUSTED
-        else:
-            return
-    raise AssertionError("still refused")
 
 
 @pytest.mark.usefixtures("disk")

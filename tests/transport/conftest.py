@@ -41,11 +41,11 @@ def _known_deviations(request: pytest.FixtureRequest, transport: str) -> None:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory, transport: str) -> Iterator[Start]:
-    """start(*flags) → a server; it is ended with the module."""
+    """start(*flags, **of Process) → a server; it is ended with the module."""
     running: list[Process] = []
 
-    def make(*flags: str) -> Process:
-        running.append(Process(tmp_path_factory.mktemp("served"), transport, *flags))
+    def make(*flags: str, **how: Any) -> Process:
+        running.append(Process(tmp_path_factory.mktemp("served"), transport, *flags, **how))
         return running[-1]
 
     yield make

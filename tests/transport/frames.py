@@ -187,7 +187,8 @@ class Wire:
 
     greet: send the preface and `pairs` as SETTINGS, with windows as large as they may be, so that only tests
     of flow control meet it. manners: how the server says that something was wrong. settings: what the server
-    has set. goaways: (last stream, code, debug data). tls: how to be secure.
+    has set. goaways: (last stream, code, debug data). tls: how to be secure. source: the address to come
+    from, where the machine has several: another peer.
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class Wire:
         connection_window: int = LARGEST_WINDOW,
         manners: Manners = STRICT,
         tls: ssl.SSLContext | None = None,
+        source: str = "",
     ) -> None:
         self.address, self.manners = address, manners
         if address.startswith("unix:"):
@@ -206,7 +208,7 @@ class Wire:
             self.socket.connect(address.removeprefix("unix:"))
         else:
             host, _, port = address.rpartition(":")
-            self.socket = socket.create_connection((host, int(port)))
+            self.socket = socket.create_connection((host, int(port)), source_address=(source, 0))
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             self.socket.settimeout(PATIENCE_S)

@@ -57,9 +57,10 @@ class Process:
     """`featurestore serve` on a new store, over one transport.
 
     address: of its public port, host:port or unix:path. child: the process. log: its standard error.
+    descriptors: as many as it may have.
     """
 
-    def __init__(self, directory: Path, transport: str, *flags: str) -> None:
+    def __init__(self, directory: Path, transport: str, *flags: str, descriptors: int | None = None) -> None:
         self.transport = transport
         self.directory = directory
         self.log = directory / "log"
@@ -71,6 +72,8 @@ class Process:
             "--listen", "127.0.0.1:0", "--checkpoint-every", "1h", "-o", "json",
             *transports.flags(transport), *flags,
         ]  # fmt: skip
+        if descriptors is not None:
+            command = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", *command]
         preloaded = f"{os.environ.get('LD_PRELOAD', '')} {_library()}".strip()
         with self.log.open("w") as stderr:
             self.child = subprocess.Popen(
@@ -102,6 +105,9 @@ class Process:
 
     def n_descriptors(self) -> int:
         return len(list(Path(f"/proc/{self.child.pid}/fd").iterdir()))
+
+    def n_threads(self) -> int:
+        return len(list(Path(f"/proc/{self.child.pid}/task").iterdir()))
 
     def n_sockets(self) -> int:
         """Descriptors that are sockets: listeners, and connections that are not closed yet."""

@@ -79,11 +79,11 @@ def server(start: Start) -> Process:
 
 
 class Bystander(threading.Thread):
-    """Another client, which asks one question after the other."""
+    """Another client, which makes one call after the other."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, path: str = GET, body: bytes = read("1.2.3.4")) -> None:
         super().__init__(name="bystander", daemon=True)
-        self._address = address
+        self._address, self._path, self._body = address, path, body
         self.n_answers = 0
         self.failure: BaseException | None = None
         self.ends = threading.Event()
@@ -93,7 +93,7 @@ class Bystander(threading.Thread):
             while not self.ends.is_set():
                 with Wire(self._address) as wire:
                     for number in range(1, 2001, 2):
-                        assert call(wire, number, GET, read("1.2.3.4")).status == OK
+                        assert call(wire, number, self._path, self._body).status == OK
                         self.n_answers += 1
                         if self.ends.wait(0.001):
                             return
