@@ -1,6 +1,9 @@
+from typing import final
+
 import numpy as np
 from numpy.typing import NDArray
 
+@final
 class Blocks:
     def alloc(self, sizes: NDArray[np.uint64]) -> NDArray[np.uint32]: ...
     def free(self, handles: NDArray[np.uint32], sizes: NDArray[np.uint64]) -> int: ...

@@ -1,6 +1,9 @@
+from typing import final
+
 import numpy as np
 from numpy.typing import NDArray
 
+@final
 class Index:
     def insert(self, fps: NDArray[np.uint64]) -> None: ...
     def remove(self, fps: NDArray[np.uint64]) -> int: ...

@@ -67,7 +67,9 @@ def test_no_nogil_function_touches_python(translated: dict[Path, str]) -> None:
 MEMORYVIEWS = {
     # for tests and tools
     "featurestore.core.hashing": "checked_secret crc32c_of fingerprint fingerprints sip128 sip64",
+    "featurestore.core.arena": "Blocks.alloc Blocks.free",
     "featurestore.core.program": "CompiledProgram.run",
+    "featurestore.core.table": "Index._check Index.find Index.insert Index.remove",
     "featurestore.server.replies": "_Reply.take encode_ingest",
     "featurestore.storage.blocks": "count_records",
     "featurestore.storage.frame": "batch_body text_column",
