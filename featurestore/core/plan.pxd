@@ -219,10 +219,11 @@ cdef class CompiledPlan:
     cdef list programs           # keeps the CompiledPrograms alive
     cdef list hashed_of          # per event type: {field: index in EventC.hashed}
     cdef list formulas           # CompiledFormula of each derived feature
-    cdef CompiledPlan previous   # keeps the layouts of removed views alive
     cdef void** blocks           # every array above, owned
     cdef size_t n_blocks, cap_blocks
     cdef void* _array(self, size_t n, size_t item_bytes) except NULL
+    cdef void* _copy(self, const void* items, size_t n, size_t item_bytes) except NULL
+    cdef const ViewC* _copied(self, const ViewC* view) except? NULL
     cdef uint16_t* _indexes(self, items, size_t limit, str what) except NULL
     cdef int _weights(self, ViewC* view, size_t n) except -1
     cdef int _countmin(self, spec, ViewC* view) except -1

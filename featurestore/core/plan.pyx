@@ -10,6 +10,7 @@ cimport cython
 from libc.math cimport NAN
 from libc.stdlib cimport calloc, free, realloc
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint64_t
+from libc.string cimport memcpy
 
 from featurestore.core.batch cimport COLUMN_NUMBER, COLUMN_TEXT
 from featurestore.core.countmin cimport COUNTER_COUNT, COUNTER_SUM, MAX_LEVELS, CountminC, countmin_c
@@ -47,10 +48,9 @@ def _check_time(time_ms, str what):
 cdef class CompiledPlan:
     def __cinit__(self, plan not None, CompiledPlan previous=None):
         """`previous`: the plan that the state was built with, so that logs of views it loses can still be
-        freed."""
+        freed. What is needed of it is copied: it lives no longer than whoever reads with it."""
         cdef size_t i
         self.plan = plan
-        self.previous = previous
         self.programs = []
         _check(len(plan.entities) < 0x7FFF and len(plan.events) < 0x7FFF,
                "more than 32,767 entities or event types")
@@ -85,7 +85,7 @@ cdef class CompiledPlan:
         for i in range(len(plan.views)):
             self._view(i, local_programs)
         self._sketched()
-        self._touches()
+        self._touches(previous)
         self._formulas()
         for i in range(len(plan.services)):
             self._service(i)
@@ -338,18 +338,38 @@ cdef class CompiledPlan:
         for i in range(self.c.n_sketched):
             self.c.views[self.c.sketched[i]].sketch = i
 
-    def _touches(self):
+    cdef const ViewC* _copied(self, const ViewC* view) except? NULL:
+        """The layout of a view that is gone, with all it points to."""
+        cdef ViewC* copy
+        if view == NULL:
+            return NULL
+        copy = <ViewC*>self._copy(view, 1, sizeof(ViewC))
+        copy.values = <uint16_t*>self._copy(view.values, view.n_values, sizeof(uint16_t))
+        copy.filters = <uint16_t*>self._copy(view.filters, view.n_filters, sizeof(uint16_t))
+        copy.columns = <ColumnC*>self._copy(view.columns, view.n_columns, sizeof(ColumnC))
+        copy.weights = <WeightC*>self._copy(view.weights, view.n_weights, sizeof(WeightC))
+        if view.countmin != NULL:
+            copy.countmin = <CountminC*>self._copy(view.countmin, 1, sizeof(CountminC))
+        return copy
+
+    cdef void* _copy(self, const void* items, size_t n, size_t item_bytes) except NULL:
+        cdef void* copy = self._array(n, item_bytes)
+        memcpy(copy, items, n * item_bytes)
+        return copy
+
+    def _touches(self, CompiledPlan previous):
         cdef size_t i, j
         cdef EventC* event
         cdef TouchC* touch
-        if self.previous is not None:
-            self.c.max_view_id = max(self.c.max_view_id, self.previous.c.max_view_id)
+        if previous is not None:
+            self.c.max_view_id = max(self.c.max_view_id, previous.c.max_view_id)
         self.c.view_of_id = <int32_t*>self._array(self.c.max_view_id + 1, sizeof(int32_t))
+        view_ids = {view.view_id for view in self.plan.views}
         self.c.layout_of_id = <const ViewC**>self._array(self.c.max_view_id + 1, sizeof(void*))
         for i in range(self.c.max_view_id + 1):
             self.c.view_of_id[i] = -1
-            if self.previous is not None and i <= self.previous.c.max_view_id:
-                self.c.layout_of_id[i] = self.previous.c.layout_of_id[i]
+            if previous is not None and i <= previous.c.max_view_id and i not in view_ids:
+                self.c.layout_of_id[i] = self._copied(previous.c.layout_of_id[i])
         per_entity = [0] * len(self.plan.entities)
         for i, view in enumerate(self.plan.views):
             _check(self.c.view_of_id[view.view_id] == -1, f"view id {view.view_id} is given twice")

@@ -1021,6 +1021,7 @@ cdef class State:
         cdef Work work
         cdef Origin origin
         cdef Outputs outputs
+        cdef CompiledPlan _read_with = self.compiled     # what `target` is of lives until this returns
         cdef const ServiceC* target = self._service(service)
         cdef uint64_t content = 0
         cdef int status = 0, verdict
