@@ -123,3 +123,25 @@ def test_what_is_left_out_is_not_left_from_the_build_before(tmp_path: Path) -> N
     done = run(tmp_path, "*", "0", BUILD, str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert [path.name for path in server.iterdir()] == [f"codec{suffix}"]
+
+
+def test_what_is_built_is_hardened() -> None:
+    """Relocations are resolved and sealed when a module is loaded, and a smashed stack is noticed."""
+    if shutil.which("readelf") is None:
+        pytest.skip("there is no readelf")
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    modules = sorted(tree.PACKAGE.rglob(f"*{suffix}"))
+    assert len(modules) > 30
+    for module in modules:
+        told = subprocess.run(
+            ["readelf", "--wide", "--segments", "--dynamic", "--dyn-syms", str(module)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        assert "GNU_RELRO" in told, module
+        assert "BIND_NOW" in told or "NOW" in told.split("FLAGS_1", 1)[-1].split("\n", 1)[0], module
+        stack = next(line for line in told.splitlines() if "GNU_STACK" in line)
+        assert "RWE" not in stack, module
+        # Modules of a few functions may have no array on any stack.
+        assert "__stack_chk_fail" in told or module.stat().st_size < 200_000, module
