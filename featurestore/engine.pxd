@@ -16,7 +16,7 @@ cdef enum EngineStatus:
     ENGINE_OK = 0
     ENGINE_NO_MEMORY = 1         # nothing was applied
     ENGINE_VERDICT = 2           # turned away by (producer, epoch, sequence): WriteResult.verdict says why
-    ENGINE_FULL = 3              # no space for the journal or for checkpoints: nothing was applied, try later
+    ENGINE_FULL = 3              # a shortage of space or descriptors: nothing was applied, try later
     ENGINE_FAILED = 4            # a disk failed or memory ran out half-way: writes are over until a restart
     ENGINE_TOO_LARGE = 5         # the batch does not fit in one frame
     ENGINE_CLOSED = 6
@@ -47,6 +47,7 @@ ctypedef struct EngineC:
     JournalState* journal
     Counters counters
     int blocked                  # checkpoints find no space: writes wait (ENGINE_FULL) until one succeeds
+    uint64_t last_position       # behind it, writes wait too: what is held for a checkpoint may hold no more
     int failed                   # see ENGINE_FAILED
     uint32_t schema_version
 
@@ -79,6 +80,7 @@ cdef class Engine:
     cdef object upkeep                   # the thread of start_upkeep
     cdef object stop
     cdef uint64_t segment_bytes
+    cdef uint64_t content_bytes          # _content_bytes() as of the last checkpoint
     cdef int _check_batch(self, EventBatch batch) except -1
     cdef int _replay_batch(self, object frame, Work* work) except -1
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender)

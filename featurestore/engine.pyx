@@ -9,6 +9,10 @@ What the order is for. The journal is written before anything is applied, so wha
 again after a crash of the process. It is applied before it is synced, so a sync delays acknowledgements only,
 never the next batch. A checkpoint never holds what the journal might still lose.
 
+Shortages. What the next checkpoint may write is set aside on the disk ahead of it (`RowStore.hold`), so that
+whoever fills the disk, the checkpoint that frees the journal's segments can be written. Where there is not as
+much, writes go on as far as what is set aside reaches, and then wait for a checkpoint: `_make_room`.
+
 This module knows the wall clock; `core` below it does not, and gets it as an argument.
 """
 
@@ -16,7 +20,6 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-import errno
 import os
 import shutil
 import threading
@@ -64,7 +67,9 @@ from featurestore.schema import compile_schema
 from featurestore.storage.checkpoint import (
     HEAD, IDS, PLAN, PRODUCERS, SKETCHES, load_rows, parse_plan, stored_plan,
 )
-from featurestore.storage.directory import DataDirectory, require_clock, sync_directory, write_synced
+from featurestore.storage.directory import (
+    DataDirectory, is_shortage, refuse_within, require_clock, sync_directory, write_synced,
+)
 from featurestore.storage.failpoint import reach
 from featurestore.storage.rows import RowStore
 
@@ -79,8 +84,16 @@ cdef extern from * nogil:
 cdef enum:
     DEDUPE_MEMORY_BYTES = 360_000_000        # unless told otherwise: 10 million ids
     SHORT_FRAME_BYTES = 64 << 10  # what a batch that must not wait takes in the journal, at most
+    SPARE_DESCRIPTORS = 4        # that removing a directory takes
+    ID_BYTES = 32                # an event id, and
+    PRODUCER_BYTES = 512         # a producer, in a checkpoint: at most
+    CHECKPOINT_BYTES = 1 << 20   # of a checkpoint, however little is in it
+    PAGE_BYTES = 4096            # of LMDB
+    PAGES_PER_ROW = 3            # that a row may change beside its own bytes: a block, its neighbour, a leaf
     BACKUP_SEGMENT_BYTES = 4096  # of a journal without frames; whoever opens it begins one of its own size
     AHEAD_MS = 1000              # between making a plan and serving it, on the wall clock
+
+cdef uint64_t NO_LIMIT = 0xFFFFFFFFFFFFFFFF
 
 #: The plan of a store before its first schema.
 EMPTY_PLAN = Plan(0, "", "", (), (), (), (), (), (), 1, 1, 1)
@@ -193,7 +206,7 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
         if not peek and (origin.given or _any_accepted(batch)):
             if engine.failed or state.broken:
                 return ENGINE_FAILED
-            if engine.blocked:
+            if engine.blocked or state.sequencer.position >= engine.last_position:
                 return ENGINE_FULL
             status = _journal_batch(engine, batch, sender, origin, wall_ms, body)
             if status != ENGINE_OK:
@@ -322,7 +335,7 @@ cdef class Engine:
         began = time.monotonic()
         identity = self.directory.identity
         if is_new:
-            self.directory.journal.mkdir()
+            self.directory.journal.mkdir(mode=0o700)
         elif not (self.directory.journal.is_dir() and any(self.directory.journal.iterdir())):
             raise CorruptRecordError(
                 f"{self.directory.journal} is gone, and with it what the rows do not hold: restore it from "
@@ -334,6 +347,7 @@ cdef class Engine:
                            max_memory_bytes=max_memory_bytes, dedupe_memory_bytes=dedupe_memory_bytes)
         if plan is not None:
             load_rows(self.rows, self.state, identity.n_shards)
+            self.content_bytes = self._content_bytes()
         self.checkpoint_position = self.state.position
         n_rows = self.state.stats()["rows"]
         self.journal = Journal(self.directory.journal, identity.id_bytes, mode=durability,
@@ -355,6 +369,7 @@ cdef class Engine:
         self.c.state = &self.state.c
         self.c.journal = self.journal.state
         self.c.schema_version = self.state.plan.version
+        self._make_room()
         self.recovered = Recovered(n_rows, self.checkpoint_position, frames, events, self.journal.torn,
                                    time.monotonic() - began)
 
@@ -670,10 +685,46 @@ cdef class Engine:
             try:
                 self.rows.compact()
             except StorageError as error:
+                if is_shortage(error):               # the rows are as the checkpoint left them
+                    raise LimitError(f"forget: {error}; call it again when there is more: until then the key "
+                                     "may be on the disk") from error
                 self._judge(error, "rewriting the rows")
             return found, frame.first_position
 
     # -- checkpoint
+
+    def _content_bytes(self):
+        """What a checkpoint of everything writes, by what it takes in memory."""
+        stats = self.state.stats()
+        return stats["used_bytes"] + ID_BYTES * stats["ids"] + PRODUCER_BYTES * stats["producers"]
+
+    def _make_room(self):
+        """Sets aside what the next checkpoint may write: all there is, and twice what came since the last.
+        Where that cannot be had, writes may go on to the position to which what is set aside reaches."""
+        growth = max(0, self._content_bytes() - self.content_bytes)
+        try:
+            self.rows.hold(2 * growth + CHECKPOINT_BYTES)
+            self.c.last_position = NO_LIMIT
+            return
+        except LimitError:
+            stats = self.state.stats()
+        always = (stats["sketch_bytes"] + ID_BYTES * stats["ids"] + PRODUCER_BYTES * stats["producers"]
+                  + CHECKPOINT_BYTES)
+        # Of each event a row of every entity, of four times the usual size.
+        row_bytes = PAGES_PER_ROW * PAGE_BYTES + 4 * stats["used_bytes"] // max(1, stats["rows"])
+        event_bytes = row_bytes * max(1, len(self.state.plan.entities))
+        n_events = max(0, self.rows.room_bytes - always) // event_bytes
+        self.c.last_position = self.checkpoint_position + n_events
+
+    def _is_short(self):
+        """Whether a checkpoint is due for want of space: it frees the segments before it."""
+        if self.journal.status == "full":
+            return True
+        if self.c.last_position != NO_LIMIT:
+            # Half-way, so that nobody has to wait for it.
+            return 2 * self.state.position >= self.checkpoint_position + self.c.last_position
+        space = os.statvfs(self.directory.path)
+        return self.journal.n_segments > 1 and space.f_bavail * space.f_frsize < 2 * self.segment_bytes
 
     def checkpoint(self):
         """Writes what changed since the last one; returns (position, bytes of records). Reads and ingest go
@@ -702,6 +753,7 @@ cdef class Engine:
                 raise LimitError("no memory for a checkpoint; it is tried again with the next") from error
             except StorageError as error:
                 self._judge(error, "checkpoint")
+            self._make_room()
             self.c.blocked = 0
             return written
 
@@ -719,24 +771,26 @@ cdef class Engine:
         cdef uint64_t rows = 0, n_bytes = 0
         began = time.monotonic()
         position, head = self.state.cut()
+        content_bytes = self._content_bytes()
         written = False
         try:
-            self.rows.begin()
+            copied = {}                      # all of it first: then it is known how much there is to write
+            for shard in range(self.directory.identity.n_shards):
+                records = self.state.copy_shard(shard)
+                with nogil:
+                    rows += count_records(records.bytes.data, records.bytes.n_bytes)
+                copied[shard] = records
+                copied[SKETCHES + shard] = self.state.copy_sketches(shard)
+            n_bytes = sum(map(len, copied.values()))
+            metas = {PLAN: self.state.plan.to_json().encode(), HEAD: head, IDS: self.state.copy_ids(),
+                     PRODUCERS: self.state.copy_producers()}
+            self.rows.begin(n_bytes + sum(map(len, metas.values())))
             try:
-                for shard in range(self.directory.identity.n_shards):
-                    records = self.state.copy_shard(shard)
-                    self.rows.write_shard(shard, records, position)
-                    with nogil:
-                        rows += count_records(records.bytes.data, records.bytes.n_bytes)
-                    n_bytes += records.bytes.n_bytes
-                    sketches = self.state.copy_sketches(shard)
-                    if sketches:
-                        self.rows.write_shard(SKETCHES + shard, sketches, position)
-                        n_bytes += len(sketches)
-                self.rows.put_meta(PLAN, self.state.plan.to_json().encode())
-                self.rows.put_meta(HEAD, head)
-                self.rows.put_meta(IDS, self.state.copy_ids())
-                self.rows.put_meta(PRODUCERS, self.state.copy_producers())
+                for shard, of_shard in copied.items():
+                    if shard < SKETCHES or len(of_shard):
+                        self.rows.write_shard(shard, of_shard, position)
+                for name, data in metas.items():
+                    self.rows.put_meta(name, data)
                 # Ids and producers were copied after the cut and may know of later batches: those must not be
                 # lost.
                 self.journal.wait_durable(self.state.position)
@@ -752,17 +806,18 @@ cdef class Engine:
         finally:
             self.state.copy_end(written)
         self.checkpoint_position = position
+        self.content_bytes = content_bytes
         self.checkpointed_at = time.monotonic()
         self.last_checkpoint = Checkpointed(position, rows, n_bytes, self.checkpointed_at - began)
         failpoint(CHECKPOINT_COMMITTED)
         return position, n_bytes
 
     def _judge(self, error, str doing):
-        """Always raises. No space is waited out; after any other failure of a disk nobody knows what it
+        """Always raises. A shortage is waited out; after any other failure of a disk nobody knows what it
         holds, and writes end."""
-        if is_about_space(error):
+        if is_shortage(error):
             self.c.blocked = self.upkeep is not None
-            raise LimitError(f"{doing}: {error}; free some space") from error
+            raise LimitError(f"{doing}: {error}; it is tried again when there is more") from error
         self.c.failed = 1
         self.failure = error
         raise error
@@ -782,23 +837,34 @@ cdef class Engine:
         """
         target = Path(target)
         with self.lock:
-            if target.exists():
+            if target.exists() or target.is_symlink():
                 raise ConfigError(f"{target} exists; give a directory that does not")
+            refuse_within(self.directory.path, target, "a backup")
             position, _ = self.checkpoint()
-            try:
-                target.mkdir(parents=True)
+            with ExitStack() as spare:           # descriptors: removing what was begun takes some
                 try:
-                    self.rows.copy_to(target / "rows")
-                    (target / "journal").mkdir()
-                    position = self._copy_journal(target / "journal", position + 1)
-                    write_synced(target / "secret", self.directory.secret, 0o600)
-                    write_synced(target / "store.json", self.directory.identity.to_json())
-                    sync_directory(target.absolute().parent)
-                except BaseException:
-                    shutil.rmtree(target, ignore_errors=True)
+                    for _ in range(SPARE_DESCRIPTORS):
+                        spare.callback(os.close, os.open(self.directory.path, os.O_RDONLY | os.O_CLOEXEC))
+                    target.mkdir(mode=0o700, parents=True)
+                    try:
+                        refuse_within(self.directory.path, target, "a backup")   # where it is by now
+                        self.rows.copy_to(target / "rows")
+                        (target / "journal").mkdir(mode=0o700)
+                        position = self._copy_journal(target / "journal", position + 1)
+                        write_synced(target / "secret", self.directory.secret)
+                        write_synced(target / "store.json", self.directory.identity.to_json())
+                        sync_directory(target.absolute().parent)
+                    except BaseException:
+                        spare.close()
+                        shutil.rmtree(target, ignore_errors=True)
+                        raise
+                except (OSError, StorageError) as error:
+                    if is_shortage(error):
+                        raise LimitError(
+                            f"no backup was made in {target}: {error}; nothing is left of it") from error
+                    if isinstance(error, OSError):
+                        raise StorageError(f"cannot write the backup {target}: {error.strerror}") from error
                     raise
-            except OSError as error:
-                raise StorageError(f"cannot write the backup {target}: {error.strerror}") from error
             return position
 
     def _copy_journal(self, directory, uint64_t first):
@@ -819,9 +885,10 @@ cdef class Engine:
         """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees
         expired rows.
 
-        A checkpoint that finds no space blocks writes (ENGINE_FULL) and is tried again each second; any other
-        failure stops writes for good and calls on_failure(error): a restart then finds everything that was
-        acknowledged in the journal.
+        Where space becomes scarce a checkpoint is due at once, since it frees segments. One that meets a
+        shortage blocks writes (ENGINE_FULL) and is tried again each second; any other failure stops writes
+        for good and calls on_failure(error): a restart then finds everything that was acknowledged in the
+        journal.
 
         on_filling(what, used bytes, cap) is called when memory that refuses events at its cap is four fifths
         full, and again only after it was half empty.
@@ -846,8 +913,15 @@ cdef class Engine:
             try:
                 if self.failed:
                     raise self.failure or write_error(ENGINE_FAILED)
+                if self.lock.acquire(blocking=False):
+                    try:
+                        if not self.rows.given_up:       # until the next checkpoint opens them again
+                            self._make_room()
+                    finally:
+                        self.lock.release()
                 is_news = self.state.position > self.checkpoint_position
-                due = now - checked >= checkpoint_every_s or self.journal.total_bytes > most_bytes
+                due = (now - checked >= checkpoint_every_s or self.journal.total_bytes > most_bytes
+                       or self._is_short())
                 if is_news and due or self.c.blocked:
                     checked = now
                     self.checkpoint()
@@ -937,15 +1011,6 @@ cdef uint64_t count_records(const uint8_t* data, size_t size) noexcept nogil:
     return n
 
 
-def is_about_space(error):
-    """Somewhere in its causes a system call said that a disk is full."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__
-    return False
-
-
 def write_error(int status):
     """The exception for an EngineStatus other than OK and VERDICT."""
     if status == ENGINE_NO_MEMORY:
@@ -953,7 +1018,8 @@ def write_error(int status):
             "no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
     if status == ENGINE_FULL:
         return LimitError(
-            "the disk is full: nothing was applied; writes resume by themselves when there is space")
+            "the disk is full, or no file descriptor is left: nothing was applied; writes resume by "
+            "themselves when there is")
     if status == ENGINE_TOO_LARGE:
         return LimitError(
             "the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from storage import store_v1
+from volumes import fill, free_bytes, volume
 
 import featurestore.engine as engine_module
 from featurestore.columns import event_columns
@@ -36,7 +41,7 @@ from featurestore.errors import (
 from featurestore.outcome import Outcome
 from featurestore.plan import Plan
 from featurestore.storage import failpoint, frame, journal
-from featurestore.storage.directory import DataDirectory, Identity
+from featurestore.storage.directory import DataDirectory, Identity, is_shortage
 from featurestore.storage.rows import RowStore
 
 WAIT_S = 30
@@ -66,6 +71,14 @@ def writes(engine: Engine, sequence: int) -> bool:
         store_v1.send(engine, sequence, ["bert"])
     except LimitError as error:
         assert "full" in str(error)
+        return False
+    return True
+
+
+def succeeds(change: Callable[[], object]) -> bool:
+    try:
+        change()
+    except LimitError:
         return False
     return True
 
@@ -225,6 +238,164 @@ class TestNoSpace:
         with Engine.open(path) as engine:
             assert engine.state.digest() == digest
             engine.checkpoint()
+
+
+class TestPlans:
+    def test_an_old_plan_goes_with_its_last_reader(self, path: Path) -> None:
+        """However many schemas are applied; and what rows keep of views that are gone can still be freed."""
+        plain = store_v1.SCHEMA
+        with Engine.open(path) as engine:
+            plans, aggregates = [], ["distinct(play_id)", "max(seconds)"]
+            for i in range(1, 13):
+                passing = f"  passing{i}:\n    event: play\n    key: account\n    features:\n"
+                passing += f"      - {{aggregate: {aggregates[i % 2]}, windows: [1h]}}\n"
+                engine.apply_schema(plain.replace("services:\n", passing + "services:\n"))
+                store_v1.send(engine, 2 + i, ["anna", f"account {i}"])
+                plans.append(weakref.ref(engine.state.plan))
+                engine.checkpoint()
+            engine.apply_schema(plain)
+            gc.collect()
+            assert [ref() for ref in plans] == [None] * len(plans)
+            engine.state.sweep()
+            engine.checkpoint()
+            digest = engine.state.digest()
+        with Engine.open(path) as engine:
+            assert engine.state.digest() == digest
+
+
+class TestFullVolume:
+    """On volumes of their own; in any order and with restarts: tests/drills/test_disk.py."""
+
+    def test_a_store_is_opened_read_and_checkpointed_with_not_a_byte_free(self, tmp_path: Path) -> None:
+        with volume(tmp_path / "volume", 32 << 20) as place:
+            with Engine.open(place / "store", schema=store_v1.SCHEMA, clock="event") as engine:
+                for sequence in range(1, 20):
+                    store_v1.send(engine, sequence, [f"account {sequence} {i}" for i in range(300)])
+                engine._make_room()  # as upkeep does, five times a second
+                fill(place / "stranger")
+                assert free_bytes(place) == 0
+                engine.checkpoint()
+                digest = engine.state.digest()
+            fill(place / "stranger")
+            with Engine.open(place / "store") as engine:
+                assert engine.recovered.frames == 0
+                assert engine.state.digest() == digest
+                engine.checkpoint()
+                assert not engine.failed
+
+    def test_every_change_has_its_answer_with_not_a_byte_free_and_goes_through_after(
+        self, tmp_path: Path
+    ) -> None:
+        with (
+            volume(tmp_path / "volume", 32 << 20) as place,
+            Engine.open(place / "store", schema=store_v1.SCHEMA, clock="event", segment_bytes=4096) as engine,
+        ):
+            for sequence in range(1, 20):
+                store_v1.send(engine, sequence, [f"account {sequence} {i}" for i in range(300)])
+            engine.checkpoint()
+            other = store_v1.SCHEMA.replace("seconds: number}", "seconds: number, free: bool}")
+            changes = [
+                lambda: store_v1.send(engine, 20, [f"another {i}" for i in range(300)]),
+                lambda: engine.apply_schema(other),
+                lambda: engine.forget({"account": "account 1 1"}),
+                lambda: engine.backup(place / "backup"),
+            ]
+            fill(place / "stranger")
+            for change in changes:
+                with pytest.raises(LimitError):
+                    change()
+                assert not engine.failed
+            assert not (place / "backup").exists()
+            (place / "stranger").unlink()
+            for change in changes:
+                until(lambda change=change: succeeds(change))
+
+    def test_a_stranger_who_fills_the_disk_under_writes_costs_nothing(self, tmp_path: Path) -> None:
+        """Accepted for as long as what is set aside can hold it, then refused, and never failed."""
+        with volume(tmp_path / "volume", 32 << 20) as place:
+            with Engine.open(place / "store", schema=store_v1.SCHEMA, clock="event") as engine:
+                engine.start_upkeep()
+                fill(place / "stranger")
+                for sequence in range(1, 300):
+                    n_free = 0
+                    while not succeeds(
+                        lambda s=sequence: store_v1.send(engine, s, [f"{s} {i}" for i in range(200)])
+                    ):
+                        assert not engine.failed, engine.failure
+                        n_free += 1
+                        if n_free == 5:
+                            (place / "stranger").unlink(missing_ok=True)
+                        time.sleep(0.02)
+                digest = engine.state.digest()
+                assert engine.state.position == 299 * 200 + 1
+            with Engine.open(place / "store") as engine:
+                assert engine.state.digest() == digest
+
+
+class TestNoDescriptors:
+    def test_without_a_descriptor_left_writes_wait_and_nothing_is_given_up(self, path: Path) -> None:
+        program = subprocess.run(
+            [sys.executable, "-c", WITHOUT_DESCRIPTORS, str(path)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert program.returncode == 0, program.stderr
+        assert program.stdout == "refused 4, then all went through\n"
+
+
+#: Needs an own process: the limit is the whole process's.
+WITHOUT_DESCRIPTORS = """
+import os, resource, sys, time
+from pathlib import Path
+from storage import store_v1
+from featurestore.engine import Engine
+from featurestore.errors import LimitError, StorageError
+
+path = Path(sys.argv[1])
+import numpy.ma, shutil  # before there is no descriptor left
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+with Engine.open(path, segment_bytes=4096) as engine:
+    engine.start_upkeep(checkpoint_every_s=0.1)
+    taken = []
+    try:
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    changes = [
+        lambda: [store_v1.send(engine, n, [str(i) for i in range(100)]) for n in (3, 4)],
+        lambda: engine.apply_schema(store_v1.SCHEMA.replace("number}", "number, free: bool}")),
+        lambda: engine.forget({"account": "anna"}),
+        lambda: engine.backup(path.parent / "backup"),
+    ]
+    refused = 0
+    for change in changes:
+        try:
+            change()
+        except (LimitError, StorageError):
+            refused += 1
+    time.sleep(1)
+    assert not engine.failed, engine.failure
+    for fd in taken:
+        os.close(fd)
+    deadline = time.monotonic() + 20
+    for change in changes:
+        while True:
+            try:
+                change()
+                break
+            except LimitError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+    engine.checkpoint()
+    digest = engine.state.digest()
+with Engine.open(path) as engine:
+    assert engine.state.digest() == digest
+print(f"refused {refused}, then all went through")
+"""
 
 
 class TestFailedDisk:
@@ -495,12 +666,12 @@ class TestUse:
             with pytest.raises(InvalidEventError, match="make it again"):
                 engine.observe(batch)
 
-    def test_errors_of_space_are_told_from_errors_of_disks(self) -> None:
+    def test_shortages_are_told_from_errors_of_disks(self) -> None:
         def caused_by(code: int) -> StorageError:
             error = StorageError("outer")
             error.__cause__ = OSError(code, os.strerror(code))
             return error
 
-        assert engine_module.is_about_space(caused_by(errno.ENOSPC))
-        assert engine_module.is_about_space(caused_by(errno.EDQUOT))
-        assert not engine_module.is_about_space(caused_by(errno.EIO))
+        for code in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            assert is_shortage(caused_by(code))
+        assert not is_shortage(caused_by(errno.EIO))

@@ -20,7 +20,14 @@ from featurestore.core.state import State
 from featurestore.errors import CorruptRecordError, FeatureStoreError, StorageError
 from featurestore.plan import Plan, Structure
 from featurestore.storage.checkpoint import SKETCHES, load_rows, parse_plan, stored_plan
-from featurestore.storage.directory import STORE_JSON, DataDirectory, sync_directory, write_synced
+from featurestore.storage.directory import (
+    NEW_FILE,
+    STORE_JSON,
+    DataDirectory,
+    refuse_within,
+    sync_directory,
+    write_synced,
+)
 from featurestore.storage.frame import parse_batch_body, parse_forget_body
 from featurestore.storage.journal import BATCH, FORGET, SCHEMA, JournalFrame, JournalReader
 from featurestore.storage.rows import RowStore
@@ -216,6 +223,8 @@ def restore(backup: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
     then nothing is left there.
     """
     source, path = Path(backup), Path(target)
+    if source.is_dir():
+        refuse_within(source, path, "the restored store")
     problems = list(verify(source))
     if problems:
         raise CorruptRecordError(
@@ -227,8 +236,9 @@ def restore(backup: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
     was_there = path.exists()
     try:
         with DataDirectory.open(source, read_only=True) as store:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
+                refuse_within(source, path, "the restored store")  # where it is, whatever the path was
                 for name in ("journal", "rows"):
                     (path / name).mkdir(mode=0o700)
                 for segment in sorted(store.journal.glob("journal-*.seg")):
@@ -236,7 +246,7 @@ def restore(backup: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
                 _copy_synced(store.rows / "data.mdb", path / "rows" / "data.mdb")
                 for name in ("journal", "rows"):
                     sync_directory(path / name)
-                write_synced(path / "secret", store.secret, 0o600)
+                write_synced(path / "secret", store.secret)
                 write_synced(path / STORE_JSON, store.identity.to_json())
                 sync_directory(path.absolute().parent)
             except BaseException:
@@ -261,7 +271,7 @@ def _last_position(store: DataDirectory) -> int:
 
 
 def _copy_synced(source: Path, target: Path) -> None:
-    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(target, NEW_FILE, 0o600)
     with os.fdopen(fd, "wb") as copy, source.open("rb") as data:
         shutil.copyfileobj(data, copy, 1 << 20)
         copy.flush()

@@ -11,16 +11,24 @@ A store is made under the mark CREATING; store.json is written when everything e
 schema included, and the mark is removed last. So a directory with a store.json has all of the above, and
 whatever is missing was lost; and one without is a store being made if it has the mark, else none, and nothing
 in it is touched. A backup writes store.json last, too, and never the mark.
+
+A new data directory is its owner's alone (0700), and so is every file in it. One that was there keeps its
+mode, because others may have been let in on purpose, to the sockets in it; that others may write to it is
+warned of: whoever may can put other files in the places of the store's. Files are made anew, never through a
+link.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
+import stat
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,10 +41,17 @@ from featurestore.errors import (
     StoreLockedError,
 )
 
+_log = logging.getLogger("featurestore.storage")
+
 FORMAT = "featurestore data directory"
 VERSION = 1
 SECRET_BYTES = 16
 STORE_JSON, CREATING = "store.json", "CREATING"
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: What a system call says of a shortage: it passes, and leaves nothing in doubt. The journal knows the same.
+SHORTAGES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR}
+)
 
 
 @dataclass(frozen=True)
@@ -68,19 +83,29 @@ def _check_of(secret: bytes) -> str:
     return hashlib.sha256(secret).hexdigest()[:16]
 
 
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether a shortage is among the causes of an error."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in SHORTAGES:
+            return True
+        error = error.__cause__
+    return False
+
+
 def sync_directory(path: Path) -> None:
     """Makes creations, renames and deletions in `path` survive a power cut."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
 
 
-def write_synced(path: Path, data: bytes, mode: int = 0o644) -> None:
+def write_synced(path: Path, data: bytes) -> None:
     """Writes a whole file so that after a power cut it has its old content or the new one."""
     temporary = path.with_name(path.name + ".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    temporary.unlink(missing_ok=True)  # of a process that was killed here
+    fd = os.open(temporary, NEW_FILE, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
@@ -91,6 +116,19 @@ def write_synced(path: Path, data: bytes, mode: int = 0o644) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def refuse_within(store: Path, target: Path, what: str) -> None:
+    """ConfigError where `target`, by whatever links or mounts its path leads there, is a store's directory or
+    lies in it: what is made there would be taken for the store's, and deleted with it."""
+    place = target.resolve()
+    for directory in (place, *place.parents):
+        try:
+            is_same = directory.samefile(store)
+        except FileNotFoundError:
+            continue
+        if is_same:
+            raise ConfigError(f"{target} lies in the store {store}; give {what} a directory of its own")
 
 
 class DataDirectory:
@@ -119,7 +157,7 @@ class DataDirectory:
         secret = secrets.token_bytes(SECRET_BYTES)
         identity = Identity(FORMAT, VERSION, secrets.token_hex(16), clock, n_shards, _check_of(secret))
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
             _refuse_strangers(path)
             lock_fd = _lock(path)
             try:
@@ -129,7 +167,7 @@ class DataDirectory:
                 for name in ("journal", "rows"):
                     if (path / name).exists():
                         shutil.rmtree(path / name)
-                write_synced(path / "secret", secret, 0o600)
+                write_synced(path / "secret", secret)
                 sync_directory(path.absolute().parent)
             except BaseException:
                 os.close(lock_fd)
@@ -162,6 +200,7 @@ class DataDirectory:
             secret = read_secret(path, identity)
             if not read_only:
                 (path / CREATING).unlink(missing_ok=True)
+                _warn_of_writers(path)
         except BaseException as error:
             if lock_fd >= 0:
                 os.close(lock_fd)
@@ -240,6 +279,17 @@ def read_secret(path: Path, identity: Identity) -> bytes:
     return secret
 
 
+def _warn_of_writers(path: Path) -> None:
+    mode = path.stat().st_mode
+    if mode & (stat.S_IWGRP | stat.S_IWOTH) and not mode & stat.S_ISVTX:
+        _log.warning(
+            "%s may be written by others than its owner (mode %o), who can replace the store's files; "
+            "make it 0700, or 0750 where others are to reach its sockets",
+            path,
+            stat.S_IMODE(mode),
+        )
+
+
 def _refuse_strangers(path: Path) -> None:
     entries = {entry.name for entry in path.iterdir()}
     ours = {"LOCK", "secret", "secret.new", "store.json.new", CREATING, f"{CREATING}.new"}
@@ -256,7 +306,7 @@ def _lock_existing(path: Path) -> int:
     """As _lock where LOCK exists, without writing; -1 where it does not: then nobody ever had the store open
     here."""
     try:
-        fd = os.open(path / "LOCK", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path / "LOCK", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return -1
     return _flocked(fd, path)
@@ -264,7 +314,7 @@ def _lock_existing(path: Path) -> int:
 
 def _lock(path: Path) -> int:
     try:
-        fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path / "LOCK", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StorageError(
             f"cannot write {path / 'LOCK'}: {error.strerror}; a store's directory must be writable"

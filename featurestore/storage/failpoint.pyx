@@ -9,6 +9,7 @@ read when this module is imported, or with `arm`:
     action   kill   SIGKILL to the own process, nothing is flushed or unwound (default)
              eio    the system call at that place reports EIO
              enospc the system call at that place reports ENOSPC
+             emfile the system call at that place reports EMFILE
 
 NAMES is the one table of names. An unknown name or action is a ConfigError: a typo would make a test pass for
 nothing. Rules are counted with atomics and may be reached by any thread; they are armed before those threads
@@ -16,7 +17,7 @@ run.
 """
 import os
 
-from libc.errno cimport EIO, ENOSPC
+from libc.errno cimport EIO, EMFILE, ENOSPC
 from libc.signal cimport SIGKILL
 from libc.stdint cimport uint64_t
 
@@ -38,6 +39,7 @@ cdef enum Action:
     ACTION_KILL = 1
     ACTION_EIO = 2
     ACTION_ENOSPC = 3
+    ACTION_EMFILE = 4
 
 ctypedef struct Rule:
     uint64_t n_hits               # times the place was reached since it was armed
@@ -63,7 +65,7 @@ NAMES = (
     "forget.journaled",
     "forget.checkpointed",
 )
-ACTIONS = {"kill": ACTION_KILL, "eio": ACTION_EIO, "enospc": ACTION_ENOSPC}
+ACTIONS = {"kill": ACTION_KILL, "eio": ACTION_EIO, "enospc": ACTION_ENOSPC, "emfile": ACTION_EMFILE}
 
 assert len(NAMES) == N_FAILPOINTS
 
@@ -76,7 +78,9 @@ cdef int failpoint_hit(int point) noexcept nogil:
         return 0
     if rule.action == ACTION_KILL:
         kill(getpid(), SIGKILL)
-    return EIO if rule.action == ACTION_EIO else ENOSPC
+    if rule.action == ACTION_EIO:
+        return EIO
+    return ENOSPC if rule.action == ACTION_ENOSPC else EMFILE
 
 
 def arm(str spec not None):

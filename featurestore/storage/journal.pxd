@@ -107,7 +107,8 @@ ctypedef struct JournalState:
     uint64_t at                   # file offset of the next frame
     uint64_t next_position
     uint64_t retry_at_ns          # after JOURNAL_FULL: not before this time
-    bint full                     # the last append found no space
+    bint full                     # the last append found a shortage
+    int shortage                  # errno: of what, the last time
     bint closed
 
     pthread_mutex_t sync_lock     # held for a few instructions; the fields below

@@ -12,7 +12,10 @@ Promises (design §2.10):
     mode `process` a frame is synced at most a second after its write. Either way a power cut leaves a prefix.
   - the first failed sync or write is the last: nothing more is acknowledged, and every later call says why. A
     sync must not be tried again, because Linux marks the pages clean that it could not write.
-  - a full disk is not a failure: the append is refused whole, and a later one succeeds when there is space.
+  - a shortage is not a failure: while the disk is full, or no descriptor or kernel memory is left, an append
+    is refused whole, and a later one succeeds when there is what it needs.
+  - a new segment takes at most a quarter of the space that is left, down to SMALL_SEGMENT_BYTES: what the
+    checkpoint needs, which frees the segments before, is not taken by one that is mostly empty.
   - nothing that was recorded as durable disappears silently: opening refuses instead.
 
 Logical offset. Segments are numbered through: a segment's base offset is its predecessor's base plus the
@@ -43,7 +46,9 @@ import re
 from typing import NamedTuple
 
 cimport cython
-from libc.errno cimport EDQUOT, EINTR, EIO, ENOMEM, ENOSPC, ETIMEDOUT, errno as c_errno
+from libc.errno cimport (
+    EAGAIN, EDQUOT, EINTR, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, ETIMEDOUT, errno as c_errno,
+)
 from libc.stddef cimport size_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset
@@ -78,7 +83,8 @@ same_structs(__name__, journal_structs(), hashing_structs())
 cdef extern from "<fcntl.h>" nogil:
     const int O_RDWR
     const int O_CREAT
-    const int O_TRUNC
+    const int O_EXCL
+    const int O_NOFOLLOW
     const int O_CLOEXEC
     int openat(int, const char*, int, int)
     int posix_fallocate(int, int64_t, int64_t)
@@ -95,6 +101,12 @@ cdef extern from "<unistd.h>" nogil:
     int fsync(int)
     int close(int)
     int unlinkat(int, const char*, int)
+
+cdef extern from "<sys/statvfs.h>" nogil:
+    ctypedef struct Space "struct statvfs":
+        unsigned long f_frsize
+        uint64_t f_bavail
+    int fstatvfs(int, Space*)
 
 cdef extern from "<sys/uio.h>" nogil:
     Py_ssize_t pwritev(int, const iovec*, int, int64_t)
@@ -119,7 +131,8 @@ cdef enum:
     READ_BYTES = 1 << 20
     MIN_SEGMENT_BYTES = 4096
     SECOND_NS = 1_000_000_000
-    RETRY_NS = 100_000_000        # between attempts to get space on a full disk
+    SMALL_SEGMENT_BYTES = 1 << 20  # what a new segment takes of a disk that is nearly full
+    RETRY_NS = 100_000_000        # between attempts to get what there was a shortage of
 
 cdef const uint8_t[4096] ZEROS
 
@@ -155,6 +168,24 @@ cdef void segment_name(char* out, uint64_t first_position, const char* suffix) n
 
 cdef inline bint is_full(int error) noexcept nogil:
     return error == ENOSPC or error == EDQUOT
+
+
+cdef inline bint is_shortage(int error) noexcept nogil:
+    """What passes by itself: see SHORTAGES in directory.py."""
+    return (is_full(error) or error == EMFILE or error == ENFILE or error == ENOMEM or error == EAGAIN
+            or error == EINTR)
+
+
+cdef uint64_t next_segment_bytes(int directory_fd, uint64_t segment_bytes,
+                                 uint64_t frame_bytes) noexcept nogil:
+    """Size of a new segment that has room for the frame: a quarter of what is free, within the two limits."""
+    cdef Space space
+    if fstatvfs(directory_fd, &space) == 0:
+        segment_bytes = min(
+            segment_bytes,
+            max(space.f_bavail * space.f_frsize // 4 & ~<uint64_t> 4095, <uint64_t> SMALL_SEGMENT_BYTES),
+        )
+    return max(segment_bytes, SEGMENT_HEADER_BYTES + frame_bytes)
 
 
 cdef int write_all(int fd, iovec* pieces, int n_pieces, uint64_t offset) noexcept nogil:
@@ -226,7 +257,8 @@ cdef int create_segment(int directory_fd, SegmentHeader* header, int* out_fd, bi
     renamed[0] = False
     segment_name(name, header.first_position, "")
     segment_name(temporary, header.first_position, ".tmp")
-    fd = openat(directory_fd, temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+    unlinkat(directory_fd, temporary, 0)     # of an attempt whose file could not be removed
+    fd = openat(directory_fd, temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
     if fd < 0:
         return c_errno
     error = fill_segment(fd, header)
@@ -436,9 +468,10 @@ cdef void journal_remove_hook(JournalState* j, DurableHook call, void* context) 
 # ---- appending
 
 cdef int give_up(JournalState* j, int error) noexcept nogil:
-    """The status of a failed system call: a full disk may be tried again, anything else is the end."""
-    if is_full(error):
+    """The status of a failed system call: a shortage may be tried again, anything else is the end."""
+    if is_shortage(error):
         j.full = True
+        j.shortage = error
         j.retry_at_ns = clock_monotonic_ns() + RETRY_NS
         return JOURNAL_FULL
     fail(j, error)
@@ -468,7 +501,7 @@ cdef int replace_active(JournalState* j, uint64_t frame_bytes) noexcept nogil:
     name.
     """
     cdef SegmentHeader header
-    cdef uint64_t file_bytes = max(j.segment_bytes, <uint64_t> SEGMENT_HEADER_BYTES + frame_bytes)
+    cdef uint64_t file_bytes
     cdef uint64_t previous_position = 0
     cdef bint is_empty = j.at == SEGMENT_HEADER_BYTES
     cdef bint renamed
@@ -483,6 +516,7 @@ cdef int replace_active(JournalState* j, uint64_t frame_bytes) noexcept nogil:
     pthread_mutex_unlock(&j.sync_lock)
     if status:
         return status
+    file_bytes = next_segment_bytes(j.directory_fd, j.segment_bytes, frame_bytes)
     header = new_header(
         j.store_id, j.next_position, previous_position, j.base_offset + (0 if is_empty else j.at), file_bytes,
     )
@@ -546,11 +580,11 @@ cdef int write_frame(
         error = write_all(j.fd, pieces, n_pieces, j.at)
     if error == 0:
         return JOURNAL_OK
-    if is_full(error):
+    if is_shortage(error):
         # What was written has no valid checksum and the next frame overwrites it; zeros keep the file tidy,
         # and a disk too full even for them harms nothing.
         zero_error = write_zeros(j.fd, j.at, frame_bytes)
-        if zero_error and not is_full(zero_error):
+        if zero_error and not is_shortage(zero_error):
             error = zero_error
     return give_up(j, error)
 
@@ -662,7 +696,11 @@ cdef int delete_before(JournalState* j, uint64_t position, size_t* n_deleted) no
         if not removable:
             break
         error = 0
-        if unlinkat(j.directory_fd, name, 0) != 0 or fsync(j.directory_fd) != 0:
+        if unlinkat(j.directory_fd, name, 0) != 0:
+            if is_shortage(c_errno):
+                break                        # the next truncation has it too
+            error = c_errno
+        elif fsync(j.directory_fd) != 0:
             error = c_errno
         if error == 0:
             error = failpoint(JOURNAL_TRUNCATE)
@@ -1217,13 +1255,14 @@ cdef class Journal:
 
     cdef int begin(self, uint64_t first_position) except -1:
         cdef JournalState* j = self.state
-        cdef SegmentHeader header = new_header(j.store_id, first_position, 0, 0, j.segment_bytes)
+        cdef SegmentHeader header = new_header(
+            j.store_id, first_position, 0, 0, next_segment_bytes(j.directory_fd, j.segment_bytes, 0))
         cdef bint renamed
         cdef int fd = -1
         cdef int error = create_segment(self.state.directory_fd, &header, &fd, &renamed)
         if is_full(error):
             raise LimitError(
-                f"no space for a journal segment of {self.state.segment_bytes} bytes in {self.directory}"
+                f"no space for a journal segment of {header.file_bytes} bytes in {self.directory}"
             ) from os_error(error)
         if error:
             raise os_error(error)
@@ -1290,6 +1329,11 @@ cdef class Journal:
     cdef object problem(self, int status):
         """The exception for a JournalStatus."""
         cdef int error = load_atomic_int(&self.state.error, __ATOMIC_ACQUIRE)
+        if status == JOURNAL_FULL and not is_full(self.state.shortage):
+            return LimitError(
+                f"the journal in {self.directory} cannot have its next file: "
+                f"{os.strerror(self.state.shortage)}: nothing was written, and a later write may succeed"
+            )
         if status == JOURNAL_FULL:
             return LimitError(
                 f"no space left for the journal in {self.directory}: nothing was written; free space"
@@ -1320,8 +1364,9 @@ cdef class Journal:
         position.
 
         When it returns, the frame survives the death of the process. unawaited: nobody waits for it to
-        survive a power cut too, so that in either mode its sync may take `sync_delay_ms`. LimitError: the
-        disk is full, nothing was written, try again later. StorageError: the journal has failed.
+        survive a power cut too, so that in either mode its sync may take `sync_delay_ms`. LimitError: a
+        shortage of space or descriptors, nothing was written, try again later. StorageError: the journal has
+        failed.
         """
         cdef iovec parts[MAX_PIECES]
         cdef Frame frame
@@ -1486,7 +1531,7 @@ cdef class Journal:
 
     @property
     def status(self):
-        """"open", "full" (the last append found no space), "failed" or "closed"."""
+        """"open", "full" (the last append found a shortage), "failed" or "closed"."""
         if self.state.closed:
             return "closed"
         if load_atomic_int(&self.state.error, __ATOMIC_ACQUIRE):

@@ -14,6 +14,8 @@ Promises:
   rows, bytes and which sum of checksums its blocks must add up to, so that a block of an older state is
   noticed too.
 - One call per shard, and none of them holds the GIL while it works.
+- What `hold` was asked for can be written on a disk that is full to the last byte: its blocks belong to the
+  file already, behind the pages in use. And a store that held enough can be opened on one.
 - A failed commit closes the environment for good: after an fsync that failed nobody knows what is on the
   disk, and LMDB would go on. `reopen` starts from the file again.
 
@@ -26,13 +28,13 @@ checkpoints go on, and it makes outside tools such as mdb_stat safe. MDB_NOTLS t
 handle instead of to its thread, so any number of threads may load shards side by side. The writer's lock
 belongs to the thread that took it: `begin` to `commit` is one thread.
 
-Cost: a transaction's changed pages are in RAM until it commits, and pages that it replaced are reused two
-transactions later. A checkpoint of many rows in several transactions, a few shards each, bounds both. The
+Cost: a transaction's changed pages are in RAM until it commits, and pages that it replaced are used again by
+the next. A checkpoint of many rows in several transactions, a few shards each, bounds both. The
 formats are in FORMAT.md.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
@@ -71,15 +73,38 @@ from featurestore.storage.failpoint import reach
 
 same_structs(__name__, blocks_structs())
 
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <stdint.h>
+    #include <linux/falloc.h>
+    /* Blocks for [0, end) of a file whose size stays. 0 or errno. */
+    static int fs_allocate(int fd, int64_t end) {
+        int failed;
+        do {
+            failed = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, end);
+        } while (failed && errno == EINTR);
+        return failed ? errno : 0;
+    }
+    """
+    int fs_allocate(int fd, int64_t end) noexcept nogil
+
 cdef enum:
     IDENTITY_BYTES = 40           # u32 crc, u32 version, 8 bytes magic, 16 bytes store id, u64 openings
     PROBE_BYTES = 64 << 10
     COPY_BYTES = 64 << 20         # of a transaction that writes a copy: its changed pages are in memory
+    READERS_BYTES = 8192          # of LMDB's table of readers, at its default of 126
+    LEFT_BYTES = 4 << 20          # that `hold` leaves free, for the journal to begin a segment
+    FEW_PAGES = 64                # more than a transaction of next to nothing frees
+    BLOCK_BYTES = 512             # the unit of st_blocks
+    SLACK_BYTES = 64 << 10        # of st_blocks that may be the file system's own, not the file's
 
 cdef bytes MAGIC = b"fsrows\r\n"  # the line end shows a copy that was translated as text
 cdef bytes IDENTITY_KEY = bytes([KIND_IDENTITY])
 
 DATA_NAME = "data.mdb"
+READERS_NAME = "lock.mdb"
 CREATING_NAME = "creating"
 COMPACTING_NAME = "compacting"
 META_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,%d}" % (MAX_NAME_BYTES - 1))
@@ -101,6 +126,15 @@ class RowStoreStat:
     map_size_bytes: int
 
 
+cdef struct Pages:                # of the last commit
+    uint64_t transaction
+    uint64_t page_bytes
+    uint64_t last                 # number of the last one; what is behind it is new
+    uint64_t n_free
+    uint64_t n_recent             # of those, that the last transaction freed
+    uint64_t n_usable             # of all, that are sure to be found one by one
+
+
 @cython.final
 cdef class RowStore:
     """One store of rows in a directory of its own (data.mdb and LMDB's lock.mdb). Made by `open`.
@@ -120,7 +154,9 @@ cdef class RowStore:
     cdef size_t block_bytes
     cdef size_t map_size_bytes
     cdef size_t max_map_size_bytes
-    cdef uint64_t headroom_bytes
+    cdef uint64_t held_bytes      # of data.mdb, from its start, that have their blocks
+    cdef bint cannot_hold         # the file system does not give blocks before they are written
+    cdef Pages pages              # as of pages.transaction
     cdef uint64_t openings
     cdef unsigned long writer     # thread of the write transaction
     cdef int n_readers            # under `turn`, as is the next
@@ -155,16 +191,14 @@ cdef class RowStore:
 
     @staticmethod
     def open(path, *, bytes store_id not None, bint create, size_t map_size_bytes=1 << 30,
-             size_t max_map_size_bytes=1 << 40, uint64_t headroom_bytes=256 << 20,
-             size_t block_bytes=VALUE_BYTES, bint read_only=False):
+             size_t max_map_size_bytes=1 << 40, size_t block_bytes=VALUE_BYTES, bint read_only=False):
         """Opens the store in the directory `path`; `create` makes a new one, and refuses if there is one.
 
         read_only: nothing is written, not even that it was opened, and `begin` refuses; for looking at a
         store that is not open elsewhere, perhaps on a medium that cannot be written.
 
-        map_size_bytes is address space, not disk; it doubles when it is full, up to max_map_size_bytes. begin
-        refuses while the file system has less than headroom_bytes free. block_bytes is for measuring: any
-        store can be read.
+        map_size_bytes is address space, not disk; it doubles when it is full, up to max_map_size_bytes.
+        block_bytes is for measuring: any store can be read.
 
         Raises ConfigError (arguments, or no usable lmdb), StoreLockedError (open already, here or elsewhere),
         IncompatibleVersionError (not a row store, another store's, a newer version), CorruptRecordError
@@ -185,7 +219,6 @@ cdef class RowStore:
         store.store_id = store_id
         store.map_size_bytes = map_size_bytes
         store.max_map_size_bytes = max_map_size_bytes
-        store.headroom_bytes = headroom_bytes
         store.block_bytes = block_bytes
         store.read_only = read_only
         try:
@@ -209,14 +242,15 @@ cdef class RowStore:
         if target.exists():
             raise StorageError(f"{target}: exists already; open it without create, or give a new directory")
         try:
-            creating.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for name in (DATA_NAME, "lock.mdb"):
+            Path(self.path).mkdir(mode=0o700, parents=True, exist_ok=True)
+            creating.mkdir(mode=0o700, exist_ok=True)
+            for name in (DATA_NAME, READERS_NAME):
                 (creating / name).unlink(missing_ok=True)
             self.open_env(creating)
             self.sign_in()
             self.close_env()
             (creating / DATA_NAME).rename(target)
-            (creating / "lock.mdb").unlink()
+            (creating / READERS_NAME).unlink()
             creating.rmdir()
             sync_directory(self.path)
             sync_directory(Path(self.path).absolute().parent)
@@ -228,7 +262,8 @@ cdef class RowStore:
     cdef int take_file(self) except -1:
         target = os.path.join(self.path, DATA_NAME)
         try:
-            self.fd = os.open(target, (os.O_RDONLY if self.read_only else os.O_RDWR) | os.O_CLOEXEC)
+            self.fd = os.open(target, (os.O_RDONLY if self.read_only else os.O_RDWR) | os.O_NOFOLLOW
+                              | os.O_CLOEXEC)
         except OSError as error:
             raise StorageError(
                 f"{target}: cannot be opened: {error}; is this the directory of a store?"
@@ -262,6 +297,8 @@ cdef class RowStore:
             self.map_size_bytes = max(self.map_size_bytes, file.map_size_bytes)
             if not self.read_only:
                 self.settle_metas(file.page_bytes)
+        if not self.read_only:
+            self.allocate_readers(where)
         rc = self.api.env_create(&self.env)
         if rc != 0:
             self.env = NULL
@@ -281,6 +318,21 @@ cdef class RowStore:
         if rc != 0:
             self.close_env()
             raise lmdb_error(rc, "opening", where)
+        return 0
+
+    # LMDB maps its table of readers and writes to it: where the disk is full and a page of it has no block
+    # yet, that is a SIGBUS. Only while no environment is open: closing the file drops this process's locks.
+    cdef int allocate_readers(self, str directory) except -1:
+        path = os.path.join(directory, READERS_NAME)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                if os.fstat(fd).st_blocks * BLOCK_BYTES < READERS_BYTES:
+                    os.posix_fallocate(fd, 0, READERS_BYTES)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be made: {error}; the store is as it was") from error
         return 0
 
     # Makes the disk say which transaction is the newest: the one that is read from the file now.
@@ -304,6 +356,7 @@ cdef class RowStore:
         return 0
 
     cdef int close_env(self) except -1:
+        self.held_bytes = self.pages.transaction = 0     # another file may be next
         with self.turn:
             self.let_readers_out()
             if self.txn != NULL:
@@ -551,33 +604,121 @@ cdef class RowStore:
     def stat(self):
         """A RowStoreStat of the last commit."""
         cdef MDB_txn* txn = self.enter()
-        cdef MDB_cursor* cursor = NULL
-        cdef MDB_val key, value
         cdef MDB_envinfo info
         cdef MDB_stat stat
-        cdef uint64_t n_free = 0
-        cdef int rc, operation = MDB_FIRST
+        cdef Pages pages
         try:
             self.api.env_info(self.env, &info)
             self.api.env_stat(self.env, &stat)
-            with nogil:
-                rc = self.api.cursor_open(txn, MDB_FREE_DBI, &cursor)
-                while rc == 0:
-                    rc = self.api.cursor_get(cursor, &key, &value, operation)
-                    if rc == 0 and value.mv_size >= 8:
-                        n_free += load_u64(<const uint8_t*> value.mv_data)
-                    operation = MDB_NEXT
-                if cursor != NULL:
-                    self.api.cursor_close(cursor)
-            if rc != MDB_NOTFOUND:
-                raise lmdb_error(rc, "reading the free pages", self.path)
+            self.count_pages(txn, &info, &stat, &pages)
             return RowStoreStat(
                 transaction=info.me_last_txnid, n_entries=stat.ms_entries, page_bytes=stat.ms_psize,
-                used_pages=info.me_last_pgno + 1 - n_free, free_pages=n_free,
+                used_pages=pages.last + 1 - pages.n_free, free_pages=pages.n_free,
                 file_bytes=os.fstat(self.fd).st_size, map_size_bytes=info.me_mapsize,
             )
         finally:
             self.leave(txn)
+
+    cdef int count_pages(self, MDB_txn* txn, const MDB_envinfo* info, const MDB_stat* stat,
+                         Pages* pages) except -1:
+        cdef MDB_cursor* cursor = NULL
+        cdef MDB_val key, value
+        cdef uint64_t n, in_rows = 0
+        cdef int rc, operation = MDB_FIRST
+        memset(pages, 0, sizeof(Pages))
+        pages.transaction, pages.page_bytes, pages.last = info.me_last_txnid, stat.ms_psize, info.me_last_pgno
+        with nogil:
+            rc = self.api.cursor_open(txn, MDB_FREE_DBI, &cursor)
+            while rc == 0:
+                rc = self.api.cursor_get(cursor, &key, &value, operation)
+                if rc == 0 and value.mv_size >= 8 and key.mv_size >= 8:
+                    n = load_u64(<const uint8_t*> value.mv_data)
+                    pages.n_free += n
+                    if load_u64(<const uint8_t*> key.mv_data) == info.me_last_txnid:
+                        pages.n_recent += n
+                operation = MDB_NEXT
+            if cursor != NULL:
+                self.api.cursor_close(cursor)
+        if rc != MDB_NOTFOUND:
+            raise lmdb_error(rc, "reading the free pages", self.path)
+        # A value of several pages wants them side by side, which free pages need not be. Those beyond the
+        # first of each value are at least half of all there are in such values.
+        if stat.ms_overflow_pages > stat.ms_entries:
+            in_rows = 2 * (stat.ms_overflow_pages - stat.ms_entries)
+        pages.n_usable = pages.n_free - min(pages.n_free, in_rows)
+        return 0
+
+    # Counts them anew when there was a commit.
+    cdef int look(self) except -1:
+        cdef MDB_txn* txn = self.enter()
+        cdef MDB_envinfo info
+        cdef MDB_stat stat
+        try:
+            self.api.env_info(self.env, &info)
+            if info.me_last_txnid != self.pages.transaction:
+                self.api.env_stat(self.env, &stat)
+                self.count_pages(txn, &info, &stat, &self.pages)
+        finally:
+            self.leave(txn)
+        return 0
+
+    def hold(self, uint64_t more_bytes):
+        """Has the file system set blocks aside for a transaction that writes all that is stored anew, and
+        `more_bytes` with it: whoever fills the disk then, this transaction can be written.
+
+        They stay set aside, over a restart too, until a transaction or a compaction takes them. LimitError:
+        there are not as many; what was held before still is. Where a file system cannot set blocks aside, as
+        many must be free.
+        """
+        cdef uint64_t end = self.end_with(more_bytes)
+        cdef int error
+        if end <= self.held_bytes:
+            return
+        if self.has_space(end + (end >> 4)):     # or it would be asked for a page more after each transaction
+            end += end >> 4
+        elif not self.has_space(end):
+            raise LimitError(
+                f"{self.path}: the next checkpoint may need a file of {end} bytes, {free_bytes(self.path)} are "
+                f"free on its file system; free some, writes then go on by themselves"
+            )
+        if self.cannot_hold:
+            return
+        with nogil:
+            error = fs_allocate(self.fd, <int64_t> end)
+        if error in (errno.EOPNOTSUPP, errno.ENOSYS):
+            self.cannot_hold = True
+        elif error:
+            raise LimitError(f"{self.path}: no space can be set aside for checkpoints: {os.strerror(error)}")
+        else:
+            self.held_bytes = end
+
+    # Where the file ends at most, once such a transaction is written.
+    cdef uint64_t end_with(self, uint64_t more_bytes) except? 0:
+        cdef Pages* pages = &self.pages
+        cdef uint64_t n
+        self.look()
+        # Merged blocks are fuller or emptier than those before, and a tree that changes everywhere splits.
+        n = pages.last + 1 - pages.n_free
+        n += n // 4 + more_bytes // pages.page_bytes + 1
+        n -= min(n, pages.n_usable)
+        return (pages.last + 1 + n + self.for_free_list()) * pages.page_bytes
+
+    cdef bint has_space(self, uint64_t end) except -1:
+        wanted = end - os.fstat(self.fd).st_blocks * BLOCK_BYTES
+        return wanted <= 0 or wanted + LEFT_BYTES <= free_bytes(self.path)
+
+    # A list of free pages is one value, of as many pages side by side as it needs.
+    cdef uint64_t for_free_list(self) noexcept:
+        return self.pages.last // 128 + 32
+
+    @property
+    def room_bytes(self):
+        """What a transaction can write for certain: to free pages, and to what is held."""
+        self.look()
+        held = max(self.held_bytes, os.fstat(self.fd).st_blocks * BLOCK_BYTES - SLACK_BYTES)
+        n = self.pages.n_usable + max(0, held // self.pages.page_bytes - self.pages.last - 1)
+        room = max(0, n - self.for_free_list()) * self.pages.page_bytes
+        return room + free_bytes(self.path) if self.cannot_hold else room
 
     def verify(self):
         """Reads everything; one sentence for each problem found, none if the store is sound.
@@ -837,23 +978,29 @@ cdef class RowStore:
         """A failure closed the environment: `reopen` it, or be content with what is in memory."""
         return self.failure is not None
 
-    def begin(self):
+    def begin(self, uint64_t n_bytes=0):
         """Starts the transaction that write_shard and put_meta fill and commit makes durable.
 
-        Raises LimitError while the file system has less than headroom_bytes free: a disk that is full in the
-        middle of a commit costs the environment, so it is refused before.
+        Raises LimitError where there is no room for n_bytes, held or free: a disk that is full in the middle
+        of a commit costs the environment, so it is refused before.
         """
         self.check_open()
         if self.txn != NULL:
             raise RuntimeError("begin: the transaction before this one was neither committed nor aborted")
         if self.read_only:
             raise RuntimeError("begin: the store was opened to be read only")
-        space = os.statvfs(self.path)
-        if space.f_bavail * space.f_frsize < self.headroom_bytes:
+        room = self.room_bytes + (0 if self.cannot_hold else free_bytes(self.path))
+        if room < n_bytes:
             raise LimitError(
-                f"{self.path}: {space.f_bavail * space.f_frsize} bytes are free on its file system, and "
-                f"{self.headroom_bytes} must be; free some, the next checkpoint goes on by itself"
+                f"{self.path}: there is room for {room} bytes on its file system, and {n_bytes} are to be "
+                f"written; free some, the next checkpoint goes on by itself"
             )
+        if self.pages.n_recent > FEW_PAGES:
+            # What the last transaction freed, a crash may still need, and the next one lets it be. One of
+            # next to nothing in between, and the file holds its pages twice at most, not three times.
+            self.begin_txn()
+            self.step((KIND_IDENTITY,))
+            self.finish()
         self.begin_txn()
 
     cdef int begin_txn(self) except -1:
@@ -1083,11 +1230,12 @@ cdef class RowStore:
     cdef int told(self, int code) except? -1:
         if code != errno.EIO:
             return code
-        probe = os.path.join(self.path, "probe")
+        probe = Path(self.path, "probe")
         try:
-            fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            probe.unlink(missing_ok=True)        # of a process that was killed here
+            fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                os.unlink(probe)
+                probe.unlink()
                 if os.write(fd, bytes(PROBE_BYTES)) < PROBE_BYTES:
                     return errno.ENOSPC
                 os.fsync(fd)
@@ -1154,7 +1302,6 @@ cdef bytes check_value(str path, bytes key, bytes value, size_t least_bytes):
     return value
 
 
-# Makes a rename or a new file in it survive a power cut.
 # Puts all entries of `dbi` into the empty `to`, in order, so that its pages are full.
 cdef int copy_entries(const LmdbApi* api, MDB_txn* txn, MDB_dbi dbi, MDB_env* to) noexcept nogil:
     cdef MDB_cursor* cursor = NULL
@@ -1197,6 +1344,12 @@ cdef int copy_entries(const LmdbApi* api, MDB_txn* txn, MDB_dbi dbi, MDB_env* to
     return 0 if rc == MDB_NOTFOUND else rc
 
 
+cdef object free_bytes(path):
+    space = os.statvfs(path)
+    return space.f_bavail * space.f_frsize
+
+
+# Makes a rename or a new file in it survive a power cut.
 cdef int sync_directory(path) except -1:
     return sync(path, os.O_RDONLY | os.O_DIRECTORY)
 

@@ -109,9 +109,7 @@ def write(store: RowStore, number: int) -> None:
 
 def open_store(directory: Path, *, create: bool) -> RowStore:
     # A small map, so that it grows under way.
-    return RowStore.open(
-        directory, store_id=STORE_ID, create=create, map_size_bytes=1 << 20, headroom_bytes=1 << 20
-    )
+    return RowStore.open(directory, store_id=STORE_ID, create=create, map_size_bytes=1 << 20)
 
 
 def say(text: str) -> None:

@@ -19,7 +19,13 @@ from featurestore.cli import main
 from featurestore.cli.exits import Exit
 from featurestore.columns import text_column
 from featurestore.engine import Engine
-from featurestore.errors import CorruptRecordError, StorageError, StoreLockedError
+from featurestore.errors import (
+    ConfigError,
+    CorruptRecordError,
+    FeatureStoreError,
+    StorageError,
+    StoreLockedError,
+)
 from featurestore.storage.check import inspect, restore, verify
 from featurestore.storage.rows import RowStore
 
@@ -287,6 +293,65 @@ class TestBackup:
             restore(store, tmp_path / "there")
         with Engine.open(store) as engine, pytest.raises(Exception, match="exists"):
             engine.backup(tmp_path / "there")
+
+    @pytest.mark.parametrize(
+        "where", ["backup", "rows/backup", "journal/backup", "link", "up/../journal/backup", "."]
+    )
+    def test_nothing_is_made_within_the_store_that_it_is_of(
+        self, store: Path, tmp_path: Path, where: str
+    ) -> None:
+        (tmp_path / "way").symlink_to(store)
+        target = tmp_path / "way" / "backup" if where == "link" else store / where
+        with pytest.raises(FeatureStoreError, match="lies in the store"):
+            restore(store, target)
+        (store / "up").mkdir()
+        with Engine.open(store) as engine:
+            before = sorted(path.name for path in store.rglob("*"))
+            with pytest.raises(ConfigError, match=r"exists|lies in the store"):
+                engine.backup(target)
+            assert sorted(path.name for path in store.rglob("*")) == before
+
+    def test_a_backup_is_not_made_through_a_link(self, store: Path, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+        with Engine.open(store) as engine, pytest.raises(ConfigError, match="exists"):
+            engine.backup(tmp_path / "link")
+        assert not (tmp_path / "elsewhere").exists()
+
+    def test_what_is_made_is_its_owner_s_alone(self, store: Path, tmp_path: Path) -> None:
+        with Engine.open(store) as engine:
+            engine.backup(tmp_path / "backup")
+        restore(tmp_path / "backup", tmp_path / "restored")
+        with Engine.open(tmp_path / "new", schema=store_v1.SCHEMA):
+            pass
+        for made in (tmp_path / "new", tmp_path / "backup", tmp_path / "restored"):
+            for path in [made, *made.rglob("*")]:
+                assert path.stat().st_mode & 0o077 == 0, path
+
+    def test_a_file_is_made_anew_and_never_through_a_link(self, tmp_path: Path) -> None:
+        """Who may write to the directory must not have the store write what a link of theirs leads to."""
+        victim = tmp_path / "victim"
+        victim.write_bytes(b"mine")
+        for name in ("LOCK", "secret.new", "CREATING.new", "store.json.new"):
+            directory = tmp_path / f"store of {name}"
+            directory.mkdir()
+            (directory / name).symlink_to(victim)
+            try:
+                Engine.open(directory, schema=store_v1.SCHEMA).close()
+            except StorageError:
+                assert name == "LOCK"
+            assert victim.read_bytes() == b"mine"
+            assert not (directory / "secret").is_symlink()
+
+    def test_a_directory_that_others_may_write_to_is_warned_of(
+        self, store: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store.chmod(0o755)
+        Engine.open(store).close()
+        assert not caplog.records
+        store.chmod(0o775)
+        Engine.open(store).close()
+        assert "may be written by others" in caplog.text
+        assert store.stat().st_mode & 0o777 == 0o775
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
     def test_a_backup_on_a_medium_that_cannot_be_written_can_be_restored(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from volumes import free_bytes, volume
 
 from featurestore.errors import ConfigError, LimitError, StorageError, StoreLockedError
 from featurestore.storage import failpoint
@@ -397,6 +398,39 @@ def test_a_segment_that_found_no_space_leaves_the_journal_as_it_was(
         journal.sync()
         assert bodies(journal) == [b"a" * 100] * before + [large]
         assert journal.total_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("point", ["journal.allocate", "journal.roll"])
+def test_a_segment_that_found_no_descriptor_is_made_later(tmp_path: Path, point: str) -> None:
+    with create(tmp_path) as journal:
+        journal.append(BATCH, b"a" * 100)
+        failpoint.arm(f"{point}=emfile")
+        with pytest.raises(LimitError, match="Too many open files"):
+            journal.append(BATCH, b"b" * 4096)
+        assert status(journal) == "full"
+        assert append_when_possible(journal, b"c" * 4096) == 2
+        journal.sync()
+        assert bodies(journal) == [b"a" * 100, b"c" * 4096]
+
+
+def test_segments_leave_room_on_a_small_volume_and_are_never_larger_than_asked(tmp_path: Path) -> None:
+    with (
+        volume(tmp_path / "volume", 32 << 20) as place,
+        Journal(place, STORE, create=True, segment_bytes=16 << 20) as journal,
+    ):
+        free = 32 << 20
+        while status(journal) == "open":
+            before = free_bytes(place)
+            try:
+                journal.roll()
+                journal.append(BATCH, bytes(1000))
+            except LimitError:
+                break
+            assert before - free_bytes(place) <= max(free // 4, 1 << 20) + (1 << 16)
+            free = free_bytes(place)
+        assert free_bytes(place) < 1 << 20
+        journal.truncate_before(journal.last_position)
+        assert append_when_possible(journal, bytes(2 << 20)) > 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from volumes import fill, volume
 
 from featurestore.errors import ConfigError, LimitError, StorageError, StoreLockedError
 from featurestore.storage.rows import RowStore
@@ -74,9 +75,7 @@ class RowsMachine(RuleBasedStateMachine):
         self.position = 0
 
     def open(self, *, create: bool) -> RowStore:
-        return RowStore.open(
-            self.directory, store_id=STORE_ID, create=create, block_bytes=self.block_bytes, headroom_bytes=0
-        )
+        return RowStore.open(self.directory, store_id=STORE_ID, create=create, block_bytes=self.block_bytes)
 
     @rule(shards=st.dictionaries(st.sampled_from([0, 1, 0xFFFF]), changes), commit=st.booleans())
     def checkpoint(self, shards: dict[int, dict[bytes, bytes | None]], commit: bool) -> None:
@@ -410,11 +409,84 @@ def test_the_map_moves_only_while_nobody_reads(tmp_path: Path) -> None:
         assert store.stat().map_size_bytes > 1 << 20
 
 
-def test_begin_is_refused_while_the_disk_is_nearly_full(tmp_path: Path) -> None:
-    with RowStore.open(tmp_path, store_id=STORE_ID, create=True, headroom_bytes=1 << 62) as store:
-        with pytest.raises(LimitError, match="free some"):
-            store.begin()
-        assert store.shards() == {}
+def test_begin_is_refused_where_there_is_no_room_for_what_is_to_be_written(store: RowStore) -> None:
+    with pytest.raises(LimitError, match="free some"):
+        store.begin(1 << 62)
+    assert store.shards() == {}
+    write(store, 0, {b"k" * 16: b"kept"}, 1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_held_is_enough_to_write_everything_anew(tmp_path: Path, seed: int) -> None:
+    """Whatever is changed, the transaction takes no block that the file did not have before it."""
+    random_ = random.Random(seed)
+    most = random_.choice([40, 400, 4000, 40_000])
+    rows: dict[bytes, bytes] = {}
+    with RowStore.open(tmp_path, store_id=STORE_ID, create=True) as store:
+        for position in range(1, 8):
+            changed: dict[bytes, bytes | None] = (
+                {
+                    random_.randbytes(16): random_.randbytes(random_.randrange(most))
+                    for _ in range(1 << 20 // most)
+                }
+                if position < 4
+                else {}
+            )
+            share = random_.choice([0.01, 0.3, 1.0])
+            for key in rows:
+                if random_.random() < share:
+                    changed[key] = random_.choice([None, random_.randbytes(random_.randrange(most))])
+            records = pack(changed)
+            new_bytes = sum(len(row) + 20 for key, row in changed.items() if row and key not in rows)
+            grown_bytes = sum(
+                max(0, len(row) - len(rows[key])) for key, row in changed.items() if row and key in rows
+            )
+            store.hold(2 * (new_bytes + grown_bytes) + (1 << 20))
+            before = (tmp_path / "data.mdb").stat().st_blocks
+            assert store.room_bytes >= len(records)
+            write(store, 0, changed, position)
+            assert (tmp_path / "data.mdb").stat().st_blocks <= before
+            rows = {key: row for key, row in (rows | changed).items() if row is not None}
+        assert unpack(store.read_shard(0)[0]) == rows
+
+
+def test_the_file_holds_its_pages_twice_at_most(store: RowStore) -> None:
+    rows = some_rows(5000, seed=1)
+    write(store, 0, rows, 1)
+    n_used = store.stat().used_pages
+    for position in range(2, 12):
+        write(store, 0, {key: row[::-1] for key, row in rows.items()}, position)
+    stat = store.stat()
+    assert stat.used_pages + stat.free_pages < 2.2 * n_used
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+def test_a_store_that_held_enough_is_opened_and_written_with_not_a_byte_free(
+    tmp_path: Path, kind: str
+) -> None:
+    rows = some_rows(5000, seed=2)
+    with volume(tmp_path / "volume", 24 << 20, kind) as place:
+        with RowStore.open(place / "rows", store_id=STORE_ID, create=True) as store:
+            write(store, 0, rows, 1)
+            store.hold(0)
+            with pytest.raises(LimitError, match="free some"):
+                store.hold(1 << 30)
+        (place / "rows" / "lock.mdb").unlink()  # a copy has none
+        with RowStore.open(place / "rows", store_id=STORE_ID, create=False):
+            pass  # makes it
+        fill(place / "stranger")
+        for position in range(2, 5):
+            with RowStore.open(place / "rows", store_id=STORE_ID, create=False) as store:
+                rows = {key: row[::-1] for key, row in rows.items()}
+                write(store, 0, rows, position)
+                fill(place / "stranger")
+                store.hold(0)
+                assert unpack(store.read_shard(0)[0]) == rows
+
+
+def test_lmdb_s_table_of_readers_has_its_blocks_before_it_is_mapped(store: RowStore) -> None:
+    """A hole in it is a SIGBUS on a disk that is full."""
+    assert Path(store.path, "lock.mdb").stat().st_blocks * 512 >= 8192
 
 
 def test_writing_a_shard_does_not_hold_the_gil(store: RowStore) -> None:
