@@ -195,7 +195,7 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
     cdef int status
     if engine.journal == NULL:
         return ENGINE_CLOSED
-    result.verdict = state_judge(state, batch, origin)
+    result.verdict = state_judge(state, batch, origin, wall_ms)
     if result.verdict > VERDICT_DUPLICATE:
         return ENGINE_VERDICT
     if result.verdict == VERDICT_DUPLICATE:
@@ -344,7 +344,8 @@ cdef class Engine:
         plan = stored_plan(self.rows)
         self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret,
                            n_shards=identity.n_shards, threads=threads, cores=len(os.sched_getaffinity(0)),
-                           max_memory_bytes=max_memory_bytes, dedupe_memory_bytes=dedupe_memory_bytes)
+                           max_memory_bytes=max_memory_bytes, dedupe_memory_bytes=dedupe_memory_bytes,
+                           max_producer_bytes=producer_memory(max_memory_bytes))
         if plan is not None:
             load_rows(self.rows, self.state, identity.n_shards)
             self.content_bytes = self._content_bytes()
@@ -997,6 +998,13 @@ cdef class Engine:
 
     def __exit__(self, *_):
         self.close()
+
+
+def producer_memory(uint64_t max_memory_bytes):
+    """Bytes for what is remembered of producers: a thirty-second of max_memory, or of the machine's memory
+    where there is no limit, and at least 64 MiB."""
+    memory = max_memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return max(64 << 20, memory // 32)
 
 
 cdef uint64_t count_records(const uint8_t* data, size_t size) noexcept nogil:

@@ -106,6 +106,7 @@ class EventPlan:
     id_field: int | None  # index in fields, of an `ids: {id: ...}` declaration
     dedupe_ms: int
     touches: tuple[TouchPlan, ...]  # each entity at most once
+    dedupe_floor_ms: int | None = None  # ids of events before it may have been forgotten, and nobody can tell
 
 
 @dataclass(frozen=True)

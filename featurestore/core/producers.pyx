@@ -1,13 +1,18 @@
 """Which batches each producer has sent; see producers.pxd.
 
 The table is keyed by SipHash with the store's secret: whoever chooses producer names cannot make them
-collide. It has a cap, because whoever reaches the port may invent names. At the cap a new producer takes the
-place of the one silent longest, if that is longer than PRODUCER_IDLE_MS, else its batch is turned away.
+collide. What is remembered of a producer grows with what it sent, up to 1,025 fingerprints. Names that
+clients make up for a session and names that somebody gave have half of the memory each, because whoever
+reaches the port may invent names: a batch that would need more than there is is turned away until somebody
+has been silent for long enough.
+
+Why 15 minutes are longer than any retry of a made-up name: nobody but the client object that made it up knows
+it, and that one tries a call again only within the call's own time, or an ingest's 60 seconds of patience.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t, uint32_t
-from libc.stdlib cimport calloc, free, qsort
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, qsort
+from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.bytes cimport Bytes, bytes_append
 from featurestore.core.plan cimport UNSET_MS, plan_structs
@@ -18,209 +23,617 @@ from featurestore.core.structs import same_structs
 same_structs(__name__, producers_structs(), plan_structs())
 
 cdef enum:
-    PRODUCER_IDLE_MS = 604_800_000      # 7 days
+    NAMED_IDLE_MS = 604_800_000         # 7 days
+    MADE_UP_IDLE_MS = 900_000           # 15 minutes
+    FEWEST = 4                          # fingerprints that there is room for at first
+    FREED_AT_ONCE = 8
+    RECORD_BYTES = 112 + 4 * 8          # with what the allocator adds, and its share of the buckets
+    DAY_MS = 86_400_000
+    NAME_PREFIX = 7                     # of "client-"
+    NAME_DIGITS = 16
+
+cdef extern from * nogil:
+    """
+    #define FS_FARTHEST_JUMP (1ULL << 40)
+    #define FS_LATEST_MS (1LL << 42)
+    """
+    const int64_t LATEST_MS "FS_LATEST_MS"             # so that its nanoseconds are a number of 64 bits
+    const uint64_t FARTHEST_JUMP "FS_FARTHEST_JUMP"
 
 
-cdef int producers_init(ProducerTable* table, uint64_t max_producers) noexcept nogil:
+cdef int producers_init(ProducerTable* table, uint64_t max_bytes) noexcept nogil:
     memset(table, 0, sizeof(ProducerTable))
-    table.max_producers = max_producers
-    table.oldest_ms = UNSET_MS
-    table.n_places = 16
-    table.places = <Producer**>calloc(table.n_places, sizeof(void*))
-    return 0 if table.places != NULL else -1
-
-
-cdef void producers_clear(ProducerTable* table) noexcept nogil:
-    cdef uint64_t i
-    if table.places != NULL:
-        for i in range(table.n_places):
-            free(table.places[i])
-    free(table.places)
-    memset(table, 0, sizeof(ProducerTable))
-
-
-cdef Producer** _producer_place(const ProducerTable* table, uint64_t fp0, uint64_t fp1) noexcept nogil:
-    """Its place, or the empty place where it would go: the table is never full."""
-    cdef uint64_t at = fp0 & (table.n_places - 1)
-    while table.places[at] != NULL and (table.places[at].fp0 != fp0 or table.places[at].fp1 != fp1):
-        at = (at + 1) & (table.n_places - 1)
-    return &table.places[at]
-
-
-cdef Producer* _idlest(ProducerTable* table, int64_t now_ms) noexcept nogil:
-    """The producer that may be forgotten for a new one, or NULL. Depends on content only: ties go by
-    fingerprint."""
-    cdef Producer* best = NULL
-    cdef Producer* other
-    cdef int64_t oldest_ms = now_ms
-    cdef uint64_t i
-    if now_ms == UNSET_MS or table.oldest_ms > now_ms - PRODUCER_IDLE_MS:
-        return NULL                      # whoever invents names must not make the store search each time
-    for i in range(table.n_places):
-        other = table.places[i]
-        if other == NULL:
-            continue
-        if other.last_ms < oldest_ms:
-            oldest_ms = other.last_ms
-        if other.last_ms > now_ms - PRODUCER_IDLE_MS:
-            continue
-        if best == NULL or other.last_ms < best.last_ms or (other.last_ms == best.last_ms
-                                                            and other.fp0 < best.fp0):
-            best = other
-    table.oldest_ms = oldest_ms
-    return best
-
-
-cdef int producers_judge(ProducerTable* table, const Origin* origin, int64_t now_ms) noexcept nogil:
-    cdef const Producer* producer
-    cdef uint64_t seen
-    if not origin.given:
-        return VERDICT_NEW
-    producer = _producer_place(table, origin.fp0, origin.fp1)[0]
-    if producer == NULL:
-        if table.n_producers < table.max_producers or _idlest(table, now_ms) != NULL:
-            return VERDICT_NEW
-        return VERDICT_FULL
-    if origin.epoch != producer.epoch:
-        return VERDICT_NEW if origin.epoch > producer.epoch else VERDICT_FENCED
-    if origin.sequence > producer.highest:
-        return VERDICT_NEW
-    if producer.highest - origin.sequence >= SEQUENCES:
-        return VERDICT_TOO_OLD
-    seen = producer.content[origin.sequence % SEQUENCES]
-    if seen == 0:
-        return VERDICT_NEW
-    return VERDICT_DUPLICATE if seen == origin.content else VERDICT_CONFLICT
-
-
-cdef int _grow_producers(ProducerTable* table) noexcept nogil:
-    cdef ProducerTable grown = table[0]
-    cdef uint64_t i
-    grown.n_places = table.n_places * 2
-    grown.places = <Producer**>calloc(grown.n_places, sizeof(void*))
-    if grown.places == NULL:
+    table.max_bytes = max_bytes
+    table.now_ms = UNSET_MS
+    table.segments = <Producer***>calloc(MAX_SEGMENTS, sizeof(void*))
+    if table.segments == NULL:
         return -1
-    for i in range(table.n_places):
-        if table.places[i] != NULL:
-            _producer_place(&grown, table.places[i].fp0, table.places[i].fp1)[0] = table.places[i]
-    free(table.places)
-    grown.moves += 1
-    table[0] = grown
+    table.segments[0] = <Producer**>calloc(SEGMENT, sizeof(void*))
+    if table.segments[0] == NULL:
+        producers_clear(table)
+        return -1
+    table.n_buckets = table.level = SEGMENT
     return 0
 
 
-cdef void _forget_producer(ProducerTable* table, Producer* gone) noexcept nogil:
-    """Removes it and closes the gap, so that no probe ends too early."""
-    cdef uint64_t mask = table.n_places - 1, at = gone.fp0 & mask
+cdef void producers_clear(ProducerTable* table) noexcept nogil:
+    cdef Producer* gone
+    cdef uint64_t i
+    cdef int class_
+    for class_ in range(N_CLASSES):
+        while table.classes[class_].oldest != NULL:
+            gone = table.classes[class_].oldest
+            table.classes[class_].oldest = gone.newer
+            free(gone.content)
+            free(gone)
+    if table.segments != NULL:
+        for i in range(MAX_SEGMENTS):
+            if table.segments[i] == NULL:
+                break
+            free(table.segments[i])
+    free(table.segments)
+    memset(table, 0, sizeof(ProducerTable))
+
+
+cdef inline bint _is_digit(uint8_t byte, bint hexadecimal) noexcept nogil:
+    return c"0" <= byte <= c"9" or (hexadecimal and c"a" <= byte <= c"f")
+
+
+cdef uint8_t producer_class(const uint8_t* name, size_t n_bytes) noexcept nogil:
+    cdef size_t i
+    if n_bytes < NAME_PREFIX + NAME_DIGITS or memcmp(name, b"client-", NAME_PREFIX) != 0:
+        return NAMED
+    for i in range(NAME_PREFIX, NAME_PREFIX + NAME_DIGITS):
+        if not _is_digit(name[i], True):
+            return NAMED
+    i = NAME_PREFIX + NAME_DIGITS
+    if i == n_bytes:
+        return MADE_UP
+    if name[i] != c"/" or i + 1 == n_bytes:
+        return NAMED
+    for i in range(NAME_PREFIX + NAME_DIGITS + 1, n_bytes):
+        if not _is_digit(name[i], False):
+            return NAMED
+    return MADE_UP
+
+
+# -- the table -----------------------------------------------------------------------------------------------
+
+cdef inline Producer** _bucket_at(const ProducerTable* table, uint64_t i) noexcept nogil:
+    return &table.segments[i // SEGMENT][i % SEGMENT]
+
+
+cdef inline Producer** _bucket_of(const ProducerTable* table, uint64_t fp0) noexcept nogil:
+    cdef uint64_t i = fp0 & (table.level - 1)
+    if i < table.n_buckets - table.level:
+        i = fp0 & (2 * table.level - 1)
+    return _bucket_at(table, i)
+
+
+cdef Producer* _find(const ProducerTable* table, uint64_t fp0, uint64_t fp1) noexcept nogil:
+    cdef Producer* producer = _bucket_of(table, fp0)[0]
+    while producer != NULL and (producer.fp0 != fp0 or producer.fp1 != fp1):
+        producer = producer.next
+    return producer
+
+
+cdef void _split_one(ProducerTable* table) noexcept nogil:
+    """One bucket more. Without memory for it chains get longer, and nothing else happens."""
+    cdef uint64_t new = table.n_buckets
+    cdef Producer** at
+    cdef Producer** to
     cdef Producer* moved
-    while table.places[at] != gone:
-        at = (at + 1) & mask
-    table.places[at] = NULL
+    if new // SEGMENT >= MAX_SEGMENTS:
+        return
+    if new % SEGMENT == 0 and table.segments[new // SEGMENT] == NULL:
+        table.segments[new // SEGMENT] = <Producer**>calloc(SEGMENT, sizeof(void*))
+        if table.segments[new // SEGMENT] == NULL:
+            return
+    at = _bucket_at(table, new - table.level)
+    to = _bucket_at(table, new)
+    while at[0] != NULL:
+        moved = at[0]
+        if moved.fp0 & (2 * table.level - 1) == new:
+            at[0] = moved.next
+            moved.next = to[0]
+            to[0] = moved
+        else:
+            at = &moved.next
+    table.n_buckets += 1
+    if table.n_buckets == 2 * table.level:
+        table.level *= 2
+
+
+cdef inline void _unlink_age(ProducerTable* table, Producer* producer) noexcept nogil:
+    cdef ProducerClass* class_ = &table.classes[producer.class_]
+    if producer.older != NULL:
+        producer.older.newer = producer.newer
+    else:
+        class_.oldest = producer.newer
+    if producer.newer != NULL:
+        producer.newer.older = producer.older
+    else:
+        class_.newest = producer.older
+
+
+cdef inline void _link_newest(ProducerTable* table, Producer* producer) noexcept nogil:
+    cdef ProducerClass* class_ = &table.classes[producer.class_]
+    producer.newer = NULL
+    producer.older = class_.newest
+    if class_.newest != NULL:
+        class_.newest.newer = producer
+    else:
+        class_.oldest = producer
+    class_.newest = producer
+
+
+cdef inline uint64_t _bytes_of(uint16_t capacity) noexcept nogil:
+    return RECORD_BYTES + <uint64_t>capacity * sizeof(uint64_t)
+
+
+cdef void _free(ProducerTable* table, Producer* gone) noexcept nogil:
+    cdef Producer** at = _bucket_of(table, gone.fp0)
+    while at[0] != gone:
+        at = &at[0].next
+    at[0] = gone.next
+    _unlink_age(table, gone)
+    table.classes[gone.class_].n -= 1
+    table.classes[gone.class_].n_bytes -= _bytes_of(gone.capacity)
+    free(gone.content)
     free(gone)
-    table.n_producers -= 1
-    table.moves += 1
-    at = (at + 1) & mask
-    while table.places[at] != NULL:
-        moved = table.places[at]
-        table.places[at] = NULL
-        _producer_place(table, moved.fp0, moved.fp1)[0] = moved
-        at = (at + 1) & mask
 
 
-cdef Producer* _make_producer(ProducerTable* table, uint64_t fp0, uint64_t fp1,
-                              int64_t now_ms) noexcept nogil:
-    cdef Producer* producer
-    if table.n_producers >= table.max_producers:
-        producer = _idlest(table, now_ms)
-        if producer != NULL:
-            _forget_producer(table, producer)
-    if (table.n_producers + 1) * 4 > table.n_places * 3 and _grow_producers(table) < 0:
-        return NULL
-    producer = <Producer*>calloc(1, sizeof(Producer))
-    if producer != NULL:
-        producer.fp0 = fp0
-        producer.fp1 = fp1
-        _producer_place(table, fp0, fp1)[0] = producer
-        table.n_producers += 1
-    return producer
+cdef inline bint _is_forgotten(const Producer* producer, int64_t now_ms) noexcept nogil:
+    cdef int64_t idle_ms = MADE_UP_IDLE_MS if producer.class_ == MADE_UP else NAMED_IDLE_MS
+    return producer.last_ms != UNSET_MS and now_ms != UNSET_MS and producer.last_ms < now_ms - idle_ms
 
 
-cdef Producer* producers_of(ProducerTable* table, const Origin* origin, int64_t now_ms) noexcept nogil:
-    cdef Producer* producer = _producer_place(table, origin.fp0, origin.fp1)[0]
+cdef void _free_forgotten(ProducerTable* table, int64_t now_ms) noexcept nogil:
+    """Of each class some: more than can have come since."""
+    cdef ProducerClass* class_
+    cdef int i, _
+    for i in range(N_CLASSES):
+        class_ = &table.classes[i]
+        for _ in range(FREED_AT_ONCE):
+            if class_.oldest == NULL or not _is_forgotten(class_.oldest, now_ms):
+                break
+            _free(table, class_.oldest)
+            class_.forgotten += 1
+
+
+cdef Producer* _make(ProducerTable* table, uint64_t fp0, uint64_t fp1, uint8_t class_,
+                     uint16_t capacity) noexcept nogil:
+    cdef Producer* producer = <Producer*>calloc(1, sizeof(Producer))
+    cdef Producer** bucket
     if producer == NULL:
-        producer = _make_producer(table, origin.fp0, origin.fp1, now_ms)
+        return NULL
+    producer.content = <uint64_t*>calloc(capacity, sizeof(uint64_t))
+    if producer.content == NULL:
+        free(producer)
+        return NULL
+    producer.fp0 = fp0
+    producer.fp1 = fp1
+    producer.class_ = class_
+    producer.capacity = capacity
+    producer.last_ms = UNSET_MS
+    bucket = _bucket_of(table, fp0)
+    producer.next = bucket[0]
+    bucket[0] = producer
+    _link_newest(table, producer)
+    table.classes[class_].n += 1
+    table.classes[class_].n_bytes += _bytes_of(capacity)
+    if table.classes[NAMED].n + table.classes[MADE_UP].n > table.n_buckets:
+        _split_one(table)
     return producer
 
 
-cdef void producer_remember(Producer* producer, const Origin* origin, int64_t now_ms) noexcept nogil:
+cdef uint64_t producers_bytes(const ProducerTable* table) noexcept nogil:
+    return table.classes[NAMED].n_bytes + table.classes[MADE_UP].n_bytes
+
+
+# -- what one has sent ---------------------------------------------------------------------------------------
+
+cdef uint16_t _capacity_for(uint64_t n) noexcept nogil:
+    cdef uint16_t capacity = FEWEST
+    if n > 1024:
+        return SEQUENCES
+    while capacity < n:
+        capacity *= 2
+    return capacity
+
+
+cdef uint16_t _needed(const Producer* producer, uint64_t epoch, uint64_t sequence) noexcept nogil:
+    """The capacity that holds what was seen and this sequence, which can be judged."""
+    cdef uint64_t lowest, highest = producer.highest
+    cdef uint16_t needed
+    if producer.capacity == SEQUENCES or epoch > producer.epoch:
+        return producer.capacity
+    if sequence <= highest:
+        needed = _capacity_for(highest - sequence + 1)
+    else:
+        lowest = highest - producer.capacity + 1 if highest >= producer.capacity - 1 else 0
+        if sequence - lowest >= SEQUENCES:
+            lowest = sequence - SEQUENCES + 1
+        while lowest <= highest and producer.content[lowest % producer.capacity] == 0:
+            lowest += 1
+        needed = FEWEST if lowest > highest else _capacity_for(sequence - lowest + 1)
+    return needed if needed > producer.capacity else producer.capacity
+
+
+cdef int _grow(ProducerTable* table, Producer* producer, uint16_t capacity) noexcept nogil:
+    cdef uint64_t* content
+    cdef uint64_t sequence
+    cdef uint16_t i
+    if capacity == producer.capacity:
+        return 0
+    content = <uint64_t*>calloc(capacity, sizeof(uint64_t))
+    if content == NULL:
+        return -1
+    for i in range(producer.capacity):
+        if producer.highest < i:
+            break
+        sequence = producer.highest - i
+        content[sequence % capacity] = producer.content[sequence % producer.capacity]
+    free(producer.content)
+    producer.content = content
+    table.classes[producer.class_].n_bytes += _bytes_of(capacity) - _bytes_of(producer.capacity)
+    producer.capacity = capacity
+    return 0
+
+
+cdef inline bint _is_ignored(const Producer* producer, const Origin* origin) noexcept nogil:
+    """Never live, where such batches are turned away. A replay begins with tables that may be ahead of its
+    first batches."""
+    return origin.epoch < producer.epoch or (
+        origin.epoch == producer.epoch and producer.highest > origin.sequence and
+        producer.highest - origin.sequence >= SEQUENCES)
+
+
+cdef inline bint _is_reached(uint64_t last, uint64_t next, int64_t wall_ms) noexcept nogil:
+    """Whether a number may follow another: so that nobody uses all of them up for a name, which might not be
+    his. It may also be a time, up to nanoseconds."""
+    if next <= last or next - last <= FARTHEST_JUMP:
+        return True
+    return wall_ms > 0 and wall_ms < LATEST_MS and next <= <uint64_t>(wall_ms + DAY_MS) * 1_000_000
+
+
+cdef bint _has_room(ProducerTable* table, uint8_t class_, uint64_t more) noexcept nogil:
+    if more == 0 or table.classes[class_].n_bytes + more <= table.max_bytes // N_CLASSES:
+        return True
+    table.classes[class_].refused += 1
+    return False
+
+
+cdef inline int64_t _now(const ProducerTable* table, int64_t wall_ms) noexcept nogil:
+    return wall_ms if wall_ms > table.now_ms else table.now_ms
+
+
+cdef int producers_judge(ProducerTable* table, const Origin* origin, int64_t wall_ms) noexcept nogil:
+    cdef const Producer* producer
+    cdef int64_t now_ms = _now(table, wall_ms)
+    cdef uint64_t seen = 0
+    cdef uint16_t needed
+    if not origin.given:
+        return VERDICT_NEW
+    _free_forgotten(table, now_ms)
+    producer = _find(table, origin.fp0, origin.fp1)
+    if producer == NULL or _is_forgotten(producer, now_ms):
+        if not _is_reached(0, origin.epoch, wall_ms) or not _is_reached(0, origin.sequence, wall_ms):
+            return VERDICT_JUMP
+        if producer != NULL or _has_room(table, origin.class_, _bytes_of(FEWEST)):
+            return VERDICT_NEW
+        return VERDICT_FULL
+    if origin.epoch != producer.epoch:
+        if origin.epoch < producer.epoch:
+            return VERDICT_FENCED
+        if not (_is_reached(producer.epoch, origin.epoch, wall_ms)
+                and _is_reached(0, origin.sequence, wall_ms)):
+            return VERDICT_JUMP
+        return VERDICT_NEW
+    if not _is_reached(producer.highest, origin.sequence, wall_ms):
+        return VERDICT_JUMP
+    if origin.sequence <= producer.highest:
+        if producer.highest - origin.sequence >= SEQUENCES:
+            return VERDICT_TOO_OLD
+        if producer.highest - origin.sequence < producer.capacity:
+            seen = producer.content[origin.sequence % producer.capacity]
+    if seen == 0:
+        needed = _needed(producer, origin.epoch, origin.sequence)
+        return VERDICT_NEW if _has_room(table, producer.class_, _bytes_of(needed) - _bytes_of(
+            producer.capacity)) else VERDICT_FULL
+    return VERDICT_DUPLICATE if seen == origin.content else VERDICT_CONFLICT
+
+
+cdef void _begin(Producer* producer, const Origin* origin) noexcept nogil:
+    memset(producer.content, 0, producer.capacity * sizeof(uint64_t))
+    producer.epoch = origin.epoch
+    producer.highest = origin.sequence
+
+
+cdef Producer* producers_of(ProducerTable* table, const Origin* origin, int64_t wall_ms) noexcept nogil:
+    cdef int64_t now_ms = _now(table, wall_ms)
+    cdef Producer* producer = _find(table, origin.fp0, origin.fp1)
+    if producer == NULL:
+        producer = _make(table, origin.fp0, origin.fp1, origin.class_, FEWEST)
+        if producer == NULL:
+            return NULL
+        _begin(producer, origin)
+    elif _is_forgotten(producer, now_ms):
+        _begin(producer, origin)
+    elif not _is_ignored(producer, origin) and _grow(
+            table, producer, _needed(producer, origin.epoch, origin.sequence)) < 0:
+        return NULL
+    table.now_ms = now_ms
+    return producer
+
+
+cdef void producer_remember(ProducerTable* table, Producer* producer, const Origin* origin) noexcept nogil:
     cdef uint64_t gap, i
-    # Never live, where such batches are turned away. A replay begins with tables that may be ahead of its
-    # first batches.
-    if origin.epoch < producer.epoch or (
-            origin.epoch == producer.epoch and producer.highest > origin.sequence and
-            producer.highest - origin.sequence >= SEQUENCES):
+    if _is_ignored(producer, origin):
         return
     if origin.epoch > producer.epoch:
-        memset(producer.content, 0, sizeof(producer.content))
-        producer.epoch = origin.epoch
-        producer.highest = origin.sequence
+        _begin(producer, origin)
     elif origin.sequence > producer.highest:
         gap = origin.sequence - producer.highest
-        for i in range(1, gap if gap < SEQUENCES else SEQUENCES):
-            producer.content[(producer.highest + i) % SEQUENCES] = 0
-        if gap >= SEQUENCES:
-            memset(producer.content, 0, sizeof(producer.content))
+        if gap >= producer.capacity:
+            memset(producer.content, 0, producer.capacity * sizeof(uint64_t))
+        else:
+            for i in range(1, gap):
+                producer.content[(producer.highest + i) % producer.capacity] = 0
         producer.highest = origin.sequence
-    producer.content[origin.sequence % SEQUENCES] = origin.content
-    producer.last_ms = now_ms
+    producer.content[origin.sequence % producer.capacity] = origin.content
+    if table.now_ms > producer.last_ms:
+        producer.last_ms = table.now_ms
+    _unlink_age(table, producer)
+    _link_newest(table, producer)
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------
 #
-# Little-endian. Per producer: u64[2] fingerprint, u64 epoch, u64 highest, i64 last, u64[1025] content
+# Little-endian: u32 version (2), u32 0, i64 now, then per producer: u64[2] fingerprint, u64 epoch, u64
+# highest, i64 last, u8 class, u8 0, u16 n, u32 0, u16[n] how far below the highest each sequence is that was
+# seen, ascending, padded with zeros to a multiple of 8, u64[n] the fingerprints of their batches.
+#
+# Version 1 had no head, and per producer 8240 bytes: u64[2] fingerprint, u64 epoch, u64 highest, i64 last on
+# the store's clock, u64[1025] fingerprint of the batch of each sequence at place sequence % 1025.
 
-cdef int producers_copy(const ProducerTable* table, ProducerCursor* cursor, uint32_t max_places,
+ctypedef struct Head:
+    uint32_t version
+    uint32_t zero
+    int64_t now_ms
+
+ctypedef struct Record:
+    uint64_t fp[2]
+    uint64_t epoch
+    uint64_t highest
+    int64_t last_ms
+    uint8_t class_
+    uint8_t zero
+    uint16_t n
+    uint32_t zeros
+
+ctypedef struct FirstRecord:
+    uint64_t fp[2]
+    uint64_t epoch
+    uint64_t highest
+    int64_t last_ms
+    uint64_t content[SEQUENCES]
+
+
+cdef int _put_head(const ProducerTable* table, Bytes* out) noexcept nogil:
+    cdef Head head
+    memset(&head, 0, sizeof(head))
+    head.version = 2
+    head.now_ms = table.now_ms
+    return bytes_append(out, &head, sizeof(head))
+
+
+cdef int _put(const ProducerTable* table, const Producer* producer, Bytes* out) noexcept nogil:
+    cdef uint16_t below[SEQUENCES + 3]
+    cdef uint64_t content[SEQUENCES]
+    cdef Record record
+    cdef uint64_t seen
+    cdef uint16_t i
+    if _is_forgotten(producer, table.now_ms):
+        return 0
+    memset(&record, 0, sizeof(record))
+    memset(below, 0, sizeof(below))
+    record.fp[0] = producer.fp0
+    record.fp[1] = producer.fp1
+    record.epoch = producer.epoch
+    record.highest = producer.highest
+    record.last_ms = producer.last_ms
+    record.class_ = producer.class_
+    for i in range(producer.capacity):
+        if producer.highest < i:
+            break
+        seen = producer.content[(producer.highest - i) % producer.capacity]
+        if seen:
+            below[record.n] = i
+            content[record.n] = seen
+            record.n += 1
+    if (bytes_append(out, &record, sizeof(record)) < 0
+            or bytes_append(out, below, (record.n * 2 + 7) & ~7) < 0
+            or bytes_append(out, content, record.n * sizeof(uint64_t)) < 0):
+        return -1
+    return 0
+
+
+cdef int producers_copy(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets,
                         Bytes* out) noexcept nogil:
+    """bucket[0]: the next one, and how many there were at the beginning (upper half). Whatever has been split
+    since, what was in one of those is in buckets of the same remainder, and so is what would have been."""
+    cdef const Producer* producer
+    cdef uint64_t at = bucket[0] & 0xFFFFFFFFu, n = bucket[0] >> 32, level = SEGMENT, step, i
     cdef uint32_t looked = 0
-    if cursor.moves != table.moves:
-        cursor.moves = table.moves
-        cursor.place = 0
-        out.n_bytes = cursor.began
-    while cursor.place < table.n_places:
-        if looked == max_places:
-            return 1
+    if n == 0:
+        n = table.n_buckets
+        if _put_head(table, out) < 0:
+            return -1
+    while 2 * level <= n:
+        level *= 2
+    while at < n and looked < max_buckets:
         looked += 1
-        if table.places[cursor.place] != NULL:
-            if bytes_append(out, table.places[cursor.place], sizeof(Producer)) < 0:
-                return -1
-        cursor.place += 1
+        step = level if n - level <= at < level else 2 * level
+        i = at
+        while i < table.n_buckets:
+            producer = _bucket_at(table, i)[0]
+            while producer != NULL:
+                if _put(table, producer, out) < 0:
+                    return -1
+                producer = producer.next
+            i += step
+        at += 1
+    bucket[0] = n << 32 | at
+    return 1 if at < n else 0
+
+
+cdef int _by_fingerprint(const void* a, const void* b) noexcept nogil:
+    return by_words(&(<Producer**>a)[0].fp0, &(<Producer**>b)[0].fp0)
+
+
+cdef int _by_age(const void* a, const void* b) noexcept nogil:
+    cdef const Producer* x = (<Producer**>a)[0]
+    cdef const Producer* y = (<Producer**>b)[0]
+    if x.last_ms != y.last_ms:
+        return 1 if x.last_ms > y.last_ms else -1
+    return by_words(&x.fp0, &y.fp0)
+
+
+cdef Producer** _all(const ProducerTable* table, uint64_t* n) noexcept nogil:
+    """The caller's to free."""
+    cdef Producer** found
+    cdef Producer* producer
+    cdef int i
+    n[0] = 0
+    found = <Producer**>malloc((table.classes[NAMED].n + table.classes[MADE_UP].n + 1) * sizeof(void*))
+    if found == NULL:
+        return NULL
+    for i in range(N_CLASSES):
+        producer = table.classes[i].oldest
+        while producer != NULL:
+            found[n[0]] = producer
+            n[0] += 1
+            producer = producer.newer
+    return found
+
+
+cdef int producers_export(const ProducerTable* table, Bytes* out) noexcept nogil:
+    cdef uint64_t n, i
+    cdef Producer** found = _all(table, &n)
+    cdef int status = 0 if found != NULL else -1
+    if status == 0:
+        qsort(found, n, sizeof(void*), _by_fingerprint)
+        status = _put_head(table, out)
+    for i in range(n):
+        if status == 0:
+            status = _put(table, found[i], out)
+    free(found)
+    return status
+
+
+cdef int _order_by_age(ProducerTable* table) noexcept nogil:
+    cdef uint64_t n, i
+    cdef Producer** found = _all(table, &n)
+    cdef int j
+    if found == NULL:
+        return -1
+    qsort(found, n, sizeof(void*), _by_age)
+    for j in range(N_CLASSES):
+        table.classes[j].oldest = table.classes[j].newest = NULL
+    for i in range(n):
+        _link_newest(table, found[i])
+    free(found)
     return 0
 
 
-cdef int _by_producer(const void* a, const void* b) noexcept nogil:
-    return by_words(<const uint64_t*>a, <const uint64_t*>b)
+cdef Producer* _imported(ProducerTable* table, const uint64_t* fp, uint8_t class_,
+                         uint16_t capacity) noexcept nogil:
+    """A record without what it has seen; it replaces one that was copied before it moved."""
+    cdef Producer* producer = _find(table, fp[0], fp[1])
+    if producer != NULL:
+        _free(table, producer)
+    return _make(table, fp[0], fp[1], class_, capacity)
 
 
-cdef void producers_sort(Bytes* producers) noexcept nogil:
-    if producers.n_bytes:
-        qsort(producers.data, producers.n_bytes // sizeof(Producer), sizeof(Producer), _by_producer)
-
-
-cdef int producers_import(ProducerTable* table, const uint8_t* data, size_t n_bytes) noexcept nogil:
-    cdef Producer producer
-    cdef Producer* made
+cdef int _import_first(ProducerTable* table, const uint8_t* data, size_t n_bytes, bint wall) noexcept nogil:
+    cdef FirstRecord record
+    cdef Producer* producer
     cdef size_t k
-    if n_bytes % sizeof(Producer):
+    cdef uint16_t i, n
+    if n_bytes % sizeof(FirstRecord):
         return 1
-    for k in range(n_bytes // sizeof(Producer)):
-        memcpy(&producer, data + k * sizeof(Producer), sizeof(Producer))
-        if not is_clock(producer.last_ms):
+    for k in range(n_bytes // sizeof(FirstRecord)):
+        memcpy(&record, data + k * sizeof(FirstRecord), sizeof(FirstRecord))
+        if not is_clock(record.last_ms):
             return 1
-        made = _producer_place(table, producer.fp0, producer.fp1)[0]
-        if made == NULL:
-            made = _make_producer(table, producer.fp0, producer.fp1, UNSET_MS)
-            if made == NULL:
-                return -1
-        made[0] = producer
-        table.oldest_ms = UNSET_MS
+        n = 1
+        for i in range(SEQUENCES):
+            if record.highest >= i and record.content[(record.highest - i) % SEQUENCES]:
+                n = i + 1
+        producer = _imported(table, record.fp, NAMED, _capacity_for(n))
+        if producer == NULL:
+            return -1
+        producer.epoch = record.epoch
+        producer.highest = record.highest
+        # Where events brought the time, it says nothing of when the producer wrote.
+        producer.last_ms = record.last_ms if wall else UNSET_MS
+        for i in range(n):
+            if record.highest >= i:
+                producer.content[(record.highest - i) % producer.capacity] = record.content[
+                    (record.highest - i) % SEQUENCES]
     return 0
+
+
+cdef int producers_import(ProducerTable* table, const uint8_t* data, size_t n_bytes,
+                          bint wall) noexcept nogil:
+    cdef Head head
+    cdef Record record
+    cdef Producer* producer
+    cdef const uint8_t* at = data
+    cdef size_t left = n_bytes, n_below
+    cdef uint64_t seen
+    cdef uint16_t below, before = 0, i
+    cdef int status
+    if n_bytes >= sizeof(head):
+        memcpy(&head, data, sizeof(head))
+    if n_bytes < sizeof(head) or head.version != 2 or head.zero:
+        status = _import_first(table, data, n_bytes, wall)
+        return _order_by_age(table) if status == 0 else status
+    if not is_clock(head.now_ms):
+        return 1
+    table.now_ms = head.now_ms
+    at += sizeof(head)
+    left -= sizeof(head)
+    while left:
+        if left < sizeof(record):
+            return 1
+        memcpy(&record, at, sizeof(record))
+        at += sizeof(record)
+        left -= sizeof(record)
+        n_below = (<size_t>record.n * 2 + 7) & ~<size_t>7
+        if (record.n > SEQUENCES or record.class_ >= N_CLASSES or record.zero or record.zeros
+                or not is_clock(record.last_ms) or left < n_below + <size_t>record.n * 8):
+            return 1
+        before = 0
+        if record.n:
+            memcpy(&before, at + (<size_t>record.n - 1) * 2, 2)          # the farthest below
+        if before >= SEQUENCES:
+            return 1
+        producer = _imported(table, record.fp, record.class_, _capacity_for(<uint64_t>before + 1))
+        if producer == NULL:
+            return -1
+        producer.epoch = record.epoch
+        producer.highest = record.highest
+        producer.last_ms = record.last_ms
+        for i in range(record.n):
+            memcpy(&below, at + <size_t>i * 2, 2)
+            memcpy(&seen, at + n_below + <size_t>i * 8, 8)
+            if (below > record.highest or below >= producer.capacity or (i and below <= before)
+                    or seen == 0):
+                return 1
+            before = below
+            producer.content[(record.highest - below) % producer.capacity] = seen
+        at += n_below + <size_t>record.n * 8
+        left -= n_below + <size_t>record.n * 8
+    return _order_by_age(table)

@@ -23,11 +23,12 @@ ctypedef struct Sequencer:
     uint16_t n_types             # event types in the plan
     int64_t* type_nows           # [n_types] event clock: greatest time accepted; wall: now
     int64_t* first_nows          # [n_types] now at the first accepted event, UNSET_MS before
+    int64_t* dedupe_floors       # [n_types] ids of events before it may have been forgotten; UNSET_MS: none
     Ids ids
     ProducerTable producers
 
 cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
-                        uint64_t max_producers, uint64_t max_id_bytes) noexcept nogil
+                        uint64_t max_producer_bytes, uint64_t max_id_bytes) noexcept nogil
 cdef void sequencer_clear(Sequencer* s) noexcept nogil
 
 ctypedef struct Facts:           # what is known of a batch before it is decided; everything is borrowed

@@ -32,7 +32,7 @@ cdef enum:
 
 
 cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
-                        uint64_t max_producers, uint64_t max_id_bytes) noexcept nogil:
+                        uint64_t max_producer_bytes, uint64_t max_id_bytes) noexcept nogil:
     cdef uint16_t n_types = plan.n_events, i
     memset(s, 0, sizeof(Sequencer))
     s.event_clock = event_clock
@@ -41,12 +41,13 @@ cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64
     s.n_types = n_types
     s.type_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     s.first_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
-    if (producers_init(&s.producers, max_producers) < 0 or s.type_nows == NULL or s.first_nows == NULL
-            or ids_init(&s.ids, plan, max_id_bytes) < 0):
+    s.dedupe_floors = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
+    if (producers_init(&s.producers, max_producer_bytes) < 0 or s.type_nows == NULL or s.first_nows == NULL
+            or s.dedupe_floors == NULL or ids_init(&s.ids, plan, max_id_bytes) < 0):
         sequencer_clear(s)
         return -1
     for i in range(n_types):
-        s.type_nows[i] = s.first_nows[i] = UNSET_MS
+        s.type_nows[i] = s.first_nows[i] = s.dedupe_floors[i] = UNSET_MS
     return 0
 
 
@@ -54,6 +55,7 @@ cdef void sequencer_clear(Sequencer* s) noexcept nogil:
     producers_clear(&s.producers)
     free(s.type_nows)
     free(s.first_nows)
+    free(s.dedupe_floors)
     ids_clear(&s.ids)
     memset(s, 0, sizeof(Sequencer))
 
@@ -130,7 +132,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
             if facts.id_missing[i]:
                 batch.outcomes[i] = REFUSED_NO_ID
                 continue
-            if t < then - event.dedupe_ms:
+            if t < then - event.dedupe_ms or t < s.dedupe_floors[batch.event]:
                 batch.outcomes[i] = REFUSED_BEYOND_DEDUPE
                 continue
             oldest_ms = ids_oldest(table, then)
@@ -167,7 +169,7 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
     if not s.event_clock and s.now_ms > now:
         now = s.now_ms
     if origin.given:
-        producer = producers_of(&s.producers, origin, s.now_ms)
+        producer = producers_of(&s.producers, origin, wall_ms)
         if producer == NULL:
             return -1
     for i in range(batch.n_events):
@@ -192,7 +194,7 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
         ids_drop(&s.ids, ids, ids_oldest(ids, now), 2 + batch.n_events // SEGMENT_IDS)
     s.position += batch.n_events
     if producer != NULL:
-        producer_remember(producer, origin, s.now_ms)
+        producer_remember(&s.producers, producer, origin)
     return 0
 
 
@@ -207,7 +209,7 @@ cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t
 
 # -- bytes ---------------------------------------------------------------------------------------------------
 #
-# Little-endian: u32 version (1), u8 event_clock, u8[3] 0, i64 now, u64 position, u32 event types, u32 0, then
+# Little-endian: u32 version (2), u8 event_clock, u8[3] 0, i64 now, u64 position, u32 event types, u32 0, then
 # per type: u16 event_id, u8[6] 0, i64 now, i64 now at its first accepted event
 
 cdef enum:
@@ -218,7 +220,7 @@ cdef enum:
 cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil:
     cdef uint8_t head[HEAD_BYTES]
     cdef uint8_t type_head[TYPE_BYTES]
-    cdef uint32_t version = 1, n = s.n_types
+    cdef uint32_t version = 2, n = s.n_types
     cdef uint16_t i
     memset(head, 0, sizeof(head))
     memcpy(head, &version, 4)
@@ -248,7 +250,7 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
         return 1
     memcpy(&version, data, 4)
     memcpy(&n_types, data + 24, 4)
-    if version != 1 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * TYPE_BYTES:
+    if version < 1 or version > 2 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * TYPE_BYTES:
         return 1
     memcpy(&now_ms, data + 8, 8)
     if data[4] > 1 or not all_zero(data + 5, 3) or not all_zero(data + 28, 4) or not is_clock(now_ms):

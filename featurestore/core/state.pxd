@@ -73,7 +73,8 @@ cdef int work_prepare(const StateC* state, const Batch* batch, const ServiceC* s
 cdef void work_clear(Work* work) noexcept nogil
 # Whether a shard that the batch has parts of is in use just now.
 cdef bint work_would_wait(StateC* state, const Work* work) noexcept nogil
-cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin) noexcept nogil   # a Verdict
+cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin,
+                     int64_t wall_ms) noexcept nogil   # a Verdict
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
 cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,

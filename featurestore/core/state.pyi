@@ -42,7 +42,7 @@ class State:
         cores: int = 1,
         max_memory_bytes: int = 0,
         max_future_ms: int = ...,
-        max_producers: int = 8192,
+        max_producer_bytes: int = ...,
         dedupe_memory_bytes: int = 360_000_000,
     ) -> None: ...
     @property

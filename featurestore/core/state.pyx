@@ -45,8 +45,9 @@ from featurestore.core.pthread cimport (
     pthread_rwlock_wrlock, pthread_t,
 )
 from featurestore.core.producers cimport (
-    VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_TOO_OLD, Origin, ProducerCursor,
-    producers_clear, producers_copy, producers_import, producers_judge, producers_sort,
+    MADE_UP, NAMED, VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_JUMP, VERDICT_TOO_OLD,
+    Origin, ProducerTable, producer_class, producers_bytes, producers_clear, producers_copy, producers_export,
+    producers_import, producers_judge,
 )
 from featurestore.core.sequencer cimport (
     Sequencer, sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_decide, sequencer_export_head,
@@ -350,15 +351,14 @@ cdef void _find_homeless(StateC* state, const Batch* batch, Work* work, bint ful
     work.facts.homeless = work.homeless
 
 
-cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin) noexcept nogil:
+cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin, int64_t wall_ms) noexcept nogil:
     cdef Origin other
-    cdef int verdict = producers_judge(&state.sequencer.producers, origin, state.sequencer.now_ms)
+    cdef int verdict = producers_judge(&state.sequencer.producers, origin, wall_ms)
     if verdict == VERDICT_CONFLICT:
         # Or it was remembered by the fingerprint of before.
         other = origin[0]
         other.content = _content_by_place(state, batch)
-        if producers_judge(&state.sequencer.producers, &other,
-                           state.sequencer.now_ms) == VERDICT_DUPLICATE:
+        if producers_judge(&state.sequencer.producers, &other, wall_ms) == VERDICT_DUPLICATE:
             return VERDICT_DUPLICATE
     return verdict
 
@@ -679,6 +679,7 @@ cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_by
     origin.epoch = epoch
     origin.sequence = sequence
     origin.content = content if content else 1
+    origin.class_ = producer_class(producer, n_bytes)
     origin.given = True
 
 
@@ -825,6 +826,14 @@ cdef object vectors_for(const ServiceC* service, uint32_t n, bint bounds, Output
     return vectors
 
 
+cdef int _set_floors(Sequencer* s, object plan) except -1:
+    """From when on ids are known, as the plan has it of each event type."""
+    cdef uint16_t i
+    for i, event in enumerate(plan.events):
+        s.dedupe_floors[i] = UNSET_MS if event.dedupe_floor_ms is None else event.dedupe_floor_ms
+    return 0
+
+
 cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t sequence):
     who = f"batch (producer {producer!r}, epoch {epoch}, sequence {sequence})"
     if verdict == VERDICT_TOO_OLD:
@@ -834,13 +843,17 @@ cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t 
     if verdict == VERDICT_FENCED:
         return SequenceError(
             f"{who} is from a fenced-off epoch: a newer instance of this producer has written; stop this one")
+    if verdict == VERDICT_JUMP:
+        return InvalidEventError(
+            f"{who} is out of reach: an epoch or a sequence is at most 2**40 above the last one of this "
+            "producer (0 where there is none), or a time in nanoseconds at most; number on from the last one")
     if verdict == VERDICT_CONFLICT:
         return InvalidEventError(
             f"{who} was seen before with other content; a retry must resend the same bytes under the same "
             "sequence, and other events need a sequence of their own")
     return LimitError(
-        f"{who}: the store remembers as many producers as it may and none has been silent for 7 days; reuse "
-        "a producer name")
+        f"{who}: the memory for producers of its kind (names that clients make up; names that were given) is "
+        "in use, and none has been silent for long enough (15 minutes; 7 days); reuse a producer name")
 
 
 cdef uint64_t _name_of(const uint8_t* secret, uint64_t hash) noexcept:
@@ -902,7 +915,7 @@ cdef class State:
 
     def __init__(self, plan not None, *, str clock="event", bytes secret=bytes(16), uint32_t n_shards=64,
                  uint32_t threads=1, uint32_t cores=1, uint64_t max_memory_bytes=0,
-                 int64_t max_future_ms=MAX_FUTURE_MS, uint64_t max_producers=8192,
+                 int64_t max_future_ms=MAX_FUTURE_MS, uint64_t max_producer_bytes=64 << 20,
                  uint64_t dedupe_memory_bytes=DEDUPE_MEMORY_BYTES):
         cdef uint32_t i
         if self.made:
@@ -925,8 +938,9 @@ cdef class State:
         self.c.max_memory_bytes = max_memory_bytes
         memcpy(self.c.secret, <const char*>secret, 16)
         if sequencer_init(&self.c.sequencer, self.c.plan, clock == "event", max_future_ms,
-                          max_producers, dedupe_memory_bytes) < 0:
+                          max_producer_bytes, dedupe_memory_bytes) < 0:
             raise MemoryError
+        _set_floors(&self.c.sequencer, plan)
         if pool_init(&self.c.pool) < 0:
             raise MemoryError
         self.c.shards = <Shard*>calloc(n_shards, sizeof(Shard))
@@ -1035,7 +1049,7 @@ cdef class State:
             pthread_rwlock_rdlock(&self.c.plan_lock)
             status = work_prepare(&self.c, b, target, &work)
             pthread_mutex_lock(&self.c.order)
-            verdict = state_judge(&self.c, b, &origin)
+            verdict = state_judge(&self.c, b, &origin, now_ms)
             if status == 0 and verdict <= VERDICT_DUPLICATE:
                 if verdict == VERDICT_DUPLICATE:
                     state_repeat(&self.c, b, &work, now_ms)
@@ -1225,6 +1239,7 @@ cdef class State:
             if event.event_id in before:
                 j, id_name = before[event.event_id]
                 sequencer_adopt(&s, i, old, j, id_name is not None and id_name == _id_name(event))
+        _set_floors(&s, compiled.plan)
         producers_clear(&s.producers)
         s.producers = old.producers
         memset(&old.producers, 0, sizeof(old.producers))
@@ -1380,7 +1395,9 @@ cdef class State:
     def stats(self):
         """Counts: rows, used_bytes (rows, logs, index and sketches), held_bytes (what the process holds for
         them: also what is free between), sketches (tables), sketch_bytes, ids, id_bytes (of
-        dedupe_memory_bytes), producers, position."""
+        dedupe_memory_bytes), producers (of names made up by clients, their bytes, at most, batches refused
+        for want of memory, and forgotten), position."""
+        cdef const ProducerTable* producers = &self.c.sequencer.producers
         cdef uint64_t rows = 0, sketches = 0, sketch_bytes = 0
         cdef uint32_t i
         for i in range(self.c.n_shards):
@@ -1396,7 +1413,12 @@ cdef class State:
             "ids": self.c.sequencer.ids.n_ids,
             "id_bytes": self.c.sequencer.ids.n_ids * ID_BYTES,
             "dedupe_memory_bytes": self.c.sequencer.ids.max_bytes,
-            "producers": self.c.sequencer.producers.n_producers,
+            "producers": producers.classes[NAMED].n + producers.classes[MADE_UP].n,
+            "producers_made_up": producers.classes[MADE_UP].n,
+            "producer_bytes": producers_bytes(producers),
+            "max_producer_bytes": producers.max_bytes,
+            "producers_refused": producers.classes[NAMED].refused + producers.classes[MADE_UP].refused,
+            "producers_forgotten": producers.classes[NAMED].forgotten + producers.classes[MADE_UP].forgotten,
             "position": self.c.sequencer.position,
         }
 
@@ -1404,18 +1426,17 @@ cdef class State:
         """The ids or the producers as bytes, copied in slices of max_places, each under the order lock."""
         cdef Sequencer* s = &self.c.sequencer
         cdef IdCursor cursor
-        cdef ProducerCursor at
+        cdef uint64_t bucket = 0
         cdef Bytes out
         cdef int status = 1
         memset(&cursor, 0, sizeof(cursor))
-        memset(&at, 0, sizeof(at))
         memset(&out, 0, sizeof(out))
         try:
             while status == 1:
                 with nogil:
                     pthread_mutex_lock(&self.c.order)
                     if producers:
-                        status = producers_copy(&s.producers, &at, max_places, &out)
+                        status = producers_copy(&s.producers, &bucket, max_places, &out)
                     else:
                         status = ids_copy(&s.ids, self.c.plan, s.type_nows, &cursor, max_places, &out)
                     pthread_mutex_unlock(&self.c.order)
@@ -1539,7 +1560,6 @@ cdef class State:
         cdef Bytes out
         cdef Sequencer* s = &self.c.sequencer
         cdef IdCursor cursor
-        cdef ProducerCursor at
         cdef uint64_t n_bytes
         cdef uint32_t head[2]
         cdef uint32_t i
@@ -1555,11 +1575,9 @@ cdef class State:
             status = sequencer_export_head(s, self.c.plan, &sections[0])
             if status == 0:
                 status = ids_copy(&s.ids, self.c.plan, s.type_nows, &cursor, 0xFFFFFFFF, &sections[1])
-            memset(&at, 0, sizeof(at))
             if status == 0:
-                status = producers_copy(&s.producers, &at, 0xFFFFFFFF, &sections[2])
+                status = producers_export(&s.producers, &sections[2])
             ids_sort(&sections[1])
-            producers_sort(&sections[2])
             if status == 0:
                 status = bytes_append(&out, head, 8)
             for i in range(3):
@@ -1658,7 +1676,8 @@ cdef class State:
 
     def import_producers(self, bytes data not None):
         """What copy_producers gave."""
-        self._imported(producers_import(&self.c.sequencer.producers, data, len(data)), "producers")
+        self._imported(producers_import(&self.c.sequencer.producers, data, len(data),
+                                        not self.c.sequencer.event_clock), "producers")
 
     def import_shard(self, uint32_t shard, data not None):
         """Puts the records of one shard back; its position becomes the sequencer's."""

@@ -8,8 +8,9 @@ Ids are how state finds its view again, so this file decides what survives:
 - Event types go on by name, entities by the parts of their key. No id is given twice.
 - Of an event type, fields may be added, removed and moved (views know theirs by name; every batch in the
   journal is read with the schema of its own time), and time, lateness and ids may change. The type of a
-  field that a view reads is part of that view's identity. When `ids` name another field, duplicates are told
-  only among events accepted since; with another horizon, also among those that were within both.
+  field that a view reads is part of that view's identity. Where ids of older events were not kept (a shorter
+  horizon, another field, none), `dedupe_floor_ms` says up to when: those events are refused, since nobody can
+  tell whether they were counted.
 - Windows may be added, removed, shortened and lengthened. A view that now keeps longer has dropped what it
   kept shorter: `floor_ms` says up to when, and grows only; `lifetime_floor_ms` says so of its lifetimes.
 - Keys may be kept, or not any more, which erases them. Kept again, they are learned anew: `key_epoch`.
@@ -31,7 +32,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from featurestore.errors import SchemaError
-from featurestore.plan import FeaturePlan, Plan, ViewPlan
+from featurestore.plan import EventPlan, FeaturePlan, Plan, ViewPlan
 from featurestore.schema.document import Mistakes, duration_text, shown
 
 MAX_ID = 65535  # an id is a u16 in the journal, in rows and in fingerprints
@@ -70,6 +71,7 @@ def succeed(
             f"or apply it to a store of its own"
         )
     event_ids = {event.name: event.event_id for event in previous.events}
+    events_before = {event.name: event for event in previous.events}
     entities_before = {entity.parts: entity for entity in previous.entities}
     views_before = {view.name: view for view in previous.views}
     next_event_id, next_entity_id, next_view_id = (
@@ -83,7 +85,8 @@ def succeed(
         if event.name not in event_ids:
             event_ids[event.name] = next_event_id
             next_event_id += 1
-        events.append(replace(event, event_id=event_ids[event.name]))
+        floor_ms = _dedupe_floor_ms(events_before.get(event.name), event, now_ms)
+        events.append(replace(event, event_id=event_ids[event.name], dedupe_floor_ms=floor_ms))
     entities = []
     for entity in plan.entities:
         known = entities_before.get(entity.parts)
@@ -152,6 +155,18 @@ def _now_of(plan: Plan, view: int, now_ms: int | Mapping[str, int] | None) -> in
     if isinstance(now_ms, Mapping):
         return now_ms.get(plan.events[plan.views[view].event].name)
     return now_ms
+
+
+def _dedupe_floor_ms(
+    before: EventPlan | None, event: EventPlan, now_ms: int | Mapping[str, int] | None
+) -> int | None:
+    """Events before this time may have been accepted without their id being known."""
+    if before is None or event.id_field is None:
+        return None
+    now = now_ms.get(event.name) if isinstance(now_ms, Mapping) else now_ms
+    if before.id_field is None or before.fields[before.id_field].name != event.fields[event.id_field].name:
+        return now
+    return _floor_ms(before.dedupe_floor_ms, before.dedupe_ms, event.dedupe_ms, now)
 
 
 def _floor_ms(floor_ms: int | None, before_ms: int, kept_ms: int, now_ms: int | None) -> int | None:

@@ -34,7 +34,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("schema_version", "events_accepted", "events_late", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms", "sketches", "sketch_bytes", "ids", "id_bytes", "dedupe_memory_bytes")
+    __slots__ = ("schema_version", "events_accepted", "events_late", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms", "sketches", "sketch_bytes", "ids", "id_bytes", "dedupe_memory_bytes", "producers", "producers_made_up", "producer_bytes", "max_producer_bytes", "producers_refused")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     EVENTS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     EVENTS_LATE_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,11 @@ class StatsResponse(_message.Message):
     IDS_FIELD_NUMBER: _ClassVar[int]
     ID_BYTES_FIELD_NUMBER: _ClassVar[int]
     DEDUPE_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PRODUCERS_FIELD_NUMBER: _ClassVar[int]
+    PRODUCERS_MADE_UP_FIELD_NUMBER: _ClassVar[int]
+    PRODUCER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PRODUCER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PRODUCERS_REFUSED_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     events_accepted: int
     events_late: int
@@ -77,7 +82,12 @@ class StatsResponse(_message.Message):
     ids: int
     id_bytes: int
     dedupe_memory_bytes: int
-    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., sketches: _Optional[int] = ..., sketch_bytes: _Optional[int] = ..., ids: _Optional[int] = ..., id_bytes: _Optional[int] = ..., dedupe_memory_bytes: _Optional[int] = ...) -> None: ...
+    producers: int
+    producers_made_up: int
+    producer_bytes: int
+    max_producer_bytes: int
+    producers_refused: int
+    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., sketches: _Optional[int] = ..., sketch_bytes: _Optional[int] = ..., ids: _Optional[int] = ..., id_bytes: _Optional[int] = ..., dedupe_memory_bytes: _Optional[int] = ..., producers: _Optional[int] = ..., producers_made_up: _Optional[int] = ..., producer_bytes: _Optional[int] = ..., max_producer_bytes: _Optional[int] = ..., producers_refused: _Optional[int] = ...) -> None: ...
 
 class CheckpointRequest(_message.Message):
     __slots__ = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -167,15 +168,108 @@ def test_a_retry_of_a_batch_with_unreadable_events_is_told_by_its_content() -> N
     assert state.position == position
 
 
-def test_a_producer_too_many_is_turned_away_until_one_has_been_silent_for_a_week() -> None:
-    state = State(PLAN, max_producers=2)
-    for name in (b"p", b"q"):
-        state.observe(plays(1, prefix=name.decode()), producer=name, sequence=1)
-    with pytest.raises(LimitError, match="producers"):
-        state.observe(plays(1, prefix="r"), producer=b"r", sequence=1)
-    state.observe(plays(1, start=1_000_000 + 7 * 86_400_000 + 1, prefix="s"))
-    state.observe(plays(1, start=1_000_000 + 7 * 86_400_000 + 1, prefix="r"), producer=b"r", sequence=1)
-    assert state.stats()["producers"] == 2
+DAY_MS = 86_400_000
+NOW_MS = 1_700_000_000_000
+
+
+def write(state: State, name: bytes, sequence: int = 1, *, epoch: int = 0, now_ms: int = NOW_MS) -> int:
+    """Outcome of the one event of a batch that is always the same."""
+    sent = plays(1, start=NOW_MS, prefix=f"{name!r}{epoch}-{sequence}")
+    state.observe(sent, producer=name, epoch=epoch, sequence=sequence, now_ms=now_ms)
+    return int(sent.outcomes[0])
+
+
+def made_up(i: int) -> bytes:
+    return b"client-%016x" % i
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "idle_ms"),
+    [(b"p%d", b"client-%016x", 7 * DAY_MS), (b"client-%016x", b"p%d", 15 * 60_000)],
+)
+def test_a_producer_too_many_is_turned_away_until_one_of_its_kind_was_silent_for_long_enough(
+    first: bytes, second: bytes, idle_ms: int
+) -> None:
+    state = State(PLAN, max_producer_bytes=2 * 10 * 176)
+    for i in range(10):
+        write(state, first % i)
+    with pytest.raises(LimitError, match="memory for producers of its kind"):
+        write(state, first % 99)
+    for i in range(10):
+        assert write(state, second % i) == Outcome.ACCEPTED, "the other kind has memory of its own"
+    with pytest.raises(LimitError, match="memory for producers of its kind"):
+        write(state, first % 99, now_ms=NOW_MS + idle_ms)
+    assert write(state, first % 99, now_ms=NOW_MS + idle_ms + 1) == Outcome.ACCEPTED
+    stats = state.stats()
+    assert stats["producers_refused"] == 2
+    assert stats["producer_bytes"] <= stats["max_producer_bytes"]
+
+
+EMPTY = batch(ts=[None], account=["a"], track=["t"], ms=[1.0], id=["x"])
+
+
+def test_a_producer_costs_what_it_has_sent() -> None:
+    state = State(PLAN)
+    sizes = []
+    for sequence in range(1, 2_050):
+        state.observe(EMPTY, producer=b"p", sequence=sequence, now_ms=NOW_MS)
+        sizes.append(state.stats()["producer_bytes"])
+    assert sizes[2] < 200
+    assert sizes[100] < 1_400
+    assert sizes[-1] == sizes[1_100] < 8_500
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_was_seen_of_the_last_1025_sequences_is_told_in_any_order(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    state = State(PLAN)
+    seen: dict[int, bool] = {}
+    highest = epoch = 0
+    for step in range(3_000):
+        kind = draw.integers(100)
+        if kind == 0:
+            epoch += 1
+            seen, highest = {}, 0
+        step_up = int(draw.integers(1, 4)) if kind < 60 else int(draw.integers(1, 700)) if kind == 60 else 0
+        sequence = highest + step_up if step_up else max(1, highest - int(draw.integers(0, 1_100)))
+        if step % 400 == 399:
+            state = State.restore(PLAN, state.snapshot())
+        position = state.position
+        too_old = bool(seen) and highest - sequence > 1_024
+        try:
+            state.observe(EMPTY, producer=b"p", epoch=epoch, sequence=sequence, now_ms=NOW_MS)
+        except SequenceError:
+            assert too_old
+            continue
+        assert not too_old
+        assert (state.position == position) == (sequence in seen)
+        seen[sequence] = True
+        highest = max(highest, sequence)
+
+
+def test_a_number_out_of_reach_is_refused_and_does_not_fence_its_owner_off() -> None:
+    state = State(PLAN)
+    write(state, b"p", 7, epoch=3)
+    for epoch, sequence in ((2**64 - 1, 1), (3, 2**64 - 1), (4, 2**64 - 1), (3 + 2**40 + 1 + 2**62, 1)):
+        with pytest.raises(InvalidEventError, match="out of reach"):
+            write(state, b"p", sequence, epoch=epoch)
+    with pytest.raises(InvalidEventError, match="out of reach"):
+        write(state, b"new", 1, epoch=2**64 - 1)
+    assert write(state, b"p", 8, epoch=3) == Outcome.ACCEPTED
+    assert write(state, b"p", 8 + 2**40, epoch=3) == Outcome.ACCEPTED
+    for epoch in (NOW_MS, NOW_MS * 1_000_000, (NOW_MS + DAY_MS) * 1_000_000):
+        assert write(state, b"by time", 1, epoch=epoch) == Outcome.ACCEPTED, "a time may be an epoch"
+
+
+def test_silence_is_judged_by_the_servers_clock_and_not_by_the_times_of_events() -> None:
+    state = State(PLAN, clock="event")
+    assert write(state, made_up(1)) == Outcome.ACCEPTED
+    state.observe(plays(1, start=NOW_MS + 30 * DAY_MS, prefix="history-"), now_ms=NOW_MS + 1_000)
+    again = plays(1, start=NOW_MS, prefix=f"{made_up(1)!r}0-1")
+    position = state.position
+    state.observe(again, producer=made_up(1), sequence=1, now_ms=NOW_MS + 2_000)
+    assert list(again.outcomes) == [Outcome.DUPLICATE]
+    assert state.position == position
 
 
 @pytest.mark.parametrize("clock", ["event", "wall"])
@@ -254,29 +348,98 @@ def test_ids_of_another_field_are_other_ids() -> None:
     assert list(again.outcomes) == [Outcome.ACCEPTED], "its ids ended with the change before"
 
 
-def producers(state: State) -> list[bytes]:
-    data, size = bytes(state.copy_producers()), 8 * (5 + 1025)
-    return sorted(data[at : at + size] for at in range(0, len(data), size))
+def producers(state: State) -> bytes:
+    """In canonical order, as a snapshot has them after the head and the ids."""
+    data, at = state.snapshot(), 32
+    for _ in range(3):
+        size = int.from_bytes(data[at : at + 8], "little")
+        section, at = data[at + 8 : at + 8 + size], at + 8 + size
+    return section
 
 
-def test_producers_are_all_copied_though_one_is_forgotten_meanwhile() -> None:
-    week_ms = 7 * 86_400_000
-    for secret in range(40):
-        state = State(PLAN, secret=bytes([secret] * 16), max_producers=12, n_shards=1)
-        state.observe(plays(1, prefix="gone"), producer=b"gone", sequence=1)
-        for i in range(11):
-            state.observe(plays(1, start=1_000_001 + week_ms, prefix=f"{i}-"), producer=b"%d" % i, sequence=1)
-        turns = iter(range(1 + secret % 14))
+@pytest.mark.parametrize("secret", range(4))
+def test_producers_are_all_copied_though_they_come_and_go_and_write_meanwhile(secret: int) -> None:
+    state = State(PLAN, secret=bytes([secret] * 16), n_shards=1)
+    for i in range(1_500):
+        state.observe(EMPTY, producer=b"gone%d" % i, sequence=1, now_ms=NOW_MS)
+    now_ms = NOW_MS + 7 * DAY_MS
+    for i in range(700):
+        state.observe(EMPTY, producer=b"%d" % i, sequence=1, now_ms=now_ms)
+    n = iter(range(10_000))
 
-        def replace(state: State = state, turns: Any = turns) -> None:
-            if next(turns, None) is None:
-                sent = plays(1, start=1_000_002 + week_ms, prefix="new")
-                state.observe(sent, producer=b"new", sequence=1)
+    def meanwhile() -> None:
+        i = next(n)
+        state.observe(EMPTY, producer=b"new%d" % i, sequence=1, now_ms=now_ms + 1)
+        state.observe(EMPTY, producer=b"%d" % (i % 700), sequence=2 + i // 700, now_ms=now_ms + 1)
 
-        copied = bytes(state.copy_producers(1, replace))
-        copy = State(PLAN, secret=bytes([secret] * 16), max_producers=12, n_shards=1)
-        copy.import_producers(copied)
-        assert producers(copy) == producers(state)
+    copied = bytes(state.copy_producers(1, meanwhile))
+    n_calls = next(n)
+    assert n_calls > 1_024, "it ends though the table grows with each slice"
+    copy = State(PLAN, secret=bytes([secret] * 16), n_shards=1)
+    copy.import_producers(copied)
+    for i in range(n_calls):  # what a replay of the journal from the cut on does
+        copy.observe(EMPTY, producer=b"new%d" % i, sequence=1, now_ms=now_ms + 1)
+        copy.observe(EMPTY, producer=b"%d" % (i % 700), sequence=2 + i // 700, now_ms=now_ms + 1)
+    assert producers(copy) == producers(state)
+
+
+@pytest.mark.parametrize("clock", ["event", "wall"])
+def test_producers_of_the_version_before_are_read_and_their_retries_told(clock: str) -> None:
+    state = State(PLAN, clock=clock)
+    for sequence in (1, 900, 1_500):
+        state.observe(EMPTY, producer=b"p", epoch=4, sequence=sequence, now_ms=NOW_MS)
+    content = int.from_bytes(producers(state)[-8:], "little")
+    fingerprint = producers(state)[16:32]
+    places = [0] * 1025
+    for sequence in (900, 1_500):
+        places[sequence % 1025] = content
+    before = fingerprint + struct.pack("<QQq1025Q", 4, 1_500, NOW_MS, *places)
+    again = State(PLAN, clock=clock)
+    again.import_producers(before)
+    for sequence, is_new in ((900, False), (901, True), (1_500, False), (1_501, True)):
+        position = again.position
+        again.observe(EMPTY, producer=b"p", epoch=4, sequence=sequence, now_ms=NOW_MS + 1)
+        assert again.position == position + is_new
+    with pytest.raises(SequenceError, match="fenced"):
+        again.observe(EMPTY, producer=b"p", epoch=3, sequence=1, now_ms=NOW_MS + 1)
+
+
+def retried(state: State, plan: Plan, **columns: Any) -> int:
+    sent = one(plan, **columns)
+    state.observe(sent, now_ms=1_061_000)
+    return int(sent.outcomes[0])
+
+
+@pytest.mark.parametrize("clock", ["event", "wall"])
+@pytest.mark.parametrize(
+    ("before", "after", "floor_ms"),
+    [
+        ("ids: {id: id, dedupe: 60s}", "ids: {id: id, dedupe: 10m}", 1_001_000),
+        ("ids: {id: id, dedupe: 60s}", "ids: {id: track, dedupe: 10m}", 1_061_000),
+        ("lateness: 10s", "lateness: 10s\n    ids: {id: id, dedupe: 10m}", 1_061_000),
+    ],
+)
+def test_a_late_retry_is_refused_where_its_id_was_not_kept(
+    clock: str, before: str, after: str, floor_ms: int
+) -> None:
+    source = SCHEMA if before in SCHEMA else SCHEMA.replace("    ids: {id: id, dedupe: 60s}\n", "")
+    if before.startswith("lateness"):
+        source = SCHEMA.replace("    ids: {id: id, dedupe: 60s}\n", "")
+    plan = compile_schema(source, now_ms=1_000_000)
+    state = State(plan, clock=clock)
+    first = one(plan, ts=[1_000_500], id=["x"], track=["x"])
+    state.observe(first, now_ms=1_000_500)
+    state.observe(one(plan, ts=[1_061_000], id=["clock"], track=["clock"]), now_ms=1_061_000)
+    now_ms = 1_061_000 if clock == "wall" else {"play": 1_061_000}
+    changed = compile_schema(source.replace(before, after), previous=plan, now_ms=now_ms)
+    assert changed.events[0].dedupe_floor_ms == floor_ms
+    state.apply_plan(changed)
+    for each in (state, State.restore(Plan.from_json(changed.to_json()), state.snapshot())):
+        assert retried(each, changed, ts=[1_000_500], id=["x"], track=["x"]) == Outcome.REFUSED_BEYOND_DEDUPE
+        at_floor = {"ts": [floor_ms], "id": [f"{id(each)}"], "track": ["t"]}
+        assert retried(each, changed, **at_floor) == Outcome.ACCEPTED
+    again = compile_schema(source.replace(before, after) + "# same", previous=changed, now_ms=now_ms)
+    assert again.events[0].dedupe_floor_ms == floor_ms, "it stays"
 
 
 def test_a_longer_idle_does_not_bring_back_a_lifetime_that_had_ended() -> None:

