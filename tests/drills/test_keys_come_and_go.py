@@ -102,7 +102,7 @@ def test_an_index_whose_keys_were_all_replaced_is_as_one_that_is_new(
     assert float(np.mean(index.probes())) < 4.0
 
 
-@pytest.mark.parametrize("n_keys", [324, 5_184])
+@pytest.mark.parametrize("n_keys", [648, 5_184])
 def test_replacing_all_keys_takes_as_many_instructions_the_thousandth_time_as_the_first(
     drill_size: DrillSize, n_keys: int, tmp_path: Path
 ) -> None:
@@ -125,8 +125,9 @@ def test_replacing_all_keys_takes_as_many_instructions_the_thousandth_time_as_th
         assert found is not None, ran.stderr
         return int(found[1])
 
-    first = instructions(20) - instructions(10)
-    last = instructions(many) - instructions(many - 10)
+    # So many turns that what the interpreter needs to start, which varies, is little beside them.
+    first = instructions(220) - instructions(20)
+    last = instructions(many) - instructions(many - 200)
     assert last < 1.05 * first
 
 
