@@ -350,9 +350,23 @@ cdef void _begin(Producer* producer, const Origin* origin) noexcept nogil:
     producer.highest = origin.sequence
 
 
+cdef void _begin_silences(ProducerTable* table, int64_t now_ms) noexcept nogil:
+    """Of producers of whom a store of before does not say when they wrote: from its first batch on."""
+    cdef Producer* producer
+    cdef int i
+    for i in range(N_CLASSES):
+        producer = table.classes[i].oldest
+        while producer != NULL:
+            if producer.last_ms == UNSET_MS:
+                producer.last_ms = now_ms
+            producer = producer.newer
+
+
 cdef Producer* producers_of(ProducerTable* table, const Origin* origin, int64_t wall_ms) noexcept nogil:
     cdef int64_t now_ms = _now(table, wall_ms)
     cdef Producer* producer = _find(table, origin.fp0, origin.fp1)
+    if table.now_ms == UNSET_MS:
+        _begin_silences(table, now_ms)
     if producer == NULL:
         producer = _make(table, origin.fp0, origin.fp1, origin.class_, FEWEST)
         if producer == NULL:

@@ -402,6 +402,12 @@ def test_producers_of_the_version_before_are_read_and_their_retries_told(clock: 
         assert again.position == position + is_new
     with pytest.raises(SequenceError, match="fenced"):
         again.observe(EMPTY, producer=b"p", epoch=3, sequence=1, now_ms=NOW_MS + 1)
+    # Of one that never writes again nobody knows since when it is silent: no longer than from here on.
+    last = State(PLAN, clock=clock)
+    last.import_producers(before)
+    for days in (0, 7, 8):
+        last.observe(EMPTY, producer=b"other%d" % days, sequence=1, now_ms=NOW_MS + days * DAY_MS)
+    assert last.stats()["producers"] == 2, "p and the first of the others are forgotten"
 
 
 def retried(state: State, plan: Plan, **columns: Any) -> int:

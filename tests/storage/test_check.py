@@ -29,17 +29,18 @@ from featurestore.errors import (
 from featurestore.storage.check import inspect, restore, verify
 from featurestore.storage.rows import RowStore
 
-from . import store_spread, store_top_v1, store_v1
+from . import store_producers, store_spread, store_top_v1, store_v1
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "store_v1"
 GOLDEN_TOP = GOLDEN.parent / "store_top_v1"
-GOLDEN_TOP_DIGEST = "0a6b8a5616adfb0139d6e1f4c01b6c3f"
+GOLDEN_TOP_DIGEST = "7691c0c9134a02ee7c6d3966468b7299"
 GOLDEN_SPREAD_DIGESTS = {
-    "v1": "adc87fe5273e62a76fd5a6d8623c0373",
-    "v2": "f851f0c8598f967f3dc72d6df01ae5bc",
+    "v1": "7ad25b8446c1cfcc9c3a0b91a07d9d25",
+    "v2": "0e029c46f47fb5f331be44ef5ab02be6",
 }
 UNAVAILABLE = 4
-GOLDEN_DIGEST = "0474057886273e9d1b23a2352e61c2b1"
+GOLDEN_DIGEST = "fc482100d0d3b089a93f849b804f6429"
+GOLDEN_PRODUCERS_DIGEST = "ac929a955b1c8076550f23fc0ecba8aa"
 
 
 @pytest.fixture
@@ -78,6 +79,19 @@ def test_the_golden_store_says_what_it_always_said(tmp_path: Path) -> None:
         assert list(batch.outcomes) == [2]
         store_v1.send(engine, 2, ["bert"] * 6 + ["anna"])
         assert store_v1.answers(engine) == store_v1.EXPECTED
+
+
+def test_the_golden_store_of_producers_knows_every_batch_of_theirs(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN.parent / "store_producers_v2", tmp_path / "store")
+    assert list(verify(tmp_path / "store")) == []
+    with Engine.open(tmp_path / "store") as engine:
+        assert engine.recovered.events == 0  # from the rows, not the journal
+        assert engine.state.digest().hex() == GOLDEN_PRODUCERS_DIGEST
+        for name, (epoch, sequences) in store_producers.SENT.items():
+            for sequence in range(1, max(sequences) + 2):
+                # Of its state, which has the time of its last frame: by now it would have forgotten them all.
+                is_new = store_producers.send(engine.state, name, epoch, sequence)
+                assert is_new == (sequence not in sequences), (name, sequence)
 
 
 def test_the_golden_store_of_heaviest_values_says_what_it_always_said(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""The store of tests/golden/store_producers_v2: producers of version 2 and a head of version 2.
+
+python -m storage.store_producers DIRECTORY     makes one like it (with an id, a secret and salts of its own)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from featurestore.columns import event_columns
+from featurestore.core.batch import EventBatch
+from featurestore.core.state import State
+from featurestore.engine import Engine
+
+from .store_v1 import SCHEMA, START_MS
+
+MADE_UP = b"client-0123456789abcdef"
+#: Of each producer its epoch and the sequences that it sent: in few places, in more, out of order.
+SENT = {b"golden": (3, [1, 2, 3]), b"wide": (1, [1, 40, 7, 900]), MADE_UP: (1, [5])}
+
+
+def send(to: State | Engine, name: bytes, epoch: int, sequence: int) -> bool:
+    """Whether it was new."""
+    state = to if isinstance(to, State) else to.state
+    data = {
+        "at": [START_MS + sequence],
+        "play_id": [f"{name!r}{sequence}"],
+        "account": ["anna"],
+        "seconds": [1.0],
+    }
+    event, position = state.plan.events[0], state.position
+    batch = EventBatch(event, 0, *event_columns(event, data))
+    to.observe(batch, producer=name, epoch=epoch, sequence=sequence)
+    return state.position > position
+
+
+def make(directory: Path) -> None:
+    with Engine.open(directory, schema=SCHEMA, clock="event", n_shards=2, segment_bytes=4096) as engine:
+        for name, (epoch, sequences) in SENT.items():
+            for sequence in sequences:
+                send(engine, name, epoch, sequence)
+        engine.checkpoint()
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))
