@@ -35,8 +35,8 @@ JOBS = os.cpu_count() or 1
 
 # -ffp-contract=off and no -march=native: the same journal gives the same bits on every machine.
 compile_args = ["-std=gnu11", "-ffp-contract=off", "-fno-strict-aliasing", "-fvisibility=hidden"]
-# What distributions build servers with: a smashed stack ends the process, and no pointer to a library's function
-# can be overwritten once a module is loaded.
+# What distributions build servers with: a smashed stack ends the process, and no pointer to a library's
+# function can be overwritten once a module is loaded.
 compile_args += ["-fstack-protector-strong"]
 compile_args += ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unused-function"]
 compile_args += [

@@ -60,7 +60,7 @@ EXPECTED = [
     ("accepted", 1, 1, 1.5, np.nan),
     ("accepted", 2, 2, 3.5, 5000),
     ("accepted", 1, 1, 4, np.nan),
-    ("duplicate", 1, 1, 4, 0),
+    ("duplicate", 1, 1, 4, np.nan),  # as its first answer: what leaves the event itself out does not find it
     ("refused_type", 2, 2, 3.5, 4000),
     ("accepted", 2, 3, 3.5, 5000),
     ("late", None, None, None, None),
