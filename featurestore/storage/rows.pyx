@@ -678,8 +678,8 @@ cdef class RowStore:
             end += end >> 4
         elif not self.has_space(end):
             raise LimitError(
-                f"{self.path}: the next checkpoint may need a file of {end} bytes, {free_bytes(self.path)} are "
-                f"free on its file system; free some, writes then go on by themselves"
+                f"{self.path}: the next checkpoint may need a file of {end} bytes, and "
+                f"{free_bytes(self.path)} are free on its file system; free some, writes go on by themselves"
             )
         if self.cannot_hold:
             return
