@@ -85,8 +85,7 @@ cdef enum:
     DEDUPE_MEMORY_BYTES = 360_000_000        # unless told otherwise: 10 million ids
     SHORT_FRAME_BYTES = 64 << 10  # what a batch that must not wait takes in the journal, at most
     SPARE_DESCRIPTORS = 4        # that removing a directory takes
-    ID_BYTES = 32                # an event id, and
-    PRODUCER_BYTES = 512         # a producer, in a checkpoint: at most
+    ID_BYTES = 32                # an event id, in a checkpoint
     CHECKPOINT_BYTES = 1 << 20   # of a checkpoint, however little is in it
     PAGE_BYTES = 4096            # of LMDB
     PAGES_PER_ROW = 3            # that a row may change beside its own bytes: a block, its neighbour, a leaf
@@ -697,7 +696,7 @@ cdef class Engine:
     def _content_bytes(self):
         """What a checkpoint of everything writes, by what it takes in memory."""
         stats = self.state.stats()
-        return stats["used_bytes"] + ID_BYTES * stats["ids"] + PRODUCER_BYTES * stats["producers"]
+        return stats["used_bytes"] + _tables_bytes(stats)
 
     def _make_room(self):
         """Sets aside what the next checkpoint may write: all there is, and twice what came since the last.
@@ -709,8 +708,7 @@ cdef class Engine:
             return
         except LimitError:
             stats = self.state.stats()
-        always = (stats["sketch_bytes"] + ID_BYTES * stats["ids"] + PRODUCER_BYTES * stats["producers"]
-                  + CHECKPOINT_BYTES)
+        always = stats["sketch_bytes"] + _tables_bytes(stats) + CHECKPOINT_BYTES
         # Of each event a row of every entity, of four times the usual size.
         row_bytes = PAGES_PER_ROW * PAGE_BYTES + 4 * stats["used_bytes"] // max(1, stats["rows"])
         event_bytes = row_bytes * max(1, len(self.state.plan.entities))
@@ -1017,6 +1015,11 @@ cdef uint64_t count_records(const uint8_t* data, size_t size) noexcept nogil:
         at += 20 + (<size_t>n_bytes if n_bytes != 0xFFFFFFFFu else 0)
         n += 1
     return n
+
+
+def _tables_bytes(stats):
+    """What a checkpoint writes of ids and producers: of these two bytes more for each sequence of eight."""
+    return ID_BYTES * stats["ids"] + stats["producer_bytes"] + stats["producer_bytes"] // 4
 
 
 def write_error(int status):
