@@ -146,3 +146,14 @@ def test_sums_of_both_signs_beyond_all_numbers_say_nothing_until_they_have_left_
     assert {got.status for got in one.read(9_000).values()} == {UNAVAILABLE}
     after = one.read(10_003)
     assert [(got.status, got.value) for got in after.values()] == [(PRESENT, 2.0)] * 2
+
+
+@pytest.mark.parametrize("values", [[-0.0, 0.0, -0.0, 0.0], [0.0, -0.0, 0.0, -0.0]])
+def test_what_is_exact_has_one_sign_of_zero(values: list[float]) -> None:
+    """What is merged keeps a minimum and a maximum, and which zero they are is a matter of who came first."""
+    declared = features("last", "lifetime", value="x") + features("first", "lifetime", value="x")
+    one = One(declared)
+    one.feed(*enumerate(values))
+    for name, got in one.read(10).items():
+        signs = {math.copysign(1.0, number) for number in (got.value, got.lower, got.upper)}
+        assert (got.value, len(signs)) == (0.0, 1), (name, got)

@@ -753,6 +753,8 @@ cdef void put_value(const Outputs* out, const ItemC* item, double value, double 
         value = lower
     if value > upper:
         value = upper
+    if lower == upper:
+        lower = upper = value            # of two zeros, what is exact has the sign of one
     out.values[item.out] = value
     if out.lower != NULL:
         out.lower[item.out] = lower

@@ -107,7 +107,12 @@ def command(tmp_path: Path, address: str, *words: str) -> subprocess.Popen[str]:
     file = tmp_path / "tx.csv"
     file.write_text("tx_datetime,customer_id,terminal_id,tx_amount,note\n" + f"{T0},a,b,1,\n" * 4)
     line = [sys.executable, "-m", "featurestore", "ingest", str(file), "--event", "transaction"]
-    return subprocess.Popen([*line, "--server", address, *words], stderr=subprocess.PIPE, text=True)
+    # Whoever runs the tests in the background may have them ignore SIGINT, which is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen([*line, "--server", address, *words], stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def first_line(process: subprocess.Popen[str]) -> str:

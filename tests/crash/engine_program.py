@@ -33,6 +33,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from reference.timeless import timeless_digest
+
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
 from featurestore.engine import Engine
@@ -306,7 +308,7 @@ def work(
         with open_engine(directory, durability) as engine:
             out(f"plan {engine.state.plan.to_json()}")
             counts = json.dumps(counts_of(engine))
-            out(f"recovered {engine.state.position} {engine.state.digest().hex()} {counts}")
+            out(f"recovered {engine.state.position} {timeless_digest(engine.state)} {counts}")
             running = Work(engine, todo, n_batches, out)
             running.run()
             if not running.failed:
