@@ -344,7 +344,7 @@ cdef class Engine:
         self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret,
                            n_shards=identity.n_shards, threads=threads, cores=len(os.sched_getaffinity(0)),
                            max_memory_bytes=max_memory_bytes, dedupe_memory_bytes=dedupe_memory_bytes,
-                           max_producer_bytes=producer_memory(max_memory_bytes))
+                           max_producer_bytes=_producer_memory(max_memory_bytes))
         if plan is not None:
             load_rows(self.rows, self.state, identity.n_shards)
             self.content_bytes = self._content_bytes()
@@ -998,7 +998,7 @@ cdef class Engine:
         self.close()
 
 
-def producer_memory(uint64_t max_memory_bytes):
+def _producer_memory(uint64_t max_memory_bytes):
     """Bytes for what is remembered of producers: a thirty-second of max_memory, or of the machine's memory
     where there is no limit, and at least 64 MiB."""
     memory = max_memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
