@@ -27,7 +27,7 @@ from featurestore.storage.checkpoint import SKETCHES
 from featurestore.storage.rows import RowStore
 
 GOLDEN = Path(__file__).parent / "golden" / "store_sketch_v1"
-GOLDEN_DIGEST = "6a6eeabdd7781f0f1c6d1097aed994d0"
+GOLDEN_DIGEST = "fc8ab0353c127b16509dc62a2fa194d4"
 START_MS = 1_700_000_000_000
 N_SHARDS = 2
 SCHEMA = """\
