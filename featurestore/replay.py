@@ -2,10 +2,10 @@
 for each out.
 
 The output has one row per event of the input, in file order, also for the events that changed nothing: a
-late, duplicate or refused event has the vector of a plain read at its time. So rows join by position, and a
-training set cannot differ from what will be served. The clock is the events' own (design §2.2); values depend
-neither on the batches the file is cut into, nor on the number of threads, nor on the secret, which is new
-each time.
+late or refused event has the vector of a plain read at its time, a duplicate that of a repeated Observe (it
+does not find itself where features exclude it). So rows join by position, and a training set cannot differ
+from what will be served. The clock is the events' own (design §2.2); values depend neither on the batches the
+file is cut into, nor on the number of threads, nor on the secret, which is new each time.
 
 Memory is the engine's state plus one batch: the file is never in memory as a whole.
 """

@@ -15,8 +15,9 @@ For each event of FILE, in file order, the vector that Observe would have return
 says exactly what will be served. The clock is that of the events, so the same file gives the same values
 every time.
 
-The output has one row per event, also for those that were late, duplicates or refused: their row is the
-plain read at their time, and --outcome adds a column that says which they were. Values that are not
+The output has one row per event, also for those that were late, duplicates or refused: the row of a
+duplicate is what Observe answers when it is repeated, that of the others the plain read at their time, and
+--outcome adds a column that says which they were. Values that are not
 there (nothing in the window to take a mean of) are NaN."""
 
 EPILOG = """\

@@ -161,7 +161,8 @@ class Observed:
     outcome    when peeking, what would have become of it
     position   of the event in the journal, from 1; of the last one when nothing was written
     ack        None when nothing was written
-    vector     None when no service was named. For an event that was not accepted it is a plain read
+    vector     None when no service was named. For an event that was not accepted it is a plain read,
+               in which a duplicate does not find itself where features exclude the event
     attempts   how often the event was sent. DUPLICATE with more than one means that an earlier try was
                applied and its reply was lost
     """
