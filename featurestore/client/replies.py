@@ -44,7 +44,7 @@ class Vectors:
 
     lower, upper   bounds that certainly hold the true value; equal to `values` where it is exact. None unless
                    they were asked for
-    coverage       float32, the share of its window that a WARMING value covers, else 1
+    coverage       float32, the share of its window that a WARMING value covers, else 1 (0 where UNAVAILABLE)
     now_ms         the store's now when it read; None while a store on event time holds no event
     """
 
@@ -101,7 +101,7 @@ class HeavyList:
 
     rest_upper   no value that is not listed has more events
     total        events of the window, certainly from total_lower to total_upper
-    coverage     the share of its window that a WARMING list covers, else 1
+    coverage     the share of its window that a WARMING list covers, else 1 (0 where UNAVAILABLE)
     """
 
     name: str

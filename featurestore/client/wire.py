@@ -300,11 +300,12 @@ def decode_vectors(
             raise unreadable(f"the lower bound of {name} is above the upper one")
     elif VECTORS_LOWER in spans or VECTORS_UPPER in spans:
         raise unreadable(f"bounds beside the word that there are none to send ({kind})")
-    coverage = np.ones((n, width), np.float32)
     if VECTORS_COVERAGE in spans:
         coverage = array(VECTORS_COVERAGE, FLOATS)
     elif (statuses == Status.WARMING).any():
         raise unreadable("a value that is WARMING, and no word of the share that it covers")
+    else:
+        coverage = (statuses != Status.UNAVAILABLE).astype(np.float32)
     made = Vectors(service.names, values, statuses, coverage, lower, upper, now_ms)
     _check_meaning(made, service)
     return made if bounds else replace(made, lower=None, upper=None)

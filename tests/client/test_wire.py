@@ -101,8 +101,9 @@ def test_vectors_are_what_the_official_runtime_wrote(sent: t.Vectors, now_ms: in
     assert (read.now_ms, read.values.shape) == (now_ms, (sent.rows, sent.width))
     assert same(read.values, list(sent.values))
     n = sent.rows * sent.width
-    assert read.statuses.ravel().tolist() == (list(sent.statuses) or [Status.PRESENT] * n)
-    assert same(read.coverage, list(sent.coverage) or [1.0] * n)
+    statuses = list(sent.statuses) or [Status.PRESENT] * n
+    assert read.statuses.ravel().tolist() == statuses
+    assert same(read.coverage, list(sent.coverage) or [float(s != Status.UNAVAILABLE) for s in statuses])
     if sent.bounds == t.BOUNDS_EXACT:
         assert same(read.lower, list(sent.values))
         assert same(read.upper, list(sent.values))

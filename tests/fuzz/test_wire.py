@@ -233,15 +233,16 @@ def check_vectors(data: bytes) -> None:
 def same_vectors(read: Vector | Vectors, sent: types.Vectors, n: int) -> None:
     assert sent.rows * sent.width == n
     exact = sent.bounds == types.BOUNDS_EXACT
+    statuses = sent.statuses or bytes([types.FEATURE_STATUS_PRESENT] * n)
     for array, numbers, others in (
         (read.values, sent.values, []),
         (read.lower, sent.values if exact else sent.lower, []),
         (read.upper, sent.values if exact else sent.upper, []),
-        (read.coverage, sent.coverage, [1.0] * n),
+        (read.coverage, sent.coverage, [float(s != types.FEATURE_STATUS_UNAVAILABLE) for s in statuses]),
     ):
         assert array is not None
         assert array.tobytes() == np.array(list(numbers) or others, array.dtype).tobytes()
-    assert read.statuses.tobytes() == (sent.statuses or bytes([1] * n))
+    assert read.statuses.tobytes() == statuses
 
 
 def check_observed(data: bytes) -> None:

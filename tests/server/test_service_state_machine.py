@@ -30,7 +30,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from reference.both import Both
 from reference.engine import Engine as InProcess
 from reference.engine import Vectors
-from reference.naive import ACCEPTED, DUPLICATE, LATE, PRESENT, Schema
+from reference.naive import ACCEPTED, DUPLICATE, LATE, PRESENT, UNAVAILABLE, Schema
 from reference.timeless import timeless_digest
 from reference.written import TIME_FIELD, yaml
 from test_state_machine import PHASES, TwoStores
@@ -304,7 +304,9 @@ class Served:
         else:
             lower, upper = (np.array(each).reshape(shape) for each in (sent.lower, sent.upper))
         statuses = np.frombuffer(sent.statuses or bytes([PRESENT]) * values.size, np.uint8).reshape(shape)
-        coverage = np.array(sent.coverage or [1.0] * values.size, np.float32).reshape(shape)
+        coverage = (statuses != UNAVAILABLE).astype(np.float32)
+        if sent.coverage:
+            coverage = np.array(sent.coverage, np.float32).reshape(shape)
         return Vectors(names, values, lower, upper, statuses, coverage)
 
 
