@@ -704,6 +704,7 @@ cdef class Engine:
         growth = max(0, self._content_bytes() - self.content_bytes)
         try:
             self.rows.hold(2 * growth + CHECKPOINT_BYTES)
+            self.room_bytes = self.rows.room_bytes
             self.c.last_position = NO_LIMIT
             return
         except LimitError:
@@ -712,7 +713,8 @@ cdef class Engine:
         # Of each event a row of every entity, of four times the usual size.
         row_bytes = PAGES_PER_ROW * PAGE_BYTES + 4 * stats["used_bytes"] // max(1, stats["rows"])
         event_bytes = row_bytes * max(1, len(self.state.plan.entities))
-        n_events = max(0, self.rows.room_bytes - always) // event_bytes
+        self.room_bytes = self.rows.room_bytes
+        n_events = max(0, self.room_bytes - always) // event_bytes
         self.c.last_position = self.checkpoint_position + n_events
 
     def _is_short(self):
@@ -966,6 +968,8 @@ cdef class Engine:
             "checkpoint_position": self.checkpoint_position,
             "checkpoint_age_ms": -1 if self.checkpointed_at is None
             else int((time.monotonic() - self.checkpointed_at) * 1000),
+            "checkpoint_room_bytes": self.room_bytes,
+            "last_position": None if self.c.last_position == NO_LIMIT else self.c.last_position,
             "journal_bytes": self.journal.total_bytes, "now_ms": self._now_ms(),
         }
 

@@ -266,6 +266,25 @@ class TestPlans:
 class TestFullVolume:
     """On volumes of their own; in any order and with restarts: tests/drills/test_disk.py."""
 
+    def test_stats_say_what_is_held_for_a_checkpoint_and_when_writes_will_wait_for_one(
+        self, tmp_path: Path
+    ) -> None:
+        with (
+            volume(tmp_path / "volume", 32 << 20) as place,
+            Engine.open(place / "store", schema=store_v1.SCHEMA, clock="event") as engine,
+        ):
+            store_v1.send(engine, 1, ["anna"])
+            engine.checkpoint()
+            calm = engine.stats()
+            assert calm["checkpoint_room_bytes"] > 0
+            assert calm["last_position"] is None
+            for sequence in range(2, 20):
+                store_v1.send(engine, sequence, [f"account {sequence} {i}" for i in range(300)])
+            fill(place / "stranger")
+            engine._make_room()
+            short = engine.stats()
+            assert short["last_position"] >= short["checkpoint_position"] == calm["checkpoint_position"]
+
     def test_a_store_is_opened_read_and_checkpointed_with_not_a_byte_free(self, tmp_path: Path) -> None:
         with volume(tmp_path / "volume", 32 << 20) as place:
             with Engine.open(place / "store", schema=store_v1.SCHEMA, clock="event") as engine:

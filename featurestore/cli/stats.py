@@ -43,6 +43,8 @@ NAMES = (
     "durable_position",
     "checkpoint_position",
     "checkpoint_age_ms",
+    "checkpoint_room_bytes",
+    "last_position",
     "journal_bytes",
     "now_ms",
     "uptime_ms",
@@ -59,8 +61,9 @@ def run(arguments: argparse.Namespace) -> Exit:
     with admin_of(arguments) as admin:
         reply = admin.stats()
     numbers = {name: getattr(reply, name) for name in NAMES}
-    if not reply.HasField("now_ms"):  # an event-clock store without events has no now
-        numbers["now_ms"] = None
+    for name in ("now_ms", "last_position"):  # an event-clock store without events has no now
+        if not reply.HasField(name):
+            numbers[name] = None
     if reply.checkpoint_age_ms < 0:
         numbers["checkpoint_age_ms"] = None
     if arguments.output == "json":

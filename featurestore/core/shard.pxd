@@ -121,6 +121,8 @@ cdef int shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
 # of rows freed, -1 out of memory.
 cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows,
                          uint64_t* bucket) noexcept nogil
+# Makes the index as small as its rows let it, after a sweep: all of them move, and the order need not wait.
+cdef void shard_shrink(Shard* shard) noexcept nogil
 
 # Checkpoint. Cut: under the order lock, between batches. Then slices until one returns 0 (1: more, -1: out of
 # memory); rows that change meanwhile are copied as they were at the cut. Then the records, sorted: each is
@@ -140,7 +142,8 @@ cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows,
 # its u32 length, from some buckets on as shard_sweep does. 0, or -1 when out of memory.
 cdef int shard_keys(Shard* shard, const PlanC* plan, uint16_t entity, const int64_t* type_nows,
                     uint64_t* bucket, Bytes* out) noexcept nogil
-# What its rows, index and sketches take; and what is held for them, with what is free between.
+# What its rows, index and sketches take; and what is held for them, with what is free between and the names
+# of the freed rows that the next checkpoint takes out.
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil
 cdef uint64_t shard_held_bytes(const Shard* shard) noexcept nogil
 # Whether what it holds has room for a new row.

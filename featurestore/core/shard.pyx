@@ -141,7 +141,8 @@ cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil:
 
 
 cdef uint64_t shard_held_bytes(const Shard* shard) noexcept nogil:
-    return shard.arena.held_bytes + shard.table.n_buckets * sizeof(Bucket) + shard.frequencies.n_bytes
+    return (shard.arena.held_bytes + shard.table.n_buckets * sizeof(Bucket) + shard.frequencies.n_bytes
+            + shard.freed.capacity + shard.freed_before.capacity)
 
 
 cdef bint shard_has_room(const Shard* shard) noexcept nogil:
@@ -943,9 +944,14 @@ cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_no
         looked += SLOTS
     if bucket[0] >= shard.table.n_buckets:
         bucket[0] = 0
-        table_shrink(&shard.table, &shard.arena)
     pthread_mutex_unlock(&shard.lock)
     return freed if some >= 0 else -1
+
+
+cdef void shard_shrink(Shard* shard) noexcept nogil:
+    pthread_mutex_lock(&shard.lock)
+    table_shrink(&shard.table, &shard.arena)
+    pthread_mutex_unlock(&shard.lock)
 
 
 # -- checkpoint ----------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ from featurestore.core.shard cimport (
     Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
     shard_cut, shard_export, shard_fetch_cells, shard_fetch_logs, shard_fetch_row, shard_forget,
     shard_has_room, shard_held_bytes, shard_holds, shard_import, shard_in_use, shard_init, shard_keys,
-    shard_list, shard_read, shard_sweep, shard_used_bytes,
+    shard_list, shard_read, shard_shrink, shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.turns cimport turn_give, turn_take, turns_destroy, turns_init
@@ -1338,6 +1338,11 @@ cdef class State:
                 if some < 0:
                     break
                 freed += some
+                turn_take(&self.c.turns)
+                pthread_rwlock_rdlock(&self.c.plan_lock)
+                shard_shrink(&self.c.shards[i])
+                pthread_rwlock_unlock(&self.c.plan_lock)
+                turn_give(&self.c.turns)
         if some < 0:
             raise MemoryError
         return freed

@@ -62,6 +62,11 @@ _GAUGES = (
     ("producer_bytes", "producer_bytes", "Memory that remembered producers take."),
     ("producer_bytes_limit", "max_producer_bytes", "At most so much; half for each kind of name."),
     ("journal_bytes", "journal_bytes", "Size of the journal's files."),
+    (
+        "checkpoint_room_bytes",
+        "checkpoint_room_bytes",
+        "Disk space that is set aside for the next checkpoint.",
+    ),
     ("position", "position", "Last position applied."),
     ("checkpoint_position", "checkpoint_position", "Position of the last checkpoint."),
     ("schema_version", "schema_version", "Version of the schema being served."),
@@ -154,6 +159,13 @@ class StoreCollector(Collector):
             "Positions applied and not on disk yet.",
             stats["position"] - stats["durable_position"],
         )
+        last = stats["last_position"]
+        if last is not None:
+            yield GaugeMetricFamily(
+                "featurestore_positions_left",
+                "Where the disk gives no more for a checkpoint: positions before writes wait for one.",
+                max(0, last - stats["position"]),
+            )
         yield GaugeMetricFamily(
             "featurestore_failed", "1: writes are over until a restart.", int(self._engine.failed)
         )
@@ -163,13 +175,13 @@ class StoreCollector(Collector):
             "Since the last checkpoint of this server, or since its start where it has made none.",
             time.monotonic() - self._began_s if age_ms < 0 else age_ms / 1000,
         )
-        last = self._engine.last_checkpoint
-        if last is not None:
+        written = self._engine.last_checkpoint
+        if written is not None:
             yield GaugeMetricFamily(
-                "featurestore_checkpoint_seconds", "What the last checkpoint took.", last.seconds
+                "featurestore_checkpoint_seconds", "What the last checkpoint took.", written.seconds
             )
             yield GaugeMetricFamily(
-                "featurestore_checkpoint_rows", "Rows the last checkpoint wrote.", last.rows
+                "featurestore_checkpoint_rows", "Rows the last checkpoint wrote.", written.rows
             )
 
 
