@@ -4,6 +4,8 @@ memory   bytes resident per id remembered, and what the store counts for it.
 new      batches of new ids against batches of an event type without ids, interleaved: the difference is
          looking an id up and remembering it. The longest batch of all is the worst that growing does.
 known    the same ids again: all are duplicates.
+written  bytes that a checkpoint of all ids takes, and the next after a hundredth as many again came; and the
+         longest that copying them held the order lock, which has a wait for the processor in it.
 
 Not measured: hashing apart from the rest, the wire, the journal. For instructions per id:
   valgrind --tool=callgrind --toggle-collect='*ids_remember*' python -m pytest benches/bench_dedupe.py
@@ -14,6 +16,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -54,7 +57,7 @@ def bench_ids(size: Callable[[int, int], int], found: Callable[[str], None]) -> 
     n = size(100_000, 10_000_000)
     plan = compile_schema(SCHEMA)
     state = State(plan, n_shards=1, dedupe_memory_bytes=1 << 40)
-    spent: dict[str, list[float]] = {"known": [], "plain": [], "again": []}
+    spent: dict[str, list[float]] = {"known": [], "plain": [], "again": [], "more": []}
     outcomes = np.zeros(0, np.uint8)
     checksum = 0
     before = resident_bytes()
@@ -79,11 +82,22 @@ def bench_ids(size: Callable[[int, int], int], found: Callable[[str], None]) -> 
     for first in range(0, n, BATCH * 7):
         run(0, first, "again")
         assert set(outcomes) == {int(Outcome.DUPLICATE)}
+    written: list[int] = []
+    longest_copy = 0.0
+    for more in (0, n // 100):
+        for first in range(n, n + more, BATCH):
+            run(0, first, "more")
+        state.cut()
+        turns = [time.perf_counter()]
+        written.append(len(state.copy_id_records(lambda turns=turns: turns.append(time.perf_counter()))))
+        state.copy_end(True)
+        longest_copy = max(longest_copy, *(later - turn for turn, later in pairwise(turns)))
     new = median((a - b) / BATCH * 1e9 for a, b in zip(spent["known"], spent["plain"], strict=True))
     again = median(spent["again"]) / BATCH * 1e9
     longest = max(spent["known"]) * 1e6
     found(
         f"{held} ids: {taken / held:.1f} bytes resident each, {state.stats()['id_bytes'] // held} counted; "
         f"{new:.0f} ns for a new one more than without ids, {again:.0f} ns for an event that is a duplicate; "
-        f"longest batch of {BATCH} {longest:.0f} us; checksum {checksum:08x}"
+        f"longest batch of {BATCH} {longest:.0f} us; a checkpoint writes {written[0]} bytes, {written[1]} of "
+        f"{n // 100} more, in holds of {longest_copy * 1e6:.0f} us at most; checksum {checksum:08x}"
     )

@@ -82,6 +82,7 @@ cdef class Engine:
     cdef uint64_t segment_bytes
     cdef uint64_t content_bytes          # _content_bytes() as of the last checkpoint
     cdef uint64_t room_bytes             # what the next one can write for certain, when that was last seen to
+    cdef uint64_t settled_bytes          # _settled_bytes() as of it
     cdef int _check_batch(self, EventBatch batch) except -1
     cdef int _replay_batch(self, object frame, Work* work) except -1
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender)

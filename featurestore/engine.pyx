@@ -65,7 +65,7 @@ from featurestore.niceness import UPKEEP, give_way
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
 from featurestore.storage.checkpoint import (
-    HEAD, IDS, PLAN, PRODUCERS, SKETCHES, load_rows, parse_plan, stored_plan,
+    HEAD, IDS, IDS_SHARD, PLAN, PRODUCERS, SKETCHES, load_rows, parse_plan, stored_plan,
 )
 from featurestore.storage.directory import (
     DataDirectory, is_shortage, refuse_within, require_clock, sync_directory, write_synced,
@@ -85,7 +85,7 @@ cdef enum:
     DEDUPE_MEMORY_BYTES = 360_000_000        # unless told otherwise: 10 million ids
     SHORT_FRAME_BYTES = 64 << 10  # what a batch that must not wait takes in the journal, at most
     SPARE_DESCRIPTORS = 4        # that removing a directory takes
-    ID_BYTES = 32                # an event id, in a checkpoint
+    ID_BYTES = 25                # an event id, in a checkpoint, with its part of a record and of a page
     CHECKPOINT_BYTES = 1 << 20   # of a checkpoint, however little is in it
     PAGE_BYTES = 4096            # of LMDB
     PAGES_PER_ROW = 3            # that a row may change beside its own bytes: a block, its neighbour, a leaf
@@ -348,6 +348,7 @@ cdef class Engine:
         if plan is not None:
             load_rows(self.rows, self.state, identity.n_shards)
             self.content_bytes = self._content_bytes()
+            self.settled_bytes = self._settled_bytes()
         self.checkpoint_position = self.state.position
         n_rows = self.state.stats()["rows"]
         self.journal = Journal(self.directory.journal, identity.id_bytes, mode=durability,
@@ -694,22 +695,28 @@ cdef class Engine:
     # -- checkpoint
 
     def _content_bytes(self):
-        """What a checkpoint of everything writes, by what it takes in memory."""
+        """What a checkpoint of everything but the event ids writes, by what it takes in memory."""
         stats = self.state.stats()
-        return stats["used_bytes"] + _tables_bytes(stats)
+        return stats["used_bytes"] + _producer_bytes(stats)
+
+    def _settled_bytes(self):
+        """What a checkpoint does not write again once it is there: event ids."""
+        return self.rows.sizes().get(IDS_SHARD, (0, 0))[1]
 
     def _make_room(self):
-        """Sets aside what the next checkpoint may write: all there is, and twice what came since the last.
-        Where that cannot be had, writes may go on to the position to which what is set aside reaches."""
-        growth = max(0, self._content_bytes() - self.content_bytes)
+        """Sets aside what the next checkpoint may write: all there is that may change, and twice what came
+        since the last. Where that cannot be had, writes may go on to the position to which what is set aside
+        reaches."""
+        growth = max(0, self._content_bytes() - self.content_bytes) + ID_BYTES * self.state.ids_to_copy
         try:
-            self.rows.hold(2 * growth + CHECKPOINT_BYTES)
+            self.rows.hold(2 * growth + CHECKPOINT_BYTES, self.settled_bytes)
             self.room_bytes = self.rows.room_bytes
             self.c.last_position = NO_LIMIT
             return
         except LimitError:
             stats = self.state.stats()
-        always = stats["sketch_bytes"] + _tables_bytes(stats) + CHECKPOINT_BYTES
+        always = (stats["sketch_bytes"] + _producer_bytes(stats) + ID_BYTES * self.state.ids_to_copy
+                  + CHECKPOINT_BYTES)
         # Of each event a row of every entity, of four times the usual size.
         row_bytes = PAGES_PER_ROW * PAGE_BYTES + 4 * stats["used_bytes"] // max(1, stats["rows"])
         event_bytes = row_bytes * max(1, len(self.state.plan.entities))
@@ -782,13 +789,14 @@ cdef class Engine:
                     rows += count_records(records.bytes.data, records.bytes.n_bytes)
                 copied[shard] = records
                 copied[SKETCHES + shard] = self.state.copy_sketches(shard)
+            copied[IDS_SHARD] = self.state.copy_id_records()
             n_bytes = sum(map(len, copied.values()))
-            metas = {PLAN: self.state.plan.to_json().encode(), HEAD: head, IDS: self.state.copy_ids(),
+            metas = {PLAN: self.state.plan.to_json().encode(), HEAD: head, IDS: b"",
                      PRODUCERS: self.state.copy_producers()}
             self.rows.begin(n_bytes + sum(map(len, metas.values())))
             try:
                 for shard, of_shard in copied.items():
-                    if shard < SKETCHES or len(of_shard):
+                    if len(of_shard) or not SKETCHES <= shard < IDS_SHARD:
                         self.rows.write_shard(shard, of_shard, position)
                 for name, data in metas.items():
                     self.rows.put_meta(name, data)
@@ -808,6 +816,7 @@ cdef class Engine:
             self.state.copy_end(written)
         self.checkpoint_position = position
         self.content_bytes = content_bytes
+        self.settled_bytes = self._settled_bytes()
         self.checkpointed_at = time.monotonic()
         self.last_checkpoint = Checkpointed(position, rows, n_bytes, self.checkpointed_at - began)
         failpoint(CHECKPOINT_COMMITTED)
@@ -1021,9 +1030,9 @@ cdef uint64_t count_records(const uint8_t* data, size_t size) noexcept nogil:
     return n
 
 
-def _tables_bytes(stats):
-    """What a checkpoint writes of ids and producers: of these two bytes more for each sequence of eight."""
-    return ID_BYTES * stats["ids"] + stats["producer_bytes"] + stats["producer_bytes"] // 4
+def _producer_bytes(stats):
+    """What a checkpoint writes of producers: two bytes more for each sequence of eight."""
+    return stats["producer_bytes"] + stats["producer_bytes"] // 4
 
 
 def write_error(int status):

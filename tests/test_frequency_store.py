@@ -27,7 +27,7 @@ from featurestore.storage.checkpoint import SKETCHES
 from featurestore.storage.rows import RowStore
 
 GOLDEN = Path(__file__).parent / "golden" / "store_sketch_v1"
-GOLDEN_DIGEST = "fc8ab0353c127b16509dc62a2fa194d4"
+GOLDEN_DIGEST = "1d9f3ea0bda0f9edba0bd6f9a276983e"
 START_MS = 1_700_000_000_000
 N_SHARDS = 2
 SCHEMA = """\

@@ -22,6 +22,8 @@ cdef enum:
     SLICES = 16                  # of a horizon
     BUCKET_IDS = 12
     PIECE_BUCKETS = 4096         # of the index: 256 KiB
+    RECORD_IDS = 168             # in one record of a checkpoint: as many as fit a page of the rows' file
+    RECORD_BYTES = 20 + RECORD_IDS * 24
 
 ctypedef struct Id:
     uint64_t fp0
@@ -62,6 +64,7 @@ ctypedef struct Ids:
     uint16_t n_types             # event types in the plan
     uint64_t max_bytes           # of all types together
     uint64_t n_ids               # in all logs, expired ones that were not dropped yet included
+    uint64_t n_ever              # that were ever put into a log
 
 ctypedef struct IdSet:           # ids of one batch; never full
     Id* places                   # [n_places], owned; fingerprint 0: empty
@@ -93,19 +96,24 @@ cdef uint32_t ids_drop(Ids* ids, IdTable* table, int64_t oldest_ms, uint32_t mos
 # expired when the new horizon is longer.
 cdef void ids_adopt(Ids* ids, IdTable* table, Ids* old, IdTable* before, int64_t now) noexcept nogil
 
-# As bytes (format: ids.pyx). They are copied in slices between batches; see sequencer.pxd for why they may
-# know ids of events after a checkpoint's cut.
-ctypedef struct IdCursor:        # all zero: begin
-    uint32_t type_               # index of the event type being copied
-    bint begun                   # with that type
-    uint64_t segment
-    uint64_t end                 # segment before which its copying ends, whatever is remembered meanwhile
-    uint32_t place
+# For a checkpoint: records, RECORD_IDS ids of a segment each. What a segment holds never changes but at its
+# end, so each is written once; the last of a segment that still grows is written again. They are copied
+# between batches; see sequencer.pxd for why they may know ids of events after a checkpoint's cut.
+#
+# Appends at most `most` records of a segment of which from_ ids are in records. How many are then; 0: it was
+# dropped; -1: out of memory.
+cdef int64_t ids_copy_records(const IdTable* table, uint16_t event_id, uint64_t segment, uint32_t from_,
+                              uint32_t most, Bytes* out) noexcept nogil
+# Appends the freed records of a segment of which n ids are stored. 0, -1 memory
+cdef int ids_free_records(uint16_t event_id, uint64_t segment, uint32_t n, Bytes* out) noexcept nogil
+# Ids in segment number k of a table, by age; 0 where it has not as many.
+cdef uint32_t ids_of_segment(const IdTable* table, uint32_t k) noexcept nogil
+# All records of a checkpoint, sorted, into tables without ids. 0, 1 not readable, -1 memory.
+cdef int ids_import_records(Ids* ids, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil
 
-# type_nows: the clock of each event type. 1 more, 0 done, -1 memory
-cdef int ids_copy(const Ids* ids, const PlanC* plan, const int64_t* type_nows, IdCursor* cursor,
-                  uint32_t max_places, Bytes* out) noexcept nogil
-cdef void ids_sort(Bytes* out) noexcept nogil            # into canonical order
+# As bytes that depend on nothing but what is remembered (format: ids.pyx), into an empty `out`: for
+# snapshots, and checkpoints before there were records. type_nows: the clock of each event type. 0, -1 memory
+cdef int ids_export(const Ids* ids, const PlanC* plan, const int64_t* type_nows, Bytes* out) noexcept nogil
 # Event types that the plan does not have are left out. 0, 1 not readable, -1 memory.
 cdef int ids_import(Ids* ids, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil
 
@@ -113,5 +121,5 @@ cdef int ids_import(Ids* ids, const PlanC* plan, const uint8_t* data, size_t n_b
 cdef inline dict ids_structs():
     return bytes_structs() | plan_structs() | {"core/ids.pxd": (
         sizeof(Id), sizeof(IdSegment), sizeof(IdBucket), sizeof(IdBuckets), sizeof(IdTable), sizeof(Ids),
-        sizeof(IdSet), sizeof(IdCursor),
+        sizeof(IdSet),
     )}

@@ -26,8 +26,10 @@ same_structs(__name__, ids_structs())
 cdef extern from * nogil:
     """
     #define fs_clz64(n) __builtin_clzll(n)
+    #define fs_bswap64(n) __builtin_bswap64(n)
     """
     int fs_clz64(uint64_t n) noexcept
+    uint64_t fs_bswap64(uint64_t n) noexcept
 
 cdef enum:
     IDS_A_BUCKET = 7             # more, and the index grows
@@ -142,13 +144,8 @@ cdef int _widen(IdTable* table) noexcept nogil:
     return 0
 
 
-cdef IdSegment* _open_segment(IdTable* table, int64_t now) noexcept nogil:
-    """The one that takes the next id. NULL: out of memory."""
+cdef IdSegment* _add_segment(IdTable* table) noexcept nogil:
     cdef IdSegment* segment
-    if table.n_segments and now < table.open_until_ms:
-        segment = _segment(table, table.first + table.n_segments - 1)
-        if segment.n < SEGMENT_IDS:
-            return segment
     if table.n_segments == MANY_SEGMENTS or (table.n_segments == table.capacity and _widen(table) < 0):
         return NULL
     segment = _segment(table, table.first + table.n_segments)
@@ -158,8 +155,18 @@ cdef IdSegment* _open_segment(IdTable* table, int64_t now) noexcept nogil:
     segment.n = 0
     segment.newest_ms = UNSET_MS
     table.n_segments += 1
-    table.open_until_ms = now + table.dedupe_ms // SLICES + 1
     return segment
+
+
+cdef IdSegment* _open_segment(IdTable* table, int64_t now) noexcept nogil:
+    """The one that takes the next id. NULL: out of memory."""
+    cdef IdSegment* segment
+    if table.n_segments and now < table.open_until_ms:
+        segment = _segment(table, table.first + table.n_segments - 1)
+        if segment.n < SEGMENT_IDS:
+            return segment
+    table.open_until_ms = now + table.dedupe_ms // SLICES + 1
+    return _add_segment(table)
 
 
 # -- index ---------------------------------------------------------------------------------------------------
@@ -330,34 +337,39 @@ cdef void ids_prefetch(const IdTable* table, const uint64_t* fp) noexcept nogil:
         fs_prefetch(_bucket(&table.index, _home(table, fp[0])))
 
 
-cdef int ids_remember(Ids* ids, IdTable* table, const uint64_t* fp, int64_t seen_at_ms,
-                      int64_t now) noexcept nogil:
-    cdef uint32_t* number = _find(table, fp)
-    cdef uint32_t added
-    cdef IdSegment* segment
-    cdef Id* id_
-    if number != NULL and _id(table, number[0]).seen_at_ms >= seen_at_ms:
-        return 0                 # of a batch that is replayed, and the checkpoint knew of it
-    segment = _open_segment(table, now)
-    if segment == NULL or _fit(table) < 0:
-        return -1
-    added = <uint32_t>((table.first + table.n_segments - 1) << SEGMENT_BITS) | segment.n
-    id_ = &segment.ids[segment.n]
+cdef int _append(Ids* ids, IdTable* table, IdSegment* segment, uint32_t* known, const uint64_t* fp,
+                 int64_t seen_at_ms) noexcept nogil:
+    """To the newest segment, and where it is to the index. known: the entry of the index for it, if any."""
+    cdef uint32_t number = <uint32_t>((table.first + table.n_segments - 1) << SEGMENT_BITS) | segment.n
+    cdef Id* id_ = &segment.ids[segment.n]
     id_.fp0 = fp[0]
     id_.fp1 = fp[1]
     id_.seen_at_ms = seen_at_ms
-    if number != NULL:
-        number = _find(table, fp)                # where it is now
-    if number != NULL:
-        number[0] = added
-    elif _put(table, _bucket(&table.index, _home(table, fp[0])), _tag(fp[1]), added) < 0:
-        return -1
+    if known == NULL:
+        if _put(table, _bucket(&table.index, _home(table, fp[0])), _tag(fp[1]), number) < 0:
+            return -1
+    elif _id(table, known[0]).seen_at_ms < seen_at_ms:
+        known[0] = number
     segment.n += 1
     table.n_ids += 1
     ids.n_ids += 1
+    ids.n_ever += 1
     if seen_at_ms > segment.newest_ms:
         segment.newest_ms = seen_at_ms
     return 0
+
+
+cdef int ids_remember(Ids* ids, IdTable* table, const uint64_t* fp, int64_t seen_at_ms,
+                      int64_t now) noexcept nogil:
+    cdef IdSegment* segment
+    cdef uint32_t* known
+    if _fit(table) < 0:
+        return -1
+    known = _find(table, fp)
+    if known != NULL and _id(table, known[0]).seen_at_ms >= seen_at_ms:
+        return 0                 # of a batch that is replayed, and the checkpoint knew of it
+    segment = _open_segment(table, now)
+    return _append(ids, table, segment, known, fp, seen_at_ms) if segment != NULL else -1
 
 
 cdef void ids_adopt(Ids* ids, IdTable* table, Ids* old, IdTable* before, int64_t now) noexcept nogil:
@@ -371,6 +383,118 @@ cdef void ids_adopt(Ids* ids, IdTable* table, Ids* old, IdTable* before, int64_t
     memset(before, 0, sizeof(IdTable))
 
 
+# -- records of a checkpoint ---------------------------------------------------------------------------------
+#
+# A key of 16 bytes, big-endian: u16 event_id, u48 number of the segment, u64 number of the record in it. Then
+# little-endian: u32 bytes that follow, and per id u64[2] fingerprint, i64 seen_at: RECORD_IDS of them, fewer
+# in the last of a segment.
+
+cdef enum:
+    KEY_BYTES = 16
+    RECORD_HEAD_BYTES = RECORD_BYTES - RECORD_IDS * 24
+    ID_RECORD_BYTES = 24         # of an Id
+    NUMBER_BITS = 48
+
+
+cdef int64_t ids_copy_records(const IdTable* table, uint16_t event_id, uint64_t segment, uint32_t from_,
+                              uint32_t most, Bytes* out) noexcept nogil:
+    cdef const IdSegment* found
+    cdef uint64_t key[2]
+    cdef uint32_t at, n, n_bytes
+    if segment < table.first or segment >= table.first + table.n_segments:
+        return 0
+    found = _segment(table, segment)
+    while most and from_ < found.n:
+        at = from_ // RECORD_IDS
+        n = min(found.n - at * RECORD_IDS, <uint32_t>RECORD_IDS)
+        n_bytes = n * ID_RECORD_BYTES
+        key[0] = fs_bswap64(<uint64_t>event_id << NUMBER_BITS | segment)
+        key[1] = fs_bswap64(at)
+        if (bytes_append(out, key, KEY_BYTES) < 0 or bytes_append(out, &n_bytes, 4) < 0
+                or bytes_append(out, &found.ids[at * RECORD_IDS], n_bytes) < 0):
+            return -1
+        from_ = at * RECORD_IDS + n
+        most -= 1
+    return from_
+
+
+cdef int ids_free_records(uint16_t event_id, uint64_t segment, uint32_t n, Bytes* out) noexcept nogil:
+    cdef uint64_t key[2]
+    cdef uint32_t at, freed = 0xFFFFFFFF
+    key[0] = fs_bswap64(<uint64_t>event_id << NUMBER_BITS | segment)
+    for at in range((n + RECORD_IDS - 1) // RECORD_IDS):
+        key[1] = fs_bswap64(at)
+        if bytes_append(out, key, KEY_BYTES) < 0 or bytes_append(out, &freed, 4) < 0:
+            return -1
+    return 0
+
+
+cdef uint32_t ids_of_segment(const IdTable* table, uint32_t k) noexcept nogil:
+    return _segment(table, table.first + k).n if k < table.n_segments else 0
+
+
+cdef int _load_record(Ids* ids, IdTable* table, uint64_t number, uint64_t at, const uint8_t* data,
+                      uint32_t n) noexcept nogil:
+    """0, 1 not readable, -1 out of memory. Segments come in their order, without a gap, and so do the records
+    of each; only the last of a segment is not full."""
+    cdef IdSegment* segment
+    cdef Id id_
+    cdef uint32_t k
+    if number >> (NUMBER_BITS - 1):              # it would count into the event ids
+        return 1
+    if at == 0:
+        if table.n_segments == 0:
+            table.first = number
+        if number != table.first + table.n_segments:
+            return 1
+        segment = _add_segment(table)
+        if segment == NULL:
+            return -1
+        table.open_until_ms = UNSET_MS           # what comes next goes into one of its own
+    elif table.n_segments == 0 or number != table.first + table.n_segments - 1:
+        return 1
+    else:
+        segment = _segment(table, number)
+    if at > SEGMENT_IDS // RECORD_IDS or segment.n != at * RECORD_IDS or segment.n + n > SEGMENT_IDS:
+        return 1
+    for k in range(n):
+        memcpy(&id_, data + k * ID_RECORD_BYTES, ID_RECORD_BYTES)
+        if (id_.fp0 | id_.fp1) == 0 or not is_clock(id_.seen_at_ms):
+            return 1
+        if _fit(table) < 0 or _append(ids, table, segment, _find(table, &id_.fp0), &id_.fp0,
+                                      id_.seen_at_ms) < 0:
+            return -1
+    return 0
+
+
+cdef int ids_import_records(Ids* ids, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil:
+    cdef uint64_t key[2]
+    cdef uint32_t size
+    cdef size_t at = 0
+    cdef int status
+    cdef uint16_t i
+    while at < n_bytes:
+        if n_bytes - at < RECORD_HEAD_BYTES:
+            return 1
+        memcpy(key, data + at, KEY_BYTES)
+        memcpy(&size, data + at + KEY_BYTES, 4)
+        at += RECORD_HEAD_BYTES
+        if (size > n_bytes - at or size % ID_RECORD_BYTES or size == 0
+                or size > RECORD_IDS * ID_RECORD_BYTES):
+            return 1
+        key[0] = fs_bswap64(key[0])
+        status = 1                               # of an event type that the plan does not have
+        for i in range(ids.n_types):
+            if plan.events[i].event_id == key[0] >> NUMBER_BITS:
+                status = _load_record(ids, &ids.tables[i], key[0] & ((<uint64_t>1 << NUMBER_BITS) - 1),
+                                      fs_bswap64(key[1]), data + at, size // ID_RECORD_BYTES)
+                break
+        if status:
+            return status
+        at += size
+    return 0
+
+
 # -- bytes ---------------------------------------------------------------------------------------------------
 #
 # Little-endian, per id: u16 event_id, u8[6] 0, u64[2] fingerprint, i64 seen_at.
@@ -379,43 +503,6 @@ ctypedef struct IdRecord:
     uint16_t event_id
     uint16_t zero[3]
     Id id_
-
-
-cdef int ids_copy(const Ids* ids, const PlanC* plan, const int64_t* type_nows, IdCursor* cursor,
-                  uint32_t max_places, Bytes* out) noexcept nogil:
-    cdef const IdTable* table
-    cdef const IdSegment* segment
-    cdef IdRecord record
-    cdef int64_t oldest_ms
-    cdef uint32_t looked = 0
-    memset(&record, 0, sizeof(record))
-    while cursor.type_ < ids.n_types:
-        table = &ids.tables[cursor.type_]
-        if not cursor.begun:
-            cursor.begun = True
-            cursor.segment = table.first
-            cursor.end = table.first + table.n_segments
-            cursor.place = 0
-        if cursor.segment < table.first:         # dropped meanwhile
-            cursor.segment = table.first
-            cursor.place = 0
-        oldest_ms = ids_oldest(table, type_nows[cursor.type_])
-        record.event_id = plan.events[cursor.type_].event_id
-        while cursor.segment < cursor.end:
-            segment = _segment(table, cursor.segment)
-            while cursor.place < segment.n:
-                if looked == max_places:
-                    return 1
-                looked += 1
-                record.id_ = segment.ids[cursor.place]
-                cursor.place += 1
-                if record.id_.seen_at_ms >= oldest_ms and bytes_append(out, &record, sizeof(record)) < 0:
-                    return -1
-            cursor.segment += 1
-            cursor.place = 0
-        cursor.type_ += 1
-        cursor.begun = False
-    return 0
 
 
 cdef int _by_id(const void* a, const void* b) noexcept nogil:
@@ -434,9 +521,27 @@ cdef int _by_age(const void* a, const void* b) noexcept nogil:
     return _by_id(a, b)
 
 
-cdef void ids_sort(Bytes* out) noexcept nogil:
+cdef int ids_export(const Ids* ids, const PlanC* plan, const int64_t* type_nows, Bytes* out) noexcept nogil:
+    cdef const IdTable* table
+    cdef const IdSegment* segment
+    cdef IdRecord record
+    cdef int64_t oldest_ms
+    cdef uint32_t i, k
+    cdef uint16_t type_
+    memset(&record, 0, sizeof(record))
+    for type_ in range(ids.n_types):
+        table = &ids.tables[type_]
+        oldest_ms = ids_oldest(table, type_nows[type_])
+        record.event_id = plan.events[type_].event_id
+        for i in range(table.n_segments):
+            segment = _segment(table, table.first + i)
+            for k in range(segment.n):
+                record.id_ = segment.ids[k]
+                if record.id_.seen_at_ms >= oldest_ms and bytes_append(out, &record, sizeof(record)) < 0:
+                    return -1
     if out.n_bytes:
         qsort(out.data, out.n_bytes // sizeof(IdRecord), sizeof(IdRecord), _by_id)
+    return 0
 
 
 cdef int ids_import(Ids* ids, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil:

@@ -203,24 +203,28 @@ cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t
     cdef int64_t now = old.type_nows[old_type]
     if same_ids:
         ids_adopt(&s.ids, &s.ids.tables[type_], &old.ids, &old.ids.tables[old_type], now)
+    else:                        # a checkpoint knows segments by their number: none has the same twice
+        s.ids.tables[type_].first = old.ids.tables[old_type].first + old.ids.tables[old_type].n_segments
     s.type_nows[type_] = now
     s.first_nows[type_] = old.first_nows[old_type]
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------
 #
-# Little-endian: u32 version (2), u8 event_clock, u8[3] 0, i64 now, u64 position, u32 event types, u32 0, then
-# per type: u16 event_id, u8[6] 0, i64 now, i64 now at its first accepted event
+# Little-endian: u32 version (3), u8 event_clock, u8[3] 0, i64 now, u64 position, u32 event types, u32 0, then
+# per type: u16 event_id, u8[6] 0, i64 now, i64 now at its first accepted event, and since version 3 i64 floor
+# of its ids
 
 cdef enum:
     HEAD_BYTES = 32
-    TYPE_BYTES = 24
+    TYPE_BYTES = 32
+    TYPE_BYTES_BEFORE_3 = 24
 
 
 cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out) noexcept nogil:
     cdef uint8_t head[HEAD_BYTES]
     cdef uint8_t type_head[TYPE_BYTES]
-    cdef uint32_t version = 2, n = s.n_types
+    cdef uint32_t version = 3, n = s.n_types
     cdef uint16_t i
     memset(head, 0, sizeof(head))
     memcpy(head, &version, 4)
@@ -235,6 +239,7 @@ cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out
         memcpy(type_head, &plan.events[i].event_id, 2)
         memcpy(type_head + 8, &s.type_nows[i], 8)
         memcpy(type_head + 16, &s.first_nows[i], 8)
+        memcpy(type_head + 24, &s.ids.tables[i].floor_ms, 8)
         if bytes_append(out, type_head, TYPE_BYTES) < 0:
             return -1
     return 0
@@ -242,15 +247,16 @@ cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out
 
 cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* data,
                                size_t n_bytes) noexcept nogil:
-    cdef uint32_t version, n_types, k
+    cdef uint32_t version, n_types, type_bytes, k
     cdef uint16_t event_id, i
-    cdef int64_t now_ms, first_now_ms
+    cdef int64_t now_ms, first_now_ms, floor_ms = UNSET_MS
     cdef const uint8_t* at
     if n_bytes < HEAD_BYTES:
         return 1
     memcpy(&version, data, 4)
     memcpy(&n_types, data + 24, 4)
-    if version < 1 or version > 2 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * TYPE_BYTES:
+    type_bytes = TYPE_BYTES if version > 2 else TYPE_BYTES_BEFORE_3
+    if version < 1 or version > 3 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * type_bytes:
         return 1
     memcpy(&now_ms, data + 8, 8)
     if data[4] > 1 or not all_zero(data + 5, 3) or not all_zero(data + 28, 4) or not is_clock(now_ms):
@@ -259,14 +265,18 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
     s.now_ms = now_ms
     memcpy(&s.position, data + 16, 8)
     for k in range(n_types):
-        at = data + HEAD_BYTES + <size_t>k * TYPE_BYTES
+        at = data + HEAD_BYTES + <size_t>k * type_bytes
         memcpy(&event_id, at, 2)
         memcpy(&now_ms, at + 8, 8)
         memcpy(&first_now_ms, at + 16, 8)
-        if not all_zero(at + 2, 6) or not is_clock(now_ms) or not is_clock(first_now_ms):
+        if version > 2:
+            memcpy(&floor_ms, at + 24, 8)
+        if (not all_zero(at + 2, 6) or not is_clock(now_ms) or not is_clock(first_now_ms)
+                or not is_clock(floor_ms)):
             return 1
         for i in range(s.n_types):
             if plan.events[i].event_id == event_id:
                 s.type_nows[i] = now_ms
                 s.first_nows[i] = first_now_ms
+                s.ids.tables[i].floor_ms = floor_ms
     return 0

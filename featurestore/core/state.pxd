@@ -17,6 +17,7 @@ from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.bytes cimport Block, Bytes
 from featurestore.core.pages cimport Pool
 from featurestore.core.frequency cimport Frequencies
+from featurestore.core.ids cimport IdTable
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
 from featurestore.core.pthread cimport pthread_mutex_t, pthread_rwlock_t
 from featurestore.core.producers cimport Origin
@@ -114,11 +115,16 @@ cdef class State:
     cdef dict gone               # sketches that the plan has no more and the last checkpoint may: view id →
                                  # pieces
     cdef dict gone_at_cut
+    cdef dict ids_stored         # that the last checkpoint has: event id → (number of its first segment, ids
+                                 # in that and each after it)
+    cdef dict ids_copied         # the same of the one being written
+    cdef uint64_t n_ids_stored   # ids ever remembered, when the last checkpoint copied them
+    cdef uint64_t n_ids_copied
     cdef Reserved reserve(self, CompiledPlan compiled)
     cdef int swap_plan(self, CompiledPlan compiled, Reserved reserved) except -1
     cdef const ServiceC* _service(self, service) except? NULL
     cdef bint _drop_ids(self, uint32_t* type_) noexcept nogil
-    cdef Block _table(self, bint producers, uint32_t max_places, object meanwhile)
+    cdef tuple _copy_ids(self, const IdTable* table, uint16_t event_id, Bytes* out, object meanwhile)
     cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id)
     cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1

@@ -20,7 +20,7 @@ from featurestore.core.batch cimport (
     REFUSED_MEMORY, REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME,
     REFUSED_NOT_FINITE, REFUSED_TIME_RANGE, REFUSED_TYPE, Batch, Column, EventBatch,
 )
-from featurestore.core.bytes cimport Block, Bytes, block_of, bytes_append, bytes_clear
+from featurestore.core.bytes cimport Bytes, block_of, bytes_append, bytes_clear, bytes_reserve
 from featurestore.core.derived cimport derive
 from featurestore.core.frequency cimport (
     Frequencies, frequencies_adopt, frequencies_bytes, frequencies_clear, frequencies_copy_records,
@@ -31,7 +31,8 @@ from featurestore.core.hashing cimport (
     value_hashes,
 )
 from featurestore.core.ids cimport (
-    ID_BYTES, IdCursor, ids_copy, ids_drop, ids_import, ids_oldest, ids_sort,
+    ID_BYTES, RECORD_BYTES, RECORD_IDS, IdTable, ids_copy_records, ids_drop, ids_export, ids_free_records,
+    ids_import, ids_import_records, ids_of_segment, ids_oldest,
 )
 from featurestore.core.kept cimport Listed, ListedValue, kept_structs
 from featurestore.core.pages cimport CHUNK_BYTES, pool_clear, pool_idle_bytes, pool_init
@@ -83,6 +84,7 @@ cdef enum:
     SLICES_A_TURN = 32           # of rows copied: a millisecond or two
     KEYS_AT_ONCE = 1024          # key sets whose fingerprints are made before they are read
     DEDUPE_MEMORY_BYTES = 360_000_000
+    RECORDS_AT_ONCE = 24         # of ids copied: 97 KB
     DERIVED_AT_ONCE = 65536      # values read with what derived features need, before those are computed
     SNAPSHOT_VERSION = 1
     VALUE_DOMAIN = 0xFFFF        # in the place of an entity id: hashes of values, not of keys
@@ -826,6 +828,16 @@ cdef object vectors_for(const ServiceC* service, uint32_t n, bint bounds, Output
     return vectors
 
 
+cdef list _still_stored(uint16_t event_id, uint64_t stored_first, list stored, uint64_t first, Bytes* out):
+    """How many ids a checkpoint has of each segment from `first` on; freed records of those before it."""
+    cdef uint64_t k
+    cdef uint64_t n_freed = min(<uint64_t>len(stored), max(first, stored_first) - stored_first)
+    for k in range(n_freed):
+        if ids_free_records(event_id, stored_first + k, stored[k], out) < 0:
+            raise MemoryError
+    return stored[n_freed:]
+
+
 cdef int _set_floors(Sequencer* s, object plan) except -1:
     """From when on ids are known, as the plan has it of each event type."""
     cdef uint16_t i
@@ -953,6 +965,8 @@ cdef class State:
             if frequencies_init(&self.c.shards[i].frequencies, self.c.plan, NULL) < 0:
                 raise MemoryError
         self.gone = {}
+        self.ids_stored = {}
+        self.ids_copied = {}
         self.c.shard_bits = n_shards.bit_length() - 1
         if (fs_fair_rwlock(&self.c.plan_lock) or pthread_mutex_init(&self.c.order, NULL)
                 or turns_init(&self.c.turns, max(1, cores))):
@@ -1240,6 +1254,7 @@ cdef class State:
                 j, id_name = before[event.event_id]
                 sequencer_adopt(&s, i, old, j, id_name is not None and id_name == _id_name(event))
         _set_floors(&s, compiled.plan)
+        s.ids.n_ever = old.ids.n_ever
         producers_clear(&s.producers)
         s.producers = old.producers
         memset(&old.producers, 0, sizeof(old.producers))
@@ -1427,35 +1442,9 @@ cdef class State:
             "position": self.c.sequencer.position,
         }
 
-    cdef Block _table(self, bint producers, uint32_t max_places, object meanwhile):
-        """The ids or the producers as bytes, copied in slices of max_places, each under the order lock."""
-        cdef Sequencer* s = &self.c.sequencer
-        cdef IdCursor cursor
-        cdef uint64_t bucket = 0
-        cdef Bytes out
-        cdef int status = 1
-        memset(&cursor, 0, sizeof(cursor))
-        memset(&out, 0, sizeof(out))
-        try:
-            while status == 1:
-                with nogil:
-                    pthread_mutex_lock(&self.c.order)
-                    if producers:
-                        status = producers_copy(&s.producers, &bucket, max_places, &out)
-                    else:
-                        status = ids_copy(&s.ids, self.c.plan, s.type_nows, &cursor, max_places, &out)
-                    pthread_mutex_unlock(&self.c.order)
-                if meanwhile is not None and status == 1:
-                    meanwhile()
-            if status < 0:
-                raise MemoryError
-            return block_of(&out)
-        finally:
-            bytes_clear(&out)
-
     def cut(self):
         """Begins a checkpoint: (position, head of the sequencer) as they are now. Then copy_shard for each
-        shard, copy_ids, copy_producers, and copy_end; the plan must not change in between."""
+        shard, copy_id_records, copy_producers, and copy_end; the plan must not change in between."""
         cdef Bytes head
         cdef uint32_t i
         cdef uint64_t position
@@ -1483,6 +1472,11 @@ cdef class State:
             return position, (<char*>head.data)[:head.n_bytes]
         finally:
             bytes_clear(&head)
+
+    @property
+    def ids_to_copy(self):
+        """How many ids came since those that the last checkpoint written has."""
+        return self.c.sequencer.ids.n_ever - self.n_ids_stored
 
     @property
     def turns(self):
@@ -1538,14 +1532,115 @@ cdef class State:
             view_id.to_bytes(2, "big") + bytes(6) + number.to_bytes(8, "big") + FREED
             for view_id, n_pieces in self.gone_at_cut.items() for number in range(n_pieces + 1))]))
 
-    def copy_ids(self, uint32_t max_places=4096, meanwhile=None):
-        """The event ids remembered, as bytes for import_ids. Batches may be applied between two slices of
-        max_places, as `meanwhile`, called there, may."""
-        return self._table(False, max_places, meanwhile)
+    def copy_id_records(self, meanwhile=None):
+        """Records (format: ids.pyx) of the ids that came since the last checkpoint written, and freed ones of
+        those that it has and that were dropped since, sorted. Batches may be applied between two slices, as
+        `meanwhile`, called there, may."""
+        cdef Sequencer* s = &self.c.sequencer
+        cdef const IdTable* table
+        cdef Bytes out
+        memset(&out, 0, sizeof(out))
+        self.ids_copied = {}
+        self.n_ids_copied = s.ids.n_ever
+        types = {event.event_id: i for i, event in enumerate(self.compiled.plan.events)}
+        try:
+            for event_id in sorted(types.keys() | self.ids_stored.keys()):
+                table = NULL
+                if event_id in types:
+                    table = &s.ids.tables[<uint16_t>types[event_id]]
+                copied = self._copy_ids(table, event_id, &out, meanwhile)
+                if copied[1]:
+                    self.ids_copied[event_id] = copied
+            return block_of(&out)
+        finally:
+            bytes_clear(&out)
+
+    cdef tuple _copy_ids(self, const IdTable* table, uint16_t event_id, Bytes* out, object meanwhile):
+        """Those of one event type, NULL where the plan has it no more; what the checkpoint has of it then, as
+        in ids_stored. It goes from the oldest segment to the newest there was at first, so it ends, whatever
+        comes and is dropped meanwhile."""
+        cdef uint64_t first = 0, oldest = 0, end = 0, number
+        cdef size_t begun = out.n_bytes
+        cdef uint32_t from_
+        cdef int64_t n
+        stored_first, stored = self.ids_stored.get(event_id, (0, []))
+        if table != NULL:
+            with nogil:
+                pthread_mutex_lock(&self.c.order)
+                first = table.first
+                end = table.first + table.n_segments
+                pthread_mutex_unlock(&self.c.order)
+        else:
+            first = end = stored_first + len(stored)
+        counts = _still_stored(event_id, stored_first, stored, first, out)
+        number = first + max(0, len(counts) - 1)         # those before have not changed
+        while number < end:
+            from_ = counts.pop() if number < first + <uint64_t>len(counts) else 0
+            while True:
+                if bytes_reserve(out, RECORDS_AT_ONCE * RECORD_BYTES) < 0:
+                    raise MemoryError
+                with nogil:
+                    pthread_mutex_lock(&self.c.order)
+                    n = ids_copy_records(table, event_id, number, from_, RECORDS_AT_ONCE, out)
+                    oldest = table.first
+                    pthread_mutex_unlock(&self.c.order)
+                if n < 0:
+                    raise MemoryError
+                if meanwhile is not None:
+                    meanwhile()
+                if n <= from_:
+                    break
+                from_ = <uint32_t>n
+                if from_ % RECORD_IDS:   # its end; what comes meanwhile is for the next checkpoint
+                    break
+            if number >= oldest:
+                counts.append(from_)
+                number += 1
+            else:                    # dropped meanwhile, and all before it
+                out.n_bytes = begun
+                first = number = oldest
+                counts = _still_stored(event_id, stored_first, stored, first, out)
+        return first, counts
+
+    def import_id_records(self, bytes data not None):
+        """What copy_id_records gave for all checkpoints together, into a new State."""
+        cdef Sequencer* s = &self.c.sequencer
+        cdef IdTable* table
+        cdef uint32_t k
+        cdef uint16_t i
+        cdef int status
+        cdef const uint8_t* raw = <const uint8_t*><const char*>data
+        cdef size_t n_bytes = len(data)
+        with nogil:
+            status = ids_import_records(&s.ids, self.c.plan, raw, n_bytes)
+        self._imported(status, "event ids")
+        for i, event in enumerate(self.compiled.plan.events):
+            table = &s.ids.tables[i]
+            if table.n_segments:
+                self.ids_stored[event.event_id] = (
+                    table.first, [ids_of_segment(table, k) for k in range(table.n_segments)])
+        self.n_ids_stored = s.ids.n_ever
 
     def copy_producers(self, uint32_t max_places=64, meanwhile=None):
-        """The producers remembered, as bytes for import_producers; as copy_ids."""
-        return self._table(True, max_places, meanwhile)
+        """The producers remembered, as bytes for import_producers. Batches may be applied between two slices
+        of max_places, as `meanwhile`, called there, may."""
+        cdef uint64_t bucket = 0
+        cdef Bytes out
+        cdef int status = 1
+        memset(&out, 0, sizeof(out))
+        try:
+            while status == 1:
+                with nogil:
+                    pthread_mutex_lock(&self.c.order)
+                    status = producers_copy(&self.c.sequencer.producers, &bucket, max_places, &out)
+                    pthread_mutex_unlock(&self.c.order)
+                if meanwhile is not None and status == 1:
+                    meanwhile()
+            if status < 0:
+                raise MemoryError
+            return block_of(&out)
+        finally:
+            bytes_clear(&out)
 
     def copy_end(self, bint written):
         """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything
@@ -1557,6 +1652,8 @@ cdef class State:
         free(self.cut_nows)
         self.cut_nows = NULL
         if written:
+            self.ids_stored = self.ids_copied
+            self.n_ids_stored = self.n_ids_copied
             self.gone = {view_id: n for view_id, n in self.gone.items() if view_id not in self.gone_at_cut}
 
     def snapshot(self):
@@ -1564,7 +1661,6 @@ cdef class State:
         cdef Bytes sections[3]
         cdef Bytes out
         cdef Sequencer* s = &self.c.sequencer
-        cdef IdCursor cursor
         cdef uint64_t n_bytes
         cdef uint32_t head[2]
         cdef uint32_t i
@@ -1576,13 +1672,11 @@ cdef class State:
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
             pthread_mutex_lock(&self.c.order)
-            memset(&cursor, 0, sizeof(cursor))
             status = sequencer_export_head(s, self.c.plan, &sections[0])
             if status == 0:
-                status = ids_copy(&s.ids, self.c.plan, s.type_nows, &cursor, 0xFFFFFFFF, &sections[1])
+                status = ids_export(&s.ids, self.c.plan, s.type_nows, &sections[1])
             if status == 0:
                 status = producers_export(&s.producers, &sections[2])
-            ids_sort(&sections[1])
             if status == 0:
                 status = bytes_append(&out, head, 8)
             for i in range(3):
@@ -1676,7 +1770,7 @@ cdef class State:
         self._imported(sequencer_import_head(&self.c.sequencer, self.c.plan, data, len(data)), "clocks")
 
     def import_ids(self, bytes data not None):
-        """What copy_ids gave."""
+        """The ids of a snapshot, or of a checkpoint before there were records of them."""
         self._imported(ids_import(&self.c.sequencer.ids, self.c.plan, data, len(data)), "event ids")
 
     def import_producers(self, bytes data not None):

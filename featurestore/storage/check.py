@@ -19,7 +19,7 @@ from featurestore.core.frequency import summaries
 from featurestore.core.state import State
 from featurestore.errors import CorruptRecordError, FeatureStoreError, StorageError
 from featurestore.plan import Plan, Structure
-from featurestore.storage.checkpoint import SKETCHES, load_rows, parse_plan, stored_plan
+from featurestore.storage.checkpoint import SKETCHES, load_rows, parse_plan, stored_ids, stored_plan
 from featurestore.storage.directory import (
     NEW_FILE,
     STORE_JSON,
@@ -68,6 +68,7 @@ def inspect(directory: str | os.PathLike[str]) -> dict[str, Any]:
                     for shard in range(identity.n_shards)
                 ],
             },
+            "ids": stored_ids(rows),
             "sketches": _sketches(rows, plan, identity.n_shards),
             "journal": journal,
         }

@@ -662,15 +662,16 @@ cdef class RowStore:
             self.leave(txn)
         return 0
 
-    def hold(self, uint64_t more_bytes):
-        """Has the file system set blocks aside for a transaction that writes all that is stored anew, and
-        `more_bytes` with it: whoever fills the disk then, this transaction can be written.
+    def hold(self, uint64_t more_bytes, uint64_t settled_bytes=0):
+        """Has the file system set blocks aside for a transaction that writes all that is stored anew, but for
+        records of settled_bytes that it leaves as they are, and `more_bytes` with it: whoever fills the disk
+        then, this transaction can be written.
 
         They stay set aside, over a restart too, until a transaction or a compaction takes them. LimitError:
         there are not as many; what was held before still is. Where a file system cannot set blocks aside, as
         many must be free.
         """
-        cdef uint64_t end = self.end_with(more_bytes)
+        cdef uint64_t end = self.end_with(more_bytes, settled_bytes)
         cdef int error
         if end <= self.held_bytes:
             return
@@ -693,12 +694,13 @@ cdef class RowStore:
             self.held_bytes = end
 
     # Where the file ends at most, once such a transaction is written.
-    cdef uint64_t end_with(self, uint64_t more_bytes) except? 0:
+    cdef uint64_t end_with(self, uint64_t more_bytes, uint64_t settled_bytes) except? 0:
         cdef Pages* pages = &self.pages
         cdef uint64_t n
         self.look()
         # Merged blocks are fuller or emptier than those before, and a tree that changes everywhere splits.
         n = pages.last + 1 - pages.n_free
+        n -= min(n, settled_bytes // pages.page_bytes)   # in as many pages at least
         n += n // 4 + more_bytes // pages.page_bytes + 1
         n -= min(n, pages.n_usable)
         return (pages.last + 1 + n + self.for_free_list()) * pages.page_bytes

@@ -1,5 +1,6 @@
 """Ids without end: many times what memory may hold go through a small horizon, over restarts. Every duplicate
-is told, none is invented, nobody is refused, and memory stays in proportion to the horizon.
+is told, none is invented, nobody is refused, memory stays in proportion to the horizon, and what a checkpoint
+writes to what came since the one before.
 """
 
 from __future__ import annotations
@@ -34,6 +35,14 @@ ID_BYTES = 36
 ACCEPTED, DUPLICATE = Outcome.ACCEPTED, Outcome.DUPLICATE
 
 
+def outcomes_of(engine: Engine, now_ms: int, ids: list[int]) -> list[int]:
+    event, n = engine.state.plan.events[0], len(ids)
+    data = {"ts": [now_ms] * n, "account": ["a"] * n, "id": [f"{i}" for i in ids]}
+    batch = EventBatch(event, 0, *event_columns(event, data))
+    engine.observe(batch, wait=False)
+    return [int(outcome) for outcome in batch.outcomes]
+
+
 def test_ids_at_many_times_the_memory_cap_pass_through_a_small_horizon_over_restarts(
     tmp_path: Path, drill_size: Callable[[int, int], int]
 ) -> None:
@@ -47,6 +56,7 @@ def test_ids_at_many_times_the_memory_cap_pass_through_a_small_horizon_over_rest
     seen: dict[int, int] = {}  # id → second at which it was accepted
     times: deque[tuple[int, int]] = deque()  # the same in order
     n_new, n_told, most, resident = 0, 0, 0, []
+    accepted, written = [], []  # since the last checkpoint; ids and bytes of each
     for second in range(seconds):
         if engine is None:
             engine = Engine.open(
@@ -66,29 +76,26 @@ def test_ids_at_many_times_the_memory_cap_pass_through_a_small_horizon_over_rest
                 seen[each] = second
                 times.append((second, each))
                 expected.append(int(ACCEPTED))
-        declared = engine.state.plan.events[0]
-        batch = EventBatch(
-            declared,
-            0,
-            *event_columns(
-                declared,
-                {"ts": [now_ms] * len(ids), "account": ["a"] * len(ids), "id": [f"{i}" for i in ids]},
-            ),
-        )
-        engine.observe(batch, wait=False)
-        assert [int(outcome) for outcome in batch.outcomes] == expected, second
+        assert outcomes_of(engine, now_ms, ids) == expected, second
         n_told += expected.count(int(DUPLICATE))
-        stats = engine.stats()
-        most = max(most, int(stats["id_bytes"] or 0))
-        assert stats["id_bytes"] <= cap
+        accepted.append(expected.count(int(ACCEPTED)))
+        most = max(most, int(engine.stats()["id_bytes"] or 0))
+        assert most <= cap
         while times and times[0][0] < second - 60:
             at, each = times.popleft()
             if seen.get(each) == at:
                 del seen[each]
         if second % 75 == 50:  # as kill -9 leaves it, or after a checkpoint
             if rng.random() < 0.5:
-                engine.checkpoint()
-            engine.close(checkpoint=rng.random() < 0.5)
+                _, n_bytes = engine.checkpoint()
+                # Of an id 24 bytes, and of 168 of them 20 more, twice where it is taken out again.
+                assert n_bytes < 25 * sum(accepted) + cap // ID_BYTES // 8 + 8192
+                written.append((sum(accepted), n_bytes))
+                accepted.clear()
+            if rng.random() < 0.5:
+                accepted.clear()
+                engine.close(checkpoint=True)
+            engine.close()
             engine = None
             resident.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     if engine is not None:
@@ -96,3 +103,4 @@ def test_ids_at_many_times_the_memory_cap_pass_through_a_small_horizon_over_rest
     assert n_told > seconds * per_second // 10
     assert n_new * ID_BYTES > drill_size(3, 12) * cap, "many times what may be held"
     print(f"{n_new} ids, {n_told} duplicates told, {most} of {cap} bytes, resident {resident} KiB")
+    print(f"new ids and bytes of checkpoints: {written}")

@@ -26,21 +26,24 @@ from featurestore.errors import (
     StorageError,
     StoreLockedError,
 )
+from featurestore.outcome import Outcome
 from featurestore.storage.check import inspect, restore, verify
+from featurestore.storage.directory import DataDirectory
 from featurestore.storage.rows import RowStore
 
-from . import store_producers, store_spread, store_top_v1, store_v1
+from . import store_ids, store_producers, store_spread, store_top_v1, store_v1
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "store_v1"
 GOLDEN_TOP = GOLDEN.parent / "store_top_v1"
-GOLDEN_TOP_DIGEST = "7691c0c9134a02ee7c6d3966468b7299"
+GOLDEN_TOP_DIGEST = "e24a2f8af2bc40c9d3523c7ab792cea6"
 GOLDEN_SPREAD_DIGESTS = {
-    "v1": "7ad25b8446c1cfcc9c3a0b91a07d9d25",
-    "v2": "0e029c46f47fb5f331be44ef5ab02be6",
+    "v1": "c811e4c9e69cf2dd27567f6903e47d4d",
+    "v2": "391e6b222f4daa3acc8c9e9c9267ef85",
 }
 UNAVAILABLE = 4
-GOLDEN_DIGEST = "fc482100d0d3b089a93f849b804f6429"
-GOLDEN_PRODUCERS_DIGEST = "ac929a955b1c8076550f23fc0ecba8aa"
+GOLDEN_DIGEST = "62105c1f40fc0a3ce325859f48d04368"
+GOLDEN_IDS_DIGEST = "f9a6f1f316852fdef35ff4c6a76a9e3b"
+GOLDEN_PRODUCERS_DIGEST = "6d5bd9cea1c1bbbbc6cb5e649b06d162"
 
 
 @pytest.fixture
@@ -92,6 +95,44 @@ def test_the_golden_store_of_producers_knows_every_batch_of_theirs(tmp_path: Pat
                 # Of its state, which has the time of its last frame: by now it would have forgotten them all.
                 is_new = store_producers.send(engine.state, name, epoch, sequence)
                 assert is_new == (sequence not in sequences), (name, sequence)
+
+
+def test_the_golden_store_of_ids_knows_those_that_have_not_expired(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN.parent / "store_ids_v3", tmp_path / "store")
+    assert list(verify(tmp_path / "store")) == [] and inspect(tmp_path / "store")["ids"] == 203
+    now_ms = store_ids.CAME[-1][0]
+    with Engine.open(tmp_path / "store") as engine:
+        assert engine.recovered.events == 0  # from the rows, not the journal
+        assert engine.state.digest().hex() == GOLDEN_IDS_DIGEST
+        for (at_ms, n), expected in zip(
+            store_ids.CAME, [Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.DUPLICATE], strict=True
+        ):
+            ids = [f"{at_ms}-{i}" for i in range(n)]
+            assert set(store_ids.outcomes_of(engine, now_ms, ids)) == {expected}
+
+
+@pytest.mark.parametrize("name", ["store_v1", "store_producers_v2"])
+def test_ids_of_older_stores_are_written_as_records_by_the_next_checkpoint(tmp_path: Path, name: str) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(GOLDEN.parent / name, store)
+    assert inspect(store)["ids"] > 6
+    with Engine.open(store) as engine:
+        now_ms = engine.state.now_ms or 0
+        assert store_ids.outcomes_of(engine, now_ms, ["new"]) == [Outcome.ACCEPTED]
+        digest, n_ids = engine.state.digest(), engine.state.stats()["ids"]
+        engine.checkpoint()
+        assert engine.state.digest() == digest
+    with DataDirectory.open(store, read_only=True) as directory:
+        rows = RowStore.open(
+            directory.rows, store_id=directory.identity.id_bytes, create=False, read_only=True
+        )
+        with rows:
+            assert not rows.get_meta("ids")
+    assert inspect(store)["ids"] == n_ids and list(verify(store)) == []
+    with Engine.open(store) as engine:
+        assert engine.state.digest() == digest
+        old = "1-0" if name == "store_v1" else f"{b'golden'!r}1"
+        assert store_ids.outcomes_of(engine, now_ms, ["new", old]) == [Outcome.DUPLICATE] * 2
 
 
 def test_the_golden_store_of_heaviest_values_says_what_it_always_said(tmp_path: Path) -> None:

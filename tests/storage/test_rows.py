@@ -450,6 +450,25 @@ def test_what_is_held_is_enough_to_write_everything_anew(tmp_path: Path, seed: i
         assert unpack(store.read_shard(0)[0]) == rows
 
 
+def test_what_is_never_written_again_is_not_set_aside_a_second_time(store: RowStore) -> None:
+    data = Path(store.path, "data.mdb")
+
+    def settled(first: int, n: int) -> dict[bytes, bytes | None]:
+        return {i.to_bytes(16, "big"): bytes([i % 256]) * 4032 for i in range(first, first + n)}
+
+    write(store, 7, settled(0, 2000), 1)
+    for position in range(2, 8):
+        (_, n_bytes), first = store.sizes()[7], 200 * position + 1600
+        store.hold(2 * 200 * 4052 + (1 << 20), n_bytes)
+        held = data.stat().st_blocks
+        store.begin()
+        store.write_shard(0, pack(some_rows(50, seed=position)), position)
+        store.write_shard(7, pack(settled(first, 200)), position)
+        store.commit()
+        assert data.stat().st_blocks <= held
+    assert held * 512 < 1.25 * data.stat().st_size, "twice the last 200 records, of 3200"
+
+
 def test_the_file_holds_its_pages_twice_at_most(store: RowStore) -> None:
     rows = some_rows(5000, seed=1)
     write(store, 0, rows, 1)
