@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import resource
 import select
 import socket
 import struct
@@ -33,12 +34,15 @@ from featurestore.v1 import types_pb2
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 STREAM = "/featurestore.v1.FeatureStoreService/GetFeaturesStream"
 LARGEST_WINDOW = (1 << 31) - 1
+WATCH = "/grpc.health.v1.Health/Watch"
 INITIAL_WINDOW_SIZE = frames.SettingsFrame.INITIAL_WINDOW_SIZE
 NICENESS = 19
 READ_BYTES = 1 << 16
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 Script = list[bytes]
+# Frames of no type that anybody knows, which keep a connection: fewer than are taken for a flood.
+STAY: Script = [b"\x00\x00\x00\xee\x00\x00\x00\x00\x00"] * 500
 
 
 @dataclass(frozen=True)
@@ -81,8 +85,8 @@ def serialized(made: frames.Frame, *flags: str) -> bytes:
     return bytes(made.serialize())
 
 
-def block(path: str) -> bytes:
-    """A request's header fields, none of which enters the table: good for any stream."""
+def block(path: str, **more: str) -> bytes:
+    """A request's header fields, none of which enters the table: good for any stream. more: with _ for -."""
     named = {
         ":method": "POST",
         ":scheme": "http",
@@ -90,6 +94,7 @@ def block(path: str) -> bytes:
         ":authority": "localhost",
         "te": "trailers",
         "content-type": "application/grpc",
+        **{name.replace("_", "-"): value for name, value in more.items()},
     }
     never = [hpack.NeverIndexedHeaderTuple(*field) for field in named.items()]
     return bytes(hpack.Encoder().encode(never))
@@ -253,6 +258,49 @@ def closed_streams(messages: list[bytes]) -> Attack:
     return Attack("streams", 10, 100, [begun(greeting(), bursts(10, late, 500))])
 
 
+def health_watches(messages: list[bytes]) -> Attack:
+    """A hundred watches of the server's health on each of forty connections, which stay."""
+    fields = block(WATCH)
+
+    def watched(stream: int) -> bytes:
+        return headers(stream, fields) + message(stream, b"", "END_STREAM")
+
+    return Attack("watches", 10, 400, [begun(greeting(), bursts(10, watched, 10)) + STAY], connections=40)
+
+
+def idle_streams(messages: list[bytes]) -> Attack:
+    """As many streams as a connection may have on each of forty, on which nothing is ever sent."""
+    fields = block(INGEST_STREAM)
+    script = begun(greeting(), bursts(10, lambda stream: headers(stream, fields), 10)) + STAY
+    return Attack("streams", 10, 400, [script], connections=40)
+
+
+def idle_connections(messages: list[bytes]) -> Attack:
+    """More than the server takes, each greeted, none with a call. Whoever has to go is back at once."""
+    return Attack("connections", 1, 3000, [[greeting(), *STAY]], connections=5000)
+
+
+def endless_uploads(messages: list[bytes]) -> Attack:
+    """A message that does not end, and calls whose time does not either, on each of a hundred connections."""
+    fields = block(INGEST_STREAM, grpc_timeout="99999999H")
+    opening = greeting() + headers(1, fields) + message(1, bytes(16_000), length=16 << 20)
+    piece = serialized(frames.DataFrame(1, data=bytes(16_000)))
+    return Attack("frames", 1, 1000, [[opening, *[piece] * 60, *STAY]], connections=100)
+
+
+def busy_connections(messages: list[bytes]) -> Attack:
+    """Large reads, a hundred at once on each of twenty connections, again and again."""
+    question = pb.GetFeaturesRequest(service="abuse")
+    for one in messages[:100]:
+        question.key_sets.extend(pb.GetFeaturesRequest.FromString(one).key_sets)
+    fields, body = block(READ), question.SerializeToString() * 4
+
+    def asked(stream: int) -> bytes:
+        return headers(stream, fields) + message(stream, body, "END_STREAM")
+
+    return Attack("calls", 5, 40, [begun(greeting(), bursts(5, asked, 40))], connections=20)
+
+
 ATTACKS: dict[str, Callable[[list[bytes]], Attack]] = {
     "rapid reset": rapid_reset,
     "SETTINGS flood": settings_flood,
@@ -267,6 +315,11 @@ ATTACKS: dict[str, Callable[[list[bytes]], Attack]] = {
     "malformed requests": malformed_requests,
     "large replies": large_replies,
     "closed streams": closed_streams,
+    "health watches": health_watches,
+    "idle streams": idle_streams,
+    "idle connections": idle_connections,
+    "endless uploads": endless_uploads,
+    "busy connections": busy_connections,
 }
 
 
@@ -358,6 +411,8 @@ def serve(pipe: Connection, messages: list[bytes]) -> None:
     """For process.running: the command "attack"."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # whatever class its starter has
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     made = {name: make(messages) for name, make in ATTACKS.items()}
 
     def attack(target: str, name: str, seconds: float) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from benches.process import CLIENT, READ, SERVER, Remote, bound_to, cpu_s, runni
 STREAMS = 32
 TIMEOUT_S = 60.0
 LEAD_S = 0.2  # the attack has begun when the right client does, and goes on after it
-CONNECTIONS = ("refused", "calmed", "stalled", "broken")
+CONNECTIONS = ("refused", "evicted", "calmed", "stalled", "slow", "broken")
 
 Found = Callable[[str], None]
 Size = Callable[[float, float], float]

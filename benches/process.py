@@ -28,7 +28,7 @@ import grpc
 import numpy as np
 
 from benches import workload
-from featurestore.config import Limits, ServeConfig, most_calls
+from featurestore.config import Limits, ServeConfig
 from featurestore.engine import Engine
 from featurestore.server import grpc_front
 from featurestore.server.dispatcher import READ as READ_METHOD
@@ -216,7 +216,9 @@ def serve_null(pipe: Connection, reply: bytes) -> None:
     """A grpcio server with the store's settings whose one method answers any bytes with the same reply."""
     limits = Limits()
     pool = ThreadPoolExecutor(ServeConfig.read_threads + limits.max_streams)
-    server = grpc.server(pool, options=grpc_front.options(limits), maximum_concurrent_rpcs=most_calls(limits))
+    server = grpc.server(
+        pool, options=grpc_front.options(limits), maximum_concurrent_rpcs=grpc_front.most_calls(limits)
+    )
     handlers = {"Get": grpc.unary_unary_rpc_method_handler(lambda message, context: reply)}
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("featurestore.bench.Null", handlers),)

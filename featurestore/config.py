@@ -5,6 +5,12 @@ Every limit bounds something that a client could otherwise make grow: bytes of a
 calls at once, streams at once, unanswered batches of a stream. What is over a limit is answered
 RESOURCE_EXHAUSTED at once; nothing queues without an end. A wrong setting is a ConfigError that names the
 setting, its value and what it may be.
+
+What all clients share cannot be used up by some of them, over the native transport: a connection may have
+twice what is still free of it and no more, a peer (an IPv4 address, the /64 of an IPv6 one, all of a Unix
+socket) eight times that. So whoever has much is refused first, and a ninth is left to others than the
+greediest peer. Each limit says who can use it up, and who is refused then. Over grpcio they bound the whole,
+without shares.
 """
 
 from __future__ import annotations
@@ -77,24 +83,47 @@ class Tls:
 class Limits:
     """What clients may ask for."""
 
+    # Of one call. Nobody is refused for another's.
     max_message_bytes: int = 16 << 20  # of one request and of one reply
     max_batch_events: int = 1 << 20  # events of a batch, key sets of a read
     max_call_bytes: int = 256 << 20  # memory that one request may take when decoded
-    # What all clients share. An idle stream or watch costs little, and each has a limit of its own: whoever
-    # opens many is refused more of them, and leaves calls their places. Those are used up by whoever sends
-    # faster than is answered, from many connections; refused is whoever comes then.
-    max_concurrent_calls: int = 512  # reads and writes at once; further ones RESOURCE_EXHAUSTED
-    max_streams: int = 1024  # streams at once, over all connections; grpcio keeps two threads for each
-    max_watches: int = 1024  # Health.Watch at once
-    max_streams_per_connection: int = 100  # HTTP/2 streams, that is calls at once on one connection
+    durable_wait_s: float = 60.0  # a call without a deadline waits so long for the disk
+    # Of one connection. Whoever uses it up waits (HTTP/2 has it so) or is refused alone.
+    max_streams_per_connection: int = 100  # HTTP/2 streams, that is calls at once
     stream_window: int = 8  # batches of one IngestStream that are applied and not answered yet
     min_ping_interval_ms: int = 10_000  # clients that ping more often are disconnected
-    durable_wait_s: float = 60.0  # a call without a deadline waits so long for the disk
-    # Of the native transport; grpcio has limits of its own.
-    # at once; further ones are closed. Clipped to the descriptors that there are beside the store's
+    # Calls at once, by kind, so that those of one kind leave the others alone. A call has a place from its
+    # message (a stream and what Python answers: from its headers) to its answer. Used up by whoever sends
+    # faster than is answered, from many connections; those are refused, by shares.
+    max_concurrent_calls: int = 1024  # of reads that wait or are large; as many of writes
+    max_streams: int = 1024  # of the hot methods; an idle one costs 2 KB (grpcio: two threads)
+    max_other_calls: int = 256  # what Python answers: schema, heaviest values, reflection
+    max_watches: int = 4096  # Health.Watch; Health.Check takes no place at all
+    # Connections. Used up by whoever opens many. Where there is no room for one more, an idle one of a peer
+    # that has many goes for it (GOAWAY: its client connects again when it has something to say); one that has
+    # a call under way never does. Refused is who has more than others, or comes when nobody is idle. Over
+    # grpcio all further ones are. It is clipped to the descriptors that there are.
     max_connections: int = 4096
-    max_connection_bytes: int = 64 << 20  # held for one connection: requests not run and replies not taken
-    max_buffered_bytes: int = 1 << 30  # held for all of them; an eighth is shared out among max_connections
+    # Memory for requests not run and replies not taken, and 1 KB of each open stream (native). Used up by
+    # whoever sends without an end or takes no replies; refused by shares, and an eighth is divided among
+    # max_connections, for each its part whatever others hold. request_s, stall_s and min_rate_bytes give it
+    # back.
+    max_connection_bytes: int = 64 << 20  # held for one connection
+    max_buffered_bytes: int = 1 << 30  # held for all of them
+    # Time (native). Whoever is slower is alone in what it loses.
+    handshake_s: float = 10.0  # TLS and SETTINGS of a connection, and a header block; then it is closed
+    request_s: float = 60.0  # a request that has begun, whatever its deadline, besides a second for
+    min_rate_bytes: int = 16 << 10  # each of these of it, and for replies where more than 64 KB wait
+    stall_s: float = 60.0  # a client that takes nothing of what waits for it is closed
+    # An idle connection costs 20 KB and a descriptor, and connecting anew costs its client's next call a
+    # round trip: there is no hurry, and where there is, the longest idle go first (see max_connections). What
+    # the hour ends is what nobody uses any more: pools that were too large once, proxies' leftovers. 0:
+    # never.
+    max_connection_idle_s: float = 3600.0
+    max_connection_age_s: float = 0.0  # then it is drained, so that clients spread anew; 0: never
+    # Calls that go on so long after that are ended, but not writes that wait for the disk: those have a
+    # second more. Longer than durable_wait_s, then none of them is cut.
+    connection_age_grace_s: float = 90.0
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -102,8 +131,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_batch_events": (1, 1 << 20),
     "max_call_bytes": (1 << 16, 1 << 40),
     "max_concurrent_calls": (1, 1 << 16),
-    "max_streams": (1, 1 << 12),
-    "max_watches": (1, 1 << 12),
+    "max_streams": (1, 1 << 16),
+    "max_other_calls": (1, 1 << 12),
+    "max_watches": (1, 1 << 16),
     "max_streams_per_connection": (1, 1 << 20),
     "stream_window": (1, 1 << 10),
     "min_ping_interval_ms": (0, 1 << 31),
@@ -111,9 +141,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_connections": (1, 1 << 20),
     "max_connection_bytes": (1 << 16, 1 << 40),
     "max_buffered_bytes": (1 << 20, 1 << 45),
+    "handshake_s": (0.1, 3600.0),
+    "request_s": (0.1, 86400.0),
+    "stall_s": (0.1, 86400.0),
+    "min_rate_bytes": (1, 1 << 30),
+    "max_connection_idle_s": (0.0, 86400.0 * 365),
+    "max_connection_age_s": (0.0, 86400.0 * 365),
+    "connection_age_grace_s": (0.0, 86400.0),
     "loop_threads": (1, 6),
     "worker_threads": (1, 256),
-    "max_connection_age_s": (0.0, 86400.0 * 365),
     "read_threads": (1, 256),
     "write_threads": (1, 256),
     "engine_threads": (1, 64),
@@ -123,11 +159,6 @@ _RANGES: dict[str, tuple[float, float]] = {
     "checkpoint_journal_bytes": (1 << 20, 1 << 50),
     "drain_s": (0.0, 3600.0),
 }
-
-
-def most_calls(limits: Limits) -> int:
-    """Of all kinds together: where only the sum is counted, what stays open leaves the others theirs."""
-    return limits.max_concurrent_calls + limits.max_streams + limits.max_watches
 
 
 @dataclass(frozen=True)
@@ -160,7 +191,6 @@ class ServeConfig:
     read_threads: int = 8
     worker_threads: int = 2  # native: for messages that would keep a loop from others
     write_threads: int = 16  # grpcio: Observe and Ingest, which wait for the disk
-    max_connection_age_s: float = 0.0  # native: then it is drained, so that clients spread anew; 0: never
     drain_s: float = 10.0  # that calls in flight get at the end
     limits: Limits = dataclasses.field(default_factory=Limits)
 

@@ -65,6 +65,12 @@ FLAGS = {
     "loop_threads": "--loop-threads",
     "worker_threads": "--worker-threads",
     "max_connection_age_s": "--max-connection-age",
+    "connection_age_grace_s": "--connection-age-grace",
+    "max_connection_idle_s": "--max-connection-idle",
+    "handshake_s": "--handshake-time",
+    "request_s": "--request-time",
+    "stall_s": "--stall-time",
+    "min_rate_bytes": "--min-rate",
     "max_connections": "--max-connections",
     "max_connection_bytes": "--max-connection-memory",
     "max_buffered_bytes": "--max-buffered",
@@ -76,6 +82,7 @@ FLAGS = {
     "max_call_bytes": "--max-call-memory",
     "max_concurrent_calls": "--max-concurrent-calls",
     "max_streams": "--max-streams",
+    "max_other_calls": "--max-other-calls",
     "max_watches": "--max-watches",
     "max_streams_per_connection": "--max-streams-per-connection",
     "stream_window": "--stream-window",
@@ -207,16 +214,12 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="that calls in flight get when it is told to stop (default: %(default)s)",
     )
-    group.add_argument(
-        "--max-connection-age",
-        default=f"{ServeConfig.max_connection_age_s:g}s",
-        metavar="TIME",
-        help="native: then a connection is drained, so that clients spread anew (default: never)",
-    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("limits (over one: RESOURCE_EXHAUSTED at once; nothing queues)")
+    group = parser.add_argument_group(
+        "limits (over one: RESOURCE_EXHAUSTED at once; nothing queues; who has most of it is refused first)"
+    )
     group.add_argument(
         "--max-message",
         default=bytes_text(_LIMITS.max_message_bytes),
@@ -244,9 +247,10 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     for flag, default, what in (
         ("--max-batch-events", _LIMITS.max_batch_events, "events of a batch, key sets of a read"),
-        ("--max-concurrent-calls", _LIMITS.max_concurrent_calls, "reads and writes at once"),
+        ("--max-concurrent-calls", _LIMITS.max_concurrent_calls, "reads at once, and as many writes"),
         ("--max-streams", _LIMITS.max_streams, "streams at once"),
-        ("--max-watches", _LIMITS.max_watches, "Health.Watch at once, which leave calls their places"),
+        ("--max-other-calls", _LIMITS.max_other_calls, "calls at once of what is not hot: schema, lists"),
+        ("--max-watches", _LIMITS.max_watches, "Health.Watch at once"),
         (
             "--max-streams-per-connection",
             _LIMITS.max_streams_per_connection,
@@ -255,7 +259,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         (
             "--max-connections",
             _LIMITS.max_connections,
-            "native: connections at once; further ones are closed",
+            "connections at once; for one more an idle one of whoever has most is told to go",
         ),
         ("--stream-window", _LIMITS.stream_window, "batches of an IngestStream applied and not yet answered"),
     ):
@@ -265,6 +269,43 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         default=f"{_LIMITS.min_ping_interval_ms // 1000}s",
         metavar="TIME",
         help="clients that ping more often are disconnected (default: %(default)s)",
+    )
+    for flag, default_s, what in (
+        (
+            "--max-connection-idle",
+            _LIMITS.max_connection_idle_s,
+            "native: then a connection without a call is told to go; 0s: never",
+        ),
+        (
+            "--max-connection-age",
+            _LIMITS.max_connection_age_s,
+            "then a connection is drained, so that clients spread anew; 0s: never",
+        ),
+        (
+            "--connection-age-grace",
+            _LIMITS.connection_age_grace_s,
+            "that calls get when their connection has reached its age",
+        ),
+        (
+            "--handshake-time",
+            _LIMITS.handshake_s,
+            "native: for TLS and the first frames, and for a call's headers",
+        ),
+        (
+            "--request-time",
+            _LIMITS.request_s,
+            "native: for a request to come whole, and a second more for each --min-rate of it",
+        ),
+        ("--stall-time", _LIMITS.stall_s, "native: then a client that takes none of its replies is closed"),
+    ):
+        group.add_argument(
+            flag, default=f"{default_s:g}s", metavar="TIME", help=f"{what} (default: %(default)s)"
+        )
+    group.add_argument(
+        "--min-rate",
+        default=bytes_text(_LIMITS.min_rate_bytes),
+        metavar="SIZE",
+        help="native: a second, of a request on its way and of replies that wait (default: %(default)s)",
     )
     group.add_argument(
         "--durable-wait",
@@ -310,7 +351,6 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         transport=arguments.transport,
         loop_threads=arguments.loop_threads,
         worker_threads=arguments.worker_threads,
-        max_connection_age_s=seconds_of(arguments.max_connection_age, "--max-connection-age"),
         max_memory_bytes=bytes_of(arguments.max_memory, "--max-memory"),
         dedupe_memory_bytes=bytes_of(arguments.dedupe_memory, "--dedupe-memory"),
         checkpoint_every_s=seconds_of(arguments.checkpoint_every, "--checkpoint-every"),
@@ -324,9 +364,17 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
             max_call_bytes=bytes_of(arguments.max_call_memory, "--max-call-memory"),
             max_concurrent_calls=arguments.max_concurrent_calls,
             max_streams=arguments.max_streams,
-            max_watches=arguments.max_watches,
             max_streams_per_connection=arguments.max_streams_per_connection,
+            max_other_calls=arguments.max_other_calls,
+            max_watches=arguments.max_watches,
             stream_window=arguments.stream_window,
+            max_connection_idle_s=seconds_of(arguments.max_connection_idle, "--max-connection-idle"),
+            max_connection_age_s=seconds_of(arguments.max_connection_age, "--max-connection-age"),
+            connection_age_grace_s=seconds_of(arguments.connection_age_grace, "--connection-age-grace"),
+            handshake_s=seconds_of(arguments.handshake_time, "--handshake-time"),
+            request_s=seconds_of(arguments.request_time, "--request-time"),
+            stall_s=seconds_of(arguments.stall_time, "--stall-time"),
+            min_rate_bytes=bytes_of(arguments.min_rate, "--min-rate"),
             max_connections=arguments.max_connections,
             max_connection_bytes=bytes_of(arguments.max_connection_memory, "--max-connection-memory"),
             max_buffered_bytes=bytes_of(arguments.max_buffered, "--max-buffered"),

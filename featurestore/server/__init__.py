@@ -6,7 +6,6 @@ serve           open, listen, wait, drain, close
   registry      what the store serves, by name
   metrics       the counters, for Prometheus
     scrape      how it gets them: a listener that nobody holds
-  health        how the server is
   transport     which of the two carries the public port
   native_front  our own: threads, and Python's handlers beside the hot methods
     loop        sockets, epoll, time
@@ -16,8 +15,10 @@ serve           open, listen, wait, drain, close
     nghttp2     HTTP/2 itself, by the library
     grpc_text   timeouts, content types, messages
     errands     what a loop has others do
+    shares      who holds how much of what is limited
   grpc_front    grpcio: threads, streams, deadlines
   handlers      what Python answers on either: messages that cannot be read, errors that nobody raised
+    health      the server's health over it
   listener      addresses → ports: TLS, Unix sockets
   descriptors   as many as there are, and the store's kept
 dispatcher      request bytes → reply bytes, now or when durable; what every transport calls

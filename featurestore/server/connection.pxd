@@ -7,8 +7,9 @@
 #
 # All of a LoopC belongs to the thread that runs it, but for `inbox` and what is said to be atomic. A stream
 # is found again by its token (slot and generation), so that an errand that comes back late finds nobody
-# rather than somebody else. Whoever calls in here sets loop.now_ns first, and afterwards sends what
-# `connection_send` gives for every connection on the loop's dirty list.
+# rather than somebody else. A connection that is closed stays for as long as errands of it are out: what they
+# have is its, and its peer's (shares.pxd). Whoever calls in here sets loop.now_ns first, and afterwards sends
+# what `connection_send` gives for every connection on the loop's dirty list.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from featurestore.server.dispatcher cimport DispatcherC, dispatcher_structs
@@ -17,9 +18,12 @@ from featurestore.server.memory cimport Buffer
 from featurestore.server.nghttp2 cimport (
     nghttp2_option, nghttp2_session, nghttp2_session_callbacks,
 )
+from featurestore.server.shares cimport N_KINDS, Holder, Peers, Places, shares_structs
 
 cdef enum:
     PYTHON_METHOD = -1               # Target.method: Python answers it
+    HEALTH_CHECK = -2                # the loop does, by its HealthService table
+    HEALTH_WATCH = -3
     MAX_HEADER_BYTES = 16 << 10      # of a request, as SETTINGS_MAX_HEADER_LIST_SIZE counts them
 
 # Where messages go that a loop does not run itself. Each has threads of its own: what waits for a batch holds
@@ -33,7 +37,7 @@ cdef enum Bench:
 ctypedef struct Target:              # a method that is served
     const uint8_t* path              # "/package.Service/Method"
     size_t path_bytes
-    int method                       # of the dispatcher, or PYTHON_METHOD
+    int method                       # of the dispatcher, PYTHON_METHOD, HEALTH_CHECK or HEALTH_WATCH
     bint streams_requests
     bint streams_replies
 
@@ -55,7 +59,11 @@ cdef enum RefusalKind:
     REFUSE_DEADLINE = 13
     REFUSE_ROOM = 14
     REFUSE_MEMORY = 15
-    N_REFUSALS = 16
+    REFUSE_SLOW = 16
+    REFUSE_WATCHES = 17
+    REFUSE_HEALTH = 18
+    REFUSE_SERVICE = 19
+    N_REFUSALS = 20
 
 ctypedef struct Refusal:
     int status                       # a gRPC status code
@@ -64,9 +72,17 @@ ctypedef struct Refusal:
     const uint8_t* kind              # name of the error's class; for featurestore-error
     size_t kind_bytes
 
+ctypedef struct HealthService:       # whose health is told: well, as long as the server does not drain
+    const uint8_t* name
+    size_t name_bytes
+
 ctypedef struct TransportCounts:     # since the server was made; atomic
     uint64_t connections             # taken
-    uint64_t refused                 # turned away: as many as may be were open
+    uint64_t refused                 # turned away: as many were open as may be, and none could go for it
+    uint64_t evicted                 # idle, and told to go for others that came
+    uint64_t idled                   # told to go after max_idle_ns without a call
+    uint64_t aged                    # closed with calls under way, at the end of their age's grace
+    uint64_t slow                    # closed for replies that they took too slowly
     uint64_t calm                    # closed for what only floods do
     uint64_t stalled                 # closed for what they did not send or take in time
     uint64_t broken                  # closed for what is no HTTP/2
@@ -75,6 +91,7 @@ ctypedef struct TransportCounts:     # since the server was made; atomic
     uint64_t streams_reset           # streams that we reset for what came
     uint64_t turned_away             # calls that got one of our Refusals
     uint64_t large                   # messages that take longer than a loop may, given to workers
+    uint64_t refusals[N_REFUSALS][N_KINDS]  # the same by which, and by what the call was to take a place of
 
 ctypedef struct HostC:
     DispatcherC* dispatcher
@@ -89,16 +106,24 @@ ctypedef struct HostC:
     size_t part_bytes                # of those, a connection's
     uint64_t max_connections
     uint32_t max_streams_per_connection
-    uint64_t max_streams
-    uint64_t max_calls
     uint32_t stream_window
     int64_t durable_wait_ns
     int64_t min_ping_ns
+    int64_t handshake_ns             # for TLS and the client's SETTINGS, and for a header block
+    int64_t request_ns               # for a request that has begun, besides what min_rate gives it
+    int64_t stall_ns                 # without a byte taken of what waits for the client; a window of min_rate
+    uint64_t min_rate                # bytes a second: of a request that comes, of replies that are taken
+    int64_t max_idle_ns              # of a connection without a call; 0: any
     int64_t max_age_ns               # of a connection; 0: any
+    int64_t age_grace_ns             # that calls get when it has reached its age
+    HealthService* services          # whose health is known
+    int n_services
     # Shared state.
-    uint64_t n_streams               # hot streams under way; atomic
-    uint64_t n_calls                 # calls under way; atomic
-    uint64_t n_connections           # with a socket; atomic
+    Peers peers
+    Places places                    # for calls under way that are not answered where they were read
+    uint64_t n_connections           # open, those not counted that were evicted; atomic
+    uint64_t n_leaving               # evicted, and not closed yet; atomic
+    uint64_t n_wordless              # failed calls that wait for their words; atomic
     bint has_failed                  # the journal takes no more; written by its sync thread
     TransportCounts counts
     Queue benches[N_BENCHES]         # RUN, by Bench
@@ -132,12 +157,12 @@ ctypedef struct Stream:
     bint is_waiting                  # would go on if it were its turn, or the client took its replies
     Stream* waiting_next             # of the connection, while is_waiting
     Stream* waiting_previous
-    bint is_asking                   # a unary request without a deadline that is not whole
-    Stream* asking_next              # of the loop, while is_asking
-    Stream* asking_previous
+    int64_t due_ns                   # its time is not over before: when to look at it
     uint32_t timer                   # its place in LoopC.timers, and 1; 0: none
-    bint is_counted                  # in HostC.n_calls
-    bint is_streaming                # in HostC.n_streams
+    int place                        # of HostC.places, the Kind that it has; or NO_PLACE
+    bint is_streaming                # a hot stream that has not ended
+    bint is_watch                    # a Health.Watch that has been answered and goes on
+    bint knows_service               # and of a service that there is
     bint is_told                     # Python answers it and has not yet
     bint is_told_half                # and that its client has sent all
     bint has_run                     # a unary call's message
@@ -148,6 +173,7 @@ ctypedef struct Stream:
     int http_status                  # other than 200; 0: 200
     Buffer inward                    # what came
     size_t inward_at                 # of it, what was run
+    int64_t partial_ns               # since when a stream's next message is there in part; 0: it is not
     size_t unconsumed                # bytes for which the stream's window was not given back
     Buffer outward                   # replies, framed
     uint64_t out_base                # logical offset of outward.data[0]
@@ -173,8 +199,18 @@ ctypedef struct Connection:
     Connection* previous
     Connection* next_dirty
     bint is_dirty
+    Connection* idle_next            # of the loop's idle ones, in the order in which they became so
+    Connection* idle_previous
+    bint is_idle                     # it is one of them: it has no stream but watches
+    bint is_evicted
+    bint is_gone                     # closed, and here until what it has out is back
+    uint64_t n_out                   # errands with a place or bytes of its that are not back
+    int64_t idle_ns                  # since when it is idle
+    Holder holder
+    size_t charged                   # of `buffered`, what the peer is told of: beyond a connection's part
     Stream* streams
     uint32_t n_streams
+    uint32_t n_watches               # of them
     # The last streams that the client has opened, so that frames on those that are closed are known for what
     # they are. Bit i is of stream last_id - 2i; of older ones nothing is known.
     int32_t last_id
@@ -191,7 +227,7 @@ ctypedef struct Connection:
     uint64_t round
     bint is_in_turns
     Connection* next_turn
-    size_t buffered                  # bytes in inward and outward of all its streams
+    size_t buffered                  # bytes of its streams, of what they and its errands hold, and pending
     size_t unsent                    # of them in outward and ready
     bint is_greeted                  # our SETTINGS have been sent
     bint is_settled                  # it has sent its SETTINGS: it is an HTTP/2 client
@@ -203,6 +239,8 @@ ctypedef struct Connection:
     int64_t opened_ns
     int64_t heard_ns
     int64_t took_ns                  # when it last took a byte, or what waits for it began to
+    int64_t window_ns                # since when it is watched how fast it takes; 0: nothing waits for it
+    uint64_t window_bytes            # that it took since
     int64_t drained_ns
     int64_t pinged_ns                # by us; 0: no answer is awaited
     int64_t client_pinged_ns
@@ -233,11 +271,10 @@ ctypedef struct LoopC:
     uint32_t free_slot               # index of one, and 1; 0: none
     uint32_t generation              # of the stream that was made last
     uint32_t n_streams
-    Stream** timers                  # a heap: those with a deadline, the first to come in front
+    Stream** timers                  # a heap, the first to come in front: those with a deadline, and those
+                                     # whose request is not whole, or was not when they were put there
     uint32_t n_timers
     uint32_t timers_capacity
-    Stream* asking                   # oldest first
-    Stream* asking_last
     uint64_t round                   # one for each time that all connections have had their turn
     Connection* turns                # that have had theirs, and streams that wait for another
     Stream* parked
@@ -246,13 +283,21 @@ ctypedef struct LoopC:
     size_t most_buffered             # since memory was last given back to the system
     Connection* connections
     uint32_t n_connections
+    Connection* idle_first           # the longest so
+    Connection* idle_last
+    Connection* idle_at              # where the next look for one that can go begins; NULL: in front
+    Connection* gone                 # closed, with errands out
     Connection* dirty
     bint is_draining
     Queue inbox
     int wake_fd                      # an eventfd
 
-# A connection of the loop; NULL when there is no memory.
-cdef Connection* connection_open(LoopC* loop) noexcept nogil
+# A connection of the loop, from a peer at an address (see peer_of_socket). NULL: it is not taken, for want of
+# memory or of room; where an idle one can go for it, that is told to and is dirty.
+cdef Connection* connection_open(LoopC* loop, uint64_t address) noexcept nogil
+# Bytes that are held for it elsewhere, more or fewer.
+cdef void connection_hold(Connection* connection, size_t n) noexcept nogil
+cdef void connection_let_go(Connection* connection, size_t n) noexcept nogil
 # Bytes that came; -1: the connection is to be closed at once.
 cdef int connection_receive(Connection* connection, const uint8_t* data, size_t size) noexcept nogil
 # Writes at most `room` bytes that are to be sent and returns how many; 0: nothing for now; -1: close it.
@@ -275,11 +320,11 @@ cdef void loop_free(LoopC* loop) noexcept nogil
 cdef void loop_inbox(LoopC* loop) noexcept nogil
 # Replies whose positions are on disk by now.
 cdef void loop_unpark(LoopC* loop) noexcept nogil
-# Ends the calls whose time is over.
+# Ends the calls whose time is over, and those whose request's is.
 cdef void loop_deadlines(LoopC* loop) noexcept nogil
 # Begins a round, with what waits for its turn from the one before.
 cdef void loop_turns(LoopC* loop) noexcept nogil
-# When a call's time will be over, the first of them; 0: none has a deadline.
+# When a call's time may be over, the first of them; 0: no call's is bounded.
 cdef int64_t loop_next_deadline_ns(const LoopC* loop) noexcept nogil
 # Begins the drain of all its connections.
 cdef void loop_drain(LoopC* loop) noexcept nogil
@@ -295,7 +340,7 @@ cdef void throw_away(HostC* host, Queue* queue) noexcept nogil
 
 # Compared at import: see core/structs.py.
 cdef inline dict connection_structs():
-    return dispatcher_structs() | errands_structs() | {"server/connection.pxd": (
-        sizeof(Target), sizeof(Refusal), sizeof(TransportCounts), sizeof(HostC), sizeof(Parked),
-        sizeof(Stream), sizeof(Connection), sizeof(Slot), sizeof(LoopC),
+    return dispatcher_structs() | errands_structs() | shares_structs() | {"server/connection.pxd": (
+        sizeof(Target), sizeof(Refusal), sizeof(HealthService), sizeof(TransportCounts), sizeof(HostC),
+        sizeof(Parked), sizeof(Stream), sizeof(Connection), sizeof(Slot), sizeof(LoopC),
     )}

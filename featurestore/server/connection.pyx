@@ -3,7 +3,8 @@
 What it promises:
 
 - A hot call goes from bytes to bytes without the GIL.
-- What is held for a client is bounded: by connection, by loop, by message. What would exceed it is answered
+- What is held for a client is bounded: by connection, by loop, by message, and by shares (shares.pxd), as are
+  its calls: whoever holds much is refused before whoever holds little. What would exceed it is answered
   RESOURCE_EXHAUSTED, and a client that does not take its replies gets no new ones: its requests wait unread.
 - Order. Replies of a stream leave in the order of its messages; one message of a stream is run at a time; a
   stream ends only after all that was applied has been answered.
@@ -27,6 +28,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
+from featurestore.server.cursor cimport Cursor, cursor_structs, is_utf8, skip, take_slice, take_tag
 from featurestore.server.dispatcher cimport (
     ANSWER_BUSY, ANSWER_DONE, ANSWER_ERROR, ANSWER_LARGE, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT,
     METHOD_READ, METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish, dispatcher_give,
@@ -40,11 +42,15 @@ from featurestore.server.errands cimport (
 from featurestore.server.grpc_text cimport grpc_timeout_ns, is_grpc_content
 from featurestore.server.memory cimport Buffer, buffer_extend, buffer_free
 from featurestore.server.nghttp2 cimport *
+from featurestore.server.shares cimport (
+    KIND_OTHERS, KIND_READS, KIND_STREAMS, KIND_WATCHES, KIND_WRITES, NO_PLACE, Peer, peer_enter, peer_leave,
+    peer_may_connect, peers_free, peers_init, place_give, place_take, share_has_room,
+)
 from featurestore.storage.journal cimport journal_durable
 
 from featurestore.core.structs import same_structs
 
-same_structs(__name__, connection_structs())
+same_structs(__name__, connection_structs(), cursor_structs())
 
 cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd_write(int fd, uint64_t value)
@@ -53,14 +59,13 @@ cdef extern from * nogil:
     """
     #define fs_add(counter, n) ((void)__atomic_fetch_add((counter), (n), __ATOMIC_RELAXED))
     #define fs_sub(counter, n) ((void)__atomic_fetch_sub((counter), (n), __ATOMIC_RELAXED))
-    #define fs_enter(counter, most) (__atomic_add_fetch((counter), 1, __ATOMIC_RELAXED) <= (most) \
-        || (__atomic_fetch_sub((counter), 1, __ATOMIC_RELAXED), 0))
+    #define fs_after_add(counter, n) __atomic_add_fetch((counter), (n), __ATOMIC_RELAXED)
     #define fs_store(place, value) __atomic_store_n((place), (value), __ATOMIC_SEQ_CST)
     #define fs_load(place) __atomic_load_n((place), __ATOMIC_SEQ_CST)
     """
     void fs_add(uint64_t* counter, uint64_t n) noexcept
     void fs_sub(uint64_t* counter, uint64_t n) noexcept
-    bint fs_enter(uint64_t* counter, uint64_t most) noexcept
+    uint64_t fs_after_add(uint64_t* counter, uint64_t n) noexcept
     void fs_store(uint64_t* place, uint64_t value) noexcept
     uint64_t fs_load(const void* place) noexcept
 
@@ -68,6 +73,13 @@ cdef enum:
     PREFIX_BYTES = 5                 # of a gRPC message: a flag and its length
     INLINE_BYTES = 8 << 10           # a larger message takes longer than others should wait for
     MOST_WAITING = 64                # messages on a bench for what others have in use; then the loop waits
+    MOST_WORDLESS = 128              # failed calls that wait for their words; further ones go without
+    MOST_LEAVING = 64                # connections that were told to go for others and have not gone yet
+    LOOKED_AT = 16                   # idle ones, to find one that can go: whoever is refused costs no more
+    SLOW_BYTES = 64 << 10            # held for a client that takes them slowly is no harm to anybody
+    HEALTHY = 1                      # of grpc.health.v1.HealthCheckResponse.ServingStatus
+    NOT_HEALTHY = 2
+    UNKNOWN_HEALTH = 3
     STREAM_BYTES = 1 << 10           # what a stream holds besides what came and replies: ours, and nghttp2's
     PAGE_BYTES = 4 << 10
     MOVE_BYTES = 64 << 10            # run or sent, and as much as the rest, before that is moved to the front
@@ -91,11 +103,11 @@ cdef enum:
     MOST_STRIKES = 2
     MOST_QUEUED = 2000               # frames but DATA that wait to be sent, besides four of each stream
     NS_PER_S = 1_000_000_000
+    MOST_GIVEN_S = 1 << 30           # to a request for its size: as good as for ever
     FIRST_SLOTS = 1024
 
-cdef int64_t HANDSHAKE_NS = 10 * <int64_t>NS_PER_S      # to the client's SETTINGS, and for a header block
-cdef int64_t STALL_NS = 60 * <int64_t>NS_PER_S          # a client that takes nothing of what waits for it
-cdef int64_t REQUEST_NS = 60 * <int64_t>NS_PER_S        # a unary request without deadline, until whole
+cdef int64_t FRESH_NS = <int64_t>NS_PER_S               # so long nobody has to go who has just become idle
+cdef int64_t LAST_WORDS_NS = <int64_t>NS_PER_S          # from the end of an age's grace until it is closed
 cdef int64_t KEEPALIVE_NS = 60 * <int64_t>NS_PER_S      # silence after which we ping
 cdef int64_t PONG_NS = 20 * <int64_t>NS_PER_S
 cdef int64_t NOTICE_NS = 100_000_000                    # from the announcement of a drain to the last GOAWAY
@@ -139,28 +151,41 @@ cdef void connection_dirty(Connection* connection) noexcept nogil:
         connection.loop.dirty = connection
 
 
-cdef void _hold(Connection* connection, size_t n) noexcept nogil:
+cdef void _tell_peer(Connection* connection) noexcept nogil:
+    """What is beyond its part, which is there for it whatever others hold, counts for all of its peer."""
+    cdef size_t part = connection.loop.host.part_bytes
+    cdef size_t beyond = connection.buffered - part if connection.buffered > part else 0
+    if beyond != connection.charged:
+        fs_add(&connection.holder.peer.buffered, beyond - connection.charged)
+        connection.charged = beyond
+
+
+cdef void connection_hold(Connection* connection, size_t n) noexcept nogil:
     connection.buffered += n
     connection.loop.buffered += n
+    _tell_peer(connection)
     if connection.loop.buffered > connection.loop.most_buffered:
         connection.loop.most_buffered = connection.loop.buffered
 
 
-cdef void _let_go(Connection* connection, size_t n) noexcept nogil:
+cdef void connection_let_go(Connection* connection, size_t n) noexcept nogil:
     connection.buffered -= n
     connection.loop.buffered -= n
+    _tell_peer(connection)
 
 
 cdef bint _has_room(const Connection* connection, size_t n) noexcept nogil:
-    """For n bytes more. The last of a loop's room is shared out: of that a connection always has its part,
-    for calls that are not large, however many others hold however much.
+    """For n bytes more: by shares (shares.pxd), but for the last of a loop's room, which is divided. Of that
+    a connection always has its part, for calls that are not large, however many others hold however much.
     """
     cdef const HostC* host = connection.loop.host
     if (n > host.max_connection_bytes or connection.buffered > host.max_connection_bytes - n
             or n > host.max_buffered_bytes or connection.loop.buffered > host.max_buffered_bytes - n):
         return False
-    return (n == 0 or host.max_buffered_bytes - connection.loop.buffered - n >= host.shared_bytes
-            or connection.buffered + n <= host.part_bytes)
+    if n == 0 or connection.buffered + n <= host.part_bytes:
+        return True
+    return share_has_room(host.max_buffered_bytes - host.shared_bytes, connection.loop.buffered, n,
+                          connection.buffered, fs_load(&connection.holder.peer.buffered))
 
 
 cdef void _earn(Connection* connection, int64_t credit) noexcept nogil:
@@ -197,6 +222,37 @@ cdef void _charge(Connection* connection) noexcept nogil:
     connection.credit -= 1
     if connection.credit < 0:
         _calm(connection, b"too many frames that ask for nothing")
+
+
+cdef void _note_idle(Connection* connection) noexcept nogil:
+    """Keeps the loop's list of idle connections, oldest first: one that has no stream but watches is in
+    it.
+    """
+    cdef LoopC* loop = connection.loop
+    cdef bint is_idle = connection.n_streams == connection.n_watches and not connection.is_gone
+    if is_idle == connection.is_idle:
+        return
+    connection.is_idle = is_idle
+    if is_idle:
+        connection.idle_ns = loop.now_ns
+        connection.idle_next = NULL
+        connection.idle_previous = loop.idle_last
+        if loop.idle_last != NULL:
+            loop.idle_last.idle_next = connection
+        else:
+            loop.idle_first = connection
+        loop.idle_last = connection
+        return
+    if loop.idle_at == connection:
+        loop.idle_at = connection.idle_next
+    if connection.idle_previous != NULL:
+        connection.idle_previous.idle_next = connection.idle_next
+    else:
+        loop.idle_first = connection.idle_next
+    if connection.idle_next != NULL:
+        connection.idle_next.idle_previous = connection.idle_previous
+    else:
+        loop.idle_last = connection.idle_previous
 
 
 # -- streams
@@ -251,7 +307,7 @@ cdef Stream* _new_stream(Connection* connection, int32_t id) noexcept nogil:
     if not _give_slot(loop, stream):
         free(stream)
         return NULL
-    _hold(connection, STREAM_BYTES)
+    connection_hold(connection, STREAM_BYTES)
     stream.inward.max_bytes = <size_t>-1 >> 1
     stream.outward.max_bytes = <size_t>-1 >> 1
     stream.connection = connection
@@ -264,6 +320,7 @@ cdef Stream* _new_stream(Connection* connection, int32_t id) noexcept nogil:
         stream.next.previous = stream
     connection.streams = stream
     connection.n_streams += 1
+    _note_idle(connection)
     return stream
 
 
@@ -304,34 +361,6 @@ cdef void _wait_no_more(Stream* stream) noexcept nogil:
         connection.waiting_last = stream.waiting_previous
 
 
-cdef void _ask(Stream* stream) noexcept nogil:
-    """Its request has REQUEST_NS to be whole."""
-    cdef LoopC* loop = stream.connection.loop
-    stream.is_asking = True
-    stream.asking_next = NULL
-    stream.asking_previous = loop.asking_last
-    if loop.asking_last != NULL:
-        loop.asking_last.asking_next = stream
-    else:
-        loop.asking = stream
-    loop.asking_last = stream
-
-
-cdef void _ask_no_more(Stream* stream) noexcept nogil:
-    cdef LoopC* loop = stream.connection.loop
-    if not stream.is_asking:
-        return
-    stream.is_asking = False
-    if stream.asking_previous != NULL:
-        stream.asking_previous.asking_next = stream.asking_next
-    else:
-        loop.asking = stream.asking_next
-    if stream.asking_next != NULL:
-        stream.asking_next.asking_previous = stream.asking_previous
-    else:
-        loop.asking_last = stream.asking_previous
-
-
 cdef inline void _put_timer(LoopC* loop, uint32_t at, Stream* stream) noexcept nogil:
     loop.timers[at] = stream
     stream.timer = at + 1
@@ -340,26 +369,53 @@ cdef inline void _put_timer(LoopC* loop, uint32_t at, Stream* stream) noexcept n
 cdef void _sift(LoopC* loop, uint32_t at, Stream* stream) noexcept nogil:
     """Puts the stream where it belongs in the heap, from a place that is empty."""
     cdef uint32_t other
-    while at and stream.deadline_ns < loop.timers[(at - 1) // 2].deadline_ns:
+    while at and stream.due_ns < loop.timers[(at - 1) // 2].due_ns:
         other = (at - 1) // 2
         _put_timer(loop, at, loop.timers[other])
         at = other
     while 2 * at + 1 < loop.n_timers:
         other = 2 * at + 1
-        if other + 1 < loop.n_timers and loop.timers[other + 1].deadline_ns < loop.timers[other].deadline_ns:
+        if other + 1 < loop.n_timers and loop.timers[other + 1].due_ns < loop.timers[other].due_ns:
             other += 1
-        if stream.deadline_ns <= loop.timers[other].deadline_ns:
+        if stream.due_ns <= loop.timers[other].due_ns:
             break
         _put_timer(loop, at, loop.timers[other])
         at = other
     _put_timer(loop, at, stream)
 
 
+cdef int64_t _due_ns(const Stream* stream) noexcept nogil:
+    """When its time is over: its call's, or its request's to be whole; 0: neither is bounded. A request has
+    request_ns, and a second more for each min_rate bytes of it that are there. Its deadline gives it no more:
+    that is the client's to choose, and what is held for it is not.
+    """
+    cdef const HostC* host = stream.connection.loop.host
+    cdef int64_t since = stream.partial_ns
+    cdef int64_t due = 0
+    cdef uint64_t given_s
+    if not _target(stream).streams_requests:
+        since = 0 if stream.is_half_closed else stream.began_ns
+    if since:
+        if stream.is_busy:  # what is run before it is answered first
+            since = stream.connection.loop.now_ns
+        given_s = min(<uint64_t>_unread(stream) // host.min_rate, <uint64_t>MOST_GIVEN_S)
+        due = since + host.request_ns + <int64_t>given_s * NS_PER_S + 1
+    return stream.deadline_ns if stream.deadline_ns and (due == 0 or stream.deadline_ns < due) else due
+
+
 cdef bint _time(Stream* stream) noexcept nogil:
-    """Its deadline will end it; False where there is no memory."""
+    """Has it looked at when its time is over, or before that; False where there is no memory. Time that it is
+    given later moves nothing: who comes to the front is asked what it has by then.
+    """
     cdef LoopC* loop = stream.connection.loop
+    cdef int64_t due = _due_ns(stream)
     cdef uint32_t capacity
     cdef Stream** timers
+    if stream.timer:
+        if due < stream.due_ns:
+            stream.due_ns = due
+            _sift(loop, stream.timer - 1, stream)
+        return True
     if loop.n_timers == loop.timers_capacity:
         capacity = 2 * loop.timers_capacity if loop.timers_capacity else FIRST_SLOTS
         timers = <Stream**>realloc(loop.timers, capacity * sizeof(Stream*))
@@ -367,6 +423,7 @@ cdef bint _time(Stream* stream) noexcept nogil:
             return False
         loop.timers = timers
         loop.timers_capacity = capacity
+    stream.due_ns = due
     loop.n_timers += 1
     _sift(loop, loop.n_timers - 1, stream)
     return True
@@ -416,16 +473,31 @@ cdef void _drop_parked(LoopC* loop, Stream* stream, int status, uint32_t n_count
     _unlink_parked(loop, stream)
     fs_store(&loop.n_parked, loop.n_parked - 1)
     stream.outward.size -= dropped
-    _let_go(stream.connection, dropped)
+    connection_let_go(stream.connection, dropped)
 
 
 cdef void _uncount(HostC* host, Stream* stream) noexcept nogil:
-    if stream.is_counted:
-        stream.is_counted = False
-        fs_sub(&host.n_calls, 1)
-    if stream.is_streaming:
-        stream.is_streaming = False
-        fs_sub(&host.n_streams, 1)
+    if stream.place != NO_PLACE:
+        place_give(&host.places, &stream.connection.holder, stream.place)
+        stream.place = NO_PLACE
+    stream.is_streaming = False
+    if stream.is_watch:
+        stream.is_watch = False
+        stream.connection.n_watches -= 1
+        _note_idle(stream.connection)
+
+
+cdef void _address(const Stream* stream, Errand* errand) noexcept nogil:
+    """Says whose it is."""
+    errand.token = stream.token
+    errand.loop = stream.connection.loop
+    errand.connection = stream.connection
+
+
+cdef void _send_out(Connection* connection, Errand* errand) noexcept nogil:
+    """What the errand has stays its connection's, which is there until it is back, closed or not."""
+    errand.n_out = 1
+    connection.n_out += 1
 
 
 cdef void _tell_cancelled(Stream* stream) noexcept nogil:
@@ -435,11 +507,11 @@ cdef void _tell_cancelled(Stream* stream) noexcept nogil:
     cdef Errand* errand
     if not stream.is_told:
         return
-    stream.is_told = stream.is_counted = False
+    stream.is_told = False
+    stream.place = NO_PLACE              # END gives it back
     errand = errand_new(ERRAND_CANCEL, 0)
     if errand != NULL:
-        errand.token = stream.token
-        errand.loop = stream.connection.loop
+        _address(stream, errand)
         queue_put(&stream.connection.loop.host.desk, errand)
 
 
@@ -450,12 +522,11 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
     _drop_parked(loop, stream, 1, 0)  # CANCELLED
     _uncount(loop.host, stream)
     _time_no_more(stream)
-    _ask_no_more(stream)
     _wait_no_more(stream)
     if connection.heading == stream:
         connection.heading = NULL
     connection.unsent -= <size_t>(stream.ready - stream.sent)
-    _let_go(connection, STREAM_BYTES + _unread(stream) + stream.outward.size)
+    connection_let_go(connection, STREAM_BYTES + _unread(stream) + stream.outward.size)
     buffer_free(&stream.inward)
     buffer_free(&stream.outward)
     if stream.ring != &stream.one:
@@ -469,6 +540,7 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
     if stream.next != NULL:
         stream.next.previous = stream.previous
     connection.n_streams -= 1
+    _note_idle(connection)
     _take_slot(loop, stream)
     free(stream)
 
@@ -532,11 +604,12 @@ cdef ssize_t _give_data(nghttp2_session* session, int32_t stream_id, uint8_t* ou
         memcpy(out, stream.outward.data + at, n)
         stream.sent += n
         connection.unsent -= n
+        connection.window_bytes += n
         connection.took_ns = connection.loop.now_ns
         at += n
         if _forget(&stream.outward, at):
             stream.out_base += at
-            _let_go(connection, at)
+            connection_let_go(connection, at)
     if stream.is_ended and stream.n_parked == 0 and stream.sent == _out_end(stream):
         flags[0] = NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM
         if nghttp2_submit_trailer(session, stream_id, headers, _status_headers(stream, headers, digits)) != 0:
@@ -604,11 +677,10 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
     if status == 0:
         _earn(connection, CREDIT_PER_ANSWER)
     # What it has sent beyond is of no use to anybody.
-    _let_go(connection, _unread(stream))
+    connection_let_go(connection, _unread(stream))
     buffer_free(&stream.inward)
     stream.inward_at = 0
     _time_no_more(stream)
-    _ask_no_more(stream)
     _wait_no_more(stream)
     if stream.unconsumed:
         nghttp2_session_consume_stream(connection.session, stream.id, stream.unconsumed)
@@ -616,11 +688,27 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
     _respond(stream)
 
 
+cdef int _kind(const Stream* stream) noexcept nogil:
+    """Of what it takes a place, if of any."""
+    cdef const Target* target
+    if stream.target < 0:
+        return NO_PLACE
+    target = _target(stream)
+    if target.method == PYTHON_METHOD:
+        return KIND_OTHERS
+    if target.method == HEALTH_CHECK or target.method == HEALTH_WATCH:
+        return KIND_WATCHES
+    if target.streams_requests:
+        return KIND_STREAMS
+    return KIND_READS if target.method == METHOD_READ else KIND_WRITES
+
+
 cdef void _refuse(Stream* stream, int kind) noexcept nogil:
     cdef HostC* host = stream.connection.loop.host
     cdef const Refusal* refusal = &host.refusals[kind]
     if not stream.is_ended:
         fs_add(&host.counts.turned_away, 1)
+        fs_add(&host.counts.refusals[kind][_kind(stream)], 1)
     _end(stream, refusal.status, refusal.words, refusal.words_bytes, refusal.kind, refusal.kind_bytes)
 
 
@@ -633,7 +721,7 @@ cdef bint _append(Stream* stream, const uint8_t* message, size_t size) noexcept 
         return False
     _frame(out, size)
     memcpy(out + PREFIX_BYTES, message, size)
-    _hold(connection, size + PREFIX_BYTES)
+    connection_hold(connection, size + PREFIX_BYTES)
     return True
 
 
@@ -660,7 +748,7 @@ cdef bint _take_reply(Stream* stream, Call* call) noexcept nogil:
     empty = out[0]
     out.data, out.size, out.capacity = reply.data, size, reply.capacity
     reply.data, reply.size, reply.capacity = empty.data, 0, empty.capacity
-    _hold(stream.connection, size)
+    connection_hold(stream.connection, size)
     return True
 
 
@@ -699,12 +787,18 @@ cdef bint _park(Stream* stream, const Call* call) noexcept nogil:
     return True
 
 
-cdef bint _is_desk_full(const HostC* host, const Call* call) noexcept nogil:
-    """Whether a failure goes without words of its own, which it can where nothing was applied: it would hold
-    its Call until the desk gets to it, and so many hold half of all already.
+cdef bint _goes_without_words(const HostC* host, const Call* call) noexcept nogil:
+    """Whether a failure does, which it can where nothing was applied: it would hold its Call until the desk
+    gets to it, and so many hold half of all already.
     """
-    return (host.desk.n > host.max_calls // 2
-            and call.fault != FAULT_LOST and call.fault != FAULT_TIMEOUT)
+    cdef uint64_t most = min(<uint64_t>MOST_WORDLESS, <uint64_t>host.dispatcher.max_calls // 2)
+    return fs_load(&host.n_wordless) >= most and call.fault != FAULT_LOST and call.fault != FAULT_TIMEOUT
+
+
+cdef void _have_words_made(HostC* host, Errand* errand) noexcept nogil:
+    errand.kind = ERRAND_WORDS
+    fs_add(&host.n_wordless, 1)
+    queue_put(&host.desk, errand)
 
 
 cdef void _go_without_words(Stream* stream, Call* call, int kind) noexcept nogil:
@@ -723,11 +817,10 @@ cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
         # Not REFUSE_MEMORY: what it is about was applied.
         _go_without_words(stream, call, REFUSE_DEADLINE)
         return
-    errand.token = stream.token
-    errand.loop = loop
+    _address(stream, errand)
     errand.call = call
     stream.is_busy = True
-    queue_put(&loop.host.desk, errand)
+    _have_words_made(loop.host, errand)
 
 
 cdef inline bint _reads(int method) noexcept nogil:
@@ -752,7 +845,7 @@ cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
                       0 if is_appended and answer == ANSWER_DONE else 8)
     if is_appended and answer != ANSWER_DONE:
         stream.outward.size -= size
-        _let_go(stream.connection, size)
+        connection_let_go(stream.connection, size)
     dispatcher_give(host.dispatcher, call)
     if not is_appended or answer != ANSWER_DONE:
         _refuse(stream, REFUSE_ROOM)
@@ -824,18 +917,18 @@ cdef void _give_up_parked(Stream* stream, Call* call) noexcept nogil:
 
 cdef bint _count(Stream* stream) noexcept nogil:
     """Whether one more call may be under way that is not answered where it is read."""
-    cdef HostC* host = stream.connection.loop.host
-    if not stream.is_counted:
-        stream.is_counted = fs_enter(&host.n_calls, host.max_calls)
-    return stream.is_counted
+    cdef Connection* connection = stream.connection
+    cdef int kind = _kind(stream)
+    if stream.place == NO_PLACE and place_take(&connection.loop.host.places, &connection.holder, kind):
+        stream.place = kind
+    return stream.place != NO_PLACE
 
 
 cdef bint _send_errand(Stream* stream, Queue* queue, Errand* errand) noexcept nogil:
     if errand == NULL:
         _refuse(stream, REFUSE_MEMORY)
         return False
-    errand.token = stream.token
-    errand.loop = stream.connection.loop
+    _address(stream, errand)
     errand.target = stream.target
     errand.deadline_ns = stream.deadline_ns
     queue_put(queue, errand)
@@ -846,7 +939,7 @@ cdef void _drop_inward(Stream* stream, size_t n) noexcept nogil:
     stream.inward_at += n
     if _forget(&stream.inward, stream.inward_at):
         stream.inward_at = 0
-    _let_go(stream.connection, n)
+    connection_let_go(stream.connection, n)
 
 
 cdef bint _take_rest(Stream* stream, size_t n) noexcept nogil:
@@ -880,7 +973,7 @@ cdef Errand* _hand_out(Stream* stream, int kind, size_t size) noexcept nogil:
         if size:
             memcpy(errand.memory, kept.data + at, size)
         _drop_inward(stream, whole)
-        _hold(connection, whole)
+        connection_hold(connection, whole)
     elif errand != NULL and _take_rest(stream, whole):
         errand.memory = kept.data
         errand.data = kept.data + at
@@ -889,10 +982,10 @@ cdef Errand* _hand_out(Stream* stream, int kind, size_t size) noexcept nogil:
         errand_free(errand)
         errand = NULL
     if errand != NULL:
-        # While others have it, what it counts for is theirs too: a client that gives up, or has no time,
-        # makes no room for more.
-        connection.buffered -= whole
+        # While others have it, it counts for its connection: a client that gives up, or has no time, makes no
+        # room for more.
         errand.held = whole
+        _send_out(connection, errand)
         stream.is_busy = True
     return errand
 
@@ -901,8 +994,8 @@ cdef void _send_to_bench(Stream* stream, size_t size, int bench) noexcept nogil:
     cdef Connection* connection = stream.connection
     cdef Errand* errand = _hand_out(stream, ERRAND_RUN, size)
     if errand != NULL:
-        errand.is_counted = True
-        stream.is_counted = False
+        errand.place = stream.place
+        stream.place = NO_PLACE
         errand.method = _target(stream).method
         errand.began_ns = <uint64_t>connection.loop.now_ns
     _send_errand(stream, &connection.loop.host.benches[bench], errand)
@@ -917,6 +1010,76 @@ cdef Call* _new_call(HostC* host) noexcept nogil:
     return call
 
 
+cdef void _say_health(Stream* stream, int status) noexcept nogil:
+    cdef uint8_t message[2]
+    message[0] = 1 << 3  # HealthCheckResponse.status, a varint
+    message[1] = <uint8_t>status
+    if _append(stream, message, 2):
+        _make_ready(stream, _out_end(stream))
+    else:
+        _refuse(stream, REFUSE_MEMORY)
+
+
+cdef bint _is_known(const HostC* host, const Cursor* name) noexcept nogil:
+    cdef size_t n = <size_t>(name.end - name.at)
+    cdef int i
+    for i in range(host.n_services):
+        if host.services[i].name_bytes == n and memcmp(host.services[i].name, name.at, n) == 0:
+            return True
+    return False
+
+
+cdef void _tell_health(Stream* stream, size_t size) noexcept nogil:
+    """Answers a Health.Check or begins a Health.Watch, here and now: whoever asks how the server is takes no
+    thread and no place from those whose calls it is there for.
+    """
+    cdef LoopC* loop = stream.connection.loop
+    cdef bint watches = _target(stream).method == HEALTH_WATCH
+    cdef Cursor c, name
+    cdef uint32_t tag
+    cdef bint is_known, is_read = size <= INLINE_BYTES
+    c.at = stream.inward.data + stream.inward_at + PREFIX_BYTES
+    c.end = c.at + size
+    name.at = name.end = c.at
+    while is_read and c.at < c.end:
+        is_read = take_tag(&c, &tag)
+        if is_read and tag == (1 << 3 | 2):
+            is_read = take_slice(&c, &name) and is_utf8(name.at, <size_t>(name.end - name.at))
+        elif is_read:
+            is_read = skip(&c, tag, 0)
+    is_known = is_read and _is_known(loop.host, &name)
+    _spend(stream.connection, size, 0)
+    _drop_inward(stream, PREFIX_BYTES + size)
+    if not is_read:
+        _refuse(stream, REFUSE_HEALTH)
+    elif not watches and not is_known:
+        _refuse(stream, REFUSE_SERVICE)
+    elif not watches:
+        _say_health(stream, NOT_HEALTHY if loop.is_draining else HEALTHY)
+        _end(stream, 0, NULL, 0, NULL, 0)
+    elif stream.connection.is_draining:
+        _end_watch(stream)
+    elif not _count(stream):
+        _refuse(stream, REFUSE_WATCHES)
+    else:
+        stream.is_watch = True
+        stream.connection.n_watches += 1
+        _note_idle(stream.connection)
+        stream.knows_service = is_known
+        _say_health(stream, HEALTHY if is_known else UNKNOWN_HEALTH)
+        _respond(stream)
+
+
+cdef void _end_watch(Stream* stream) noexcept nogil:
+    """Its connection ends. That the server does is the last thing that it is told; else it watches anew."""
+    if not stream.connection.loop.is_draining:
+        _refuse(stream, REFUSE_AGED)
+        return
+    if stream.knows_service:
+        _say_health(stream, NOT_HEALTHY)
+    _end(stream, 0, NULL, 0, NULL, 0)
+
+
 cdef void _run(Stream* stream, size_t size) noexcept nogil:
     """Runs the message at the head of `inward`, or has it run."""
     cdef HostC* host = stream.connection.loop.host
@@ -924,6 +1087,9 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
     cdef Errand* errand
     cdef Call* call
     cdef int answer, bench
+    if method == HEALTH_CHECK or method == HEALTH_WATCH:
+        _tell_health(stream, size)
+        return
     if method == PYTHON_METHOD:
         _send_errand(stream, &host.desk, _hand_out(stream, ERRAND_MESSAGE, size))
         return
@@ -965,7 +1131,7 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
         # Too many wait: clients had better wait too than be refused.
         answer = dispatcher_run(host.dispatcher, call, method,
                                 stream.inward.data + stream.inward_at + PREFIX_BYTES, size)
-    if answer == ANSWER_ERROR and _is_desk_full(host, call):
+    if answer == ANSWER_ERROR and _goes_without_words(host, call):
         _go_without_words(stream, call, REFUSE_CALLS)
         return
     if answer == ANSWER_ERROR:
@@ -974,13 +1140,12 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
         if errand != NULL:
             errand.memory = stream.inward.data
             errand.call = call
-            errand.token = stream.token
-            errand.loop = stream.connection.loop
-            stream.connection.buffered -= _unread(stream)
             errand.held = _unread(stream)
+            _address(stream, errand)
+            _send_out(stream.connection, errand)
             _take_rest(stream, _unread(stream))  # nothing: what is behind is not run any more
             stream.is_busy = True
-            queue_put(&host.desk, errand)
+            _have_words_made(host, errand)
         else:
             _go_without_words(stream, call, REFUSE_MEMORY)
         return
@@ -1061,6 +1226,7 @@ cdef void _advance(Stream* stream) noexcept nogil:
             return
         if _unread(stream) - PREFIX_BYTES < size:
             break
+        stream.partial_ns = 0
         if not target.streams_requests:
             if stream.has_run or _unread(stream) - PREFIX_BYTES > size:
                 _refuse(stream, REFUSE_CARDINALITY)
@@ -1075,6 +1241,11 @@ cdef void _advance(Stream* stream) noexcept nogil:
     if stream.is_ended:
         return
     # The next message is not whole: the client may send more.
+    if target.streams_requests and _unread(stream) and stream.partial_ns == 0:
+        stream.partial_ns = connection.loop.now_ns
+        if not _time(stream):
+            _refuse(stream, REFUSE_MEMORY)
+            return
     if stream.unconsumed:
         nghttp2_session_consume_stream(connection.session, stream.id, stream.unconsumed)
         stream.unconsumed = 0
@@ -1109,6 +1280,7 @@ cdef void _start(Stream* stream) noexcept nogil:
     cdef LoopC* loop = stream.connection.loop
     cdef HostC* host = loop.host
     cdef Target* target
+    cdef Errand* errand
     if stream.header_bytes > MAX_HEADER_BYTES:
         _refuse(stream, REFUSE_METADATA)
         return
@@ -1128,24 +1300,26 @@ cdef void _start(Stream* stream) noexcept nogil:
     if stream.deadline_ns and loop.now_ns >= stream.deadline_ns:
         _refuse(stream, REFUSE_DEADLINE)
         return
-    if stream.deadline_ns and not _time(stream):
+    target = _target(stream)
+    if (stream.deadline_ns or not target.streams_requests) and not _time(stream):
         _refuse(stream, REFUSE_MEMORY)
         return
-    target = _target(stream)
-    if target.method != PYTHON_METHOD and target.streams_requests:
+    if target.method >= 0 and target.streams_requests:
         if loop.is_draining:
             _refuse(stream, REFUSE_DRAINING)
             return
-        if not fs_enter(&host.n_streams, host.max_streams):
+        if not _count(stream):
             _refuse(stream, REFUSE_STREAMS)
             return
         stream.is_streaming = True
-    if target.method == PYTHON_METHOD or target.streams_requests:
-        if not _count(stream):
-            _refuse(stream, REFUSE_CALLS)
-            return
+    if target.method == PYTHON_METHOD and not _count(stream):
+        _refuse(stream, REFUSE_CALLS)
+        return
     if target.method == PYTHON_METHOD:
-        stream.is_told = _send_errand(stream, &host.desk, errand_new(ERRAND_START, 0))
+        errand = errand_new(ERRAND_START, 0)
+        if errand != NULL:
+            _send_out(stream.connection, errand)
+        stream.is_told = _send_errand(stream, &host.desk, errand)
 
 
 # -- what nghttp2 tells
@@ -1292,12 +1466,8 @@ cdef int _on_frame(nghttp2_session* session, const nghttp2_frame* frame, void* u
         if stream != NULL and frame.headers.cat == NGHTTP2_HCAT_REQUEST:
             connection.heading = NULL
             _start(stream)
-            if (not frame.hd.flags & NGHTTP2_FLAG_END_STREAM and not stream.is_ended
-                    and stream.deadline_ns == 0 and not _target(stream).streams_requests):
-                _ask(stream)
     if stream != NULL and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
         stream.is_half_closed = True
-        _ask_no_more(stream)
         _advance(stream)
     return 0
 
@@ -1317,7 +1487,7 @@ cdef int _on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, co
         _refuse(stream, REFUSE_ROOM)
         return 0
     memcpy(room, data, size)
-    _hold(connection, size)
+    connection_hold(connection, size)
     stream.unconsumed += size
     _advance(stream)
     return 0
@@ -1359,7 +1529,115 @@ cdef int _on_stream_close(nghttp2_session* session, int32_t stream_id, uint32_t 
 # -- a connection
 # ----------------------------------------------------------------------------------------------
 
-cdef Connection* connection_open(LoopC* loop) noexcept nogil:
+cdef void _evict(Connection* connection) noexcept nogil:
+    """Tells an idle one to go. It does not count any more, and has LINGER_NS at most."""
+    cdef HostC* host = connection.loop.host
+    connection.is_evicted = True
+    fs_sub(&host.n_connections, 1)
+    fs_sub(&connection.holder.peer.connections, 1)
+    fs_add(&host.n_leaving, 1)
+    fs_add(&host.counts.evicted, 1)
+    if not connection.is_settled:
+        connection.is_dead = True    # there is nobody to tell
+    else:
+        connection.is_over = True
+        nghttp2_submit_goaway(connection.session, NGHTTP2_FLAG_NONE,
+                              nghttp2_session_get_last_proc_stream_id(connection.session), NGHTTP2_NO_ERROR,
+                              NULL, 0)
+    connection_dirty(connection)
+
+
+cdef bint _make_room(LoopC* loop, const Peer* newcomer, bint of_its_own) noexcept nogil:
+    """Has an idle connection go for one that comes: of a few, in turn, that of the peer which has most, and
+    of its the longest idle; nobody's who has no more than the newcomer, but its own.
+    """
+    cdef Connection* connection = loop.idle_at
+    cdef Connection* chosen = NULL
+    cdef uint64_t n, most = 0
+    cdef int _i
+    if fs_load(&loop.host.n_leaving) >= MOST_LEAVING:
+        return False
+    for _i in range(<int>LOOKED_AT):
+        if connection == NULL:
+            connection = loop.idle_first
+        if connection == NULL:
+            break
+        if (loop.now_ns - connection.idle_ns >= FRESH_NS and not connection.is_evicted
+                and not connection.is_over and not connection.is_dead):
+            n = fs_load(&connection.holder.peer.connections)
+            if ((n > most or (n == most and connection.idle_ns < chosen.idle_ns))
+                    and (connection.holder.peer == newcomer
+                         or (not of_its_own and n > fs_load(&newcomer.connections)))):
+                chosen = connection
+                most = n
+        connection = connection.idle_next
+    loop.idle_at = connection
+    if chosen != NULL:
+        _evict(chosen)
+    return chosen != NULL
+
+
+cdef bint _may_connect(LoopC* loop, Peer* peer) noexcept nogil:
+    """Counts one more connection of the peer, if it may have one."""
+    cdef HostC* host = loop.host
+    cdef uint64_t taken
+    cdef int tries
+    for tries in range(2):
+        taken = fs_after_add(&host.n_connections, 1) - 1
+        if peer_may_connect(peer, host.max_connections, taken):
+            fs_add(&peer.connections, 1)
+            return True
+        fs_sub(&host.n_connections, 1)
+        if tries or not _make_room(loop, peer, taken < host.max_connections):
+            break
+    fs_add(&host.counts.refused, 1)
+    return False
+
+
+cdef void _uncount_connection(Connection* connection) noexcept nogil:
+    cdef HostC* host = connection.loop.host
+    if connection.is_evicted:
+        fs_sub(&host.n_leaving, 1)
+    else:
+        fs_sub(&host.n_connections, 1)
+        fs_sub(&connection.holder.peer.connections, 1)
+
+
+cdef void _free_gone(Connection* connection) noexcept nogil:
+    peer_leave(&connection.loop.host.peers, connection.holder.peer)
+    free(connection)
+
+
+cdef Connection* connection_open(LoopC* loop, uint64_t address) noexcept nogil:
+    cdef HostC* host = loop.host
+    cdef Peer* peer = peer_enter(&host.peers, address)
+    cdef Connection* connection
+    if peer == NULL:
+        return NULL
+    if not _may_connect(loop, peer):
+        peer_leave(&host.peers, peer)
+        return NULL
+    connection = _new_connection(loop)
+    if connection == NULL:
+        fs_sub(&host.n_connections, 1)
+        fs_sub(&peer.connections, 1)
+        peer_leave(&host.peers, peer)
+        return NULL
+    fs_add(&host.counts.connections, 1)
+    connection.holder.peer = peer
+    connection.next = loop.connections
+    if connection.next != NULL:
+        connection.next.previous = connection
+    loop.connections = connection
+    loop.n_connections += 1
+    _note_idle(connection)
+    if loop.is_draining:
+        connection_drain(connection)
+    connection_dirty(connection)
+    return connection
+
+
+cdef Connection* _new_connection(LoopC* loop) noexcept nogil:
     cdef Connection* connection = <Connection*>calloc(1, sizeof(Connection))
     cdef nghttp2_settings_entry settings[3]
     cdef HostC* host = loop.host
@@ -1386,14 +1664,6 @@ cdef Connection* connection_open(LoopC* loop) noexcept nogil:
         nghttp2_session_del(connection.session)
         free(connection)
         return NULL
-    connection.next = loop.connections
-    if connection.next != NULL:
-        connection.next.previous = connection
-    loop.connections = connection
-    loop.n_connections += 1
-    if loop.is_draining:
-        connection_drain(connection)
-    connection_dirty(connection)
     return connection
 
 
@@ -1524,8 +1794,41 @@ cdef void connection_drain(Connection* connection) noexcept nogil:
     stream = connection.streams
     while stream != NULL:
         following = stream.next
-        if stream.is_streaming:
+        if stream.is_watch:
+            _end_watch(stream)
+        elif stream.is_streaming:
             _advance(stream)
+        stream = following
+
+
+cdef bint _takes_too_slowly(Connection* connection) noexcept nogil:
+    """Looked at once in stall_ns, while there is always something for it to take."""
+    cdef const HostC* host = connection.loop.host
+    cdef int64_t now = connection.loop.now_ns
+    cdef uint64_t taken
+    cdef bint is_slow
+    if connection.unsent == 0 and connection.pending.size == 0:
+        connection.window_ns = 0
+        return False
+    if connection.window_ns == 0:
+        connection.window_ns, connection.window_bytes = now, 0
+    if now - connection.window_ns <= host.stall_ns:
+        return False
+    taken = connection.window_bytes * <uint64_t>NS_PER_S // <uint64_t>(now - connection.window_ns)
+    is_slow = connection.unsent + connection.pending.size > <size_t>SLOW_BYTES and taken < host.min_rate
+    connection.window_ns, connection.window_bytes = now, 0
+    return is_slow
+
+
+cdef void _end_age(Connection* connection) noexcept nogil:
+    """What goes on ends now, but for what is being applied or waits for the disk."""
+    cdef Stream* stream = connection.streams
+    cdef Stream* following
+    while stream != NULL:
+        following = stream.next
+        if (not stream.is_ended and not stream.is_ending and stream.n_parked == 0
+                and not (stream.is_busy and stream.target >= 0 and _target(stream).method >= 0)):
+            _refuse(stream, REFUSE_AGED)
         stream = following
 
 
@@ -1534,18 +1837,30 @@ cdef int connection_tick(Connection* connection) noexcept nogil:
     cdef HostC* host = loop.host
     cdef int64_t now = loop.now_ns
     cdef uint64_t zeros = 0
-    if ((not connection.is_settled and now - connection.opened_ns > HANDSHAKE_NS)
-            or ((connection.unsent or connection.pending.size) and now - connection.took_ns > STALL_NS)
-            or (connection.heading != NULL and now - connection.heading.began_ns > HANDSHAKE_NS)
+    if ((not connection.is_settled and now - connection.opened_ns > host.handshake_ns)
+            or ((connection.unsent or connection.pending.size) and now - connection.took_ns > host.stall_ns)
+            or (connection.heading != NULL and now - connection.heading.began_ns > host.handshake_ns)
             or (connection.pinged_ns and now - connection.pinged_ns > PONG_NS)):
         fs_add(&host.counts.stalled, 1)
+        return -1
+    if _takes_too_slowly(connection):
+        fs_add(&host.counts.slow, 1)
         return -1
     if connection.is_settled and connection.pinged_ns == 0 and now - connection.heard_ns > KEEPALIVE_NS:
         connection.pinged_ns = now
         nghttp2_submit_ping(connection.session, NGHTTP2_FLAG_NONE, <const uint8_t*>&zeros)
         connection_dirty(connection)
+    if (host.max_idle_ns and connection.n_streams == 0 and connection.is_settled
+            and not connection.is_draining and now - connection.idle_ns > host.max_idle_ns):
+        fs_add(&host.counts.idled, 1)
+        connection_drain(connection)
     if host.max_age_ns and now - connection.opened_ns > host.max_age_ns:
         connection_drain(connection)
+        if not loop.is_draining and now - connection.drained_ns > host.age_grace_ns:
+            if now - connection.drained_ns > host.age_grace_ns + LAST_WORDS_NS:
+                fs_add(&host.counts.aged, 1)
+                return -1
+            _end_age(connection)
     if connection.is_draining and not connection.is_going and now - connection.drained_ns > NOTICE_NS:
         connection.is_going = True
         nghttp2_submit_goaway(connection.session, NGHTTP2_FLAG_NONE,
@@ -1559,6 +1874,7 @@ cdef void connection_close(Connection* connection) noexcept nogil:
     cdef LoopC* loop = connection.loop
     cdef Connection** link = &loop.dirty
     cdef Connection** turn
+    connection.is_gone = True
     while connection.streams != NULL:
         nghttp2_session_set_stream_user_data(connection.session, connection.streams.id, NULL)
         _free_stream(connection.streams)
@@ -1579,8 +1895,32 @@ cdef void connection_close(Connection* connection) noexcept nogil:
     if connection.next != NULL:
         connection.next.previous = connection.previous
     loop.n_connections -= 1
+    _note_idle(connection)
+    _uncount_connection(connection)
+    connection_let_go(connection, connection.pending.size)
     buffer_free(&connection.pending)
-    free(connection)
+    if connection.n_out == 0:
+        _free_gone(connection)
+        return
+    connection.previous = NULL
+    connection.next = loop.gone
+    if connection.next != NULL:
+        connection.next.previous = connection
+    loop.gone = connection
+
+
+cdef void _came_home(Connection* connection, uint64_t n_out) noexcept nogil:
+    """So much of what it had out is back."""
+    connection.n_out -= n_out
+    if not connection.is_gone or connection.n_out:
+        return
+    if connection.previous != NULL:
+        connection.previous.next = connection.next
+    else:
+        connection.loop.gone = connection.next
+    if connection.next != NULL:
+        connection.next.previous = connection.previous
+    _free_gone(connection)
 
 
 # -- a loop
@@ -1606,9 +1946,14 @@ cdef void throw_away(HostC* host, Queue* queue) noexcept nogil:
 
 
 cdef void loop_free(LoopC* loop) noexcept nogil:
+    cdef Connection* connection
     while loop.connections != NULL:
         connection_close(loop.connections)
     throw_away(loop.host, &loop.inbox)
+    while loop.gone != NULL:  # what they have out is with others, and nobody takes it any more
+        connection = loop.gone
+        loop.gone = connection.next
+        _free_gone(connection)
     free(loop.slots)
     free(loop.timers)
     queue_destroy(&loop.inbox)
@@ -1622,21 +1967,24 @@ cdef void loop_post(LoopC* loop, Errand* errand) noexcept nogil:
 cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
     """One errand, which is freed here or kept by its stream."""
     cdef Stream* stream = _find(loop, errand.token)
+    cdef Connection* connection = <Connection*>errand.connection
     cdef const uint8_t* kind
     if (errand.kind == ERRAND_RUN and errand.answer == ANSWER_ERROR and stream != NULL
             and not stream.is_ended and not stream.is_ending
-            and not _is_desk_full(loop.host, errand.call)):
-        errand.kind = ERRAND_WORDS  # with the message that the words may lead into
-        queue_put(&loop.host.desk, errand)
+            and not _goes_without_words(loop.host, errand.call)):
+        _have_words_made(loop.host, errand)  # with the message that the words may lead into
         return
-    loop.buffered -= errand.held
-    errand.held = 0
-    if errand.is_counted:
-        errand.is_counted = False
+    if errand.place != NO_PLACE:
         if stream != NULL and not stream.is_ended:
-            stream.is_counted = True
+            stream.place = errand.place
         else:
-            fs_sub(&loop.host.n_calls, 1)
+            place_give(&loop.host.places, &connection.holder, errand.place)
+        errand.place = NO_PLACE
+    if errand.n_out:
+        connection_let_go(connection, errand.held)
+        errand.held = 0
+        _came_home(connection, errand.n_out)
+        errand.n_out = 0
     if stream == NULL or stream.is_ended or (stream.is_ending and errand.kind != ERRAND_END):
         if errand.call != NULL:
             dispatcher_finish(loop.host.dispatcher, errand.call.method, errand.call.began_ns, 1)
@@ -1694,7 +2042,7 @@ cdef void loop_turns(LoopC* loop) noexcept nogil:
 
 
 cdef int64_t loop_next_deadline_ns(const LoopC* loop) noexcept nogil:
-    return loop.timers[0].deadline_ns if loop.n_timers else 0
+    return loop.timers[0].due_ns if loop.n_timers else 0
 
 
 cdef void loop_drain(LoopC* loop) noexcept nogil:
@@ -1741,18 +2089,27 @@ cdef void _too_late(Stream* stream) noexcept nogil:
     _give_up_parked(stream, call)
 
 
+cdef void _come_due(Stream* stream) noexcept nogil:
+    """Its time was to be over by now. If it is not any more, it is looked at again when it will be."""
+    cdef LoopC* loop = stream.connection.loop
+    cdef int64_t due = _due_ns(stream)
+    if due > loop.now_ns:
+        stream.due_ns = due
+        _sift(loop, stream.timer - 1, stream)
+        return
+    _time_no_more(stream)
+    if stream.deadline_ns and loop.now_ns >= stream.deadline_ns:
+        _too_late(stream)
+    elif due:
+        _refuse(stream, REFUSE_SLOW)
+
+
 cdef void loop_deadlines(LoopC* loop) noexcept nogil:
     cdef Stream* stream
     cdef Stream* following
     cdef int64_t now = loop.now_ns
-    while loop.n_timers and now >= loop.timers[0].deadline_ns:
-        stream = loop.timers[0]
-        _time_no_more(stream)
-        _too_late(stream)
-    while loop.asking != NULL and now - loop.asking.began_ns > REQUEST_NS:
-        stream = loop.asking
-        _ask_no_more(stream)
-        _refuse(stream, REFUSE_DEADLINE)
+    while loop.n_timers and now >= loop.timers[0].due_ns:
+        _come_due(loop.timers[0])
     stream = loop.parked
     while stream != NULL:
         following = stream.parked_next
@@ -1765,6 +2122,8 @@ cdef void loop_deadlines(LoopC* loop) noexcept nogil:
 # ----------------------------------------------------------------------------------------------------
 
 cdef int host_init(HostC* host) noexcept nogil:
+    if peers_init(&host.peers, host.max_connections) != 0:
+        return -1
     if nghttp2_session_callbacks_new(&host.callbacks) != 0 or nghttp2_option_new(&host.option) != 0:
         return -1
     nghttp2_session_callbacks_set_on_begin_frame_callback(host.callbacks, _on_begin_frame)
@@ -1782,6 +2141,7 @@ cdef int host_init(HostC* host) noexcept nogil:
 cdef void host_free(HostC* host) noexcept nogil:
     nghttp2_session_callbacks_del(host.callbacks)
     nghttp2_option_del(host.option)
+    peers_free(&host.peers)
 
 
 cdef void host_run(HostC* host, Errand* errand, int64_t now_ns) noexcept nogil:

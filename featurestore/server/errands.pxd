@@ -46,8 +46,10 @@ ctypedef struct Errand:
     const uint8_t* data
     size_t size
     size_t class_bytes               # END: behind data
-    bint is_counted                  # it is one of the calls under way, whatever becomes of its stream
-    size_t held                      # bytes for which the loop has no room until it is back; a MESSAGE's come
+    void* connection                 # of its stream; to be looked at only where n_out is not 0
+    uint64_t n_out                   # of what the connection has out, and stays for: comes back with this
+    int place                        # a Kind that it holds, whatever becomes of its stream; or NO_PLACE
+    size_t held                      # bytes for which there is no room until it is back; a MESSAGE's come
                                      # back with NEXT or END
 
 ctypedef struct Queue:

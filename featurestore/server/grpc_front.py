@@ -2,13 +2,12 @@
 
 Threads. Reads have threads of their own and so have writes, because a write waits for the disk and must not
 keep reads waiting. A stream keeps a thread for as long as it lives, and one more than allowed is turned away
-at once.
+at once. Whoever watches the server's health keeps none.
 
-    GetFeatures                                   read_threads
-    Observe, Ingest                               write_threads
-    streams, reflection, everything else          read_threads + max_streams
-    IngestStream                                  a reader thread each besides
-    Health.Watch                                  none
+    GetFeatures                             read_threads
+    Observe, Ingest                         write_threads
+    streams, reflection, everything else    read_threads + max_streams
+    IngestStream                            a reader thread each besides
 
 IngestStream pipelines: its reader applies the next batch while the one before waits for its sync, at most
 `stream_window` ahead. Answers go out in the order of the batches. At drain a stream ends with UNAVAILABLE
@@ -25,21 +24,32 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2_grpc
 
-from featurestore.config import Address, Limits, ServeConfig, Tls, most_calls
+from featurestore.config import Address, Limits, ServeConfig, Tls
 from featurestore.errors import LimitError, UnavailableError
 from featurestore.server import dispatcher as hot
 from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.handlers import OnGrpcio, abort
+from featurestore.server.health import Health
 
 SERVICE = "featurestore.v1.FeatureStoreService"
+HEALTH = "grpc.health.v1.Health"
+MOST_MS = (1 << 31) - 1  # that an option may have
 
 
 def options(limits: Limits) -> list[tuple[str, int]]:
     """Of a grpc.Server."""
+    times = {
+        "grpc.max_connection_idle_ms": limits.max_connection_idle_s,
+        "grpc.max_connection_age_ms": limits.max_connection_age_s,
+        "grpc.max_connection_age_grace_ms": limits.connection_age_grace_s,
+    }
     return [
         listener.OWN_PORT,
+        *((name, min(round(seconds * 1000), MOST_MS)) for name, seconds in times.items() if seconds),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_receive_message_length", limits.max_message_bytes),
         ("grpc.max_send_message_length", limits.max_message_bytes),
         # Streams that are over count until their calls are freed, so that a busy server refuses some to
@@ -55,6 +65,11 @@ def options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
+
+
+def most_calls(limits: Limits) -> int:
+    """Of all kinds together: grpcio knows no kinds. What stays (streams, watches) is bounded below it."""
+    return 2 * limits.max_concurrent_calls + limits.max_other_calls + limits.max_streams + limits.max_watches
 
 
 def _on(pool: ThreadPoolExecutor, handler: Callable[..., bytes]) -> Callable[..., bytes]:
@@ -208,6 +223,7 @@ class GrpcioFront:
         self._pool = ThreadPoolExecutor(config.read_threads + limits.max_streams, "featurestore-stream")
         self._readers = ThreadPoolExecutor(config.read_threads, "featurestore-read")
         self._writers = ThreadPoolExecutor(config.write_threads, "featurestore-write")
+        self._health: Health | None = None
         self._server = grpc.server(
             self._pool, options=options(limits), maximum_concurrent_rpcs=most_calls(limits)
         )
@@ -228,6 +244,11 @@ class GrpcioFront:
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         server.add_registered_method_handlers(SERVICE, handlers)
 
+    def serve_health(self, services: tuple[str, ...]) -> None:
+        """Before `start`: of these, and of the server as a whole."""
+        self._health = Health(services, self._limits.max_watches)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self)
+
     def bind(self, address: Address, tls: Tls | None, setting: str) -> Address:
         """Listens, and returns the address with its port. Raises ConfigError where it cannot be had."""
         return listener.bind(self._server, address, tls, setting)
@@ -237,6 +258,9 @@ class GrpcioFront:
 
     def stop(self, grace_s: float) -> threading.Event:
         """Drains; what is left after grace_s is cut off. The event is set when nothing is served any more."""
+        if self._health is not None:
+            self._health.drain()
+        self.streams.drain()
         ended: threading.Event = self._server.stop(grace_s)
         return ended
 
@@ -247,6 +271,10 @@ class GrpcioFront:
 
     def counts(self) -> dict[str, int]:
         """Of connections: grpcio tells nothing."""
+        return {}
+
+    def refusals(self) -> dict[tuple[str, str], int]:
+        """Calls turned away: grpcio tells nothing."""
         return {}
 
     def _reading(self) -> Callable[[bytes, grpc.ServicerContext], bytes]:

@@ -1,5 +1,7 @@
-"""grpc.health.v1.Health. Watches take no thread: each is told by whoever changes something. So many may be
-open as the limits say, apart from all other calls.
+"""grpc.health.v1.Health over grpcio; the native transport answers it by itself (host.CHECK, host.WATCH).
+
+Watches take no thread: each is told by whoever changes something. So many may be open as the limits say,
+apart from all other calls.
 """
 
 from __future__ import annotations

@@ -3,17 +3,14 @@ from featurestore.server.connection cimport Connection, HostC, LoopC, connection
 from featurestore.server.dispatcher cimport Dispatcher
 from featurestore.server.errands cimport Errand
 
-from libc.stdint cimport uint64_t
-
 cdef class Host:
     cdef HostC c
     cdef readonly Dispatcher dispatcher
     cdef readonly list targets       # (path, method, streams requests, streams replies)
-    cdef list kept                   # bytes that Refusals and Targets point into
+    cdef list kept                   # bytes that Refusals, Targets and HealthServices point into
     cdef bint made
     cdef object answer_words(self, Errand* errand)
     cdef object _say(self, Errand* errand, int status, str words, str kind)
-    cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind, size_t held)
 
 cdef class Session:
     cdef LoopC loop

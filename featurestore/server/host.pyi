@@ -1,5 +1,6 @@
 from typing import Final, final
 
+from featurestore.config import Limits
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.status import Status
 
@@ -10,7 +11,12 @@ CANCEL: Final[int]
 LARGE: Final[int]
 READS: Final[int]
 WRITES: Final[int]
-REFUSALS: tuple[tuple[Status, str, str], ...]
+CHECK: Final[int]
+WATCH: Final[int]
+KINDS: tuple[str, ...]
+REFUSALS: tuple[tuple[str, Status, str, str], ...]
+
+_Call = tuple[int, int, int]  # as `take` gives it
 
 def nghttp2_library() -> str: ...
 
@@ -20,19 +26,10 @@ class Host:
         self,
         dispatcher: Dispatcher,
         targets: list[tuple[str, int, bool, bool]],
+        limits: Limits = ...,
         *,
+        services: tuple[str, ...] = (),
         n_loops: int = 1,
-        max_message_bytes: int = ...,
-        max_connection_bytes: int = ...,
-        max_buffered_bytes: int = ...,
-        max_connections: int = ...,
-        max_streams_per_connection: int = ...,
-        max_streams: int = ...,
-        max_calls: int = ...,
-        stream_window: int = ...,
-        durable_wait_s: float = ...,
-        min_ping_interval_ms: int = ...,
-        max_connection_age_s: float = ...,
     ) -> None: ...
     @property
     def dispatcher(self) -> Dispatcher: ...
@@ -40,12 +37,12 @@ class Host:
     def targets(self) -> list[tuple[str, int, bool, bool]]: ...
     def close(self) -> None: ...
     def work(self, bench: int) -> None: ...
-    def take(self) -> tuple[int, tuple[int, int], int, bytes | None, float | None] | None: ...
-    def next(self, call: tuple[int, int], n_bytes: int) -> None: ...
-    def reply(self, call: tuple[int, int], message: bytes) -> None: ...
+    def take(self) -> tuple[int, _Call, int, bytes | None, float | None] | None: ...
+    def next(self, call: _Call, n_bytes: int) -> None: ...
+    def reply(self, call: _Call, message: bytes) -> None: ...
     def end(
         self,
-        call: tuple[int, int],
+        call: _Call,
         status: int,
         words: str = "",
         kind: str = "",
@@ -54,12 +51,13 @@ class Host:
         n_bytes: int = 0,
     ) -> None: ...
     def counts(self) -> dict[str, int]: ...
+    def refusals(self) -> dict[tuple[str, str], int]: ...
 
 @final
 class Session:
     leaves_desk: bool
     errands_lie_s: float
-    def __init__(self, host: Host) -> None: ...
+    def __init__(self, host: Host, peer: int = 0) -> None: ...
     @property
     def host(self) -> Host: ...
     @property

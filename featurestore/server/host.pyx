@@ -8,17 +8,18 @@ empties through `take`. What Python has to say goes to the loop's inbox, and wak
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from featurestore.clock cimport clock_monotonic_ns
 from featurestore.core.turns cimport Turns, turn_give, turn_take
 from featurestore.server.connection cimport (
-    BENCH_LARGE, BENCH_READS, BENCH_WRITES, MAX_HEADER_BYTES, N_BENCHES, HostC, LoopC, Target,
-    TransportCounts, connection_close, connection_is_over, connection_open, connection_receive,
-    connection_send, connection_tick, host_free, host_init, host_run, loop_deadlines, loop_drain,
-    loop_free, loop_inbox, loop_init, loop_post, loop_turns, loop_unpark, throw_away,
+    BENCH_LARGE, BENCH_READS, BENCH_WRITES, HEALTH_CHECK, HEALTH_WATCH, MAX_HEADER_BYTES, N_BENCHES,
+    N_REFUSALS, HealthService, HostC, LoopC, Target, TransportCounts, connection_close, connection_is_over,
+    connection_open, connection_receive, connection_send, connection_tick, host_free, host_init, host_run,
+    loop_deadlines, loop_drain, loop_free, loop_inbox, loop_init, loop_post, loop_turns, loop_unpark,
+    throw_away,
 )
 from featurestore.server.dispatcher cimport Dispatcher
 from featurestore.server.errands cimport (
@@ -28,11 +29,21 @@ from featurestore.server.errands cimport (
 )
 from featurestore.server.grpc_text cimport percent_encode
 from featurestore.server.nghttp2 cimport nghttp2_version
+from featurestore.server.shares cimport (
+    KIND_OTHERS, KIND_READS, KIND_STREAMS, KIND_WATCHES, KIND_WRITES, N_KINDS,
+)
 
+from featurestore.config import Limits
 from featurestore.core.structs import same_structs
 from featurestore.server.status import Status, status_of, words_of
 
 same_structs(__name__, host_structs())
+
+cdef extern from * nogil:
+    """
+    #define fs_sub(counter, n) ((void)__atomic_fetch_sub((counter), (n), __ATOMIC_RELAXED))
+    """
+    void fs_sub(uint64_t* counter, uint64_t n) noexcept
 
 cdef enum:
     PREFIX_BYTES = 5                 # of a gRPC message
@@ -45,41 +56,80 @@ START, MESSAGE, HALF_CLOSE, CANCEL = (
 #: Benches that Host.work empties.
 LARGE, READS, WRITES = <int>BENCH_LARGE, <int>BENCH_READS, <int>BENCH_WRITES
 
-#: Answers that need nobody to be asked, in the order of RefusalKind: status, words (with the limits that Host
-#: was made with), class.
+#: In place of a method of the dispatcher: what a loop answers of grpc.health.v1.Health.
+CHECK, WATCH = <int>HEALTH_CHECK, <int>HEALTH_WATCH
+
+#: What calls take places of, in the order of Kind.
+KINDS = ("", "reads", "writes", "streams", "others", "watches")
+
+#: Answers that need nobody to be asked, in the order of RefusalKind: reason as in metrics, status, words
+#: (with the limits that Host was made with), class.
 REFUSALS = (
-    (Status.RESOURCE_EXHAUSTED,
+    ("metadata", Status.RESOURCE_EXHAUSTED,
      f"the call's metadata has more than {<int>MAX_HEADER_BYTES} bytes; send less", "LimitError"),
-    (Status.UNIMPLEMENTED,
+    ("method", Status.UNIMPLEMENTED,
      "this server has no such method; reflection and the proto files say what it has", ""),
-    (Status.UNIMPLEMENTED, "messages are taken uncompressed: grpc-encoding identity only", ""),
-    (Status.INVALID_ARGUMENT, "grpc-timeout is one to eight digits and a unit: H, M, S, m, u or n", ""),
-    (Status.INTERNAL, "a message is said to be compressed, and grpc-encoding says how of none", ""),
-    (Status.RESOURCE_EXHAUSTED,
+    ("encoding", Status.UNIMPLEMENTED, "messages are taken uncompressed: grpc-encoding identity only", ""),
+    ("timeout", Status.INVALID_ARGUMENT,
+     "grpc-timeout is one to eight digits and a unit: H, M, S, m, u or n", ""),
+    ("compressed", Status.INTERNAL,
+     "a message is said to be compressed, and grpc-encoding says how of none", ""),
+    ("length", Status.RESOURCE_EXHAUSTED,
      "a message has more than {max_message_bytes} bytes, the most that one may have; send less at a time",
      "LimitError"),
-    (Status.INTERNAL, "the request ended within a message", ""),
-    (Status.UNIMPLEMENTED, "the method takes exactly one message, and another number was sent", ""),
-    (Status.RESOURCE_EXHAUSTED,
-     "{max_calls} calls are in work, as many as may be; try again in a moment", "LimitError"),
-    (Status.RESOURCE_EXHAUSTED,
-     "{max_streams} streams are open, as many as may be; close one, or use unary calls", "LimitError"),
-    (Status.UNAVAILABLE,
+    ("truncated", Status.INTERNAL, "the request ended within a message", ""),
+    ("cardinality", Status.UNIMPLEMENTED,
+     "the method takes exactly one message, and another number was sent", ""),
+    ("calls", Status.RESOURCE_EXHAUSTED,
+     "{max_concurrent_calls} calls of this kind may be in work, and they are, or this client has more of "
+     "them than are left to others; try again in a moment", "LimitError"),
+    ("streams", Status.RESOURCE_EXHAUSTED,
+     "{max_streams} streams may be open, and they are, or this client has more of them than are left to "
+     "others; close one, or use unary calls", "LimitError"),
+    ("draining", Status.UNAVAILABLE,
      "the server is shutting down; try again, here in a moment or elsewhere", "UnavailableError"),
-    (Status.UNAVAILABLE,
+    ("drained", Status.UNAVAILABLE,
      "the server is shutting down; all batches that were applied have been answered: go on elsewhere",
      "UnavailableError"),
-    (Status.UNAVAILABLE,
+    ("aged", Status.UNAVAILABLE,
      "the connection has reached its age; all batches that were applied have been answered: open another",
      "UnavailableError"),
-    (Status.DEADLINE_EXCEEDED, "the call's time was over before it was answered", ""),
-    (Status.RESOURCE_EXHAUSTED,
+    ("deadline", Status.DEADLINE_EXCEEDED, "the call's time was over before it was answered", ""),
+    ("room", Status.RESOURCE_EXHAUSTED,
      "the server's buffers for this client are full; take what was answered, and send less at once",
      "LimitError"),
-    (Status.RESOURCE_EXHAUSTED,
+    ("memory", Status.RESOURCE_EXHAUSTED,
      "the server is out of memory; nothing was applied; try again later, or with less at a time",
      "LimitError"),
+    ("slow", Status.DEADLINE_EXCEEDED,
+     "the request did not come whole in {request_s:g} s and a second for each {min_rate_bytes} bytes of it",
+     ""),
+    ("watches", Status.RESOURCE_EXHAUSTED,
+     "{max_watches} watches of the server's health may be open, and they are, or this client has more of "
+     "them than are left to others; share one, or ask with Check", "LimitError"),
+    ("health", Status.INVALID_ARGUMENT, "the request's bytes are not the message of this method",
+     "InvalidEventError"),
+    ("service", Status.NOT_FOUND, "there is no such service here; reflection says what there is", ""),
 )
+
+
+cdef int64_t _ns(double seconds) except? -1:
+    return <int64_t>(seconds * 1e9)
+
+
+cdef tuple _call_of(const Errand* errand):
+    return <size_t>errand.loop, errand.token, <size_t>errand.connection
+
+
+cdef Errand* _errand_to(tuple call, int kind, size_t size) except NULL:
+    """What Python has to say to a call, as `_call_of` names it."""
+    cdef Errand* errand = errand_new(kind, size)
+    if errand == NULL:
+        raise MemoryError
+    errand.loop = <void*><size_t>call[0]
+    errand.token = call[1]
+    errand.connection = <void*><size_t>call[2]
+    return errand
 
 
 def nghttp2_library():
@@ -90,11 +140,11 @@ def nghttp2_library():
 @cython.final
 @cython.no_gc_clear
 cdef class Host:
-    """What all connections of one server share. See the parameters' names in featurestore.config.Limits.
+    """What all connections of one server share.
 
-    targets: (path, method of the dispatcher or -1 for Python, streams requests, streams replies). n_loops:
-    among which max_buffered_bytes is divided. `close` ends its queues: workers and whoever answers for
-    Python return then.
+    targets: (path, method of the dispatcher, -1 for Python, CHECK or WATCH, streams requests, streams
+    replies). services: those whose health CHECK and WATCH tell. n_loops: among which max_buffered_bytes is
+    divided. `close` ends its queues: workers and whoever answers for Python return then.
     """
 
     def __cinit__(self):
@@ -107,37 +157,51 @@ cdef class Host:
         if not self.made:
             raise MemoryError
 
-    def __init__(self, Dispatcher dispatcher not None, list targets not None, *, int n_loops=1,
-                 size_t max_message_bytes=16 << 20, size_t max_connection_bytes=64 << 20,
-                 size_t max_buffered_bytes=1 << 30, uint32_t max_connections=4096,
-                 uint32_t max_streams_per_connection=100, uint64_t max_streams=32, uint64_t max_calls=256,
-                 uint32_t stream_window=8, double durable_wait_s=60.0, int64_t min_ping_interval_ms=10_000,
-                 double max_connection_age_s=0.0):
+    def __init__(self, Dispatcher dispatcher not None, list targets not None, limits=Limits(), *,
+                 tuple services=(), int n_loops=1):
         cdef HostC* c = &self.c
         cdef bytes text, name
         cdef int i
         if self.dispatcher is not None:
             raise ValueError("a Host is made once")
-        if n_loops < 1 or stream_window < 1 or max_connections < 1:
-            raise ValueError(f"n_loops is {n_loops}, stream_window {stream_window}, max_connections "
-                             f"{max_connections}; each is at least 1")
+        if n_loops < 1 or limits.stream_window < 1 or limits.max_connections < 1 or limits.min_rate_bytes < 1:
+            raise ValueError(f"n_loops is {n_loops}, stream_window {limits.stream_window}, max_connections "
+                             f"{limits.max_connections}, min_rate_bytes {limits.min_rate_bytes}; each is at "
+                             "least 1")
         self.dispatcher = dispatcher
         self.targets = targets
         c.dispatcher = &dispatcher.c
-        c.max_message_bytes = max_message_bytes
-        c.max_connection_bytes = max_connection_bytes
-        c.max_buffered_bytes = max_buffered_bytes // n_loops
+        c.max_message_bytes = limits.max_message_bytes
+        c.max_connection_bytes = limits.max_connection_bytes
+        c.max_buffered_bytes = limits.max_buffered_bytes // n_loops
+        c.max_connections = limits.max_connections
         c.shared_bytes = c.max_buffered_bytes // SHARED_PART
-        c.part_bytes = c.shared_bytes // max_connections
-        c.max_connections = max_connections
-        c.max_streams_per_connection = max_streams_per_connection
-        c.max_streams = max_streams
-        c.max_calls = max_calls
-        c.stream_window = stream_window
-        c.durable_wait_ns = <int64_t>(durable_wait_s * 1e9)
-        c.min_ping_ns = min_ping_interval_ms * 1_000_000
-        c.max_age_ns = <int64_t>(max_connection_age_s * 1e9)
+        c.part_bytes = c.shared_bytes // c.max_connections
+        c.max_streams_per_connection = limits.max_streams_per_connection
+        c.places.most[<int>KIND_READS] = c.places.most[<int>KIND_WRITES] = limits.max_concurrent_calls
+        c.places.most[<int>KIND_OTHERS] = min(limits.max_concurrent_calls, limits.max_other_calls)
+        c.places.most[<int>KIND_STREAMS] = limits.max_streams
+        c.places.most[<int>KIND_WATCHES] = limits.max_watches
+        c.stream_window = limits.stream_window
+        c.min_ping_ns = limits.min_ping_interval_ms * 1_000_000
+        c.min_rate = limits.min_rate_bytes
+        c.durable_wait_ns = _ns(limits.durable_wait_s)
+        c.handshake_ns = _ns(limits.handshake_s)
+        c.request_ns = _ns(limits.request_s)
+        c.stall_ns = _ns(limits.stall_s)
+        c.max_idle_ns = _ns(limits.max_connection_idle_s)
+        c.max_age_ns = _ns(limits.max_connection_age_s)
+        c.age_grace_ns = _ns(limits.connection_age_grace_s)
         self.kept = []
+        c.services = <HealthService*>calloc(max(1, len(services)), sizeof(HealthService))
+        if c.services == NULL:
+            raise MemoryError
+        for i, service in enumerate(services):
+            text = service.encode()
+            self.kept.append(text)
+            c.services[i].name = <const uint8_t*>PyBytes_AS_STRING(text)
+            c.services[i].name_bytes = len(text)
+        c.n_services = len(services)
         c.targets = <Target*>calloc(max(1, len(targets)), sizeof(Target))
         if c.targets == NULL:
             raise MemoryError
@@ -150,9 +214,8 @@ cdef class Host:
             c.targets[i].streams_requests = streams_requests
             c.targets[i].streams_replies = streams_replies
         c.n_targets = len(targets)
-        for i, (status, words, kind) in enumerate(REFUSALS):
-            words = words.format(
-                max_message_bytes=max_message_bytes, max_calls=max_calls, max_streams=max_streams)
+        for i, (_, status, words, kind) in enumerate(REFUSALS):
+            words = words.format(**vars(limits))
             text, name = words.encode(), kind.encode()
             self.kept += [text, name]
             c.refusals[i].status = status
@@ -173,6 +236,7 @@ cdef class Host:
             queue_destroy(&self.c.desk)
         host_free(&self.c)
         free(self.c.targets)
+        free(self.c.services)
 
     def close(self):
         """Workers and whoever takes from the desk find it closed, and return."""
@@ -203,8 +267,8 @@ cdef class Host:
 
     def take(self):
         """Waits for an errand to Python: (kind, call, target, message, deadline in CLOCK_MONOTONIC seconds or
-        None); None when the host is closed. A call is (address of its loop, token). Words are given on the
-        way.
+        None); None when the host is closed. A call is (address of its loop, token, address of its
+        connection). Words are given on the way.
         """
         cdef Errand* errand
         while True:
@@ -216,7 +280,7 @@ cdef class Host:
                 self.answer_words(errand)
                 continue
             try:
-                call = (<size_t>errand.loop, errand.token)
+                call = _call_of(errand)
                 message = None
                 if errand.kind == ERRAND_MESSAGE:
                     message = PyBytes_FromStringAndSize(<const char*>errand.data, errand.size)
@@ -227,6 +291,7 @@ cdef class Host:
 
     cdef object answer_words(self, Errand* errand):
         """Turns a failed call into its status and words, and sends them back."""
+        fs_sub(&self.c.n_wordless, 1)
         try:
             error = self.dispatcher.refusal(errand.call)
         except Exception as why:  # no words are worth the desk: it serves all
@@ -250,34 +315,19 @@ cdef class Host:
         errand.status = status
         loop_post(<LoopC*>errand.loop, errand)
 
-    cdef object _end(self, LoopC* loop, uint64_t token, int status, str words, str kind, size_t held):
-        cdef Errand* errand = errand_new(ERRAND_END, 0)
-        if errand == NULL:
-            raise MemoryError
-        errand.held = held
-        errand.loop = loop
-        errand.token = token
-        errand.is_counted = True
-        self._say(errand, status, words, kind)
-
     def next(self, tuple call not None, size_t n_bytes):
         """Python is done with the call's message, which had so many bytes: it may have the next."""
-        cdef Errand* errand = errand_new(ERRAND_NEXT, 0)
-        if errand == NULL:
-            raise MemoryError
-        errand.token = call[1]
+        cdef Errand* errand = _errand_to(call, ERRAND_NEXT, 0)
+        errand.n_out = 1
         errand.held = PREFIX_BYTES + n_bytes
-        loop_post(<LoopC*><size_t>call[0], errand)
+        loop_post(<LoopC*>errand.loop, errand)
 
     def reply(self, tuple call not None, bytes message not None):
         """A message for the client. One that has gone gets nothing, silently, as with `end`."""
-        cdef Errand* errand = errand_new(ERRAND_REPLY, max(1, len(message)))
-        if errand == NULL:
-            raise MemoryError
+        cdef Errand* errand = _errand_to(call, ERRAND_REPLY, max(1, len(message)))
         memcpy(errand.memory, PyBytes_AS_STRING(message), len(message))
         errand.size = len(message)
-        errand.token = call[1]
-        loop_post(<LoopC*><size_t>call[0], errand)
+        loop_post(<LoopC*>errand.loop, errand)
 
     def end(self, tuple call not None, int status, str words="", str kind="", *, size_t n_messages=0,
             size_t n_bytes=0):
@@ -285,18 +335,31 @@ cdef class Host:
         under way. `kind`: name of the error's class. n_messages, n_bytes: that it had and `next` has not said
         that it is done with.
         """
-        self._end(<LoopC*><size_t>call[0], call[1], status, words, kind, n_messages * PREFIX_BYTES + n_bytes)
+        cdef Errand* errand = _errand_to(call, ERRAND_END, 0)
+        errand.place = <int>KIND_OTHERS
+        errand.n_out = 1 + n_messages
+        errand.held = n_messages * PREFIX_BYTES + n_bytes
+        self._say(errand, status, words, kind)
 
     def counts(self):
         """Since it was made, by name; and what is under way now."""
         cdef TransportCounts* n = &self.c.counts
+        cdef int i
+        calls = {kind: self.c.places.taken[i] for i, kind in enumerate(KINDS) if kind}
         return {
-            "connections": n.connections, "refused": n.refused, "calm": n.calm, "stalled": n.stalled,
-            "broken": n.broken, "tls_failed": n.tls_failed, "resets": n.resets,
-            "streams_reset": n.streams_reset, "turned_away": n.turned_away, "large": n.large,
-            "connections_now": self.c.n_connections, "streams_now": self.c.n_streams,
-            "calls_now": self.c.n_calls,
+            "connections": n.connections, "refused": n.refused, "evicted": n.evicted, "idled": n.idled,
+            "aged": n.aged, "slow": n.slow, "calm": n.calm, "stalled": n.stalled, "broken": n.broken,
+            "tls_failed": n.tls_failed, "resets": n.resets, "streams_reset": n.streams_reset,
+            "turned_away": n.turned_away, "large": n.large, "connections_now": self.c.n_connections,
+            "streams_now": calls["streams"], "watches_now": calls["watches"],
+            "calls_now": sum(calls.values()) - calls["watches"],
         }
+
+    def refusals(self):
+        """Calls turned away since it was made, by (reason, kind of the call); the kind is "" of no method."""
+        cdef int i, j
+        return {(REFUSALS[i][0], KINDS[j]): self.c.counts.refusals[i][j]
+                for i in range(<int>N_REFUSALS) for j in range(<int>N_KINDS) if self.c.counts.refusals[i][j]}
 
 
 @cython.final
@@ -306,19 +369,17 @@ cdef class Session:
 
     Errands are run where they arise, and time is what it is told: everything that a client's bytes reach is
     reached here, and the same bytes give the same answer. A method that Python answers is answered
-    UNIMPLEMENTED.
+    UNIMPLEMENTED. peer: as addresses tell clients apart. One that is not taken, for others', is over at once.
     """
 
-    def __init__(self, Host host not None):
+    def __init__(self, Host host not None, uint64_t peer=0):
         if self.host is not None:
             raise ValueError("a Session is made once")
         if loop_init(&self.loop, &host.c) != 0:
             raise MemoryError
         self.host = host
         self.loop.now_ns = 1
-        self.connection = connection_open(&self.loop)
-        if self.connection == NULL:
-            raise MemoryError
+        self.connection = connection_open(&self.loop, peer)
 
     def __dealloc__(self):
         if self.host is not None:
@@ -356,11 +417,11 @@ cdef class Session:
         return self._turn()
 
     def close(self):
-        """The client is gone. What was under way is given up."""
+        """The client is gone. What was under way is given up; once more, for what has come back since."""
         if self.connection != NULL:
             connection_close(self.connection)
             self.connection = NULL
-            self._run_errands()
+        self._run_errands()
 
     cdef object _turn(self):
         cdef uint8_t out[64 << 10]
@@ -400,11 +461,14 @@ cdef class Session:
             if errand.kind == ERRAND_WORDS:
                 self.host.answer_words(errand)
             else:
+                call = _call_of(errand)
                 if errand.kind == ERRAND_START:
-                    self.host._end(&self.loop, errand.token, <int>Status.UNIMPLEMENTED, "Python's", "", 0)
-                self.loop.buffered -= errand.held
+                    self.host.end(call, <int>Status.UNIMPLEMENTED, "Python's")
+                elif errand.kind == ERRAND_MESSAGE:
+                    self.host.next(call, errand.size)
                 errand_free(errand)
             errand = following
+        had_some = had_some or self.loop.inbox.n != 0
         loop_inbox(&self.loop)
         loop_unpark(&self.loop)
         return had_some or self.loop.n_parked != n_parked

@@ -16,19 +16,21 @@ sees the last words rather than a reset.
 """
 
 cimport cython
-from libc.errno cimport EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
+from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from featurestore.clock cimport clock_monotonic_ns
 from featurestore.server.connection cimport (
-    Connection, LoopC, connection_close, connection_dirty, connection_hears_no_more, connection_is_over,
-    connection_open, connection_receive, connection_send, connection_tick, loop_deadlines, loop_drain,
-    loop_free, loop_inbox, loop_init, loop_next_deadline_ns, loop_turns, loop_unpark,
+    Connection, LoopC, connection_close, connection_dirty, connection_hears_no_more, connection_hold,
+    connection_is_over, connection_let_go, connection_open, connection_receive, connection_send,
+    connection_tick, loop_deadlines, loop_drain, loop_free, loop_inbox, loop_init, loop_next_deadline_ns,
+    loop_turns, loop_unpark,
 )
 from featurestore.server.host cimport Host
 from featurestore.server.memory cimport buffer_extend, buffer_free
+from featurestore.server.shares cimport peer_of_socket
 from featurestore.server.tls cimport (
     TLS_AGAIN, TLS_AGAIN_WRITE, TLS_CLOSED, TLS_OTHER, TlsContext, tls_free, tls_is_secure, tls_open,
     tls_receive, tls_send, tls_shutdown,
@@ -46,7 +48,9 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "<sys/socket.h>" nogil:
     int SOCK_NONBLOCK, SOCK_CLOEXEC, MSG_NOSIGNAL, SHUT_WR, SHUT_RDWR
     ctypedef unsigned int socklen_t
-    int accept4(int fd, void* address, socklen_t* size, int flags)
+    struct sockaddr:
+        pass
+    int accept4(int fd, sockaddr* address, socklen_t* size, int flags)
     int setsockopt(int fd, int level, int name, const void* value, socklen_t size)
     ssize_t recv(int fd, void* data, size_t size, int flags)
     ssize_t send(int fd, const void* data, size_t size, int flags)
@@ -79,9 +83,6 @@ cdef extern from "<sys/epoll.h>" nogil:
 cdef extern from * nogil:
     """
     #define fs_add(counter, n) ((void)__atomic_fetch_add((counter), (n), __ATOMIC_RELAXED))
-    #define fs_sub(counter, n) ((void)__atomic_fetch_sub((counter), (n), __ATOMIC_RELAXED))
-    #define fs_enter(counter, most) (__atomic_add_fetch((counter), 1, __ATOMIC_RELAXED) <= (most) \
-        || (__atomic_fetch_sub((counter), 1, __ATOMIC_RELAXED), 0))
     #define fs_load(place) __atomic_load_n((place), __ATOMIC_SEQ_CST)
     #define fs_store(place, value) __atomic_store_n((place), (value), __ATOMIC_SEQ_CST)
     #define fs_fence() __atomic_thread_fence(__ATOMIC_SEQ_CST)
@@ -93,8 +94,6 @@ cdef extern from * nogil:
     #endif
     """
     void fs_add(uint64_t* counter, uint64_t n) noexcept
-    void fs_sub(uint64_t* counter, uint64_t n) noexcept
-    bint fs_enter(uint64_t* counter, uint64_t most) noexcept
     uint64_t fs_load(const void* place) noexcept
     void fs_store(void* place, int value) noexcept
     void fs_fence() noexcept
@@ -156,30 +155,28 @@ cdef void _close(Connection* connection) noexcept nogil:
     if connection.ssl != NULL:
         tls_free(connection.ssl)
     close(connection.fd)
-    fs_sub(&connection.loop.host.n_connections, 1)
     connection_close(connection)
 
 
 cdef void _accept(Sockets* s, Listener* listener) noexcept nogil:
     cdef LoopC* loop = &s.loop
     cdef Connection* connection
+    cdef uint64_t address[16]        # as much as a sockaddr_storage
+    cdef socklen_t size
     cdef int fd, one = 1, _i
     for _i in range(N_ACCEPTS):
-        fd = accept4(listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        size = sizeof(address)
+        fd = accept4(listener.fd, <sockaddr*>&address[0], &size, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        if fd < 0 and (errno == ECONNABORTED or errno == EINTR):
+            continue                     # gone while it waited: there may be others behind
         if fd < 0:
             if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
                 _pause(s, listener, True)
             return
-        if not fs_enter(&loop.host.n_connections, loop.host.max_connections):
-            fs_add(&loop.host.counts.refused, 1)
-            close(fd)
-            continue
-        connection = connection_open(loop)
+        connection = connection_open(loop, peer_of_socket(&address[0], size))
         if connection == NULL:
-            fs_sub(&loop.host.n_connections, 1)
             close(fd)
             continue
-        fs_add(&loop.host.counts.connections, 1)
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one))  # a Unix socket has no delay, and says so
         connection.fd = fd
         if s.tls != NULL:
@@ -289,6 +286,7 @@ cdef bint _write_pending(Sockets* s, Connection* connection) noexcept nogil:
     connection.pending_at += taken
     if connection.pending_at == connection.pending.size:
         connection.pending_at = 0
+        connection_let_go(connection, connection.pending.size)
         buffer_free(&connection.pending)
         connection.is_corked = False
         _watch(s, connection, _wanted(connection))
@@ -323,6 +321,7 @@ cdef bint _flush(Sockets* s, Connection* connection) noexcept nogil:
             if rest == NULL:
                 return False
             memcpy(rest, s.outward + taken, <size_t>n - taken)
+            connection_hold(connection, <size_t>n - taken)
             connection.is_corked = True
             _watch(s, connection, _wanted(connection) | EPOLLOUT)
         if until_ns == 0 and <size_t>n >= WRITE_BYTES // 2:  # no call to the clock for one that says little

@@ -77,8 +77,16 @@ _CONNECTION_COUNTERS = (
     (
         "connections_refused",
         "refused",
-        "Connections closed at once, because as many as may be were open.",
+        "Connections closed at once, because as many as may be were open, or too many of their peer's.",
     ),
+    (
+        "connections_evicted",
+        "evicted",
+        "Idle connections told to go because others came and as many as may be were open.",
+    ),
+    ("connections_idled", "idled", "Connections told to go because they had no call for a long time."),
+    ("connections_aged", "aged", "Connections closed with calls under way, at the end of their age's grace."),
+    ("connections_slow", "slow", "Connections closed because the client took its replies too slowly."),
     (
         "connections_calmed",
         "calm",
@@ -121,6 +129,7 @@ _CONNECTION_GAUGES = (
         "Calls under way now that are not answered where they were read, streams included.",
     ),
     ("streams_open", "streams_now", "Streams of the hot methods under way now."),
+    ("watches_open", "watches_now", "Watches of the server's health under way now."),
 )
 
 
@@ -152,6 +161,14 @@ class StoreCollector(Collector):
             "featurestore_requests_in_work", "Requests being answered now.", self._dispatcher.n_busy
         )
         yield from _connections(self._front.counts())
+        turned_away = CounterMetricFamily(
+            "featurestore_calls_refused",
+            "Of the calls turned away, why, and what kind of call; of no kind where there is no such method.",
+            labels=["reason", "kind"],
+        )
+        for (reason, kind), n in self._front.refusals().items():
+            turned_away.add_metric([reason, kind], n)
+        yield turned_away
 
     def _ages(self, stats: dict[str, Any]) -> Iterator[Metric]:
         yield GaugeMetricFamily(

@@ -7,7 +7,8 @@ needs Python: words for failures, and calls of all other methods, which it hands
     a hot call: Observe, Ingest, GetFeatures and the streams    loop_threads
     one that is large                                           worker_threads; they give way to all others
     one that would wait: for a row, for a batch                 one more for reads, one for writes
-    everything else: registry, health, reflection, lists        a pool of read_threads + MOST_REFLECTIONS
+    Health.Check and Health.Watch                               loop_threads; they take no place of others
+    everything else: registry, reflection, lists                a pool of read_threads + MOST_REFLECTIONS
 
 Handlers are those of grpcio, found through `add_registered_method_handlers`, and know no difference: a
 context has what they use of grpc.ServicerContext.
@@ -28,15 +29,15 @@ from typing import Any, NoReturn
 
 import grpc
 
-from featurestore.config import Address, ServeConfig, Tls, most_calls
+from featurestore.config import Address, ServeConfig, Tls
 from featurestore.errors import ConfigError
 from featurestore.niceness import LARGE_MESSAGES, give_way
 from featurestore.server import dispatcher as hot
 from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
-from featurestore.server.grpc_front import SERVICE, Streams
+from featurestore.server.grpc_front import HEALTH, SERVICE, Streams
 from featurestore.server.handlers import Aborted, guarded, log_unexpected
-from featurestore.server.host import CANCEL, LARGE, MESSAGE, READS, START, WRITES, Host
+from featurestore.server.host import CANCEL, CHECK, LARGE, MESSAGE, READS, START, WATCH, WRITES, Host
 from featurestore.server.loop import Loop
 from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
 from featurestore.server.tls import TlsContext
@@ -52,6 +53,7 @@ _HOT = (
     ("IngestStream", hot.INGEST_STREAM, True),
     ("GetFeaturesStream", hot.READ_STREAM, True),
 )
+_HEALTH = (("Check", CHECK, False), ("Watch", WATCH, True))
 
 _log = logging.getLogger("featurestore.server")
 
@@ -140,7 +142,7 @@ class _Call(_Context):
     def __init__(
         self,
         front: NativeFront,
-        key: tuple[int, int],
+        key: tuple[int, int, int],
         handler: grpc.RpcMethodHandler[Any, Any],
         deadline_s: float | None,
     ) -> None:
@@ -265,7 +267,9 @@ class NativeFront:
         self.streams = Streams(MOST_REFLECTIONS)
         self._handlers: list[grpc.RpcMethodHandler[Any, Any]] = []
         self._targets = [(f"/{SERVICE}/{name}", method, streams, streams) for name, method, streams in _HOT]
-        self._calls: dict[tuple[int, int], _Call] = {}
+        self._targets += [(f"/{HEALTH}/{name}", method, False, streams) for name, method, streams in _HEALTH]
+        self._services: tuple[str, ...] = ()
+        self._calls: dict[tuple[int, int, int], _Call] = {}
         self._pool = ThreadPoolExecutor(config.read_threads + MOST_REFLECTIONS, "featurestore-read")
         self._loops: list[Loop] = []
         self._sockets: list[list[socket.socket]] = []
@@ -290,6 +294,10 @@ class NativeFront:
                 (f"/{service_name}/{name}", PYTHON, handler.request_streaming, handler.response_streaming)
             )
 
+    def serve_health(self, services: tuple[str, ...]) -> None:
+        """Before `start`: of these, and of the server as a whole."""
+        self._services = ("", *services)
+
     # -- from start to end
 
     def bind(self, address: Address, tls: Tls | None, setting: str) -> Address:
@@ -303,22 +311,13 @@ class NativeFront:
         return bound
 
     def start(self) -> None:
-        config, limits = self._config, self._config.limits
+        config = self._config
         self.host = Host(
             self._dispatcher,
             self._targets,
+            config.limits,
+            services=self._services,
             n_loops=len(self._sockets),
-            max_message_bytes=limits.max_message_bytes,
-            max_connection_bytes=limits.max_connection_bytes,
-            max_buffered_bytes=limits.max_buffered_bytes,
-            max_connections=limits.max_connections,
-            max_streams_per_connection=limits.max_streams_per_connection,
-            max_streams=limits.max_streams,
-            max_calls=most_calls(limits),
-            stream_window=limits.stream_window,
-            durable_wait_s=limits.durable_wait_s,
-            min_ping_interval_ms=limits.min_ping_interval_ms,
-            max_connection_age_s=config.max_connection_age_s,
         )
         self._loops = [Loop(self.host, sockets, self._tls) for sockets in self._sockets]
         self._helpers = [_thread(self._work_at_large, "worker") for _ in range(config.worker_threads)]
@@ -333,6 +332,7 @@ class NativeFront:
         """Drains; what is left after grace_s is closed as it is. The event is set when nothing is served any
         more.
         """
+        self.streams.drain()
         ended = self._ended
         if not self._threads:
             self._close_sockets()
@@ -380,6 +380,10 @@ class NativeFront:
         """Of connections; see host.Host.counts."""
         return {} if self.host is None else self.host.counts()
 
+    def refusals(self) -> dict[tuple[str, str], int]:
+        """Calls turned away, by reason and kind; see host.Host.refusals."""
+        return {} if self.host is None else self.host.refusals()
+
     def _work_at_large(self) -> None:
         give_way(LARGE_MESSAGES)
         self.host.work(LARGE)
@@ -397,11 +401,11 @@ class NativeFront:
     # -- the desk
 
     def _desk(self) -> None:
-        n_hot = len(_HOT)
+        n_ours = len(_HOT) + len(_HEALTH)
         while (errand := self.host.take()) is not None:
             kind, key, target, message, deadline_s = errand
             if kind == START:
-                call = _Call(self, key, self._handlers[target - n_hot], deadline_s)
+                call = _Call(self, key, self._handlers[target - n_ours], deadline_s)
                 self._calls[key] = call
                 if call.is_streaming:
                     self._handle(call)
@@ -428,7 +432,7 @@ class NativeFront:
         except RuntimeError:  # the pool is shut down: so is everything
             call.is_handled = False
 
-    def forget(self, key: tuple[int, int]) -> None:
+    def forget(self, key: tuple[int, int, int]) -> None:
         self._calls.pop(key, None)
 
 

@@ -20,18 +20,15 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 import grpc
-from grpc_health.v1 import health as health_v1
-from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from featurestore.config import Address, ServeConfig, most_calls
+from featurestore.config import Address, ServeConfig
 from featurestore.engine import Engine
 from featurestore.errors import FeatureStoreError
 from featurestore.server import (
     admin,
     descriptors,
     grpc_front,
-    health,
     heaviest,
     listener,
     metrics,
@@ -45,6 +42,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 # How often the waiting server looks whether the store still takes writes.
 LOOK_EVERY_S = 0.2
+# Calls beside those that run: the native transport's that have failed hold theirs until there are words.
+SPARE_CALLS = 256
 
 _log = logging.getLogger("featurestore.server")
 
@@ -77,18 +76,15 @@ class Server:
         self._wanted = threading.Event()  # somebody wants it to stop
         self._stopped = False
         limits = config.limits
-        streams = limits.max_streams
         self.dispatcher = Dispatcher(
             engine,
-            # Those that run, and those of the native transport that wait for their words.
-            max_calls=config.read_threads + config.write_threads + 2 * streams + most_calls(limits),
+            max_calls=config.read_threads + config.write_threads + 2 * limits.max_streams + SPARE_CALLS,
             max_message_bytes=limits.max_message_bytes,
             max_rows=limits.max_batch_events,
             max_call_bytes=limits.max_call_bytes,
         )
         self._registry = registry.Registry(engine)
         self.front = transport.front(self.dispatcher, config)
-        self._health = health.Health((grpc_front.SERVICE, registry.SERVICE), limits.max_watches)
         self._admin_pool = ThreadPoolExecutor(admin.THREADS, "featurestore-admin")
         admins = dataclasses.replace(limits, max_connections=admin.MOST_CONNECTIONS)
         self._admin = grpc.server(
@@ -104,9 +100,9 @@ class Server:
         self._registry.add_to(self.front)
         heaviest.Heaviest(self.engine, self.dispatcher).add_to(self.front)
         admin.Admin(self.engine).add_to(self._admin)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.front)
+        self.front.serve_health((grpc_front.SERVICE, registry.SERVICE))
         hot = feature_store_service_pb2.DESCRIPTOR.services_by_name["FeatureStoreService"].full_name
-        names = (hot, registry.SERVICE, health_v1.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (hot, registry.SERVICE, grpc_front.HEALTH, reflection.SERVICE_NAME)
         reflected = _Reflection(names, self.front.streams)
         add: Any = reflection_pb2_grpc.add_ServerReflectionServicer_to_server  # generated, without types
         add(reflected, self.front)
@@ -155,8 +151,6 @@ class Server:
         if self._stopped:
             return
         self._stopped = True
-        self._health.drain()
-        self.front.streams.drain()
         grace_s = self._config.drain_s if drain_s is None else drain_s
         endings = [server.stop(grace_s) for server in (self.front, self._admin)]
         for address in self._bound:  # not later: it may be another server's by then

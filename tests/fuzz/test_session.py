@@ -16,6 +16,7 @@ import pytest
 import transports
 from server.house import SCHEMA, batch, event, keys, observe, play, read
 
+from featurestore.config import Limits
 from featurestore.engine import Engine
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.v1 import feature_store_service_pb2 as pb
@@ -27,6 +28,7 @@ h2 = pytest.importorskip("h2.connection")
 pytestmark = transports.needs_native
 
 SERVICE = "/featurestore.v1.FeatureStoreService/"
+HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 HEADERS = [
     (":method", "POST"),
     (":scheme", "http"),
@@ -73,6 +75,7 @@ def samples() -> list[bytes]:
         conversation((SERVICE + "Ingest", large, []), (SERVICE + "GetFeatures", one, []), piece=1000),
         conversation((SERVICE + "GetFeatures", one, []), (SERVICE + "IngestStream", streamed, []), piece=1),
         conversation(("/x.Python/Answers", one, []), (SERVICE + "Observe", b"", [])),
+        conversation((HEALTH_WATCH, bytes(5), []), (SERVICE + "GetFeatures", one, [])),
     ]
 
 
@@ -127,7 +130,7 @@ def damaged_frames(rng: random.Random, sample: bytes, others: Sequence[bytes]) -
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from featurestore.server.host import Host
+    from featurestore.server.host import WATCH, Host
 
     engine = Engine.open(
         tmp_path_factory.mktemp("session") / "store", schema=SCHEMA, clock="event", durability="process"
@@ -139,9 +142,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     ]
     yield Host(
         dispatcher,
-        [*targets, ("/x.Python/Answers", -1, True, True)],
-        max_message_bytes=1 << 16,
-        max_connection_bytes=1 << 18,
+        [*targets, ("/x.Python/Answers", -1, True, True), (HEALTH_WATCH, WATCH, False, True)],
+        Limits(max_message_bytes=1 << 16, max_connection_bytes=1 << 18),
+        services=("",),
     )
     dispatcher.close()
     engine.close()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import transports
 from house import SCHEMA, batch, keys, observe, play, read
-from transport.calls import fields, prefixed, standalone
+from transport.calls import HEALTH, HEALTH_WATCH, fields, prefixed, standalone
 from transport.frames import (
     PREFACE,
     SETTINGS_ACK,
@@ -31,6 +31,7 @@ from transport.frames import (
     window_update,
 )
 
+from featurestore.config import Limits
 from featurestore.engine import Engine
 from featurestore.server import dispatcher as hot
 from featurestore.server.dispatcher import Dispatcher
@@ -130,32 +131,43 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def connect(engine: Engine) -> Iterator[Connect]:
-    """connect(max_calls of the dispatcher, **of Host) → a client. At the end all is given back."""
-    from featurestore.server.host import Host, Session
+    """connect(max_calls of the dispatcher, host=that of a client, peer=its address, **of Limits) → a client.
+    At the end all is given back.
+    """
+    from featurestore.server.host import CHECK, WATCH, Host, Session
 
     made: list[tuple[Client, Any, Dispatcher]] = []
 
-    def make(n_work: int = 256, *, greets: bool = True, **limits: Any) -> Client:
+    def make_host(n_work: int, **limits: Any) -> Any:
         dispatcher = Dispatcher(engine, max_calls=n_work)
         names = ("Observe", "Ingest", "GetFeatures", "IngestStream", "GetFeaturesStream")
         targets = [
             (SERVICE + name, i, name.endswith("Stream"), name.endswith("Stream"))
             for i, name in enumerate(names)
         ]
-        host = Host(dispatcher, [*targets, ("/x.Python/Answers", -1, False, False)], **limits)
-        client = Client(Session(host))
-        made.append((client, host, dispatcher))
+        targets += [("/x.Python/Answers", -1, False, False), (HEALTH, CHECK, False, False)]
+        targets += [(HEALTH_WATCH, WATCH, False, True)]
+        return Host(dispatcher, targets, Limits(**limits), services=("", "a.Service"))
+
+    def make(
+        n_work: int = 256, *, host: Any = None, peer: int = 0, greets: bool = True, **limits: Any
+    ) -> Client:
+        host = make_host(n_work, **limits) if host is None else host
+        client = Client(Session(host, peer))
+        made.append((client, host, host.dispatcher))
         if greets:
             client.say(GREETING)
         return client
 
     yield make
-    for client, host, dispatcher in made:
+    for client, _, _ in made:
         session = client.session
         session.close()
         assert (session.buffered, session.n_streams, session.n_parked) == (0, 0, 0)
+    for host, dispatcher in {id(host): (host, dispatcher) for _, host, dispatcher in made}.values():
         counts = host.counts()
-        assert (counts["calls_now"], counts["streams_now"], dispatcher.n_busy) == (0, 0, 0)
+        assert {name: counts[name] for name in counts if name.endswith("_now") and counts[name]} == {}
+        assert dispatcher.n_busy == 0
         dispatcher.close()
 
 
@@ -345,16 +357,17 @@ def test_a_unary_request_has_a_minute_to_be_whole(connect: Connect, n_bytes: int
     assert client.status(3) == OK
 
 
-def test_a_unary_request_with_a_deadline_has_until_then(connect: Connect) -> None:
+def test_a_deadline_gives_a_request_no_more_time_to_be_whole(connect: Connect) -> None:
+    """It is the client's to choose: what is held for a request that never ends would be held for ever."""
     client = connect()
-    for number, timeout in ((1, "70S"), (3, "90S")):
+    for number, timeout in ((1, "30S"), (3, "99999999H")):
         client.say(asked(number, "GetFeatures", end=False, grpc_timeout=timeout))
-    client.wait(65)
-    client.say(ping(ack=True))
-    client.wait(10)
+    client.wait(31)
     assert (client.status(1), client.status(3)) == (DEADLINE_EXCEEDED, None)
-    client.say(data(3, framed(GET), end=True))
-    assert client.status(3) == OK
+    client.say(ping(ack=True))
+    client.wait(30)
+    assert client.status(3) == DEADLINE_EXCEEDED
+    assert client.session.host.refusals() == {("deadline", "reads"): 1, ("slow", "reads"): 1}
 
 
 def test_a_stream_may_say_nothing_for_as_long_as_it_likes(connect: Connect) -> None:
@@ -519,7 +532,7 @@ def test_a_drained_connection_ends_after_its_calls(connect: Connect) -> None:
 
 def test_messages_that_are_with_workers_count_when_their_clients_have_gone(connect: Connect) -> None:
     """Whoever gives up at once makes no room for more."""
-    client = connect(max_calls=2)
+    client = connect(max_concurrent_calls=2)
     large = batch(*(play(ip=f"10.0.0.{i % 250}") for i in range(300)))
     client.say(*(asked(number, "Ingest", large) + reset(number) for number in range(1, 21, 2)))
     assert client.session.host.dispatcher.counts()["methods"]["Ingest"]["calls"] == 2
@@ -530,7 +543,7 @@ def test_messages_that_are_with_workers_count_when_their_clients_have_gone(conne
 
 def test_failures_leave_room_for_others(connect: Connect) -> None:
     """Each holds a Call until its words are made, of which no more than half may wait at once."""
-    client = connect(n_work=4, max_calls=4)
+    client = connect(n_work=4, max_concurrent_calls=4)
     wrong = read(service="no such service")
     client.say(
         *(asked(number, "GetFeatures", wrong) for number in range(1, 21, 2)), asked(21, "GetFeatures", GET)
@@ -540,6 +553,21 @@ def test_failures_leave_room_for_others(connect: Connect) -> None:
     assert statuses[0] == INVALID_ARGUMENT
     assert set(statuses) == {INVALID_ARGUMENT, RESOURCE_EXHAUSTED}
     assert client.session.host.dispatcher.counts()["methods"]["GetFeatures"]["calls"] == 11
+
+
+def test_calls_that_python_has_leave_failures_their_words(connect: Connect) -> None:
+    """However many of them wait at the desk: only failures hold a Call there."""
+    client = connect(max_streams_per_connection=500, max_other_calls=1000)
+    client.session.leaves_desk = True
+    calls = range(1, 401, 2)
+    block = standalone(fields("/x.Python/Answers"))
+    client.say(*(headers(number, block) for number in calls))
+    client.say(asked(401, "GetFeatures", read(service="no such service")))
+    assert client.status(401) is None
+    client.session.leaves_desk = False
+    client.wait(0)
+    assert client.status(401) == INVALID_ARGUMENT
+    assert {client.status(number) for number in calls} == {"12"}
 
 
 def test_a_failure_at_a_worker(connect: Connect) -> None:

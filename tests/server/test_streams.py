@@ -34,6 +34,7 @@ from featurestore.v1 import feature_store_service_pb2 as pb
 pytestmark = transports.needs_native
 
 KIB, MIB = 1 << 10, 1 << 20
+NEVER = float("inf")
 CALM = 1024  # places for streams that a loop keeps when there are none
 
 
@@ -145,7 +146,8 @@ def streamed_read(request: pb.GetFeaturesRequest) -> pb.GetFeaturesStreamRequest
     return pb.GetFeaturesStreamRequest(read=request)
 
 
-def test_a_message_to_python_counts_until_python_is_done(connect: Connect) -> None:  # noqa: F811
+@pytest.mark.parametrize("how", ["call", "connection"])
+def test_a_message_to_python_counts_until_python_is_done(connect: Connect, how: str) -> None:  # noqa: F811
     """Even if its client has gone: what it has had taken is still held."""
     client = connect()
     client.session.leaves_desk = True
@@ -159,12 +161,17 @@ def test_a_message_to_python_counts_until_python_is_done(connect: Connect) -> No
     _, _, _, taken, _ = host.take()
     assert taken == message
     assert client.session.buffered > len(message)
-    client.say(reset(1))
+    if how == "call":
+        client.say(reset(1))
+    else:
+        client.session.close()
     assert client.session.n_streams == 0
     assert client.session.buffered > len(message), "Python has it still"
+    assert host.counts()["calls_now"] == 1
     host.end(call, 0, n_messages=1, n_bytes=len(message))
-    client.wait(0)
+    client.session.close()
     assert client.session.buffered == 0
+    assert host.counts()["calls_now"] == 0
 
 
 # ---- deadlines
@@ -174,7 +181,7 @@ def test_a_message_to_python_counts_until_python_is_done(connect: Connect) -> No
 def test_calls_end_by_their_deadlines_whatever_their_order(connect: Connect, seed: int) -> None:  # noqa: F811
     """Against a list of them: set, given up and answered in any order, none is forgotten or too early."""
     rng = random.Random(seed)
-    client = connect(max_streams_per_connection=500, max_streams=500, max_calls=500)
+    client = connect(max_streams_per_connection=500, max_streams=500)
     number = 1
     due: dict[int, int] = {}
     for now in range(60):
@@ -193,6 +200,38 @@ def test_calls_end_by_their_deadlines_whatever_their_order(connect: Connect, see
         if now % 10 == 0:
             client.say(b"\0\0\x08\x06\1\0\0\0\0" + bytes(8))  # an answer to a PING, so as not to be silent
     assert number > 400
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_requests_end_that_do_not_come_whole_in_their_time(connect: Connect, seed: int) -> None:  # noqa: F811
+    """Against a list of them, of every kind, some of which go on coming: none is forgotten or too early."""
+    rng = random.Random(seed)
+    client = connect(max_streams_per_connection=500, request_s=5, min_rate_bytes=1000)
+    number = 1
+    calls: dict[int, list[float]] = {}  # since when a message comes or infinity, its bytes, the deadline
+    n_slow = n_late = 0
+    for now in range(60):
+        for _ in range(rng.randrange(8)):
+            method, timeout = rng.choice(["Ingest", "IngestStream"]), rng.choice([0, 0, 3, 8, 50])
+            manners = {"grpc_timeout": f"{timeout}S"} if timeout else {}
+            client.say(asked(number, method, end=False, **manners))
+            calls[number] = [now if method == "Ingest" else NEVER, 0, now + timeout if timeout else NEVER]
+            number += 2
+        for one in rng.sample(sorted(calls), len(calls) // 2):
+            piece = bytes(rng.choice((100, 900, 1000, 3000)))
+            client.say(data(one, piece if calls[one][1] else prefixed(piece, length=1 << 20)))
+            calls[one][0] = min(calls[one][0], now)
+            calls[one][1] += len(piece) if calls[one][1] else 5 + len(piece)
+        client.wait(1)
+        slow = {one for one, (since, n, _) in calls.items() if now + 1 > since + 5 + n // 1000}
+        late = {one for one, (_, _, deadline) in calls.items() if now + 1 >= deadline}
+        assert {one for one in calls if client.status(one) == DEADLINE_EXCEEDED} == slow | late
+        n_slow, n_late = n_slow + len(slow - late), n_late + len(late)
+        calls = {one: calls[one] for one in calls.keys() - slow - late}
+        assert client.session.n_streams == len(calls)
+    assert n_slow > 50 < n_late
+    reasons = client.session.host.refusals()
+    assert sum(n for (reason, _), n in reasons.items() if reason == "slow") == n_slow
 
 
 # ---- others' time

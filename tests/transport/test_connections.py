@@ -112,13 +112,15 @@ def test_what_is_turned_away_is_counted(start: Start) -> None:
 def test_connections_beyond_the_limit_are_closed_and_the_first_go_on(start: Start) -> None:
     server = start("--max-connections", "3", *METRICS)
     first = [Wire(server.address) for _ in range(3)]
+    for wire in first:  # each has a call, so that none goes for others
+        opened(wire, 1, GET_STREAM, read_streamed("a"))
     for n in range(1, 6):
         with Wire(server.address, greet=False) as late:
             late.closed()
             assert not late.is_greeted
         assert server.metrics()["connections_refused_total"] == n
     for wire in first:
-        assert call(wire, 1, GET, read("a")).status == OK
+        assert call(wire, 3, GET, read("a")).status == OK
     assert server.metrics()["connections_open"] == 3
     first.pop().close()
 
@@ -130,7 +132,7 @@ def test_connections_beyond_the_limit_are_closed_and_the_first_go_on(start: Star
 
     eventually(has_room, "there is room again")
     for wire in first:
-        assert call(wire, 3, GET, read("a")).status == OK
+        assert call(wire, 5, GET, read("a")).status == OK
         wire.close()
 
 
@@ -212,14 +214,17 @@ def begin_upload(wire: Wire, n_bytes: int) -> None:
 
 
 def test_all_connections_together_hold_no_more_than_they_may(start: Start) -> None:
+    """Whoever comes late has less room, and never none: twice what is still free."""
     server = start("--max-buffered", "1M")
     wires = [Wire(server.address) for _ in range(5)]
-    for wire in wires[:3]:
-        begin_upload(wire, 300_000)
-    begin_upload(wires[3], 300_000)
+    for wire, n_bytes in zip(wires[:3], (500_000, 200_000, 100_000), strict=True):
+        begin_upload(wire, n_bytes)
+    begin_upload(wires[3], 100_000)
     assert_no_room(wires[3], 1)
-    for wire in wires:
+    for wire in wires[1:]:
         assert call(wire, 3, GET, read(*["a"] * 100)).status == OK
+    wires[0].send(request(wires[0], 3, GET, read("a")))
+    wires[0].stream_error(3, Code.REFUSED_STREAM)  # not even a stream: it may send that again
     assert not any(wire.stream(1).is_over for wire in wires[:3])
     for wire in wires[:2]:
         wire.close()
@@ -234,20 +239,20 @@ def test_all_connections_together_hold_no_more_than_they_may(start: Start) -> No
 
 
 def test_uploads_that_do_not_end_leave_each_its_part(start: Start) -> None:
-    """An eighth of 1 MiB among 4 is 32 KiB for each, whatever the others hold."""
-    server = start("--max-buffered", "1M", "--max-connections", "4", *METRICS)
-    wires = [Wire(server.address) for _ in range(3)]
-    for wire, n_bytes in zip(wires, (400_000, 400_000, 110_000), strict=True):
+    """An eighth of 1 MiB among 6 is 21 KiB for each, whatever the others hold."""
+    server = start("--max-buffered", "1M", "--max-connections", "6", *METRICS)
+    wires = [Wire(server.address) for _ in range(4)]
+    for wire, n_bytes in zip(wires, (500_000, 200_000, 100_000, 40_000), strict=True):
         begin_upload(wire, n_bytes)
     with Wire(server.address) as other:
-        begin_upload(other, 30_000)
+        begin_upload(other, 20_000)
         assert not other.stream(1).is_over
-        other.send(body_of(1, bytes(5_000), end=False))
+        other.send(*(body_of(1, bytes(16_000), end=False) for _ in range(5)))
         assert_no_room(other, 1)
-        large = ingest(*(play(f"{i:0100d}") for i in range(230)))
-        assert 1 << 14 < len(large) < 1 << 15
+        large = ingest(*(play(f"{i:0100d}") for i in range(150)))
+        assert 1 << 14 < len(large) < 20 << 10, "its stream counts too"
         assert call(other, 3, INGEST, large).status == OK
-    wires[0].send(body_of(1, bytes(20_000), end=False))  # it has more than its part already
+    wires[0].send(body_of(1, bytes(16_000), end=False))  # it has more than its share already
     assert_no_room(wires[0], 1)
     for wire in wires:
         wire.close()

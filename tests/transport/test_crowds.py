@@ -10,21 +10,26 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import grpc
 import pytest
+import transports
 from grpc_health.v1 import health_pb2
 
 from featurestore.v1 import admin_service_pb2 as admin_pb
 from featurestore.v1 import admin_service_pb2_grpc as admin_grpc
 from transport.calls import (
     GET,
+    GET_STREAM,
     HEALTH,
     HEALTH_WATCH,
     INGEST,
     INGEST_STREAM,
     OK,
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
     body_of,
     call,
     fields,
@@ -34,6 +39,7 @@ from transport.calls import (
     play,
     prefixed,
     read,
+    read_streamed,
     reply_of,
     request,
 )
@@ -41,6 +47,9 @@ from transport.conftest import Start
 from transport.frames import Wire, headers
 from transport.process import METRICS, Process, eventually
 from transport.test_adversary import SLACK_BYTES, Bystander
+
+OTHER = "127.0.0.2"  # another peer
+needs_shares = pytest.mark.skipif("native" not in transports.available(), reason="grpcio has no shares")
 
 
 @contextlib.contextmanager
@@ -119,6 +128,8 @@ def test_channels_that_check_health_by_themselves(server: Process) -> None:
         for channel in channels:
             grpc.channel_ready_future(channel).result(timeout=60)
             channel.unary_unary(INGEST)(ingest(play("checked")), timeout=60)
+        if server.transport == "native":
+            assert server.metrics()["watches_open"] >= len(channels)
 
 
 # ---- streams and calls
@@ -141,10 +152,11 @@ def test_many_idle_streams_beside_writes(server: Process) -> None:
             assert call(other, 1, INGEST, ingest(play("idle"))).status == OK
 
 
+@needs_shares
 def test_busy_connections_leave_a_polite_client_its_place(server: Process, transport: str) -> None:
     """Four with as many writes as a connection may have, all waiting for the disk. Nobody is refused."""
     if transport != "native":
-        pytest.skip("over grpcio each keeps a thread, of which there are few")
+        pytest.skip("grpcio has no shares")
     with contextlib.ExitStack() as stack:
         wires = [stack.enter_context(Wire(server.address)) for _ in range(5)]
         polite = wires[0]
@@ -162,7 +174,57 @@ def test_busy_connections_leave_a_polite_client_its_place(server: Process, trans
             assert {reply_of(wire.over(number)).status for number in range(1, 200, 2)} == {OK}
 
 
+@needs_shares
+def test_uploads_with_endless_deadlines_leave_room_and_end(start: Start, transport: str) -> None:
+    if transport != "native":
+        pytest.skip("grpcio has no shares")
+    server = start("--max-buffered", "8M", "--request-time", "3s", "--min-rate", "1M", *METRICS)
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(Wire(server.address)) for _ in range(14)]
+        for wire in wires:
+            wire.send(headers(1, wire.block(fields(INGEST, grpc_timeout="99999999H"))))
+            wire.send(body_of(1, prefixed(bytes(900_000), length=1 << 20), end=False))
+            wire.barrier()
+        with Wire(server.address) as polite:  # of the same peer
+            large = ingest(*(play(f"{i:0100d}") for i in range(1000)))
+            assert len(large) > 100_000
+            assert call(polite, 1, INGEST, large).status == OK
+        for wire in wires:
+            assert reply_of(wire.over(1)).status != OK
+        told = server.metrics()
+        assert told['calls_refused_total{kind="writes",reason="slow"}'] > 0
+        assert told["calls_turned_away_total"] == len(wires)
+
+
 # ---- connections
+
+
+@needs_shares
+def test_idle_connections_make_room_for_those_that_come(start: Start, transport: str) -> None:
+    """The longest idle first, of the peer that has most; whoever has a call stays, and so do others' idle
+    ones.
+    """
+    if transport != "native":
+        pytest.skip("grpcio has no shares")
+    server = start("--max-connections", "20", *METRICS)
+    with contextlib.ExitStack() as stack:
+        busy, idle = (stack.enter_context(Wire(server.address, source=OTHER)) for _ in range(2))
+        busy.send(headers(1, busy.block(fields(GET_STREAM))))
+        busy.send(body_of(1, prefixed(read_streamed("a")), end=False))
+        busy.until(lambda: bool(messages_of(busy.stream(1).body)), "an answer")
+        crowd = [stack.enter_context(Wire(server.address)) for _ in range(16)]
+        time.sleep(1.2)  # for as long nobody goes who has just come
+        for i in range(6):
+            with Wire(server.address, source="" if i % 2 else OTHER) as late:
+                assert call(late, 1, GET, read("a")).status == OK
+                if i % 2 == 0:
+                    crowd.append(stack.enter_context(Wire(server.address)))
+        gone = sum(bool(wire.read_some(0.05) or wire.goaways or wire.is_closed) for wire in crowd)
+        assert gone == server.metrics()["connections_evicted_total"] > 0
+        assert call(idle, 1, GET, read("a")).status == OK
+        busy.send(body_of(1, prefixed(read_streamed("a"))))
+        assert reply_of(busy.over(1)).status == OK
+        assert server.metrics()["connections_refused_total"] == 0
 
 
 def test_idle_connections_leave_the_store_its_descriptors(start: Start, transport: str) -> None:
@@ -186,3 +248,37 @@ def test_idle_connections_leave_the_store_its_descriptors(start: Start, transpor
         assert reply_of(polite.over(1)).status == OK
     assert server.is_running()
     assert "max_connections is" in server.log.read_text()
+
+
+# ---- the age of connections
+
+
+def test_nothing_outlives_the_age_of_its_connection(start: Start) -> None:
+    """Not a watch, not a call whose request never ends, nor one whose reply is not taken."""
+    server = start(
+        "--max-connection-age", "700ms", "--connection-age-grace", "1s", "--min-ping-interval", "0s"
+    )
+    with Wire(server.address) as wire:
+        wire.send(request(wire, 1, HEALTH_WATCH), headers(3, wire.block(fields(GET))))
+        wire.until(lambda: bool(wire.goaways), "GOAWAY")
+        wire.closed()
+        if server.transport == "native":
+            assert reply_of(wire.stream(1)).status == reply_of(wire.stream(3)).status == UNAVAILABLE
+
+
+# ---- metrics
+
+
+def test_what_is_turned_away_is_told_by_reason_and_kind(server: Process, transport: str) -> None:
+    if transport != "native":
+        pytest.skip("grpcio tells nothing of it")
+
+    def told(kind: str, reason: str) -> float:
+        return server.metrics().get(f'calls_refused_total{{kind="{kind}",reason="{reason}"}}', 0.0)
+
+    before = told("", "method"), told("reads", "length")
+    with Wire(server.address) as wire:
+        assert call(wire, 1, "/nobody.has/This").status != OK
+        wire.send(headers(3, wire.block(fields(GET))), body_of(3, prefixed(b"", length=1 << 30)))
+        assert reply_of(wire.over(3)).status == RESOURCE_EXHAUSTED
+    assert (told("", "method"), told("reads", "length")) == (before[0] + 1, before[1] + 1)
