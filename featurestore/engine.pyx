@@ -90,7 +90,19 @@ cdef enum:
     PAGE_BYTES = 4096            # of LMDB
     PAGES_PER_ROW = 3            # that a row may change beside its own bytes: a block, its neighbour, a leaf
     BACKUP_SEGMENT_BYTES = 4096  # of a journal without frames; whoever opens it begins one of its own size
+    TRIM_BYTES = 8 << 20         # of a checkpoint: from so much on, what it took goes back to the system
     AHEAD_MS = 1000              # between making a plan and serving it, on the wall clock
+
+cdef extern from * nogil:
+    """
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static void fs_trim(void) { malloc_trim(0); }
+    #else
+    static void fs_trim(void) {}
+    #endif
+    """
+    void fs_trim() noexcept
 
 cdef uint64_t NO_LIMIT = 0xFFFFFFFFFFFFFFFF
 
@@ -708,6 +720,8 @@ cdef class Engine:
         since the last. Where that cannot be had, writes may go on to the position to which what is set aside
         reaches."""
         growth = max(0, self._content_bytes() - self.content_bytes) + ID_BYTES * self.state.ids_to_copy
+        if self.rows.given_up:
+            return                        # the next checkpoint opens it again
         try:
             self.rows.hold(2 * growth + CHECKPOINT_BYTES, self.settled_bytes)
             self.room_bytes = self.rows.room_bytes
@@ -761,9 +775,20 @@ cdef class Engine:
                 raise LimitError("no memory for a checkpoint; it is tried again with the next") from error
             except StorageError as error:
                 self._judge(error, "checkpoint")
+            if written[1] >= TRIM_BYTES:
+                self._trim()
             self._make_room()
             self.c.blocked = 0
             return written
+
+    def _trim(self):
+        """Gives back what writing a checkpoint took: as much again as what it wrote, and more in LMDB."""
+        try:
+            self.rows.renew()
+        except (OSError, StorageError):
+            pass                          # the checkpoint is written, and the next one opens it again
+        with nogil:
+            fs_trim()
 
     def _roll(self):
         """In order: whoever must not wait for the disk finds that there is a batch before."""

@@ -1269,6 +1269,26 @@ cdef class RowStore:
             raise
         self.failure = None
 
+    def renew(self):
+        """Closes the environment and opens it again: LMDB gives back no page that it ever copied for a
+        transaction, nor its part of the map, until then. Does nothing while somebody reads.
+
+        Raises as open does, and is given up then: `reopen` is what remains to be done.
+        """
+        if self.txn != NULL or self.read_only:
+            raise RuntimeError("renew: a transaction is under way, or the store is open to be read only")
+        self.check_open()
+        with self.turn:
+            if self.n_readers:
+                return
+            self.close_env()
+            try:
+                self.open_env(Path(self.path))
+            except (OSError, StorageError) as error:
+                self.failure = f"opening it again: {error}"
+                self.close_env()
+                raise
+
     def close(self):
         """Aborts a transaction under way, waits for readers and lets the file go. May be called again."""
         self.close_env()

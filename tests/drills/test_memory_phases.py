@@ -98,3 +98,55 @@ def test_phases_of_all_sizes_stay_within_the_memory_limit(
         assert held <= 1.15 * limit + 64 * (128 << 10)
         assert fed >= 0.45 * limit / (96 / each + 16), "memory that was freed lets new rows in"
     assert rows <= 2 and held_left <= 4 << 20 and left <= 0.2 * limit + (16 << 20)
+
+
+CHECKPOINTS = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from featurestore.columns import TextColumn
+from featurestore.core.batch import EventBatch
+from featurestore.engine import Engine
+
+directory, n_keys, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+SCHEMA = '''
+version: 1
+name: drill
+events: {play: {time: {field: ts, unit: ms}, fields: {ip: key, seconds: number}}}
+views: {ip: {event: play, key: ip, windows: [10m, 1h], features: [count, sum(seconds)]}}
+services: {all: [ip.*]}
+'''
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+found = []
+with Engine.open(directory, schema=SCHEMA, clock="event", durability="process") as engine:
+    names = np.char.add("k", np.char.zfill(np.arange(n_keys).astype(str), 11)).astype("S12")
+    offsets = np.arange(0, 12 * n_keys + 1, 12, dtype=np.uint32)
+    column = TextColumn(offsets, np.frombuffer(names.tobytes(), np.uint8), None)
+    for turn in range(rounds):
+        times = np.full(n_keys, 1_700_000_000_000 + turn, np.int64)
+        engine.observe(EventBatch(engine.state.plan.events[0], 0, times, [column, np.ones(n_keys)]))
+        before = resident()
+        position, written = engine.checkpoint()
+        assert (position, written > 30 * n_keys) == (engine.state.position, True), (position, written)
+        found.append(resident() - before)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_what_a_checkpoint_took_to_be_written_goes_back(
+    drill_size: Callable[[object, object], object], tmp_path: Path
+) -> None:
+    """Copies of all rows, LMDB's copies of its pages, and its map of the file: twice the store, for good."""
+    n_keys, rounds = drill_size(200_000, 700_000), drill_size(2, 6)
+    ran = subprocess.run(
+        [sys.executable, "-c", CHECKPOINTS, str(tmp_path / "store"), str(n_keys), str(rounds)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert max(json.loads(ran.stdout)) <= 8 << 20

@@ -568,6 +568,27 @@ def test_a_copy_is_a_commit_while_the_store_goes_on(tmp_path: Path) -> None:
             write(copy, 0, {}, position + 1)
 
 
+def test_a_renewed_store_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    with RowStore.open(path, store_id=STORE_ID, create=True) as store:
+        rows = some_rows(500, seed=1)
+        write(store, 0, rows, 1)
+        store.hold(1 << 20)
+        store.renew()
+        assert unpack(store.read_shard(0)[0]) == rows
+        with pytest.raises(StoreLockedError):
+            RowStore.open(path, store_id=STORE_ID, create=False)
+        write(store, 1, rows, 2)
+        assert store.shards() == {0: 1, 1: 2}
+        store.begin()
+        with pytest.raises(RuntimeError, match="transaction"):
+            store.renew()
+        store.abort()
+    with RowStore.open(path, store_id=STORE_ID, create=False) as store:
+        assert unpack(store.read_shard(1)[0]) == rows
+        assert store.verify() == []
+
+
 def test_a_compacted_file_holds_no_key_that_was_deleted(tmp_path: Path) -> None:
     """Not even in the branches of its tree, which part its leaves by the first key of each."""
     with RowStore.open(tmp_path / "rows", store_id=STORE_ID, create=True, block_bytes=64) as store:
