@@ -9,9 +9,10 @@ The native transport needs libnghttp2 and OpenSSL (Debian: libnghttp2-dev, libss
 Where they are not, it is left out and the server uses grpcio; `featurestore doctor` says which it is.
 FEATURESTORE_NATIVE=0 leaves it out, FEATURESTORE_NATIVE=1 fails rather than leave it out.
 
-Compiled modules are kept under build/, apart for each way of building, by the content of what they were made
-from, and only what changed is translated and compiled again. Times of files say nothing of that: every
-`pip install -e .` begins in a directory of its own, with a Cython that has just been unpacked.
+Compiled modules are kept under build/, or FEATURESTORE_KEPT, apart for each way of building, by the content
+of what they were made from, and only what changed is translated and compiled again. Times of files say
+nothing of that: every `pip install -e .` begins in a directory of its own, with a Cython that has just been
+unpacked.
 """
 
 import hashlib
@@ -76,7 +77,8 @@ compiler = os.environ.get("CC") or sysconfig.get_config_var("CC")
 way = [compile_args, link_args, directives, Cython.__version__, sys.version]
 way += [subprocess.getoutput(f"{compiler} --version")]  # noqa: S605 - as setuptools, whoever sets CC runs it
 way += [os.environ.get(flags) for flags in ("CFLAGS", "CPPFLAGS", "LDFLAGS")]
-KEPT = Path("build", "kept-" + hashlib.sha256(repr(way).encode()).hexdigest()[:16])
+KEPT = Path(os.environ.get("FEATURESTORE_KEPT") or "build")
+KEPT /= "kept-" + hashlib.sha256(repr(way).encode()).hexdigest()[:16]
 
 
 def kept(ext: Extension) -> Path:
