@@ -155,10 +155,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "engine_threads": (1, 64),
     "max_memory_bytes": (0, 1 << 50),
     "dedupe_memory_bytes": (0, 1 << 50),
+    "producer_memory_bytes": (0, 1 << 50),
     "checkpoint_every_s": (0.1, 86400.0),
     "checkpoint_journal_bytes": (1 << 20, 1 << 50),
     "drain_s": (0.0, 3600.0),
 }
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -184,6 +189,7 @@ class ServeConfig:
     engine_threads: int = 1  # that apply one large batch together
     max_memory_bytes: int = 0  # of rows; 0: no limit
     dedupe_memory_bytes: int = 0  # of event ids; 0: see dedupe_bytes
+    producer_memory_bytes: int = 0  # of what is remembered of producers; 0: see producer_bytes
     checkpoint_every_s: float = 60.0
     checkpoint_journal_bytes: int = 1 << 30
     transport: str | None = None  # "native" or "grpcio"; None: native, where it was built
@@ -225,7 +231,13 @@ class ServeConfig:
         that is set, else an eighth of the machine's."""
         if self.dedupe_memory_bytes:
             return self.dedupe_memory_bytes
-        return self.max_memory_bytes // 4 or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8
+        return self.max_memory_bytes // 4 or _machine_bytes() // 8
+
+    @property
+    def producer_bytes(self) -> int:
+        """Memory for producers, beside that of rows: what is set, else a thirty-second of max_memory_bytes,
+        or of the machine's where that is not set, and at least 64 MiB."""
+        return self.producer_memory_bytes or max(64 << 20, (self.max_memory_bytes or _machine_bytes()) // 32)
 
     @property
     def public_address(self) -> Address:

@@ -85,6 +85,8 @@ cdef class Engine:
     cdef uint64_t settled_bytes          # _settled_bytes() as of it
     cdef int _check_batch(self, EventBatch batch) except -1
     cdef int _replay_batch(self, object frame, Work* work) except -1
+    cdef int _replay_change(self, object frame) except -1
+    cdef object _change_producer(self, int change, str name, uint64_t epoch, uint64_t sequence)
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender)
 
 # Compared at import: see core/structs.py.

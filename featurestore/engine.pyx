@@ -39,22 +39,26 @@ from featurestore.core.pthread cimport (
     pthread_mutex_lock, pthread_mutex_unlock, pthread_rwlock_rdlock, pthread_rwlock_unlock,
     pthread_rwlock_wrlock,
 )
-from featurestore.core.producers cimport VERDICT_DUPLICATE, Origin
+from featurestore.core.change cimport CHANGE_DROP, CHANGE_RESET, LAST_NUMBER
+from featurestore.core.producers cimport VERDICT_DUPLICATE, Origin, producers_know
 from featurestore.core.shard cimport lock_taken
 from featurestore.core.state cimport (
-    READ_BUSY, Reserved, State, StateC, Work, batch_fits, state_apply, state_commit, state_content,
-    state_decide, state_forget, state_judge, state_origin, state_read, state_repeat, vectors_for,
-    verdict_error, work_clear, work_prepare, work_would_wait,
+    READ_BUSY, Reserved, State, StateC, Work, batch_fits, state_apply, state_change_producer, state_commit,
+    state_content, state_decide, state_forget, state_judge, state_origin, state_read, state_repeat,
+    vectors_for, verdict_error, work_clear, work_prepare, work_would_wait,
 )
 from featurestore.core.window cimport Outputs
-from featurestore.storage.failpoint cimport CHECKPOINT_COMMITTED, CHECKPOINT_MID, SCHEMA_JOURNALED, failpoint
+from featurestore.storage.failpoint cimport (
+    CHECKPOINT_COMMITTED, CHECKPOINT_MID, PRODUCER_JOURNALED, SCHEMA_JOURNALED, failpoint,
+)
 from featurestore.storage.frame cimport (
-    BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, BatchFrame, BatchHead, ByteBuffer,
-    batch_frame_free, body_error, buffer_free, decode_batch, decode_forget, encode_batch, encode_forget,
+    BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, MAX_PRODUCER_BODY_BYTES, BatchFrame, BatchHead, ByteBuffer,
+    ProducerBody, batch_frame_free, body_error, buffer_free, decode_batch, decode_forget, decode_producer,
+    encode_batch, encode_forget, encode_producer,
 )
 from featurestore.storage.journal cimport (
-    FRAME_BATCH, FRAME_FORGET, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK, Frame, Journal,
-    iovec, journal_append, journal_would_wait,
+    FRAME_BATCH, FRAME_FORGET, FRAME_PRODUCER, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK,
+    Frame, Journal, iovec, journal_append, journal_would_wait,
 )
 
 from featurestore.core.structs import same_structs
@@ -167,12 +171,49 @@ cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sende
     frame.unawaited = sender.unawaited
     piece.iov_base = body.data
     piece.iov_len = body.size
-    status = journal_append(engine.journal, &frame, &piece, 1)
+    return _appended(engine, &frame, &piece)
+
+
+cdef int _appended(EngineC* engine, Frame* frame, const iovec* body) noexcept nogil:
+    """Writes one frame; an EngineStatus."""
+    cdef int status = journal_append(engine.journal, frame, body, 1)
     if status == JOURNAL_OK:
         return ENGINE_OK
     if status == JOURNAL_FULL:
         return ENGINE_FULL
     return ENGINE_NO_MEMORY if status == JOURNAL_NO_MEMORY else ENGINE_FAILED
+
+
+cdef int _may_write(const EngineC* engine) noexcept nogil:
+    """ENGINE_OK, or why not. Order lock held."""
+    if engine.failed or engine.state.broken:
+        return ENGINE_FAILED
+    if engine.blocked or engine.state.sequencer.position >= engine.last_position:
+        return ENGINE_FULL
+    return ENGINE_OK
+
+
+cdef int _change_in_order(EngineC* engine, int change, const Origin* origin, Frame* frame, const iovec* body,
+                          bint* known) noexcept nogil:
+    """What an operator changes of a producer, if it is known; an EngineStatus. Order lock held."""
+    cdef int status
+    if engine.journal == NULL:
+        return ENGINE_CLOSED
+    frame.now_ms = _stamp(engine.state)
+    known[0] = producers_know(&engine.state.sequencer.producers, origin, frame.now_ms)
+    if not known[0]:
+        return ENGINE_OK
+    status = _may_write(engine)
+    if status != ENGINE_OK:
+        return status
+    frame.schema_version = engine.schema_version
+    status = _appended(engine, frame, body)
+    if status == ENGINE_OK and failpoint(PRODUCER_JOURNALED):
+        status = ENGINE_FAILED
+    if status == ENGINE_OK:
+        state_change_producer(engine.state, change, origin, frame.now_ms)
+    engine.failed |= status == ENGINE_FAILED
+    return status
 
 
 cdef void _count(Counters* counters, const Batch* batch) noexcept nogil:
@@ -215,10 +256,9 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
         if state_decide(state, batch, work, wall_ms) < 0:
             return ENGINE_NO_MEMORY
         if not peek and (origin.given or _any_accepted(batch)):
-            if engine.failed or state.broken:
-                return ENGINE_FAILED
-            if engine.blocked or state.sequencer.position >= engine.last_position:
-                return ENGINE_FULL
+            status = _may_write(engine)
+            if status != ENGINE_OK:
+                return status
             status = _journal_batch(engine, batch, sender, origin, wall_ms, body)
             if status != ENGINE_OK:
                 engine.failed |= status == ENGINE_FAILED
@@ -300,7 +340,7 @@ cdef class Engine:
     @staticmethod
     def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group",
              uint32_t threads=1, uint32_t n_shards=64, uint64_t max_memory_bytes=0,
-             uint64_t dedupe_memory_bytes=DEDUPE_MEMORY_BYTES,
+             uint64_t dedupe_memory_bytes=DEDUPE_MEMORY_BYTES, uint64_t producer_memory_bytes=64 << 20,
              uint64_t segment_bytes=64 << 20, bint create=True):
         """Opens the store in `directory`, creating it where there is none (and `create`).
 
@@ -308,7 +348,8 @@ cdef class Engine:
         or "event"; n_shards: a power of two; both are fixed when a store is created. durability: "group" or
         "process" (design §2.10). threads: that apply one large batch together. max_memory_bytes: of rows, 0
         for no limit. dedupe_memory_bytes: of event ids within their horizons, 36 bytes each; at it events
-        with new ids are refused. segment_bytes: size of a journal file.
+        with new ids are refused. producer_memory_bytes: of what is remembered of producers, half for each
+        kind of name; at it batches of new ones are refused. segment_bytes: size of a journal file.
         """
         cdef Engine self = Engine.__new__(Engine)
         path = Path(directory)
@@ -330,7 +371,8 @@ cdef class Engine:
             self.directory = DataDirectory.open(path)
         try:
             require_clock(self.directory.identity, clock)
-            self._recover(is_new, durability, threads, max_memory_bytes, dedupe_memory_bytes)
+            self._recover(is_new, durability, threads, max_memory_bytes, dedupe_memory_bytes,
+                          producer_memory_bytes)
             if schema is not None:
                 self.apply_schema(schema, path=schema_path)
             if is_new:
@@ -342,7 +384,8 @@ cdef class Engine:
 
     # -- recover
 
-    def _recover(self, is_new, durability, threads, max_memory_bytes, dedupe_memory_bytes):
+    def _recover(self, is_new, durability, threads, max_memory_bytes, dedupe_memory_bytes,
+                 producer_memory_bytes):
         began = time.monotonic()
         identity = self.directory.identity
         if is_new:
@@ -356,7 +399,7 @@ cdef class Engine:
         self.state = State(plan or EMPTY_PLAN, clock=identity.clock, secret=self.directory.secret,
                            n_shards=identity.n_shards, threads=threads, cores=len(os.sched_getaffinity(0)),
                            max_memory_bytes=max_memory_bytes, dedupe_memory_bytes=dedupe_memory_bytes,
-                           max_producer_bytes=_producer_memory(max_memory_bytes))
+                           max_producer_bytes=producer_memory_bytes)
         if plan is not None:
             load_rows(self.rows, self.state, identity.n_shards)
             self.content_bytes = self._content_bytes()
@@ -410,9 +453,22 @@ cdef class Engine:
             state_forget(&self.state.c, fp[0], fp[1])
             if self.state.c.broken:
                 raise MemoryError(f"no memory to replay the Forget at position {frame.first_position}")
+        elif frame.kind == FRAME_PRODUCER:
+            self._replay_change(frame)
         else:
             raise CorruptRecordError(
                 f"journal frame at position {frame.first_position} is of unknown kind {frame.kind}")
+
+    cdef int _replay_change(self, object frame) except -1:
+        cdef bytes body = frame.body
+        cdef ProducerBody change
+        cdef Origin origin
+        cdef int status = decode_producer(body, len(body), &change)
+        if status != BODY_OK:
+            raise body_error(status, f"producer frame at position {frame.first_position}")
+        state_origin(&self.state.c, change.name, change.name_bytes, change.epoch, change.sequence, 0, &origin)
+        state_change_producer(&self.state.c, change.change, &origin, frame.now_ms)
+        return 0
 
     cdef int _replay_batch(self, object frame, Work* work) except -1:
         # Outcomes point into it, and a bytearray is aligned and writable.
@@ -704,6 +760,55 @@ cdef class Engine:
                 self._judge(error, "rewriting the rows")
             return found, frame.first_position
 
+    def producers(self, uint64_t after=0, *, uint32_t at_least=1000):
+        """As State.list_producers, at the store's now."""
+        return self.state.list_producers(after, at_least=at_least, now_ms=clock_wall_ms())
+
+    def drop_producer(self, str name not None):
+        """Remembers nothing of a producer any more, as if it had never written: what it sends again counts
+        again. Returns the position of that, once it is durable."""
+        return self._change_producer(CHANGE_DROP, name, 0, 0)
+
+    def reset_producer(self, str name not None, uint64_t epoch, uint64_t sequence):
+        """Lets a producer go on above this epoch and sequence, after somebody else has fenced it off. What it
+        sends again from before cannot be judged and is refused. Returns the position of that, once it is
+        durable."""
+        if epoch > LAST_NUMBER or sequence > LAST_NUMBER:
+            raise InvalidEventError(
+                f"a producer is reset to an epoch and a sequence below 2**63, not to {epoch} and {sequence}")
+        return self._change_producer(CHANGE_RESET, name, epoch, sequence)
+
+    cdef object _change_producer(self, int change, str name, uint64_t epoch, uint64_t sequence):
+        cdef uint8_t out[MAX_PRODUCER_BODY_BYTES]
+        cdef bytes raw = name.encode()
+        cdef ProducerBody body
+        cdef Origin origin
+        cdef Frame frame
+        cdef iovec piece
+        cdef bint known = False
+        cdef int status
+        if 0 < len(raw) <= MAX_PRODUCER_BYTES:
+            body = ProducerBody(change=<uint8_t>change, name_bytes=<uint8_t>len(raw), epoch=epoch,
+                                sequence=sequence, name=<const uint8_t*>raw)
+            memset(&frame, 0, sizeof(frame))
+            frame.kind = FRAME_PRODUCER
+            frame.n_positions = 1
+            piece.iov_base = out
+            piece.iov_len = encode_producer(&body, out)
+            state_origin(self.c.state, raw, len(raw), epoch, sequence, 0, &origin)
+            with nogil:
+                pthread_mutex_lock(&self.c.state.order)
+                status = _change_in_order(&self.c, change, &origin, &frame, &piece, &known)
+                pthread_mutex_unlock(&self.c.state.order)
+            if status != ENGINE_OK:
+                raise write_error(status)
+        if not known:
+            raise UnknownNameError(
+                f"no producer {name!r} is remembered (after 15 minutes or 7 days of silence, by the kind of "
+                "its name, none is); `featurestore producers list` shows those that are")
+        self.journal.wait_durable(frame.first_position)
+        return frame.first_position
+
     # -- checkpoint
 
     def _content_bytes(self):
@@ -942,7 +1047,7 @@ cdef class Engine:
         sweep_took = 0.1
         # What a journal just truncated has, and what preallocation adds.
         most_bytes = checkpoint_journal_bytes + 2 * self.segment_bytes
-        told = False
+        told = set()
         while not self.stop.wait(0.2):
             now = time.monotonic()
             try:
@@ -966,12 +1071,12 @@ cdef class Engine:
                     self.state.sweep()
                     swept = time.monotonic()
                     sweep_took = swept - now
-                used, cap = self.state.id_memory
-                if used * 2 < cap:
-                    told = False
-                elif used * 5 >= cap * 4 and not told and on_filling is not None:
-                    told = True
-                    on_filling("dedupe_memory", used, cap)
+                for what, (used, cap) in self.state.memories.items():
+                    if used * 2 < cap:
+                        told.discard(what)
+                    elif used * 5 >= cap * 4 and what not in told and on_filling is not None:
+                        told.add(what)
+                        on_filling(what, used, cap)
             except (LimitError, MemoryError):
                 self.stop.wait(1.0)
             except Exception as error:
@@ -1034,13 +1139,6 @@ cdef class Engine:
 
     def __exit__(self, *_):
         self.close()
-
-
-def _producer_memory(uint64_t max_memory_bytes):
-    """Bytes for what is remembered of producers: a thirty-second of max_memory, or of the machine's memory
-    where there is no limit, and at least 64 MiB."""
-    memory = max_memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(64 << 20, memory // 32)
 
 
 cdef uint64_t count_records(const uint8_t* data, size_t size) noexcept nogil:

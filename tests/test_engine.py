@@ -717,3 +717,30 @@ class TestUse:
         for code in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             assert is_shortage(caused_by(code))
         assert not is_shortage(caused_by(errno.EIO))
+
+
+def test_memory_that_fills_is_told_at_four_fifths_and_again_after_it_was_half_empty(path: Path) -> None:
+    def write(name: bytes) -> None:
+        data = {"at": [store_v1.START_MS], "play_id": [repr(name)], "account": ["anna"], "seconds": [1.0]}
+        engine.observe(store_v1.batch(engine, data), producer=name, sequence=1)
+
+    told: list[tuple[str, int, int]] = []
+    cap = 20 * 200  # of each kind of name
+    with Engine.open(path, producer_memory_bytes=2 * cap, dedupe_memory_bytes=36 * 1000) as engine:
+        engine.start_upkeep(on_filling=lambda *facts: told.append(facts))
+        for turn in (1, 2):
+            for i in range(18):
+                write(b"given-%02d" % i)
+                write(b"client-%016x" % i if turn == 1 else b"given-%02d" % i)
+            until(lambda n=turn: len(told) > n)  # of made-up names once
+            for i in range(18):
+                engine.drop_producer(f"given-{i:02}")
+            until(lambda: engine.state.memories["producer_memory of given names"][0] * 2 < cap)
+            threading.Event().wait(0.5)
+    names = [what for what, _, _ in told]
+    assert sorted(names) == [
+        "producer_memory of given names",
+        "producer_memory of given names",
+        "producer_memory of made-up names",
+    ]
+    assert all(cap * 4 <= used * 5 and limit == cap for _, used, limit in told)

@@ -27,7 +27,7 @@ from featurestore.storage.checkpoint import SKETCHES
 from featurestore.storage.rows import RowStore
 
 GOLDEN = Path(__file__).parent / "golden" / "store_sketch_v1"
-GOLDEN_DIGEST = "1d9f3ea0bda0f9edba0bd6f9a276983e"
+GOLDEN_DIGEST = "7c236a5d4b01019aa3fdc425cc65d494"
 START_MS = 1_700_000_000_000
 N_SHARDS = 2
 SCHEMA = """\

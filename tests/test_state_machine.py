@@ -359,6 +359,17 @@ class TwoStores(RuleBasedStateMachine):
         rows = rows if same else [replace(row, time=(row.time or 0) + 1) for row in rows]
         self.both.submit("a", rows, **options, **self.now())
 
+    @precondition(lambda self: getattr(self, "sent", []))
+    @rule(change=st.sampled_from(["drop", "reset", "reset back"]), back=st.integers(0, 1500))
+    def change_producer(self, change: str, back: int) -> None:
+        epoch = max(options["epoch"] for _, options in self.sent)
+        if change == "drop":
+            self.both.change_producer(b"p")
+        elif change == "reset":
+            self.both.change_producer(b"p", epoch, self.next_sequence)
+        else:
+            self.both.change_producer(b"p", 1, max(0, self.next_sequence - back))
+
     @precondition(lambda self: self.both.naive.clock == "wall")
     @rule(data=st.data(), back_ms=st.integers(1, 40_000))
     def clock_turns_back(self, data: st.DataObject, back_ms: int) -> None:

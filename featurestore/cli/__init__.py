@@ -32,6 +32,11 @@ COMMANDS = (
     Command("get", "featurestore.cli.get", "read vectors: what a service says of some keys"),
     Command("apply", "featurestore.cli.apply", "change the schema of a live store"),
     Command("forget", "featurestore.cli.forget", "delete one key from a live store and all its files"),
+    Command(
+        "producers",
+        "featurestore.cli.producers",
+        "who is remembered to have written: list them, forget one, reset one",
+    ),
     Command("stats", "featurestore.cli.stats", "what a live store holds and has done"),
     Command("checkpoint", "featurestore.cli.checkpoint", "have a live store write its rows to disk now"),
     Command("backup", "featurestore.cli.backup", "copy a live store to a directory on its machine"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.cli.exits import Exit
 from featurestore.cli.frame import add_output_argument
-from featurestore.cli.reaching import add_server_arguments, client_of, columns, keys_of
+from featurestore.cli.reaching import add_server_arguments, client_of, columns, keys_of, printable
 from featurestore.errors import ConfigError, InvalidEventError, StorageError
 
 if TYPE_CHECKING:
@@ -184,11 +184,6 @@ def list_lines(lists: Sequence[HeavyList]) -> list[str]:
         rows.append(["all events", shown(each.total), str(each.total_lower), str(each.total_upper)])
         lines += ["", *columns(rows, right=range(1, 4)), status]
     return lines
-
-
-def printable(text: str) -> str:
-    """Values are chosen by whoever sends events, and must not speak to the terminal."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:120])
 
 
 def number(value: float) -> float | None:

@@ -47,7 +47,7 @@ def as_lines(found: dict[str, Any]) -> list[str]:
         *_sketch_lines(found["sketches"]),
         f"journal, positions {journal['first_position']:,} to {journal['last_position']:,}",
         f"  {journal['batches']:,} batches of {journal['events']:,} events, {journal['schemas']:,} schemas, "
-        f"{journal['forgets']:,} forgets",
+        f"{journal['forgets']:,} forgets, {journal['producer_changes']:,} changes of producers",
     ]
     lines += [
         f"  {segment['name']}  {segment['file_bytes']:,} bytes, {segment['frames']:,} frames"

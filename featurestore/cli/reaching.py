@@ -1,4 +1,4 @@
-"""What the commands that talk to a server share: its address, TLS, and keys written as `name=value`."""
+"""What the commands that talk to a server share: its address, TLS, keys written as `name=value`, tables."""
 
 from __future__ import annotations
 
@@ -106,3 +106,8 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list
         ).rstrip()
         for row in rows
     ]
+
+
+def printable(text: str, most: int = 120) -> str:
+    """For a terminal, to which what comes from senders must not speak; `most` letters of it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[:most])

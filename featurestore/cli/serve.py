@@ -59,6 +59,7 @@ FLAGS = {
     "engine_threads": "--threads",
     "max_memory_bytes": "--max-memory",
     "dedupe_memory_bytes": "--dedupe-memory",
+    "producer_memory_bytes": "--producer-memory",
     "checkpoint_every_s": "--checkpoint-every",
     "checkpoint_journal_bytes": "--checkpoint-journal",
     "transport": "--transport",
@@ -135,8 +136,8 @@ def _add_listeners(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--admin",
         metavar="ADDR",
-        help=f"for apply, forget, stats, checkpoint and backup (default: unix:DIR/{ADMIN_SOCKET}, which only "
-        "its owner may open). Over TCP it needs all three of:",
+        help="for apply, forget, producers, stats, checkpoint and backup (default: "
+        f"unix:DIR/{ADMIN_SOCKET}, which only its owner may open). Over TCP it needs all three of:",
     )
     group.add_argument("--admin-tls-cert", metavar="PEM", help="its certificate")
     group.add_argument("--admin-tls-key", metavar="PEM", help="the private key of that")
@@ -161,6 +162,14 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="of event ids within their horizons, 36 bytes each; at it, events with new ids are refused "
         "(default: a quarter of --max-memory, beside it; without that, an eighth of the machine's)",
+    )
+    group.add_argument(
+        "--producer-memory",
+        default="0",
+        metavar="SIZE",
+        help="of what is remembered of producers, half for names that were given and half for names that "
+        "clients made up, from 180 bytes each; at it, batches of new ones are refused (default: a "
+        "thirty-second of --max-memory, beside it, or of the machine's; 64M at least)",
     )
     group.add_argument(
         "--threads",
@@ -354,6 +363,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         worker_threads=arguments.worker_threads,
         max_memory_bytes=bytes_of(arguments.max_memory, "--max-memory"),
         dedupe_memory_bytes=bytes_of(arguments.dedupe_memory, "--dedupe-memory"),
+        producer_memory_bytes=bytes_of(arguments.producer_memory, "--producer-memory"),
         checkpoint_every_s=seconds_of(arguments.checkpoint_every, "--checkpoint-every"),
         checkpoint_journal_bytes=bytes_of(arguments.checkpoint_journal, "--checkpoint-journal"),
         read_threads=arguments.read_threads,

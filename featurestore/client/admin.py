@@ -5,7 +5,7 @@ Nothing is retried: these calls are made by people who see what happened.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,7 +16,7 @@ from featurestore.client import wire
 from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Tls, checked_target, options
 from featurestore.client.failures import Code, Failure
 from featurestore.client.requests import mapped, set_value
-from featurestore.errors import SchemaError
+from featurestore.errors import ConfigError, SchemaError
 from featurestore.v1 import admin_service_pb2 as admin_pb
 
 M = TypeVar("M", bound=Message)
@@ -60,6 +60,31 @@ class AdminClient:
         for name, value in mapped(parts, "a key maps the names of its parts to values").items():
             set_value(request.parts.add(name=name), value, f"key {name}")
         return self._call("Forget", request, admin_pb.ForgetResponse)
+
+    def producers(self) -> Iterator[admin_pb.RememberedProducer]:
+        """Those that are remembered, in no order; a page is asked for when the one before has been taken."""
+        request = admin_pb.ListProducersRequest()
+        while True:
+            page = self._call("ListProducers", request, admin_pb.ListProducersResponse)
+            yield from page.producers
+            if not page.next:
+                return
+            if page.next <= request.after:
+                raise wire.unreadable("a page of producers that goes back; ask for them again")
+            request.after = page.next
+
+    def drop_producer(self, name: str) -> admin_pb.DropProducerResponse:
+        """Nothing is remembered of it any more: what it sends again counts again."""
+        request = admin_pb.DropProducerRequest(name=name)
+        return self._call("DropProducer", request, admin_pb.DropProducerResponse)
+
+    def reset_producer(self, name: str, *, epoch: int, sequence: int) -> admin_pb.ResetProducerResponse:
+        """It goes on above this epoch and sequence, after another has fenced it off under its name."""
+        for word, number in (("epoch", epoch), ("sequence", sequence)):
+            if not 0 <= number < 1 << 63:
+                raise ConfigError(f"{word} is {number}; it is from 0 to 2**63 - 1")
+        request = admin_pb.ResetProducerRequest(name=name, epoch=epoch, sequence=sequence)
+        return self._call("ResetProducer", request, admin_pb.ResetProducerResponse)
 
     def backup(self, directory: str) -> admin_pb.BackupResponse:
         """`directory` is on the server's machine and must not exist yet."""

@@ -3,6 +3,7 @@
     state       decide, apply, read: the deterministic state machine over all shards
       sequencer   clock, lateness, refusals, duplicates: the one place that decides
         producers   which batches each producer has sent
+          change      what an operator may change of one
         ids         which event ids were accepted, for as long as they make a duplicate
       shard       rows of one partition of the key space, applied in position order
         table       fingerprint → row

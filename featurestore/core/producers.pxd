@@ -6,6 +6,9 @@
 # silent has nothing to do with what he tells of. A producer is forgotten after a silence that is longer than
 # any retry: 7 days, or 15 minutes if its name is one that a client made up for itself. Then it is as if it
 # had never been; when its memory is given back changes nothing.
+#
+# An operator may change what is remembered of one: forget it before that (drop), or say where it is to go on
+# (reset) after another has written under its name and fenced it off.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.bytes cimport Bytes, bytes_structs
@@ -21,7 +24,7 @@ cdef enum:
 cdef enum Verdict:               # of a whole batch, by its producer, epoch and sequence
     VERDICT_NEW = 0
     VERDICT_DUPLICATE = 1        # acknowledged, not applied
-    VERDICT_TOO_OLD = 2          # more than 1,024 below the highest: cannot be judged
+    VERDICT_TOO_OLD = 2          # more than 1,024 below the highest, or from before a reset: cannot be judged
     VERDICT_CONFLICT = 3         # the sequence was seen with other content
     VERDICT_FENCED = 4           # a newer epoch of this producer has written
     VERDICT_FULL = 5             # it needs memory, and its class has none left
@@ -32,13 +35,16 @@ ctypedef struct Producer:
     uint64_t fp1
     uint64_t epoch
     uint64_t highest
-    int64_t last_ms              # the server's clock at its last batch; UNSET_MS: not known
+    uint64_t lowest              # sequences below it cannot be judged: they are from before a reset
+    int64_t last_ms              # the server's clock at its last batch or reset; UNSET_MS: not known
     Producer* next               # of its bucket
     Producer* older              # of its class, by last_ms
     Producer* newer
-    uint64_t* content            # [capacity] by sequence % capacity: fingerprint of the batch, 0 = not seen
+    uint64_t* content            # [capacity] by sequence % capacity: fingerprint of the batch, 0 = not seen;
+                                 # its name follows
     uint16_t capacity            # 4, 8, ... 1024, SEQUENCES: as many as what was seen needs
     uint8_t class_
+    uint8_t name_bytes           # 0: not known, of a store of before in which it has not written since
 
 ctypedef struct ProducerClass:
     Producer* oldest
@@ -59,14 +65,27 @@ ctypedef struct ProducerTable:
     int64_t now_ms               # the latest that frames have had; UNSET_MS before the first
     ProducerClass classes[N_CLASSES]
 
-ctypedef struct Origin:          # who sent a batch; n_bytes 0: nobody says, no deduplication by sequence
-    uint64_t fp0                 # SipHash of the producer's name
+ctypedef struct Origin:          # who sent a batch; not `given`: nobody says, no deduplication by sequence
+    const uint8_t* name          # borrowed
+    uint8_t name_bytes
+    uint64_t fp0                 # SipHash of the name
     uint64_t fp1
     uint64_t epoch
     uint64_t sequence
     uint64_t content             # fingerprint of the batch as sent, never 0
     uint8_t class_
     bint given
+
+ctypedef struct ProducerRecord:   # as it is stored; its name and what was seen follow (format: producers.pyx)
+    uint64_t fp[2]
+    uint64_t epoch
+    uint64_t highest
+    int64_t last_ms
+    uint8_t class_
+    uint8_t name_bytes
+    uint16_t n
+    uint32_t zeros
+    uint64_t lowest              # not in version 2
 
 cdef int producers_init(ProducerTable* table, uint64_t max_bytes) noexcept nogil   # 0, -1 memory
 cdef void producers_clear(ProducerTable* table) noexcept nogil
@@ -77,12 +96,23 @@ cdef int producers_judge(ProducerTable* table, const Origin* origin, int64_t wal
 # The origin's record with room for its sequence, made where there is none; NULL when out of memory. Then
 # producer_remember cannot fail.
 cdef Producer* producers_of(ProducerTable* table, const Origin* origin, int64_t wall_ms) noexcept nogil
-cdef void producer_remember(ProducerTable* table, Producer* producer, const Origin* origin) noexcept nogil
+cdef void producer_remember(ProducerTable* table, Producer* producer, const Origin* origin,
+                            int64_t wall_ms) noexcept nogil
 cdef uint64_t producers_bytes(const ProducerTable* table) noexcept nogil
+# Whether anything is remembered of it at the server's clock.
+cdef bint producers_know(const ProducerTable* table, const Origin* origin, int64_t wall_ms) noexcept nogil
+# A Change of whom the origin names; of one that is not known nothing. A reset takes epoch and sequence as the
+# last ones seen: what is not above them cannot be judged any more.
+cdef void producers_change(ProducerTable* table, int change, const Origin* origin,
+                           int64_t wall_ms) noexcept nogil
 
-# As bytes (format: producers.pyx), bucket after bucket from bucket[0] on: 1 more, 0 done, -1 memory. It
-# ends however fast producers come.
+# As bytes (format: producers.pyx), bucket after bucket from bucket[0] on: 1 more, 0 done, -1 memory, -2 not a
+# place to go on from. It ends however fast producers come.
 cdef int producers_copy(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets,
+                        Bytes* out) noexcept nogil
+# The same walk, at the server's clock: records as producers_copy has them, without what was seen and without
+# a head.
+cdef int producers_list(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets, int64_t wall_ms,
                         Bytes* out) noexcept nogil
 # All of them in canonical order. 0, -1 memory
 cdef int producers_export(const ProducerTable* table, Bytes* out) noexcept nogil
@@ -93,4 +123,5 @@ cdef int producers_import(ProducerTable* table, const uint8_t* data, size_t n_by
 cdef inline dict producers_structs():
     return bytes_structs() | {"core/producers.pxd": (
         sizeof(Producer), sizeof(ProducerClass), sizeof(ProducerTable), sizeof(Origin),
+        sizeof(ProducerRecord),
     )}

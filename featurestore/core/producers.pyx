@@ -1,10 +1,10 @@
 """Which batches each producer has sent; see producers.pxd.
 
 The table is keyed by SipHash with the store's secret: whoever chooses producer names cannot make them
-collide. What is remembered of a producer grows with what it sent, up to 1,025 fingerprints. Names that
-clients make up for a session and names that somebody gave have half of the memory each, because whoever
-reaches the port may invent names: a batch that would need more than there is is turned away until somebody
-has been silent for long enough.
+collide. A name is kept beside for operators, who know nothing of hashes. What is remembered of a producer
+grows with what it sent, up to 1,025 fingerprints. Names that clients make up for a session and names that
+somebody gave have half of the memory each, because whoever reaches the port may invent names: a batch that
+would need more than there is is turned away until somebody has been silent for long enough.
 
 Why 15 minutes are longer than any retry of a made-up name: nobody but the client object that made it up knows
 it, and that one tries a call again only within the call's own time, or an ingest's 60 seconds of patience.
@@ -15,6 +15,7 @@ from libc.stdlib cimport calloc, free, malloc, qsort
 from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.bytes cimport Bytes, bytes_append
+from featurestore.core.change cimport CHANGE_DROP
 from featurestore.core.plan cimport UNSET_MS, plan_structs
 from featurestore.core.stored cimport by_words, is_clock
 
@@ -31,6 +32,7 @@ cdef enum:
     DAY_MS = 86_400_000
     NAME_PREFIX = 7                     # of "client-"
     NAME_DIGITS = 16
+    SECOND_RECORD_BYTES = 48            # of version 2
 
 cdef extern from * nogil:
     """
@@ -167,8 +169,12 @@ cdef inline void _link_newest(ProducerTable* table, Producer* producer) noexcept
     class_.newest = producer
 
 
-cdef inline uint64_t _bytes_of(uint16_t capacity) noexcept nogil:
-    return RECORD_BYTES + <uint64_t>capacity * sizeof(uint64_t)
+cdef inline uint64_t _bytes_of(uint16_t capacity, uint8_t name_bytes) noexcept nogil:
+    return RECORD_BYTES + <uint64_t>capacity * sizeof(uint64_t) + name_bytes
+
+
+cdef inline uint8_t* _name_of(const Producer* producer) noexcept nogil:
+    return <uint8_t*>(producer.content + producer.capacity)
 
 
 cdef void _free(ProducerTable* table, Producer* gone) noexcept nogil:
@@ -178,7 +184,7 @@ cdef void _free(ProducerTable* table, Producer* gone) noexcept nogil:
     at[0] = gone.next
     _unlink_age(table, gone)
     table.classes[gone.class_].n -= 1
-    table.classes[gone.class_].n_bytes -= _bytes_of(gone.capacity)
+    table.classes[gone.class_].n_bytes -= _bytes_of(gone.capacity, gone.name_bytes)
     free(gone.content)
     free(gone)
 
@@ -201,13 +207,21 @@ cdef void _free_forgotten(ProducerTable* table, int64_t now_ms) noexcept nogil:
             class_.forgotten += 1
 
 
-cdef Producer* _make(ProducerTable* table, uint64_t fp0, uint64_t fp1, uint8_t class_,
-                     uint16_t capacity) noexcept nogil:
+cdef uint64_t* _content(uint16_t capacity, const uint8_t* name, uint8_t name_bytes) noexcept nogil:
+    """Nothing seen, and a name; NULL when out of memory."""
+    cdef uint64_t* content = <uint64_t*>calloc(capacity * sizeof(uint64_t) + name_bytes, 1)
+    if content != NULL and name_bytes:
+        memcpy(content + capacity, name, name_bytes)
+    return content
+
+
+cdef Producer* _make(ProducerTable* table, uint64_t fp0, uint64_t fp1, uint8_t class_, uint16_t capacity,
+                     const uint8_t* name, uint8_t name_bytes) noexcept nogil:
     cdef Producer* producer = <Producer*>calloc(1, sizeof(Producer))
     cdef Producer** bucket
     if producer == NULL:
         return NULL
-    producer.content = <uint64_t*>calloc(capacity, sizeof(uint64_t))
+    producer.content = _content(capacity, name, name_bytes)
     if producer.content == NULL:
         free(producer)
         return NULL
@@ -215,13 +229,14 @@ cdef Producer* _make(ProducerTable* table, uint64_t fp0, uint64_t fp1, uint8_t c
     producer.fp1 = fp1
     producer.class_ = class_
     producer.capacity = capacity
+    producer.name_bytes = name_bytes
     producer.last_ms = UNSET_MS
     bucket = _bucket_of(table, fp0)
     producer.next = bucket[0]
     bucket[0] = producer
     _link_newest(table, producer)
     table.classes[class_].n += 1
-    table.classes[class_].n_bytes += _bytes_of(capacity)
+    table.classes[class_].n_bytes += _bytes_of(capacity, name_bytes)
     if table.classes[NAMED].n + table.classes[MADE_UP].n > table.n_buckets:
         _split_one(table)
     return producer
@@ -260,13 +275,15 @@ cdef uint16_t _needed(const Producer* producer, uint64_t epoch, uint64_t sequenc
     return needed if needed > producer.capacity else producer.capacity
 
 
-cdef int _grow(ProducerTable* table, Producer* producer, uint16_t capacity) noexcept nogil:
+cdef int _grow(ProducerTable* table, Producer* producer, uint16_t capacity,
+               const Origin* origin) noexcept nogil:
+    """To that capacity, and to the origin's name where it was not known."""
     cdef uint64_t* content
     cdef uint64_t sequence
     cdef uint16_t i
-    if capacity == producer.capacity:
+    if capacity == producer.capacity and producer.name_bytes == origin.name_bytes:
         return 0
-    content = <uint64_t*>calloc(capacity, sizeof(uint64_t))
+    content = _content(capacity, origin.name, origin.name_bytes)
     if content == NULL:
         return -1
     for i in range(producer.capacity):
@@ -276,8 +293,10 @@ cdef int _grow(ProducerTable* table, Producer* producer, uint16_t capacity) noex
         content[sequence % capacity] = producer.content[sequence % producer.capacity]
     free(producer.content)
     producer.content = content
-    table.classes[producer.class_].n_bytes += _bytes_of(capacity) - _bytes_of(producer.capacity)
+    table.classes[producer.class_].n_bytes += _bytes_of(capacity, origin.name_bytes) - _bytes_of(
+        producer.capacity, producer.name_bytes)
     producer.capacity = capacity
+    producer.name_bytes = origin.name_bytes
     return 0
 
 
@@ -285,8 +304,8 @@ cdef inline bint _is_ignored(const Producer* producer, const Origin* origin) noe
     """Never live, where such batches are turned away. A replay begins with tables that may be ahead of its
     first batches."""
     return origin.epoch < producer.epoch or (
-        origin.epoch == producer.epoch and producer.highest > origin.sequence and
-        producer.highest - origin.sequence >= SEQUENCES)
+        origin.epoch == producer.epoch and (origin.sequence < producer.lowest or (
+            producer.highest > origin.sequence and producer.highest - origin.sequence >= SEQUENCES)))
 
 
 cdef inline bint _is_reached(uint64_t last, uint64_t next, int64_t wall_ms) noexcept nogil:
@@ -320,7 +339,8 @@ cdef int producers_judge(ProducerTable* table, const Origin* origin, int64_t wal
     if producer == NULL or _is_forgotten(producer, now_ms):
         if not _is_reached(0, origin.epoch, wall_ms) or not _is_reached(0, origin.sequence, wall_ms):
             return VERDICT_JUMP
-        if producer != NULL or _has_room(table, origin.class_, _bytes_of(FEWEST)):
+        if producer != NULL or _has_room(
+                table, origin.class_, _bytes_of(FEWEST, origin.name_bytes)):
             return VERDICT_NEW
         return VERDICT_FULL
     if origin.epoch != producer.epoch:
@@ -332,6 +352,8 @@ cdef int producers_judge(ProducerTable* table, const Origin* origin, int64_t wal
         return VERDICT_NEW
     if not _is_reached(producer.highest, origin.sequence, wall_ms):
         return VERDICT_JUMP
+    if origin.sequence < producer.lowest:
+        return VERDICT_TOO_OLD
     if origin.sequence <= producer.highest:
         if producer.highest - origin.sequence >= SEQUENCES:
             return VERDICT_TOO_OLD
@@ -339,8 +361,8 @@ cdef int producers_judge(ProducerTable* table, const Origin* origin, int64_t wal
             seen = producer.content[origin.sequence % producer.capacity]
     if seen == 0:
         needed = _needed(producer, origin.epoch, origin.sequence)
-        return VERDICT_NEW if _has_room(table, producer.class_, _bytes_of(needed) - _bytes_of(
-            producer.capacity)) else VERDICT_FULL
+        return VERDICT_NEW if _has_room(table, producer.class_, (
+            needed - producer.capacity) * sizeof(uint64_t)) else VERDICT_FULL
     return VERDICT_DUPLICATE if seen == origin.content else VERDICT_CONFLICT
 
 
@@ -348,6 +370,7 @@ cdef void _begin(Producer* producer, const Origin* origin) noexcept nogil:
     memset(producer.content, 0, producer.capacity * sizeof(uint64_t))
     producer.epoch = origin.epoch
     producer.highest = origin.sequence
+    producer.lowest = 0
 
 
 cdef void _begin_silences(ProducerTable* table, int64_t now_ms) noexcept nogil:
@@ -365,23 +388,36 @@ cdef void _begin_silences(ProducerTable* table, int64_t now_ms) noexcept nogil:
 cdef Producer* producers_of(ProducerTable* table, const Origin* origin, int64_t wall_ms) noexcept nogil:
     cdef int64_t now_ms = _now(table, wall_ms)
     cdef Producer* producer = _find(table, origin.fp0, origin.fp1)
+    cdef uint16_t needed
     if table.now_ms == UNSET_MS:
         _begin_silences(table, now_ms)
     if producer == NULL:
-        producer = _make(table, origin.fp0, origin.fp1, origin.class_, FEWEST)
+        producer = _make(table, origin.fp0, origin.fp1, origin.class_, FEWEST, origin.name, origin.name_bytes)
         if producer == NULL:
             return NULL
         _begin(producer, origin)
-    elif _is_forgotten(producer, now_ms):
-        _begin(producer, origin)
-    elif not _is_ignored(producer, origin) and _grow(
-            table, producer, _needed(producer, origin.epoch, origin.sequence)) < 0:
-        return NULL
+    else:
+        needed = producer.capacity
+        if _is_forgotten(producer, now_ms):
+            _begin(producer, origin)
+        elif not _is_ignored(producer, origin):
+            needed = _needed(producer, origin.epoch, origin.sequence)
+        if _grow(table, producer, needed, origin) < 0:
+            return NULL
     table.now_ms = now_ms
     return producer
 
 
-cdef void producer_remember(ProducerTable* table, Producer* producer, const Origin* origin) noexcept nogil:
+cdef inline void _heard(ProducerTable* table, Producer* producer, int64_t wall_ms) noexcept nogil:
+    """Not at the table's now, which is ahead where a replay begins."""
+    if wall_ms > producer.last_ms:
+        producer.last_ms = wall_ms
+    _unlink_age(table, producer)
+    _link_newest(table, producer)
+
+
+cdef void producer_remember(ProducerTable* table, Producer* producer, const Origin* origin,
+                            int64_t wall_ms) noexcept nogil:
     cdef uint64_t gap, i
     if _is_ignored(producer, origin):
         return
@@ -396,17 +432,39 @@ cdef void producer_remember(ProducerTable* table, Producer* producer, const Orig
                 producer.content[(producer.highest + i) % producer.capacity] = 0
         producer.highest = origin.sequence
     producer.content[origin.sequence % producer.capacity] = origin.content
-    if table.now_ms > producer.last_ms:
-        producer.last_ms = table.now_ms
-    _unlink_age(table, producer)
-    _link_newest(table, producer)
+    _heard(table, producer, wall_ms)
+
+
+cdef bint producers_know(const ProducerTable* table, const Origin* origin, int64_t wall_ms) noexcept nogil:
+    cdef const Producer* producer = _find(table, origin.fp0, origin.fp1)
+    return producer != NULL and not _is_forgotten(producer, _now(table, wall_ms))
+
+
+cdef void producers_change(ProducerTable* table, int change, const Origin* origin,
+                           int64_t wall_ms) noexcept nogil:
+    cdef Producer* producer = _find(table, origin.fp0, origin.fp1)
+    cdef int64_t now_ms = _now(table, wall_ms)
+    if table.now_ms == UNSET_MS:
+        _begin_silences(table, now_ms)
+    table.now_ms = now_ms
+    if producer == NULL:
+        return
+    if change == CHANGE_DROP:
+        _free(table, producer)
+        return
+    _begin(producer, origin)
+    producer.lowest = origin.sequence + 1
+    _heard(table, producer, wall_ms)
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------
 #
-# Little-endian: u32 version (2), u32 0, i64 now, then per producer: u64[2] fingerprint, u64 epoch, u64
-# highest, i64 last, u8 class, u8 0, u16 n, u32 0, u16[n] how far below the highest each sequence is that was
-# seen, ascending, padded with zeros to a multiple of 8, u64[n] the fingerprints of their batches.
+# Little-endian: u32 version (3), u32 0, i64 now, then per producer: u64[2] fingerprint, u64 epoch, u64
+# highest, i64 last, u8 class, u8 bytes of the name, u16 n, u32 0, u64 lowest, the name and u16[n] how far
+# below the highest each sequence is that was seen, ascending, each padded with zeros to a multiple of 8,
+# u64[n] the fingerprints of their batches.
+#
+# Version 2 had neither `lowest` nor names.
 #
 # Version 1 had no head, and per producer 8240 bytes: u64[2] fingerprint, u64 epoch, u64 highest, i64 last on
 # the store's clock, u64[1025] fingerprint of the batch of each sequence at place sequence % 1025.
@@ -415,16 +473,6 @@ ctypedef struct Head:
     uint32_t version
     uint32_t zero
     int64_t now_ms
-
-ctypedef struct Record:
-    uint64_t fp[2]
-    uint64_t epoch
-    uint64_t highest
-    int64_t last_ms
-    uint8_t class_
-    uint8_t zero
-    uint16_t n
-    uint32_t zeros
 
 ctypedef struct FirstRecord:
     uint64_t fp[2]
@@ -437,18 +485,18 @@ ctypedef struct FirstRecord:
 cdef int _put_head(const ProducerTable* table, Bytes* out) noexcept nogil:
     cdef Head head
     memset(&head, 0, sizeof(head))
-    head.version = 2
+    head.version = 3
     head.now_ms = table.now_ms
     return bytes_append(out, &head, sizeof(head))
 
 
-cdef int _put(const ProducerTable* table, const Producer* producer, Bytes* out) noexcept nogil:
+cdef int _put(const Producer* producer, int64_t now_ms, bint whole, Bytes* out) noexcept nogil:
     cdef uint16_t below[SEQUENCES + 3]
     cdef uint64_t content[SEQUENCES]
-    cdef Record record
-    cdef uint64_t seen
+    cdef uint64_t zeros = 0, seen
+    cdef ProducerRecord record
     cdef uint16_t i
-    if _is_forgotten(producer, table.now_ms):
+    if _is_forgotten(producer, now_ms):
         return 0
     memset(&record, 0, sizeof(record))
     memset(below, 0, sizeof(below))
@@ -458,7 +506,9 @@ cdef int _put(const ProducerTable* table, const Producer* producer, Bytes* out) 
     record.highest = producer.highest
     record.last_ms = producer.last_ms
     record.class_ = producer.class_
-    for i in range(producer.capacity):
+    record.name_bytes = producer.name_bytes
+    record.lowest = producer.lowest
+    for i in range(producer.capacity if whole else 0):
         if producer.highest < i:
             break
         seen = producer.content[(producer.highest - i) % producer.capacity]
@@ -467,23 +517,25 @@ cdef int _put(const ProducerTable* table, const Producer* producer, Bytes* out) 
             content[record.n] = seen
             record.n += 1
     if (bytes_append(out, &record, sizeof(record)) < 0
+            or bytes_append(out, _name_of(producer), producer.name_bytes) < 0
+            or bytes_append(out, &zeros, -producer.name_bytes & 7) < 0
             or bytes_append(out, below, (record.n * 2 + 7) & ~7) < 0
             or bytes_append(out, content, record.n * sizeof(uint64_t)) < 0):
         return -1
     return 0
 
 
-cdef int producers_copy(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets,
-                        Bytes* out) noexcept nogil:
+cdef int _walk(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets, int64_t now_ms, bint whole,
+               Bytes* out) noexcept nogil:
     """bucket[0]: the next one, and how many there were at the beginning (upper half). Whatever has been split
     since, what was in one of those is in buckets of the same remainder, and so is what would have been."""
     cdef const Producer* producer
     cdef uint64_t at = bucket[0] & 0xFFFFFFFFu, n = bucket[0] >> 32, level = SEGMENT, step, i
     cdef uint32_t looked = 0
-    if n == 0:
+    if bucket[0] == 0:
         n = table.n_buckets
-        if _put_head(table, out) < 0:
-            return -1
+    if n < SEGMENT or n > table.n_buckets or at >= n:
+        return -2
     while 2 * level <= n:
         level *= 2
     while at < n and looked < max_buckets:
@@ -493,13 +545,25 @@ cdef int producers_copy(const ProducerTable* table, uint64_t* bucket, uint32_t m
         while i < table.n_buckets:
             producer = _bucket_at(table, i)[0]
             while producer != NULL:
-                if _put(table, producer, out) < 0:
+                if _put(producer, now_ms, whole, out) < 0:
                     return -1
                 producer = producer.next
             i += step
         at += 1
     bucket[0] = n << 32 | at
     return 1 if at < n else 0
+
+
+cdef int producers_copy(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets,
+                        Bytes* out) noexcept nogil:
+    if bucket[0] == 0 and _put_head(table, out) < 0:
+        return -1
+    return _walk(table, bucket, max_buckets, table.now_ms, True, out)
+
+
+cdef int producers_list(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets, int64_t wall_ms,
+                        Bytes* out) noexcept nogil:
+    return _walk(table, bucket, max_buckets, _now(table, wall_ms), False, out)
 
 
 cdef int _by_fingerprint(const void* a, const void* b) noexcept nogil:
@@ -541,7 +605,7 @@ cdef int producers_export(const ProducerTable* table, Bytes* out) noexcept nogil
         status = _put_head(table, out)
     for i in range(n):
         if status == 0:
-            status = _put(table, found[i], out)
+            status = _put(found[i], table.now_ms, True, out)
     free(found)
     return status
 
@@ -561,13 +625,13 @@ cdef int _order_by_age(ProducerTable* table) noexcept nogil:
     return 0
 
 
-cdef Producer* _imported(ProducerTable* table, const uint64_t* fp, uint8_t class_,
-                         uint16_t capacity) noexcept nogil:
+cdef Producer* _imported(ProducerTable* table, const uint64_t* fp, uint8_t class_, uint16_t capacity,
+                         const uint8_t* name, uint8_t name_bytes) noexcept nogil:
     """A record without what it has seen; it replaces one that was copied before it moved."""
     cdef Producer* producer = _find(table, fp[0], fp[1])
     if producer != NULL:
         _free(table, producer)
-    return _make(table, fp[0], fp[1], class_, capacity)
+    return _make(table, fp[0], fp[1], class_, capacity, name, name_bytes)
 
 
 cdef int _import_first(ProducerTable* table, const uint8_t* data, size_t n_bytes, bint wall) noexcept nogil:
@@ -585,7 +649,7 @@ cdef int _import_first(ProducerTable* table, const uint8_t* data, size_t n_bytes
         for i in range(SEQUENCES):
             if record.highest >= i and record.content[(record.highest - i) % SEQUENCES]:
                 n = i + 1
-        producer = _imported(table, record.fp, NAMED, _capacity_for(n))
+        producer = _imported(table, record.fp, NAMED, _capacity_for(n), NULL, 0)
         if producer == NULL:
             return -1
         producer.epoch = record.epoch
@@ -602,49 +666,60 @@ cdef int _import_first(ProducerTable* table, const uint8_t* data, size_t n_bytes
 cdef int producers_import(ProducerTable* table, const uint8_t* data, size_t n_bytes,
                           bint wall) noexcept nogil:
     cdef Head head
-    cdef Record record
+    cdef ProducerRecord record
     cdef Producer* producer
     cdef const uint8_t* at = data
-    cdef size_t left = n_bytes, n_below
+    cdef const uint8_t* name
+    cdef size_t left = n_bytes, record_bytes, n_below, n_name
     cdef uint64_t seen
     cdef uint16_t below, before = 0, i
     cdef int status
     if n_bytes >= sizeof(head):
         memcpy(&head, data, sizeof(head))
-    if n_bytes < sizeof(head) or head.version != 2 or head.zero:
+    if n_bytes < sizeof(head) or not 2 <= head.version <= 3 or head.zero:
         status = _import_first(table, data, n_bytes, wall)
         return _order_by_age(table) if status == 0 else status
     if not is_clock(head.now_ms):
         return 1
     table.now_ms = head.now_ms
+    record_bytes = sizeof(record) if head.version == 3 else SECOND_RECORD_BYTES
     at += sizeof(head)
     left -= sizeof(head)
+    memset(&record, 0, sizeof(record))
     while left:
-        if left < sizeof(record):
+        if left < record_bytes:
             return 1
-        memcpy(&record, at, sizeof(record))
-        at += sizeof(record)
-        left -= sizeof(record)
+        memcpy(&record, at, record_bytes)
+        at += record_bytes
+        left -= record_bytes
+        name = at
+        n_name = (<size_t>record.name_bytes + 7) & ~<size_t>7
         n_below = (<size_t>record.n * 2 + 7) & ~<size_t>7
-        if (record.n > SEQUENCES or record.class_ >= N_CLASSES or record.zero or record.zeros
-                or not is_clock(record.last_ms) or left < n_below + <size_t>record.n * 8):
+        if (record.n > SEQUENCES or record.class_ >= N_CLASSES or record.zeros
+                or (record.name_bytes and head.version == 2)
+                or (record.lowest and record.lowest - 1 > record.highest)
+                or not is_clock(record.last_ms) or left < n_name + n_below + <size_t>record.n * 8):
             return 1
+        at += n_name
+        left -= n_name
         before = 0
         if record.n:
             memcpy(&before, at + (<size_t>record.n - 1) * 2, 2)          # the farthest below
         if before >= SEQUENCES:
             return 1
-        producer = _imported(table, record.fp, record.class_, _capacity_for(<uint64_t>before + 1))
+        producer = _imported(table, record.fp, record.class_, _capacity_for(<uint64_t>before + 1), name,
+                             record.name_bytes)
         if producer == NULL:
             return -1
         producer.epoch = record.epoch
         producer.highest = record.highest
+        producer.lowest = record.lowest
         producer.last_ms = record.last_ms
         for i in range(record.n):
             memcpy(&below, at + <size_t>i * 2, 2)
             memcpy(&seen, at + n_below + <size_t>i * 8, 8)
             if (below > record.highest or below >= producer.capacity or (i and below <= before)
-                    or seen == 0):
+                    or seen == 0 or record.highest - below < record.lowest):
                 return 1
             before = below
             producer.content[(record.highest - below) % producer.capacity] = seen

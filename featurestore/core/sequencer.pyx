@@ -194,7 +194,7 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
         ids_drop(&s.ids, ids, ids_oldest(ids, now), 2 + batch.n_events // SEGMENT_IDS)
     s.position += batch.n_events
     if producer != NULL:
-        producer_remember(&s.producers, producer, origin)
+        producer_remember(&s.producers, producer, origin, wall_ms)
     return 0
 
 

@@ -93,6 +93,10 @@ cdef int state_read(StateC* state, const ServiceC* service, const Column* const*
 # Frees what one key holds; it takes one position. True if there was a row. Order lock held. When out of
 # memory the row is still there, and the state broken.
 cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil
+# What an operator changes (Change) of the producer whom the origin names; it takes one position. Order lock
+# held.
+cdef void state_change_producer(StateC* state, int change, const Origin* origin,
+                                int64_t wall_ms) noexcept nogil
 # Fingerprint of all that a batch says, never 0: a retry has the same, also where fields have been added to
 # the event type since, or moved.
 cdef uint64_t state_content(const StateC* state, const Batch* batch) noexcept nogil
@@ -125,6 +129,8 @@ cdef class State:
     cdef const ServiceC* _service(self, service) except? NULL
     cdef bint _drop_ids(self, uint32_t* type_) noexcept nogil
     cdef tuple _copy_ids(self, const IdTable* table, uint16_t event_id, Bytes* out, object meanwhile)
+    cdef int _change_producer(self, int change, bytes name, uint64_t epoch, uint64_t sequence,
+                              int64_t now_ms) except -1
     cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id)
     cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1

@@ -6,6 +6,7 @@ were batched or how many threads ran.
 """
 
 import hashlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from featurestore.core.batch cimport (
 )
 from featurestore.core.bytes cimport Bytes, block_of, bytes_append, bytes_clear, bytes_reserve
 from featurestore.core.derived cimport derive
+from featurestore.core.change cimport CHANGE_DROP, CHANGE_RESET, LAST_NUMBER
 from featurestore.core.frequency cimport (
     Frequencies, frequencies_adopt, frequencies_bytes, frequencies_clear, frequencies_copy_records,
     frequencies_export, frequencies_import, frequencies_init,
@@ -46,9 +48,10 @@ from featurestore.core.pthread cimport (
     pthread_rwlock_wrlock, pthread_t,
 )
 from featurestore.core.producers cimport (
-    MADE_UP, NAMED, VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_JUMP, VERDICT_TOO_OLD,
-    Origin, ProducerTable, producer_class, producers_bytes, producers_clear, producers_copy, producers_export,
-    producers_import, producers_judge,
+    MADE_UP, N_CLASSES, NAMED, VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_JUMP,
+    VERDICT_TOO_OLD, Origin, ProducerRecord, ProducerTable, producer_class, producers_bytes,
+    producers_change, producers_clear, producers_copy, producers_export, producers_import, producers_judge,
+    producers_know, producers_list,
 )
 from featurestore.core.sequencer cimport (
     Sequencer, sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_decide, sequencer_export_head,
@@ -676,6 +679,8 @@ cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_by
     if n_bytes == 0:
         return
     siphash128(state.secret, producer, n_bytes, fp)
+    origin.name = producer
+    origin.name_bytes = <uint8_t>n_bytes
     origin.fp0 = fp[0]
     origin.fp1 = fp[1]
     origin.epoch = epoch
@@ -691,6 +696,12 @@ cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil
     if found < 0:
         state.broken = True
     return found > 0
+
+
+cdef void state_change_producer(StateC* state, int change, const Origin* origin,
+                                int64_t wall_ms) noexcept nogil:
+    producers_change(&state.sequencer.producers, change, origin, wall_ms)
+    state.sequencer.position += 1
 
 
 cdef inline bint _readable(uint8_t outcome) noexcept nogil:
@@ -793,6 +804,16 @@ def _id_name(event):
     return None if event.id_field is None else event.fields[event.id_field].name
 
 
+class RememberedProducer(NamedTuple):
+    """What is remembered of a producer, but for which batches it sent."""
+
+    name: bytes | None  # None: of a store of before, and it has not written since
+    epoch: int
+    sequence: int  # the highest
+    heard_ms: int | None  # the server's clock at its last batch or reset; None as above
+    made_up: bool  # the name is one that a client made up for itself
+
+
 class Vectors:
     """Feature vectors, one row per event or key set, columns in the service's order.
 
@@ -850,11 +871,12 @@ cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t 
     who = f"batch (producer {producer!r}, epoch {epoch}, sequence {sequence})"
     if verdict == VERDICT_TOO_OLD:
         return SequenceError(
-            f"{who} is more than 1,024 below this producer's highest sequence, so it cannot be told whether "
-            "it was applied; do not retry it, or begin a new epoch")
+            f"{who} is more than 1,024 below this producer's highest sequence, or from before an operator "
+            "reset it, so it cannot be told whether it was applied; do not retry it, or begin a new epoch")
     if verdict == VERDICT_FENCED:
         return SequenceError(
-            f"{who} is from a fenced-off epoch: a newer instance of this producer has written; stop this one")
+            f"{who} is from a fenced-off epoch: a newer instance of this producer has written; stop this "
+            "one, or, if that was somebody else, have an operator reset the producer")
     if verdict == VERDICT_JUMP:
         return InvalidEventError(
             f"{who} is out of reach: an epoch or a sequence is at most 2**40 above the last one of this "
@@ -1002,9 +1024,15 @@ cdef class State:
         return None if self.c.sequencer.now_ms == UNSET_MS else self.c.sequencer.now_ms
 
     @property
-    def id_memory(self):
-        """Bytes that event ids take, and dedupe_memory_bytes."""
-        return self.c.sequencer.ids.n_ids * ID_BYTES, self.c.sequencer.ids.max_bytes
+    def memories(self):
+        """What refuses events at its cap: (bytes in use, cap) by name."""
+        cdef const ProducerTable* producers = &self.c.sequencer.producers
+        half = producers.max_bytes // N_CLASSES
+        return {
+            "dedupe_memory": (self.c.sequencer.ids.n_ids * ID_BYTES, self.c.sequencer.ids.max_bytes),
+            "producer_memory of given names": (producers.classes[NAMED].n_bytes, half),
+            "producer_memory of made-up names": (producers.classes[MADE_UP].n_bytes, half),
+        }
 
     def event_now_ms(self, size_t event):
         """The clock of one event type, None before its first event."""
@@ -1312,6 +1340,70 @@ cdef class State:
                 pthread_rwlock_unlock(&self.c.plan_lock)
         return found
 
+    cdef int _change_producer(self, int change, bytes name, uint64_t epoch, uint64_t sequence,
+                              int64_t now_ms) except -1:
+        cdef Origin origin
+        cdef bint known
+        state_origin(&self.c, name, len(name), epoch, sequence, 0, &origin)
+        with nogil:
+            pthread_mutex_lock(&self.c.order)
+            known = producers_know(&self.c.sequencer.producers, &origin, now_ms)
+            if known:
+                state_change_producer(&self.c, change, &origin, now_ms)
+            pthread_mutex_unlock(&self.c.order)
+        return known
+
+    def drop_producer(self, bytes name not None, *, int64_t now_ms=0):
+        """Remembers nothing of a producer any more: what it sends again counts again. False, and nothing is
+        done, where it is not known; else it takes one position."""
+        return self._change_producer(CHANGE_DROP, name, 0, 0, now_ms) > 0
+
+    def reset_producer(self, bytes name not None, uint64_t epoch, uint64_t sequence, *, int64_t now_ms=0):
+        """Remembers of a producer that it has come to this epoch and sequence: it goes on above them, and of
+        what is not above them nobody can tell whether it was applied. As drop_producer."""
+        if epoch > LAST_NUMBER or sequence > LAST_NUMBER:
+            raise InvalidEventError(
+                f"a producer is reset to an epoch and a sequence below 2**63, not {epoch} and {sequence}")
+        return self._change_producer(CHANGE_RESET, name, epoch, sequence, now_ms) > 0
+
+    def list_producers(self, uint64_t after=0, *, size_t at_least=1000, int64_t now_ms=0,
+                       uint32_t max_places=64):
+        """(producers, where to go on from; None: these were the last), in no order: `at_least` of them where
+        there are so many. after: 0, or where to go on from. Of producers that come or go meanwhile one may be
+        missing, none is there twice."""
+        cdef Bytes out
+        cdef size_t at = 0
+        cdef uint64_t bucket = after
+        cdef int status = 1
+        cdef ProducerRecord record
+        memset(&out, 0, sizeof(out))
+        found = []
+        try:
+            while status == 1 and <size_t>len(found) < at_least:
+                with nogil:
+                    pthread_mutex_lock(&self.c.order)
+                    status = producers_list(&self.c.sequencer.producers, &bucket, max_places, now_ms, &out)
+                    pthread_mutex_unlock(&self.c.order)
+                if status == -2:
+                    raise InvalidEventError(
+                        f"{after} is no place to go on from in the list of producers: this store gave out "
+                        "another, or was restarted since; begin again with 0")
+                if status < 0:
+                    raise MemoryError
+                at = 0
+                while at < out.n_bytes:
+                    memcpy(&record, out.data + at, sizeof(record))
+                    at += sizeof(record)
+                    name = (<const char*>out.data + at)[:record.name_bytes] if record.name_bytes else None
+                    at += (record.name_bytes + 7) & ~7
+                    heard_ms = None if record.last_ms == UNSET_MS else record.last_ms
+                    found.append(RememberedProducer(name, record.epoch, record.highest, heard_ms,
+                                                    record.class_ == MADE_UP))
+                out.n_bytes = 0
+            return found, bucket if status == 1 else None
+        finally:
+            bytes_clear(&out)
+
     cdef bint _drop_ids(self, uint32_t* type_) noexcept nogil:
         """A segment of ids that have expired, of an event type that may have been silent since. Whether to go
         on."""
@@ -1415,8 +1507,8 @@ cdef class State:
     def stats(self):
         """Counts: rows, used_bytes (rows, logs, index and sketches), held_bytes (what the process holds for
         them: also what is free between), sketches (tables), sketch_bytes, ids, id_bytes (of
-        dedupe_memory_bytes), producers (of names made up by clients, their bytes, at most, batches refused
-        for want of memory, and forgotten), position."""
+        dedupe_memory_bytes), producers (of names made up by clients, their bytes, those of made-up names, at
+        most, batches refused for want of memory, and forgotten), position."""
         cdef const ProducerTable* producers = &self.c.sequencer.producers
         cdef uint64_t rows = 0, sketches = 0, sketch_bytes = 0
         cdef uint32_t i
@@ -1436,6 +1528,7 @@ cdef class State:
             "producers": producers.classes[NAMED].n + producers.classes[MADE_UP].n,
             "producers_made_up": producers.classes[MADE_UP].n,
             "producer_bytes": producers_bytes(producers),
+            "producer_bytes_made_up": producers.classes[MADE_UP].n_bytes,
             "max_producer_bytes": producers.max_bytes,
             "producers_refused": producers.classes[NAMED].refused + producers.classes[MADE_UP].refused,
             "producers_forgotten": producers.classes[NAMED].forgotten + producers.classes[MADE_UP].forgotten,

@@ -28,6 +28,7 @@ SERVICE = "featurestore.v1.AdminService"
 THREADS = 2
 MOST_CALLS = 8
 MOST_CONNECTIONS = 64
+PRODUCERS, MOST_PRODUCERS = 1_000, 10_000  # of a page
 
 Reply = TypeVar("Reply")
 
@@ -59,6 +60,28 @@ class Admin(pb_grpc.AdminServiceServicer):
 
     def Forget(self, request: pb.ForgetRequest, context: grpc.ServicerContext) -> pb.ForgetResponse:
         return _answer(context, lambda: nicely(lambda: self._forget(request)))
+
+    def ListProducers(
+        self, request: pb.ListProducersRequest, context: grpc.ServicerContext
+    ) -> pb.ListProducersResponse:
+        return _answer(context, lambda: self._list_producers(request))
+
+    def DropProducer(
+        self, request: pb.DropProducerRequest, context: grpc.ServicerContext
+    ) -> pb.DropProducerResponse:
+        return _answer(
+            context, lambda: pb.DropProducerResponse(position=self._engine.drop_producer(request.name))
+        )
+
+    def ResetProducer(
+        self, request: pb.ResetProducerRequest, context: grpc.ServicerContext
+    ) -> pb.ResetProducerResponse:
+        return _answer(
+            context,
+            lambda: pb.ResetProducerResponse(
+                position=self._engine.reset_producer(request.name, request.epoch, request.sequence)
+            ),
+        )
 
     def Backup(self, request: pb.BackupRequest, context: grpc.ServicerContext) -> pb.BackupResponse:
         return _answer(context, lambda: nicely(lambda: self._backup(request)))
@@ -101,6 +124,24 @@ class Admin(pb_grpc.AdminServiceServicer):
     def _forget(self, request: pb.ForgetRequest) -> pb.ForgetResponse:
         found, position = self._engine.forget(key_texts(request.parts))
         return pb.ForgetResponse(found=found, position=position)
+
+    def _list_producers(self, request: pb.ListProducersRequest) -> pb.ListProducersResponse:
+        if request.page_size > MOST_PRODUCERS:
+            raise ConfigError(f"page_size is {request.page_size}; it is at most {MOST_PRODUCERS}, or 0")
+        found, following = self._engine.producers(request.after, at_least=request.page_size or PRODUCERS)
+        return pb.ListProducersResponse(
+            producers=[
+                pb.RememberedProducer(
+                    name=(each.name or b"").decode(errors="replace"),
+                    epoch=each.epoch,
+                    sequence=each.sequence,
+                    heard_ms=each.heard_ms,
+                    made_up=each.made_up,
+                )
+                for each in found
+            ],
+            next=following or 0,
+        )
 
     def _backup(self, request: pb.BackupRequest) -> pb.BackupResponse:
         target = Path(request.directory)

@@ -40,6 +40,12 @@ _COUNTERS = (
         "Batches whose (producer, epoch, sequence) had been applied before.",
     ),
     ("vectors_read", "vectors_read", "Feature vectors read, those of Observe included."),
+    (
+        "producers_refused",
+        "producers_refused",
+        "Batches refused because the memory for producers of their kind of name was in use.",
+    ),
+    ("producers_forgotten", "producers_forgotten", "Producers forgotten after a silence."),
 )
 _GAUGES = (
     ("rows", "rows", "Rows held."),
@@ -60,6 +66,7 @@ _GAUGES = (
     ("remembered_producers", "producers", "Producers remembered for deduplication."),
     ("remembered_producers_made_up", "producers_made_up", "Of those, names that clients made up."),
     ("producer_bytes", "producer_bytes", "Memory that remembered producers take."),
+    ("producer_bytes_made_up", "producer_bytes_made_up", "Of those, for names that clients made up."),
     ("producer_bytes_limit", "max_producer_bytes", "At most so much; half for each kind of name."),
     ("journal_bytes", "journal_bytes", "Size of the journal's files."),
     (

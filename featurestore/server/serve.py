@@ -185,6 +185,7 @@ def open_store(config: ServeConfig) -> Engine:
         threads=config.engine_threads,
         max_memory_bytes=config.max_memory_bytes,
         dedupe_memory_bytes=config.dedupe_bytes,
+        producer_memory_bytes=config.producer_bytes,
     )
 
 

@@ -3,7 +3,7 @@
     check       a store that is not open: inspect, verify, restore
     checkpoint  what the engine keeps in the rows' file, and a State made from it again
     journal     the truth: append-only segments, one fdatasync for many appends, recovery after a power cut
-    frame       what a journal frame's body holds: a batch in columns, a schema, a Forget
+    frame       what a journal frame's body holds: a batch in columns, a schema, a Forget, a producer's change
     rows        checkpoints of the rows in LMDB: what bounds how much of the journal is replayed
       blocks      sorted records packed into checksummed values
       lmdb_file   what can be known of an LMDB data file before it is mapped

@@ -28,11 +28,11 @@ from featurestore.storage.directory import (
     sync_directory,
     write_synced,
 )
-from featurestore.storage.frame import parse_batch_body, parse_forget_body
-from featurestore.storage.journal import BATCH, FORGET, SCHEMA, JournalFrame, JournalReader
+from featurestore.storage.frame import parse_batch_body, parse_forget_body, parse_producer_body
+from featurestore.storage.journal import BATCH, FORGET, PRODUCER, SCHEMA, JournalFrame, JournalReader
 from featurestore.storage.rows import RowStore
 
-KIND_NAMES = {BATCH: "batches", SCHEMA: "schemas", FORGET: "forgets"}
+KIND_NAMES = {BATCH: "batches", SCHEMA: "schemas", FORGET: "forgets", PRODUCER: "producer_changes"}
 
 
 def inspect(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -202,6 +202,9 @@ def _verify_journal(store: DataDirectory, plan: Plan | None, position: int | Non
 def _check_body(frame: JournalFrame, plan: Plan | None) -> None:
     if frame.kind == FORGET:
         parse_forget_body(frame.body)
+        return
+    if frame.kind == PRODUCER:
+        parse_producer_body(frame.body)
         return
     batch = parse_batch_body(frame.body)
     if len(batch.times) != frame.n_positions:

@@ -20,7 +20,8 @@ cdef enum Failpoint:
     SCHEMA_JOURNALED = 12         # a schema frame is written, nothing serves it yet
     FORGET_JOURNALED = 13         # the tombstone is written, the key still in rows and journal
     FORGET_CHECKPOINTED = 14      # the key is in no row and no segment, the rows' file has it in free pages
-    N_FAILPOINTS = 15
+    PRODUCER_JOURNALED = 15       # a producer's change is written, the producer as it was
+    N_FAILPOINTS = 16
 
 cdef bint failpoints_armed        # any rule is set; read without a lock, written under the GIL
 

@@ -64,6 +64,7 @@ NAMES = (
     "schema.journaled",
     "forget.journaled",
     "forget.checkpointed",
+    "producer.journaled",
 )
 ACTIONS = {"kill": ACTION_KILL, "eio": ACTION_EIO, "enospc": ACTION_ENOSPC, "emfile": ACTION_EMFILE}
 

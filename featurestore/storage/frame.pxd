@@ -13,6 +13,8 @@ cdef enum:
     MAX_BODY_BYTES = 1 << 30
     FORGET_BODY_BYTES = 24
     BATCH_HEAD_BYTES = 40
+    PRODUCER_HEAD_BYTES = 24
+    MAX_PRODUCER_BODY_BYTES = PRODUCER_HEAD_BYTES + 256
 
 cdef enum BodyStatus:
     BODY_OK = 0
@@ -27,6 +29,8 @@ cdef enum BodyStatus:
     BODY_PADDING = 9              # a byte that must be 0 is not
     BODY_TOO_LARGE = 10           # encode: more than MAX_BODY_BYTES, or a producer longer than 255 bytes
     BODY_NO_MEMORY = 11
+    BODY_CHANGE = 12              # a change of a producer that no version has, or numbers that it cannot have
+    BODY_NAME = 13                # no name
 
 ctypedef struct ByteBuffer:
     uint8_t* data                 # malloc'ed, so 16-byte aligned
@@ -62,6 +66,18 @@ cdef void encode_forget(uint16_t entity_id, const uint8_t* fingerprint, uint8_t*
 cdef int decode_forget(
     const uint8_t* body, size_t size, uint16_t* entity_id, uint8_t* fingerprint,
 ) noexcept nogil
+
+# What an operator changed of a producer. The name is borrowed.
+ctypedef struct ProducerBody:
+    uint8_t change                # Change of core/change.pxd
+    uint8_t name_bytes            # at least 1
+    const uint8_t* name
+    uint64_t epoch                # of a reset, each below 2^63; else 0
+    uint64_t sequence
+
+# Returns how many bytes, at most MAX_PRODUCER_BODY_BYTES.
+cdef size_t encode_producer(const ProducerBody* change, uint8_t* out) noexcept nogil
+cdef int decode_producer(const uint8_t* body, size_t size, ProducerBody* out) noexcept nogil
 
 cdef object body_error(int status, str where)
 
@@ -101,5 +117,5 @@ cdef inline size_t align8(size_t n) noexcept nogil:
 # Compared at import: see core/structs.py.
 cdef inline dict frame_structs():
     return batch_structs() | {"storage/frame.pxd": (
-        sizeof(ByteBuffer), sizeof(BatchHead), sizeof(BatchFrame), sizeof(Cursor),
+        sizeof(ByteBuffer), sizeof(BatchHead), sizeof(BatchFrame), sizeof(ProducerBody), sizeof(Cursor),
     )}

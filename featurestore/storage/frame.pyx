@@ -1,4 +1,5 @@
-"""Bodies of journal frames: a batch in columns, a schema's JSON, a Forget. FORMAT.md gives them byte by byte.
+"""Bodies of journal frames: a batch in columns, a schema's JSON, a Forget, a change of a producer. FORMAT.md
+gives them byte by byte.
 
 A batch is stored as it is used: the arrays of a `Batch`, each 8-byte aligned, so that replay decodes a body
 by setting pointers into it.
@@ -30,6 +31,7 @@ from featurestore.core.batch cimport (
     COLUMN_NUMBER, COLUMN_TEXT, MAX_BATCH_EVENTS, MAX_PRODUCER_BYTES, OUTCOME_DUPLICATE, REFUSED_MEMORY,
     REFUSED_NO_TIME,
 )
+from featurestore.core.change cimport CHANGE_DROP, CHANGE_RESET, LAST_NUMBER
 
 from featurestore.core.structs import same_structs
 from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError
@@ -53,6 +55,8 @@ PROBLEMS = {
     BODY_PRESENT: "has a presence flag that is neither 0 nor 1",
     BODY_PADDING: "has a non-zero byte in its padding",
     BODY_TOO_LARGE: f"exceeds {MAX_BODY_BYTES} bytes, or its producer {MAX_PRODUCER_BYTES}: send less",
+    BODY_CHANGE: "is neither a drop nor a reset of a producer to an epoch and a sequence below 2**63",
+    BODY_NAME: "has no producer's name",
 }
 
 
@@ -309,6 +313,37 @@ cdef int decode_forget(
     return BODY_OK
 
 
+cdef size_t encode_producer(const ProducerBody* change, uint8_t* out) noexcept nogil:
+    memset(out, 0, PRODUCER_HEAD_BYTES)
+    out[0] = change.change
+    out[1] = change.name_bytes
+    memcpy(out + 8, &change.epoch, 8)
+    memcpy(out + 16, &change.sequence, 8)
+    memcpy(out + PRODUCER_HEAD_BYTES, change.name, change.name_bytes)
+    return PRODUCER_HEAD_BYTES + <size_t> change.name_bytes
+
+
+cdef int decode_producer(const uint8_t* body, size_t size, ProducerBody* out) noexcept nogil:
+    cdef int i
+    if size < PRODUCER_HEAD_BYTES or size < PRODUCER_HEAD_BYTES + <size_t> body[1]:
+        return BODY_SHORT
+    if size > PRODUCER_HEAD_BYTES + <size_t> body[1]:
+        return BODY_LONG
+    for i in range(2, 8):
+        if body[i]:
+            return BODY_PADDING
+    out.change = body[0]
+    out.name_bytes = body[1]
+    out.epoch = load_u64(body + 8)
+    out.sequence = load_u64(body + 16)
+    out.name = body + PRODUCER_HEAD_BYTES
+    if out.name_bytes == 0:
+        return BODY_NAME
+    if out.change == CHANGE_RESET:
+        return BODY_OK if out.epoch <= LAST_NUMBER and out.sequence <= LAST_NUMBER else BODY_CHANGE
+    return BODY_OK if out.change == CHANGE_DROP and not out.epoch | out.sequence else BODY_CHANGE
+
+
 class TextValues(NamedTuple):
     """One text column: event i's text is `data[offsets[i]:offsets[i + 1]]`; `present` None: all are given."""
 
@@ -475,3 +510,24 @@ def parse_forget_body(bytes body not None):
     if status:
         raise body_error(status, "forget body")
     return entity_id, PyBytes_FromStringAndSize(<char*> fingerprint, 16)
+
+
+def producer_body(uint8_t change, bytes name not None, uint64_t epoch=0, uint64_t sequence=0):
+    """The PRODUCER body: 1 drops the producer of that name, 2 resets it to an epoch and a sequence."""
+    cdef uint8_t out[MAX_PRODUCER_BODY_BYTES]
+    cdef ProducerBody body
+    if len(name) > MAX_PRODUCER_BYTES:
+        raise LimitError(f"a producer's name has at most {MAX_PRODUCER_BYTES} bytes")
+    body = ProducerBody(change=change, name_bytes=<uint8_t> len(name), epoch=epoch, sequence=sequence,
+                        name=<const uint8_t*> PyBytes_AS_STRING(name))
+    return PyBytes_FromStringAndSize(<char*> out, encode_producer(&body, out))
+
+
+def parse_producer_body(bytes body not None):
+    """(change, name, epoch, sequence) of a PRODUCER body; CorruptRecordError says what is wrong with other
+    bytes."""
+    cdef ProducerBody found
+    cdef int status = decode_producer(<const uint8_t*> PyBytes_AS_STRING(body), len(body), &found)
+    if status:
+        raise body_error(status, "producer body")
+    return found.change, (<const char*> found.name)[:found.name_bytes], found.epoch, found.sequence

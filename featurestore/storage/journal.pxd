@@ -23,6 +23,8 @@ cdef enum FrameKind:
     FRAME_BATCH = 1
     FRAME_SCHEMA = 2
     FRAME_FORGET = 3
+    FRAME_PRODUCER = 4
+    LAST_KIND = FRAME_PRODUCER
 
 cdef enum JournalMode:
     MODE_GROUP = 0                # acknowledged when synced

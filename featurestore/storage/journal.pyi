@@ -5,6 +5,7 @@ from typing import Final, Literal, NamedTuple, Self, final
 BATCH: Final[int]
 SCHEMA: Final[int]
 FORGET: Final[int]
+PRODUCER: Final[int]
 KINDS: Final[dict[int, str]]
 MODES: Final[dict[str, int]]
 VERDICTS: Final[dict[int, str]]

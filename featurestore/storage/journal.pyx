@@ -142,7 +142,8 @@ assert sizeof(FrameHeader) == FRAME_HEADER_BYTES
 BATCH = FRAME_BATCH
 SCHEMA = FRAME_SCHEMA
 FORGET = FRAME_FORGET
-KINDS = {BATCH: "BATCH", SCHEMA: "SCHEMA", FORGET: "FORGET"}
+PRODUCER = FRAME_PRODUCER
+KINDS = {BATCH: "BATCH", SCHEMA: "SCHEMA", FORGET: "FORGET", PRODUCER: "PRODUCER"}
 MODES = {"group": MODE_GROUP, "process": MODE_PROCESS}
 DEFAULT_SEGMENT_BYTES = 64 << 20
 MAX_SEGMENT_BYTES = 1 << 40
@@ -642,7 +643,7 @@ cdef int journal_append(JournalState* j, Frame* frame, const iovec* pieces, int 
     cdef int i, status
     if n_pieces < 0 or n_pieces > MAX_PIECES or frame.n_positions == 0:
         return JOURNAL_INVALID
-    if frame.kind < FRAME_BATCH or frame.kind > FRAME_FORGET:
+    if frame.kind < FRAME_BATCH or frame.kind > LAST_KIND:
         return JOURNAL_INVALID
     for i in range(n_pieces):
         if pieces[i].iov_len > MAX_BODY_BYTES - body_bytes:
@@ -810,7 +811,7 @@ cdef int read_frame(SegmentScan* scan, uint64_t at, uint64_t min_durable, Frame*
         return FRAME_BAD_CHECKSUM
     if header.version != FRAME_VERSION or header.header_bytes != FRAME_HEADER_BYTES:
         return FRAME_NEWER
-    if header.kind < FRAME_BATCH or header.kind > FRAME_FORGET:
+    if header.kind < FRAME_BATCH or header.kind > LAST_KIND:
         return FRAME_NEWER
     if header.n_positions == 0 or header.durable_offset > header.offset or header.body_bytes > MAX_BODY_BYTES:
         return FRAME_IMPOSSIBLE

@@ -34,7 +34,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("schema_version", "events_accepted", "events_late", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms", "sketches", "sketch_bytes", "ids", "id_bytes", "dedupe_memory_bytes", "producers", "producers_made_up", "producer_bytes", "max_producer_bytes", "producers_refused", "checkpoint_room_bytes", "last_position")
+    __slots__ = ("schema_version", "events_accepted", "events_late", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms", "sketches", "sketch_bytes", "ids", "id_bytes", "dedupe_memory_bytes", "producers", "producers_made_up", "producer_bytes", "max_producer_bytes", "producers_refused", "producers_forgotten", "producer_bytes_made_up", "checkpoint_room_bytes", "last_position")
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     EVENTS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     EVENTS_LATE_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,8 @@ class StatsResponse(_message.Message):
     PRODUCER_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_PRODUCER_BYTES_FIELD_NUMBER: _ClassVar[int]
     PRODUCERS_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    PRODUCERS_FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
+    PRODUCER_BYTES_MADE_UP_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_ROOM_BYTES_FIELD_NUMBER: _ClassVar[int]
     LAST_POSITION_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
@@ -89,9 +91,11 @@ class StatsResponse(_message.Message):
     producer_bytes: int
     max_producer_bytes: int
     producers_refused: int
+    producers_forgotten: int
+    producer_bytes_made_up: int
     checkpoint_room_bytes: int
     last_position: int
-    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., sketches: _Optional[int] = ..., sketch_bytes: _Optional[int] = ..., ids: _Optional[int] = ..., id_bytes: _Optional[int] = ..., dedupe_memory_bytes: _Optional[int] = ..., producers: _Optional[int] = ..., producers_made_up: _Optional[int] = ..., producer_bytes: _Optional[int] = ..., max_producer_bytes: _Optional[int] = ..., producers_refused: _Optional[int] = ..., checkpoint_room_bytes: _Optional[int] = ..., last_position: _Optional[int] = ...) -> None: ...
+    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., sketches: _Optional[int] = ..., sketch_bytes: _Optional[int] = ..., ids: _Optional[int] = ..., id_bytes: _Optional[int] = ..., dedupe_memory_bytes: _Optional[int] = ..., producers: _Optional[int] = ..., producers_made_up: _Optional[int] = ..., producer_bytes: _Optional[int] = ..., max_producer_bytes: _Optional[int] = ..., producers_refused: _Optional[int] = ..., producers_forgotten: _Optional[int] = ..., producer_bytes_made_up: _Optional[int] = ..., checkpoint_room_bytes: _Optional[int] = ..., last_position: _Optional[int] = ...) -> None: ...
 
 class CheckpointRequest(_message.Message):
     __slots__ = ()
@@ -122,6 +126,64 @@ class ForgetResponse(_message.Message):
     found: bool
     position: int
     def __init__(self, found: _Optional[bool] = ..., position: _Optional[int] = ...) -> None: ...
+
+class ListProducersRequest(_message.Message):
+    __slots__ = ("after", "page_size")
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    after: int
+    page_size: int
+    def __init__(self, after: _Optional[int] = ..., page_size: _Optional[int] = ...) -> None: ...
+
+class RememberedProducer(_message.Message):
+    __slots__ = ("name", "epoch", "sequence", "heard_ms", "made_up")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    HEARD_MS_FIELD_NUMBER: _ClassVar[int]
+    MADE_UP_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    epoch: int
+    sequence: int
+    heard_ms: int
+    made_up: bool
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., heard_ms: _Optional[int] = ..., made_up: _Optional[bool] = ...) -> None: ...
+
+class ListProducersResponse(_message.Message):
+    __slots__ = ("producers", "next")
+    PRODUCERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    producers: _containers.RepeatedCompositeFieldContainer[RememberedProducer]
+    next: int
+    def __init__(self, producers: _Optional[_Iterable[_Union[RememberedProducer, _Mapping]]] = ..., next: _Optional[int] = ...) -> None: ...
+
+class DropProducerRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DropProducerResponse(_message.Message):
+    __slots__ = ("position",)
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    def __init__(self, position: _Optional[int] = ...) -> None: ...
+
+class ResetProducerRequest(_message.Message):
+    __slots__ = ("name", "epoch", "sequence")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    epoch: int
+    sequence: int
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class ResetProducerResponse(_message.Message):
+    __slots__ = ("position",)
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    def __init__(self, position: _Optional[int] = ...) -> None: ...
 
 class BackupRequest(_message.Message):
     __slots__ = ("directory",)

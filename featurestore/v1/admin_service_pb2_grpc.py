@@ -55,6 +55,21 @@ class AdminServiceStub:
                 request_serializer=featurestore_dot_v1_dot_admin__service__pb2.ForgetRequest.SerializeToString,
                 response_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ForgetResponse.FromString,
                 _registered_method=True)
+        self.ListProducers = channel.unary_unary(
+                '/featurestore.v1.AdminService/ListProducers',
+                request_serializer=featurestore_dot_v1_dot_admin__service__pb2.ListProducersRequest.SerializeToString,
+                response_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ListProducersResponse.FromString,
+                _registered_method=True)
+        self.DropProducer = channel.unary_unary(
+                '/featurestore.v1.AdminService/DropProducer',
+                request_serializer=featurestore_dot_v1_dot_admin__service__pb2.DropProducerRequest.SerializeToString,
+                response_deserializer=featurestore_dot_v1_dot_admin__service__pb2.DropProducerResponse.FromString,
+                _registered_method=True)
+        self.ResetProducer = channel.unary_unary(
+                '/featurestore.v1.AdminService/ResetProducer',
+                request_serializer=featurestore_dot_v1_dot_admin__service__pb2.ResetProducerRequest.SerializeToString,
+                response_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ResetProducerResponse.FromString,
+                _registered_method=True)
         self.Backup = channel.unary_unary(
                 '/featurestore.v1.AdminService/Backup',
                 request_serializer=featurestore_dot_v1_dot_admin__service__pb2.BackupRequest.SerializeToString,
@@ -94,6 +109,27 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListProducers(self, request, context):
+        """Producers that are remembered, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropProducer(self, request, context):
+        """Remembers nothing of a producer any more: what it sends again counts again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetProducer(self, request, context):
+        """Says where a producer goes on, after another has written under its name and fenced it off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Backup(self, request, context):
         """Copies the live store to a directory on the server's machine, consistent at one position.
         """
@@ -123,6 +159,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Forget,
                     request_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ForgetRequest.FromString,
                     response_serializer=featurestore_dot_v1_dot_admin__service__pb2.ForgetResponse.SerializeToString,
+            ),
+            'ListProducers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListProducers,
+                    request_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ListProducersRequest.FromString,
+                    response_serializer=featurestore_dot_v1_dot_admin__service__pb2.ListProducersResponse.SerializeToString,
+            ),
+            'DropProducer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropProducer,
+                    request_deserializer=featurestore_dot_v1_dot_admin__service__pb2.DropProducerRequest.FromString,
+                    response_serializer=featurestore_dot_v1_dot_admin__service__pb2.DropProducerResponse.SerializeToString,
+            ),
+            'ResetProducer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetProducer,
+                    request_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ResetProducerRequest.FromString,
+                    response_serializer=featurestore_dot_v1_dot_admin__service__pb2.ResetProducerResponse.SerializeToString,
             ),
             'Backup': grpc.unary_unary_rpc_method_handler(
                     servicer.Backup,
@@ -239,6 +290,87 @@ class AdminService:
             '/featurestore.v1.AdminService/Forget',
             featurestore_dot_v1_dot_admin__service__pb2.ForgetRequest.SerializeToString,
             featurestore_dot_v1_dot_admin__service__pb2.ForgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListProducers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featurestore.v1.AdminService/ListProducers',
+            featurestore_dot_v1_dot_admin__service__pb2.ListProducersRequest.SerializeToString,
+            featurestore_dot_v1_dot_admin__service__pb2.ListProducersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropProducer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featurestore.v1.AdminService/DropProducer',
+            featurestore_dot_v1_dot_admin__service__pb2.DropProducerRequest.SerializeToString,
+            featurestore_dot_v1_dot_admin__service__pb2.DropProducerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetProducer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featurestore.v1.AdminService/ResetProducer',
+            featurestore_dot_v1_dot_admin__service__pb2.ResetProducerRequest.SerializeToString,
+            featurestore_dot_v1_dot_admin__service__pb2.ResetProducerResponse.FromString,
             options,
             channel_credentials,
             insecure,

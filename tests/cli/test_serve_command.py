@@ -317,7 +317,7 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         "--tls-client-ca", str(pem), "--admin", "localhost:2", "--admin-tls-cert", str(pem),
         "--admin-tls-key", str(pem), "--admin-tls-client-ca", str(pem), "--metrics-listen", "localhost:3",
         "--clock", "event", "--durability", "process", "--threads", "2", "--max-memory", "4G",
-        "--dedupe-memory", "2G",
+        "--dedupe-memory", "2G", "--producer-memory", "100M",
         "--checkpoint-every", "5m", "--checkpoint-journal", "512M", "--read-threads", "3",
         "--write-threads", "4", "--drain", "1.5s", "--max-message", "1M", "--max-batch-events", "5",
         "--max-call-memory", "2m", "--max-concurrent-calls", "6", "--max-streams", "7",
@@ -331,6 +331,7 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         tls=Tls(pem, pem, pem), admin="localhost:2", admin_tls=Tls(pem, pem, pem),
         metrics="localhost:3", clock="event",
         durability="process", engine_threads=2, max_memory_bytes=4 << 30, dedupe_memory_bytes=2 << 30,
+        producer_memory_bytes=100 << 20,
         checkpoint_every_s=300.0,
         checkpoint_journal_bytes=512 << 20, read_threads=3, write_threads=4, drain_s=1.5,
         limits=Limits(

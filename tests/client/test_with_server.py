@@ -24,9 +24,17 @@ from featurestore import config
 from featurestore.cli import ingest as ingest_command
 from featurestore.cli import main
 from featurestore.client import Client, Status, Tls
+from featurestore.columns import event_columns
 from featurestore.config import ServeConfig
+from featurestore.core.batch import EventBatch
 from featurestore.engine import Engine
-from featurestore.errors import ConfigError, InvalidEventError, UnavailableError, UnknownNameError
+from featurestore.errors import (
+    ConfigError,
+    InvalidEventError,
+    SequenceError,
+    UnavailableError,
+    UnknownNameError,
+)
 from featurestore.outcome import Outcome
 from featurestore.server.serve import Server, open_store
 
@@ -91,6 +99,11 @@ def rows(n: int) -> dict[str, Any]:
     i = np.arange(n)
     times = (np.datetime64("2018-04-01T00:00:00") + i).astype("M8[s]").astype(str)
     return {"tx_datetime": times, "customer_id": i % 10, "terminal_id": i % 3, "tx_amount": i.astype(float)}
+
+
+def one_transaction(engine: Engine) -> EventBatch:
+    event = engine.state.plan.events[0]
+    return EventBatch(event, 0, *event_columns(event, {**rows(1), "customer_id": [99]}))
 
 
 def csv_of(data: dict[str, Any]) -> str:
@@ -547,6 +560,40 @@ def test_apply_says_what_changes_and_changes_it(house: House, capsys: pytest.Cap
     assert (code, house.engine.state.plan.version) == (1, 2)
     assert f"{file}:" in err
     assert "did you mean" in err
+
+
+def test_producers_are_listed_dropped_and_reset(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    def producers(*words: str) -> tuple[int, str, str]:
+        return run("producers", *words, "--admin", house.admin, capsys=capsys)
+
+    with Client(house.target, producer="ingest-1", epoch=3) as client:
+        client.ingest("transaction", rows(10))
+        for sequence in range(1, 2_003):  # more than a page, and a name that would speak to the terminal
+            name = f"other-{sequence}" if sequence > 1 else "red\x1b[31m"
+            house.engine.observe(one_transaction(house.engine), producer=name.encode(), sequence=sequence)
+        house.engine.observe(one_transaction(house.engine), producer=b"ingest-1", epoch=3 + 2**40, sequence=5)
+        with pytest.raises(SequenceError, match="operator reset"):
+            client.ingest("transaction", rows(10))
+        code, out, _ = producers("list")
+        header, *lines = out.splitlines()
+        assert (code, header.split()) == (0, ["producer", "name", "epoch", "sequence", "heard"])
+        assert len(lines) == 2_003
+        assert lines[0].split()[:4] == ["ingest-1", "given", str(3 + 2**40), "5"]
+        assert any("red\\x1b[31m" in line for line in lines) and "\x1b" not in out
+        code, out, _ = producers("list", "-o", "json")
+        assert (code, len(json.loads(out)["producers"])) == (0, 2_003)
+        code, out, _ = producers("reset", "ingest-1", "--epoch", "3", "--sequence", "2")
+        assert (code, out) == (0, "ingest-1: goes on in epoch 3 above sequence 2\n")
+        client.ingest("transaction", rows(10))
+        assert client.get("fraud", {"customer_id": 3})["customer.count_1d"] == 2.0
+        code, out, _ = producers("drop", "ingest-1", "-o", "json")
+        assert (code, json.loads(out)["position"]) == (0, house.engine.state.position)
+    code, _, err = producers("drop", "ingest-1")
+    assert (code, "no producer 'ingest-1'" in err and "producers list" in err) == (1, True), err
+    code, _, err = producers("reset", "other-2", "--epoch", "3", "--sequence", "-1")
+    assert (code, "--sequence is -1" in err) == (2, True), err
+    code, _, err = run("producers", "list", "--admin", f"unix:{house.directory}/none", capsys=capsys)
+    assert (code, "none" in err) != (0, False), err
 
 
 def test_forget_stats_checkpoint_and_backup(house: House, capsys: pytest.CaptureFixture[str]) -> None:

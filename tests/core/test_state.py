@@ -185,12 +185,12 @@ def made_up(i: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("first", "second", "idle_ms"),
-    [(b"p%d", b"client-%016x", 7 * DAY_MS), (b"client-%016x", b"p%d", 15 * 60_000)],
+    [(b"given-%017d", b"client-%016x", 7 * DAY_MS), (b"client-%016x", b"given-%017d", 15 * 60_000)],
 )
 def test_a_producer_too_many_is_turned_away_until_one_of_its_kind_was_silent_for_long_enough(
     first: bytes, second: bytes, idle_ms: int
 ) -> None:
-    state = State(PLAN, max_producer_bytes=2 * 10 * 176)
+    state = State(PLAN, max_producer_bytes=2 * 10 * (176 + 23))
     for i in range(10):
         write(state, first % i)
     with pytest.raises(LimitError, match="memory for producers of its kind"):
@@ -259,6 +259,92 @@ def test_a_number_out_of_reach_is_refused_and_does_not_fence_its_owner_off() -> 
     assert write(state, b"p", 8 + 2**40, epoch=3) == Outcome.ACCEPTED
     for epoch in (NOW_MS, NOW_MS * 1_000_000, (NOW_MS + DAY_MS) * 1_000_000):
         assert write(state, b"by time", 1, epoch=epoch) == Outcome.ACCEPTED, "a time may be an epoch"
+
+
+@pytest.mark.parametrize(("epoch", "sequence"), [(3, 7 + 2**40), (3 + 2**40, 1)])
+def test_an_owner_fenced_off_by_another_goes_on_where_an_operator_says(epoch: int, sequence: int) -> None:
+    state = State(PLAN)
+    for own in (6, 7):
+        write(state, b"p", own, epoch=3)
+    write(state, b"p", sequence, epoch=epoch)  # not by its owner
+    with pytest.raises(SequenceError, match="operator reset"):
+        write(state, b"p", 8, epoch=3)
+    position = state.position
+    assert state.reset_producer(b"p", 3, 7, now_ms=NOW_MS)
+    assert state.position == position + 1
+    assert write(state, b"p", 8, epoch=3) == Outcome.ACCEPTED
+    for each in (state, State.restore(PLAN, state.snapshot())):
+        position = each.position
+        assert write(each, b"p", 8, epoch=3) == Outcome.DUPLICATE
+        for before in (1, 6, 7):  # whether they had counted was lost with the jump: never twice
+            with pytest.raises(SequenceError, match="from before an operator reset"):
+                write(each, b"p", before, epoch=3)
+        assert each.position == position
+        assert write(each, b"p", 10, epoch=3) == Outcome.ACCEPTED
+        assert write(each, b"p", 9, epoch=3) == Outcome.ACCEPTED
+        assert write(each, b"p", 1, epoch=4) == Outcome.ACCEPTED, "its next life begins as any"
+    assert not state.reset_producer(b"other", 3, 7, now_ms=NOW_MS)
+    with pytest.raises(InvalidEventError, match="below 2"):
+        state.reset_producer(b"p", 0, 2**63)
+
+
+def test_a_producer_that_was_dropped_is_as_if_it_had_never_written() -> None:
+    state, other = State(PLAN), State(PLAN)
+    before = producers(state)
+    for each in (state, other):
+        write(each, b"other", 1)
+    write(state, b"p", 5, epoch=3)
+    position = state.position
+    assert state.drop_producer(b"p", now_ms=NOW_MS)
+    assert not state.drop_producer(b"p", now_ms=NOW_MS)
+    assert state.position == position + 1, "one position, and none where there is nothing to drop"
+    assert producers(state) == producers(other) != before
+    state.observe(EMPTY, producer=b"p", epoch=0, sequence=5, now_ms=NOW_MS)
+    assert state.position == position + 2, "sent again, it counts again"
+    assert not state.drop_producer(b"p", now_ms=NOW_MS + 8 * DAY_MS), "forgotten, it is not known any more"
+
+
+def test_producers_are_listed_by_name_page_by_page_while_others_come() -> None:
+    state = State(PLAN)
+    for i in range(2_500):
+        state.observe(EMPTY, producer=b"%d" % i, epoch=i, sequence=i + 1, now_ms=NOW_MS)
+    state.observe(EMPTY, producer=made_up(1), sequence=1, now_ms=NOW_MS + 1)
+    after, pages, found = 0, 0, []
+    while True:
+        some, following = state.list_producers(after, at_least=100, now_ms=NOW_MS, max_places=8)
+        found += some
+        pages += 1
+        for i in range(100):
+            state.observe(EMPTY, producer=b"new%d-%d" % (pages, i), sequence=1, now_ms=NOW_MS)
+        if following is None:
+            break
+        assert following > after
+        after = following
+    assert pages > 20
+    names = [each.name for each in found]
+    assert len(set(names)) == len(names)
+    known = {each.name: each for each in found}
+    assert all(known[b"%d" % i][1:] == (i, i + 1, NOW_MS, False) for i in range(2_500))
+    assert known[made_up(1)][1:] == (0, 1, NOW_MS + 1, True)
+    for nowhere in (1, 2**64 - 1, 5000 << 32, 1 << 32, 1024 << 32 | 1024):
+        with pytest.raises(InvalidEventError, match="begin again"):
+            State(PLAN).list_producers(nowhere)
+    listed, _ = state.list_producers(at_least=10**6, now_ms=NOW_MS + 15 * 60_000 + 2)
+    assert made_up(1) not in {each.name for each in listed}, "forgotten, though its memory is in use"
+
+
+def test_a_longer_name_takes_more_of_the_memory() -> None:
+    state = State(PLAN)
+    sizes = []
+    for n in (1, 100, 255):
+        before = state.stats()["producer_bytes"]
+        write(state, b"p" * n)
+        sizes.append(state.stats()["producer_bytes"] - before - n)
+    assert sizes == [sizes[0]] * 3
+    assert state.drop_producer(b"p" * 255, now_ms=NOW_MS)
+    state.drop_producer(b"p" * 100, now_ms=NOW_MS)
+    state.drop_producer(b"p", now_ms=NOW_MS)
+    assert state.stats()["producer_bytes"] == 0
 
 
 def test_silence_is_judged_by_the_servers_clock_and_not_by_the_times_of_events() -> None:
@@ -381,6 +467,48 @@ def test_producers_are_all_copied_though_they_come_and_go_and_write_meanwhile(se
         copy.observe(EMPTY, producer=b"new%d" % i, sequence=1, now_ms=now_ms + 1)
         copy.observe(EMPTY, producer=b"%d" % (i % 700), sequence=2 + i // 700, now_ms=now_ms + 1)
     assert producers(copy) == producers(state)
+
+
+def test_what_a_checkpoint_knows_of_later_batches_does_not_change_when_one_was_heard_of() -> None:
+    def steps(state: State) -> None:
+        state.observe(EMPTY, producer=b"early", sequence=2, now_ms=NOW_MS + 1_000)
+        state.reset_producer(b"reset", 2, 7, now_ms=NOW_MS + 2_000)
+        state.observe(EMPTY, producer=b"gone", sequence=2, now_ms=NOW_MS + 2_000)
+        state.drop_producer(b"gone", now_ms=NOW_MS + 2_500)
+        state.observe(EMPTY, producer=b"late", sequence=1, now_ms=NOW_MS + 3_000)
+
+    state = State(PLAN)
+    for name in (b"early", b"reset", b"gone"):
+        state.observe(EMPTY, producer=name, epoch=0, sequence=1, now_ms=NOW_MS)
+    _, head = state.cut()
+    steps(state)
+    copied = bytes(state.copy_producers())  # after the cut, from which a replay begins
+    state.copy_end(False)
+    again = State(PLAN)
+    again.import_head(head)
+    again.import_producers(copied)
+    steps(again)
+    assert producers(again) == producers(state)
+
+
+def test_a_name_that_a_store_of_before_did_not_keep_is_known_when_it_writes_again() -> None:
+    state = State(PLAN)
+    for sequence in (1, 2, 9):
+        state.observe(EMPTY, producer=b"ingest-1", epoch=4, sequence=sequence, now_ms=NOW_MS)
+    data = producers(state)
+    name = b"ingest-1"
+    assert data[72:80] == name
+    record = data[16:57].ljust(42, b"\0") + data[58:64] + data[80:]
+    again = State(PLAN)
+    again.import_producers(b"\2" + data[1:16] + record)
+    ((unnamed,), following) = again.list_producers(now_ms=NOW_MS)
+    assert (*unnamed, following) == (None, 4, 9, NOW_MS, False, None)
+    before = again.stats()["producer_bytes"]
+    assert again.reset_producer(name, 4, 9, now_ms=NOW_MS), "by its name all the same"
+    again.observe(EMPTY, producer=name, epoch=4, sequence=10, now_ms=NOW_MS + 1)
+    ((named,), _) = again.list_producers(now_ms=NOW_MS)
+    assert tuple(named) == (name, 4, 10, NOW_MS + 1, False)
+    assert again.stats()["producer_bytes"] == before + len(name)
 
 
 @pytest.mark.parametrize("clock", ["event", "wall"])

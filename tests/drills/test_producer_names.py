@@ -48,7 +48,7 @@ def test_new_names_all_day_are_taken_told_apart_and_forgotten(drill_size: Callab
     stats = state.stats()
     assert stats["producers_refused"] == 0
     assert stats["producers"] <= a_quarter_hour + 1
-    assert most <= (a_quarter_hour + 1) * 176, "176 bytes for a session of a few batches"
+    assert most <= (a_quarter_hour + 1) * 199, "199 bytes for a session of a few batches"
     before = state.position
     restarted = State.restore(PLAN, state.snapshot())
     assert restarted.digest() == state.digest()

@@ -106,6 +106,7 @@ def filled(n_events: int, clock: str = "event", seed: int = 0) -> State:
         )
     if n_events:
         state.observe(logins(times[:3]), now_ms=now_ms, producer=b"q", epoch=1, sequence=9)
+        state.reset_producer(b"q", 1, 12, now_ms=now_ms)
     return state
 
 

@@ -25,6 +25,8 @@ from featurestore.storage.frame import (
     forget_body,
     parse_batch_body,
     parse_forget_body,
+    parse_producer_body,
+    producer_body,
 )
 from featurestore.storage.journal import BATCH, JournalReader
 from fuzz import trial
@@ -72,6 +74,10 @@ def check_batch(data: bytes) -> None:
     assert again == data
 
 
+def check_change(data: bytes) -> None:
+    assert producer_body(*parse_producer_body(data)) == data
+
+
 def check_forget(data: bytes) -> None:
     assert forget_body(*parse_forget_body(data)) == data
 
@@ -84,6 +90,13 @@ def check_forget(data: bytes) -> None:
             "Forget body",
             [forget_body(1, bytes(range(16)))],
             check_forget,
+            (CorruptRecordError,),
+            rounds=2000,
+        ),
+        Trial(
+            "producer body",
+            [producer_body(1, b"p"), producer_body(2, b"ingest-1", 7, 41)],
+            check_change,
             (CorruptRecordError,),
             rounds=2000,
         ),
@@ -107,7 +120,8 @@ def directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def store(directory: Path) -> Path:
-    """A store with a checkpoint, and a journal of batches, a Forget and a schema change behind it."""
+    """A store with a checkpoint, and behind it a journal of batches, a Forget, changes of a producer and a
+    schema change."""
     path = directory / "store"
     with Engine.open(path, schema=SCHEMA, clock="event", n_shards=2, segment_bytes=SEGMENT_BYTES) as engine:
         engine.observe(
@@ -119,6 +133,8 @@ def store(directory: Path) -> Path:
         )
         engine.observe(logins([START_MS, START_MS + 5]))
         engine.forget({"account": "b"})
+        engine.reset_producer("p", 2, 9)
+        engine.drop_producer("p")
         engine.apply_schema(
             SCHEMA.replace(
                 "windows: [10s, 60s], features: [count, sum(ms), last(ms)]",

@@ -44,7 +44,15 @@ class Forgotten:
     parts: Mapping[str, str]
 
 
-Step = Submitted | Applied | Forgotten
+@dataclass(frozen=True)
+class Changed:
+    """A producer dropped (no numbers) or reset to an epoch and a sequence."""
+
+    name: bytes
+    numbers: tuple[int, ...]
+
+
+Step = Submitted | Applied | Forgotten | Changed
 
 
 class Both:
@@ -112,6 +120,13 @@ class Both:
         self.journal.append(Forgotten(parts))
         assert found or not kept, "a row that holds events was not found; one that holds none may be gone"
 
+    def change_producer(self, name: bytes, *numbers: int) -> None:
+        """Drops it, or resets it to an epoch and a sequence."""
+        known = self.naive.reset(name, *numbers) if numbers else self.naive.drop(name)
+        assert self.engine.change_producer(name, *numbers) == known
+        if known:
+            self.journal.append(Changed(name, numbers))
+
     def apply(self, schema: Schema) -> None:
         now_ms = self.now_ms()
         self.naive.apply(schema, now_ms)
@@ -138,6 +153,8 @@ class Both:
                 engine.submit(step.event, self._data(step.event, step.rows), **step.options)
             elif isinstance(step, Applied):
                 engine.apply_plan(step.plan)
+            elif isinstance(step, Changed):
+                engine.change_producer(step.name, *step.numbers)
             else:
                 engine.forget(step.parts)
         return engine

@@ -125,6 +125,9 @@ class Engine:
         entity = [plan.parts for plan in self.plan.entities].index(names)
         return bool(self.state.forget(entity, [parts[name].encode() for name in names]))
 
+    def change_producer(self, name: bytes, *numbers: int) -> bool:
+        return bool(self.state.reset_producer(name, *numbers) if numbers else self.state.drop_producer(name))
+
     def apply(self, schema: str, now_ms: int | Mapping[str, int] | None) -> None:
         """One that changes nothing takes no position."""
         plan = compile_schema(schema, previous=self.plan, now_ms=now_ms)

@@ -164,6 +164,8 @@ class LiveView:
 class Producer:
     epoch: int
     seen: dict[int, object]  # sequence → content
+    highest: int
+    lowest: int = 0  # below it nothing can be told: an operator has reset it
 
 
 class Store:
@@ -234,6 +236,20 @@ class Store:
                 found |= any(f.half_life_ms for f in view.plan.features) and bool(log.decayed)
         return found
 
+    def drop(self, name: bytes) -> bool:
+        """Forgets a producer; False where there is none."""
+        known = self.producers.pop(name, None) is not None
+        self.position += known
+        return known
+
+    def reset(self, name: bytes, epoch: int, sequence: int) -> bool:
+        """A producer goes on above this sequence; False where there is none."""
+        known = name in self.producers
+        if known:
+            self.producers[name] = Producer(epoch, {}, sequence, sequence + 1)
+        self.position += known
+        return known
+
     def apply(self, schema: Schema, clock: int | Mapping[str, int] | None) -> None:
         """A schema change: state stays with the view's name; what is new is live from now on, which is the
         clock, or that of each event type."""
@@ -258,7 +274,7 @@ class Store:
         other = Store(self.schema, clock=self.clock)
         other.position, other.wall_now, other.event_now = self.position, self.wall_now, dict(self.event_now)
         other.ids = dict(self.ids)
-        other.producers = {name: Producer(p.epoch, dict(p.seen)) for name, p in self.producers.items()}
+        other.producers = {name: replace(p, seen=dict(p.seen)) for name, p in self.producers.items()}
         other.views = {
             name: replace(
                 view,
@@ -401,18 +417,18 @@ class Store:
     def _batch_seen(self, name: bytes, epoch: int, sequence: int, content: object) -> bool:
         producer = self.producers.get(name)
         if producer is None or epoch > producer.epoch:
-            self.producers[name] = Producer(epoch, {sequence: content})
+            self.producers[name] = Producer(epoch, {sequence: content}, sequence)
             return False
         if epoch < producer.epoch:
             raise SequenceRefused(f"epoch {epoch} of {name!r} is fenced off by {producer.epoch}")
-        highest = max(producer.seen)
-        if sequence < highest - REMEMBERED_SEQUENCES:
-            raise SequenceRefused(f"sequence {sequence} of {name!r} is too far below {highest}")
+        if sequence < producer.lowest or sequence < producer.highest - REMEMBERED_SEQUENCES:
+            raise SequenceRefused(f"sequence {sequence} of {name!r} is too far below {producer.highest}")
         if sequence in producer.seen:
             if producer.seen[sequence] != content:
                 raise ContentDiffers(f"sequence {sequence} of {name!r} came with another content")
             return True
         producer.seen[sequence] = content
+        producer.highest = max(producer.highest, sequence)
         return False
 
     def _advance_wall(self, now_ms: int | None) -> None:

@@ -18,19 +18,19 @@ PRODUCERS = 2
 
 
 def timeless(snapshot: bytes) -> bytes:
-    """The snapshot with the times of its producers set to 0 (FORMAT.md: producers, version 2)."""
+    """The snapshot with the times of its producers set to 0 (FORMAT.md: producers, version 3)."""
     made, at = bytearray(snapshot), HEAD_BYTES
     for _ in range(PRODUCERS):
         at += 8 + struct.unpack_from("<Q", made, at)[0]
     end = at + 8 + struct.unpack_from("<Q", made, at)[0]
     at += 8
-    assert struct.unpack_from("<I", made, at)[0] == 2, "another version of producers"
+    assert struct.unpack_from("<I", made, at)[0] == 3, "another version of producers"
     made[at + 8 : at + 16] = bytes(8)
     at += 16
     while at < end:
-        (n,) = struct.unpack_from("<H", made, at + 42)
+        n_name, n = struct.unpack_from("<BH", made, at + 41)
         made[at + 32 : at + 40] = bytes(8)
-        at += 48 + (2 * n + 7) // 8 * 8 + 8 * n
+        at += 56 + (n_name + 7) // 8 * 8 + (2 * n + 7) // 8 * 8 + 8 * n
     assert at == end, "a record of a producer that does not end where it should"
     return bytes(made)
 

@@ -30,6 +30,7 @@ from house import (
 from featurestore.engine import Engine
 from featurestore.v1 import admin_service_pb2 as admin_pb
 from featurestore.v1 import admin_service_pb2_grpc as admin_grpc
+from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import registry_service_pb2 as registry_pb
 
 LONGER = SCHEMA.replace("  abuse: [ip.*, account.*, pair.*]", "  abuse: [pair.*, account.*]")
@@ -112,6 +113,48 @@ def test_forget_takes_a_key_by_its_parts(house: House) -> None:
         assert code is grpc.StatusCode.INVALID_ARGUMENT
     values = house.values(house.hot.GetFeatures(read(keys(account=596, ip="1.2.3.4"))).vectors)
     assert (values["account.count_1h"], values["ip.count_1h"]) == (0, 1)
+
+
+def test_an_operator_gives_a_producer_its_name_back(house: House) -> None:
+    def ingest(sequence: int, epoch: int = 3) -> pb.IngestResponse:
+        return house.hot.Ingest(batch(play(), producer="ingest-1", epoch=epoch, sequence=sequence))
+
+    assert ingest(7).accepted == 1
+    ingest(7 + 2**40)  # another's
+    code, words = status_of(lambda: ingest(8))
+    assert (code, "operator reset" in words) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+    with house.admin() as admin:
+        (listed,) = admin.ListProducers(admin_pb.ListProducersRequest()).producers
+        assert (listed.name, listed.epoch, listed.sequence) == ("ingest-1", 3, 7 + 2**40)
+        assert abs(listed.heard_ms / 1000 - time.time()) < 600
+        assert not listed.made_up
+        request = admin_pb.ResetProducerRequest(name="ingest-1", epoch=3, sequence=7)
+        position = admin.ResetProducer(request).position
+        assert position == house.engine.journal.durable_position
+        assert ingest(8).accepted == 1
+        assert ingest(8).duplicate_batch
+        code, _ = status_of(lambda: ingest(7))
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        drop = admin_pb.DropProducerRequest(name="ingest-1")
+        assert admin.DropProducer(drop).position == house.engine.journal.durable_position
+        assert not admin.ListProducers(admin_pb.ListProducersRequest()).producers
+        assert ingest(8).accepted == 1, "sent again, it counts again"
+        for wrong, said in (
+            (lambda: admin.DropProducer(admin_pb.DropProducerRequest(name="ingest-2")), "producers list"),
+            (lambda: admin.DropProducer(admin_pb.DropProducerRequest()), "no producer"),
+            (lambda: admin.DropProducer(admin_pb.DropProducerRequest(name="p" * 300)), "no producer"),
+            (lambda: admin.ResetProducer(admin_pb.ResetProducerRequest(name="no")), "no producer 'no'"),
+            (
+                lambda: admin.ResetProducer(
+                    admin_pb.ResetProducerRequest(name="ingest-1", epoch=2**63, sequence=1)
+                ),
+                "below 2**63",
+            ),
+            (lambda: admin.ListProducers(admin_pb.ListProducersRequest(page_size=10_001)), "at most 10000"),
+            (lambda: admin.ListProducers(admin_pb.ListProducersRequest(after=9)), "begin again"),
+        ):
+            code, words = status_of(wrong)
+            assert (code, said in words) == (grpc.StatusCode.INVALID_ARGUMENT, True), words
 
 
 def test_a_backup_opens_and_answers_the_same(house: House, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_bytes_that_are_no_message_are_an_invalid_argument_and_not_in_the_log(
     reflect = house.channel.stream_stream(REFLECTION)
     assert refused(*failure(lambda: reflect(iter([message]), timeout=10)))
     with grpc.insecure_channel(str(house.server.admin_address)) as channel:
-        for name in ("ApplySchema", "Forget", "Backup"):
+        for name in ("ApplySchema", "Forget", "DropProducer", "ResetProducer", "Backup"):
             call = channel.unary_unary(ADMIN + name)
             assert refused(*failure(lambda call=call: call(message, timeout=10))), name
     assert caplog.text == ""

@@ -252,6 +252,19 @@ class Served:
         request = admin_pb.ForgetRequest(parts=[_field(part, value) for part, value in parts.items()])
         return bool(self._admin.Forget(request, timeout=PATIENCE_S).found)
 
+    def change_producer(self, name: bytes, *numbers: int) -> bool:
+        try:
+            if numbers:
+                epoch, sequence = numbers
+                reset = admin_pb.ResetProducerRequest(name=name.decode(), epoch=epoch, sequence=sequence)
+                self._admin.ResetProducer(reset, timeout=PATIENCE_S)
+            else:
+                self._admin.DropProducer(admin_pb.DropProducerRequest(name=name.decode()), timeout=PATIENCE_S)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            return False
+        return True
+
     def apply(self, schema: str, now_ms: object) -> None:
         self._admin.ApplySchema(admin_pb.ApplySchemaRequest(source=schema), timeout=PATIENCE_S)
         self._look_up_names()

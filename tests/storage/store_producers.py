@@ -1,4 +1,4 @@
-"""The store of tests/golden/store_producers_v2: producers of version 2 and a head of version 2.
+"""The stores of tests/golden/store_producers_v2 and _v3: producers of those versions and a head of version 2.
 
 python -m storage.store_producers DIRECTORY     makes one like it (with an id, a secret and salts of its own)
 """
@@ -18,6 +18,8 @@ from .store_v1 import SCHEMA, START_MS
 MADE_UP = b"client-0123456789abcdef"
 #: Of each producer its epoch and the sequences that it sent: in few places, in more, out of order.
 SENT = {b"golden": (3, [1, 2, 3]), b"wide": (1, [1, 40, 7, 900]), MADE_UP: (1, [5])}
+#: In version 3 one more: its epoch and the sequence that it was reset to, and one that it sent after that.
+RESET, RESET_TO, SENT_AFTER = "was fenced off", (2, 41), 43
 
 
 def send(to: State | Engine, name: bytes, epoch: int, sequence: int) -> bool:
@@ -40,6 +42,9 @@ def make(directory: Path) -> None:
         for name, (epoch, sequences) in SENT.items():
             for sequence in sequences:
                 send(engine, name, epoch, sequence)
+        send(engine, RESET.encode(), 9, 1 << 40)
+        engine.reset_producer(RESET, *RESET_TO)
+        send(engine, RESET.encode(), RESET_TO[0], SENT_AFTER)
         engine.checkpoint()
 
 

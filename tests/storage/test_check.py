@@ -23,6 +23,7 @@ from featurestore.errors import (
     ConfigError,
     CorruptRecordError,
     FeatureStoreError,
+    SequenceError,
     StorageError,
     StoreLockedError,
 )
@@ -35,15 +36,18 @@ from . import store_ids, store_producers, store_spread, store_top_v1, store_v1
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "store_v1"
 GOLDEN_TOP = GOLDEN.parent / "store_top_v1"
-GOLDEN_TOP_DIGEST = "e24a2f8af2bc40c9d3523c7ab792cea6"
+GOLDEN_TOP_DIGEST = "95ecc2da20ab04740c3c05ef3464b229"
 GOLDEN_SPREAD_DIGESTS = {
-    "v1": "c811e4c9e69cf2dd27567f6903e47d4d",
-    "v2": "391e6b222f4daa3acc8c9e9c9267ef85",
+    "v1": "88ed1740958f235cade11f7b63484f42",
+    "v2": "906fa2ccb3afc7ae09e89341192a1719",
 }
 UNAVAILABLE = 4
-GOLDEN_DIGEST = "62105c1f40fc0a3ce325859f48d04368"
-GOLDEN_IDS_DIGEST = "f9a6f1f316852fdef35ff4c6a76a9e3b"
-GOLDEN_PRODUCERS_DIGEST = "6d5bd9cea1c1bbbbc6cb5e649b06d162"
+GOLDEN_DIGEST = "9f01afccbf41b9c4d67029e34a53ff99"
+GOLDEN_IDS_DIGEST = "9f29e93675df7084e0874f20fcecd752"
+GOLDEN_PRODUCERS_DIGESTS = {
+    "v2": "6bea44cdfe120674ad680dfddc8ec090",
+    "v3": "fcbbaf9080425e1bdabf41d11f60d8b4",
+}
 
 
 @pytest.fixture
@@ -84,17 +88,29 @@ def test_the_golden_store_says_what_it_always_said(tmp_path: Path) -> None:
         assert store_v1.answers(engine) == store_v1.EXPECTED
 
 
-def test_the_golden_store_of_producers_knows_every_batch_of_theirs(tmp_path: Path) -> None:
-    shutil.copytree(GOLDEN.parent / "store_producers_v2", tmp_path / "store")
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_the_golden_stores_of_producers_know_every_batch_of_theirs(tmp_path: Path, version: str) -> None:
+    shutil.copytree(GOLDEN.parent / f"store_producers_{version}", tmp_path / "store")
     assert list(verify(tmp_path / "store")) == []
     with Engine.open(tmp_path / "store") as engine:
         assert engine.recovered.events == 0  # from the rows, not the journal
-        assert engine.state.digest().hex() == GOLDEN_PRODUCERS_DIGEST
+        assert engine.state.digest().hex() == GOLDEN_PRODUCERS_DIGESTS[version]
+        listed, _ = engine.state.list_producers()
+        names = {each.name for each in listed}
+        assert names == (
+            {None} if version == "v2" else {*store_producers.SENT, store_producers.RESET.encode()}
+        )
         for name, (epoch, sequences) in store_producers.SENT.items():
             for sequence in range(1, max(sequences) + 2):
                 # Of its state, which has the time of its last frame: by now it would have forgotten them all.
                 is_new = store_producers.send(engine.state, name, epoch, sequence)
                 assert is_new == (sequence not in sequences), (name, sequence)
+        if version == "v3":
+            name, (epoch, sequence) = store_producers.RESET.encode(), store_producers.RESET_TO
+            with pytest.raises(SequenceError):
+                store_producers.send(engine.state, name, epoch, sequence)
+            assert not store_producers.send(engine.state, name, epoch, store_producers.SENT_AFTER)
+            assert store_producers.send(engine.state, name, epoch, sequence + 1)
 
 
 def test_the_golden_store_of_ids_knows_those_that_have_not_expired(tmp_path: Path) -> None:

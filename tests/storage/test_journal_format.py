@@ -13,11 +13,12 @@ import pytest
 from featurestore.errors import CorruptRecordError, IncompatibleVersionError
 from featurestore.storage import frame as bodies
 from featurestore.storage import journal as compiled
-from featurestore.storage.journal import BATCH, FORGET, SCHEMA, Journal, JournalReader
+from featurestore.storage.journal import BATCH, FORGET, PRODUCER, SCHEMA, Journal, JournalReader
 
 from . import journal_v1
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "journal_v1"
+GOLDEN_CHANGES = GOLDEN.parent / "journal_producer_v1"
 STORE = bytes(range(16))
 NOW_MS = 1_700_000_000_000
 PLAN = b'{"name":"demo","version":1}'
@@ -32,6 +33,24 @@ BATCH_BODY = journal_v1.batch_body(
     event_id=3,
 )
 FORGET_BODY = struct.pack("<H6x16s", 2, bytes(range(100, 116)))
+
+
+CHANGES = [
+    struct.pack("<BB6xQQ", 2, 8, 7, 41) + b"ingest-1",
+    struct.pack("<BB6xQQ", 1, 4, 0, 0) + "é".encode() + b"ab",
+]
+
+
+def golden_changes() -> dict[str, bytes]:
+    """A schema, a producer that is reset, and one that is dropped."""
+    salt, written = 0x0011223344556677, b""
+    for i, (kind, body) in enumerate([(SCHEMA, PLAN), *((PRODUCER, body) for body in CHANGES)]):
+        at = 72 + len(written)
+        written += journal_v1.frame(
+            salt, kind, body, first=i + 1, offset=at, durable=at, schema=1, now_ms=NOW_MS + i
+        )
+    header = journal_v1.segment_header(STORE, salt, 1, previous=0, base=0, size=4096)
+    return {"journal-00000000000000000001.seg": (header + written).ljust(4096, b"\0")}
 
 
 def golden() -> dict[str, bytes]:
@@ -63,6 +82,16 @@ def golden() -> dict[str, bytes]:
 
 def test_the_golden_files_are_what_the_second_implementation_writes() -> None:
     assert {path.name: path.read_bytes() for path in GOLDEN.iterdir()} == golden()
+    assert {path.name: path.read_bytes() for path in GOLDEN_CHANGES.iterdir()} == golden_changes()
+
+
+def test_the_golden_changes_of_producers_read_as_they_were_written() -> None:
+    schema, reset, drop = JournalReader(GOLDEN_CHANGES, 0, STORE)
+    assert [frame.kind for frame in (schema, reset, drop)] == [SCHEMA, PRODUCER, PRODUCER]
+    assert [frame.first_position for frame in (schema, reset, drop)] == [1, 2, 3]
+    assert bodies.parse_producer_body(reset.body) == (2, b"ingest-1", 7, 41)
+    assert bodies.parse_producer_body(drop.body) == (1, "é".encode() + b"ab", 0, 0)
+    assert bodies.producer_body(2, b"ingest-1", 7, 41) == reset.body
 
 
 def test_the_golden_journal_reads_as_it_was_written() -> None:
@@ -111,7 +140,7 @@ def test_the_hexdump_in_the_document_is_the_golden_file() -> None:
         if int(offset, 16) == 0:
             dumps.append({})
         dumps[-1][int(offset, 16)] = bytes.fromhex(text)
-    for path, dump in zip(sorted(GOLDEN.iterdir()), dumps, strict=True):
+    for path, dump in zip([*sorted(GOLDEN.iterdir()), *GOLDEN_CHANGES.iterdir()], dumps, strict=True):
         data = path.read_bytes()
         assert all(data[at : at + 16] == line for at, line in dump.items())
         assert not any(data[max(dump) + 16 :])
@@ -145,7 +174,7 @@ def test_a_newer_segment_version_is_refused(tmp_path: Path) -> None:
     assert path.read_bytes()[72:] == bytes(4024)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"kind": 4}, {"kind": 0}])
+@pytest.mark.parametrize("change", [{"version": 2}, {"kind": 5}, {"kind": 0}])
 def test_an_intact_frame_of_a_newer_version_or_kind_is_refused(
     tmp_path: Path, change: dict[str, int]
 ) -> None:

@@ -18,6 +18,8 @@ from featurestore.storage.frame import (
     forget_body,
     parse_batch_body,
     parse_forget_body,
+    parse_producer_body,
+    producer_body,
 )
 
 from . import journal_v1
@@ -190,3 +192,18 @@ def test_a_forget_body_round_trips_and_nothing_else_is_one() -> None:
             parse_forget_body(wrong)
     with pytest.raises(ValueError, match="16 bytes"):
         forget_body(1, b"short")
+
+
+def test_a_producers_change_round_trips_and_nothing_else_is_one() -> None:
+    for each in ((1, b"p", 0, 0), (2, b"p" * 255, 2**63 - 1, 2**63 - 1), (2, b"\xff", 0, 0)):
+        assert parse_producer_body(producer_body(*each)) == each
+    body = producer_body(2, b"ingest-1", 7, 41)
+    assert body == b"\2\x08" + bytes(6) + struct.pack("<QQ", 7, 41) + b"ingest-1"
+    wrong = [b"", body[:-1], body + b"\0", body[:2] + b"\1" + body[3:], b"\0" + body[1:], b"\3" + body[1:]]
+    wrong += [b"\1" + body[1:], body[:15] + b"\x80" + body[16:], body[:23] + b"\x80" + body[24:]]
+    wrong += [b"\2\0" + body[2:24]]
+    for bad in wrong:
+        with pytest.raises(CorruptRecordError):
+            parse_producer_body(bad)
+    with pytest.raises(LimitError):
+        producer_body(1, bytes(256))
