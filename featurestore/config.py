@@ -112,6 +112,9 @@ class Limits:
     max_buffered_bytes: int = 1 << 30  # held for all of them
     # Time (native). Whoever is slower is alone in what it loses.
     handshake_s: float = 10.0  # TLS and SETTINGS of a connection, and a header block; then it is closed
+    # TLS handshakes that a peer may begin in a second; further ones wait, and are closed where that is longer
+    # than handshake_s.
+    handshake_rate: int = 200
     request_s: float = 60.0  # a request that has begun, whatever its deadline, besides a second for
     min_rate_bytes: int = 16 << 10  # each of these of it, and for replies where more than 64 KB wait
     stall_s: float = 60.0  # a client that takes nothing of what waits for it is closed
@@ -142,6 +145,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_connection_bytes": (1 << 16, 1 << 40),
     "max_buffered_bytes": (1 << 20, 1 << 45),
     "handshake_s": (0.1, 3600.0),
+    "handshake_rate": (1, 1 << 20),
     "request_s": (0.1, 86400.0),
     "stall_s": (0.1, 86400.0),
     "min_rate_bytes": (1, 1 << 30),

@@ -15,6 +15,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 LARGE_MESSAGES = 5  # of which each takes as long as thousands of calls
+HANDSHAKES = 5  # of TLS: a signature each, for whoever has asked for nothing yet
 UPKEEP = 10  # checkpoints, sweeps, backups
 
 

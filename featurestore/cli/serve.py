@@ -69,6 +69,7 @@ FLAGS = {
     "connection_age_grace_s": "--connection-age-grace",
     "max_connection_idle_s": "--max-connection-idle",
     "handshake_s": "--handshake-time",
+    "handshake_rate": "--handshake-rate",
     "request_s": "--request-time",
     "stall_s": "--stall-time",
     "min_rate_bytes": "--min-rate",
@@ -271,6 +272,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
             _LIMITS.max_connections,
             "connections at once; for one more an idle one of whoever has most is told to go",
         ),
+        (
+            "--handshake-rate",
+            _LIMITS.handshake_rate,
+            "native: TLS handshakes of one peer a second; further ones wait",
+        ),
         ("--stream-window", _LIMITS.stream_window, "batches of an IngestStream applied and not yet answered"),
     ):
         group.add_argument(flag, type=int, default=default, metavar="N", help=f"{what} (default: {default})")
@@ -383,6 +389,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
             max_connection_age_s=seconds_of(arguments.max_connection_age, "--max-connection-age"),
             connection_age_grace_s=seconds_of(arguments.connection_age_grace, "--connection-age-grace"),
             handshake_s=seconds_of(arguments.handshake_time, "--handshake-time"),
+            handshake_rate=arguments.handshake_rate,
             request_s=seconds_of(arguments.request_time, "--request-time"),
             stall_s=seconds_of(arguments.stall_time, "--stall-time"),
             min_rate_bytes=bytes_of(arguments.min_rate, "--min-rate"),

@@ -9,8 +9,8 @@ serve           open, listen, wait, drain, close
   transport     which of the two carries the public port
   native_front  our own: threads, and Python's handlers beside the hot methods
     loop        sockets, epoll, time
-    tls         certificates and records, by OpenSSL
     host        what its connections share: words, errands to Python
+    tls         certificates, handshakes and records, by OpenSSL
     connection  gRPC over HTTP/2, bytes in and bytes out
     nghttp2     HTTP/2 itself, by the library
     grpc_text   timeouts, content types, messages

@@ -32,7 +32,8 @@ cdef enum Bench:
     BENCH_LARGE = 0                  # it would take too long
     BENCH_READS = 1                  # it would have to wait for a row that is being written or copied
     BENCH_WRITES = 2                 # for a batch that is being written
-    N_BENCHES = 3
+    BENCH_HANDSHAKES = 3             # those of TLS: a signature each
+    N_BENCHES = 4
 
 ctypedef struct Target:              # a method that is served
     const uint8_t* path              # "/package.Service/Method"
@@ -87,6 +88,8 @@ ctypedef struct TransportCounts:     # since the server was made; atomic
     uint64_t stalled                 # closed for what they did not send or take in time
     uint64_t broken                  # closed for what is no HTTP/2
     uint64_t tls_failed              # closed before they were secure
+    uint64_t tls_delayed             # handshakes that waited for others of their peer's
+    uint64_t tls_refused             # closed because they would have had to wait too long
     uint64_t resets                  # streams that clients gave up
     uint64_t streams_reset           # streams that we reset for what came
     uint64_t turned_away             # calls that got one of our Refusals
@@ -110,6 +113,7 @@ ctypedef struct HostC:
     int64_t durable_wait_ns
     int64_t min_ping_ns
     int64_t handshake_ns             # for TLS and the client's SETTINGS, and for a header block
+    int64_t between_shakes_ns        # of one peer, but for those of a second, which it may have at once
     int64_t request_ns               # for a request that has begun, besides what min_rate gives it
     int64_t stall_ns                 # without a byte taken of what waits for the client; a window of min_rate
     uint64_t min_rate                # bytes a second: of a request that comes, of replies that are taken
@@ -154,6 +158,7 @@ ctypedef struct Stream:
     bint is_half_closed              # the client has sent all
     bint is_given_up                 # by the client, with RST_STREAM
     bint is_busy                     # an errand of it is out
+    Errand* read                     # that one, if a worker has or will have it
     bint is_waiting                  # would go on if it were its turn, or the client took its replies
     Stream* waiting_next             # of the connection, while is_waiting
     Stream* waiting_previous
@@ -191,6 +196,14 @@ ctypedef struct Stream:
     const uint8_t* kind
     size_t kind_bytes
     Errand* ending                   # owns words and kind, where nobody else does
+
+cdef enum Hands:
+    HANDS_SHAKEN = 0                 # or there is no TLS
+    HANDS_AWAITED = 1                # its client has said nothing yet
+    HANDS_DELAYED = 2                # its peer has begun many: until shakes_ns
+    HANDS_AT_WORKER = 3              # nobody else touches ssl and fd, nor closes the connection
+    HANDS_BACK = 4                   # from there, with `shook`
+    HANDS_BEGUN = 5                  # its client is to go on
 
 ctypedef struct Connection:
     LoopC* loop
@@ -250,6 +263,9 @@ ctypedef struct Connection:
     # The socket's, for loop.pyx.
     int fd
     void* ssl                        # see tls.pxd; NULL: plain
+    int hands                        # Hands
+    int shook                        # a TlsResult
+    int64_t shakes_ns                # when its peer's others let it begin
     uint32_t events
     bint is_corked                   # the socket took less than all
     int64_t lingers_ns               # since when all is said, and what comes is thrown away; 0: it is not
@@ -283,6 +299,7 @@ ctypedef struct LoopC:
     size_t most_buffered             # since memory was last given back to the system
     Connection* connections
     uint32_t n_connections
+    uint32_t n_shaking               # of them, whose hands are AT_WORKER
     Connection* idle_first           # the longest so
     Connection* idle_last
     Connection* idle_at              # where the next look for one that can go begins; NULL: in front
@@ -295,6 +312,8 @@ ctypedef struct LoopC:
 # A connection of the loop, from a peer at an address (see peer_of_socket). NULL: it is not taken, for want of
 # memory or of room; where an idle one can go for it, that is told to and is dirty.
 cdef Connection* connection_open(LoopC* loop, uint64_t address) noexcept nogil
+# Has a worker make the next step of its handshake; False: no memory.
+cdef bint connection_shake(Connection* connection) noexcept nogil
 # Bytes that are held for it elsewhere, more or fewer.
 cdef void connection_hold(Connection* connection, size_t n) noexcept nogil
 cdef void connection_let_go(Connection* connection, size_t n) noexcept nogil

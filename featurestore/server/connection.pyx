@@ -35,9 +35,9 @@ from featurestore.server.dispatcher cimport (
     dispatcher_run, dispatcher_take, dispatcher_try,
 )
 from featurestore.server.errands cimport (
-    ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_START,
-    ERRAND_WORDS, NOT_RUN_LATE, NOT_RUN_NO_CALL, Errand, Queue, errand_free, errand_is_late, errand_new,
-    queue_destroy, queue_init, queue_put, queue_take_all,
+    ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_SHAKE,
+    ERRAND_START, ERRAND_WORDS, NOT_RUN_LATE, NOT_RUN_NO_CALL, Errand, Queue, errand_free, errand_is_late,
+    errand_new, queue_destroy, queue_init, queue_put, queue_take_all,
 )
 from featurestore.server.grpc_text cimport grpc_timeout_ns, is_grpc_content
 from featurestore.server.memory cimport Buffer, buffer_extend, buffer_free
@@ -519,6 +519,8 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
     cdef Connection* connection = stream.connection
     cdef LoopC* loop = connection.loop
     _tell_cancelled(stream)
+    if stream.read != NULL:
+        fs_store(&stream.read.is_vain, 1)
     _drop_parked(loop, stream, 1, 0)  # CANCELLED
     _uncount(loop.host, stream)
     _time_no_more(stream)
@@ -997,6 +999,8 @@ cdef void _send_to_bench(Stream* stream, size_t size, int bench) noexcept nogil:
         errand.place = stream.place
         stream.place = NO_PLACE
         errand.method = _target(stream).method
+        if _reads(errand.method):
+            stream.read = errand
         errand.began_ns = <uint64_t>connection.loop.now_ns
     _send_errand(stream, &connection.loop.host.benches[bench], errand)
 
@@ -1604,24 +1608,24 @@ cdef void _uncount_connection(Connection* connection) noexcept nogil:
 
 
 cdef void _free_gone(Connection* connection) noexcept nogil:
-    peer_leave(&connection.loop.host.peers, connection.holder.peer)
+    peer_leave(&connection.loop.host.peers, connection.holder.peer, connection.loop.now_ns)
     free(connection)
 
 
 cdef Connection* connection_open(LoopC* loop, uint64_t address) noexcept nogil:
     cdef HostC* host = loop.host
-    cdef Peer* peer = peer_enter(&host.peers, address)
+    cdef Peer* peer = peer_enter(&host.peers, address, loop.now_ns)
     cdef Connection* connection
     if peer == NULL:
         return NULL
     if not _may_connect(loop, peer):
-        peer_leave(&host.peers, peer)
+        peer_leave(&host.peers, peer, loop.now_ns)
         return NULL
     connection = _new_connection(loop)
     if connection == NULL:
         fs_sub(&host.n_connections, 1)
         fs_sub(&peer.connections, 1)
-        peer_leave(&host.peers, peer)
+        peer_leave(&host.peers, peer, loop.now_ns)
         return NULL
     fs_add(&host.counts.connections, 1)
     connection.holder.peer = peer
@@ -1909,6 +1913,21 @@ cdef void connection_close(Connection* connection) noexcept nogil:
     loop.gone = connection
 
 
+cdef bint connection_shake(Connection* connection) noexcept nogil:
+    cdef LoopC* loop = connection.loop
+    cdef Errand* errand = errand_new(ERRAND_SHAKE, 0)
+    if errand == NULL:
+        return False
+    errand.loop = loop
+    errand.connection = connection
+    errand.deadline_ns = connection.opened_ns + loop.host.handshake_ns
+    _send_out(connection, errand)
+    connection.hands = HANDS_AT_WORKER
+    loop.n_shaking += 1
+    queue_put(&loop.host.benches[<int>BENCH_HANDSHAKES], errand)
+    return True
+
+
 cdef void _came_home(Connection* connection, uint64_t n_out) noexcept nogil:
     """So much of what it had out is back."""
     connection.n_out -= n_out
@@ -1969,6 +1988,15 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
     cdef Stream* stream = _find(loop, errand.token)
     cdef Connection* connection = <Connection*>errand.connection
     cdef const uint8_t* kind
+    if errand.kind == ERRAND_SHAKE:
+        loop.n_shaking -= 1
+        connection.hands, connection.shook = HANDS_BACK, errand.answer
+        _came_home(connection, errand.n_out)
+        connection_dirty(connection)
+        errand_free(errand)
+        return
+    if stream != NULL:
+        stream.read = NULL
     if (errand.kind == ERRAND_RUN and errand.answer == ANSWER_ERROR and stream != NULL
             and not stream.is_ended and not stream.is_ending
             and not _goes_without_words(loop.host, errand.call)):
@@ -2145,7 +2173,7 @@ cdef void host_free(HostC* host) noexcept nogil:
 
 
 cdef void host_run(HostC* host, Errand* errand, int64_t now_ns) noexcept nogil:
-    if errand_is_late(errand, now_ns):
+    if errand_is_late(errand, now_ns) or fs_load(&errand.is_vain):
         errand.answer = NOT_RUN_LATE     # whoever asked has been told, or is when it comes back
     else:
         errand.call = _new_call(host)

@@ -1,6 +1,7 @@
 # What a loop has others do, so that it need not wait: an errand goes out, and the same errand comes back.
 #
 #   loop ── RUN ──────────────► worker            a message that would take long, or has to wait for others
+#        ── SHAKE ────────────► worker            a step of a connection's TLS handshake
 #        ── WORDS ────────────► Python            a failed Call: its status and words
 #        ── START, MESSAGE,
 #           HALF_CLOSE, CANCEL ► Python            a call of a method that Python answers
@@ -25,17 +26,18 @@ cdef enum ErrandKind:
     ERRAND_NEXT = 6                  # Python has taken the message: send the next
     ERRAND_REPLY = 7                 # data: a message for the client
     ERRAND_END = 8                   # status, data: percent-encoded words, and the error's class behind them
+    ERRAND_SHAKE = 9                 # connection: hears what its client says of the handshake, and answers
 
 cdef enum:                           # Errand.answer of a RUN that was not run
     NOT_RUN_NO_CALL = -1             # no Call was to be had
-    NOT_RUN_LATE = -2                # its deadline had passed
+    NOT_RUN_LATE = -2                # its deadline had passed, or it was in vain
 
 ctypedef struct Errand:
     Errand* next
     int kind                         # ErrandKind
     int method                       # of the dispatcher
     int target                       # of the host
-    int answer                       # RUN that comes back: an Answer, or why there is none
+    int answer                       # RUN that comes back: an Answer, or why none; SHAKE: a TlsResult
     int status                       # END: a gRPC status code
     uint64_t token                   # of the stream: see connection.pxd
     void* loop                       # whose inbox it comes back to
@@ -47,6 +49,7 @@ ctypedef struct Errand:
     size_t size
     size_t class_bytes               # END: behind data
     void* connection                 # of its stream; to be looked at only where n_out is not 0
+    uint64_t is_vain                 # RUN, a read: nobody waits for its answer any more; atomic
     uint64_t n_out                   # of what the connection has out, and stays for: comes back with this
     int place                        # a Kind that it holds, whatever becomes of its stream; or NO_PLACE
     size_t held                      # bytes for which there is no room until it is back; a MESSAGE's come

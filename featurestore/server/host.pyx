@@ -15,23 +15,24 @@ from libc.string cimport memcpy
 from featurestore.clock cimport clock_monotonic_ns
 from featurestore.core.turns cimport Turns, turn_give, turn_take
 from featurestore.server.connection cimport (
-    BENCH_LARGE, BENCH_READS, BENCH_WRITES, HEALTH_CHECK, HEALTH_WATCH, MAX_HEADER_BYTES, N_BENCHES,
-    N_REFUSALS, HealthService, HostC, LoopC, Target, TransportCounts, connection_close, connection_is_over,
-    connection_open, connection_receive, connection_send, connection_tick, host_free, host_init, host_run,
-    loop_deadlines, loop_drain, loop_free, loop_inbox, loop_init, loop_post, loop_turns, loop_unpark,
-    throw_away,
+    BENCH_HANDSHAKES, BENCH_LARGE, BENCH_READS, BENCH_WRITES, HEALTH_CHECK, HEALTH_WATCH, MAX_HEADER_BYTES,
+    N_BENCHES, N_REFUSALS, HealthService, HostC, LoopC, Target, TransportCounts, connection_close,
+    connection_is_over, connection_open, connection_receive, connection_send, connection_tick, host_free,
+    host_init, host_run, loop_deadlines, loop_drain, loop_free, loop_inbox, loop_init, loop_post, loop_turns,
+    loop_unpark, throw_away,
 )
 from featurestore.server.dispatcher cimport Dispatcher
 from featurestore.server.errands cimport (
-    ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_REPLY, ERRAND_START,
-    ERRAND_WORDS, Errand, errand_free, errand_is_late, errand_new, queue_close, queue_destroy, queue_init,
-    queue_take, queue_take_all,
+    ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_REPLY, ERRAND_SHAKE,
+    ERRAND_START, ERRAND_WORDS, Errand, errand_free, errand_is_late, errand_new, queue_close, queue_destroy,
+    queue_init, queue_take, queue_take_all,
 )
 from featurestore.server.grpc_text cimport percent_encode
 from featurestore.server.nghttp2 cimport nghttp2_version
 from featurestore.server.shares cimport (
     KIND_OTHERS, KIND_READS, KIND_STREAMS, KIND_WATCHES, KIND_WRITES, N_KINDS,
 )
+from featurestore.server.tls cimport TLS_BROKEN, tls_shake
 
 from featurestore.config import Limits
 from featurestore.core.structs import same_structs
@@ -54,7 +55,8 @@ START, MESSAGE, HALF_CLOSE, CANCEL = (
     <int>ERRAND_START, <int>ERRAND_MESSAGE, <int>ERRAND_HALF_CLOSE, <int>ERRAND_CANCEL)
 
 #: Benches that Host.work empties.
-LARGE, READS, WRITES = <int>BENCH_LARGE, <int>BENCH_READS, <int>BENCH_WRITES
+LARGE, READS, WRITES, HANDSHAKES = (
+    <int>BENCH_LARGE, <int>BENCH_READS, <int>BENCH_WRITES, <int>BENCH_HANDSHAKES)
 
 #: In place of a method of the dispatcher: what a loop answers of grpc.health.v1.Health.
 CHECK, WATCH = <int>HEALTH_CHECK, <int>HEALTH_WATCH
@@ -115,6 +117,14 @@ REFUSALS = (
 
 cdef int64_t _ns(double seconds) except? -1:
     return <int64_t>(seconds * 1e9)
+
+
+cdef void _shake(Errand* errand) noexcept nogil:
+    """A step of a TLS handshake, if there is still somebody who waits for it."""
+    errand.answer = TLS_BROKEN
+    if not errand_is_late(errand, clock_monotonic_ns()):
+        errand.answer = tls_shake((<Connection*>errand.connection).ssl)
+    loop_post(<LoopC*>errand.loop, errand)
 
 
 cdef tuple _call_of(const Errand* errand):
@@ -187,6 +197,7 @@ cdef class Host:
         c.min_rate = limits.min_rate_bytes
         c.durable_wait_ns = _ns(limits.durable_wait_s)
         c.handshake_ns = _ns(limits.handshake_s)
+        c.between_shakes_ns = _ns(1 / limits.handshake_rate)
         c.request_ns = _ns(limits.request_s)
         c.stall_ns = _ns(limits.stall_s)
         c.max_idle_ns = _ns(limits.max_connection_idle_s)
@@ -247,7 +258,9 @@ cdef class Host:
             queue_close(&self.c.desk)
 
     def work(self, int bench):
-        """A worker: runs messages of one bench (LARGE, READS or WRITES) until the host is closed."""
+        """A worker: does what is on one bench (LARGE, READS, WRITES: messages; HANDSHAKES) until the host is
+        closed.
+        """
         cdef Errand* errand
         cdef bint waits
         cdef Turns* turns = &self.c.dispatcher.engine.state.turns
@@ -258,6 +271,9 @@ cdef class Host:
                 errand = queue_take(&self.c.benches[bench])
                 if errand == NULL:
                     break
+                if errand.kind == ERRAND_SHAKE:
+                    _shake(errand)
+                    continue
                 waits = bench == BENCH_LARGE and not errand_is_late(errand, clock_monotonic_ns())
                 if waits:
                     turn_take(turns)
@@ -349,9 +365,10 @@ cdef class Host:
         return {
             "connections": n.connections, "refused": n.refused, "evicted": n.evicted, "idled": n.idled,
             "aged": n.aged, "slow": n.slow, "calm": n.calm, "stalled": n.stalled, "broken": n.broken,
-            "tls_failed": n.tls_failed, "resets": n.resets, "streams_reset": n.streams_reset,
-            "turned_away": n.turned_away, "large": n.large, "connections_now": self.c.n_connections,
-            "streams_now": calls["streams"], "watches_now": calls["watches"],
+            "tls_failed": n.tls_failed, "tls_delayed": n.tls_delayed, "tls_refused": n.tls_refused,
+            "resets": n.resets, "streams_reset": n.streams_reset, "turned_away": n.turned_away,
+            "large": n.large, "connections_now": self.c.n_connections, "streams_now": calls["streams"],
+            "watches_now": calls["watches"],
             "calls_now": sum(calls.values()) - calls["watches"],
         }
 

@@ -23,17 +23,18 @@ from libc.string cimport memcpy
 
 from featurestore.clock cimport clock_monotonic_ns
 from featurestore.server.connection cimport (
-    Connection, LoopC, connection_close, connection_dirty, connection_hears_no_more, connection_hold,
-    connection_is_over, connection_let_go, connection_open, connection_receive, connection_send,
+    HANDS_AT_WORKER, HANDS_AWAITED, HANDS_BACK, HANDS_BEGUN, HANDS_DELAYED, HANDS_SHAKEN, Connection, HostC,
+    LoopC, connection_close, connection_dirty, connection_hears_no_more, connection_hold, connection_is_over,
+    connection_let_go, connection_open, connection_receive, connection_send, connection_shake,
     connection_tick, loop_deadlines, loop_drain, loop_free, loop_inbox, loop_init, loop_next_deadline_ns,
     loop_turns, loop_unpark,
 )
 from featurestore.server.host cimport Host
 from featurestore.server.memory cimport buffer_extend, buffer_free
-from featurestore.server.shares cimport peer_of_socket
+from featurestore.server.shares cimport peer_of_socket, peer_shakes
 from featurestore.server.tls cimport (
-    TLS_AGAIN, TLS_AGAIN_WRITE, TLS_CLOSED, TLS_OTHER, TlsContext, tls_free, tls_is_secure, tls_open,
-    tls_receive, tls_send, tls_shutdown,
+    TLS_AGAIN, TLS_AGAIN_WRITE, TLS_CLOSED, TLS_SECURE, TlsContext, tls_free, tls_open, tls_receive, tls_send,
+    tls_shutdown,
 )
 from featurestore.storage.journal cimport JournalState, journal_add_hook, journal_remove_hook
 
@@ -69,7 +70,7 @@ cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd_read(int fd, uint64_t* value)
 
 cdef extern from "<sys/epoll.h>" nogil:
-    int EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLEXCLUSIVE
+    uint32_t EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP, EPOLLEXCLUSIVE, EPOLLONESHOT
     int EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
     ctypedef union epoll_data_t:
         void* ptr
@@ -181,6 +182,7 @@ cdef void _accept(Sockets* s, Listener* listener) noexcept nogil:
         connection.fd = fd
         if s.tls != NULL:
             connection.ssl = tls_open(s.tls, fd)
+            connection.hands = HANDS_AWAITED
             if connection.ssl == NULL:
                 _close(connection)
                 continue
@@ -200,6 +202,43 @@ cdef void _end_of_input(Sockets* s, Connection* connection) noexcept nogil:
     _watch(s, connection, _wanted(connection) | (EPOLLOUT if connection.is_corked else 0))
 
 
+cdef void _give_to_worker(Sockets* s, Connection* connection) noexcept nogil:
+    """What its client has said of the handshake. Nothing is watched meanwhile, nor its end."""
+    _watch(s, connection, EPOLLONESHOT)
+    if not connection.is_dead and not connection_shake(connection):
+        connection.is_dead = True
+        connection_dirty(connection)
+
+
+cdef void _shake(Sockets* s, Connection* connection) noexcept nogil:
+    """Its client has said something of the handshake: if it is the first, when its peer's others let it."""
+    cdef HostC* host = s.loop.host
+    if connection.hands == HANDS_AWAITED:
+        connection.shakes_ns = peer_shakes(connection.holder.peer, s.loop.now_ns, host.between_shakes_ns,
+                                           connection.opened_ns + host.handshake_ns)
+        if connection.shakes_ns < 0:
+            fs_add(&host.counts.tls_refused, 1)
+            connection.is_dead = True
+            return
+        if connection.shakes_ns > s.loop.now_ns:
+            fs_add(&host.counts.tls_delayed, 1)
+            connection.hands = HANDS_DELAYED
+            _watch(s, connection, EPOLLRDHUP)
+            return
+    _give_to_worker(s, connection)
+
+
+cdef bint _heed(Sockets* s, Connection* connection) noexcept nogil:
+    """What a worker has found; False: the client is not let in."""
+    cdef int shook = connection.shook
+    connection.hands = HANDS_SHAKEN if shook == TLS_SECURE else HANDS_BEGUN
+    if shook != TLS_SECURE and shook != TLS_AGAIN and shook != TLS_AGAIN_WRITE:
+        fs_add(&s.loop.host.counts.tls_failed, 1)
+        return False
+    _watch(s, connection, EPOLLIN | EPOLLOUT if shook == TLS_AGAIN_WRITE else EPOLLIN)
+    return True
+
+
 cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
     cdef ssize_t n
     cdef int64_t until_ns = clock_monotonic_ns() + ROUND_NS
@@ -212,14 +251,12 @@ cdef void _receive_secure(Sockets* s, Connection* connection) noexcept nogil:
             return
         if n > 0 and connection.lingers_ns:
             continue
-        if n == TLS_CLOSED and tls_is_secure(connection.ssl):
+        if n == TLS_CLOSED:
             _end_of_input(s, connection)
             return
         if n < 0 and _i:
             return                       # what came before the end is answered first; epoll tells again
         if n < 0 or connection_receive(connection, s.inward, <size_t>n) != 0:
-            if n == TLS_OTHER or not tls_is_secure(connection.ssl):
-                fs_add(&s.loop.host.counts.tls_failed, 1)
             connection.is_dead = True
             connection_dirty(connection)
             return
@@ -232,6 +269,9 @@ cdef void _receive(Sockets* s, Connection* connection) noexcept nogil:
     cdef ssize_t n
     cdef int64_t until_ns
     cdef int _i
+    if connection.hands != HANDS_SHAKEN:
+        _shake(s, connection)
+        return
     if connection.is_in_turns:
         return                           # what has come is run before more is read; epoll tells again
     if connection.ssl != NULL:
@@ -299,11 +339,15 @@ cdef bint _flush(Sockets* s, Connection* connection) noexcept nogil:
     cdef size_t taken
     cdef uint8_t* rest
     cdef int64_t until_ns = 0
+    if connection.hands == HANDS_AT_WORKER:
+        return True
     if connection.is_dead:
         return False
     if connection.lingers_ns:  # what comes back to its calls now would tear it, and its last words with it
         return True
-    if connection.ssl != NULL and not tls_is_secure(connection.ssl):
+    if connection.hands == HANDS_BACK and not _heed(s, connection):
+        return False
+    if connection.hands != HANDS_SHAKEN:
         return not connection.is_going  # it has asked for nothing yet, and cannot be told to go
     while not connection.is_corked:
         if until_ns and clock_monotonic_ns() >= until_ns:
@@ -362,7 +406,9 @@ cdef void _tick(Sockets* s) noexcept nogil:
         if connection.lingers_ns:
             if s.loop.now_ns - connection.lingers_ns > LINGER_NS:
                 _close(connection)
-        elif connection_tick(connection) < 0:
+        elif connection.hands == HANDS_DELAYED and s.loop.now_ns >= connection.shakes_ns:
+            _give_to_worker(s, connection)
+        elif connection.hands != HANDS_AT_WORKER and connection_tick(connection) < 0:
             _close(connection)
         connection = following
     # What a burst has left in pieces between others' memory malloc would keep for good.
@@ -398,6 +444,11 @@ cdef void _handle(Sockets* s, epoll_event* event) noexcept nogil:
         _accept(s, <Listener*>what)
     else:
         connection = <Connection*>what
+        if connection.hands == HANDS_AT_WORKER:
+            return                       # it is looked at when it is back
+        if connection.hands == HANDS_DELAYED:  # its client has closed its side
+            fs_add(&s.loop.host.counts.tls_failed, 1)
+            connection.is_dead = True
         if event.events & EPOLLOUT and connection.is_corked and not _write_pending(s, connection):
             connection.is_dead = True
         if connection.is_deaf:
@@ -448,6 +499,9 @@ cdef void _run(Sockets* s) noexcept nogil:
         _flush_all(s)
         if fs_load(&s.wants_stop) or (loop.is_draining and loop.n_connections == 0):
             break
+    while loop.n_shaking:                # workers are there for longer
+        epoll_wait(s.epoll_fd, events, N_EVENTS, LOOK_MS)
+        loop_inbox(loop)
     while loop.connections != NULL:
         _close(loop.connections)
 

@@ -110,6 +110,16 @@ _CONNECTION_COUNTERS = (
         "tls_failed",
         "Connections closed before they were secure: no TLS, no h2, or no certificate that is trusted.",
     ),
+    (
+        "tls_handshakes_delayed",
+        "tls_delayed",
+        "TLS handshakes that waited, because their peer had begun as many as it may in a second.",
+    ),
+    (
+        "tls_handshakes_refused",
+        "tls_refused",
+        "Connections closed because their TLS handshake would have waited too long for their peer's others.",
+    ),
     ("stream_resets", "resets", "Calls that clients gave up (RST_STREAM)."),
     (
         "streams_reset",

@@ -7,6 +7,7 @@ needs Python: words for failures, and calls of all other methods, which it hands
     a hot call: Observe, Ingest, GetFeatures and the streams    loop_threads
     one that is large                                           worker_threads; they give way to all others
     one that would wait: for a row, for a batch                 one more for reads, one for writes
+    TLS handshakes                                              one more, which gives way
     Health.Check and Health.Watch                               loop_threads; they take no place of others
     everything else: registry, reflection, lists                a pool of read_threads + MOST_REFLECTIONS
 
@@ -29,15 +30,26 @@ from typing import Any, NoReturn
 
 import grpc
 
+from featurestore import niceness
 from featurestore.config import Address, ServeConfig, Tls
 from featurestore.errors import ConfigError
-from featurestore.niceness import LARGE_MESSAGES, give_way
 from featurestore.server import dispatcher as hot
 from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.grpc_front import HEALTH, SERVICE, Streams
 from featurestore.server.handlers import Aborted, guarded, log_unexpected
-from featurestore.server.host import CANCEL, CHECK, LARGE, MESSAGE, READS, START, WATCH, WRITES, Host
+from featurestore.server.host import (
+    CANCEL,
+    CHECK,
+    HANDSHAKES,
+    LARGE,
+    MESSAGE,
+    READS,
+    START,
+    WATCH,
+    WRITES,
+    Host,
+)
 from featurestore.server.loop import Loop
 from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
 from featurestore.server.tls import TlsContext
@@ -326,6 +338,7 @@ class NativeFront:
         self._helpers.append(_thread(self._desk, "desk"))
         if self._watch is not None:
             self._helpers.append(_thread(self._watch, "certificates"))
+            self._helpers.append(_thread(self._shake_hands, "handshakes"))
         self._threads = [_thread(loop.run, "loop") for loop in self._loops]
 
     def stop(self, grace_s: float) -> threading.Event:
@@ -385,8 +398,12 @@ class NativeFront:
         return {} if self.host is None else self.host.refusals()
 
     def _work_at_large(self) -> None:
-        give_way(LARGE_MESSAGES)
+        niceness.give_way(niceness.LARGE_MESSAGES)
         self.host.work(LARGE)
+
+    def _shake_hands(self) -> None:
+        niceness.give_way(niceness.HANDSHAKES)
+        self.host.work(HANDSHAKES)
 
     def _watch_papers(self, tls: TlsContext, papers: listener.Papers) -> None:
         """Certificates that were replaced serve connections to come."""

@@ -1,4 +1,5 @@
-# Who holds how much of what is limited: places for calls, connections, memory for what is on its way.
+# Who holds how much of what is limited: places for calls, connections, memory for what is on its way; and how
+# often a peer may have us begin a TLS handshake.
 #
 #   Peer           whoever connects from one IPv4 address, one /64 of IPv6, or a Unix socket
 #     └─ Holder    a connection
@@ -8,7 +9,7 @@
 # Alone, a connection gets two thirds and a peer eight ninths; n greedy connections get 2 parts each of 2n + 1
 # and leave one, which is for whoever holds less than they do. Nothing is counted out beforehand, nobody waits
 # for anybody's turn, and a limit that nobody presses is felt by nobody.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from featurestore.core.pthread cimport pthread_mutex_t
 
@@ -29,6 +30,7 @@ ctypedef struct Peer:
     uint64_t connections             # open; atomic
     uint64_t buffered                # bytes that its connections hold, each beyond its own part; atomic
     uint64_t calls[N_KINDS]          # places taken; atomic
+    int64_t rested_ns                # when it may begin a second's handshakes at once again; atomic
 
 ctypedef struct Peers:               # chained, as many buckets as connections may be
     pthread_mutex_t lock
@@ -57,9 +59,13 @@ cdef bint peer_may_connect(const Peer* peer, uint64_t most, uint64_t taken) noex
 
 cdef int peers_init(Peers* peers, uint64_t most) noexcept nogil
 cdef void peers_free(Peers* peers) noexcept nogil
-# The peer at this address, with one user more; NULL: no memory.
-cdef Peer* peer_enter(Peers* peers, uint64_t address) noexcept nogil
-cdef void peer_leave(Peers* peers, Peer* peer) noexcept nogil
+# The peer at this address, with one user more; NULL: no memory. Whoever has left stays known until it is
+# rested: nobody has handshakes anew by going and coming.
+cdef Peer* peer_enter(Peers* peers, uint64_t address, int64_t now_ns) noexcept nogil
+cdef void peer_leave(Peers* peers, Peer* peer, int64_t now_ns) noexcept nogil
+# When the peer may begin one more handshake, which it then has: it may begin one every between_ns, and those
+# of a second at once. -1: later than `latest_ns`, and it has none.
+cdef int64_t peer_shakes(Peer* peer, int64_t now_ns, int64_t between_ns, int64_t latest_ns) noexcept nogil
 # The address of a struct sockaddr, as a number; 0: none, as of a Unix socket.
 cdef uint64_t peer_of_socket(const void* address, size_t size) noexcept nogil
 

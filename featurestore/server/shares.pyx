@@ -1,6 +1,6 @@
 """Who holds how much of what is limited: what shares.pxd promises."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -35,17 +35,22 @@ cdef extern from * nogil:
     #define fs_sub(counter, n) ((void)__atomic_fetch_sub((counter), (n), __ATOMIC_RELAXED))
     #define fs_after_add(counter, n) __atomic_add_fetch((counter), (n), __ATOMIC_RELAXED)
     #define fs_load(place) __atomic_load_n((place), __ATOMIC_RELAXED)
+    #define fs_swap(place, was, to) __atomic_compare_exchange_n((place), (was), (to), 0, __ATOMIC_RELAXED, \
+                                                                __ATOMIC_RELAXED)
     """
     void fs_add(uint64_t* counter, uint64_t n) noexcept
     void fs_sub(uint64_t* counter, uint64_t n) noexcept
     uint64_t fs_after_add(uint64_t* counter, uint64_t n) noexcept
     uint64_t fs_load(const uint64_t* place) noexcept
+    int64_t fs_load_time "fs_load"(const int64_t* place) noexcept
+    bint fs_swap(int64_t* place, int64_t* was, int64_t to) noexcept  # else `was` is what it is
 
 cdef enum:
     CONNECTION_SHARE = 2             # times what is free
     PEER_SHARE = 8
     LEAST_BUCKETS = 64
     MOST_BUCKETS = 1 << 16
+    BURST_NS = 1_000_000_000         # of handshakes a peer may have at once
 
 
 cdef bint share_allows(uint64_t most, uint64_t taken, uint64_t mine, uint64_t part) noexcept nogil:
@@ -123,13 +128,27 @@ cdef Peer** _bucket(Peers* peers, uint64_t address) noexcept nogil:
     return &peers.buckets[(x ^ (x >> 31)) & peers.mask]
 
 
-cdef Peer* peer_enter(Peers* peers, uint64_t address) noexcept nogil:
+cdef Peer* _look(Peer** link, uint64_t address, int64_t now_ns) noexcept nogil:
+    """Who is at this address, of a bucket from which those go who have left and rested. Under lock."""
+    cdef Peer* found = NULL
+    cdef Peer* peer
+    while link[0] != NULL:
+        peer = link[0]
+        if peer.users == 0 and peer.rested_ns <= now_ns:
+            link[0] = peer.next
+            free(peer)
+            continue
+        if peer.address == address:
+            found = peer
+        link = &peer.next
+    return found
+
+
+cdef Peer* peer_enter(Peers* peers, uint64_t address, int64_t now_ns) noexcept nogil:
     cdef Peer** bucket = _bucket(peers, address)
     cdef Peer* peer
     pthread_mutex_lock(&peers.lock)
-    peer = bucket[0]
-    while peer != NULL and peer.address != address:
-        peer = peer.next
+    peer = _look(bucket, address, now_ns)
     if peer == NULL:
         peer = <Peer*>calloc(1, sizeof(Peer))
         if peer != NULL:
@@ -142,16 +161,23 @@ cdef Peer* peer_enter(Peers* peers, uint64_t address) noexcept nogil:
     return peer
 
 
-cdef void peer_leave(Peers* peers, Peer* peer) noexcept nogil:
-    cdef Peer** link = _bucket(peers, peer.address)
+cdef void peer_leave(Peers* peers, Peer* peer, int64_t now_ns) noexcept nogil:
     pthread_mutex_lock(&peers.lock)
     peer.users -= 1
     if peer.users == 0:
-        while link[0] != peer:
-            link = &link[0].next
-        link[0] = peer.next
-        free(peer)
+        _look(_bucket(peers, peer.address), peer.address, now_ns)
     pthread_mutex_unlock(&peers.lock)
+
+
+cdef int64_t peer_shakes(Peer* peer, int64_t now_ns, int64_t between_ns, int64_t latest_ns) noexcept nogil:
+    cdef int64_t rested = fs_load_time(&peer.rested_ns)
+    cdef int64_t then
+    while True:
+        then = max(rested, now_ns) + between_ns
+        if then - BURST_NS > latest_ns:
+            return -1
+        if fs_swap(&peer.rested_ns, &rested, then):
+            return max(now_ns, then - BURST_NS)
 
 
 cdef uint64_t peer_of_socket(const void* address, size_t size) noexcept nogil:

@@ -13,6 +13,7 @@ cdef enum TlsResult:
     TLS_BROKEN = -2                  # no TLS that we speak, a certificate that is missing, a torn connection
     TLS_AGAIN_WRITE = -3             # as AGAIN, and the socket has to be written
     TLS_OTHER = -4                   # hands are shaken, and not on h2
+    TLS_SECURE = 1                   # they are, on h2
 
 ctypedef struct TlsC:
     pthread_mutex_t lock             # the next
@@ -20,12 +21,12 @@ ctypedef struct TlsC:
 
 # A connection's TLS over its socket, to be freed with tls_free; NULL when there is no memory.
 cdef void* tls_open(TlsC* tls, int fd) noexcept nogil
-# Bytes that came, at most `size` (of at least 16 KiB), or a TlsResult. Shakes hands first.
+# Shakes hands, as far as what has come leads: a TlsResult. The next three are for one that is SECURE.
+cdef int tls_shake(void* connection) noexcept nogil
+# Bytes that came, at most `size` (of at least 16 KiB), or a TlsResult.
 cdef ssize_t tls_receive(void* connection, uint8_t* data, size_t size) noexcept nogil
 # How many were taken, or a TlsResult.
 cdef ssize_t tls_send(void* connection, const uint8_t* data, size_t size) noexcept nogil
-# Whether hands have been shaken.
-cdef bint tls_is_secure(void* connection) noexcept nogil
 # Says that we shall send no more.
 cdef void tls_shutdown(void* connection) noexcept nogil
 cdef void tls_free(void* connection) noexcept nogil

@@ -58,7 +58,7 @@ cdef extern from "<openssl/ssl.h>" nogil:
     int SSL_read(SSL* ssl, void* data, int size)
     int SSL_write(SSL* ssl, const void* data, int size)
     int SSL_get_error(SSL* ssl, int result)
-    int SSL_is_init_finished(SSL* ssl)
+    int SSL_do_handshake(SSL* ssl)
     int SSL_shutdown(SSL* ssl)
     void SSL_get0_alpn_selected(SSL* ssl, const unsigned char** name, unsigned int* size)
 
@@ -115,39 +115,39 @@ cdef ssize_t _result(SSL* ssl, int n) noexcept nogil:
     return TLS_CLOSED if error == SSL_ERROR_ZERO_RETURN else TLS_BROKEN
 
 
-cdef ssize_t tls_receive(void* connection, uint8_t* data, size_t size) noexcept nogil:
+cdef int tls_shake(void* connection) noexcept nogil:
     cdef SSL* ssl = <SSL*>connection
-    cdef bint was_secure = SSL_is_init_finished(ssl)
     cdef const unsigned char* protocol
     cdef unsigned int n_protocol
     cdef int n
     ERR_clear_error()
+    n = SSL_do_handshake(ssl)
+    if n != 1:
+        return <int>_result(ssl, n)
+    SSL_get0_alpn_selected(ssl, &protocol, &n_protocol)
+    # A client that offers no protocol at all has not been asked by _choose_h2.
+    return TLS_SECURE if n_protocol == 2 else TLS_OTHER
+
+
+cdef ssize_t tls_receive(void* connection, uint8_t* data, size_t size) noexcept nogil:
+    cdef SSL* ssl = <SSL*>connection
+    cdef int n
+    ERR_clear_error()
     n = SSL_read(ssl, data, <int>min(size, <size_t>MOST_BYTES))
-    if not was_secure and SSL_is_init_finished(ssl):
-        SSL_get0_alpn_selected(ssl, &protocol, &n_protocol)
-        if n_protocol != 2:  # a client that offers no protocol at all has not been asked by _choose_h2
-            return TLS_OTHER
     return n if n > 0 else _result(ssl, n)
 
 
 cdef ssize_t tls_send(void* connection, const uint8_t* data, size_t size) noexcept nogil:
     cdef SSL* ssl = <SSL*>connection
     cdef int n
-    if not SSL_is_init_finished(ssl):
-        return TLS_AGAIN
     ERR_clear_error()
     n = SSL_write(ssl, data, <int>min(size, <size_t>MOST_BYTES))
     return n if n > 0 else _result(ssl, n)
 
 
-cdef bint tls_is_secure(void* connection) noexcept nogil:
-    return SSL_is_init_finished(<SSL*>connection)
-
-
 cdef void tls_shutdown(void* connection) noexcept nogil:
-    if SSL_is_init_finished(<SSL*>connection):
-        ERR_clear_error()
-        SSL_shutdown(<SSL*>connection)
+    ERR_clear_error()
+    SSL_shutdown(<SSL*>connection)
 
 
 cdef void tls_free(void* connection) noexcept nogil:

@@ -325,7 +325,7 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         "--durable-wait", "11", "--max-other-calls", "12", "--max-watches", "13", "--max-connections", "14",
         "--max-connection-memory", "15M", "--max-buffered", "16M", "--handshake-time", "17",
         "--request-time", "18", "--min-rate", "19", "--stall-time", "20", "--max-connection-idle", "21",
-        "--max-connection-age", "22", "--connection-age-grace", "23",
+        "--max-connection-age", "22", "--connection-age-grace", "23", "--handshake-rate", "24",
     ) == ServeConfig(
         data=Path("store"), schema=SCHEMA, schema_path=str(schema), listen="0.0.0.0:1",
         tls=Tls(pem, pem, pem), admin="localhost:2", admin_tls=Tls(pem, pem, pem),
@@ -340,7 +340,7 @@ def test_every_setting_has_a_flag(tmp_path, schema):
             durable_wait_s=11.0, max_other_calls=12, max_watches=13, max_connections=14,
             max_connection_bytes=15 << 20, max_buffered_bytes=16 << 20, handshake_s=17.0, request_s=18.0,
             min_rate_bytes=19, stall_s=20.0, max_connection_idle_s=21.0, max_connection_age_s=22.0,
-            connection_age_grace_s=23.0,
+            connection_age_grace_s=23.0, handshake_rate=24,
         ),
     )  # fmt: skip
 

@@ -541,6 +541,16 @@ def test_messages_that_are_with_workers_count_when_their_clients_have_gone(conne
     assert client.status(101) == OK
 
 
+def test_reads_that_nobody_waits_for_are_not_made(connect: Connect) -> None:
+    """Whoever asks for much and gives up would have the workers busy for nobody."""
+    client = connect()
+    large = read(*[keys(ip="1.2.3.4", account=596, track="t1")] * 300)
+    client.say(*(asked(number, "GetFeatures", large) + reset(number) for number in range(1, 21, 2)))
+    client.say(asked(21, "GetFeatures", large))
+    assert client.status(21) == OK
+    assert client.session.host.dispatcher.counts()["methods"]["GetFeatures"]["calls"] == 1
+
+
 def test_failures_leave_room_for_others(connect: Connect) -> None:
     """Each holds a Call until its words are made, of which no more than half may wait at once."""
     client = connect(n_work=4, max_concurrent_calls=4)

@@ -11,7 +11,18 @@ import grpc
 import pytest
 import transports
 from house import HOUR_MS, T0, House, batch, event, keys, observe, opened, play, read
-from transport.calls import GET, GET_STREAM, INGEST, INGEST_STREAM, OBSERVE, fields
+from transport.calls import (
+    GET,
+    GET_STREAM,
+    INGEST,
+    INGEST_STREAM,
+    OBSERVE,
+    OK,
+    call,
+    fields,
+    reply_of,
+    request,
+)
 from transport.frames import Wire, headers
 from transport.process import eventually
 
@@ -177,3 +188,37 @@ def test_drain_ends_what_every_loop_has(tmp_path: Path, loop_threads: int, on: s
             wire.close()
         for channel in made:
             channel.close()
+
+
+# ---- large replies
+
+
+def test_a_large_reply_leaves_the_loop_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others' calls get through while it is made, by a worker that is held here, and between its pieces."""
+    from featurestore.server.native_front import NativeFront
+
+    gate, work = threading.Event(), NativeFront._work_at_large
+    monkeypatch.setattr(NativeFront, "_work_at_large", lambda front: gate.wait(60) and work(front))
+    body = read(*[keys(ip="1.2.3.4", account=596, track="t1")] * 180).SerializeToString()
+    small = read(keys(ip="1.2.3.4")).SerializeToString()
+    assert len(body) < 8 << 10
+    with (
+        serving(tmp_path, 1) as house,
+        Wire(str(house.server.address)) as large,
+        Wire(str(house.server.address)) as other,
+    ):
+        numbers = itertools.count(1, 2)
+        large.send(*(request(large, number, GET, body) for number in range(1, 101, 2)))
+        eventually(lambda: house.server.front.counts()["large"] == 50, "they are with the worker")
+        for _ in range(50):
+            assert call(other, next(numbers), GET, small).status == OK
+        assert not any(large.stream(number).body for number in range(1, 101, 2))
+        gate.set()
+        n_between = 0
+        while not all(large.stream(number).is_over for number in range(1, 101, 2)):
+            assert large.read_some(30, 8 << 10)
+            assert call(other, next(numbers), GET, small).status == OK
+            n_between += 1
+        replies = [reply_of(large.stream(number)).message for number in range(1, 101, 2)]
+        assert len(set(replies)) == 1
+        assert n_between > 50

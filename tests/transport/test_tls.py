@@ -11,13 +11,17 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import hpack
 import pytest
+from server.house import opened
 
+from featurestore.config import Tls
 from featurestore.v1 import feature_store_service_pb2 as pb
 from transport.calls import (
     GET,
@@ -48,6 +52,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 MIB = 1 << 20
+OTHER = "127.0.0.2"  # another peer
 
 
 @dataclass(frozen=True)
@@ -333,6 +338,72 @@ def test_a_handshake_that_is_not_over_does_not_hold_the_drain_up(
         let_go()
         assert reply_of(wire.over(1)).status == OK
     assert server.child.wait(60) == 0
+
+
+# ---- many handshakes
+
+
+@pytest.mark.parametrize("manner", ["at once", "one after the other"])
+def test_handshakes_of_one_peer_wait_and_leave_others_theirs(
+    start: Start, ours: Authority, transport: str, manner: str
+) -> None:
+    """One a second: of twenty the first is begun, a few wait for the time that a handshake may take, and the
+    others are closed. Nobody has them anew by going and coming.
+    """
+    if transport != "native":
+        pytest.skip("grpcio does not limit them")
+    server = start(*flags(ours.issue("greeted")), "--handshake-rate", "1", "--handshake-time", "4s", *METRICS)
+    hello, n, began = client_hello(), 20, time.monotonic()
+    with contextlib.ExitStack() as stack:
+        for _ in range(n):
+            wire = stack.enter_context(Wire(server.address, greet=False, source=OTHER).send(hello))
+            if manner != "at once":
+                wire.close()
+                eventually(lambda: server.metrics()["connections_open"] == 0, "it is gone")
+        assert is_served(server, ours.trusting()), "another peer is at once"
+        told = server.metrics()
+        n_may = 1 + int(time.monotonic() - began)
+        delayed, refused = (told[f"tls_handshakes_{what}_total"] for what in ("delayed", "refused"))
+        assert n - n_may <= delayed + refused <= n - 1
+        assert 1 <= delayed <= 4 + n_may
+        assert told["connections_refused_total"] == 0
+        if manner == "at once":
+            eventually(lambda: wire.read_some(0.01) or wire.is_closed, "the last is closed")
+            eventually(lambda: server.metrics()["connections_open"] == 0, "none outlives its time")
+
+
+def test_handshakes_are_made_by_a_worker_for_which_the_end_waits(
+    ours: Authority, tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While that is held, nothing is said to them, nobody's is torn, and whoever gives up is let go after."""
+    if transport != "native":
+        pytest.skip("grpcio has its own")
+    from featurestore.server.native_front import NativeFront
+
+    hello, gate, shake = client_hello(), threading.Event(), NativeFront._shake_hands
+    monkeypatch.setattr(NativeFront, "_shake_hands", lambda front: gate.wait(60) and shake(front))
+    paper = ours.issue("gated")
+    for is_stopped in (False, True):
+        gate.clear()
+        with contextlib.ExitStack() as stack:
+            settings = {"tls": Tls(paper.certificate, paper.key), "drain_s": 0.1, "transport": transport}
+            house = stack.enter_context(opened(tmp_path / f"stopped {is_stopped}", **settings))
+            front = house.server.front
+            wires = [Wire(str(house.server.address), greet=False).send(hello) for _ in range(4)]
+            eventually(lambda front=front: front.counts()["connections_now"] == 4, "all have come")
+            for wire in wires[2:]:
+                wire.close()
+            assert not wires[0].read_some(0.2)
+            if is_stopped:
+                threading.Timer(0.5, gate.set).start()
+            else:
+                gate.set()
+                wires[0].socket.settimeout(30)
+                assert wires[0].socket.recv(1) == b"\x16", "a handshake's record"
+                eventually(lambda front=front: front.counts()["connections_now"] == 2, "the others are gone")
+                assert front.counts()["tls_failed"] == 2
+        for wire in wires[:2]:
+            wire.close()
 
 
 # ---- much, and slowly
