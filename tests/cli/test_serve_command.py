@@ -309,6 +309,13 @@ def test_without_flags_the_settings_are_the_defaults_of_the_config():
     assert parsed() == ServeConfig(data=Path("store"))
 
 
+def test_memory_for_producers_follows_that_of_rows():
+    assert ServeConfig(data=Path("store"), max_memory_bytes=64 << 30).producer_bytes == 2 << 30
+    assert ServeConfig(data=Path("store"), max_memory_bytes=64 << 20).producer_bytes == 64 << 20
+    given = ServeConfig(data=Path("store"), max_memory_bytes=64 << 30, producer_memory_bytes=1 << 20)
+    assert given.producer_bytes == 1 << 20
+
+
 def test_every_setting_has_a_flag(tmp_path, schema):
     pem = tmp_path / "any.pem"
     pem.write_text("")
