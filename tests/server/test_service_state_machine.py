@@ -351,7 +351,7 @@ def _column(name: str, values: Sequence[Any]) -> types.NamedColumn:
         texts = [(value or "").encode() for value in values]
         column = types.TextColumn(data=b"".join(texts), lengths=map(len, texts), present=present)
         return types.NamedColumn(name=name, texts=column)
-    numbers = [value or 0 for value in values]
+    numbers = [0 if value is None else value for value in values]  # not `or`: -0.0 is another than 0
     if kind is int:
         return types.NamedColumn(name=name, integers=types.IntegerColumn(values=numbers, present=present))
     return types.NamedColumn(name=name, numbers=types.NumberColumn(values=numbers, present=present))
