@@ -55,7 +55,6 @@ def options(limits: Limits) -> list[tuple[str, int]]:
         # Streams that are over count until their calls are freed, so that a busy server refuses some to
         # clients that keep to the number; nothing of them was read, they may be called again. Without that
         # protection (grpc.http.overload_protection) streams opened and reset take the room of others' calls.
-        ("grpc.max_allowed_incoming_connections", limits.max_connections),
         ("grpc.max_concurrent_streams", limits.max_streams_per_connection),
         ("grpc.max_metadata_size", 8 << 10),
         # Clients may ping, and be found dead by pings, but not flood.

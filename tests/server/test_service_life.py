@@ -219,7 +219,7 @@ def test_drain_finishes_what_was_begun_and_says_where_a_stream_ended(tmp_path: P
     """Batches are under way when the server stops: each that was applied is answered, and nothing else is
     applied.
     """
-    chosen = config(tmp_path, **transports.settings(transport))
+    chosen = config(tmp_path, drain_s=60.0, **transports.settings(transport))
     engine = open_store(chosen)
     server = Server(engine, chosen)
     server.start()
