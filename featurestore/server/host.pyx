@@ -32,13 +32,13 @@ from featurestore.server.nghttp2 cimport nghttp2_version
 from featurestore.server.shares cimport (
     KIND_OTHERS, KIND_READS, KIND_STREAMS, KIND_WATCHES, KIND_WRITES, N_KINDS,
 )
-from featurestore.server.tls cimport TLS_BROKEN, tls_shake
+from featurestore.server.tls cimport TLS_BROKEN, tls_shake, tls_structs
 
 from featurestore.config import Limits
 from featurestore.core.structs import same_structs
 from featurestore.server.status import Status, status_of, words_of
 
-same_structs(__name__, host_structs())
+same_structs(__name__, host_structs(), tls_structs())
 
 cdef extern from * nogil:
     """
