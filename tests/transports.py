@@ -7,6 +7,8 @@ nothing, and runs once, over what a server takes by itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from featurestore.server import transport
@@ -21,6 +23,13 @@ def available() -> tuple[str, ...]:
 needs_native = pytest.mark.skipif("native" not in available(), reason="built without the native transport")
 #: As a module's pytestmark: `transport`, and the server on it, are native only.
 only_native = [needs_native, pytest.mark.parametrize("transport", ["native"], scope="module")]
+
+
+def natively(test: Callable[..., None]) -> Callable[..., None]:
+    """The same of one test among others."""
+    for mark in only_native:
+        test = mark(test)
+    return test
 
 
 def settings(transport: str) -> dict[str, str]:

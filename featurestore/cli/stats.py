@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     with admin_of(arguments) as admin:
         reply = admin.stats()
     numbers = {name: getattr(reply, name) for name in NAMES}
-    for name in ("now_ms", "last_position"):  # an event-clock store without events has no now
+    for name in ("now_ms", "last_position"):  # before the first event; where nothing limits it
         if not reply.HasField(name):
             numbers[name] = None
     if reply.checkpoint_age_ms < 0:

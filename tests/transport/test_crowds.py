@@ -49,7 +49,6 @@ from transport.process import METRICS, Process, eventually
 from transport.test_adversary import SLACK_BYTES, Bystander
 
 OTHER = "127.0.0.2"  # another peer
-needs_shares = pytest.mark.skipif("native" not in transports.available(), reason="grpcio has no shares")
 
 
 @contextlib.contextmanager
@@ -152,11 +151,9 @@ def test_many_idle_streams_beside_writes(server: Process) -> None:
             assert call(other, 1, INGEST, ingest(play("idle"))).status == OK
 
 
-@needs_shares
+@transports.natively
 def test_busy_connections_leave_a_polite_client_its_place(server: Process, transport: str) -> None:
     """Four with as many writes as a connection may have, all waiting for the disk. Nobody is refused."""
-    if transport != "native":
-        pytest.skip("grpcio has no shares")
     with contextlib.ExitStack() as stack:
         wires = [stack.enter_context(Wire(server.address)) for _ in range(5)]
         polite = wires[0]
@@ -174,10 +171,8 @@ def test_busy_connections_leave_a_polite_client_its_place(server: Process, trans
             assert {reply_of(wire.over(number)).status for number in range(1, 200, 2)} == {OK}
 
 
-@needs_shares
+@transports.natively
 def test_uploads_with_endless_deadlines_leave_room_and_end(start: Start, transport: str) -> None:
-    if transport != "native":
-        pytest.skip("grpcio has no shares")
     server = start("--max-buffered", "8M", "--request-time", "3s", "--min-rate", "1M", *METRICS)
     with contextlib.ExitStack() as stack:
         wires = [stack.enter_context(Wire(server.address)) for _ in range(14)]
@@ -199,13 +194,11 @@ def test_uploads_with_endless_deadlines_leave_room_and_end(start: Start, transpo
 # ---- connections
 
 
-@needs_shares
+@transports.natively
 def test_idle_connections_make_room_for_those_that_come(start: Start, transport: str) -> None:
     """The longest idle first, of the peer that has most; whoever has a call stays, and so do others' idle
     ones.
     """
-    if transport != "native":
-        pytest.skip("grpcio has no shares")
     server = start("--max-connections", "20", *METRICS)
     with contextlib.ExitStack() as stack:
         busy, idle = (stack.enter_context(Wire(server.address, source=OTHER)) for _ in range(2))
@@ -269,10 +262,8 @@ def test_nothing_outlives_the_age_of_its_connection(start: Start) -> None:
 # ---- metrics
 
 
+@transports.natively
 def test_what_is_turned_away_is_told_by_reason_and_kind(server: Process, transport: str) -> None:
-    if transport != "native":
-        pytest.skip("grpcio tells nothing of it")
-
     def told(kind: str, reason: str) -> float:
         return server.metrics().get(f'calls_refused_total{{kind="{kind}",reason="{reason}"}}', 0.0)
 

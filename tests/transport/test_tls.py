@@ -19,6 +19,7 @@ from pathlib import Path
 
 import hpack
 import pytest
+import transports
 from server.house import opened
 
 from featurestore.config import Tls
@@ -343,6 +344,7 @@ def test_a_handshake_that_is_not_over_does_not_hold_the_drain_up(
 # ---- many handshakes
 
 
+@transports.natively
 @pytest.mark.parametrize("manner", ["at once", "one after the other"])
 def test_handshakes_of_one_peer_wait_and_leave_others_theirs(
     start: Start, ours: Authority, transport: str, manner: str
@@ -350,8 +352,6 @@ def test_handshakes_of_one_peer_wait_and_leave_others_theirs(
     """One a second: of twenty the first is begun, a few wait for the time that a handshake may take, and the
     others are closed. Nobody has them anew by going and coming.
     """
-    if transport != "native":
-        pytest.skip("grpcio does not limit them")
     server = start(*flags(ours.issue("greeted")), "--handshake-rate", "1", "--handshake-time", "4s", *METRICS)
     hello, n, began = client_hello(), 20, time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -372,12 +372,11 @@ def test_handshakes_of_one_peer_wait_and_leave_others_theirs(
             eventually(lambda: server.metrics()["connections_open"] == 0, "none outlives its time")
 
 
+@transports.natively
 def test_handshakes_are_made_by_a_worker_for_which_the_end_waits(
     ours: Authority, tmp_path: Path, transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While that is held, nothing is said to them, nobody's is torn, and whoever gives up is let go after."""
-    if transport != "native":
-        pytest.skip("grpcio has its own")
     from featurestore.server.native_front import NativeFront
 
     hello, gate, shake = client_hello(), threading.Event(), NativeFront._shake_hands
