@@ -16,6 +16,7 @@ import os
 import resource
 import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from typing import Any
 import hpack
 from hyperframe import frame as frames
 
-from benches.process import INGEST_STREAM, READ, answer
+from benches.process import INGEST, INGEST_STREAM, READ, SCHEMA, answer
 from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import types_pb2
 
@@ -113,6 +114,17 @@ def message(stream: int, body: bytes, *flags: str, length: int | None = None) ->
 def greeting(**settings: int) -> bytes:
     pairs = {getattr(frames.SettingsFrame, name): value for name, value in settings.items()}
     return PREFACE + serialized(frames.SettingsFrame(0, settings=pairs))
+
+
+def client_hello() -> bytes:
+    """The first record that a client of TLS sends."""
+    out = ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["h2"])
+    begun = context.wrap_bio(ssl.MemoryBIO(), out, server_hostname="localhost")
+    with suppress(ssl.SSLWantReadError):  # nobody answers
+        begun.do_handshake()
+    return out.read()
 
 
 def bursts(n: int, each: Callable[[int], bytes], n_bursts: int) -> Iterator[bytes]:
@@ -234,6 +246,17 @@ def malformed_requests(messages: list[bytes]) -> Attack:
     return Attack("calls", 10, 200, [begun(greeting(), bursts(10, wrong, 1000))])
 
 
+def unreadable_messages(messages: list[bytes]) -> Attack:
+    """Of one byte each, to methods that C answers and to one that Python does: each would fill a log."""
+    paths = itertools.cycle((READ, INGEST, SCHEMA))
+    fields = {path: block(path) for path in (READ, INGEST, SCHEMA)}
+
+    def wrong(stream: int) -> bytes:
+        return headers(stream, fields[next(paths)]) + message(stream, b"\xff", "END_STREAM")
+
+    return Attack("calls", 10, 200, [begun(greeting(), bursts(10, wrong, 1000))])
+
+
 def large_replies(messages: list[bytes]) -> Attack:
     """Fewer bytes than a loop reads at once, and some megabytes back: thousands of key sets without a key."""
     question = pb.GetFeaturesRequest(service="abuse", bounds=True)
@@ -301,6 +324,19 @@ def busy_connections(messages: list[bytes]) -> Attack:
     return Attack("calls", 5, 40, [begun(greeting(), bursts(5, asked, 40))], connections=20)
 
 
+def silent_scrapers(messages: list[bytes]) -> Attack:
+    """Of the metrics: some say nothing, some half of what they want, some all of it."""
+    whole = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    idle = [b""] * 500
+    scripts = [[whole[:1], *idle], [whole[:20], *idle], [whole]]
+    return Attack("connections", 1, 200, scripts, connections=300)
+
+
+def hellos(messages: list[bytes]) -> Attack:
+    """Handshakes of TLS that are begun, answered and given up."""
+    return Attack("hellos", 1, 1400, [[client_hello()]], connections=50)
+
+
 ATTACKS: dict[str, Callable[[list[bytes]], Attack]] = {
     "rapid reset": rapid_reset,
     "SETTINGS flood": settings_flood,
@@ -313,6 +349,7 @@ ATTACKS: dict[str, Callable[[list[bytes]], Attack]] = {
     "torn connections": torn_connections,
     "too many streams": too_many_streams,
     "malformed requests": malformed_requests,
+    "unreadable messages": unreadable_messages,
     "large replies": large_replies,
     "closed streams": closed_streams,
     "health watches": health_watches,
@@ -320,7 +357,10 @@ ATTACKS: dict[str, Callable[[list[bytes]], Attack]] = {
     "idle connections": idle_connections,
     "endless uploads": endless_uploads,
     "busy connections": busy_connections,
+    "silent scrapers": silent_scrapers,
 }
+OF_METRICS = {"silent scrapers"}  # whose target is the metrics' listener
+SECURED = {"hellos": hellos}  # of a server that speaks TLS
 
 
 # -- carrying it out
@@ -413,7 +453,7 @@ def serve(pipe: Connection, messages: list[bytes]) -> None:
     os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    made = {name: make(messages) for name, make in ATTACKS.items()}
+    made = {name: make(messages) for name, make in (ATTACKS | SECURED).items()}
 
     def attack(target: str, name: str, seconds: float) -> dict[str, Any]:
         host, _, port = target.rpartition(":")

@@ -15,8 +15,12 @@ writes to the server's socket in its time, not the server's. `elsewhere` is for 
 not the store's doing. `late`: how long after it was due the right client sent a call, which no server causes.
 Where other work goes on beside it, all but the attacker may be put before that: `chrt --fifo 10 pytest …`.
 
-What became of the attacker is told by itself (connections that were ended) and by the server's own counts.
-Not measured: attackers that fill the network or all of a core, as calls that are right can too; TLS.
+What became of the attacker is told by itself (connections that were ended) and by the server's own counts;
+what it cost the server by its memory, before the first attack and after the last one. The right client must
+be answered, always, and the memory be back within a fifth.
+
+Over TLS (bench_hellos) the right client is in Python and there is nothing to compare the server with.
+Not measured: attackers that fill the network or all of a core, as calls that are right can too.
 """
 
 from __future__ import annotations
@@ -33,13 +37,17 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benches import adversary, load, native, peers, process, requests
+from benches import adversary, load, native, peers, process, requests, secure
 from benches.process import CLIENT, READ, SERVER, Remote, bound_to, cpu_s, running
 
 STREAMS = 32
 TIMEOUT_S = 60.0
 LEAD_S = 0.2  # the attack has begun when the right client does, and goes on after it
 CONNECTIONS = ("refused", "evicted", "calmed", "stalled", "slow", "broken")
+HANDSHAKES = ("failed", "delayed", "refused")
+METRICS = ("--metrics-listen", "localhost:0")
+BACK_S = 10.0  # in which memory is given back
+SLACK_BYTES = 8 << 20  # of small servers, whose memory is mostly Python's
 
 Found = Callable[[str], None]
 Size = Callable[[float, float], float]
@@ -51,15 +59,34 @@ class Scene:
 
     transport: str
     store: process.Served
-    null: peers.Peer
+    null: peers.Peer | None
     attacker: Remote
     reads: list[bytes]
-    checksum: int
+    paper: secure.Paper | None = None  # where it speaks TLS
+    checksum: int = 0
+
+    def read(self, **how: Any) -> dict[str, Any]:
+        """What a right client sees; how: as `load.run` takes it."""
+        if self.paper is not None:
+            return secure.run(
+                self.store.target, self.paper.certificate, READ, self.reads, timeout_s=TIMEOUT_S, **how
+            )
+        return load.run(
+            self.store.target, READ, self.reads, streams=STREAMS, timeout_s=TIMEOUT_S, cpus=CLIENT, **how
+        )
 
     def pass_over_all(self) -> int:
         """The checksum of the replies to every message once."""
-        result = load.run(self.store.target, READ, self.reads, count=len(self.reads), timeout_s=TIMEOUT_S)
-        return int(result["checksum"])
+        return int(self.read(count=len(self.reads))["checksum"])
+
+    def resident_bytes(self) -> int:
+        return process.resident_bytes(self.store.pid)
+
+    def target_of(self, attack: str) -> str:
+        if attack not in adversary.OF_METRICS:
+            return self.store.target
+        assert self.store.metrics is not None
+        return self.store.metrics.split("/")[2]
 
     def counts(self) -> Counter[str]:
         """What the server has done to connections so far; grpcio does not tell."""
@@ -72,6 +99,7 @@ class Scene:
             "streams_reset_total": "streams reset",
             "calls_turned_away_total": "turned away",
         }
+        names |= {f"tls_handshakes_{what}_total": f"handshakes {what}" for what in HANDSHAKES}
         return Counter({name: int(float(told[key])) for key, name in names.items() if key in told})
 
 
@@ -101,20 +129,42 @@ def scene(
             except native.NotInstalled as lacking:
                 pytest.skip(str(lacking))
             directory = tmp_path_factory.mktemp("attacked")
-            served = process.served(directory, request.param, n_keys, "--metrics-listen", "localhost:0")
+            served = process.served(directory, request.param, n_keys, *METRICS)
             store = stack.enter_context(served)
         attacker = stack.enter_context(running(adversary.serve, reads[:100]))
-        made = Scene(request.param, store, null, attacker, reads, 0)
+        made = Scene(request.param, store, null, attacker, reads)
+        made.checksum = made.pass_over_all()
+        yield made
+
+
+@pytest.fixture(scope="module", params=["native", "grpcio"])
+def secured(
+    request: pytest.FixtureRequest, size: Size, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scene]:
+    if request.param not in process.transports():
+        pytest.skip(f"the transport {request.param} was not built")
+    n_keys = int(size(500, 200_000))
+    reads = requests.reads(int(size(100, 2_000)), n_keys, seed=3)
+    directory = tmp_path_factory.mktemp("secured")
+    try:
+        paper = secure.paper(directory)
+    except FileNotFoundError:
+        pytest.skip("needs the openssl command to make a certificate")
+    flags = ["--tls-cert", str(paper.certificate), "--tls-key", str(paper.key)]
+    with bound_to(CLIENT), ExitStack() as stack:
+        with bound_to(SERVER):
+            store = stack.enter_context(
+                process.served(directory / "store", request.param, n_keys, *flags, *METRICS)
+            )
+        attacker = stack.enter_context(running(adversary.serve, reads[:100]))
+        made = Scene(request.param, store, None, attacker, reads, paper)
         made.checksum = made.pass_over_all()
         yield made
 
 
 def window(scene: Scene, rate: float, seconds: float, warmup_s: float) -> Window:
     cpu_before, began = cpu_s(scene.store.pid), time.monotonic()
-    result = load.run(
-        scene.store.target, READ, scene.reads, rate=rate, seconds=seconds, warmup_s=warmup_s, streams=STREAMS,
-        timeout_s=TIMEOUT_S, cpus=CLIENT,
-    )  # fmt: skip
+    result = scene.read(rate=rate, seconds=seconds, warmup_s=warmup_s)
     share = (cpu_s(scene.store.pid) - cpu_before) / (time.monotonic() - began)
     not_ok = sum(n for status, n in result["statuses"].items() if status != "OK")
     return Window(result["latency_us"], result["lag_us"]["p99"], share, not_ok)
@@ -122,8 +172,18 @@ def window(scene: Scene, rate: float, seconds: float, warmup_s: float) -> Window
 
 @pytest.mark.parametrize("name", adversary.ATTACKS)
 def bench_attack(benchmark: BenchmarkFixture, size: Size, found: Found, scene: Scene, name: str) -> None:
-    rate, seconds, warmup_s = size(200.0, 2_000.0), size(0.1, 1.5), size(0.05, 0.3)
-    windows: dict[str, list[Window]] = {"calm": [], "attacked": [], "elsewhere": []}
+    measure(benchmark, size, found, scene, name=name, rate=size(200.0, 2_000.0))
+
+
+@pytest.mark.parametrize("name", adversary.SECURED)
+def bench_hellos(benchmark: BenchmarkFixture, size: Size, found: Found, secured: Scene, name: str) -> None:
+    measure(benchmark, size, found, secured, name=name, rate=size(100.0, 300.0))
+
+
+def measure(
+    benchmark: BenchmarkFixture, size: Size, found: Found, scene: Scene, *, name: str, rate: float
+) -> None:
+    seconds, warmup_s = size(0.1, 1.5), size(0.05, 0.3)
     damage: list[dict[str, Any]] = []
     counted: Counter[str] = Counter()
 
@@ -135,7 +195,7 @@ def bench_attack(benchmark: BenchmarkFixture, size: Size, found: Found, scene: S
 
     def attacked() -> Window:
         before = scene.counts()
-        seen, done = beside(scene.store.target)
+        seen, done = beside(scene.target_of(name))
         damage.append(done)
         counted.update(scene.counts() - before)
         return seen
@@ -143,8 +203,12 @@ def bench_attack(benchmark: BenchmarkFixture, size: Size, found: Found, scene: S
     takes: dict[str, Callable[[], Window]] = {
         "calm": lambda: window(scene, rate, seconds, warmup_s),
         "attacked": attacked,
-        "elsewhere": lambda: beside(scene.null.target)[0],
     }
+    if scene.null is not None:
+        target = scene.null.target
+        takes["elsewhere"] = lambda: beside(target)[0]
+    windows: dict[str, list[Window]] = {kind: [] for kind in takes}
+    before = scene.resident_bytes()
 
     def turn() -> None:
         for kind in list(takes)[:: -1 if len(damage) % 2 else 1]:
@@ -152,7 +216,16 @@ def bench_attack(benchmark: BenchmarkFixture, size: Size, found: Found, scene: S
 
     benchmark.pedantic(turn, rounds=int(size(1, 5)))
     assert scene.pass_over_all() == scene.checksum, "afterwards it answers as before"
-    found(f"{scene.transport}, {name}: {told(windows, damage, counted)}")
+    most = max(before * 1.2, before + SLACK_BYTES)
+    given_back_by = time.monotonic() + BACK_S
+    while (after := scene.resident_bytes()) > most and time.monotonic() < given_back_by:
+        time.sleep(0.1)
+    found(
+        f"{scene.transport}, {name}: {told(windows, damage, counted)}; memory {before / 1e6:,.0f} → "
+        f"{after / 1e6:,.0f} MB"
+    )
+    if scene.transport == "native":  # grpcio knows no shares
+        assert not sum(one.not_ok for one in windows["attacked"]), "the right client is answered"
     benchmark.extra_info["p99 ratio"] = ratio(windows, "attacked", "p99")
     found(f"checksum {scene.checksum:08x}")
 
@@ -177,9 +250,9 @@ def told(windows: dict[str, list[Window]], damage: list[dict[str, Any]], counted
     share = " → ".join(f"{median(one.server for one in windows[kind]):.0%}" for kind in ("calm", "attacked"))
     ends = ", ".join(f"{n:,} {what}" for what, n in counted.items() if n) or "none of them counted"
     seconds, first = of_all("seconds"), damage[0]
+    elsewhere = f"; elsewhere {ratios('elsewhere')}" if "elsewhere" in windows else ""
     lines = [
-        f"p99 {us('calm', 'p99')} → {us('attacked', 'p99')} us, {ratios('attacked')}; elsewhere "
-        f"{ratios('elsewhere')}",
+        f"p99 {us('calm', 'p99')} → {us('attacked', 'p99')} us, {ratios('attacked')}{elsewhere}",
         f"late p99 {late} us",
         f"server busy {share}",
         f"attacker: {of_all('sent') / seconds:,.0f} of {first['aimed_per_s']:,.0f} {first['unit']}/s, "

@@ -36,7 +36,9 @@ from featurestore.server.serve import Server
 
 READ = "/featurestore.v1.FeatureStoreService/GetFeatures"
 NULL = "/featurestore.bench.Null/Get"
+INGEST = "/featurestore.v1.FeatureStoreService/Ingest"
 INGEST_STREAM = "/featurestore.v1.FeatureStoreService/IngestStream"
+SCHEMA = "/featurestore.v1.AdminService/GetSchema"
 WINDOW = 8  # batches of a stream that may be unanswered
 SERVE = [sys.executable, "-m", "featurestore", "serve"]
 CORES = sorted(os.sched_getaffinity(0))
@@ -46,8 +48,8 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _spawn = multiprocessing.get_context("spawn")
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+def resident_bytes(pid: int | str = "self") -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
 
 
 def touch(n_bytes: int) -> None:
