@@ -1,8 +1,8 @@
 """Builds the Cython modules: every featurestore/**/*.pyx becomes an extension module of its own.
 
-Two switches in the environment choose another build of the same sources (.ci/checked runs the suite on both):
+Two switches in the environment choose another build of the same sources (.ci/checked runs tests on them):
 
-FEATURESTORE_DEBUG=1      bounds and None checks on, assertions on, no optimisation
+FEATURESTORE_DEBUG=1      bounds and None checks on, assertions on, no optimisation unless sanitized as well
 FEATURESTORE_SANITIZE=1   AddressSanitizer and UndefinedBehaviorSanitizer (preload libasan to run)
 
 The native transport needs libnghttp2 and OpenSSL (Debian: libnghttp2-dev, libssl-dev), found by pkg-config.
@@ -53,11 +53,13 @@ if SANITIZE:
     compile_args += ["-Wno-maybe-uninitialized"]  # of what it adds itself, gcc is less sure
     link_args += ["-fsanitize=address,undefined"]
 elif DEBUG:
-    compile_args += ["-O0", "-g", "-UNDEBUG"]
+    compile_args += ["-O0", "-g"]
 else:
     compile_args += ["-O3", "-g1"]
     # Calls of libc that write past an object whose size is known end the process; wants optimisation.
     compile_args += ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
+if DEBUG:
+    compile_args += ["-UNDEBUG"]
 
 directives = {
     "language_level": 3,
@@ -92,6 +94,11 @@ def kept(ext: Extension) -> Path:
 class BuildChanged(build_ext):
     """Translates and compiles a module only if none is kept of what its sources are now."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Said here: a build for `pip install -e` does not heed the options of `setup`.
+        self.parallel = self.parallel or JOBS
+
     def build_extensions(self) -> None:
         for name in left_out:  # of a build before this one: it would still be found
             Path(self.get_ext_fullpath(name)).unlink(missing_ok=True)
@@ -104,6 +111,8 @@ class BuildChanged(build_ext):
             nthreads=JOBS,
         ):
             changed[translated.name].sources = translated.sources
+        # The longest first, or one of them is compiled at the end while the other cores have nothing to do.
+        self.extensions.sort(key=lambda ext: Path(ext.sources[0]).stat().st_size, reverse=True)
         super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
@@ -173,5 +182,4 @@ extensions = [
 setup(
     ext_modules=extensions,
     cmdclass={"build_ext": BuildChanged},
-    options={"build_ext": {"parallel": JOBS}},
 )
