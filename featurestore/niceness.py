@@ -16,6 +16,7 @@ Result = TypeVar("Result")
 
 LARGE_MESSAGES = 5  # of which each takes as long as thousands of calls
 HANDSHAKES = 5  # of TLS: a signature each, for whoever has asked for nothing yet
+SCRAPES = 5  # of metrics, by whoever reaches their address, as often as he likes
 UPKEEP = 10  # checkpoints, sweeps, backups
 
 

@@ -4,7 +4,7 @@ Whoever reaches it is served, one after the other; nobody holds it. A connection
 closed. It has TIME_S for that, from when it is taken, and MOST_BYTES to ask with. Where MOST_CONNECTIONS are
 open and one more comes, the oldest goes that has not been answered: a scraper asks at once, whoever only
 connects makes room for it. What is told is read anew for each, which takes some milliseconds: the same thread
-does, so that no number of scrapers takes more than one core from calls.
+does, so that no number of scrapers takes more than one core from calls, and it gives way to those.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from featurestore.config import Address
 from featurestore.errors import ConfigError
+from featurestore.niceness import SCRAPES, give_way
 
 MOST_CONNECTIONS = 32
 MOST_BYTES = 8 << 10
@@ -80,6 +81,7 @@ class Scrape:
         self._selector.close()
 
     def _run(self) -> None:
+        give_way(SCRAPES)
         while True:
             ready = self._selector.select(LOOK_S)
             for key, events in ready:

@@ -37,11 +37,11 @@ def niceness() -> dict[str, set[int]]:
 
 
 def test_what_may_take_its_time_gives_way(tmp_path: Path, transport: str) -> None:
-    with opened(tmp_path, transport=transport) as house:
+    with opened(tmp_path, transport=transport, metrics="localhost:0") as house:
         house.engine.start_upkeep()
         with house.admin() as admin:
             admin.Checkpoint(admin_pb.CheckpointRequest())
-        wanted = {"upkeep": {min(MOST, own() + 10)}, "admin": {own()}}
+        wanted = {"upkeep": {min(MOST, own() + 10)}, "metrics": {min(MOST, own() + 5)}, "admin": {own()}}
         if transport == "native":
             wanted |= {"worker": {min(MOST, own() + 5)}}
             wanted |= {name: {own()} for name in ("loop", "reads", "writes", "desk")}
