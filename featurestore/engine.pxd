@@ -80,7 +80,9 @@ cdef class Engine:
     cdef object upkeep                   # the thread of start_upkeep
     cdef object stop
     cdef uint64_t segment_bytes
+    cdef uint64_t part_bytes             # of changed pages, at which a checkpoint commits what it has
     cdef uint64_t content_bytes          # _content_bytes() as of the last checkpoint
+    cdef uint64_t stored_version         # of the plan that it has; 0: there is none
     cdef uint64_t room_bytes             # what the next one can write for certain, when that was last seen to
     cdef uint64_t settled_bytes          # _settled_bytes() as of it
     cdef int _check_batch(self, EventBatch batch) except -1

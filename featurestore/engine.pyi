@@ -72,6 +72,7 @@ class Engine:
         dedupe_memory_bytes: int = 360_000_000,
         producer_memory_bytes: int = ...,
         segment_bytes: int = ...,
+        checkpoint_part_bytes: int = ...,
         create: bool = True,
     ) -> Engine: ...
     def observe(

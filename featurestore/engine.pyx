@@ -2,7 +2,7 @@
 
     write       decide (sequencer) → journal → apply (shards) → acknowledge when durable
     read        rows as they are, each under its shard's lock
-    checkpoint  cut → copy dirty rows in slices → LMDB, rows and position together → drop old segments
+    checkpoint  cut → of each shard: copy dirty rows in slices → LMDB → its head → drop old segments
     recover     rows of the last checkpoint, then the journal from its position on
 
 What the order is for. The journal is written before anything is applied, so whatever a reader saw is found
@@ -49,7 +49,7 @@ from featurestore.core.state cimport (
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport (
-    CHECKPOINT_COMMITTED, CHECKPOINT_MID, PRODUCER_JOURNALED, SCHEMA_JOURNALED, failpoint,
+    CHECKPOINT_COMMITTED, CHECKPOINT_MID, CHECKPOINT_PART, PRODUCER_JOURNALED, SCHEMA_JOURNALED, failpoint,
 )
 from featurestore.storage.frame cimport (
     BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, MAX_PRODUCER_BODY_BYTES, BatchFrame, BatchHead, ByteBuffer,
@@ -69,13 +69,13 @@ from featurestore.niceness import UPKEEP, give_way
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
 from featurestore.storage.checkpoint import (
-    HEAD, IDS, IDS_SHARD, PLAN, PRODUCERS, SKETCHES, load_rows, parse_plan, stored_plan,
+    HEAD, IDS, IDS_SHARD, PLAN, PRODUCERS, SKETCHES, load_rows, mark_behind, parse_plan, stored_plan,
 )
 from featurestore.storage.directory import (
     DataDirectory, is_shortage, refuse_within, require_clock, sync_directory, write_synced,
 )
 from featurestore.storage.failpoint import reach
-from featurestore.storage.rows import RowStore
+from featurestore.storage.rows import MapGrownError, RowStore
 
 same_structs(__name__, engine_structs())
 
@@ -95,6 +95,7 @@ cdef enum:
     PAGES_PER_ROW = 3            # that a row may change beside its own bytes: a block, its neighbour, a leaf
     BACKUP_SEGMENT_BYTES = 4096  # of a journal without frames; whoever opens it begins one of its own size
     TRIM_BYTES = 8 << 20         # of a checkpoint: from so much on, what it took goes back to the system
+    PART_BYTES = 16 << 20        # of changed pages: from so much on, shards that are written are committed
     AHEAD_MS = 1000              # between making a plan and serving it, on the wall clock
 
 cdef extern from * nogil:
@@ -341,7 +342,7 @@ cdef class Engine:
     def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group",
              uint32_t threads=1, uint32_t n_shards=64, uint64_t max_memory_bytes=0,
              uint64_t dedupe_memory_bytes=DEDUPE_MEMORY_BYTES, uint64_t producer_memory_bytes=64 << 20,
-             uint64_t segment_bytes=64 << 20, bint create=True):
+             uint64_t segment_bytes=64 << 20, uint64_t checkpoint_part_bytes=PART_BYTES, bint create=True):
         """Opens the store in `directory`, creating it where there is none (and `create`).
 
         schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store)
@@ -350,6 +351,7 @@ cdef class Engine:
         for no limit. dedupe_memory_bytes: of event ids within their horizons, 36 bytes each; at it events
         with new ids are refused. producer_memory_bytes: of what is remembered of producers, half for each
         kind of name; at it batches of new ones are refused. segment_bytes: size of a journal file.
+        checkpoint_part_bytes: of changed pages, at which a checkpoint commits the shards that it has written.
         """
         cdef Engine self = Engine.__new__(Engine)
         path = Path(directory)
@@ -361,6 +363,7 @@ cdef class Engine:
         self.listeners = []
         self.stop = threading.Event()
         self.segment_bytes = segment_bytes
+        self.part_bytes = checkpoint_part_bytes
         is_new = create and not DataDirectory.exists(path)
         if is_new:
             if schema is None:
@@ -400,8 +403,10 @@ cdef class Engine:
                            n_shards=identity.n_shards, threads=threads, cores=len(os.sched_getaffinity(0)),
                            max_memory_bytes=max_memory_bytes, dedupe_memory_bytes=dedupe_memory_bytes,
                            max_producer_bytes=producer_memory_bytes)
+        furthest = 0
         if plan is not None:
-            load_rows(self.rows, self.state, identity.n_shards)
+            _, furthest = load_rows(self.rows, self.state, identity.n_shards)
+            self.stored_version = plan.version
             self.content_bytes = self._content_bytes()
             self.settled_bytes = self._settled_bytes()
         self.checkpoint_position = self.state.position
@@ -411,9 +416,17 @@ cdef class Engine:
                                segment_bytes=self.segment_bytes)
         frames = events = 0
         for frame in self.journal.read(self.checkpoint_position + 1):
+            if frame.kind == FRAME_SCHEMA and frame.first_position <= furthest:
+                raise CorruptRecordError(
+                    f"{self.rows.path}: shards are at position {furthest}, past the schema at "
+                    f"{frame.first_position} that the plan does not have; restore it from a backup")
             self._replay(frame)
             frames += 1
             events += frame.n_positions if frame.kind == FRAME_BATCH else 0  # a schema has a position too
+        if self.journal.last_position < furthest:
+            raise CorruptRecordError(
+                f"the journal ends at position {self.journal.last_position} and the rows at {furthest}; "
+                f"restore {self.directory.path} from a backup")
         if self.journal.last_position != self.state.position:
             raise CorruptRecordError(
                 f"the journal ends at position {self.journal.last_position} and its frames lead to "
@@ -820,15 +833,19 @@ cdef class Engine:
         """What a checkpoint does not write again once it is there: event ids."""
         return self.rows.sizes().get(IDS_SHARD, (0, 0))[1]
 
+    def _more_bytes(self):
+        """What the next checkpoint may write beside what is stored: twice what came since the last."""
+        growth = max(0, self._content_bytes() - self.content_bytes) + ID_BYTES * self.state.ids_to_copy
+        return 2 * growth + CHECKPOINT_BYTES
+
     def _make_room(self):
         """Sets aside what the next checkpoint may write: all there is that may change, and twice what came
         since the last. Where that cannot be had, writes may go on to the position to which what is set aside
         reaches."""
-        growth = max(0, self._content_bytes() - self.content_bytes) + ID_BYTES * self.state.ids_to_copy
         if self.rows.given_up:
             return                        # the next checkpoint opens it again
         try:
-            self.rows.hold(2 * growth + CHECKPOINT_BYTES, self.settled_bytes)
+            self.rows.hold(self._more_bytes(), self.settled_bytes)
             self.room_bytes = self.rows.room_bytes
             self.c.last_position = NO_LIMIT
             return
@@ -871,7 +888,12 @@ cdef class Engine:
                     self._roll()
                 except LimitError:
                     pass  # the segment in use stays; deleting older ones may be what makes space
-                written = self._checkpoint()
+                while True:
+                    try:
+                        written = self._checkpoint()
+                        break
+                    except MapGrownError:
+                        pass              # until it is as large as it may be
                 self.journal.truncate_before(written[0] + 1)
             except LimitError:
                 self.c.blocked = self.upkeep is not None          # which tries again, and lets go
@@ -905,38 +927,48 @@ cdef class Engine:
             pthread_mutex_unlock(&self.c.state.order)
 
     def _checkpoint(self):
+        """Shard by shard: what is copied of one is written and let go before the next. Where the rows' file
+        has the plan already, some shards at a time are committed (checkpoint.py), else all at once."""
         cdef Block records
         cdef uint64_t rows = 0, n_bytes = 0
         began = time.monotonic()
         position, head = self.state.cut()
         content_bytes = self._content_bytes()
+        more_bytes = self._more_bytes()
         written = False
         try:
-            copied = {}                      # all of it first: then it is known how much there is to write
-            for shard in range(self.directory.identity.n_shards):
-                records = self.state.copy_shard(shard)
-                with nogil:
-                    rows += count_records(records.bytes.data, records.bytes.n_bytes)
-                copied[shard] = records
-                copied[SKETCHES + shard] = self.state.copy_sketches(shard)
-            copied[IDS_SHARD] = self.state.copy_id_records()
-            n_bytes = sum(map(len, copied.values()))
-            metas = {PLAN: self.state.plan.to_json().encode(), HEAD: head, IDS: b"",
-                     PRODUCERS: self.state.copy_producers()}
-            self.rows.begin(n_bytes + sum(map(len, metas.values())))
+            behind = mark_behind(self.rows.get_meta(HEAD)) if self._is_plan_stored() else None
+            self.rows.begin(more_bytes)
             try:
-                for shard, of_shard in copied.items():
-                    if len(of_shard) or not SKETCHES <= shard < IDS_SHARD:
-                        self.rows.write_shard(shard, of_shard, position)
-                for name, data in metas.items():
-                    self.rows.put_meta(name, data)
+                for shard in range(self.directory.identity.n_shards):
+                    if behind is not None and self.rows.changed_bytes >= self.part_bytes:
+                        self._commit_part(behind, position)
+                        self.state.copy_written(shard)
+                        fail_at(CHECKPOINT_PART)
+                        self.rows.begin(more_bytes, goes_on=True)
+                    records = self.state.copy_shard(shard)
+                    n_bytes += len(records)
+                    with nogil:
+                        rows += count_records(records.bytes.data, records.bytes.n_bytes)
+                    self.rows.write_shard(shard, records, position)
+                    records = None
+                    of_sketches = self.state.copy_sketches(shard)
+                    if len(of_sketches):
+                        n_bytes += len(of_sketches)
+                        self.rows.write_shard(SKETCHES + shard, of_sketches, position)
+                    of_sketches = None
+                of_ids = self.state.copy_id_records()
+                n_bytes += len(of_ids)
+                self.rows.write_shard(IDS_SHARD, of_ids, position)
+                of_ids = None
+                self.rows.put_meta(PLAN, self.state.plan.to_json().encode())
+                self.rows.put_meta(HEAD, head)
+                self.rows.put_meta(IDS, b"")
+                self.rows.put_meta(PRODUCERS, self.state.copy_producers())
                 # Ids and producers were copied after the cut and may know of later batches: those must not be
                 # lost.
                 self.journal.wait_durable(self.state.position)
-                error = failpoint(CHECKPOINT_MID)
-                if error:
-                    raise StorageError(f"checkpoint: {os.strerror(error)}") from OSError(error,
-                                                                                         os.strerror(error))
+                fail_at(CHECKPOINT_MID)
                 self.rows.commit()
             except BaseException:
                 self.rows.abort()
@@ -945,12 +977,24 @@ cdef class Engine:
         finally:
             self.state.copy_end(written)
         self.checkpoint_position = position
+        self.stored_version = self.state.plan.version
         self.content_bytes = content_bytes
         self.settled_bytes = self._settled_bytes()
         self.checkpointed_at = time.monotonic()
         self.last_checkpoint = Checkpointed(position, rows, n_bytes, self.checkpointed_at - began)
         failpoint(CHECKPOINT_COMMITTED)
         return position, n_bytes
+
+    def _is_plan_stored(self):
+        """Whether the last checkpoint has the plan that is served. Until one has, a crash replays how the
+        schema changed, for rows as they were before."""
+        return self.stored_version == self.state.plan.version
+
+    def _commit_part(self, bytes behind, uint64_t position):
+        """What is written so far, of shards that are ahead of everything else then."""
+        self.rows.put_meta(HEAD, behind)
+        self.journal.wait_durable(position)
+        self.rows.commit()
 
     def _judge(self, error, str doing):
         """Always raises. A shortage is waited out; after any other failure of a disk nobody knows what it
@@ -1060,8 +1104,9 @@ cdef class Engine:
                     finally:
                         self.lock.release()
                 is_news = self.state.position > self.checkpoint_position
+                # One that has no plan yet, or another, is written at once: there is little in it so far.
                 due = (now - checked >= checkpoint_every_s or self.journal.total_bytes > most_bytes
-                       or self._is_short())
+                       or not self._is_plan_stored() or self._is_short())
                 if is_news and due or self.c.blocked:
                     checked = now
                     self.checkpoint()
@@ -1151,6 +1196,13 @@ cdef uint64_t count_records(const uint8_t* data, size_t size) noexcept nogil:
         at += 20 + (<size_t>n_bytes if n_bytes != 0xFFFFFFFFu else 0)
         n += 1
     return n
+
+
+cdef int fail_at(int point) except -1:
+    error = failpoint(point)
+    if error:
+        raise StorageError(f"checkpoint: {os.strerror(error)}") from OSError(error, os.strerror(error))
+    return 0
 
 
 def _producer_bytes(stats):

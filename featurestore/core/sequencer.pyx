@@ -211,9 +211,9 @@ cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t
 
 # -- bytes ---------------------------------------------------------------------------------------------------
 #
-# Little-endian: u32 version (3), u8 event_clock, u8[3] 0, i64 now, u64 position, u32 event types, u32 0, then
-# per type: u16 event_id, u8[6] 0, i64 now, i64 now at its first accepted event, and since version 3 i64 floor
-# of its ids
+# Little-endian: u32 version (3; 4 while shards of rows may be ahead of it), u8 event_clock, u8[3] 0, i64 now,
+# u64 position, u32 event types, u32 0, then per type: u16 event_id, u8[6] 0, i64 now, i64 now at its first
+# accepted event, and since version 3 i64 floor of its ids
 
 cdef enum:
     HEAD_BYTES = 32
@@ -256,7 +256,7 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
     memcpy(&version, data, 4)
     memcpy(&n_types, data + 24, 4)
     type_bytes = TYPE_BYTES if version > 2 else TYPE_BYTES_BEFORE_3
-    if version < 1 or version > 3 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * type_bytes:
+    if version < 1 or version > 4 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * type_bytes:
         return 1
     memcpy(&now_ms, data + 8, 8)
     if data[4] > 1 or not all_zero(data + 5, 3) or not all_zero(data + 28, 4) or not is_clock(now_ms):

@@ -1138,7 +1138,10 @@ cdef int shard_copy_records(Shard* shard, Bytes* out) noexcept nogil:
             memcpy(at, fp, 16)
             memcpy(at + 16, &freed, 4)
             shard.copied.n_bytes += RECORD_HEAD_BYTES
-    return _sorted_records(&shard.copied, out) if status == 0 else -1
+    if status == 0:
+        status = _sorted_records(&shard.copied, out)
+    bytes_clear(&shard.copied)
+    return status
 
 
 cdef void shard_copy_end(Shard* shard, bint written) noexcept nogil:

@@ -116,6 +116,7 @@ cdef class State:
     cdef bint made
     cdef CompiledPlan compiled
     cdef int64_t* cut_nows       # the clocks at the checkpoint's cut, owned
+    cdef uint32_t n_ended        # shards, from the first on, whose part in it has ended
     cdef dict gone               # sketches that the plan has no more and the last checkpoint may: view id →
                                  # pieces
     cdef dict gone_at_cut

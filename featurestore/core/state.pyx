@@ -691,8 +691,11 @@ cdef void state_origin(const StateC* state, const uint8_t* producer, size_t n_by
 
 
 cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil:
-    cdef int found = shard_forget(&state.shards[_shard_of(state, fp1)], state.plan, fp0, fp1)
+    cdef Shard* shard = &state.shards[_shard_of(state, fp1)]
+    cdef int found = 0
     state.sequencer.position += 1
+    if state.sequencer.position > shard.position:    # else, in a replay, its rows were stored later
+        found = shard_forget(shard, state.plan, fp0, fp1)
     if found < 0:
         state.broken = True
     return found > 0
@@ -1557,6 +1560,7 @@ cdef class State:
             pthread_mutex_unlock(&self.c.order)
         free(self.cut_nows)
         self.cut_nows = nows
+        self.n_ended = 0
         self.gone_at_cut = dict(self.gone)
         try:
             if status < 0:
@@ -1735,13 +1739,21 @@ cdef class State:
         finally:
             bytes_clear(&out)
 
+    def copy_written(self, uint32_t n_shards):
+        """Ends the checkpoint for the first n_shards: what was copied of them was kept, whatever comes of the
+        others."""
+        while self.n_ended < min(n_shards, self.c.n_shards):
+            with nogil:
+                shard_copy_end(&self.c.shards[self.n_ended], True)
+            self.n_ended += 1
+
     def copy_end(self, bint written):
         """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything
-        again."""
-        cdef uint32_t i
-        with nogil:
-            for i in range(self.c.n_shards):
-                shard_copy_end(&self.c.shards[i], written)
+        again, but for shards that copy_written has ended."""
+        while self.n_ended < self.c.n_shards:
+            with nogil:
+                shard_copy_end(&self.c.shards[self.n_ended], written)
+            self.n_ended += 1
         free(self.cut_nows)
         self.cut_nows = NULL
         if written:
@@ -1871,8 +1883,8 @@ cdef class State:
         self._imported(producers_import(&self.c.sequencer.producers, data, len(data),
                                         not self.c.sequencer.event_clock), "producers")
 
-    def import_shard(self, uint32_t shard, data not None):
-        """Puts the records of one shard back; its position becomes the sequencer's."""
+    def import_shard(self, uint32_t shard, data not None, uint64_t position=0):
+        """Puts the records of one shard back, as of `position` or, if that is greater, of the sequencer's."""
         cdef const uint8_t[::1] view = data
         cdef const uint8_t* raw = NULL
         cdef size_t n = <size_t>view.shape[0]
@@ -1905,7 +1917,7 @@ cdef class State:
             raise MemoryError
         if status > 0:
             raise CorruptRecordError(f"record at byte {at} of shard {shard} is not a row of this schema")
-        self.c.shards[shard].position = self.c.sequencer.position
+        self.c.shards[shard].position = max(self.c.sequencer.position, position)
 
     def import_sketches(self, uint32_t shard, data not None):
         """Puts the records of all sketches of one shard back."""

@@ -96,6 +96,7 @@ ctypedef struct Job:
     size_t block_bytes            # writing: a block with more than one record is no longer than this
     Buffer* merged                # writing: records of the blocks being rewritten
     Buffer* stale                 # writing: keys of those blocks
+    uint64_t changed_bytes        # writing: of the pages of blocks that were written
     ShardHead head                # writing: follows what is written; walking: adds up what is found
 
 # A walk over a shard's blocks. Begins all zero, but for `out`.

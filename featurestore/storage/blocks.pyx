@@ -39,6 +39,10 @@ from featurestore.errors import CorruptRecordError, IncompatibleVersionError, Li
 
 same_structs(__name__, blocks_structs(), hashing_structs())
 
+cdef enum:
+    PAGE_BYTES = 4096             # of LMDB, where the system has such
+    PAGE_HEAD_BYTES = 16
+
 
 cdef int fail(Fault* fault, int code, uint64_t expected, uint64_t found) noexcept nogil:
     fault.code, fault.expected, fault.found = code, expected, found
@@ -221,6 +225,7 @@ cdef int put_block(Job* job, const uint8_t* records, size_t size, uint32_t n_rec
     store_u32(to + 4, n_records)
     memcpy(to + BLOCK_HEAD_BYTES, records, size)
     store_u32(to, entry_crc(key_bytes, BLOCK_KEY_BYTES, to, BLOCK_HEAD_BYTES + size))
+    job.changed_bytes += PAGE_BYTES * (1 + (PAGE_HEAD_BYTES + BLOCK_HEAD_BYTES + size - 1) // PAGE_BYTES)
     job.head.n_rows += n_records
     job.head.n_bytes += size
     job.head.crc_sum += load_u32(to)

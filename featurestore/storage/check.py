@@ -152,31 +152,34 @@ def verify(directory: str | os.PathLike[str]) -> Iterator[str]:
         yield str(error)
         return
     with store:
-        plan, position = None, None
+        plan, position, furthest = None, None, 0
         try:
             with _open_rows(store) as rows:
                 problems = rows.verify()
                 yield from problems
                 plan = stored_plan(rows)
-                position = _checkpoint_position(store, rows, plan) if not problems else None
+                if not problems:
+                    position, furthest = _checkpoint_position(store, rows, plan)
         except FeatureStoreError as error:
             yield str(error)
         try:
-            yield from _verify_journal(store, plan, position)
+            yield from _verify_journal(store, plan, position, furthest)
         except FeatureStoreError as error:
             yield str(error)
 
 
-def _checkpoint_position(store: DataDirectory, rows: RowStore, plan: Plan | None) -> int:
+def _checkpoint_position(store: DataDirectory, rows: RowStore, plan: Plan | None) -> tuple[int, int]:
     """Makes the state that opening would make of the rows."""
     if plan is None:
-        return 0
+        return 0, 0
     identity = store.identity
     state = State(plan, clock=identity.clock, secret=store.secret, n_shards=identity.n_shards)
     return load_rows(rows, state, identity.n_shards)
 
 
-def _verify_journal(store: DataDirectory, plan: Plan | None, position: int | None) -> Iterator[str]:
+def _verify_journal(
+    store: DataDirectory, plan: Plan | None, position: int | None, furthest: int
+) -> Iterator[str]:
     reader = JournalReader(store.journal, 0, store.identity.id_bytes)
     first = reader.segments[0].first_position
     if position is not None and first > position + 1:
@@ -195,8 +198,8 @@ def _verify_journal(store: DataDirectory, plan: Plan | None, position: int | Non
         except FeatureStoreError as error:
             yield f"{store.journal}: the frame at position {frame.first_position}: {error}"
     last = reader.next_position - 1
-    if position is not None and last < position:
-        yield f"{store.journal}: ends at position {last}, the rows at {position}: it is cut short, or older"
+    if last < furthest:
+        yield f"{store.journal}: ends at position {last}, the rows at {furthest}: it is cut short, or older"
 
 
 def _check_body(frame: JournalFrame, plan: Plan | None) -> None:

@@ -9,6 +9,11 @@
     meta producers           copied after the cut, as the ids are: they may know of later batches
     meta ids                 all event ids, before head version 3; empty since
 
+A checkpoint of much is written in parts: shards with their sketches, a few in each transaction, as of one
+cut, and with the last of them everything else. Between the parts, and after a crash there, the head is the
+one of the checkpoint before, marked as being behind (`mark_behind`), and of each shard the frames up to its
+own position are not applied again. So the plan must be the same in both.
+
 FORMAT.md has the bytes. The engine writes checkpoints in slices, while batches are applied; they are read
 back here, in one go.
 """
@@ -24,6 +29,7 @@ from featurestore.storage.rows import RowStore
 SKETCHES = 0x8000  # number of the shard of rows that holds the sketches of shard 0
 IDS_SHARD = 0xFFFF  # and of the one that holds event ids
 RECORDS_OF_IDS = 3  # version of the head from which on there is that shard
+BEHIND = 4  # version of a head that shards may be ahead of; else as 3
 PLAN, HEAD, IDS, PRODUCERS = "plan", "head", "ids", "producers"
 # JSON of another shape makes objects of the wrong types, and what those do not have is asked of them.
 NOT_A_PLAN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -51,37 +57,50 @@ def stored_ids(rows: RowStore) -> int:
     return (n_bytes - n_records * 20) // 24 + len(rows.get_meta(IDS) or b"") // 32
 
 
-def load_rows(rows: RowStore, state: State, n_shards: int) -> int:
-    """Puts the last checkpoint into a new State; returns its position.
+def mark_behind(head: bytes | None) -> bytes | None:
+    """The head as stored, as one that shards may be ahead of; None where it cannot be that."""
+    if head is None or int.from_bytes(head[:4], "little") < RECORDS_OF_IDS:
+        return None
+    return BEHIND.to_bytes(4, "little") + head[4:]
+
+
+def load_rows(rows: RowStore, state: State, n_shards: int) -> tuple[int, int]:
+    """Puts the last checkpoint into a new State; returns its position, and the latest of a shard of it: as
+    far, at least, the journal must go.
 
     Raises CorruptRecordError where a part is missing or cannot be read, or where a shard is not at the
-    position of the sequencer's head.
+    position of the sequencer's head, or of a head that is marked so not ahead of it.
     """
     head = rows.get_meta(HEAD)
     if head is None:
         raise CorruptRecordError(f"{rows.path}: meta {HEAD} is missing; restore it from a backup")
     state.import_head(head)
+    version = int.from_bytes(head[:4], "little")
     positions = rows.shards()
-    if int.from_bytes(head[:4], "little") < RECORDS_OF_IDS:
+    at = state.position
+    if version < RECORDS_OF_IDS:
         state.import_ids(rows.get_meta(IDS) or b"")
     else:
-        state.import_id_records(_records(rows, state, IDS_SHARD, "the event ids", positions))
+        state.import_id_records(_records(rows, IDS_SHARD, "the event ids", positions, at))
     state.import_producers(rows.get_meta(PRODUCERS) or b"")
     sketched = any(view.structure is Structure.COUNTMIN for view in state.plan.views)
+    furthest = at
     for shard in range(n_shards):
-        state.import_shard(shard, _records(rows, state, shard, f"shard {shard}", positions))
+        ahead = max(at, positions.get(shard, 0)) if version == BEHIND else at
+        furthest = max(furthest, ahead)
+        state.import_shard(shard, _records(rows, shard, f"shard {shard}", positions, ahead), ahead)
         if sketched:  # they are written with every checkpoint of such a plan
             what = f"the sketches of shard {shard}"
-            state.import_sketches(shard, _records(rows, state, SKETCHES + shard, what, positions))
-    return state.position
+            state.import_sketches(shard, _records(rows, SKETCHES + shard, what, positions, ahead))
+    return at, furthest
 
 
-def _records(rows: RowStore, state: State, shard: int, what: str, positions: dict[int, int]) -> bytes:
-    """Of a shard of rows, which is as of the same position as the sequencer."""
+def _records(rows: RowStore, shard: int, what: str, positions: dict[int, int], expected: int) -> bytes:
+    """Of a shard of rows, which is as of the position that is expected of it."""
     position = positions.get(shard)
-    if position != state.position:
+    if position != expected:
         raise CorruptRecordError(
-            f"{rows.path}: {what}: position {position}, and the sequencer is at {state.position}; "
+            f"{rows.path}: {what}: position {position}, and not {expected} as the others of the checkpoint; "
             "restore it from a backup"
         )
     return rows.read_shard(shard)[0]

@@ -21,7 +21,8 @@ cdef enum Failpoint:
     FORGET_JOURNALED = 13         # the tombstone is written, the key still in rows and journal
     FORGET_CHECKPOINTED = 14      # the key is in no row and no segment, the rows' file has it in free pages
     PRODUCER_JOURNALED = 15       # a producer's change is written, the producer as it was
-    N_FAILPOINTS = 16
+    CHECKPOINT_PART = 16          # some of its shards are committed, the others and its head are not
+    N_FAILPOINTS = 17
 
 cdef bint failpoints_armed        # any rule is set; read without a lock, written under the GIL
 

@@ -65,6 +65,7 @@ NAMES = (
     "forget.journaled",
     "forget.checkpointed",
     "producer.journaled",
+    "checkpoint.part",
 )
 ACTIONS = {"kill": ACTION_KILL, "eio": ACTION_EIO, "enospc": ACTION_ENOSPC, "emfile": ACTION_EMFILE}
 

@@ -28,9 +28,10 @@ checkpoints go on, and it makes outside tools such as mdb_stat safe. MDB_NOTLS t
 handle instead of to its thread, so any number of threads may load shards side by side. The writer's lock
 belongs to the thread that took it: `begin` to `commit` is one thread.
 
-Cost: a transaction's changed pages are in RAM until it commits, and pages that it replaced are used again by
-the next. A checkpoint of many rows in several transactions, a few shards each, bounds both. The
-formats are in FORMAT.md.
+Cost: a transaction's changed pages are in memory until it commits (`changed_bytes`), and pages that it
+replaced are used again by the next but one. Writing much in several transactions, some shards in each, bounds
+both. Nothing else of it is kept: records are written as they are handed over, the map has been made large
+enough before, and what of it was read goes out of the process again. The formats are in FORMAT.md.
 """
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
@@ -79,6 +80,7 @@ cdef extern from *:
     #include <fcntl.h>
     #include <stdint.h>
     #include <linux/falloc.h>
+    #include <sys/mman.h>
     /* Blocks for [0, end) of a file whose size stays. 0 or errno. */
     static int fs_allocate(int fd, int64_t end) {
         int failed;
@@ -87,8 +89,11 @@ cdef extern from *:
         } while (failed && errno == EINTR);
         return failed ? errno : 0;
     }
+    /* Takes a file's mapped pages out of the process; the system may keep them, and gives them again. */
+    static void fs_unmap_pages(void *map, size_t n_bytes) { (void)madvise(map, n_bytes, MADV_DONTNEED); }
     """
     int fs_allocate(int fd, int64_t end) noexcept nogil
+    void fs_unmap_pages(void* map, size_t n_bytes) noexcept nogil
 
 cdef enum:
     IDENTITY_BYTES = 40           # u32 crc, u32 version, 8 bytes magic, 16 bytes store id, u64 openings
@@ -111,6 +116,10 @@ META_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,%d}" % (MAX_NAME_BYTES - 1))
 
 cdef set open_files = set()       # (device, inode) of every data file that this process has open
 cdef object open_files_lock = threading.Lock()
+
+
+class MapGrownError(LimitError):
+    """The map was full and is larger now. The transaction is aborted: begin it again."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,8 @@ cdef class RowStore:
     cdef size_t block_bytes
     cdef size_t map_size_bytes
     cdef size_t max_map_size_bytes
+    cdef void* map                # where the file is mapped; NULL: not known
+    cdef size_t map_bytes
     cdef uint64_t held_bytes      # of data.mdb, from its start, that have their blocks
     cdef bint cannot_hold         # the file system does not give blocks before they are written
     cdef Pages pages              # as of pages.transaction
@@ -162,7 +173,9 @@ cdef class RowStore:
     cdef int n_readers            # under `turn`, as is the next
     cdef int n_movers             # that wait until nobody reads; whoever wants to read then waits for them
     cdef object turn              # Condition: whoever closes or moves the map waits here until nobody reads
-    cdef list steps               # what the transaction was asked for, to do it again in a larger map
+    cdef uint64_t room            # of the transaction: how many bytes there is room for
+    cdef uint64_t taken           # and how many it was given
+    cdef readonly uint64_t changed_bytes  # of pages of values that it has changed
     cdef tuple file_id            # (device, inode) in open_files, or None
     cdef bytes store_id
     cdef bint read_only
@@ -172,7 +185,6 @@ cdef class RowStore:
     def __cinit__(self):
         self.fd = -1
         self.turn = threading.Condition()
-        self.steps = []
 
     def __init__(self):
         raise TypeError("RowStore.open(path, ...) opens a store")
@@ -197,7 +209,7 @@ cdef class RowStore:
         read_only: nothing is written, not even that it was opened, and `begin` refuses; for looking at a
         store that is not open elsewhere, perhaps on a medium that cannot be written.
 
-        map_size_bytes is address space, not disk; it doubles when it is full, up to max_map_size_bytes.
+        map_size_bytes is address space, not disk; it grows as is needed, up to max_map_size_bytes.
         block_bytes is for measuring: any store can be read.
 
         Raises ConfigError (arguments, or no usable lmdb), StoreLockedError (open already, here or elsewhere),
@@ -291,6 +303,7 @@ cdef class RowStore:
         cdef bytes encoded = os.fsencode(directory)
         cdef const char* c_path = encoded
         where = os.fspath(directory)
+        self.map = NULL
         if self.fd >= 0:
             file = lmdb_file.inspect(self.fd, os.path.join(where, DATA_NAME))
             # Only ever larger: the file may have grown past what is configured.
@@ -318,6 +331,22 @@ cdef class RowStore:
         if rc != 0:
             self.close_env()
             raise lmdb_error(rc, "opening", where)
+        self.find_map(os.path.join(where, DATA_NAME))
+        return 0
+
+    # LMDB does not tell where the map is, and what was read of it counts as this process's memory.
+    cdef int find_map(self, str path) except -1:
+        self.map = NULL
+        ending = " " + os.path.realpath(path)
+        try:
+            with open("/proc/self/maps") as maps:
+                for line in maps:
+                    if line.rstrip("\n").endswith(ending) and " r--s 00000000 " in line:
+                        begin, _, end = line.partition(" ")[0].partition("-")
+                        self.map = <void*> <size_t> int(begin, 16)
+                        self.map_bytes = int(end, 16) - int(begin, 16)
+        except (OSError, UnicodeDecodeError):
+            pass                                 # then the system takes it back when it needs it
         return 0
 
     # LMDB maps its table of readers and writes to it: where the disk is full and a page of it has no block
@@ -362,10 +391,10 @@ cdef class RowStore:
             if self.txn != NULL:
                 self.api.txn_abort(self.txn)
                 self.txn = NULL
+            self.map = NULL
             if self.env != NULL:
                 self.api.env_close(self.env)
                 self.env = NULL
-            self.steps = []
         return 0
 
     cdef int read_identity(self) except -1:
@@ -396,10 +425,18 @@ cdef class RowStore:
     # succeeded, even if the last one before it failed, and a disk that cannot be written is found now.
     cdef int sign_in(self) except -1:
         self.openings += 1
-        self.begin_txn()
-        self.step((KIND_IDENTITY,))
-        self.finish()
-        return 0
+        return self.sign()
+
+    cdef int sign(self) except -1:
+        cdef Fault fault
+        while True:
+            self.begin_txn()
+            try:
+                self.judge(self.do_identity(&fault), &fault, "signing in")
+                self.finish()
+                return 0
+            except MapGrownError:
+                pass
 
     cdef MDB_txn* enter(self) except NULL:
         cdef MDB_txn* txn = NULL
@@ -496,9 +533,18 @@ cdef class RowStore:
             if rc != FAULT_NONE:
                 raise self.error_of(&fault, f"reading shard {shard}")
             self.check_totals(shard, &head, &job.head)
+            self.unmap_pages()
             return records, head.position
         finally:
             self.leave(txn)
+
+    # What was read of the file is in the system's memory, not in this process's. Any thread may: whoever
+    # reads gets them again.
+    cdef int unmap_pages(self) except -1:
+        if self.map != NULL:
+            with nogil:
+                fs_unmap_pages(self.map, self.map_bytes)
+        return 0
 
     # A size read from the file is believed only as far as the file could hold it.
     cdef int check_size(self, uint64_t n_bytes, str what) except -1:
@@ -980,29 +1026,24 @@ cdef class RowStore:
         """A failure closed the environment: `reopen` it, or be content with what is in memory."""
         return self.failure is not None
 
-    def begin(self, uint64_t n_bytes=0):
+    def begin(self, uint64_t n_bytes=0, *, bint goes_on=False):
         """Starts the transaction that write_shard and put_meta fill and commit makes durable.
 
-        Raises LimitError where there is no room for n_bytes, held or free: a disk that is full in the middle
-        of a commit costs the environment, so it is refused before.
+        n_bytes: of records and metas, at most; the map is made large enough for them, and for all that is
+        stored to be written anew. goes_on: what the transaction before this one replaced is little, and may
+        lie beside what this one replaces.
         """
         self.check_open()
         if self.txn != NULL:
             raise RuntimeError("begin: the transaction before this one was neither committed nor aborted")
         if self.read_only:
             raise RuntimeError("begin: the store was opened to be read only")
-        room = self.room_bytes + (0 if self.cannot_hold else free_bytes(self.path))
-        if room < n_bytes:
-            raise LimitError(
-                f"{self.path}: there is room for {room} bytes on its file system, and {n_bytes} are to be "
-                f"written; free some, the next checkpoint goes on by itself"
-            )
-        if self.pages.n_recent > FEW_PAGES:
+        self.room = self.room_bytes + (0 if self.cannot_hold else free_bytes(self.path))
+        self.grow(min(self.end_with(n_bytes, 0), self.max_map_size_bytes))
+        if self.pages.n_recent > FEW_PAGES and not goes_on:
             # What the last transaction freed, a crash may still need, and the next one lets it be. One of
             # next to nothing in between, and the file holds its pages twice at most, not three times.
-            self.begin_txn()
-            self.step((KIND_IDENTITY,))
-            self.finish()
+            self.sign()
         self.begin_txn()
 
     cdef int begin_txn(self) except -1:
@@ -1013,7 +1054,18 @@ cdef class RowStore:
             self.txn = NULL
             self.give_up(rc, "beginning a transaction")
         self.writer = threading.get_ident()
-        self.steps = []
+        self.taken = self.changed_bytes = 0
+        return 0
+
+    # Refuses what the disk has no room for: one that is full in the middle of a commit costs the environment.
+    cdef int take(self, uint64_t n_bytes) except -1:
+        if self.room - self.taken < n_bytes:
+            self.drop()
+            raise LimitError(
+                f"{self.path}: there is room for {self.room} bytes on its file system, and at least "
+                f"{self.taken + n_bytes} are to be written; free some, the next checkpoint goes on by itself"
+            )
+        self.taken += n_bytes
         return 0
 
     cdef int check_writing(self, str call) except -1:
@@ -1028,13 +1080,12 @@ cdef class RowStore:
         """Brings the records of one shard in, as of `position`, which never goes back.
 
         records: any contiguous bytes: 16 bytes fingerprint, u32 payload length, payload, and again; the
-        fingerprints strictly ascending; length 0xFFFFFFFF and no payload deletes the row. They are borrowed,
-        and must not change, until commit or abort: if the map is full, the whole transaction is done again in
-        a larger one.
+        fingerprints strictly ascending; length 0xFFFFFFFF and no payload deletes the row. They are borrowed
+        for the call.
 
         Raises ValueError for records that are not as above, before anything is written; CorruptRecordError if
-        a block to be merged is damaged, LimitError if the map cannot grow, StorageError: each ends the
-        transaction.
+        a block to be merged is damaged, LimitError if the disk has no room for it or the map cannot grow,
+        MapGrownError if it had to, StorageError: each ends the transaction.
         """
         cdef const uint8_t[::1] view = records
         cdef Fault fault
@@ -1046,7 +1097,13 @@ cdef class RowStore:
             rc = check_records(&view[0] if view.shape[0] else NULL, view.shape[0], True, &n_rows, &fault)
         if rc != FAULT_NONE:
             raise ValueError(f"write_shard: shard {shard}: {fault_in_words(&fault)}")
-        self.step((KIND_SHARD, shard, view, position))
+        self.take(view.shape[0])
+        try:
+            self.judge(self.do_shard(shard, view, position, &fault), &fault, f"writing shard {shard}")
+        except BaseException:
+            self.drop()
+            raise
+        self.unmap_pages()
 
     def put_meta(self, str name not None, data not None):
         """Stores `data` (any contiguous bytes, up to 4 GiB) under `name`, in place of what was there.
@@ -1054,17 +1111,24 @@ cdef class RowStore:
         A name is 1 to 48 of a-z 0-9 _ . -, not beginning with a sign. Borrowed and raising as in write_shard.
         """
         cdef const uint8_t[::1] view = data
+        cdef Fault fault
         self.check_writing("put_meta")
         encoded = check_name(name)
         if view.shape[0] >> 32:
             raise ValueError(f"put_meta: {name}: {view.shape[0]} bytes are more than 4 GiB")
-        self.step((KIND_META, encoded, view))
+        self.take(view.shape[0])
+        try:
+            self.judge(self.do_meta(encoded, view, &fault), &fault, f"writing meta {name}")
+        except BaseException:
+            self.drop()
+            raise
+        self.changed_bytes += view.shape[0]
 
     def commit(self):
         """Makes the transaction durable. Any failure but a full map gives the environment up; see reopen.
 
         Raises StorageError (given up: nothing of it may be trusted until reopen), LimitError (the map cannot
-        grow: the transaction is aborted, the store goes on).
+        grow) and MapGrownError (it had to): the transaction is aborted, the store goes on.
         """
         self.check_writing("commit")
         self.finish()
@@ -1079,39 +1143,20 @@ cdef class RowStore:
         if self.txn != NULL:
             self.api.txn_abort(self.txn)
             self.txn = NULL
-        self.steps = []
         return 0
 
-    cdef int step(self, tuple step) except -1:
-        self.steps.append(step)
-        try:
-            if self.perform(step) == MDB_MAP_FULL:
-                self.redo_larger()
-        except BaseException:
-            self.drop()
-            raise
-        return 0
-
-    # 0, or MDB_MAP_FULL; everything else is raised.
-    cdef int perform(self, tuple step) except -1:
-        cdef Fault fault
-        cdef int rc
-        if step[0] == KIND_SHARD:
-            rc = self.do_shard(step[1], step[2], step[3], &fault)
-            doing = f"writing shard {step[1]}"
-        elif step[0] == KIND_META:
-            rc = self.do_meta(step[1], step[2], &fault)
-            doing = f"writing meta {step[1].decode()}"
-        else:
-            rc = self.do_identity(&fault)
-            doing = "signing in"
+    # Raises what a FaultCode means. A full map is larger then: that is rare, since `begin` has seen to it,
+    # but pages that lie side by side may run out while there are others.
+    cdef int judge(self, int rc, const Fault* fault, str doing) except -1:
         if rc == FAULT_NONE:
             return 0
         if rc == FAULT_LMDB and fault.error == MDB_MAP_FULL:
-            return MDB_MAP_FULL
+            self.drop()
+            self.grow(2 * self.map_size_bytes)
+            raise MapGrownError(f"{self.path}: {doing}: the map was full; it has grown, begin again")
         if rc == FAULT_LMDB:
             self.give_up(fault.error, doing)
-        raise self.error_of(&fault, doing)
+        raise self.error_of(fault, doing)
 
     cdef int do_shard(self, uint32_t shard, const uint8_t[::1] records, uint64_t position,
                       Fault* fault) except -1:
@@ -1136,6 +1181,7 @@ cdef class RowStore:
                 rc = fail_lmdb(fault, rc)
             else:
                 rc = write_records(&job, data, size, fault)
+                self.changed_bytes += job.changed_bytes
                 self.api.cursor_close(job.cursor)
             if rc == FAULT_NONE:
                 rc = put_head(&job, fault)
@@ -1168,40 +1214,23 @@ cdef class RowStore:
 
     cdef int finish(self) except -1:
         cdef MDB_txn* txn
+        cdef Fault fault
         cdef int rc
-        while True:
-            txn, self.txn = self.txn, NULL       # gone, whatever commit says
-            with nogil:
-                rc = self.api.txn_commit(txn)
-            if rc == 0:
-                self.steps = []
-                return 0
-            if rc != MDB_MAP_FULL:
-                self.give_up(rc, "committing")
-            try:
-                self.redo_larger()
-            except BaseException:
-                self.drop()
-                raise
+        txn, self.txn = self.txn, NULL           # gone, whatever commit says
+        with nogil:
+            rc = self.api.txn_commit(txn)
+        if rc != 0:
+            self.judge(fail_lmdb(&fault, rc), &fault, "committing")
+        return 0
 
-    # Does the transaction again in a map of twice the size, as often as it takes.
-    cdef int redo_larger(self) except -1:
-        cdef list steps = self.steps
-        while True:
-            self.drop()
-            self.grow()
-            self.begin_txn()
-            self.steps = steps
-            for step in steps:
-                if self.perform(step) == MDB_MAP_FULL:
-                    break
-            else:
-                return 0
-
-    cdef int grow(self) except -1:
-        cdef size_t larger
+    # Makes the map as large as `needed`, or as it may be: by doubling, since whoever reads waits meanwhile.
+    cdef int grow(self, uint64_t needed) except -1:
+        cdef size_t larger = self.map_size_bytes
         cdef int rc = 0
-        larger = min(2 * self.map_size_bytes, self.max_map_size_bytes)
+        if needed <= self.map_size_bytes:
+            return 0
+        while larger < needed and larger < self.max_map_size_bytes:
+            larger = min(2 * larger, self.max_map_size_bytes)
         if larger <= self.map_size_bytes:
             raise LimitError(
                 f"{self.path}: the map of {self.map_size_bytes} bytes is full and may not grow; the "
@@ -1209,10 +1238,12 @@ cdef class RowStore:
             )
         with self.turn:
             self.let_readers_out()               # the map moves
+            self.map = NULL
             rc = self.api.env_set_mapsize(self.env, larger)
         if rc != 0:
             self.give_up(rc, f"growing the map to {larger} bytes")
         self.map_size_bytes = larger
+        self.find_map(os.path.join(self.path, DATA_NAME))
         return 0
 
     # Always raises. After a failed write or sync nobody knows what the disk holds, and LMDB would go on.

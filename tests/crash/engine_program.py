@@ -180,6 +180,7 @@ def open_engine(directory: Path, durability: str = "group", *, create: bool = Fa
         durability=durability,
         n_shards=N_SHARDS,
         segment_bytes=SEGMENT_BYTES,
+        checkpoint_part_bytes=1,
         create=create,
     )
 

@@ -96,11 +96,13 @@ def last_of(store: RowStore) -> int:
 
 
 def write(store: RowStore, number: int) -> None:
-    store.begin()
+    parts = {shard: pack(changes) for shard, changes in changes_of(number).items()}
+    meta = meta_of(number)
+    store.begin(sum(map(len, parts.values())) + len(meta))
     try:
-        for shard, changes in changes_of(number).items():
-            store.write_shard(shard, pack(changes), number + 1)
-        store.put_meta("number", meta_of(number))
+        for shard, records in parts.items():
+            store.write_shard(shard, records, number + 1)
+        store.put_meta("number", meta)
     except BaseException:
         store.abort()
         raise

@@ -30,6 +30,7 @@ FAILPOINTS = [
         "journal.roll:2",
         "journal.rolled:2",
         "journal.truncate:3",
+        "checkpoint.part:8",
         "checkpoint.mid:3",
         "checkpoint.committed:3",
     ),

@@ -109,6 +109,7 @@ class Served:
             durability=config.durability,
             threads=threads,
             n_shards=N_SHARDS,
+            checkpoint_part_bytes=1,
         )
         self._server = Server(self._engine, config)
         self._server.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from volumes import fill, volume
 
 from featurestore.errors import ConfigError, LimitError, StorageError, StoreLockedError
-from featurestore.storage.rows import RowStore
+from featurestore.storage.rows import MapGrownError, RowStore
 from storage.row_records import pack, some_rows, unpack
 
 STORE_ID = b"0123456789abcdef"
@@ -356,10 +358,10 @@ def test_settings_that_cannot_be_are_refused(tmp_path: Path, settings_: dict[str
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_map_grows_and_the_transaction_is_done_again(tmp_path: Path) -> None:
+def test_the_map_grows_before_what_is_announced_is_written(tmp_path: Path) -> None:
     parts = {shard: some_rows(4000, seed=shard) for shard in range(8)}
     with RowStore.open(tmp_path, store_id=STORE_ID, create=True, map_size_bytes=1 << 20) as store:
-        store.begin()
+        store.begin(sum(len(pack(rows)) + 300_000 for rows in parts.values()))
         for shard, rows in parts.items():
             store.write_shard(shard, pack(rows), shard + 1)
             store.put_meta(f"m{shard}", bytes(300_000))
@@ -372,12 +374,70 @@ def test_a_full_map_grows_and_the_transaction_is_done_again(tmp_path: Path) -> N
         assert store.stat().map_size_bytes >= 8 << 20
 
 
+def test_a_map_that_is_full_all_the_same_grows_and_the_transaction_is_begun_again(tmp_path: Path) -> None:
+    rows = some_rows(20_000, seed=1)
+    with RowStore.open(tmp_path, store_id=STORE_ID, create=True, map_size_bytes=1 << 20) as store:
+        write(store, 0, {b"k" * 16: b"kept"}, 1)
+        tries = 0
+        while store.read_shard(1)[1] == 0:
+            store.begin()
+            tries += 1
+            try:
+                store.write_shard(1, pack(rows), 1)
+            except MapGrownError:
+                with pytest.raises(RuntimeError, match="no transaction"):
+                    store.commit()
+                continue
+            store.commit()
+        assert 2 <= tries <= 6
+        assert store.read_shard(0)[1] == 1
+        assert store.read_shard(1) == (pack(rows), 1)
+        assert store.verify() == []
+
+
+def test_what_was_written_is_not_kept_in_memory(tmp_path: Path) -> None:
+    """Neither what a transaction was given, nor the pages of the file that it read."""
+    ran = subprocess.run(
+        [sys.executable, "-c", WRITING, str(tmp_path / "rows")], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    written, before, most = map(int, ran.stdout.split())
+    assert written > 30 << 20
+    assert most - before < written // 2
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from featurestore.storage.rows import RowStore
+
+def memory(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(what)) * 1024
+
+with RowStore.open(sys.argv[1], store_id=b"0123456789abcdef", create=True) as store:
+    before = 0
+    for position in (1, 2, 3):
+        written = 0
+        for shard in range(32):
+            store.begin(1 << 21, goes_on=shard > 0)
+            records = b"".join(bytes([shard]) + n.to_bytes(15, "big") + (1000).to_bytes(4, "little")
+                               + bytes([position]) * 1000 for n in range(1000))
+            written += len(records)
+            store.write_shard(shard, records, position)
+            assert len(records) <= store.changed_bytes <= len(records) * 3 // 2
+            store.commit()
+        before = before or memory("VmHWM")
+print(written, before, memory("VmHWM"))
+"""
+
+
 def test_a_map_at_its_cap_aborts_and_the_store_goes_on(tmp_path: Path) -> None:
     with RowStore.open(
         tmp_path, store_id=STORE_ID, create=True, map_size_bytes=1 << 20, max_map_size_bytes=4 << 20
     ) as store:
         write(store, 0, {b"k" * 16: b"kept"}, 1)
-        store.begin()
+        store.begin(1 << 40)
         with pytest.raises(LimitError, match="max_map_size_bytes"):
             store.write_shard(1, pack(some_rows(50_000, seed=1)), 1)
         with pytest.raises(RuntimeError, match="no transaction"):
@@ -409,10 +469,20 @@ def test_the_map_moves_only_while_nobody_reads(tmp_path: Path) -> None:
         assert store.stat().map_size_bytes > 1 << 20
 
 
-def test_begin_is_refused_where_there_is_no_room_for_what_is_to_be_written(store: RowStore) -> None:
-    with pytest.raises(LimitError, match="free some"):
-        store.begin(1 << 62)
-    assert store.shards() == {}
+def test_what_there_is_no_room_for_is_refused_before_it_is_written(
+    store: RowStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=0, f_frsize=4096))
+        store.begin(1 << 40)
+        with pytest.raises(LimitError, match="free some"):
+            store.write_shard(0, pack({b"k" * 16: bytes(1 << 20)}), 1)
+        store.begin()
+        with pytest.raises(LimitError, match="free some"):
+            store.put_meta("m", bytes(1 << 20))
+        with pytest.raises(RuntimeError, match="no transaction"):
+            store.commit()
+    assert (store.shards(), store.metas()) == ({}, [])
     write(store, 0, {b"k" * 16: b"kept"}, 1)
 
 

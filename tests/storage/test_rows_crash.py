@@ -200,7 +200,7 @@ keys = [bytes([shard]) + n.to_bytes(15, "big") for shard in range(4) for n in ra
 store = RowStore.open(directory, store_id=b"0123456789abcdef", create=first == 1, map_size_bytes=1 << 20)
 position = first
 while True:
-    store.begin()
+    store.begin(1 << 18)
     for shard in range(4):
         rows = {key: position.to_bytes(8, "little") * (1 + position % 20) for key in keys if key[0] == shard}
         if position % 7 == 0:
