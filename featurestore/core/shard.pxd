@@ -56,7 +56,7 @@ ctypedef struct Shard:
                                  # it
     uint32_t copying             # 1 while a checkpoint copies the rows with written <= mark < cut
     uint64_t copy_bucket         # next bucket to copy from
-    uint64_t copy_rebuilt        # the table's n_rebuilt then: a rebuilt table is copied from its start again
+    uint64_t copy_resized        # the table's n_resized then: once it has another size, all is copied again
     const int64_t* cut_nows      # the clocks at the cut, borrowed until shard_copy_end
     Bytes copied                 # row records of the checkpoint under way
     Bytes freed                  # fingerprints (16 bytes each) of rows freed since the cut, or since the last
@@ -121,8 +121,10 @@ cdef int shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
 # of rows freed, -1 out of memory.
 cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_nows,
                          uint64_t* bucket) noexcept nogil
-# Makes the index as small as its rows let it, after a sweep: all of them move, and the order need not wait.
-cdef void shard_shrink(Shard* shard) noexcept nogil
+# A step towards an index whose size does not change: before a sweep, which does not look at rows that are yet
+# to be moved; and after it, with `shrinks`, towards one as small as its rows let it be. The order need not
+# wait. Whether there is more to do.
+cdef bint shard_settle(Shard* shard, bint shrinks) noexcept nogil
 
 # Checkpoint. Cut: under the order lock, between batches. Then slices until one returns 0 (1: more, -1: out of
 # memory); rows that change meanwhile are copied as they were at the cut. Then the records, sorted: each is

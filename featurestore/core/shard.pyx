@@ -29,7 +29,7 @@ from featurestore.core.pthread cimport (
 )
 from featurestore.core.table cimport (
     SLOTS, Bucket, table_clear, table_find, table_init, table_insert, table_prefetch, table_prefetch_rows,
-    table_reach, table_remove, table_shrink,
+    table_bytes, table_move, table_reach, table_remove, table_shrink,
 )
 from featurestore.core.window cimport (
     Outputs, ReadAt, lifetime_append, log_append, view_horizon, view_read,
@@ -48,6 +48,7 @@ cdef enum:
     DAY_MS = 24 * HOUR_MS
     MOST_HEADS = 254             # of a row; the views of a plan and a raw key need fewer
     COPIED_BYTES = 64 << 10      # of records in one slice: rows of hot keys are large
+    MOVED_BUCKETS = 32           # of the index in one slice, while its size changes
     AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row, blocks and logs are being
     AHEAD_ROW = 16               # fetched
     AHEAD_CELLS = 12             # and a sketch's cells, which are many lines
@@ -137,11 +138,11 @@ cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil:
 
 
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil:
-    return shard.arena.used_bytes + shard.table.n_buckets * sizeof(Bucket) + shard.frequencies.n_bytes
+    return shard.arena.used_bytes + table_bytes(&shard.table) + shard.frequencies.n_bytes
 
 
 cdef uint64_t shard_held_bytes(const Shard* shard) noexcept nogil:
-    return (shard.arena.held_bytes + shard.table.n_buckets * sizeof(Bucket) + shard.frequencies.n_bytes
+    return (shard.arena.held_bytes + table_bytes(&shard.table) + shard.frequencies.n_bytes
             + shard.freed.capacity + shard.freed_before.capacity)
 
 
@@ -673,7 +674,7 @@ cdef inline void _fetch_cells(const Shard* shard, const Job* job, const Part* pa
 cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil:
     cdef uint32_t* places[AHEAD_BLOCK]
     cdef uint32_t* place = NULL
-    cdef uint64_t applied, position, n_rebuilt
+    cdef uint64_t applied, position, n_moves
     cdef int64_t i, n = n_parts
     cdef bint counting = job.plan.n_sketched > 0
     cdef int status = 0
@@ -681,11 +682,15 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
         return 0
     _lock(shard, True)
     applied = shard.position
-    n_rebuilt = shard.table.n_rebuilt
+    n_moves = shard.table.n_moves
     for i in range(-<int64_t>AHEAD_INDEX, n):
         if i > 0 and i % LOCKED_PARTS == 0:
             pthread_mutex_unlock(&shard.lock)
             _lock_again(shard)
+        if shard.table.n_moves != n_moves:
+            # By a part before this one, or while others had the lock: handles are elsewhere.
+            n_moves = shard.table.n_moves
+            memset(places, 0, sizeof(places))
         _fetch_index(shard, parts, i + AHEAD_INDEX, n)
         _fetch_row(shard, job, parts, i + AHEAD_ROW, n)
         if counting:
@@ -704,10 +709,6 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
         status = _apply_part(shard, job, &parts[i], place, applied)
         if status < 0:
             break
-        if shard.table.n_rebuilt != n_rebuilt:
-            # The table has grown: handles are elsewhere.
-            n_rebuilt = shard.table.n_rebuilt
-            memset(places, 0, sizeof(places))
     if status == 0 and not job.peek:
         position = job.first_position + parts[n_parts - 1].event
         if position > shard.position:
@@ -835,7 +836,7 @@ cdef int _note_freed(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil:
 cdef int _copy_bucket(Shard* shard, const PlanC* plan, uint64_t at, uint32_t* looked,
                       uint32_t* copied) noexcept nogil:
     """Copies the rows of a bucket that are due; counts its rows, and those. 0, or -1 when out of memory."""
-    cdef const Bucket* bucket = &shard.table.buckets[at]
+    cdef const Bucket* bucket = &shard.table.now.at[at]
     cdef const Row* row
     cdef int slot
     for slot in range(SLOTS):
@@ -852,12 +853,15 @@ cdef int _copy_bucket(Shard* shard, const PlanC* plan, uint64_t at, uint32_t* lo
 cdef int _copy_reach(Shard* shard, const PlanC* plan, const uint32_t* place) noexcept nogil:
     """Before that place is removed: rows that may move from where the copier has not been to where it has are
     copied first. 0, or -1 when out of memory."""
-    cdef uint64_t last, at = table_reach(&shard.table, place, &last)
+    cdef uint64_t last, at
     cdef uint32_t looked = 0, copied = 0
     cdef bint been = False
+    if shard.table.old.n or shard.copy_resized != shard.table.n_resized:
+        return 0                                 # it begins anew
+    at = table_reach(&shard.table, place, &last)
     while at != last:
         been = been or at < shard.copy_bucket
-        at = (at + 1) & (shard.table.n_buckets - 1)
+        at = (at + 1) & (shard.table.now.n - 1)
         if been and at >= shard.copy_bucket and _copy_bucket(shard, plan, at, &looked, &copied) < 0:
             return -1
     return 0
@@ -937,21 +941,25 @@ cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_no
     cdef int64_t freed = 0, some = 0
     cdef uint32_t looked = 0
     pthread_mutex_lock(&shard.lock)
-    while bucket[0] < shard.table.n_buckets and looked < LOCKED_PARTS and some >= 0:
-        some = _sweep_bucket(shard, plan, &shard.table.buckets[bucket[0]], type_nows)
+    while bucket[0] < shard.table.now.n and looked < LOCKED_PARTS and some >= 0:
+        some = _sweep_bucket(shard, plan, &shard.table.now.at[bucket[0]], type_nows)
         freed += some
         bucket[0] += 1
         looked += SLOTS
-    if bucket[0] >= shard.table.n_buckets:
+    if bucket[0] >= shard.table.now.n:
         bucket[0] = 0
     pthread_mutex_unlock(&shard.lock)
     return freed if some >= 0 else -1
 
 
-cdef void shard_shrink(Shard* shard) noexcept nogil:
-    pthread_mutex_lock(&shard.lock)
-    table_shrink(&shard.table, &shard.arena)
+cdef bint shard_settle(Shard* shard, bint shrinks) noexcept nogil:
+    cdef bint more
+    _lock_again(shard)
+    more = table_move(&shard.table, &shard.arena, MOVED_BUCKETS)
+    if not more and shrinks:
+        more = table_shrink(&shard.table)
     pthread_mutex_unlock(&shard.lock)
+    return more
 
 
 # -- checkpoint ----------------------------------------------------------------------------------------------
@@ -1041,7 +1049,7 @@ cdef int shard_cut(Shard* shard, const int64_t* nows) noexcept nogil:
     shard.copying = 1
     shard.cut_nows = nows
     shard.copy_bucket = 0
-    shard.copy_rebuilt = shard.table.n_rebuilt
+    shard.copy_resized = shard.table.n_resized
     shard.copied.n_bytes = 0
     shard.freed_before = shard.freed
     memset(&shard.freed, 0, sizeof(Bytes))
@@ -1055,15 +1063,18 @@ cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil:
     cdef int status = 0
     _lock_again(shard)
     began = shard.copied.n_bytes
-    if shard.copy_rebuilt != shard.table.n_rebuilt:
+    if table_move(&shard.table, &shard.arena, MOVED_BUCKETS):
+        pthread_mutex_unlock(&shard.lock)
+        return 1
+    if shard.copy_resized != shard.table.n_resized:
         # The rows moved. What was copied is copied again: equal records, one is kept.
-        shard.copy_rebuilt = shard.table.n_rebuilt
+        shard.copy_resized = shard.table.n_resized
         shard.copy_bucket = 0
-    while (copied < LOCKED_PARTS and looked < 4 * LOCKED_PARTS and shard.copy_bucket < shard.table.n_buckets
+    while (copied < LOCKED_PARTS and looked < 4 * LOCKED_PARTS and shard.copy_bucket < shard.table.now.n
            and shard.copied.n_bytes < began + COPIED_BYTES and status == 0):
         status = _copy_bucket(shard, plan, shard.copy_bucket, &looked, &copied)
         shard.copy_bucket += 1
-    if status == 0 and shard.copy_bucket < shard.table.n_buckets:
+    if status == 0 and shard.copy_bucket < shard.table.now.n:
         status = 1
     if status == 0:
         status = frequencies_copy_slice(&shard.frequencies)
@@ -1173,11 +1184,14 @@ cdef int shard_keys(Shard* shard, const PlanC* plan, uint16_t entity, const int6
     cdef int slot, status = 0
     cdef uint8_t i
     _lock(shard, True)
-    while bucket[0] < shard.table.n_buckets and looked < LOCKED_PARTS and status == 0:
+    while table_move(&shard.table, &shard.arena, MOVED_BUCKETS):
+        pthread_mutex_unlock(&shard.lock)
+        _lock_again(shard)
+    while bucket[0] < shard.table.now.n and looked < LOCKED_PARTS and status == 0:
         for slot in range(SLOTS):
-            if shard.table.buckets[bucket[0]].tags[slot] == 0 or status < 0:
+            if shard.table.now.at[bucket[0]].tags[slot] == 0 or status < 0:
                 continue
-            row = <const Row*>arena_at(&shard.arena, shard.table.buckets[bucket[0]].rows[slot])
+            row = <const Row*>arena_at(&shard.arena, shard.table.now.at[bucket[0]].rows[slot])
             if row.entity_id != plan.entities[entity].entity_id:
                 continue
             _export_plan(&shard.arena, plan, row, type_nows, &export)
@@ -1188,7 +1202,7 @@ cdef int shard_keys(Shard* shard, const PlanC* plan, uint16_t entity, const int6
                         <const uint32_t*>arena_at(&shard.arena, head.block))[0])
         bucket[0] += 1
         looked += SLOTS
-    if bucket[0] >= shard.table.n_buckets:
+    if bucket[0] >= shard.table.now.n:
         bucket[0] = 0
     pthread_mutex_unlock(&shard.lock)
     return status
@@ -1200,11 +1214,13 @@ cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows,
     cdef int slot, status = 0
     memset(&records, 0, sizeof(records))
     pthread_mutex_lock(&shard.lock)
-    for at in range(shard.table.n_buckets):
+    while table_move(&shard.table, &shard.arena, MOVED_BUCKETS):
+        pass
+    for at in range(shard.table.now.n):
         for slot in range(SLOTS):
-            if status == 0 and shard.table.buckets[at].tags[slot]:
+            if status == 0 and shard.table.now.at[at].tags[slot]:
                 status = _put_record(&records, &shard.arena, plan,
-                                     <const Row*>arena_at(&shard.arena, shard.table.buckets[at].rows[slot]),
+                                     <const Row*>arena_at(&shard.arena, shard.table.now.at[at].rows[slot]),
                                      type_nows, False)
     pthread_mutex_unlock(&shard.lock)
     if status == 0:

@@ -129,6 +129,7 @@ cdef class State:
     cdef int swap_plan(self, CompiledPlan compiled, Reserved reserved) except -1
     cdef const ServiceC* _service(self, service) except? NULL
     cdef bint _drop_ids(self, uint32_t* type_) noexcept nogil
+    cdef void _settle(self, uint32_t shard, bint shrinks) noexcept nogil
     cdef tuple _copy_ids(self, const IdTable* table, uint16_t event_id, Bytes* out, object meanwhile)
     cdef int _change_producer(self, int change, bytes name, uint64_t epoch, uint64_t sequence,
                               int64_t now_ms) except -1

@@ -61,7 +61,7 @@ from featurestore.core.shard cimport (
     Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
     shard_cut, shard_export, shard_fetch_cells, shard_fetch_logs, shard_fetch_row, shard_forget,
     shard_has_room, shard_held_bytes, shard_holds, shard_import, shard_in_use, shard_init, shard_keys,
-    shard_list, shard_read, shard_shrink, shard_sweep, shard_used_bytes,
+    shard_list, shard_read, shard_settle, shard_sweep, shard_used_bytes,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.turns cimport turn_give, turn_take, turns_destroy, turns_init
@@ -1433,6 +1433,7 @@ cdef class State:
             while self._drop_ids(&i):
                 pass
             for i in range(self.c.n_shards):
+                self._settle(i, False)
                 bucket = 0
                 while True:
                     turn_take(&self.c.turns)
@@ -1448,14 +1449,19 @@ cdef class State:
                 if some < 0:
                     break
                 freed += some
-                turn_take(&self.c.turns)
-                pthread_rwlock_rdlock(&self.c.plan_lock)
-                shard_shrink(&self.c.shards[i])
-                pthread_rwlock_unlock(&self.c.plan_lock)
-                turn_give(&self.c.turns)
+                self._settle(i, True)
         if some < 0:
             raise MemoryError
         return freed
+
+    cdef void _settle(self, uint32_t shard, bint shrinks) noexcept nogil:
+        cdef bint more = True
+        while more:
+            turn_take(&self.c.turns)
+            pthread_rwlock_rdlock(&self.c.plan_lock)
+            more = shard_settle(&self.c.shards[shard], shrinks)
+            pthread_rwlock_unlock(&self.c.plan_lock)
+            turn_give(&self.c.turns)
 
     def keys(self, size_t entity):
         """Iterates over the raw keys of an entity that keeps them: a tuple of bytes per row, in no order.

@@ -7,6 +7,11 @@
 #
 #   bytes per key = 64 / 12 / load: 6.3 just before doubling, 12.5 just after
 #
+# It grows, and shrinks, without a pause: beside the buckets there is for a while a second array of them, out
+# of which each insertion moves one bucket's keys, and table_move some more. Until it is empty a key may be in
+# either. The new array has room for more keys than the old one has buckets, so that no change of size has to
+# wait for the end of the one before.
+#
 # A bucket that keys went past is full: table_remove fills a free place in it from further on. So the cost of
 # a probe depends on the keys that are there, and not on how many came and went; and since a table is never
 # full, some bucket has room, none went past that one, and there every probe ends.
@@ -26,11 +31,17 @@ ctypedef struct Bucket:
     uint32_t overflowed          # keys that are further on, and whose probe came by here
     uint32_t rows[SLOTS]         # arena handles
 
+ctypedef struct Buckets:
+    Bucket* at                   # [n], owned, cache-line aligned
+    uint64_t n                   # a power of two; 0: there are none
+
 ctypedef struct Table:
-    Bucket* buckets              # owned, cache-line aligned
-    uint64_t n_buckets           # a power of two
+    Buckets now
+    Buckets old                  # while the size changes: those that keys are moved out of
+    uint64_t n_moved             # of the old ones, from the first on: they are empty
     uint64_t n_rows
-    uint64_t n_rebuilt           # counts how often every row moved
+    uint64_t n_resized           # counts how often it began to
+    uint64_t n_moves             # counts what made places bad other than a removal
 
 cdef int table_init(Table* table) noexcept nogil                    # 0, or -1 when out of memory
 cdef void table_clear(Table* table) noexcept nogil
@@ -40,9 +51,15 @@ cdef int table_insert(Table* table, const Arena* arena, uint32_t row) noexcept n
 # up to table_reach's.
 cdef void table_remove(Table* table, const Arena* arena, uint32_t* place) noexcept nogil
 # The bucket of a place, and the last one (it may be a smaller number) that its removal may take a row from.
+# Of a table that does not change its size.
 cdef uint64_t table_reach(const Table* table, const uint32_t* place, uint64_t* last) noexcept nogil
-# Gives memory back after many removals; every row may move.
-cdef void table_shrink(Table* table, const Arena* arena) noexcept nogil
+# Moves the keys of up to so many old buckets. Whether there are more: until then, `now` has not all rows.
+cdef bint table_move(Table* table, const Arena* arena, uint64_t n_buckets) noexcept nogil
+# Begins to give memory back after many removals: whether there is something to move. Of a table that does not
+# change its size.
+cdef bint table_shrink(Table* table) noexcept nogil
+cdef inline uint64_t table_bytes(const Table* table) noexcept nogil:
+    return (table.now.n + table.old.n) * sizeof(Bucket)
 
 cdef extern from * nogil:
     """
@@ -68,17 +85,16 @@ cdef extern from * nogil:
     uint64_t fs_equal_tags(const uint8_t* tags, uint8_t tag) noexcept
     uint32_t fs_first_slot(uint64_t equal) noexcept          # equal is not 0
 
-cdef inline uint32_t* table_find(const Table* table, const Arena* arena, uint64_t fp0,
-                                 uint64_t fp1) noexcept nogil:
-    """The place of the row's handle, or NULL; good until a row comes or goes."""
-    cdef uint64_t at = fp0 & (table.n_buckets - 1)
+cdef inline uint32_t* buckets_find(const Buckets* buckets, const Arena* arena, uint64_t fp0,
+                                   uint64_t fp1) noexcept nogil:
+    cdef uint64_t at = fp0 & (buckets.n - 1)
     cdef uint8_t tag = <uint8_t>(fp1 & 0x7F) | 0x80
     cdef uint64_t equal
     cdef Bucket* bucket
     cdef const uint64_t* row
     cdef uint32_t i
     while True:
-        bucket = &table.buckets[at]
+        bucket = &buckets.at[at]
         equal = fs_equal_tags(bucket.tags, tag)
         while equal:
             i = fs_first_slot(equal)
@@ -88,16 +104,26 @@ cdef inline uint32_t* table_find(const Table* table, const Arena* arena, uint64_
             equal &= equal - 1
         if not bucket.overflowed:
             return NULL
-        at = (at + 1) & (table.n_buckets - 1)
+        at = (at + 1) & (buckets.n - 1)
+
+cdef inline uint32_t* table_find(const Table* table, const Arena* arena, uint64_t fp0,
+                                 uint64_t fp1) noexcept nogil:
+    """The place of the row's handle, or NULL; good until a row comes or goes, or table_move."""
+    cdef uint32_t* place = buckets_find(&table.now, arena, fp0, fp1)
+    if place == NULL and table.old.n:
+        place = buckets_find(&table.old, arena, fp0, fp1)
+    return place
+
+# While the size changes these ask for what is in `now` only.
 
 cdef inline void table_prefetch(const Table* table, uint64_t fp0) noexcept nogil:
-    fs_prefetch(&table.buckets[fp0 & (table.n_buckets - 1)])
+    fs_prefetch(&table.now.at[fp0 & (table.now.n - 1)])
 
 cdef inline void table_prefetch_rows(const Table* table, const Arena* arena, uint64_t fp0, uint64_t fp1,
                                      size_t n_bytes) noexcept nogil:
     """The rows in the home bucket whose tag fits: one, nearly always. n_bytes: of it, across up to two
     lines."""
-    cdef const Bucket* bucket = &table.buckets[fp0 & (table.n_buckets - 1)]
+    cdef const Bucket* bucket = &table.now.at[fp0 & (table.now.n - 1)]
     cdef uint64_t equal = fs_equal_tags(bucket.tags, <uint8_t>(fp1 & 0x7F) | 0x80)
     cdef const char* row
     while equal:
@@ -108,4 +134,4 @@ cdef inline void table_prefetch_rows(const Table* table, const Arena* arena, uin
 
 # Compared at import: see core/structs.py.
 cdef inline dict table_structs():
-    return arena_structs() | {"core/table.pxd": (sizeof(Bucket), sizeof(Table))}
+    return arena_structs() | {"core/table.pxd": (sizeof(Bucket), sizeof(Buckets), sizeof(Table))}
