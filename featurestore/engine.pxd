@@ -20,7 +20,9 @@ cdef enum EngineStatus:
     ENGINE_FAILED = 4            # a disk failed or memory ran out half-way: writes are over until a restart
     ENGINE_TOO_LARGE = 5         # the batch does not fit in one frame
     ENGINE_CLOSED = 6
-    ENGINE_BUSY = 7              # others have what it needs, and it was not to wait: nothing was done
+    ENGINE_BUSY = 7              # others have what it needs, or the disk, and it was not to wait: nothing was
+                                 # done
+    ENGINE_UNREAD = 8            # within: ids are to be read first, without the order lock
 
 ctypedef struct Sender:          # who sent a batch; name_bytes 0: not deduplicated by sequence
     const uint8_t* name

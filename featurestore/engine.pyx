@@ -44,8 +44,8 @@ from featurestore.core.producers cimport VERDICT_DUPLICATE, Origin, producers_kn
 from featurestore.core.shard cimport lock_taken
 from featurestore.core.state cimport (
     READ_BUSY, Reserved, State, StateC, Work, batch_fits, state_apply, state_change_producer, state_commit,
-    state_content, state_decide, state_forget, state_judge, state_origin, state_read, state_repeat,
-    vectors_for, verdict_error, work_clear, work_prepare, work_would_wait,
+    state_content, state_decide, state_fetch, state_forget, state_judge, state_origin, state_read,
+    state_repeat, vectors_for, verdict_error, work_clear, work_prepare, work_would_wait,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport (
@@ -254,8 +254,9 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
     if result.verdict == VERDICT_DUPLICATE:
         state_repeat(state, batch, work, wall_ms)
     else:
-        if state_decide(state, batch, work, wall_ms) < 0:
-            return ENGINE_NO_MEMORY
+        status = state_decide(state, batch, work, wall_ms)
+        if status != 0:
+            return ENGINE_NO_MEMORY if status < 0 else ENGINE_UNREAD
         if not peek and (origin.given or _any_accepted(batch)):
             status = _may_write(engine)
             if status != ENGINE_OK:
@@ -295,13 +296,21 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
                  state_content(engine.state, batch) if sender.name_bytes else 0, &origin)
     if work_prepare(engine.state, batch, service, work) < 0:
         return ENGINE_NO_MEMORY
-    if not lock_taken(&engine.state.order, waits):
-        return ENGINE_BUSY
-    if not waits and _would_wait(engine, work):
-        status = ENGINE_BUSY
-    else:
-        status = _write_in_order(engine, batch, sender, &origin, work, body, service, outputs, peek, result)
-    pthread_mutex_unlock(&engine.state.order)
+    while True:
+        if not lock_taken(&engine.state.order, waits):
+            return ENGINE_BUSY
+        if not waits and _would_wait(engine, work):
+            status = ENGINE_BUSY
+        else:
+            status = _write_in_order(engine, batch, sender, &origin, work, body, service, outputs, peek,
+                                     result)
+        pthread_mutex_unlock(&engine.state.order)
+        if status != ENGINE_UNREAD:
+            break
+        if not waits:
+            return ENGINE_BUSY
+        if state_fetch(engine.state, batch, work) < 0:
+            return ENGINE_NO_MEMORY
     if status == ENGINE_OK and not peek:
         if result.verdict == VERDICT_DUPLICATE:
             fs_add(&engine.counters.batches_duplicate, 1)
@@ -348,10 +357,11 @@ cdef class Engine:
         schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store)
         or "event"; n_shards: a power of two; both are fixed when a store is created. durability: "group" or
         "process" (design §2.10). threads: that apply one large batch together. max_memory_bytes: of rows, 0
-        for no limit. dedupe_memory_bytes: of event ids within their horizons, 36 bytes each; at it events
-        with new ids are refused. producer_memory_bytes: of what is remembered of producers, half for each
-        kind of name; at it batches of new ones are refused. segment_bytes: size of a journal file.
-        checkpoint_part_bytes: of changed pages, at which a checkpoint commits the shards that it has written.
+        for no limit. dedupe_memory_bytes: of event ids within their horizons, 36 bytes each, and 12 once it
+        is short and a checkpoint has them; at it events with new ids are refused. producer_memory_bytes: of
+        what is remembered of producers, half for each kind of name; at it batches of new ones are refused.
+        segment_bytes: size of a journal file. checkpoint_part_bytes: of changed pages, at which a checkpoint
+        commits the shards that it has written.
         """
         cdef Engine self = Engine.__new__(Engine)
         path = Path(directory)
@@ -404,6 +414,7 @@ cdef class Engine:
                            max_memory_bytes=max_memory_bytes, dedupe_memory_bytes=dedupe_memory_bytes,
                            max_producer_bytes=producer_memory_bytes)
         furthest = 0
+        self.rows.ids.serve(self.state)
         if plan is not None:
             _, furthest = load_rows(self.rows, self.state, identity.n_shards)
             self.stored_version = plan.version
@@ -421,6 +432,7 @@ cdef class Engine:
                     f"{self.rows.path}: shards are at position {furthest}, past the schema at "
                     f"{frame.first_position} that the plan does not have; restore it from a backup")
             self._replay(frame)
+            self.state.cool_ids()
             frames += 1
             events += frame.n_positions if frame.kind == FRAME_BATCH else 0  # a schema has a position too
         if self.journal.last_position < furthest:
@@ -976,6 +988,7 @@ cdef class Engine:
             written = True
         finally:
             self.state.copy_end(written)
+        self.state.cool_ids()
         self.checkpoint_position = position
         self.stored_version = self.state.plan.version
         self.content_bytes = content_bytes
@@ -1106,10 +1119,11 @@ cdef class Engine:
                 is_news = self.state.position > self.checkpoint_position
                 # One that has no plan yet, or another, is written at once: there is little in it so far.
                 due = (now - checked >= checkpoint_every_s or self.journal.total_bytes > most_bytes
-                       or not self._is_plan_stored() or self._is_short())
+                       or not self._is_plan_stored() or self.state.ids_are_due or self._is_short())
                 if is_news and due or self.c.blocked:
                     checked = now
                     self.checkpoint()
+                self.state.cool_ids()
                 # Full, rows that have expired are in the way of new ones; a tenth of the time goes into it.
                 sweep_after_s = min(sweep_every_s, 10 * sweep_took) if self.c.state.full else sweep_every_s
                 if now - swept >= sweep_after_s:

@@ -161,8 +161,10 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "--dedupe-memory",
         default="0",
         metavar="SIZE",
-        help="of event ids within their horizons, 36 bytes each; at it, events with new ids are refused "
-        "(default: a quarter of --max-memory, beside it; without that, an eighth of the machine's)",
+        help="of event ids within their horizons: 36 bytes each, and 12 of those that are read from the "
+        "disk (25 bytes each), as the oldest are from five eighths of this on; at it, events with new ids "
+        "are refused (default: a quarter of --max-memory, beside it; without that, an eighth of the "
+        "machine's)",
     )
     group.add_argument(
         "--producer-memory",

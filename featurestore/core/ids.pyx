@@ -2,15 +2,23 @@
 
 Keyed by SipHash with the store's secret: whoever chooses event ids cannot make them collide, nor fill one
 bucket. There is a cap, because whoever reaches the port may invent ids: at it a new id refuses its event
-(REFUSED_MEMORY) until older ones expire.
+(REFUSED_MEMORY) until older ones expire, or become cold.
 
 An entry of the index whose segment was dropped is an empty one: nobody takes it out, and the next id of its
-bucket takes its place. Numbers of segments come round after 2^18: one that was dropped so long ago that its
-number is in use again makes an entry lead to some other id, whose fingerprint then says that it is another.
+bucket takes its place. Numbers of segments come round after 2^18 (4.3 billion ids of one type at once, where
+an hour at 200,000 a second is 0.72): one that was dropped so long ago that its number is in use again makes
+an entry lead to some other id, whose fingerprint then says that it is another.
+
+An id may have several entries: where an older one is cold, remembering it does not read whether it is the
+same. So whoever asks looks at all that its bucket has, and the latest counts.
+
+Cost: of a new id the index leads to another one in 10^-5 of all look-ups while it grows from nothing, and in
+10^-6 once it stays as large (7 entries of 23 bits). Another design, whole 32-bit fingerprints whose low bits
+name the bucket, has 2^-4 of that left at 700 million ids, and 8 bytes an entry where this has 7.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, qsort, realloc
+from libc.stdlib cimport bsearch, calloc, free, malloc, qsort, realloc
 from libc.string cimport memcpy, memset
 
 from featurestore.core.arena cimport fs_prefetch
@@ -25,20 +33,25 @@ same_structs(__name__, ids_structs())
 
 cdef extern from * nogil:
     """
+    #define fs_clz32(n) __builtin_clz(n)
     #define fs_clz64(n) __builtin_clzll(n)
     #define fs_bswap64(n) __builtin_bswap64(n)
     """
+    int fs_clz32(uint32_t n) noexcept
     int fs_clz64(uint64_t n) noexcept
     uint64_t fs_bswap64(uint64_t n) noexcept
 
 cdef enum:
     IDS_A_BUCKET = 7             # more, and the index grows
     FEW_A_BUCKET = 2             # fewer, and it shrinks
-    FIRST_BUCKETS = 64
+    FIRST_BUCKETS = 128          # 7 bits, and 23 of a tag: enough for as many ids as there are numbers
+    TAG_BITS = 23                # of a fingerprint
+    NO_TAG_YET = 1 << TAG_BITS   # a tag's first bit, in the tag of an id that comes
     SEGMENT_NUMBERS = 1 << (32 - SEGMENT_BITS)
     MANY_SEGMENTS = SEGMENT_NUMBERS - 1
     SEGMENT_BYTES = SEGMENT_IDS * 24         # of an Id
     PIECE_BYTES = PIECE_BUCKETS * 64         # of an IdBucket
+    NUMBER_BITS = 48             # of a segment, in the key of a record
 
 
 cdef int ids_init(Ids* ids, const PlanC* plan, uint64_t max_bytes) noexcept nogil:
@@ -49,7 +62,7 @@ cdef int ids_init(Ids* ids, const PlanC* plan, uint64_t max_bytes) noexcept nogi
         return -1
     ids.n_types = plan.n_events
     # So many segments have numbers; those that are not full leave room for some more.
-    ids.max_bytes = min(max_bytes, (MANY_SEGMENTS - 4096) * <uint64_t>SEGMENT_IDS * ID_BYTES)
+    ids.max_bytes = min(max_bytes, (MANY_SEGMENTS - 4096) * <uint64_t>SEGMENT_IDS * INDEX_ID_BYTES)
     for i in range(plan.n_events):
         ids.tables[i].dedupe_ms = plan.events[i].dedupe_ms
         ids.tables[i].floor_ms = UNSET_MS
@@ -105,7 +118,11 @@ cdef inline const Id* _id(const IdTable* table, uint32_t number) noexcept nogil:
 
 cdef void _drop_first(Ids* ids, IdTable* table) noexcept nogil:
     cdef IdSegment* segment = _segment(table, table.first)
-    pages_unmap(segment.ids, SEGMENT_BYTES)
+    if segment.ids != NULL:
+        pages_unmap(segment.ids, SEGMENT_BYTES)
+    else:
+        table.n_cold -= segment.n
+        ids.n_cold -= segment.n
     table.n_ids -= segment.n
     ids.n_ids -= segment.n
     table.first += 1
@@ -120,14 +137,60 @@ cdef uint32_t ids_drop(Ids* ids, IdTable* table, int64_t oldest_ms, uint32_t mos
     return n
 
 
-cdef uint64_t ids_live(const IdTable* table, int64_t oldest_ms) noexcept nogil:
-    cdef uint64_t n = table.n_ids
+cdef uint64_t ids_live_bytes(const IdTable* table, int64_t oldest_ms) noexcept nogil:
+    cdef uint64_t n = table.n_ids, n_cold = table.n_cold
+    cdef const IdSegment* segment
     cdef uint32_t i
     for i in range(table.n_segments):
-        if _segment(table, table.first + i).newest_ms >= oldest_ms:
+        segment = _segment(table, table.first + i)
+        if segment.newest_ms >= oldest_ms:
             break
-        n -= _segment(table, table.first + i).n
-    return n
+        n -= segment.n
+        n_cold -= segment.n if segment.ids == NULL else 0
+    return n * ID_BYTES - n_cold * (ID_BYTES - INDEX_ID_BYTES)
+
+
+cdef inline uint64_t _to_cool(const IdTable* table) noexcept nogil:
+    """Number of the next segment that may become cold."""
+    return table.cold_end if table.cold_end > table.first else table.first
+
+
+cdef Id* ids_cool(Ids* ids) noexcept nogil:
+    cdef IdTable* table
+    cdef IdTable* most = NULL
+    cdef IdSegment* segment
+    cdef Id* given_up
+    cdef uint64_t n, n_most = 0
+    cdef uint16_t i
+    for i in range(ids.n_types):
+        table = &ids.tables[i]
+        n = table.stored_end - _to_cool(table) if table.stored_end > _to_cool(table) else 0
+        if n > n_most:
+            most, n_most = table, n
+    if most == NULL:
+        return NULL
+    n = _to_cool(most)
+    segment = _segment(most, n)
+    given_up = segment.ids
+    segment.ids = NULL
+    most.cold_end = n + 1
+    most.n_cold += segment.n
+    ids.n_cold += segment.n
+    return given_up
+
+
+cdef void ids_give(Id* given_up) noexcept nogil:
+    pages_unmap(given_up, SEGMENT_BYTES)
+
+
+cdef void ids_set_stored(IdTable* table, uint64_t last, uint32_t n) noexcept nogil:
+    cdef uint64_t end = last
+    if last >= table.first and last + 1 < table.first + table.n_segments and _segment(table, last).n == n:
+        end += 1                 # nor will it be added to
+    if end > table.first + table.n_segments:
+        end = table.first + table.n_segments
+    if end > table.stored_end:
+        table.stored_end = end
 
 
 cdef int _widen(IdTable* table) noexcept nogil:
@@ -218,22 +281,48 @@ cdef inline uint64_t _home(const IdTable* table, uint64_t fp0) noexcept nogil:
     return at if at < table.index.n else at & (all_ - 1)
 
 
-cdef inline uint8_t _tag(uint64_t fp1) noexcept nogil:
-    return <uint8_t>(fp1 >> 56) if fp1 >> 56 else 1
+cdef inline uint32_t _tag(const IdTable* table, uint64_t fp0, uint64_t home) noexcept nogil:
+    """That of an id that comes into its home."""
+    cdef uint32_t bits = 63 - fs_clz64(table.index.n)
+    if (home & ((<uint64_t>1 << bits) - 1)) + (<uint64_t>1 << bits) < table.index.n:
+        bits += 1                # it was split, or is the half of one that was
+    return <uint32_t>(fp0 >> bits) & (NO_TAG_YET - 1) | NO_TAG_YET
+
+
+cdef inline uint32_t _get_tag(const IdBucket* bucket, int i) noexcept nogil:
+    return bucket.tags_low[i] | <uint32_t>bucket.tags_high[i] << 16
+
+
+cdef inline void _set_tag(IdBucket* bucket, int i, uint32_t tag) noexcept nogil:
+    bucket.tags_low[i] = <uint16_t>tag
+    bucket.tags_high[i] = <uint8_t>(tag >> 16)
+
+
+cdef inline bint _leads_to(const IdBucket* bucket, int i, uint32_t tag) noexcept nogil:
+    """Whether an entry says as much of a fingerprint as it knows. tag: _tag of that."""
+    cdef uint32_t known
+    if bucket.tags_low[i] != <uint16_t>tag and bucket.tags_high[i]:      # nearly always
+        return False
+    known = _get_tag(bucket, i)
+    return known and (known ^ tag) & ((<uint32_t>1 << (31 - fs_clz32(known))) - 1) == 0
 
 
 cdef uint32_t* _find(const IdTable* table, const uint64_t* fp) noexcept nogil:
-    """The entry that leads to the id, NULL where there is none."""
-    cdef uint8_t tag = _tag(fp[1])
+    """The entry that leads to the id in a segment that is not cold, NULL where there is none."""
     cdef IdBucket* bucket
     cdef const Id* id_
+    cdef uint64_t home
+    cdef uint32_t tag
     cdef int i
     if table.index.n == 0:
         return NULL
-    bucket = _bucket(&table.index, _home(table, fp[0]))
+    home = _home(table, fp[0])
+    tag = _tag(table, fp[0], home)
+    bucket = _bucket(&table.index, home)
     while True:
         for i in range(BUCKET_IDS):
-            if bucket.tags[i] == tag and _is_there(table, bucket.numbers[i]):
+            if _leads_to(bucket, i, tag) and _is_there(table, bucket.numbers[i]) and (
+                    _segment(table, bucket.numbers[i] >> SEGMENT_BITS).ids != NULL):
                 id_ = _id(table, bucket.numbers[i])
                 if id_.fp0 == fp[0] and id_.fp1 == fp[1]:
                     return &bucket.numbers[i]
@@ -255,13 +344,14 @@ cdef uint32_t _take_further(IdTable* table) noexcept nogil:
     return at
 
 
-cdef int _put(IdTable* table, IdBucket* bucket, uint8_t tag, uint32_t number) noexcept nogil:
+cdef int _put(IdTable* table, IdBucket* bucket, uint32_t tag, uint32_t number) noexcept nogil:
     """Into the chain that begins with `bucket`."""
     cdef int i
     while True:
         for i in range(BUCKET_IDS):
-            if bucket.tags[i] == 0 or not _is_there(table, bucket.numbers[i]):
-                bucket.tags[i] = tag
+            if (bucket.tags_low[i] == 0 and bucket.tags_high[i] == 0) or not _is_there(
+                    table, bucket.numbers[i]):
+                _set_tag(bucket, i, tag)
                 bucket.numbers[i] = number
                 return 0
         if bucket.next_ == 0:
@@ -271,46 +361,74 @@ cdef int _put(IdTable* table, IdBucket* bucket, uint8_t tag, uint32_t number) no
         bucket = _bucket(&table.further, bucket.next_ - 1)
 
 
-cdef int _put_all(IdTable* table, IdBucket* chain) noexcept nogil:
-    """Takes all of a chain whose first bucket was copied out to where they belong now, and frees the rest of
-    the chain. No more buckets are needed than are given back before, so it does not fail where the chains
-    they go to begin empty."""
-    cdef IdBucket bucket = chain[0]
-    cdef uint32_t at
-    cdef int i
-    while True:
-        for i in range(BUCKET_IDS):
-            if bucket.tags[i] and _is_there(table, bucket.numbers[i]) and _put(
-                    table, _bucket(&table.index, _home(table, _id(table, bucket.numbers[i]).fp0)),
-                    bucket.tags[i], bucket.numbers[i]) < 0:
-                return -1
-        at = bucket.next_
-        if at == 0:
-            return 0
-        bucket = _bucket(&table.further, at - 1)[0]
-        _bucket(&table.further, at - 1).next_ = table.free_
-        table.free_ = at
+cdef inline uint32_t _widened(uint32_t tag, uint32_t bit) noexcept nogil:
+    """A tag in a bucket whose name has a bit less, which it had."""
+    tag = tag << 1 | bit
+    return tag if tag < 2 * NO_TAG_YET else tag & (NO_TAG_YET - 1) | NO_TAG_YET
+
+
+cdef uint32_t _free_further(IdTable* table, uint32_t at, IdBucket* out) noexcept nogil:
+    """Copies a bucket that a chain goes on in out of it, and frees it."""
+    out[0] = _bucket(&table.further, at - 1)[0]
+    _bucket(&table.further, at - 1).next_ = table.free_
+    table.free_ = at
+    return out.next_
 
 
 cdef int _grow(IdTable* table) noexcept nogil:
-    """One bucket more: half of an older one."""
+    """One bucket more: half of an older one. No more further buckets are needed than are given back before,
+    so only the first step can fail."""
     cdef IdBucket chain
-    cdef IdBucket* half
+    cdef IdBucket* halves[2]
     cdef uint64_t n = table.index.n
+    cdef uint32_t tag, next_
+    cdef int i
     if _add_bucket(&table.index) < 0:
         return -1
-    memset(_bucket(&table.index, n), 0, sizeof(IdBucket))
-    half = _bucket(&table.index, n - (<uint64_t>1 << (63 - fs_clz64(n))))
-    chain = half[0]
-    memset(half, 0, sizeof(IdBucket))
-    return _put_all(table, &chain)
+    halves[1] = _bucket(&table.index, n)
+    halves[0] = _bucket(&table.index, n - (<uint64_t>1 << (63 - fs_clz64(n))))
+    chain = halves[0][0]
+    memset(halves[0], 0, sizeof(IdBucket))
+    memset(halves[1], 0, sizeof(IdBucket))
+    while True:
+        next_ = chain.next_
+        for i in range(BUCKET_IDS):
+            tag = _get_tag(&chain, i)
+            if tag and _is_there(table, chain.numbers[i]) and _put(
+                    table, halves[tag & 1], tag >> 1, chain.numbers[i]) < 0:
+                return -1
+        if next_ == 0:
+            return 0
+        _free_further(table, next_, &chain)
 
 
 cdef int _shrink(IdTable* table) noexcept nogil:
     """One bucket less: it goes back to where it was split from."""
-    cdef IdBucket chain = _bucket(&table.index, table.index.n - 1)[0]
+    cdef uint64_t n = table.index.n - 1
+    cdef IdBucket chain = _bucket(&table.index, n)[0]
+    cdef IdBucket* home = _bucket(&table.index, n - (<uint64_t>1 << (63 - fs_clz64(n))))
+    cdef IdBucket* bucket = home
+    cdef uint32_t tag, next_
+    cdef int i
     _remove_bucket(&table.index)
-    return _put_all(table, &chain)
+    while True:
+        for i in range(BUCKET_IDS):
+            tag = _get_tag(bucket, i)
+            if tag:
+                _set_tag(bucket, i, _widened(tag, 0))
+        if bucket.next_ == 0:
+            break
+        bucket = _bucket(&table.further, bucket.next_ - 1)
+    while True:
+        next_ = chain.next_
+        for i in range(BUCKET_IDS):
+            tag = _get_tag(&chain, i)
+            if tag and _is_there(table, chain.numbers[i]) and _put(
+                    table, home, _widened(tag, 1), chain.numbers[i]) < 0:
+                return -1
+        if next_ == 0:
+            return 0
+        _free_further(table, next_, &chain)
 
 
 cdef int _fit(IdTable* table) noexcept nogil:
@@ -327,10 +445,136 @@ cdef int _fit(IdTable* table) noexcept nogil:
     return 0
 
 
-cdef bint ids_seen_since(const IdTable* table, const uint64_t* fp, int64_t oldest_ms) noexcept nogil:
-    cdef const uint32_t* number = _find(table, fp)
-    return number != NULL and _id(table, number[0]).seen_at_ms >= oldest_ms
+# -- cold ids ------------------------------------------------------------------------------------------------
 
+cdef int _by_event(const void* a, const void* b) noexcept nogil:
+    cdef const ColdId* x = <const ColdId*>a
+    cdef const ColdId* y = <const ColdId*>b
+    if x.event != y.event:
+        return 1 if x.event > y.event else -1
+    return (x.at > y.at) - (x.at < y.at)
+
+
+cdef int _by_place(const void* a, const void* b) noexcept nogil:
+    cdef const ColdId* x = <const ColdId*>a
+    cdef const ColdId* y = <const ColdId*>b
+    return (x.at > y.at) - (x.at < y.at)
+
+
+cdef ColdId* _add_cold(ColdIds* cold) noexcept nogil:
+    cdef uint32_t capacity = cold.capacity * 2 if cold.capacity else 64
+    cdef void* all_
+    if cold.n == cold.capacity:
+        if capacity < cold.capacity:
+            return NULL
+        all_ = realloc(cold.all_, <size_t>capacity * sizeof(ColdId))
+        if all_ == NULL:
+            return NULL
+        cold.all_ = <ColdId*>all_
+        cold.capacity = capacity
+    cold.n += 1
+    return &cold.all_[cold.n - 1]
+
+
+cdef int _judge_cold(const IdTable* table, uint32_t number, const uint64_t* fp, int64_t oldest_ms,
+                     uint32_t event, ColdIds* cold) noexcept nogil:
+    """As ids_judge, of one that the index leads to."""
+    cdef ColdId sought
+    cdef ColdId* found = NULL
+    cdef uint64_t behind = ((number >> SEGMENT_BITS) - <uint32_t>table.first) & (SEGMENT_NUMBERS - 1)
+    memset(&sought, 0, sizeof(sought))
+    sought.event = event
+    sought.at = (table.first + behind) << SEGMENT_BITS | (number & (SEGMENT_IDS - 1))
+    if cold.n_known:
+        found = <ColdId*>bsearch(&sought, cold.all_, cold.n_known, sizeof(ColdId), _by_event)
+    if found == NULL:
+        found = _add_cold(cold)
+        if found == NULL:
+            return -1
+        found[0] = sought
+        found.fp[0] = fp[0]
+        found.fp[1] = fp[1]
+        return ID_WANTED
+    if found.status == COLD_UNREADABLE:
+        return ID_UNKNOWN
+    return ID_SEEN if found.status == COLD_SAME and found.seen_at_ms >= oldest_ms else ID_NEW
+
+
+cdef int ids_judge(const IdTable* table, const uint64_t* fp, int64_t oldest_ms, uint32_t event,
+                   ColdIds* cold) noexcept nogil:
+    cdef const IdBucket* bucket
+    cdef const IdSegment* segment
+    cdef const Id* id_
+    cdef uint64_t home
+    cdef uint32_t tag, n_before = cold.n
+    cdef int i, verdict = ID_NEW, of_this
+    if table.index.n == 0:
+        return ID_NEW
+    home = _home(table, fp[0])
+    tag = _tag(table, fp[0], home)
+    bucket = _bucket(&table.index, home)
+    while True:
+        for i in range(BUCKET_IDS):
+            if not _leads_to(bucket, i, tag) or not _is_there(table, bucket.numbers[i]):
+                continue
+            segment = _segment(table, bucket.numbers[i] >> SEGMENT_BITS)
+            if segment.newest_ms < oldest_ms:
+                continue
+            if segment.ids != NULL:
+                id_ = &segment.ids[bucket.numbers[i] & (SEGMENT_IDS - 1)]
+                of_this = ID_SEEN if (id_.fp0 == fp[0] and id_.fp1 == fp[1]
+                                      and id_.seen_at_ms >= oldest_ms) else ID_NEW
+            else:
+                of_this = _judge_cold(table, bucket.numbers[i], fp, oldest_ms, event, cold)
+                if of_this < 0:
+                    return -1
+            if of_this == ID_SEEN:
+                cold.n = n_before                # no need to read what else there is
+                return ID_SEEN
+            if of_this == ID_WANTED or verdict == ID_NEW:
+                verdict = of_this
+        if bucket.next_ == 0:
+            return verdict
+        bucket = _bucket(&table.further, bucket.next_ - 1)
+
+
+cdef int ids_fetch(ColdIds* cold, const IdSource* source, uint16_t event_id, uint64_t* in_vain,
+                   uint64_t* unread) noexcept nogil:
+    cdef Id* ids = <Id*>malloc(RECORD_IDS * sizeof(Id))
+    cdef ColdId* wanted
+    cdef uint64_t key0, key1, before0 = 0, before1 = 0
+    cdef uint32_t k, place
+    cdef int n = -1
+    in_vain[0] = unread[0] = 0
+    if ids == NULL:
+        return -1
+    # In the order of their places: of a record that several are in, one reading serves them all.
+    qsort(cold.all_ + cold.n_known, cold.n - cold.n_known, sizeof(ColdId), _by_place)
+    for k in range(cold.n_known, cold.n):
+        wanted = &cold.all_[k]
+        place = wanted.at & (SEGMENT_IDS - 1)
+        key0 = <uint64_t>event_id << NUMBER_BITS | wanted.at >> SEGMENT_BITS
+        key1 = place // RECORD_IDS
+        if k == cold.n_known or key0 != before0 or key1 != before1:
+            before0, before1 = key0, key1
+            n = source.read(source.source, key0, key1, ids) if source.read != NULL else -1
+        place %= RECORD_IDS
+        if n < 0 or place >= <uint32_t>n:
+            wanted.status = COLD_UNREADABLE
+            unread[0] += 1
+        elif ids[place].fp0 == wanted.fp[0] and ids[place].fp1 == wanted.fp[1]:
+            wanted.status = COLD_SAME
+            wanted.seen_at_ms = ids[place].seen_at_ms
+        else:
+            wanted.status = COLD_OTHER
+            in_vain[0] += 1
+    qsort(cold.all_, cold.n, sizeof(ColdId), _by_event)
+    cold.n_known = cold.n
+    free(ids)
+    return 0
+
+
+# -- look up and remember ------------------------------------------------------------------------------------
 
 cdef void ids_prefetch(const IdTable* table, const uint64_t* fp) noexcept nogil:
     if table.index.n:
@@ -342,11 +586,13 @@ cdef int _append(Ids* ids, IdTable* table, IdSegment* segment, uint32_t* known, 
     """To the newest segment, and where it is to the index. known: the entry of the index for it, if any."""
     cdef uint32_t number = <uint32_t>((table.first + table.n_segments - 1) << SEGMENT_BITS) | segment.n
     cdef Id* id_ = &segment.ids[segment.n]
+    cdef uint64_t home
     id_.fp0 = fp[0]
     id_.fp1 = fp[1]
     id_.seen_at_ms = seen_at_ms
     if known == NULL:
-        if _put(table, _bucket(&table.index, _home(table, fp[0])), _tag(fp[1]), number) < 0:
+        home = _home(table, fp[0])
+        if _put(table, _bucket(&table.index, home), _tag(table, fp[0], home), number) < 0:
             return -1
     elif _id(table, known[0]).seen_at_ms < seen_at_ms:
         known[0] = number
@@ -379,7 +625,9 @@ cdef void ids_adopt(Ids* ids, IdTable* table, Ids* old, IdTable* before, int64_t
     if dedupe_ms > before.dedupe_ms and now != UNSET_MS:
         table.floor_ms = floor_ms
     ids.n_ids += table.n_ids
+    ids.n_cold += table.n_cold
     old.n_ids -= table.n_ids
+    old.n_cold -= table.n_cold
     memset(before, 0, sizeof(IdTable))
 
 
@@ -393,7 +641,6 @@ cdef enum:
     KEY_BYTES = 16
     RECORD_HEAD_BYTES = RECORD_BYTES - RECORD_IDS * 24
     ID_RECORD_BYTES = 24         # of an Id
-    NUMBER_BITS = 48
 
 
 cdef int64_t ids_copy_records(const IdTable* table, uint16_t event_id, uint64_t segment, uint32_t from_,
@@ -521,13 +768,33 @@ cdef int _by_age(const void* a, const void* b) noexcept nogil:
     return _by_id(a, b)
 
 
-cdef int ids_export(const Ids* ids, const PlanC* plan, const int64_t* type_nows, Bytes* out) noexcept nogil:
+cdef size_t _latest_of_each(IdRecord* records, size_t n) noexcept nogil:
+    """Of each id the latest, sorted; how many."""
+    cdef size_t i, k = 0
+    if n:
+        qsort(records, n, sizeof(IdRecord), _by_id)
+    for i in range(n):
+        if k and _by_id(&records[k - 1], &records[i]) == 0:
+            records[k - 1].id_.seen_at_ms = max(records[k - 1].id_.seen_at_ms, records[i].id_.seen_at_ms)
+        else:
+            records[k] = records[i]
+            k += 1
+    return k
+
+
+cdef int ids_export(const Ids* ids, const PlanC* plan, const int64_t* type_nows, const IdSource* source,
+                    Bytes* out) noexcept nogil:
     cdef const IdTable* table
     cdef const IdSegment* segment
+    cdef const Id* found
+    cdef Id* read_ = <Id*>malloc(RECORD_IDS * sizeof(Id))
     cdef IdRecord record
     cdef int64_t oldest_ms
     cdef uint32_t i, k
     cdef uint16_t type_
+    cdef int status = 0
+    if read_ == NULL:
+        return -1
     memset(&record, 0, sizeof(record))
     for type_ in range(ids.n_types):
         table = &ids.tables[type_]
@@ -535,13 +802,25 @@ cdef int ids_export(const Ids* ids, const PlanC* plan, const int64_t* type_nows,
         record.event_id = plan.events[type_].event_id
         for i in range(table.n_segments):
             segment = _segment(table, table.first + i)
+            if segment.newest_ms < oldest_ms:
+                continue
             for k in range(segment.n):
-                record.id_ = segment.ids[k]
+                if status == 0 and segment.ids == NULL and k % RECORD_IDS == 0 and (
+                        source.read == NULL or source.read(
+                            source.source, <uint64_t>record.event_id << NUMBER_BITS | (table.first + i),
+                            k // RECORD_IDS, read_) < min(<int>(segment.n - k), <int>RECORD_IDS)):
+                    status = 1
+                if status:
+                    break
+                found = &segment.ids[k] if segment.ids != NULL else &read_[k % RECORD_IDS]
+                record.id_ = found[0]
                 if record.id_.seen_at_ms >= oldest_ms and bytes_append(out, &record, sizeof(record)) < 0:
-                    return -1
-    if out.n_bytes:
-        qsort(out.data, out.n_bytes // sizeof(IdRecord), sizeof(IdRecord), _by_id)
-    return 0
+                    status = -1
+    free(read_)
+    if status == 0:
+        out.n_bytes = sizeof(IdRecord) * _latest_of_each(<IdRecord*>out.data,
+                                                         out.n_bytes // sizeof(IdRecord))
+    return status
 
 
 cdef int ids_import(Ids* ids, const PlanC* plan, const uint8_t* data, size_t n_bytes) noexcept nogil:

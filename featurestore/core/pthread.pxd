@@ -37,3 +37,19 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_cond_timedwait(pthread_cond_t* cond, pthread_mutex_t* lock, const timespec* due)
     int pthread_cond_signal(pthread_cond_t* cond)
     int pthread_cond_broadcast(pthread_cond_t* cond)
+
+cdef extern from * nogil:
+    """
+    /* The default prefers readers, and a writer would wait for ever under load. */
+    static inline int fs_fair_rwlock(pthread_rwlock_t* lock) {
+        pthread_rwlockattr_t attributes;
+        int error = pthread_rwlockattr_init(&attributes);
+        if (error == 0) {
+            pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+            error = pthread_rwlock_init(lock, &attributes);
+            pthread_rwlockattr_destroy(&attributes);
+        }
+        return error;
+    }
+    """
+    int fs_fair_rwlock(pthread_rwlock_t* lock) noexcept

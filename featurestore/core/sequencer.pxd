@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Batch
 from featurestore.core.bytes cimport Bytes
-from featurestore.core.ids cimport Ids, ids_structs
+from featurestore.core.ids cimport ColdIds, Ids, ids_structs
 from featurestore.core.plan cimport PlanC
 from featurestore.core.producers cimport Origin, ProducerTable, producers_structs
 
@@ -37,8 +37,10 @@ ctypedef struct Facts:           # what is known of a batch before it is decided
     const uint8_t* homeless      # [n_events] 1 = it needs a new row and memory is at its cap; NULL: none
     const uint64_t* id_fps       # [n_events][2] fingerprints of ids, where the event type declares them
     const uint8_t* id_missing    # [n_events]
+    ColdIds* cold                # what was read of ids; what is to be read is added
 
-# Fills the outcomes that are still 0, and every nows[i]: the clock at event i. 0, or -1 when out of memory.
+# Fills the outcomes that are still 0, and every nows[i]: the clock at event i. 0, or -1 when out of memory; 1
+# where ids are to be read first: outcomes and nows mean nothing then.
 cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts,
                           int64_t wall_ms, int64_t* nows) noexcept nogil
 # Takes the outcomes as they stand, moves the clocks and the position, and remembers ids and the origin. Also

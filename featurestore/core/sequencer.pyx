@@ -13,8 +13,9 @@ from featurestore.core.batch cimport (
 )
 from featurestore.core.bytes cimport Bytes, bytes_append
 from featurestore.core.ids cimport (
-    ID_BYTES, SEGMENT_IDS, Id, IdSet, IdTable, id_set_init, id_set_place, ids_adopt, ids_clear, ids_drop,
-    ids_init, ids_live, ids_oldest, ids_prefetch, ids_remember, ids_seen_since,
+    ID_BYTES, ID_NEW, ID_SEEN, ID_UNKNOWN, ID_WANTED, SEGMENT_IDS, Id, IdSet, IdTable, id_set_init,
+    id_set_place, ids_adopt, ids_bytes, ids_clear, ids_drop, ids_init, ids_judge, ids_live_bytes, ids_oldest,
+    ids_prefetch, ids_remember,
 )
 from featurestore.core.plan cimport UNSET_MS, EventC, PlanC, TouchC, ViewC
 from featurestore.core.producers cimport (
@@ -84,14 +85,14 @@ cdef inline bint _is_late(const PlanC* plan, const Batch* batch, const Facts* fa
     return matched
 
 
-cdef uint64_t _live_of_others(const Sequencer* s, uint16_t type_, int64_t now_ms) noexcept nogil:
-    """Ids of the other event types within their horizons."""
+cdef uint64_t _bytes_of_others(const Sequencer* s, uint16_t type_, int64_t now_ms) noexcept nogil:
+    """What ids of the other event types take that are within their horizons."""
     cdef uint64_t n = 0
     cdef uint16_t i
     for i in range(s.n_types):
         if i != type_ and s.ids.tables[i].n_ids:
-            n += ids_live(&s.ids.tables[i],
-                          ids_oldest(&s.ids.tables[i], s.type_nows[i] if s.event_clock else now_ms))
+            n += ids_live_bytes(&s.ids.tables[i],
+                                ids_oldest(&s.ids.tables[i], s.type_nows[i] if s.event_clock else now_ms))
     return n
 
 
@@ -103,15 +104,17 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
     cdef IdSet in_batch
     cdef Id* id_ = NULL
     cdef int64_t oldest_ms = 0
-    cdef uint64_t n_new = 0, n_others = 0, max_ids = s.ids.max_bytes // ID_BYTES
+    cdef uint64_t new_bytes = 0, others_bytes = 0
     cdef uint32_t i
+    cdef int verdict = ID_NEW, status = 0
     # Most batches are far from the cap, whatever has expired.
-    cdef bint is_near_cap = event.id_field >= 0 and s.ids.n_ids + batch.n_events > max_ids
+    cdef bint is_near_cap = event.id_field >= 0 and (
+        ids_bytes(&s.ids) + batch.n_events * <uint64_t>ID_BYTES > s.ids.max_bytes)
     if not s.event_clock and s.now_ms > now:
         now = s.now_ms
     memset(&in_batch, 0, sizeof(in_batch))
     if is_near_cap:
-        n_others = _live_of_others(s, batch.event, now)
+        others_bytes = _bytes_of_others(s, batch.event, now)
     if event.id_field >= 0:
         if id_set_init(&in_batch, batch.n_events) < 0:
             return -1
@@ -137,27 +140,36 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
                 continue
             oldest_ms = ids_oldest(table, then)
             id_ = id_set_place(&in_batch, &facts.id_fps[2 * i])
-            if ((id_.fp0 | id_.fp1 and id_.seen_at_ms >= oldest_ms)
-                    or ids_seen_since(table, &facts.id_fps[2 * i], oldest_ms)):
+            verdict = ID_SEEN
+            if (id_.fp0 | id_.fp1) == 0 or id_.seen_at_ms < oldest_ms:
+                verdict = ids_judge(table, &facts.id_fps[2 * i], oldest_ms, i, facts.cold)
+            if verdict == ID_SEEN:
                 batch.outcomes[i] = OUTCOME_DUPLICATE
                 continue
+            if verdict == ID_WANTED:
+                status = 1
+                continue
+            if verdict < 0:
+                status = -1
+                break
         if (t < then - event.min_keep_ms or t < event.max_floor_ms) and _is_late(plan, batch, facts, i, then):
             batch.outcomes[i] = OUTCOME_LATE
             continue
-        if facts.homeless != NULL and facts.homeless[i]:
+        if (facts.homeless != NULL and facts.homeless[i]) or verdict == ID_UNKNOWN:
             batch.outcomes[i] = REFUSED_MEMORY
             continue
         if event.id_field >= 0:
-            if is_near_cap and n_others + n_new + ids_live(table, oldest_ms) >= max_ids:
+            if is_near_cap and (others_bytes + new_bytes + ids_live_bytes(table, oldest_ms) + ID_BYTES
+                                > s.ids.max_bytes):
                 batch.outcomes[i] = REFUSED_MEMORY
                 continue
-            n_new += 1
+            new_bytes += ID_BYTES
             id_.fp0 = facts.id_fps[2 * i]
             id_.fp1 = facts.id_fps[2 * i + 1]
             id_.seen_at_ms = t if t > then else then
         now = nows[i] = then
     free(in_batch.places)
-    return 0
+    return status
 
 
 cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin,

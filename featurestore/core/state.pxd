@@ -3,6 +3,7 @@
 #   work_prepare     filters, fingerprints, parts by shard            any thread, no lock
 #   state_judge      is it new, by producer, epoch and sequence       order lock held
 #   state_decide     outcomes and clocks, by the sequencer            order lock held
+#   state_fetch      ids that this asked for, from the disk           any thread, no lock; then from judge on
 #   state_repeat     the same for a batch seen before                 order lock held
 #   state_commit     the decision becomes state                       order lock held, the journal is written
 #   state_apply      parts into their shards, vectors read on the way order lock held
@@ -17,7 +18,7 @@ from featurestore.core.batch cimport Batch, Column, EventBatch
 from featurestore.core.bytes cimport Block, Bytes
 from featurestore.core.pages cimport Pool
 from featurestore.core.frequency cimport Frequencies
-from featurestore.core.ids cimport IdTable
+from featurestore.core.ids cimport ColdIds, IdSource, IdTable
 from featurestore.core.plan cimport CompiledPlan, PlanC, ServiceC
 from featurestore.core.pthread cimport pthread_mutex_t, pthread_rwlock_t
 from featurestore.core.producers cimport Origin
@@ -39,6 +40,10 @@ ctypedef struct StateC:
     uint8_t secret[16]           # keys every fingerprint; fixed when the store is created
     uint64_t max_memory_bytes    # 0: no limit
     Sequencer sequencer
+    IdSource id_source           # where cold ids are read
+    uint64_t id_reads            # how many were, and of those: that were other ids, that could not be read;
+    uint64_t id_reads_in_vain    # each only ever added to, atomically
+    uint64_t id_reads_failed
     pthread_rwlock_t plan_lock
     pthread_mutex_t order
     Turns turns                  # at long work
@@ -48,6 +53,7 @@ ctypedef struct StateC:
 ctypedef struct Work:            # scratch of one batch; grows, and serves the next batch
     uint8_t* memory              # owned
     size_t capacity
+    ColdIds cold
     Facts facts                  # these point into memory
     uint8_t* homeless
     uint64_t* hashes             # see Job
@@ -76,7 +82,11 @@ cdef void work_clear(Work* work) noexcept nogil
 cdef bint work_would_wait(StateC* state, const Work* work) noexcept nogil
 cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin,
                      int64_t wall_ms) noexcept nogil   # a Verdict
+# 0, -1 when out of memory, or 1: state_fetch first, then let it be judged and decided again.
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
+# Reads what deciding asked for: without the order lock, because the disk may take its time. Ends after a few
+# rounds: each asks only for ids that became cold since the one before. 0, or -1 when out of memory.
+cdef int state_fetch(StateC* state, const Batch* batch, Work* work) noexcept nogil
 cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
                       int64_t wall_ms) noexcept nogil
@@ -123,6 +133,7 @@ cdef class State:
     cdef dict ids_stored         # that the last checkpoint has: event id → (number of its first segment, ids
                                  # in that and each after it)
     cdef dict ids_copied         # the same of the one being written
+    cdef object id_owner         # of what id_source is
     cdef uint64_t n_ids_stored   # ids ever remembered, when the last checkpoint copied them
     cdef uint64_t n_ids_copied
     cdef Reserved reserve(self, CompiledPlan compiled)
@@ -134,6 +145,7 @@ cdef class State:
     cdef int _change_producer(self, int change, bytes name, uint64_t epoch, uint64_t sequence,
                               int64_t now_ms) except -1
     cdef tuple _some_keys(self, uint32_t shard, uint64_t bucket, size_t entity, uint16_t entity_id)
+    cdef int _set_stored(self) except -1
     cdef int _imported(self, int status, str what) except -1
     cdef int _check_batch(self, EventBatch batch) except -1
     # As read, with the plan lock held (shared). Whoever took it twice might wait for a writer that came in

@@ -33,8 +33,9 @@ from featurestore.core.hashing cimport (
     value_hashes,
 )
 from featurestore.core.ids cimport (
-    ID_BYTES, RECORD_BYTES, RECORD_IDS, IdTable, ids_copy_records, ids_drop, ids_export, ids_free_records,
-    ids_import, ids_import_records, ids_of_segment, ids_oldest,
+    RECORD_BYTES, RECORD_IDS, SEGMENT_IDS, Id, IdTable, ids_are_many, ids_bytes, ids_cool, ids_copy_records,
+    ids_drop, ids_export, ids_fetch, ids_free_records, ids_give, ids_import, ids_import_records,
+    ids_of_segment, ids_oldest, ids_set_stored,
 )
 from featurestore.core.kept cimport Listed, ListedValue, kept_structs
 from featurestore.core.pages cimport CHUNK_BYTES, pool_clear, pool_idle_bytes, pool_init
@@ -43,9 +44,9 @@ from featurestore.core.plan cimport (
 )
 from featurestore.core.program cimport program_run
 from featurestore.core.pthread cimport (
-    pthread_create, pthread_join, pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock,
-    pthread_mutex_unlock, pthread_rwlock_destroy, pthread_rwlock_rdlock, pthread_rwlock_unlock,
-    pthread_rwlock_wrlock, pthread_t,
+    fs_fair_rwlock, pthread_create, pthread_join, pthread_mutex_destroy, pthread_mutex_init,
+    pthread_mutex_lock, pthread_mutex_unlock, pthread_rwlock_destroy, pthread_rwlock_rdlock,
+    pthread_rwlock_unlock, pthread_rwlock_wrlock, pthread_t,
 )
 from featurestore.core.producers cimport (
     MADE_UP, N_CLASSES, NAMED, VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_JUMP,
@@ -70,7 +71,7 @@ from featurestore.core.window cimport Outputs, read_unavailable
 from featurestore.columns import TextColumn
 from featurestore.core.structs import same_structs
 from featurestore.errors import (
-    CorruptRecordError, InvalidEventError, LimitError, SequenceError, UnknownNameError,
+    CorruptRecordError, InvalidEventError, LimitError, SequenceError, StorageError, UnknownNameError,
 )
 from featurestore.plan import MAX_FUTURE_MS, EventPlan, FieldPlan, Kind, TimePlan
 
@@ -103,20 +104,10 @@ LATEST_MS = 253_402_300_799_999        # 9999-12-31
 cdef extern from * nogil:
     """
     #define fs_bswap64(x) __builtin_bswap64(x)
-    /* The default prefers readers, and a schema change would wait for ever under load. */
-    static int fs_fair_rwlock(pthread_rwlock_t* lock) {
-        pthread_rwlockattr_t attributes;
-        int error = pthread_rwlockattr_init(&attributes);
-        if (error == 0) {
-            pthread_rwlockattr_setkind_np(&attributes, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-            error = pthread_rwlock_init(lock, &attributes);
-            pthread_rwlockattr_destroy(&attributes);
-        }
-        return error;
-    }
+    #define fs_add(counter, n) __atomic_fetch_add((counter), (n), __ATOMIC_RELAXED)
     """
+    uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
     uint64_t fs_bswap64(uint64_t x) noexcept
-    int fs_fair_rwlock(pthread_rwlock_t* lock) noexcept
 
 
 cdef inline uint32_t _shard_of(const StateC* state, uint64_t fp1) noexcept nogil:
@@ -145,6 +136,7 @@ cdef int _reserve(Work* work, size_t n_bytes) noexcept nogil:
 cdef void work_clear(Work* work) noexcept nogil:
     free(work.memory)
     free(work.vectors)
+    free(work.cold.all_)
     memset(work, 0, sizeof(Work))
 
 
@@ -206,6 +198,8 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     work.facts.homeless = NULL
     work.facts.id_fps = <uint64_t*>places[3] if event.id_field >= 0 else NULL
     work.facts.id_missing = places[4]
+    work.facts.cold = &work.cold
+    work.cold.n = work.cold.n_known = 0
     work.nows = <int64_t*>places[5]
     work.reads_at = <int64_t*>places[6]
     work.type_nows = <int64_t*>places[7]
@@ -400,6 +394,17 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
         if state.full:
             _find_homeless(state, batch, work, full)
     return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows)
+
+
+cdef int state_fetch(StateC* state, const Batch* batch, Work* work) noexcept nogil:
+    cdef uint64_t in_vain, failed, n = work.cold.n - work.cold.n_known
+    if ids_fetch(&work.cold, &state.id_source, state.plan.events[batch.event].event_id, &in_vain,
+                 &failed) < 0:
+        return -1
+    fs_add(&state.id_reads, n)
+    fs_add(&state.id_reads_in_vain, in_vain)
+    fs_add(&state.id_reads_failed, failed)
+    return 0
 
 
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
@@ -1032,7 +1037,7 @@ cdef class State:
         cdef const ProducerTable* producers = &self.c.sequencer.producers
         half = producers.max_bytes // N_CLASSES
         return {
-            "dedupe_memory": (self.c.sequencer.ids.n_ids * ID_BYTES, self.c.sequencer.ids.max_bytes),
+            "dedupe_memory": (ids_bytes(&self.c.sequencer.ids), self.c.sequencer.ids.max_bytes),
             "producer_memory of given names": (producers.classes[NAMED].n_bytes, half),
             "producer_memory of made-up names": (producers.classes[MADE_UP].n_bytes, half),
         }
@@ -1093,19 +1098,23 @@ cdef class State:
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
             status = work_prepare(&self.c, b, target, &work)
-            pthread_mutex_lock(&self.c.order)
-            verdict = state_judge(&self.c, b, &origin, now_ms)
-            if status == 0 and verdict <= VERDICT_DUPLICATE:
-                if verdict == VERDICT_DUPLICATE:
-                    state_repeat(&self.c, b, &work, now_ms)
-                else:
-                    status = state_decide(&self.c, b, &work, now_ms)
-                    if status == 0 and not peek:
-                        status = state_commit(&self.c, b, &work, &origin, now_ms)
-                if status == 0:
-                    status = state_apply(&self.c, b, &work, self.c.sequencer.position - b.n_events + 1,
-                                         target, &outputs, peek)
-            pthread_mutex_unlock(&self.c.order)
+            while True:
+                pthread_mutex_lock(&self.c.order)
+                verdict = state_judge(&self.c, b, &origin, now_ms)
+                if status == 0 and verdict <= VERDICT_DUPLICATE:
+                    if verdict == VERDICT_DUPLICATE:
+                        state_repeat(&self.c, b, &work, now_ms)
+                    else:
+                        status = state_decide(&self.c, b, &work, now_ms)
+                        if status == 0 and not peek:
+                            status = state_commit(&self.c, b, &work, &origin, now_ms)
+                    if status == 0:
+                        status = state_apply(&self.c, b, &work, self.c.sequencer.position - b.n_events + 1,
+                                             target, &outputs, peek)
+                pthread_mutex_unlock(&self.c.order)
+                if status != 1:
+                    break
+                status = state_fetch(&self.c, b, &work)
             pthread_rwlock_unlock(&self.c.plan_lock)
             work_clear(&work)
         if status < 0:
@@ -1516,8 +1525,9 @@ cdef class State:
     def stats(self):
         """Counts: rows, used_bytes (rows, logs, index and sketches), held_bytes (what the process holds for
         them: also what is free between), sketches (tables), sketch_bytes, ids, id_bytes (of
-        dedupe_memory_bytes), producers (of names made up by clients, their bytes, those of made-up names, at
-        most, batches refused for want of memory, and forgotten), position."""
+        dedupe_memory_bytes), ids_on_disk (of ids), id_reads (there, of other ids, failed), producers (of
+        names made up by clients, their bytes, those of made-up names, at most, batches refused for want of
+        memory, and forgotten), position."""
         cdef const ProducerTable* producers = &self.c.sequencer.producers
         cdef uint64_t rows = 0, sketches = 0, sketch_bytes = 0
         cdef uint32_t i
@@ -1532,8 +1542,12 @@ cdef class State:
             "sketches": sketches,
             "sketch_bytes": sketch_bytes,
             "ids": self.c.sequencer.ids.n_ids,
-            "id_bytes": self.c.sequencer.ids.n_ids * ID_BYTES,
+            "id_bytes": ids_bytes(&self.c.sequencer.ids),
             "dedupe_memory_bytes": self.c.sequencer.ids.max_bytes,
+            "ids_on_disk": self.c.sequencer.ids.n_cold,
+            "id_reads": self.c.id_reads,
+            "id_reads_in_vain": self.c.id_reads_in_vain,
+            "id_reads_failed": self.c.id_reads_failed,
             "producers": producers.classes[NAMED].n + producers.classes[MADE_UP].n,
             "producers_made_up": producers.classes[MADE_UP].n,
             "producer_bytes": producers_bytes(producers),
@@ -1580,6 +1594,33 @@ cdef class State:
     def ids_to_copy(self):
         """How many ids came since those that the last checkpoint written has."""
         return self.c.sequencer.ids.n_ever - self.n_ids_stored
+
+    @property
+    def ids_are_due(self):
+        """Whether a checkpoint is due so that ids can become cold: there are many, and of those that are not
+        in one yet a sixteenth of the cap, and more than the segment that is being filled."""
+        cdef uint64_t n = self.c.sequencer.ids.n_ever - self.n_ids_stored
+        return (self.c.id_source.read != NULL and ids_are_many(&self.c.sequencer.ids)
+                and n >= max(<uint64_t>SEGMENT_IDS, self.c.sequencer.ids.max_bytes // 16 // sizeof(Id)))
+
+    def cool_ids(self):
+        """Gives up the memory of ids that the last checkpoint has, the oldest first, until there are not many
+        any more: see ids.pxd. How many segments."""
+        cdef uint64_t n = 0
+        cdef Id* given_up
+        if self.c.id_source.read == NULL:
+            return 0
+        with nogil:
+            while True:
+                # One after the other, and given back outside the lock: batches pass in between.
+                pthread_mutex_lock(&self.c.order)
+                given_up = ids_cool(&self.c.sequencer.ids) if ids_are_many(&self.c.sequencer.ids) else NULL
+                pthread_mutex_unlock(&self.c.order)
+                if given_up == NULL:
+                    break
+                ids_give(given_up)
+                n += 1
+        return n
 
     @property
     def turns(self):
@@ -1706,7 +1747,9 @@ cdef class State:
         return first, counts
 
     def import_id_records(self, bytes data not None):
-        """What copy_id_records gave for all checkpoints together, into a new State."""
+        """What copy_id_records gave for all checkpoints together, into a new State; in one piece, or in
+        several of whole records in their order. Of what comes in pieces, memory has only as much at once as
+        there may be."""
         cdef Sequencer* s = &self.c.sequencer
         cdef IdTable* table
         cdef uint32_t k
@@ -1720,9 +1763,31 @@ cdef class State:
         for i, event in enumerate(self.compiled.plan.events):
             table = &s.ids.tables[i]
             if table.n_segments:
-                self.ids_stored[event.event_id] = (
-                    table.first, [ids_of_segment(table, k) for k in range(table.n_segments)])
+                counts = self.ids_stored.setdefault(event.event_id, (table.first, []))[1]
+                del counts[-1:]              # it may have become longer
+                for k in range(<uint32_t>len(counts), table.n_segments):
+                    counts.append(ids_of_segment(table, k))
         self.n_ids_stored = s.ids.n_ever
+        self._set_stored()
+        self.cool_ids()
+
+    cdef int _set_stored(self) except -1:
+        """Tells each table what the last checkpoint has of it."""
+        cdef IdTable* table
+        cdef uint64_t last
+        cdef uint32_t n
+        cdef uint16_t i
+        for i, event in enumerate(self.compiled.plan.events):
+            table = &self.c.sequencer.ids.tables[i]
+            first, counts = self.ids_stored.get(event.event_id, (0, []))
+            if counts:
+                last = first + len(counts) - 1
+                n = counts[len(counts) - 1]
+                with nogil:
+                    pthread_mutex_lock(&self.c.order)
+                    ids_set_stored(table, last, n)
+                    pthread_mutex_unlock(&self.c.order)
+        return 0
 
     def copy_producers(self, uint32_t max_places=64, meanwhile=None):
         """The producers remembered, as bytes for import_producers. Batches may be applied between two slices
@@ -1765,10 +1830,12 @@ cdef class State:
         if written:
             self.ids_stored = self.ids_copied
             self.n_ids_stored = self.n_ids_copied
+            self._set_stored()
             self.gone = {view_id: n for view_id, n in self.gone.items() if view_id not in self.gone_at_cut}
 
     def snapshot(self):
-        """All state as bytes, canonical: equal states give equal bytes. Between batches."""
+        """All state as bytes, canonical: equal states give equal bytes. Between batches, which wait; cold ids
+        are read for it."""
         cdef Bytes sections[3]
         cdef Bytes out
         cdef Sequencer* s = &self.c.sequencer
@@ -1785,7 +1852,7 @@ cdef class State:
             pthread_mutex_lock(&self.c.order)
             status = sequencer_export_head(s, self.c.plan, &sections[0])
             if status == 0:
-                status = ids_export(&s.ids, self.c.plan, s.type_nows, &sections[1])
+                status = ids_export(&s.ids, self.c.plan, s.type_nows, &self.c.id_source, &sections[1])
             if status == 0:
                 status = producers_export(&s.producers, &sections[2])
             if status == 0:
@@ -1822,6 +1889,8 @@ cdef class State:
         try:
             if status < 0:
                 raise MemoryError
+            if status > 0:
+                raise StorageError("event ids that are on the disk only cannot be read")
             return SNAPSHOT_MAGIC + (<char*>self.c.secret)[:16] + (<char*>out.data)[:out.n_bytes]
         finally:
             bytes_clear(&out)

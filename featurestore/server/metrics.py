@@ -46,6 +46,9 @@ _COUNTERS = (
         "Batches refused because the memory for producers of their kind of name was in use.",
     ),
     ("producers_forgotten", "producers_forgotten", "Producers forgotten after a silence."),
+    ("id_reads", "id_reads", "Event ids read from the checkpoint, to tell whether they are known."),
+    ("id_reads_in_vain", "id_reads_in_vain", "Of those, that were other ids."),
+    ("id_reads_failed", "id_reads_failed", "Of those, that failed: their events were refused."),
 )
 _GAUGES = (
     ("rows", "rows", "Rows held."),
@@ -63,6 +66,7 @@ _GAUGES = (
         "dedupe_memory_bytes",
         "What that may be; at it, events with new ids are refused until older ones expire.",
     ),
+    ("remembered_ids_on_disk", "ids_on_disk", "Of remembered_ids, those that are read from the checkpoint."),
     ("remembered_producers", "producers", "Producers remembered for deduplication."),
     ("remembered_producers_made_up", "producers_made_up", "Of those, names that clients made up."),
     ("producer_bytes", "producer_bytes", "Memory that remembered producers take."),

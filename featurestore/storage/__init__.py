@@ -5,6 +5,7 @@
     journal     the truth: append-only segments, one fdatasync for many appends, recovery after a power cut
     frame       what a journal frame's body holds: a batch in columns, a schema, a Forget, a producer's change
     rows        checkpoints of the rows in LMDB: what bounds how much of the journal is replayed
+      id_reader   event ids that memory has given up, one record at a time
       blocks      sorted records packed into checksummed values
       lmdb_file   what can be known of an LMDB data file before it is mapped
       lmdb_api    LMDB's C functions, called without the GIL

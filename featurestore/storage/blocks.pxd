@@ -5,7 +5,9 @@
 # then says in `fault` what it found. Nothing allocates, except through a Buffer that its caller owns.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from featurestore.storage.lmdb_api cimport LmdbApi, MDB_cursor, MDB_dbi, MDB_txn, lmdb_api_structs
+from featurestore.storage.lmdb_api cimport (
+    LmdbApi, MDB_cursor, MDB_dbi, MDB_txn, MDB_val, lmdb_api_structs,
+)
 
 cdef extern from * nogil:
     """
@@ -104,6 +106,9 @@ ctypedef struct Walk:
     bint begun
     uint8_t* out                  # where the records go; NULL: they are only checked
     size_t capacity               # of out
+    size_t taken                  # of that; whoever takes it out of there sets it back
+    size_t enough                 # stops where as much is taken; 0: at the shard's end only
+    bint ended                    # it was at the shard's end
     uint8_t[16] last              # fingerprint of the last record passed
 
 cdef void start_job(Job* job, const LmdbApi* api, MDB_txn* txn, MDB_dbi dbi, uint32_t shard) noexcept nogil
@@ -119,6 +124,15 @@ cdef int check_records(const uint8_t* data, size_t size, bint may_free, uint64_t
 cdef int check_entry(const uint8_t* key, size_t key_bytes, const uint8_t* value, size_t value_bytes,
                      size_t least_bytes, Fault* fault) noexcept nogil
 
+# Is this value what write_records stored under this key? n_rows counts its records.
+cdef int check_block(const uint8_t* key, size_t key_bytes, const uint8_t* value, size_t value_bytes,
+                     uint64_t* n_rows, Fault* fault) noexcept nogil
+
+# Moves to the block that covers `fingerprint`: the last that begins at or before it, else the shard's first.
+# found[0] = 0: the shard has no blocks. Returns LMDB's code.
+cdef int seek_block(Job* job, const uint8_t* fingerprint, MDB_val* key, MDB_val* value,
+                    bint* found) noexcept nogil
+
 # Gives `data` its checksum, in its first four bytes, and stores it.
 cdef int put_entry(const LmdbApi* api, MDB_txn* txn, MDB_dbi dbi, const uint8_t* key_bytes, size_t key_size,
                    uint8_t* data, size_t size, Fault* fault) noexcept nogil
@@ -130,8 +144,8 @@ cdef int put_head(const Job* job, Fault* fault) noexcept nogil
 # Brings checked records into the shard's blocks; job.head follows, except for its position.
 cdef int write_records(Job* job, const uint8_t* records, size_t size, Fault* fault) noexcept nogil
 
-# 0 at the end of the shard. After any fault but FAULT_LMDB the walk may go on: it has passed the block at
-# fault.
+# 0 at the end of the shard, or where there is enough. After any fault but FAULT_LMDB the walk may go on: it
+# has passed the block at fault.
 cdef int walk_blocks(Job* job, Walk* walk, Fault* fault) noexcept nogil
 
 # A meta's bytes, cut into chunks of one page each; put takes the place of what was there.

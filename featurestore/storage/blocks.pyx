@@ -99,7 +99,6 @@ cdef int check_records(const uint8_t* data, size_t size, bint may_free, uint64_t
     return FAULT_NONE
 
 
-# Is this value what write_records stored under this key? n_rows counts its records.
 cdef int check_block(const uint8_t* key, size_t key_bytes, const uint8_t* value, size_t value_bytes,
                      uint64_t* n_rows, Fault* fault) noexcept nogil:
     cdef int code
@@ -183,8 +182,6 @@ cdef bint is_block_of(const Job* job, const MDB_val* key) noexcept nogil:
             and bytes_[1] == job.shard >> 8 and bytes_[2] == (job.shard & 0xFF))
 
 
-# Moves to the block that covers `fingerprint`: the last that begins at or before it, else the shard's first.
-# found[0] = 0: the shard has no blocks. Returns LMDB's code.
 cdef int seek_block(Job* job, const uint8_t* fingerprint, MDB_val* key, MDB_val* value,
                     bint* found) noexcept nogil:
     cdef uint8_t[BLOCK_KEY_BYTES] sought
@@ -327,6 +324,7 @@ cdef int walk_blocks(Job* job, Walk* walk, Fault* fault) noexcept nogil:
         rc = job.api.cursor_get(job.cursor, &key, &value, MDB_NEXT if walk.begun else MDB_SET_RANGE)
         if rc == MDB_NOTFOUND or (rc == 0 and (key.mv_size < SHARD_KEY_BYTES
                                                or memcmp(key.mv_data, sought, SHARD_KEY_BYTES) != 0)):
+            walk.ended = True
             return FAULT_NONE
         if rc != 0:
             return fail_lmdb(fault, rc)
@@ -345,12 +343,15 @@ cdef int walk_blocks(Job* job, Walk* walk, Fault* fault) noexcept nogil:
                 memcpy(walk.last, records + at, FINGERPRINT_BYTES)
             at += length
         if walk.out != NULL:
-            if size > walk.capacity - job.head.n_bytes:
-                return fail(fault, FAULT_TOTALS, walk.capacity, job.head.n_bytes + size)
-            memcpy(walk.out + job.head.n_bytes, records, size)
+            if size > walk.capacity - walk.taken:
+                return fail(fault, FAULT_TOTALS, walk.capacity, walk.taken + size)
+            memcpy(walk.out + walk.taken, records, size)
+            walk.taken += size
         job.head.n_rows += n_rows
         job.head.n_bytes += size
         job.head.crc_sum += load_u32(<const uint8_t*> value.mv_data)
+        if walk.enough and walk.taken >= walk.enough:
+            return FAULT_NONE
 
 
 cdef int get_head(const Job* job, ShardHead* head, bint* found, Fault* fault) noexcept nogil:

@@ -174,6 +174,7 @@ def _checkpoint_position(store: DataDirectory, rows: RowStore, plan: Plan | None
         return 0, 0
     identity = store.identity
     state = State(plan, clock=identity.clock, secret=store.secret, n_shards=identity.n_shards)
+    rows.ids.serve(state)  # or all event ids would have to be in memory
     return load_rows(rows, state, identity.n_shards)
 
 

@@ -81,7 +81,8 @@ def load_rows(rows: RowStore, state: State, n_shards: int) -> tuple[int, int]:
     if version < RECORDS_OF_IDS:
         state.import_ids(rows.get_meta(IDS) or b"")
     else:
-        state.import_id_records(_records(rows, IDS_SHARD, "the event ids", positions, at))
+        _check_position(rows, IDS_SHARD, "the event ids", positions, at)
+        rows.read_in_parts(IDS_SHARD, state.import_id_records)
     state.import_producers(rows.get_meta(PRODUCERS) or b"")
     sketched = any(view.structure is Structure.COUNTMIN for view in state.plan.views)
     furthest = at
@@ -97,10 +98,14 @@ def load_rows(rows: RowStore, state: State, n_shards: int) -> tuple[int, int]:
 
 def _records(rows: RowStore, shard: int, what: str, positions: dict[int, int], expected: int) -> bytes:
     """Of a shard of rows, which is as of the position that is expected of it."""
+    _check_position(rows, shard, what, positions, expected)
+    return rows.read_shard(shard)[0]
+
+
+def _check_position(rows: RowStore, shard: int, what: str, positions: dict[int, int], expected: int) -> None:
     position = positions.get(shard)
     if position != expected:
         raise CorruptRecordError(
             f"{rows.path}: {what}: position {position}, and not {expected} as the others of the checkpoint; "
             "restore it from a backup"
         )
-    return rows.read_shard(shard)[0]

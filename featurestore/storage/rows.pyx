@@ -54,6 +54,7 @@ from featurestore.storage.blocks cimport (
     fault_in_words, get_chunks, get_head, key_in_words, lmdb_error, load_u32, load_u64, put_chunks,
     put_entry, put_head, start_job, store_u32, store_u64, walk_blocks, write_records,
 )
+from featurestore.storage.id_reader cimport IdReader, id_reader_structs
 from featurestore.storage.lmdb_api cimport (
     MDB_APPEND, MDB_FIRST, MDB_FREE_DBI, MDB_MAP_FULL, MDB_NEXT, MDB_NOLOCK, MDB_NOSUBDIR, MDB_NOSYNC,
     MDB_NOTFOUND, MDB_NOTLS, MDB_RDONLY, MDB_SET_RANGE, LmdbApi, MDB_cursor, MDB_dbi, MDB_env, MDB_envinfo,
@@ -72,7 +73,7 @@ from featurestore.errors import (
 from featurestore.storage import lmdb_file
 from featurestore.storage.failpoint import reach
 
-same_structs(__name__, blocks_structs())
+same_structs(__name__, blocks_structs(), id_reader_structs())
 
 cdef extern from *:
     """
@@ -98,6 +99,7 @@ cdef extern from *:
 cdef enum:
     IDENTITY_BYTES = 40           # u32 crc, u32 version, 8 bytes magic, 16 bytes store id, u64 openings
     PROBE_BYTES = 64 << 10
+    PART_BYTES = 4 << 20          # that read_in_parts hands over
     COPY_BYTES = 64 << 20         # of a transaction that writes a copy: its changed pages are in memory
     READERS_BYTES = 8192          # of LMDB's table of readers, at its default of 126
     LEFT_BYTES = 4 << 20          # that `hold` leaves free, for the journal to begin a segment
@@ -180,16 +182,19 @@ cdef class RowStore:
     cdef bytes store_id
     cdef bint read_only
     cdef str failure              # why the environment was given up, or None
+    cdef readonly IdReader ids    # reads records of event ids, whatever happens here
     cdef readonly str path
 
     def __cinit__(self):
         self.fd = -1
         self.turn = threading.Condition()
+        self.ids = IdReader()
 
     def __init__(self):
         raise TypeError("RowStore.open(path, ...) opens a store")
 
     def __dealloc__(self):
+        self.ids.detach()             # it may live on
         if self.txn != NULL:
             self.api.txn_abort(self.txn)
         if self.env != NULL:
@@ -332,6 +337,7 @@ cdef class RowStore:
             self.close_env()
             raise lmdb_error(rc, "opening", where)
         self.find_map(os.path.join(where, DATA_NAME))
+        self.ids.attach(self.env, self.dbi)
         return 0
 
     # LMDB does not tell where the map is, and what was read of it counts as this process's memory.
@@ -388,6 +394,7 @@ cdef class RowStore:
         self.held_bytes = self.pages.transaction = 0     # another file may be next
         with self.turn:
             self.let_readers_out()
+            self.ids.detach()
             if self.txn != NULL:
                 self.api.txn_abort(self.txn)
                 self.txn = NULL
@@ -545,6 +552,45 @@ cdef class RowStore:
             with nogil:
                 fs_unmap_pages(self.map, self.map_bytes)
         return 0
+
+    def read_in_parts(self, int shard, take, size_t part_bytes=PART_BYTES):
+        """Hands every record of the shard to `take`, sorted, in parts of whole records, of part_bytes and a
+        block at most; returns the position. For a shard whose records are short; as read_shard, but that
+        it says only at the end that something is missing."""
+        cdef MDB_txn* txn
+        cdef Fault fault
+        cdef Job job
+        cdef Walk walk
+        cdef ShardHead head
+        cdef bint found = False
+        cdef int rc
+        cdef bytearray part = bytearray(part_bytes + VALUE_BYTES)
+        check_shard(shard)
+        txn = self.enter()
+        try:
+            start_job(&job, self.api, txn, self.dbi, shard)
+            rc = get_head(&job, &head, &found, &fault)
+            if rc == FAULT_NONE:
+                rc = self.api.cursor_open(txn, self.dbi, &job.cursor)
+                rc = fail_lmdb(&fault, rc) if rc != 0 else FAULT_NONE
+            memset(&walk, 0, sizeof(Walk))
+            walk.out = <uint8_t*> <char*> part
+            walk.capacity, walk.enough = part_bytes + VALUE_BYTES, part_bytes
+            while rc == FAULT_NONE and not walk.ended:
+                walk.taken = 0
+                with nogil:
+                    rc = walk_blocks(&job, &walk, &fault)
+                if rc == FAULT_NONE and walk.taken:
+                    take(PyBytes_FromStringAndSize(<char*> walk.out, walk.taken))
+                    self.unmap_pages()
+            if rc != FAULT_NONE:
+                raise self.error_of(&fault, f"reading shard {shard}")
+            self.check_totals(shard, &head, &job.head)
+            return head.position
+        finally:
+            if job.cursor != NULL:
+                self.api.cursor_close(job.cursor)
+            self.leave(txn)
 
     # A size read from the file is believed only as far as the file could hold it.
     cdef int check_size(self, uint64_t n_bytes, str what) except -1:
@@ -973,8 +1019,9 @@ cdef class RowStore:
         self.remove_leftovers()
         self.copy_to(copy)
         with self.turn:
-            self.close_env()
+            self.ids.hold()
             try:
+                self.close_env()
                 try:
                     reach("compact.copied")
                     (copy / DATA_NAME).replace(Path(self.path, DATA_NAME))
@@ -993,6 +1040,8 @@ cdef class RowStore:
                 raise StorageError(
                     f"{self.path}: cannot be replaced by its compacted copy: {error}; reopen() it"
                 ) from error
+            finally:
+                self.ids.let_go()
         return 0
 
     # What was interrupted while it was made. It may hold what the next compaction is to be rid of.
@@ -1239,7 +1288,10 @@ cdef class RowStore:
         with self.turn:
             self.let_readers_out()               # the map moves
             self.map = NULL
+            self.ids.hold()
             rc = self.api.env_set_mapsize(self.env, larger)
+            self.ids.attach(self.env, self.dbi)
+            self.ids.let_go()
         if rc != 0:
             self.give_up(rc, f"growing the map to {larger} bytes")
         self.map_size_bytes = larger
@@ -1312,13 +1364,16 @@ cdef class RowStore:
         with self.turn:
             if self.n_readers:
                 return
-            self.close_env()
+            self.ids.hold()
             try:
+                self.close_env()
                 self.open_env(Path(self.path))
             except (OSError, StorageError) as error:
                 self.failure = f"opening it again: {error}"
                 self.close_env()
                 raise
+            finally:
+                self.ids.let_go()
 
     def close(self):
         """Aborts a transaction under way, waits for readers and lets the file go. May be called again."""

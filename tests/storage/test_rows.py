@@ -47,6 +47,18 @@ def test_a_new_store_is_empty(store: RowStore) -> None:
     assert store.verify() == []
 
 
+@pytest.mark.parametrize("part_bytes", [1, 5_000, 1 << 20])
+def test_a_shard_is_read_in_parts_of_whole_records(store: RowStore, part_bytes: int) -> None:
+    rows = some_rows(900, seed=2)
+    write(store, 7, rows, 3)
+    parts: list[bytes] = []
+    assert store.read_in_parts(7, parts.append, part_bytes) == 3
+    assert b"".join(parts) == pack(rows)
+    assert all(unpack(part) and len(part) < part_bytes + 4096 for part in parts)
+    assert len(parts) > (part_bytes < 1 << 20)
+    assert store.read_in_parts(8, parts.clear) == 0 and parts, "of nothing, nothing is handed over"
+
+
 def test_what_was_committed_is_read_back_after_reopening(tmp_path: Path) -> None:
     rows = some_rows(3000, seed=1)
     with RowStore.open(tmp_path, store_id=STORE_ID, create=True) as store:

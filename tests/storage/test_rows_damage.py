@@ -274,6 +274,8 @@ def test_missing_and_surplus_entries_are_noticed(directory: Path) -> None:
         problems = store.verify()
         with pytest.raises(CorruptRecordError, match="shard 0: its blocks hold"):
             store.read_shard(0)
+        with pytest.raises(CorruptRecordError, match="shard 0: its blocks hold"):
+            store.read_in_parts(0, lambda part: None)
         with pytest.raises(
             CorruptRecordError, match="meta b'sequencer', chunk 1: 4076 bytes, at least 25600"
         ):

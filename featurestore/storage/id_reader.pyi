@@ -1,0 +1,7 @@
+from typing import final
+
+from featurestore.core.state import State
+
+@final
+class IdReader:
+    def serve(self, state: State) -> None: ...
