@@ -42,7 +42,6 @@ from benches.process import CLIENT, READ, SERVER, Remote, bound_to, cpu_s, runni
 
 STREAMS = 32
 TIMEOUT_S = 60.0
-LEAD_S = 0.2  # the attack has begun when the right client does, and goes on after it
 CONNECTIONS = ("refused", "evicted", "calmed", "stalled", "slow", "broken")
 HANDSHAKES = ("failed", "delayed", "refused")
 METRICS = ("--metrics-listen", "localhost:0")
@@ -184,12 +183,13 @@ def measure(
     benchmark: BenchmarkFixture, size: Size, found: Found, scene: Scene, *, name: str, rate: float
 ) -> None:
     seconds, warmup_s = size(0.1, 1.5), size(0.05, 0.3)
+    lead_s = size(0.02, 0.2)  # the attack has begun when the right client does, and goes on after it
     damage: list[dict[str, Any]] = []
     counted: Counter[str] = Counter()
 
     def beside(target: str) -> tuple[Window, dict[str, Any]]:
-        scene.attacker.start("attack", target, name, warmup_s + seconds + 2 * LEAD_S)
-        time.sleep(LEAD_S)
+        scene.attacker.start("attack", target, name, warmup_s + seconds + 2 * lead_s)
+        time.sleep(lead_s)
         seen = window(scene, rate, seconds, warmup_s)
         return seen, scene.attacker.result()
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
+from fuzz.rounds import scaled
 from hypothesis import Phase, event, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from reference.both import Both
@@ -466,4 +467,4 @@ class TwoStores(RuleBasedStateMachine):
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
 
 TestTwoStores = TwoStores.TestCase
-TestTwoStores.settings = settings(max_examples=40, stateful_step_count=30, phases=PHASES)
+TestTwoStores.settings = settings(max_examples=scaled(500), stateful_step_count=30, phases=PHASES)

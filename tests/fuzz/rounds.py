@@ -1,4 +1,5 @@
-"""How many damaged inputs a decoder gets: few by default, FEATURESTORE_FUZZ_ROUNDS=5000 for a real search.
+"""How many damaged inputs a decoder gets, and how many histories a store is compared in: few by default,
+FEATURESTORE_FUZZ_ROUNDS=5000 for a real search.
 
 FEATURESTORE_FUZZ_FIRST: the number of the first round, to go on where another search ended.
 """

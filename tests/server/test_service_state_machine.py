@@ -24,6 +24,7 @@ from typing import Any
 import grpc
 import numpy as np
 import transports
+from fuzz.rounds import scaled
 from house import field
 from hypothesis import event, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -391,5 +392,5 @@ class ServedStores(TwoStores):
 def test_a_served_store_agrees_with_the_naive_one(transport: str) -> None:
     machine = type("ServedStores", (ServedStores,), {"transport": transport})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=12, stateful_step_count=30, phases=PHASES)
+        machine, settings=settings(max_examples=scaled(160), stateful_step_count=30, phases=PHASES)
     )
