@@ -69,7 +69,8 @@ from featurestore.niceness import UPKEEP, give_way
 from featurestore.plan import Plan
 from featurestore.schema import compile_schema
 from featurestore.storage.checkpoint import (
-    HEAD, IDS, IDS_SHARD, PLAN, PRODUCERS, SKETCHES, load_rows, mark_behind, parse_plan, stored_plan,
+    HEAD, IDS, IDS_SHARD, PLAN, PRODUCERS, PRODUCERS_SHARD, SKETCHES, load_rows, mark_behind, parse_plan,
+    stored_plan,
 )
 from featurestore.storage.directory import (
     DataDirectory, is_shortage, refuse_within, require_clock, sync_directory, write_synced,
@@ -213,6 +214,8 @@ cdef int _change_in_order(EngineC* engine, int change, const Origin* origin, Fra
         status = ENGINE_FAILED
     if status == ENGINE_OK:
         state_change_producer(engine.state, change, origin, frame.now_ms)
+        if engine.state.broken:
+            status = ENGINE_FAILED
     engine.failed |= status == ENGINE_FAILED
     return status
 
@@ -493,6 +496,8 @@ cdef class Engine:
             raise body_error(status, f"producer frame at position {frame.first_position}")
         state_origin(&self.state.c, change.name, change.name_bytes, change.epoch, change.sequence, 0, &origin)
         state_change_producer(&self.state.c, change.change, &origin, frame.now_ms)
+        if self.state.c.broken:
+            raise MemoryError(f"no memory to replay what was changed of a producer at {frame.first_position}")
         return 0
 
     cdef int _replay_batch(self, object frame, Work* work) except -1:
@@ -973,10 +978,14 @@ cdef class Engine:
                 n_bytes += len(of_ids)
                 self.rows.write_shard(IDS_SHARD, of_ids, position)
                 of_ids = None
+                of_all, of_producers = self.state.copy_producers()
+                n_bytes += len(of_producers)
+                self.rows.write_shard(PRODUCERS_SHARD, of_producers, position)
+                of_producers = None
                 self.rows.put_meta(PLAN, self.state.plan.to_json().encode())
                 self.rows.put_meta(HEAD, head)
                 self.rows.put_meta(IDS, b"")
-                self.rows.put_meta(PRODUCERS, self.state.copy_producers())
+                self.rows.put_meta(PRODUCERS, of_all)
                 # Ids and producers were copied after the cut and may know of later batches: those must not be
                 # lost.
                 self.journal.wait_durable(self.state.position)
@@ -1220,7 +1229,7 @@ cdef int fail_at(int point) except -1:
 
 
 def _producer_bytes(stats):
-    """What a checkpoint writes of producers: two bytes more for each sequence of eight."""
+    """What a checkpoint writes of all producers: two bytes more for each sequence of eight."""
     return stats["producer_bytes"] + stats["producer_bytes"] // 4
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from storage import store_ids, store_v1
+from storage import store_ids, store_producers, store_v1
 from volumes import fill, free_bytes, volume
 
 import featurestore.engine as engine_module
@@ -41,7 +41,7 @@ from featurestore.errors import (
 from featurestore.outcome import Outcome
 from featurestore.plan import Plan
 from featurestore.storage import failpoint, frame, journal
-from featurestore.storage.checkpoint import SKETCHES
+from featurestore.storage.checkpoint import PRODUCERS_SHARD, SKETCHES
 from featurestore.storage.directory import DataDirectory, Identity, is_shortage
 from featurestore.storage.rows import RowStore
 
@@ -242,6 +242,25 @@ class TestNoSpace:
 
 
 class TestIds:
+    def test_of_producers_those_that_changed_are_written(self, tmp_path: Path) -> None:
+        def send(engine: Engine, names: range) -> int:
+            for name in names:
+                store_producers.send(engine, b"producer-%d" % name, 1, engine.state.position + 1)
+            _, n_bytes = engine.checkpoint()
+            return n_bytes
+
+        with Engine.open(tmp_path, schema=store_v1.SCHEMA, clock="event", n_shards=1) as engine:
+            assert send(engine, range(2000)) > 2000 * 100
+            few, more = send(engine, range(3)), send(engine, range(300))
+            assert few < 30_000 and 297 * 100 < more - few < 297 * 200, "and a row, and ids"
+            engine.drop_producer("producer-7")
+            assert send(engine, range(0)) < 1000
+            digest = engine.state.digest()
+        with Engine.open(tmp_path) as engine:
+            assert engine.state.digest() == digest
+            assert engine.state.stats()["producers"] == 1999
+            assert send(engine, range(2)) < 30_000, "what was read is stored already"
+
     def test_ids_are_written_once_and_room_for_them_is_set_aside_once(self, tmp_path: Path) -> None:
         data = tmp_path / "rows" / "data.mdb"
         times = [store_v1.START_MS] * 1000
@@ -492,11 +511,13 @@ class TestReplay:
                 data = {"at": [store_v1.START_MS], "play_id": [f"{epoch}/{sequence}"], "account": ["anna"]}
                 batch = store_v1.batch(engine, {**data, "seconds": [1.0]})
                 engine.observe(batch, producer=b"ahead", epoch=epoch, sequence=sequence)
-            digest, producers = engine.state.digest(), bytes(engine.state.copy_producers())
+            digest, (head, records) = engine.state.digest(), engine.state.copy_producers()
+            position = engine.checkpoint_position
             store_id = engine.directory.identity.id_bytes
         with RowStore.open(path / "rows", store_id=store_id, create=False) as rows:
             rows.begin()
-            rows.put_meta("producers", producers)
+            rows.put_meta("producers", head)
+            rows.write_shard(PRODUCERS_SHARD, records, position)
             rows.commit()
         with Engine.open(path) as engine:
             assert engine.recovered.events == len(sent)

@@ -9,6 +9,9 @@
 #
 # An operator may change what is remembered of one: forget it before that (drop), or say where it is to go on
 # (reset) after another has written under its name and fenced it off.
+#
+# A checkpoint writes a record of each one that has changed since the one before, and takes out those of
+# producers that are gone: which have one is kept until it has been taken out.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.bytes cimport Bytes, bytes_structs
@@ -45,6 +48,8 @@ ctypedef struct Producer:
     uint16_t capacity            # 4, 8, ... 1024, SEQUENCES: as many as what was seen needs
     uint8_t class_
     uint8_t name_bytes           # 0: not known, of a store of before in which it has not written since
+    uint32_t mark                # the round in which it last changed
+    uint8_t is_stored            # a checkpoint may have a record of it
 
 ctypedef struct ProducerClass:
     Producer* oldest
@@ -53,6 +58,8 @@ ctypedef struct ProducerClass:
     uint64_t n_bytes
     uint64_t refused             # batches, since the process started
     uint64_t forgotten           # producers, since the process started
+    Bytes freed                  # fingerprints (16 bytes each) of those gone that may have a record
+    size_t n_freed_copied        # bytes of those, from the first on, that the checkpoint under way takes out
 
 # Linear hashing: with each producer more one bucket is split in two, so that no growth is ever longer than
 # that, and a walk through the buckets, upwards, passes everything that is there from its beginning to its
@@ -63,6 +70,9 @@ ctypedef struct ProducerTable:
     uint64_t level               # a power of two: buckets below n_buckets - level have been split
     uint64_t max_bytes
     int64_t now_ms               # the latest that frames have had; UNSET_MS before the first
+    uint32_t round               # counts checkpoints begun, from 1
+    uint32_t stored              # the round before which all that changed is stored
+    uint32_t copied              # the one that the checkpoint under way began; 0: there is none
     ProducerClass classes[N_CLASSES]
 
 ctypedef struct Origin:          # who sent a batch; not `given`: nobody says, no deduplication by sequence
@@ -102,22 +112,33 @@ cdef uint64_t producers_bytes(const ProducerTable* table) noexcept nogil
 # Whether anything is remembered of it at the server's clock.
 cdef bint producers_know(const ProducerTable* table, const Origin* origin, int64_t wall_ms) noexcept nogil
 # A Change of whom the origin names; of one that is not known nothing. A reset takes epoch and sequence as the
-# last ones seen: what is not above them cannot be judged any more.
-cdef void producers_change(ProducerTable* table, int change, const Origin* origin,
-                           int64_t wall_ms) noexcept nogil
+# last ones seen: what is not above them cannot be judged any more. 0, or -1 when out of memory: then nothing
+# is changed.
+cdef int producers_change(ProducerTable* table, int change, const Origin* origin,
+                          int64_t wall_ms) noexcept nogil
 
-# As bytes (format: producers.pyx), bucket after bucket from bucket[0] on: 1 more, 0 done, -1 memory, -2 not a
-# place to go on from. It ends however fast producers come.
-cdef int producers_copy(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets,
+# For a checkpoint. Cut: it appends the head, which is of all of them. Then records (format: producers.pyx) of
+# those gone since the last one stored, from number at[0] on; then, bucket after bucket from bucket[0] on, of
+# those that have changed since: each 1 more, 0 done, -1 memory, -2 not a place to go on from. It ends however
+# fast producers come. They are in no order; where one is gone and has changed, it has come again. Then the
+# end; what is in freed[N_CLASSES] then is the caller's to clear.
+cdef int producers_cut(ProducerTable* table, Bytes* out) noexcept nogil                 # 0, -1 memory
+cdef int producers_copy_gone(const ProducerTable* table, uint64_t* at, uint32_t most,
+                             Bytes* out) noexcept nogil
+cdef int producers_copy(ProducerTable* table, uint64_t* bucket, uint32_t max_buckets,
                         Bytes* out) noexcept nogil
-# The same walk, at the server's clock: records as producers_copy has them, without what was seen and without
-# a head.
-cdef int producers_list(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets, int64_t wall_ms,
+cdef void producers_copy_end(ProducerTable* table, bint written, Bytes* freed) noexcept nogil
+# The same walk, at the server's clock, over all of them: as producers_export has them, without what was seen
+# and without a head.
+cdef int producers_list(ProducerTable* table, uint64_t* bucket, uint32_t max_buckets, int64_t wall_ms,
                         Bytes* out) noexcept nogil
 # All of them in canonical order. 0, -1 memory
 cdef int producers_export(const ProducerTable* table, Bytes* out) noexcept nogil
-# 0, 1 not readable, -1 memory
+# What producers_export gave, or a checkpoint has as its head: 0, 2 records of them follow, 1 not readable, -1
+# memory
 cdef int producers_import(ProducerTable* table, const uint8_t* data, size_t n_bytes, bint wall) noexcept nogil
+# All records of a checkpoint, sorted, into a table without any. 0, 1 not readable, -1 memory
+cdef int producers_import_records(ProducerTable* table, const uint8_t* data, size_t n_bytes) noexcept nogil
 
 # Compared at import: see core/structs.py.
 cdef inline dict producers_structs():

@@ -12,9 +12,9 @@ it, and that one tries a call again only within the call's own time, or an inges
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, qsort
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
-from featurestore.core.bytes cimport Bytes, bytes_append
+from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear
 from featurestore.core.change cimport CHANGE_DROP
 from featurestore.core.plan cimport UNSET_MS, plan_structs
 from featurestore.core.stored cimport by_words, is_clock
@@ -33,6 +33,9 @@ cdef enum:
     NAME_PREFIX = 7                     # of "client-"
     NAME_DIGITS = 16
     SECOND_RECORD_BYTES = 48            # of version 2
+    FREED_BYTES = 16                    # of one that is gone, until no checkpoint has it
+    RECORD_HEAD_BYTES = 20              # in a checkpoint
+    NO_RECORD = 0xFFFFFFFFu             # as its length: it is gone
 
 cdef extern from * nogil:
     """
@@ -41,12 +44,14 @@ cdef extern from * nogil:
     """
     const int64_t LATEST_MS "FS_LATEST_MS"             # so that its nanoseconds are a number of 64 bits
     const uint64_t FARTHEST_JUMP "FS_FARTHEST_JUMP"
+    uint64_t fs_bswap64 "__builtin_bswap64"(uint64_t n)
 
 
 cdef int producers_init(ProducerTable* table, uint64_t max_bytes) noexcept nogil:
     memset(table, 0, sizeof(ProducerTable))
     table.max_bytes = max_bytes
     table.now_ms = UNSET_MS
+    table.round = 1
     table.segments = <Producer***>calloc(MAX_SEGMENTS, sizeof(void*))
     if table.segments == NULL:
         return -1
@@ -68,6 +73,7 @@ cdef void producers_clear(ProducerTable* table) noexcept nogil:
             table.classes[class_].oldest = gone.newer
             free(gone.content)
             free(gone)
+        bytes_clear(&table.classes[class_].freed)
     if table.segments != NULL:
         for i in range(MAX_SEGMENTS):
             if table.segments[i] == NULL:
@@ -177,8 +183,11 @@ cdef inline uint8_t* _name_of(const Producer* producer) noexcept nogil:
     return <uint8_t*>(producer.content + producer.capacity)
 
 
-cdef void _free(ProducerTable* table, Producer* gone) noexcept nogil:
+cdef int _free(ProducerTable* table, Producer* gone) noexcept nogil:
+    """0, or -1 when out of memory: then it is still there."""
     cdef Producer** at = _bucket_of(table, gone.fp0)
+    if gone.is_stored and bytes_append(&table.classes[gone.class_].freed, &gone.fp0, FREED_BYTES) < 0:
+        return -1
     while at[0] != gone:
         at = &at[0].next
     at[0] = gone.next
@@ -187,6 +196,7 @@ cdef void _free(ProducerTable* table, Producer* gone) noexcept nogil:
     table.classes[gone.class_].n_bytes -= _bytes_of(gone.capacity, gone.name_bytes)
     free(gone.content)
     free(gone)
+    return 0
 
 
 cdef inline bint _is_forgotten(const Producer* producer, int64_t now_ms) noexcept nogil:
@@ -203,7 +213,8 @@ cdef void _free_forgotten(ProducerTable* table, int64_t now_ms) noexcept nogil:
         for _ in range(FREED_AT_ONCE):
             if class_.oldest == NULL or not _is_forgotten(class_.oldest, now_ms):
                 break
-            _free(table, class_.oldest)
+            if _free(table, class_.oldest) < 0:
+                return
             class_.forgotten += 1
 
 
@@ -231,6 +242,7 @@ cdef Producer* _make(ProducerTable* table, uint64_t fp0, uint64_t fp1, uint8_t c
     producer.capacity = capacity
     producer.name_bytes = name_bytes
     producer.last_ms = UNSET_MS
+    producer.mark = table.round
     bucket = _bucket_of(table, fp0)
     producer.next = bucket[0]
     bucket[0] = producer
@@ -242,8 +254,12 @@ cdef Producer* _make(ProducerTable* table, uint64_t fp0, uint64_t fp1, uint8_t c
     return producer
 
 
+cdef inline uint64_t _class_bytes(const ProducerClass* class_) noexcept nogil:
+    return class_.n_bytes + class_.freed.n_bytes
+
+
 cdef uint64_t producers_bytes(const ProducerTable* table) noexcept nogil:
-    return table.classes[NAMED].n_bytes + table.classes[MADE_UP].n_bytes
+    return _class_bytes(&table.classes[NAMED]) + _class_bytes(&table.classes[MADE_UP])
 
 
 # -- what one has sent ---------------------------------------------------------------------------------------
@@ -317,7 +333,7 @@ cdef inline bint _is_reached(uint64_t last, uint64_t next, int64_t wall_ms) noex
 
 
 cdef bint _has_room(ProducerTable* table, uint8_t class_, uint64_t more) noexcept nogil:
-    if more == 0 or table.classes[class_].n_bytes + more <= table.max_bytes // N_CLASSES:
+    if more == 0 or _class_bytes(&table.classes[class_]) + more <= table.max_bytes // N_CLASSES:
         return True
     table.classes[class_].refused += 1
     return False
@@ -382,6 +398,7 @@ cdef void _begin_silences(ProducerTable* table, int64_t now_ms) noexcept nogil:
         while producer != NULL:
             if producer.last_ms == UNSET_MS:
                 producer.last_ms = now_ms
+                producer.mark = table.round
             producer = producer.newer
 
 
@@ -404,6 +421,7 @@ cdef Producer* producers_of(ProducerTable* table, const Origin* origin, int64_t 
             needed = _needed(producer, origin.epoch, origin.sequence)
         if _grow(table, producer, needed, origin) < 0:
             return NULL
+    producer.mark = table.round
     table.now_ms = now_ms
     return producer
 
@@ -440,21 +458,22 @@ cdef bint producers_know(const ProducerTable* table, const Origin* origin, int64
     return producer != NULL and not _is_forgotten(producer, _now(table, wall_ms))
 
 
-cdef void producers_change(ProducerTable* table, int change, const Origin* origin,
-                           int64_t wall_ms) noexcept nogil:
+cdef int producers_change(ProducerTable* table, int change, const Origin* origin,
+                          int64_t wall_ms) noexcept nogil:
     cdef Producer* producer = _find(table, origin.fp0, origin.fp1)
     cdef int64_t now_ms = _now(table, wall_ms)
     if table.now_ms == UNSET_MS:
         _begin_silences(table, now_ms)
     table.now_ms = now_ms
     if producer == NULL:
-        return
+        return 0
     if change == CHANGE_DROP:
-        _free(table, producer)
-        return
+        return _free(table, producer)
     _begin(producer, origin)
     producer.lowest = origin.sequence + 1
+    producer.mark = table.round
     _heard(table, producer, wall_ms)
+    return 0
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------
@@ -463,6 +482,9 @@ cdef void producers_change(ProducerTable* table, int change, const Origin* origi
 # highest, i64 last, u8 class, u8 bytes of the name, u16 n, u32 0, u64 lowest, the name and u16[n] how far
 # below the highest each sequence is that was seen, ascending, each padded with zeros to a multiple of 8,
 # u64[n] the fingerprints of their batches.
+#
+# In a checkpoint, version 4: the head alone, and of each producer a record: u64[2] its fingerprint,
+# big-endian, u32 bytes that follow (all ones: it is gone, and nothing follows), and what version 3 has of it.
 #
 # Version 2 had neither `lowest` nor names.
 #
@@ -482,22 +504,20 @@ ctypedef struct FirstRecord:
     uint64_t content[SEQUENCES]
 
 
-cdef int _put_head(const ProducerTable* table, Bytes* out) noexcept nogil:
+cdef int _put_head(const ProducerTable* table, uint32_t version, Bytes* out) noexcept nogil:
     cdef Head head
     memset(&head, 0, sizeof(head))
-    head.version = 3
+    head.version = version
     head.now_ms = table.now_ms
     return bytes_append(out, &head, sizeof(head))
 
 
-cdef int _put(const Producer* producer, int64_t now_ms, bint whole, Bytes* out) noexcept nogil:
+cdef int _put(const Producer* producer, bint whole, Bytes* out) noexcept nogil:
     cdef uint16_t below[SEQUENCES + 3]
     cdef uint64_t content[SEQUENCES]
     cdef uint64_t zeros = 0, seen
     cdef ProducerRecord record
     cdef uint16_t i
-    if _is_forgotten(producer, now_ms):
-        return 0
     memset(&record, 0, sizeof(record))
     memset(below, 0, sizeof(below))
     record.fp[0] = producer.fp0
@@ -525,13 +545,36 @@ cdef int _put(const Producer* producer, int64_t now_ms, bint whole, Bytes* out) 
     return 0
 
 
-cdef int _walk(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets, int64_t now_ms, bint whole,
+cdef int _put_record_head(const uint64_t* fp, uint32_t n_bytes, Bytes* out) noexcept nogil:
+    cdef uint64_t key[2]
+    key[0] = fs_bswap64(fp[0])
+    key[1] = fs_bswap64(fp[1])
+    if bytes_append(out, key, sizeof(key)) < 0:
+        return -1
+    return bytes_append(out, &n_bytes, sizeof(n_bytes))
+
+
+cdef int _put_changed(const ProducerTable* table, Producer* producer, Bytes* out) noexcept nogil:
+    cdef size_t at = out.n_bytes
+    cdef uint32_t n_bytes
+    if producer.mark <= table.stored:
+        return 0
+    if _put_record_head(&producer.fp0, 0, out) < 0 or _put(producer, True, out) < 0:
+        return -1
+    n_bytes = <uint32_t>(out.n_bytes - at - RECORD_HEAD_BYTES)
+    memcpy(out.data + at + 16, &n_bytes, sizeof(n_bytes))
+    producer.is_stored = True
+    return 0
+
+
+cdef int _walk(ProducerTable* table, uint64_t* bucket, uint32_t max_buckets, int64_t now_ms, bint changed,
                Bytes* out) noexcept nogil:
     """bucket[0]: the next one, and how many there were at the beginning (upper half). Whatever has been split
     since, what was in one of those is in buckets of the same remainder, and so is what would have been."""
-    cdef const Producer* producer
+    cdef Producer* producer
     cdef uint64_t at = bucket[0] & 0xFFFFFFFFu, n = bucket[0] >> 32, level = SEGMENT, step, i
     cdef uint32_t looked = 0
+    cdef int status = 0
     if bucket[0] == 0:
         n = table.n_buckets
     if n < SEGMENT or n > table.n_buckets or at >= n:
@@ -545,7 +588,11 @@ cdef int _walk(const ProducerTable* table, uint64_t* bucket, uint32_t max_bucket
         while i < table.n_buckets:
             producer = _bucket_at(table, i)[0]
             while producer != NULL:
-                if _put(producer, now_ms, whole, out) < 0:
+                if changed:
+                    status = _put_changed(table, producer, out)
+                elif not _is_forgotten(producer, now_ms):
+                    status = _put(producer, False, out)
+                if status < 0:
                     return -1
                 producer = producer.next
             i += step
@@ -554,14 +601,62 @@ cdef int _walk(const ProducerTable* table, uint64_t* bucket, uint32_t max_bucket
     return 1 if at < n else 0
 
 
-cdef int producers_copy(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets,
-                        Bytes* out) noexcept nogil:
-    if bucket[0] == 0 and _put_head(table, out) < 0:
+cdef int producers_cut(ProducerTable* table, Bytes* out) noexcept nogil:
+    cdef int i
+    if _put_head(table, 4, out) < 0:
         return -1
-    return _walk(table, bucket, max_buckets, table.now_ms, True, out)
+    for i in range(N_CLASSES):
+        table.classes[i].n_freed_copied = table.classes[i].freed.n_bytes
+    table.copied = table.round
+    table.round += 1
+    return 0
 
 
-cdef int producers_list(const ProducerTable* table, uint64_t* bucket, uint32_t max_buckets, int64_t wall_ms,
+cdef int producers_copy_gone(const ProducerTable* table, uint64_t* at, uint32_t most,
+                             Bytes* out) noexcept nogil:
+    cdef const ProducerClass* class_
+    cdef uint64_t before = 0, n, fp[2]
+    cdef uint32_t copied = 0
+    cdef int i
+    for i in range(N_CLASSES):
+        class_ = &table.classes[i]
+        n = class_.n_freed_copied // FREED_BYTES
+        while at[0] < before + n and copied < most:
+            memcpy(fp, class_.freed.data + (at[0] - before) * FREED_BYTES, FREED_BYTES)
+            if _put_record_head(fp, NO_RECORD, out) < 0:
+                return -1
+            at[0] += 1
+            copied += 1
+        before += n
+    return 1 if at[0] < before else 0
+
+
+cdef int producers_copy(ProducerTable* table, uint64_t* bucket, uint32_t max_buckets,
+                        Bytes* out) noexcept nogil:
+    return _walk(table, bucket, max_buckets, UNSET_MS, True, out)
+
+
+cdef void producers_copy_end(ProducerTable* table, bint written, Bytes* freed) noexcept nogil:
+    cdef ProducerClass* class_
+    cdef size_t left
+    cdef int i
+    for i in range(N_CLASSES):
+        class_ = &table.classes[i]
+        if written and table.copied and class_.n_freed_copied:
+            left = class_.freed.n_bytes - class_.n_freed_copied
+            if left:                     # what came meanwhile is little
+                memmove(class_.freed.data, class_.freed.data + class_.n_freed_copied, left)
+                class_.freed.n_bytes = left
+            else:
+                freed[i] = class_.freed
+                memset(&class_.freed, 0, sizeof(Bytes))
+        class_.n_freed_copied = 0
+    if written and table.copied:
+        table.stored = table.copied
+    table.copied = 0
+
+
+cdef int producers_list(ProducerTable* table, uint64_t* bucket, uint32_t max_buckets, int64_t wall_ms,
                         Bytes* out) noexcept nogil:
     return _walk(table, bucket, max_buckets, _now(table, wall_ms), False, out)
 
@@ -602,10 +697,10 @@ cdef int producers_export(const ProducerTable* table, Bytes* out) noexcept nogil
     cdef int status = 0 if found != NULL else -1
     if status == 0:
         qsort(found, n, sizeof(void*), _by_fingerprint)
-        status = _put_head(table, out)
+        status = _put_head(table, 3, out)
     for i in range(n):
-        if status == 0:
-            status = _put(found[i], table.now_ms, True, out)
+        if status == 0 and not _is_forgotten(found[i], table.now_ms):
+            status = _put(found[i], True, out)
     free(found)
     return status
 
@@ -629,8 +724,8 @@ cdef Producer* _imported(ProducerTable* table, const uint64_t* fp, uint8_t class
                          const uint8_t* name, uint8_t name_bytes) noexcept nogil:
     """A record without what it has seen; it replaces one that was copied before it moved."""
     cdef Producer* producer = _find(table, fp[0], fp[1])
-    if producer != NULL:
-        _free(table, producer)
+    if producer != NULL and _free(table, producer) < 0:
+        return NULL
     return _make(table, fp[0], fp[1], class_, capacity, name, name_bytes)
 
 
@@ -663,66 +758,99 @@ cdef int _import_first(ProducerTable* table, const uint8_t* data, size_t n_bytes
     return 0
 
 
-cdef int producers_import(ProducerTable* table, const uint8_t* data, size_t n_bytes,
-                          bint wall) noexcept nogil:
-    cdef Head head
+cdef int _import_one(ProducerTable* table, uint32_t version, const uint8_t* data, size_t n_bytes,
+                     size_t* taken) noexcept nogil:
+    """The record that n_bytes begin with; how many it has. 0, 1 not readable, -1 memory."""
     cdef ProducerRecord record
     cdef Producer* producer
     cdef const uint8_t* at = data
-    cdef const uint8_t* name
-    cdef size_t left = n_bytes, record_bytes, n_below, n_name
+    cdef size_t record_bytes = sizeof(record) if version > 2 else SECOND_RECORD_BYTES, n_below, n_name
     cdef uint64_t seen
     cdef uint16_t below, before = 0, i
+    if n_bytes < record_bytes:
+        return 1
+    memset(&record, 0, sizeof(record))
+    memcpy(&record, at, record_bytes)
+    at += record_bytes
+    n_name = (<size_t>record.name_bytes + 7) & ~<size_t>7
+    n_below = (<size_t>record.n * 2 + 7) & ~<size_t>7
+    taken[0] = record_bytes + n_name + n_below + <size_t>record.n * 8
+    if (record.n > SEQUENCES or record.class_ >= N_CLASSES or record.zeros
+            or (record.name_bytes and version == 2)
+            or (record.lowest and record.lowest - 1 > record.highest)
+            or not is_clock(record.last_ms) or n_bytes < taken[0]):
+        return 1
+    if record.n:
+        memcpy(&before, at + n_name + (<size_t>record.n - 1) * 2, 2)     # the farthest below
+    if before >= SEQUENCES:
+        return 1
+    producer = _imported(table, record.fp, record.class_, _capacity_for(<uint64_t>before + 1), at,
+                         record.name_bytes)
+    if producer == NULL:
+        return -1
+    at += n_name
+    producer.epoch = record.epoch
+    producer.highest = record.highest
+    producer.lowest = record.lowest
+    producer.last_ms = record.last_ms
+    for i in range(record.n):
+        memcpy(&below, at + <size_t>i * 2, 2)
+        memcpy(&seen, at + n_below + <size_t>i * 8, 8)
+        if (below > record.highest or below >= producer.capacity or (i and below <= before)
+                or seen == 0 or record.highest - below < record.lowest):
+            return 1
+        before = below
+        producer.content[(record.highest - below) % producer.capacity] = seen
+    return 0
+
+
+cdef int producers_import(ProducerTable* table, const uint8_t* data, size_t n_bytes,
+                          bint wall) noexcept nogil:
+    cdef Head head
+    cdef size_t at = sizeof(head), taken = 0
     cdef int status
     if n_bytes >= sizeof(head):
         memcpy(&head, data, sizeof(head))
-    if n_bytes < sizeof(head) or not 2 <= head.version <= 3 or head.zero:
+    if n_bytes < sizeof(head) or not 2 <= head.version <= 4 or head.zero:
         status = _import_first(table, data, n_bytes, wall)
         return _order_by_age(table) if status == 0 else status
     if not is_clock(head.now_ms):
         return 1
     table.now_ms = head.now_ms
-    record_bytes = sizeof(record) if head.version == 3 else SECOND_RECORD_BYTES
-    at += sizeof(head)
-    left -= sizeof(head)
-    memset(&record, 0, sizeof(record))
-    while left:
-        if left < record_bytes:
+    if head.version == 4:
+        return 2 if n_bytes == sizeof(head) else 1
+    while at < n_bytes:
+        status = _import_one(table, head.version, data + at, n_bytes - at, &taken)
+        if status != 0:
+            return status
+        at += taken
+    return _order_by_age(table)
+
+
+cdef int producers_import_records(ProducerTable* table, const uint8_t* data,
+                                  size_t n_bytes) noexcept nogil:
+    cdef Producer* producer
+    cdef size_t at = 0, taken = 0
+    cdef uint64_t key[2]
+    cdef uint32_t size
+    cdef int status
+    while at < n_bytes:
+        if n_bytes - at < RECORD_HEAD_BYTES:
             return 1
-        memcpy(&record, at, record_bytes)
-        at += record_bytes
-        left -= record_bytes
-        name = at
-        n_name = (<size_t>record.name_bytes + 7) & ~<size_t>7
-        n_below = (<size_t>record.n * 2 + 7) & ~<size_t>7
-        if (record.n > SEQUENCES or record.class_ >= N_CLASSES or record.zeros
-                or (record.name_bytes and head.version == 2)
-                or (record.lowest and record.lowest - 1 > record.highest)
-                or not is_clock(record.last_ms) or left < n_name + n_below + <size_t>record.n * 8):
+        memcpy(key, data + at, 16)
+        memcpy(&size, data + at + 16, 4)
+        at += RECORD_HEAD_BYTES
+        key[0] = fs_bswap64(key[0])
+        key[1] = fs_bswap64(key[1])
+        if size > n_bytes - at or _find(table, key[0], key[1]) != NULL:
             return 1
-        at += n_name
-        left -= n_name
-        before = 0
-        if record.n:
-            memcpy(&before, at + (<size_t>record.n - 1) * 2, 2)          # the farthest below
-        if before >= SEQUENCES:
+        status = _import_one(table, 3, data + at, size, &taken)
+        if status != 0:
+            return status
+        producer = _find(table, key[0], key[1])
+        if taken != size or producer == NULL:
             return 1
-        producer = _imported(table, record.fp, record.class_, _capacity_for(<uint64_t>before + 1), name,
-                             record.name_bytes)
-        if producer == NULL:
-            return -1
-        producer.epoch = record.epoch
-        producer.highest = record.highest
-        producer.lowest = record.lowest
-        producer.last_ms = record.last_ms
-        for i in range(record.n):
-            memcpy(&below, at + <size_t>i * 2, 2)
-            memcpy(&seen, at + n_below + <size_t>i * 8, 8)
-            if (below > record.highest or below >= producer.capacity or (i and below <= before)
-                    or seen == 0 or record.highest - below < record.lowest):
-                return 1
-            before = below
-            producer.content[(record.highest - below) % producer.capacity] = seen
-        at += n_below + <size_t>record.n * 8
-        left -= n_below + <size_t>record.n * 8
+        producer.is_stored = True
+        producer.mark = 0
+        at += size
     return _order_by_age(table)

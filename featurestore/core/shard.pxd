@@ -135,6 +135,9 @@ cdef int shard_cut(Shard* shard, const int64_t* nows) noexcept nogil   # -1: out
 cdef int shard_copy_slice(Shard* shard, const PlanC* plan) noexcept nogil
 cdef int shard_copy_records(Shard* shard, Bytes* out) noexcept nogil   # 0, or -1 when out of memory
 cdef void shard_copy_end(Shard* shard, bint written) noexcept nogil
+# Appends such records in order of fingerprint, one of each; not the mark that it was freed where there is
+# another. 0, or -1 when out of memory.
+cdef int sorted_records(const Bytes* records, Bytes* out) noexcept nogil
 # Puts one record back (restart, restore). 0; 1 when the bytes are not a row; -1 when out of memory.
 cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1, const uint8_t* payload,
                       size_t n_bytes) noexcept nogil

@@ -1094,8 +1094,7 @@ cdef int _by_fingerprint(const void* a, const void* b) noexcept nogil:
     return order
 
 
-cdef int _sorted_records(const Bytes* records, Bytes* out) noexcept nogil:
-    """Appends the records in order of fingerprint, one of each."""
+cdef int sorted_records(const Bytes* records, Bytes* out) noexcept nogil:
     cdef const uint8_t** places
     cdef size_t at = 0, n = 0, i, size
     cdef uint32_t n_bytes
@@ -1150,7 +1149,7 @@ cdef int shard_copy_records(Shard* shard, Bytes* out) noexcept nogil:
             memcpy(at + 16, &freed, 4)
             shard.copied.n_bytes += RECORD_HEAD_BYTES
     if status == 0:
-        status = _sorted_records(&shard.copied, out)
+        status = sorted_records(&shard.copied, out)
     bytes_clear(&shard.copied)
     return status
 
@@ -1224,7 +1223,7 @@ cdef int shard_export(Shard* shard, const PlanC* plan, const int64_t* type_nows,
                                      type_nows, False)
     pthread_mutex_unlock(&shard.lock)
     if status == 0:
-        status = _sorted_records(&records, out)
+        status = sorted_records(&records, out)
     bytes_clear(&records)
     return status
 

@@ -51,8 +51,9 @@ from featurestore.core.pthread cimport (
 from featurestore.core.producers cimport (
     MADE_UP, N_CLASSES, NAMED, VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_JUMP,
     VERDICT_TOO_OLD, Origin, ProducerRecord, ProducerTable, producer_class, producers_bytes,
-    producers_change, producers_clear, producers_copy, producers_export, producers_import, producers_judge,
-    producers_know, producers_list,
+    producers_change, producers_clear, producers_copy, producers_copy_end, producers_copy_gone, producers_cut,
+    producers_export, producers_import, producers_import_records, producers_judge, producers_know,
+    producers_list,
 )
 from featurestore.core.sequencer cimport (
     Sequencer, sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_decide, sequencer_export_head,
@@ -62,7 +63,7 @@ from featurestore.core.shard cimport (
     Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
     shard_cut, shard_export, shard_fetch_cells, shard_fetch_logs, shard_fetch_row, shard_forget,
     shard_has_room, shard_held_bytes, shard_holds, shard_import, shard_in_use, shard_init, shard_keys,
-    shard_list, shard_read, shard_settle, shard_sweep, shard_used_bytes,
+    shard_list, shard_read, shard_settle, shard_sweep, shard_used_bytes, sorted_records,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.turns cimport turn_give, turn_take, turns_destroy, turns_init
@@ -89,6 +90,7 @@ cdef enum:
     KEYS_AT_ONCE = 1024          # key sets whose fingerprints are made before they are read
     DEDUPE_MEMORY_BYTES = 360_000_000
     RECORDS_AT_ONCE = 24         # of ids copied: 97 KB
+    FREED_A_SLICE = 512          # of producers that are gone
     DERIVED_AT_ONCE = 65536      # values read with what derived features need, before those are computed
     SNAPSHOT_VERSION = 1
     VALUE_DOMAIN = 0xFFFF        # in the place of an entity id: hashes of values, not of keys
@@ -708,7 +710,8 @@ cdef bint state_forget(StateC* state, uint64_t fp0, uint64_t fp1) noexcept nogil
 
 cdef void state_change_producer(StateC* state, int change, const Origin* origin,
                                 int64_t wall_ms) noexcept nogil:
-    producers_change(&state.sequencer.producers, change, origin, wall_ms)
+    if producers_change(&state.sequencer.producers, change, origin, wall_ms) < 0:
+        state.broken = True
     state.sequencer.position += 1
 
 
@@ -1790,24 +1793,43 @@ cdef class State:
         return 0
 
     def copy_producers(self, uint32_t max_places=64, meanwhile=None):
-        """The producers remembered, as bytes for import_producers. Batches may be applied between two slices
-        of max_places, as `meanwhile`, called there, may."""
-        cdef uint64_t bucket = 0
-        cdef Bytes out
-        cdef int status = 1
+        """(head, records), for import_producers and import_producer_records: of producers that have changed
+        since the last checkpoint written, and freed ones of those that were forgotten or dropped since,
+        sorted. Batches may be applied between two slices of max_places, as `meanwhile`, called there, may."""
+        cdef ProducerTable* table = &self.c.sequencer.producers
+        cdef uint64_t bucket = 0, number = 0
+        cdef Bytes head, found, out
+        cdef bint gone = True
+        cdef int status
+        memset(&head, 0, sizeof(head))
+        memset(&found, 0, sizeof(found))
         memset(&out, 0, sizeof(out))
         try:
-            while status == 1:
+            with nogil:
+                pthread_mutex_lock(&self.c.order)
+                status = producers_cut(table, &head)
+                pthread_mutex_unlock(&self.c.order)
+            while status == 1 or (status == 0 and gone):
                 with nogil:
                     pthread_mutex_lock(&self.c.order)
-                    status = producers_copy(&self.c.sequencer.producers, &bucket, max_places, &out)
+                    if gone:
+                        status = producers_copy_gone(table, &number, FREED_A_SLICE, &found)
+                        gone = status != 0
+                        status = 1 if status == 0 else status
+                    else:
+                        status = producers_copy(table, &bucket, max_places, &found)
                     pthread_mutex_unlock(&self.c.order)
                 if meanwhile is not None and status == 1:
                     meanwhile()
+            with nogil:
+                if status == 0:
+                    status = sorted_records(&found, &out)
             if status < 0:
                 raise MemoryError
-            return block_of(&out)
+            return (<char*>head.data)[:head.n_bytes], block_of(&out)
         finally:
+            bytes_clear(&head)
+            bytes_clear(&found)
             bytes_clear(&out)
 
     def copy_written(self, uint32_t n_shards):
@@ -1821,10 +1843,19 @@ cdef class State:
     def copy_end(self, bint written):
         """Ends the checkpoint; `written` says whether it was kept. If not, the next one has everything
         again, but for shards that copy_written has ended."""
+        cdef Bytes freed[N_CLASSES]
+        cdef int i
         while self.n_ended < self.c.n_shards:
             with nogil:
                 shard_copy_end(&self.c.shards[self.n_ended], written)
             self.n_ended += 1
+        memset(freed, 0, sizeof(freed))
+        with nogil:
+            pthread_mutex_lock(&self.c.order)
+            producers_copy_end(&self.c.sequencer.producers, written, freed)
+            pthread_mutex_unlock(&self.c.order)
+            for i in range(N_CLASSES):
+                bytes_clear(&freed[i])
         free(self.cut_nows)
         self.cut_nows = NULL
         if written:
@@ -1954,9 +1985,21 @@ cdef class State:
         self._imported(ids_import(&self.c.sequencer.ids, self.c.plan, data, len(data)), "event ids")
 
     def import_producers(self, bytes data not None):
-        """What copy_producers gave."""
-        self._imported(producers_import(&self.c.sequencer.producers, data, len(data),
-                                        not self.c.sequencer.event_clock), "producers")
+        """The producers of a snapshot, or a checkpoint's head of them: whether records of them follow it."""
+        cdef int status = producers_import(&self.c.sequencer.producers, data, len(data),
+                                           not self.c.sequencer.event_clock)
+        if status != 2:
+            self._imported(status, "producers")
+        return status == 2
+
+    def import_producer_records(self, bytes data not None):
+        """What copy_producers gave for all checkpoints together, after its last head, into a new State."""
+        cdef const uint8_t* raw = data
+        cdef size_t n_bytes = len(data)
+        cdef int status
+        with nogil:
+            status = producers_import_records(&self.c.sequencer.producers, raw, n_bytes)
+        self._imported(status, "producers")
 
     def import_shard(self, uint32_t shard, data not None, uint64_t position=0):
         """Puts the records of one shard back, as of `position` or, if that is greater, of the sequencer's."""

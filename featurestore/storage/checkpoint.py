@@ -6,7 +6,9 @@
                              before, and takes out those that were dropped
     meta plan                the plan being served, as JSON (Plan.to_json)
     meta head                clocks and position of the sequencer, at the cut
-    meta producers           copied after the cut, as the ids are: they may know of later batches
+    producers                as rows of PRODUCERS_SHARD, likewise; copied after the cut, as the ids are: they
+                             may know of later batches
+    meta producers           what is of all of them; all of them, before its version 4
     meta ids                 all event ids, before head version 3; empty since
 
 A checkpoint of much is written in parts: shards with their sketches, a few in each transaction, as of one
@@ -28,6 +30,7 @@ from featurestore.storage.rows import RowStore
 
 SKETCHES = 0x8000  # number of the shard of rows that holds the sketches of shard 0
 IDS_SHARD = 0xFFFF  # and of the one that holds event ids
+PRODUCERS_SHARD = 0xFFFE  # and of the one that holds producers
 RECORDS_OF_IDS = 3  # version of the head from which on there is that shard
 BEHIND = 4  # version of a head that shards may be ahead of; else as 3
 PLAN, HEAD, IDS, PRODUCERS = "plan", "head", "ids", "producers"
@@ -83,7 +86,8 @@ def load_rows(rows: RowStore, state: State, n_shards: int) -> tuple[int, int]:
     else:
         _check_position(rows, IDS_SHARD, "the event ids", positions, at)
         rows.read_in_parts(IDS_SHARD, state.import_id_records)
-    state.import_producers(rows.get_meta(PRODUCERS) or b"")
+    if state.import_producers(rows.get_meta(PRODUCERS) or b""):
+        state.import_producer_records(_records(rows, PRODUCERS_SHARD, "the producers", positions, at))
     sketched = any(view.structure is Structure.COUNTMIN for view in state.plan.views)
     furthest = at
     for shard in range(n_shards):

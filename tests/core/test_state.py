@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from typing_extensions import Buffer
 
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
-from featurestore.core.state import State
+from featurestore.core.state import FREED, State, split_records
 from featurestore.errors import (
     CorruptRecordError,
     InvalidEventError,
@@ -458,11 +462,11 @@ def test_producers_are_all_copied_though_they_come_and_go_and_write_meanwhile(se
         state.observe(EMPTY, producer=b"new%d" % i, sequence=1, now_ms=now_ms + 1)
         state.observe(EMPTY, producer=b"%d" % (i % 700), sequence=2 + i // 700, now_ms=now_ms + 1)
 
-    copied = bytes(state.copy_producers(1, meanwhile))
+    copied = state.copy_producers(1, meanwhile)
     n_calls = next(n)
     assert n_calls > 1_024, "it ends though the table grows with each slice"
     copy = State(PLAN, secret=bytes([secret] * 16), n_shards=1)
-    copy.import_producers(copied)
+    import_copied(copy, copied)
     for i in range(n_calls):  # what a replay of the journal from the cut on does
         copy.observe(EMPTY, producer=b"new%d" % i, sequence=1, now_ms=now_ms + 1)
         copy.observe(EMPTY, producer=b"%d" % (i % 700), sequence=2 + i // 700, now_ms=now_ms + 1)
@@ -482,13 +486,103 @@ def test_what_a_checkpoint_knows_of_later_batches_does_not_change_when_one_was_h
         state.observe(EMPTY, producer=name, epoch=0, sequence=1, now_ms=NOW_MS)
     _, head = state.cut()
     steps(state)
-    copied = bytes(state.copy_producers())  # after the cut, from which a replay begins
+    copied = state.copy_producers()  # after the cut, from which a replay begins
     state.copy_end(False)
     again = State(PLAN)
     again.import_head(head)
-    again.import_producers(copied)
+    import_copied(again, copied)
     steps(again)
     assert producers(again) == producers(state)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_checkpoints_of_what_changed_make_up_all_whatever_becomes_of_them(seed: int) -> None:
+    """Some are written and some are lost; producers write, fall silent for long, are dropped and reset,
+    between the slices too."""
+    random_ = random.Random(seed)
+    state = State(PLAN, n_shards=1, max_producer_bytes=80_000)
+    now_ms, journal, touched = NOW_MS, list[Callable[[State], object]](), set[bytes]()
+    stored: dict[bytes, bytes] = {}
+    head = b""
+
+    def step(most: int) -> None:
+        nonlocal now_ms
+        for _ in range(random_.randrange(most)):
+            name = b"%d" % random_.randrange(60)
+            if random_.randrange(3) == 0:
+                name = b"client-%016x" % random_.randrange(60)
+            touched.add(name)
+            now_ms += random_.choice([1, 1, 1, 1000, 400_000, DAY_MS]) if random_.randrange(3) == 0 else 0
+            n, what, position = random_.randrange(1, 1 << 20), random_.randrange(8), state.position
+            if what == 0:
+                change = partial(State.drop_producer, name=name, now_ms=now_ms)
+            elif what == 1:
+                change = partial(State.reset_producer, name=name, epoch=n % 5, sequence=n % 9, now_ms=now_ms)
+            else:
+                change = partial(sent, name=name, epoch=n % 5, sequence=n // 5 % 30, now_ms=now_ms)
+            change(state)
+            if state.position > position:
+                journal.append(change)
+
+    for _ in range(60):
+        step(40)
+        journal.clear()
+        state.cut()
+        head, copied = state.copy_producers(
+            random_.choice([1, 7, 5000]), lambda: step(3) if random_.randrange(300) == 0 else None
+        )
+        records = list(split_records(bytes(copied)))
+        assert records == sorted(records)
+        written = random_.randrange(3) > 0
+        state.copy_end(written)
+        if not written:
+            continue
+        assert len(records) <= 2 * len(touched) + 16, "what nobody touched is not written again"
+        touched.clear()
+        for record in records:
+            if record[16:20] == FREED:
+                stored.pop(record[:16], None)
+            else:
+                stored[record[:16]] = record
+        again = State(PLAN, n_shards=1)
+        import_copied(again, (head, b"".join(stored[key] for key in sorted(stored))))
+        for change in [*journal, partial(sent, name=b"last", epoch=9, sequence=now_ms, now_ms=now_ms)]:
+            change(again)
+        sent(state, b"last", 9, now_ms, now_ms)
+        assert producers(again) == producers(state)
+        assert len(stored) <= state.stats()["producers"] + 60
+
+
+def sent(state: State, name: bytes, epoch: int, sequence: int, now_ms: int) -> None:
+    with contextlib.suppress(SequenceError, LimitError):
+        state.observe(EMPTY, producer=name, epoch=epoch, sequence=sequence, now_ms=now_ms)
+
+
+def import_copied(state: State, copied: tuple[bytes, Buffer]) -> None:
+    head, records = copied
+    assert state.import_producers(head)
+    state.import_producer_records(bytes(records))
+
+
+def test_what_is_kept_of_producers_that_are_gone_counts_against_their_memory_until_a_checkpoint() -> None:
+    state = State(PLAN, max_producer_bytes=400_000)
+
+    def checkpoint(written: bool) -> int:
+        state.cut()
+        _, records = state.copy_producers()
+        state.copy_end(written)
+        return len(records)
+
+    checkpoint(True)
+    for day in range(40):  # of which no checkpoint is written
+        for i in range(500):
+            sent(state, b"d%d-%d" % (day, i), 1, 1, NOW_MS + 8 * day * DAY_MS + i)
+        checkpoint(False)
+        assert state.stats()["producer_bytes"] <= 200_000
+    n_bytes = state.stats()["producer_bytes"]
+    assert checkpoint(True) > 20 * 10_000
+    assert state.stats()["producer_bytes"] < n_bytes
+    assert checkpoint(True) == 0
 
 
 def test_a_name_that_a_store_of_before_did_not_keep_is_known_when_it_writes_again() -> None:

@@ -1,4 +1,5 @@
-"""The stores of tests/golden/store_producers_v2 and _v3: producers of those versions and a head of version 2.
+"""The stores of tests/golden/store_producers_v2, _v3 and _v4: producers of those versions, and heads of
+version 2, 2 and 3.
 
 python -m storage.store_producers DIRECTORY     makes one like it (with an id, a secret and salts of its own)
 """
@@ -20,6 +21,9 @@ MADE_UP = b"client-0123456789abcdef"
 SENT = {b"golden": (3, [1, 2, 3]), b"wide": (1, [1, 40, 7, 900]), MADE_UP: (1, [5])}
 #: In version 3 one more: its epoch and the sequence that it was reset to, and one that it sent after that.
 RESET, RESET_TO, SENT_AFTER = "was fenced off", (2, 41), 43
+#: In version 4 they are of two checkpoints: `golden` sent its last after the first, which has one more, that
+#: was dropped then.
+DROPPED = "was dropped"
 
 
 def send(to: State | Engine, name: bytes, epoch: int, sequence: int) -> bool:
@@ -39,8 +43,14 @@ def send(to: State | Engine, name: bytes, epoch: int, sequence: int) -> bool:
 
 def make(directory: Path) -> None:
     with Engine.open(directory, schema=SCHEMA, clock="event", n_shards=2, segment_bytes=4096) as engine:
+        send(engine, DROPPED.encode(), 1, 1)
         for name, (epoch, sequences) in SENT.items():
-            for sequence in sequences:
+            for sequence in sequences[:2]:
+                send(engine, name, epoch, sequence)
+        engine.checkpoint()
+        engine.drop_producer(DROPPED)
+        for name, (epoch, sequences) in SENT.items():
+            for sequence in sequences[2:]:
                 send(engine, name, epoch, sequence)
         send(engine, RESET.encode(), 9, 1 << 40)
         engine.reset_producer(RESET, *RESET_TO)
