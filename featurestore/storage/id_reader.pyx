@@ -25,11 +25,16 @@ from featurestore.storage.blocks cimport (
     BLOCK_HEAD_BYTES, FAULT_NONE, FINGERPRINT_BYTES, RECORD_HEAD_BYTES, Fault, Job, blocks_structs,
     check_block, load_u32, seek_block, start_job,
 )
-from featurestore.storage.lmdb_api cimport MDB_RDONLY, MDB_dbi, MDB_env, MDB_txn, MDB_val, lmdb
+from featurestore.storage.lmdb_api cimport (
+    MDB_RDONLY, MDB_READERS_FULL, MDB_dbi, MDB_env, MDB_txn, MDB_val, lmdb,
+)
 
 from featurestore.core.structs import same_structs
 
 same_structs(__name__, blocks_structs(), id_reader_structs(), ids_structs(), state_structs())
+
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
 
 cdef extern from * nogil:
     uint64_t fs_bswap64 "__builtin_bswap64"(uint64_t x) noexcept
@@ -79,13 +84,18 @@ cdef int _read(void* source, uint64_t key0, uint64_t key1, Id* ids) noexcept nog
     cdef IdReaderC* reader = <IdReaderC*>source
     cdef MDB_txn* txn = NULL
     cdef uint64_t[2] key
-    cdef int n = -1
+    cdef int n = -1, rc = 0
     key[0] = fs_bswap64(key0)
     key[1] = fs_bswap64(key1)
     pthread_rwlock_rdlock(&reader.lock)
-    if reader.env != NULL and reader.api.txn_begin(reader.env, NULL, MDB_RDONLY, &txn) == 0:
-        n = _read_in(reader, txn, <const uint8_t*>key, ids)
-        reader.api.txn_abort(txn)
+    if reader.env != NULL:
+        rc = reader.api.txn_begin(reader.env, NULL, MDB_RDONLY, &txn)
+        while rc == MDB_READERS_FULL:            # more threads than LMDB has places: others end at once
+            sched_yield()
+            rc = reader.api.txn_begin(reader.env, NULL, MDB_RDONLY, &txn)
+        if rc == 0:
+            n = _read_in(reader, txn, <const uint8_t*>key, ids)
+            reader.api.txn_abort(txn)
     pthread_rwlock_unlock(&reader.lock)
     return n
 

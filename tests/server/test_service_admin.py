@@ -298,6 +298,28 @@ def test_reflection_lists_the_public_services(house: House) -> None:
     assert described.file_descriptor_response.file_descriptor_proto
 
 
+def test_ids_on_the_disk_are_told_to_clients_and_counted(tmp_path: Path, serving: Serving) -> None:
+    likes = [event(T0 + i * 500, ip="a", like_id=f"{i}") for i in range(2_000)]  # over 17 minutes
+    with serving(tmp_path, metrics="localhost:0", dedupe_memory_bytes=36 * 1_200) as house:
+        for at in range(0, 2_000, 250):
+            house.hot.Ingest(batch(*likes[at : at + 250], event_type="like"))
+            house.engine.checkpoint()
+        assert house.engine.stats()["id_reads"] == 0
+        house.hot.Ingest(batch(*likes, event_type="like"))
+        observed = [house.hot.Observe(observe(like, "like", "likes")).outcome for like in likes[:40]]
+        assert len(set(observed)) == 1
+        with house.admin() as admin:
+            stats = admin.Stats(admin_pb.StatsRequest())
+        with urllib.request.urlopen(f"http://{house.server.metrics_address}/metrics") as reply:
+            metrics = reply.read().decode()
+    assert (stats.events_accepted, stats.events_duplicate, stats.events_refused) == (2_000, 2_040, 0)
+    assert stats.ids == 2_000 and 1_000 < stats.ids_on_disk < 2_000
+    assert stats.ids_on_disk + 40 <= stats.id_reads <= stats.ids_on_disk + 40 + stats.id_reads_in_vain
+    assert stats.id_reads_failed == 0
+    assert f"featurestore_remembered_ids_on_disk {stats.ids_on_disk}.0" in metrics
+    assert f"featurestore_id_reads_total {stats.id_reads}.0" in metrics
+
+
 def test_metrics_tell_what_happened(tmp_path: Path, serving: Serving) -> None:
     with serving(tmp_path, metrics="localhost:0") as house:
         house.hot.Ingest(batch(play(), event(None, ip="a"), producer="p", sequence=1))
