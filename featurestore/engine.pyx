@@ -44,12 +44,13 @@ from featurestore.core.producers cimport VERDICT_DUPLICATE, Origin, producers_kn
 from featurestore.core.shard cimport lock_taken
 from featurestore.core.state cimport (
     READ_BUSY, Reserved, State, StateC, Work, batch_fits, state_apply, state_change_producer, state_commit,
-    state_content, state_decide, state_fetch, state_forget, state_judge, state_origin, state_read,
-    state_repeat, vectors_for, verdict_error, work_clear, work_prepare, work_would_wait,
+    state_content, state_cool, state_decide, state_fetch, state_forget, state_judge, state_origin,
+    state_read, state_repeat, vectors_for, verdict_error, work_clear, work_prepare, work_would_wait,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport (
-    CHECKPOINT_COMMITTED, CHECKPOINT_MID, CHECKPOINT_PART, PRODUCER_JOURNALED, SCHEMA_JOURNALED, failpoint,
+    CHECKPOINT_COMMITTED, CHECKPOINT_MID, CHECKPOINT_PART, IDS_UNREAD, PRODUCER_JOURNALED, SCHEMA_JOURNALED,
+    failpoint,
 )
 from featurestore.storage.frame cimport (
     BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, MAX_PRODUCER_BODY_BYTES, BatchFrame, BatchHead, ByteBuffer,
@@ -312,6 +313,8 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
             break
         if not waits:
             return ENGINE_BUSY
+        if failpoint(IDS_UNREAD):
+            state_cool(engine.state, True)
         if state_fetch(engine.state, batch, work) < 0:
             return ENGINE_NO_MEMORY
     if status == ENGINE_OK and not peek:

@@ -164,6 +164,31 @@ def test_new_ids_hardly_ever_read_the_disk_and_known_ones_once(tmp_path: Path) -
         assert engine.stats()["id_reads"] == stats["id_reads"]
 
 
+def test_what_becomes_cold_while_a_batch_reads_is_read_as_well(tmp_path: Path) -> None:
+    with made(tmp_path / "store") as engine:
+        ids = chilled(engine)
+        cold = engine.stats()["ids_on_disk"]
+        engine.state.sweep()
+        hot = [f"hot{i}" for i in range(20)]
+        assert set(sent(engine, [START_MS + 31_000] * 20, hot)) == {ACCEPTED}
+        with_room = [f"later{i}" for i in range(20)]
+        assert set(sent(engine, [START_MS + 36_000] * 20, with_room)) == {ACCEPTED}
+        engine.close(checkpoint=True)
+    # With more memory, what is cold is less, and of what is hot all but the newest segment is stored.
+    with opened(tmp_path / "store", dedupe_memory_bytes=36 * 3_000) as engine:
+        before = engine.stats()["ids_on_disk"]
+        assert 0 < before < cold
+        failpoint.arm("ids.unread=eio")
+        try:
+            outcomes = sent(engine, [START_MS + 36_000] * 3, [hot[0], ids[0], "new"])
+        finally:
+            failpoint.disarm()
+        stats = engine.stats()
+        assert outcomes == [DUPLICATE, DUPLICATE, ACCEPTED]
+        assert stats["ids_on_disk"] > before + 300 and stats["id_reads"] == 2
+        assert sent(engine, [START_MS + 36_000] * 3, [hot[0], ids[0], "new"]) == [DUPLICATE] * 3
+
+
 def test_where_one_cannot_be_read_its_event_is_refused_and_all_others_go_on(tmp_path: Path) -> None:
     with made(tmp_path / "store") as engine:
         ids = chilled(engine)

@@ -88,6 +88,9 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
 # rounds: each asks only for ids that became cold since the one before. 0, or -1 when out of memory.
 cdef int state_fetch(StateC* state, const Batch* batch, Work* work) noexcept nogil
 cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil
+# Gives up the memory of ids that the last checkpoint has, the oldest first: all, or until there are not many
+# any more (ids.pxd). How many segments.
+cdef uint64_t state_cool(StateC* state, bint all_) noexcept nogil
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
                       int64_t wall_ms) noexcept nogil
 # first_position is that of event 0. service (as in work_prepare) and outputs may be NULL: nothing is read.

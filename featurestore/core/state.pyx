@@ -409,6 +409,23 @@ cdef int state_fetch(StateC* state, const Batch* batch, Work* work) noexcept nog
     return 0
 
 
+cdef uint64_t state_cool(StateC* state, bint all_) noexcept nogil:
+    cdef uint64_t n = 0
+    cdef Id* given_up
+    while state.id_source.read != NULL:
+        # One after the other, and given back outside the lock: batches pass in between.
+        pthread_mutex_lock(&state.order)
+        given_up = NULL
+        if all_ or ids_are_many(&state.sequencer.ids):
+            given_up = ids_cool(&state.sequencer.ids)
+        pthread_mutex_unlock(&state.order)
+        if given_up == NULL:
+            break
+        ids_give(given_up)
+        n += 1
+    return n
+
+
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
                       int64_t wall_ms) noexcept nogil:
     work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
@@ -1609,20 +1626,9 @@ cdef class State:
     def cool_ids(self):
         """Gives up the memory of ids that the last checkpoint has, the oldest first, until there are not many
         any more: see ids.pxd. How many segments."""
-        cdef uint64_t n = 0
-        cdef Id* given_up
-        if self.c.id_source.read == NULL:
-            return 0
+        cdef uint64_t n
         with nogil:
-            while True:
-                # One after the other, and given back outside the lock: batches pass in between.
-                pthread_mutex_lock(&self.c.order)
-                given_up = ids_cool(&self.c.sequencer.ids) if ids_are_many(&self.c.sequencer.ids) else NULL
-                pthread_mutex_unlock(&self.c.order)
-                if given_up == NULL:
-                    break
-                ids_give(given_up)
-                n += 1
+            n = state_cool(&self.c, False)
         return n
 
     @property

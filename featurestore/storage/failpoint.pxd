@@ -22,7 +22,8 @@ cdef enum Failpoint:
     FORGET_CHECKPOINTED = 14      # the key is in no row and no segment, the rows' file has it in free pages
     PRODUCER_JOURNALED = 15       # a producer's change is written, the producer as it was
     CHECKPOINT_PART = 16          # some of its shards are committed, the others and its head are not
-    N_FAILPOINTS = 17
+    IDS_UNREAD = 17               # ids are to be read; instead of failing, all that may become cold does so
+    N_FAILPOINTS = 18
 
 cdef bint failpoints_armed        # any rule is set; read without a lock, written under the GIL
 

@@ -66,6 +66,7 @@ NAMES = (
     "forget.checkpointed",
     "producer.journaled",
     "checkpoint.part",
+    "ids.unread",
 )
 ACTIONS = {"kill": ACTION_KILL, "eio": ACTION_EIO, "enospc": ACTION_ENOSPC, "emfile": ACTION_EMFILE}
 

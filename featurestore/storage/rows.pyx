@@ -1230,10 +1230,10 @@ cdef class RowStore:
                 rc = fail_lmdb(fault, rc)
             else:
                 rc = write_records(&job, data, size, fault)
-                self.changed_bytes += job.changed_bytes
                 self.api.cursor_close(job.cursor)
             if rc == FAULT_NONE:
                 rc = put_head(&job, fault)
+        self.changed_bytes += job.changed_bytes
         return rc
 
     cdef int do_meta(self, bytes name, const uint8_t[::1] data, Fault* fault) except -1:
