@@ -14,6 +14,7 @@ from . import journal_program as program
 from . import shim
 from .image import SYNC_BEGIN, SYNC_END, CutReport, Image, Trace, check_images, run_apart
 from .kill import History, kill_loop
+from .rounds import scaled
 
 pytest.importorskip("featurestore.storage.journal")
 
@@ -106,25 +107,27 @@ def cut_power(
 class TestPowerCuts:
     def test_group_keeps_everything_acknowledged(self, root: Path) -> None:
         trace = run_program(root, "group", 4, 60)
-        assert cut_power(trace, 200, root.parent).uncertain > 100
+        n = 20 + scaled(180)
+        assert cut_power(trace, n, root.parent).uncertain > n // 2
 
     def test_group_keeps_everything_acknowledged_while_old_segments_are_deleted(self, root: Path) -> None:
         trace = run_program(root, "group", 3, 100, 60)
         assert sum(marker.text.startswith("truncate") for marker in trace.markers()) > 3
-        cut_power(trace, 100, root.parent)
+        cut_power(trace, 20 + scaled(80), root.parent)
 
     def test_losing_whole_pages_is_survived_too(self, root: Path) -> None:
         run_program(root, "group", 4, 60)
-        cut_power(Trace.load(root.parent / "trace", block_bytes=4096), 60, root.parent)
+        cut_power(Trace.load(root.parent / "trace", block_bytes=4096), 15 + scaled(45), root.parent)
 
     def test_process_leaves_a_prefix(self, root: Path) -> None:
         trace = run_program(root, "process", 3, 60)
-        assert cut_power(trace, 100, root.parent, check_prefix).uncertain > 50
+        n = 20 + scaled(80)
+        assert cut_power(trace, n, root.parent, check_prefix).uncertain > n // 2
 
     def test_power_may_go_again_during_recovery(self, root: Path, tmp_path: Path) -> None:
         trace = run_program(root, "group", 4, 40)
-        torn = 0
-        for i, cut in enumerate(trace.cuts(12, seed=3, after=trace.n_events // 2)):
+        n, torn = 4 + scaled(8), 0
+        for i, cut in enumerate(trace.cuts(n, seed=3, after=trace.n_events // 2)):
             first = tmp_path / f"first {i}"
             markers = trace.crash_image(cut.at, cut.seed, first).markers
             acknowledged = [mark for mark in markers if mark.startswith("ack")]
@@ -141,7 +144,7 @@ class TestPowerCuts:
                 check(Image(image.path, image.cut, acknowledged, image.blocks_unsynced, image.names_unsynced))
 
             cut_power(recovery, 6, tmp_path, check_both)
-        assert torn > 3
+        assert torn > n // 4
 
     @pytest.mark.parametrize("calls", ["fdatasync", "fsync"])
     def test_the_checker_would_notice_syncs_that_do_nothing(self, root: Path, calls: str) -> None:
@@ -252,19 +255,20 @@ class TestKills:
         named = ["mid_frame:5", "before_sync:3", "after_sync:4", "roll:2", "rolled:2", "allocate:2"]
         failpoints = [{"FEATURESTORE_FAILPOINT": f"journal.{name}=kill"} for name in named]
         failpoints += [{"FS_SHIM_FAIL": f"op=pwritev;nth={n};short={n * 50};kill=1"} for n in (2, 7, 12)]
+        n = 12 + scaled(28)
         report = kill_loop(
             [*PROGRAM, str(root), "group", "3", "100000"],
             check_apart,
-            rounds=40,
+            rounds=n,
             seed=1,
             delay_s=(0.0, 0.05),
             failpoints=failpoints,
             environment=shim.environment(root),
         )
         print(report)
-        assert report.kills == 40
+        assert report.kills == n
         assert report.kills_at_failpoints == len(failpoints)
-        assert report.acknowledged > 100
+        assert report.acknowledged > 2 * n
 
 
 def test_a_process_killed_by_the_shim_dies_of_sigkill(root: Path) -> None:

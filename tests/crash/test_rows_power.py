@@ -125,15 +125,16 @@ def cut_power(
 class TestPowerCuts:
     def test_every_commit_is_whole_or_not_there(self, root: Path) -> None:
         trace = run_program(root, 40)
-        assert cut_power(trace, 200, root.parent).uncertain > 100
+        n = 20 + scaled(180)
+        assert cut_power(trace, n, root.parent).uncertain > n // 2
 
     def test_losing_whole_pages_is_survived_too(self, root: Path) -> None:
         run_program(root, 20)
-        cut_power(Trace.load(root.parent / "trace", block_bytes=4096), 40, root.parent)
+        cut_power(Trace.load(root.parent / "trace", block_bytes=4096), 10 + scaled(30), root.parent)
 
     def test_a_store_is_made_whole_or_not_at_all(self, root: Path) -> None:
         trace = run_program(root, 0)
-        cuts = [Cut(at, seed) for at in range(trace.n_events + 1) for seed in range(3)]
+        cuts = [Cut(at, seed) for at in range(trace.n_events + 1) for seed in range(scaled(3))]
         report = check_images(trace, cuts, check, root.parent)
         print(report)
         assert not report.failures, report
@@ -184,7 +185,7 @@ class TestFailingDisk:
         # transaction as the newest, whose pages are free as far as memory knows: opening syncs it first.
         trace = run_program(root, 16, fail=f"op=dsync;path=data.mdb;nth=14;short=4096;errno=EIO{and_sync}")
         failed = trace.events.index(trace.faults()[0])
-        cuts = [Cut(at, seed) for at in range(failed, failed + 16) for seed in range(12)]
+        cuts = [Cut(at, seed) for at in range(failed, failed + 16) for seed in range(2 + scaled(10))]
         report = check_images(trace, cuts, check, root.parent)
         print(report)
         assert not report.failures, report
@@ -199,7 +200,7 @@ class TestFailingDisk:
         trace = Trace.load(root.parent / "trace")
         trace.verify(root)
         failed = trace.events.index(trace.faults()[0])
-        cuts = [Cut(at, seed) for at in range(failed, failed + 25) for seed in range(4)]
+        cuts = [Cut(at, seed) for at in range(failed, failed + 25) for seed in range(scaled(4))]
         report = check_images(trace, cuts, check, root.parent)
         assert not report.failures, report
 
@@ -223,7 +224,7 @@ class TestFailingDisk:
         rules = "|".join(f"op=fdatasync;path=data.mdb;nth={nth};errno=EIO" for nth in range(9, 14))
         trace = run_program(root, 20, fail=rules)
         assert len(trace.faults()) == 5
-        cut_power(trace, 60, root.parent)
+        cut_power(trace, 15 + scaled(45), root.parent)
 
     def test_a_full_disk_is_outlived(self, root: Path, tmp_path: Path) -> None:
         rules = tmp_path / "rules"
@@ -247,7 +248,7 @@ class TestFailingDisk:
         assert n_given_up >= 3
         loaded = Trace.load(trace)
         loaded.verify(root)
-        cut_power(loaded, 60, tmp_path)
+        cut_power(loaded, 15 + scaled(45), tmp_path)
 
 
 class TestKills:
@@ -269,15 +270,16 @@ class TestKills:
             {"FS_SHIM_FAIL": f"op=writes;path=*data.mdb;nth={nth};short={short};kill=1"}
             for nth, short in ((1, 100), (3, 5000), (6, 0), (20, 300), (31, 4096), (50, 1))
         ]
+        n = 10 + scaled(20)
         report = kill_loop(
             [*PROGRAM, str(root), "100000"],
             check_apart,
-            rounds=30,
+            rounds=n,
             seed=1,
             delay_s=(0.0, 0.05),
             failpoints=failpoints,
             environment=shim.environment(root),
         )
         print(report)
-        assert report.kills == 30
+        assert report.kills == n
         assert report.kills_at_failpoints == len(failpoints)
