@@ -1773,7 +1773,8 @@ cdef class State:
             table = &s.ids.tables[i]
             if table.n_segments:
                 counts = self.ids_stored.setdefault(event.event_id, (table.first, []))[1]
-                del counts[-1:]              # it may have become longer
+                if counts:
+                    counts.pop()             # it may have become longer
                 for k in range(<uint32_t>len(counts), table.n_segments):
                     counts.append(ids_of_segment(table, k))
         self.n_ids_stored = s.ids.n_ever
