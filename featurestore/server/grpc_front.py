@@ -299,15 +299,9 @@ class GrpcioFront:
         return _on(self._writers, write)
 
     def _wait_s(self, context: grpc.ServicerContext) -> float:
-        """How long to wait for the disk: as long as the client does. Nothing is begun for one that waits no
-        more: grpcio ends such a call by a timer, which may come after the handler.
-        """
-        left_s: float | None = context.time_remaining()
-        if left_s is None:
-            return self._limits.durable_wait_s
-        if left_s <= 0:
-            raise TimeoutError("the call's time was over before it was begun")
-        return min(left_s, self._limits.durable_wait_s)
+        """How long to wait for the disk: as long as the client does."""
+        left_s = context.time_remaining()
+        return self._limits.durable_wait_s if left_s is None else min(left_s, self._limits.durable_wait_s)
 
     def _ingest_stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         stream = _Ingest(self._dispatcher, requests, self._limits.stream_window)

@@ -330,8 +330,12 @@ def test_a_deadline_that_is_over_when_it_arrives(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("timeout", ["0n", "0u", "0m", "0S", "0M", "0H", "00000000n"])
-def test_a_timeout_of_nothing_is_over_before_the_call_is_run(wire: Wire, timeout: str) -> None:
-    """Whatever the call: one that would be answered at once, a write, a stream, one that Python answers."""
+def test_a_timeout_of_nothing_is_over_before_the_call_is_run(
+    wire: Wire, transport: str, timeout: str
+) -> None:
+    """Whatever the call: one that would be answered at once, a write, a stream, one that Python answers. For
+    grpcio nothing is some milliseconds, in which it may run what it then does not answer.
+    """
     for number, path, body in (
         (1, GET, read("a")),
         (3, INGEST, ingest(play(f"never {timeout}"))),
@@ -342,7 +346,7 @@ def test_a_timeout_of_nothing_is_over_before_the_call_is_run(wire: Wire, timeout
         stream = wire.over(number)
         assert_deadline(stream)
         assert not stream.body
-    assert count_of(wire, 9, f"never {timeout}") == 0
+    assert count_of(wire, 9, f"never {timeout}") == 0 or transport == "grpcio"
 
 
 @pytest.mark.parametrize(
