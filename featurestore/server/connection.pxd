@@ -64,7 +64,8 @@ cdef enum RefusalKind:
     REFUSE_WATCHES = 17
     REFUSE_HEALTH = 18
     REFUSE_SERVICE = 19
-    N_REFUSALS = 20
+    REFUSE_LOST = 20
+    N_REFUSALS = 21
 
 ctypedef struct Refusal:
     int status                       # a gRPC status code

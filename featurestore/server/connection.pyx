@@ -817,7 +817,7 @@ cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
     cdef Errand* errand = errand_new(ERRAND_WORDS, 0)
     if errand == NULL:
         # Not REFUSE_MEMORY: what it is about was applied.
-        _go_without_words(stream, call, REFUSE_DEADLINE)
+        _go_without_words(stream, call, REFUSE_LOST if call.fault == FAULT_LOST else REFUSE_DEADLINE)
         return
     _address(stream, errand)
     errand.call = call
@@ -902,12 +902,13 @@ cdef void _give_up_parked(Stream* stream, Call* call) noexcept nogil:
     """
     cdef LoopC* loop = stream.connection.loop
     cdef bint has_words = call != NULL and not stream.is_ended  # drained, or ended by a message behind
-    _drop_parked(loop, stream, 14 if call != NULL and call.fault == FAULT_LOST else 4, has_words)
+    cdef bint is_lost = call != NULL and call.fault == FAULT_LOST
+    _drop_parked(loop, stream, 14 if is_lost else 4, has_words)
     if not has_words:
         if call != NULL:
             dispatcher_give(loop.host.dispatcher, call)
         stream.is_ended = False
-        _refuse(stream, REFUSE_DEADLINE)
+        _refuse(stream, REFUSE_LOST if is_lost else REFUSE_DEADLINE)
         return
     stream.is_ending = True
     _time_no_more(stream)

@@ -18,6 +18,7 @@ cdef class Session:
     cdef readonly Host host
     cdef public bint leaves_desk     # to others, who take from the host
     cdef public double errands_lie_s  # on their queue, before they are run
+    cdef public bint disk_has_failed  # as the journal tells a loop
     cdef object _turn(self)
     cdef bint _run_errands(self) except -1
 

@@ -58,6 +58,7 @@ class Host:
 class Session:
     leaves_desk: bool
     errands_lie_s: float
+    disk_has_failed: bool
     def __init__(self, host: Host, peer: int = 0) -> None: ...
     @property
     def host(self) -> Host: ...

@@ -112,6 +112,9 @@ REFUSALS = (
     ("health", Status.INVALID_ARGUMENT, "the request's bytes are not the message of this method",
      "InvalidEventError"),
     ("service", Status.NOT_FOUND, "there is no such service here; reflection says what there is", ""),
+    ("lost", Status.UNAVAILABLE,
+     "the store failed before what was applied was on disk: whether it is kept shows after a restart; send "
+     "it again then, with the same producer, epoch and sequence", "StorageError"),
 )
 
 
@@ -487,6 +490,7 @@ cdef class Session:
             errand = following
         had_some = had_some or self.loop.inbox.n != 0
         loop_inbox(&self.loop)
+        self.host.c.has_failed |= self.disk_has_failed
         loop_unpark(&self.loop)
         return had_some or self.loop.n_parked != n_parked
 

@@ -30,6 +30,7 @@ from transport.frames import (
     settings,
     window_update,
 )
+from transport.process import eventually
 
 from featurestore.config import Limits
 from featurestore.engine import Engine
@@ -44,7 +45,7 @@ pytestmark = transports.needs_native
 
 SERVICE = "/featurestore.v1.FeatureStoreService/"
 GREETING = PREFACE + settings() + SETTINGS_ACK
-OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED = "0", "3", "4", "8"
+OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAVAILABLE = "0", "3", "4", "8", "14"
 
 
 def framed(*messages: Any) -> bytes:
@@ -458,6 +459,22 @@ def test_a_stream_whose_writes_do_not_become_durable(connect: Connect, dead_disk
     client.wait(30)
     assert (client.replies(1), client.status(1)) == (0, DEADLINE_EXCEEDED)
     assert client.session.host.dispatcher.counts()["methods"]["IngestStream"]["calls"] == 3
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+def test_a_stream_whose_disk_fails_is_not_too_late(connect: Connect, engine: Engine, is_behind: bool) -> None:
+    """Nor is one that a batch behind, which was refused for that, has ended already."""
+    client = connect(durable_wait_s=600)
+    failpoint.arm("journal.before_sync=eio")
+    client.say(asked(1, "IngestStream", streamed(), end=False))
+    eventually(lambda: engine.journal.status == "failed", "the journal takes no more")
+    if is_behind:
+        client.say(data(1, framed(streamed())))
+    assert client.session.n_parked == 1
+    client.session.disk_has_failed = True
+    client.wait(0)
+    assert (client.replies(1), client.status(1), client.session.n_parked) == (0, UNAVAILABLE, 0)
+    assert "whether it is kept shows after a restart" in client.words(1)
 
 
 def test_the_disk_may_be_slow_for_a_client_that_was_idle(
