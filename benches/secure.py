@@ -50,9 +50,9 @@ def paper(directory: Path) -> Paper:
 
 
 class Connection:
-    """One, with calls under way on it."""
+    """One, on which a method is called, any number of times at once."""
 
-    def __init__(self, target: str, trusted: Path, path: str, timeout_s: float) -> None:
+    def __init__(self, target: str, trusted: Path, path: str, timeout_s: float = 10.0) -> None:
         host, _, port = target.rpartition(":")
         context = ssl.create_default_context(cafile=str(trusted))
         context.set_alpn_protocols(["h2"])
@@ -66,7 +66,7 @@ class Connection:
         self._decoder = hpack.Decoder()
         self._rest = b""
         self._bodies: dict[int, bytes] = {}
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._next = 1
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class Connection:
         """The number of the stream that it went out on."""
         number, self._next = self._next, self._next + 2
         self._bodies[number] = b""
-        self._socket.settimeout(self._timeout_s)
+        self._socket.settimeout(self.timeout_s)
         self._socket.sendall(headers(number, self._fields) + message(number, body, "END_STREAM"))
         return number
 
@@ -115,21 +115,17 @@ class Connection:
 
 
 def run(
-    target: str,
-    trusted: Path,
-    path: str,
+    made: Connection,
     messages: Sequence[bytes],
     *,
     rate: float | None = None,
     seconds: float = 0.0,
     count: int = 0,
     warmup_s: float = 0.0,
-    timeout_s: float = 10.0,
 ) -> dict[str, Any]:
     """As `benches.load.run`, and with the same names, as far as they are needed: statuses, latency_us, lag_us
     and checksum (the sum of the replies' CRC32s). Without a rate, one call after the other.
     """
-    made = Connection(target, trusted, path, timeout_s)
     due_at: dict[int, float] = {}
     latencies: list[float] = []
     lags: list[float] = []
@@ -137,31 +133,28 @@ def run(
     checksum = n_sent = 0
     began = time.monotonic()
     counted_from, end = began + warmup_s, began + warmup_s + seconds
-    deadline = end + timeout_s
-    try:
-        while True:
-            now = time.monotonic()
-            if now > deadline:
-                raise LoadError(f"{len(due_at)} calls were not answered in {timeout_s} s")
-            due = began + n_sent / rate if rate else now
-            is_over = n_sent >= count if count else due >= end
-            if is_over and not due_at:
-                break
-            if not is_over and now >= due and (rate or not due_at):
-                due_at[made.send(messages[n_sent % len(messages)])] = due
-                lags.append(now - due)
-                n_sent += 1
-                continue
-            wait_s = timeout_s if is_over or not rate else due - now
-            for number, status, body in made.replies(wait_s):
-                at = due_at.pop(number)
-                if at >= counted_from:
-                    latencies.append(time.monotonic() - at)
-                    name = "OK" if status == "0" else status
-                    statuses[name] = statuses.get(name, 0) + 1
-                    checksum = checksum + zlib.crc32(body) & 0xFFFFFFFF
-    finally:
-        made.close()
+    deadline = end + made.timeout_s
+    while True:
+        now = time.monotonic()
+        if now > deadline:
+            raise LoadError(f"{len(due_at)} calls were not answered in {made.timeout_s} s")
+        due = began + n_sent / rate if rate else now
+        is_over = n_sent >= count if count else due >= end
+        if is_over and not due_at:
+            break
+        if not is_over and now >= due and (rate or not due_at):
+            due_at[made.send(messages[n_sent % len(messages)])] = due
+            lags.append(now - due)
+            n_sent += 1
+            continue
+        wait_s = made.timeout_s if is_over or not rate else due - now
+        for number, status, body in made.replies(wait_s):
+            at = due_at.pop(number)
+            if at >= counted_from:
+                latencies.append(time.monotonic() - at)
+                name = "OK" if status == "0" else status
+                statuses[name] = statuses.get(name, 0) + 1
+                checksum = checksum + zlib.crc32(body) & 0xFFFFFFFF
     return {
         "statuses": statuses,
         "latency_us": _percentiles_us(latencies),
