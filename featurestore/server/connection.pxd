@@ -297,7 +297,6 @@ ctypedef struct LoopC:
     Stream* parked
     uint64_t n_parked                # atomic
     size_t buffered
-    size_t most_buffered             # since memory was last given back to the system
     Connection* connections
     uint32_t n_connections
     uint32_t n_shaking               # of them, whose hands are AT_WORKER

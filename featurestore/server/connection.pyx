@@ -164,8 +164,6 @@ cdef void connection_hold(Connection* connection, size_t n) noexcept nogil:
     connection.buffered += n
     connection.loop.buffered += n
     _tell_peer(connection)
-    if connection.loop.buffered > connection.loop.most_buffered:
-        connection.loop.most_buffered = connection.loop.buffered
 
 
 cdef void connection_let_go(Connection* connection, size_t n) noexcept nogil:

@@ -18,6 +18,8 @@ ctypedef struct Sockets:             # of one loop; belongs to the thread that r
     uint8_t* inward                  # RECORD_BYTES: what was read last
     uint8_t* outward                 # WRITE_BYTES: what is written next
     int64_t ticked_ns
+    int64_t trimmed_ns
+    size_t most_taken                # by clients, since memory was last given back to the system
     int64_t looked_ns                # at deadlines
     bint is_listening
     int wants_drain                  # atomic, set by other threads

@@ -110,7 +110,9 @@ cdef enum:
     WRITE_BYTES = 64 << 10
     LOOK_MS = 5                      # at deadlines, while there are some
     TICK_MS = 200
+    CONNECTION_BYTES = 20 << 10      # about: what nghttp2 and we keep of one that says nothing
     TRIM_BYTES = 16 << 20
+    TRIM_NS = 5_000_000_000          # between two times at least: each holds everybody up for some ms
     LINGER_NS = 1_000_000_000
 
 
@@ -396,6 +398,21 @@ cdef void _flush_all(Sockets* s) noexcept nogil:
         connection = following
 
 
+cdef size_t _taken_bytes(Sockets* s) noexcept nogil:
+    return s.loop.buffered + <size_t>s.loop.n_connections * CONNECTION_BYTES
+
+
+cdef void _trim(Sockets* s) noexcept nogil:
+    """What a burst has left in pieces between others' memory malloc would keep for good."""
+    cdef size_t taken = _taken_bytes(s)
+    cdef size_t given_back = s.most_taken - min(taken, s.most_taken)
+    if (given_back >= TRIM_BYTES and given_back >= s.most_taken // 8
+            and s.loop.now_ns - s.trimmed_ns >= TRIM_NS):
+        s.most_taken = taken
+        s.trimmed_ns = s.loop.now_ns
+        fs_trim()
+
+
 cdef void _tick(Sockets* s) noexcept nogil:
     """What only time changes."""
     cdef Connection* connection = s.loop.connections
@@ -411,10 +428,7 @@ cdef void _tick(Sockets* s) noexcept nogil:
         elif connection.hands != HANDS_AT_WORKER and connection_tick(connection) < 0:
             _close(connection)
         connection = following
-    # What a burst has left in pieces between others' memory malloc would keep for good.
-    if s.loop.most_buffered >= TRIM_BYTES and s.loop.buffered <= s.loop.most_buffered // 8:
-        s.loop.most_buffered = s.loop.buffered
-        fs_trim()
+    _trim(s)
     if s.is_listening:
         for i in range(s.n_listeners):
             if s.listeners[i].is_paused:
@@ -496,6 +510,7 @@ cdef void _run(Sockets* s) noexcept nogil:
         if loop.now_ns - s.ticked_ns >= TICK_MS * 1_000_000:
             s.ticked_ns = loop.now_ns
             _tick(s)
+        s.most_taken = max(s.most_taken, _taken_bytes(s))
         _flush_all(s)
         if fs_load(&s.wants_stop) or (loop.is_draining and loop.n_connections == 0):
             break

@@ -131,6 +131,18 @@ def test_channels_that_check_health_by_themselves(server: Process) -> None:
             assert server.metrics()["watches_open"] >= len(channels)
 
 
+# ---- connections
+
+
+@transports.natively
+def test_what_a_crowd_of_connections_took_is_given_back(server: Process, transport: str) -> None:
+    """Three thousand that greet and say nothing, twice: nghttp2 keeps some 20 KB of each."""
+    for _ in range(2):
+        with undisturbed(server), contextlib.ExitStack() as stack:
+            for _ in range(3000):
+                stack.enter_context(Wire(server.address))
+
+
 # ---- streams and calls
 
 
