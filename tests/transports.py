@@ -22,7 +22,7 @@ def available() -> tuple[str, ...]:
 #: Of a test, or as a module's pytestmark: what it tests is the native transport's alone.
 needs_native = pytest.mark.skipif("native" not in available(), reason="built without the native transport")
 #: As a module's pytestmark: `transport`, and the server on it, are native only.
-only_native = [needs_native, pytest.mark.parametrize("transport", ["native"], scope="module")]
+only_native = [needs_native, pytest.mark.parametrize("transport", ["native"], indirect=True)]
 
 
 def natively(test: Callable[..., None]) -> Callable[..., None]:

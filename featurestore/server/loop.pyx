@@ -112,7 +112,7 @@ cdef enum:
     TICK_MS = 200
     CONNECTION_BYTES = 20 << 10      # about: what nghttp2 and we keep of one that says nothing
     TRIM_BYTES = 16 << 20
-    TRIM_NS = 5_000_000_000          # between two times at least: each holds everybody up for some ms
+    TRIM_NS = 2_000_000_000          # between two times at least: each holds everybody up for some ms
     LINGER_NS = 1_000_000_000
 
 
