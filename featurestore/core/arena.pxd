@@ -16,6 +16,10 @@
 # block itself:
 #
 #   u32 next, u32 previous of its class (handles), u32 units, ... the last 4 bytes: u32 units
+#
+# To join its neighbours a block that is freed needs lines that no cache holds, and where keys grow and come
+# alike the next to ask wants its size: so small ones wait for that, in a list a size, until there are
+# MOST_WAITING of them or no free block serves what is asked for. Then all of them join.
 from libc.stdint cimport uint32_t, uint64_t
 
 from featurestore.core.pages cimport Pool, pages_structs
@@ -29,6 +33,8 @@ cdef enum:
     LINEAR_CLASSES = 64      # of 1 to 63 units, one each; then 8 per doubling
     N_CLASSES = 120
     ROOM_UNITS = 256         # what a new row needs, with some to grow
+    MOST_WAITING = 256       # blocks that have not joined their neighbours, and
+    MOST_WAITING_UNITS = 2048
 
 ctypedef struct Chunk:
     char* base
@@ -43,6 +49,9 @@ ctypedef struct Arena:
     uint32_t free_chunk      # a freed slot + 1, chained through `slab`; 0 = none
     uint64_t classes[2]      # that have a free block, a bit each
     uint32_t free_blocks[N_CLASSES]   # the first of each, 0 = none
+    uint32_t waiting[LINEAR_CLASSES]  # the first freed block of so many units that has not joined
+    uint32_t n_waiting
+    uint32_t waiting_units
     uint64_t used_bytes      # of the blocks that are in use
     uint64_t held_bytes      # what the process holds for this arena, free blocks included
 
@@ -51,6 +60,8 @@ cdef void arena_clear(Arena* arena) noexcept nogil                       # befor
 cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil   # 0: out of memory
 # n_bytes: as they were asked for.
 cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nogil
+# What was freed joins its neighbours now, so that whole chunks go back.
+cdef void arena_settle(Arena* arena) noexcept nogil
 cdef size_t arena_rounded(size_t n_bytes) noexcept nogil                 # bytes such a block really has
 # Whether a free block of ROOM_UNITS is there, so that a row that comes takes nothing from the system.
 cdef bint arena_has_room(const Arena* arena) noexcept nogil

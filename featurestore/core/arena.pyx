@@ -31,6 +31,7 @@ cdef enum:
     BITS_BYTES = FIRST_UNIT * UNIT_BYTES
     MOST_UNITS = CHUNK_UNITS - FIRST_UNIT        # of one free block
     NO_CLASS = N_CLASSES
+    FREED = 0x7FFFFFFF           # in the gap of a block that was freed: no block has that size
 
 cdef extern from * nogil:
     """
@@ -227,6 +228,24 @@ cdef void _free_big(Arena* arena, uint32_t slot) noexcept nogil:
 
 # -- blocks --------------------------------------------------------------------------------------------------
 
+cdef inline uint32_t _take_waiting(Arena* arena, uint32_t units) noexcept nogil:
+    cdef uint32_t handle
+    if units >= LINEAR_CLASSES or arena.waiting[units] == 0:
+        return 0
+    handle = arena.waiting[units]
+    arena.waiting[units] = peek(_block(arena, handle))
+    arena.n_waiting -= 1
+    arena.waiting_units -= units
+    return handle
+
+
+cdef inline void _give(Arena* arena, char* block, uint32_t units, size_t n_bytes) noexcept nogil:
+    arena.used_bytes += <size_t>units * UNIT_BYTES
+    allow(block, n_bytes)
+    if GAP_BYTES:
+        poke(block + <size_t>units * UNIT_BYTES - 4, <uint32_t>n_bytes)
+
+
 cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
     cdef uint32_t units, class_, handle, first, have, left, rest
     cdef char* base
@@ -234,7 +253,14 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
     if n_bytes + GAP_BYTES > BIG_BYTES:
         return _alloc_big(arena, n_bytes)
     units = _units(n_bytes + GAP_BYTES)
+    handle = _take_waiting(arena, units)
+    if handle:
+        _give(arena, _block(arena, handle), units, n_bytes)
+        return handle
     class_ = _class_for(arena, units)
+    if class_ == NO_CLASS:
+        arena_settle(arena)
+        class_ = _class_for(arena, units)
     if class_ == NO_CLASS:
         if _add_chunk(arena) < 0:
             return 0
@@ -256,31 +282,15 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
         if rest != class_:
             _unlink(arena, class_, block)
             _link(arena, rest, handle, block)
-    arena.used_bytes += <size_t>units * UNIT_BYTES
-    block += <size_t>left * UNIT_BYTES
-    allow(block, n_bytes)
-    if GAP_BYTES:
-        poke(block + <size_t>units * UNIT_BYTES - 4, <uint32_t>n_bytes)
+    _give(arena, block + <size_t>left * UNIT_BYTES, units, n_bytes)
     return handle + left
 
 
-cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nogil:
-    cdef uint32_t slot = handle >> UNIT_BITS, first = handle & (CHUNK_UNITS - 1), units, end, n, class_
-    cdef char* base
+cdef void _join(Arena* arena, uint32_t handle, uint32_t units) noexcept nogil:
+    """A block that was freed becomes a free one, with the free ones beside it."""
+    cdef uint32_t slot = handle >> UNIT_BITS, first = handle & (CHUNK_UNITS - 1), end = first + units, n, class_
+    cdef char* base = arena.chunks[slot].base
     cdef char* block
-    if handle == 0:
-        return
-    if n_bytes + GAP_BYTES > BIG_BYTES:
-        _free_big(arena, slot)
-        return
-    units = _units(n_bytes + GAP_BYTES)
-    base = arena.chunks[slot].base
-    block = base + <size_t>first * UNIT_BYTES
-    if GAP_BYTES and peek(block + <size_t>units * UNIT_BYTES - 4) != n_bytes:
-        abort()                              # freed twice, or with another size than it was asked for
-    forbid(block, n_bytes)
-    arena.used_bytes -= <size_t>units * UNIT_BYTES
-    end = first + units
     if end < CHUNK_UNITS and _is_edge(base, end):
         block = base + <size_t>end * UNIT_BYTES
         n = peek(block + 8)
@@ -310,6 +320,45 @@ cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nog
     _set_units(block, n)
     if class_ == NO_CLASS:
         _link(arena, _class_of(n), slot << UNIT_BITS | first, block)
+
+
+cdef void arena_settle(Arena* arena) noexcept nogil:
+    cdef uint32_t units, handle, following
+    for units in range(1, <uint32_t>LINEAR_CLASSES):
+        handle = arena.waiting[units]
+        arena.waiting[units] = 0
+        while handle:
+            following = peek(_block(arena, handle))
+            _join(arena, handle, units)
+            handle = following
+    arena.n_waiting = arena.waiting_units = 0
+
+
+cdef void arena_free(Arena* arena, uint32_t handle, size_t n_bytes) noexcept nogil:
+    cdef uint32_t units
+    cdef char* block
+    if handle == 0:
+        return
+    if n_bytes + GAP_BYTES > BIG_BYTES:
+        _free_big(arena, handle >> UNIT_BITS)
+        return
+    units = _units(n_bytes + GAP_BYTES)
+    block = _block(arena, handle)
+    if GAP_BYTES:
+        if peek(block + <size_t>units * UNIT_BYTES - 4) != n_bytes:
+            abort()                          # freed twice, or with another size than it was asked for
+        poke(block + <size_t>units * UNIT_BYTES - 4, FREED)
+    forbid(block, n_bytes)
+    arena.used_bytes -= <size_t>units * UNIT_BYTES
+    if units >= LINEAR_CLASSES:
+        _join(arena, handle, units)
+        return
+    if arena.n_waiting == MOST_WAITING or arena.waiting_units + units > MOST_WAITING_UNITS:
+        arena_settle(arena)
+    poke(block, arena.waiting[units])
+    arena.waiting[units] = handle
+    arena.n_waiting += 1
+    arena.waiting_units += units
 
 
 # -- Python --------------------------------------------------------------------------------------------------
@@ -363,6 +412,10 @@ cdef class Blocks:
                         break
                 arena_free(&self._arena, handles[i], sizes[i])
         return n_changed
+
+    def settle(self):
+        """What was freed joins its neighbours."""
+        arena_settle(&self._arena)
 
     @staticmethod
     def units(uint64_t n_bytes):

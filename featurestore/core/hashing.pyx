@@ -174,14 +174,19 @@ cdef inline void sip_absorb_length(SipState* s, uint16_t n) noexcept nogil:
         s.tail_bits = bits + 16
 
 
-cdef inline void sip_end128(SipState* s, uint64_t* out2) noexcept nogil:
+cdef inline uint64_t sip_end128_first(SipState* s) noexcept nogil:
+    """The first word of sip_end128, for those who need no second."""
     sip_word(s, s.tail | <uint64_t>s.n_bytes << 56)
     s.v2 ^= 0xEE
     sip_round(s)
     sip_round(s)
     sip_round(s)
     sip_round(s)
-    out2[0] = s.v0 ^ s.v1 ^ s.v2 ^ s.v3
+    return s.v0 ^ s.v1 ^ s.v2 ^ s.v3
+
+
+cdef inline void sip_end128(SipState* s, uint64_t* out2) noexcept nogil:
+    out2[0] = sip_end128_first(s)
     s.v1 ^= 0xDD
     sip_round(s)
     sip_round(s)
@@ -281,7 +286,7 @@ cdef uint32_t key_fingerprints(const uint8_t* secret, uint16_t entity_id, const 
 cdef void value_hashes(const uint8_t* secret, uint16_t domain, const Column* column, bint is_key, uint32_t n,
                        uint64_t* hashes) noexcept nogil:
     cdef SipState start, s
-    cdef uint64_t fp[2]
+    cdef uint64_t hash
     cdef double number
     cdef uint32_t i, n_bytes
     start_key(&start, secret, domain)
@@ -298,8 +303,8 @@ cdef void value_hashes(const uint8_t* secret, uint16_t domain, const Column* col
             if (column.present != NULL and not column.present[i]) or (n_bytes == 0 and is_key):
                 continue
             sip_absorb(&s, <const uint8_t*>column.bytes + column.offsets[i], n_bytes)
-        sip_end128(&s, fp)
-        hashes[i] = fp[0] if fp[0] else 1
+        hash = sip_end128_first(&s)
+        hashes[i] = hash if hash else 1
 
 
 # ---- CRC32C

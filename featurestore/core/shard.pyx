@@ -6,7 +6,8 @@ from libc.stdlib cimport free, malloc, qsort
 from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.arena cimport (
-    Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_has_room, arena_init, fs_prefetch,
+    Arena, arena_alloc, arena_at, arena_clear, arena_free, arena_has_room, arena_init, arena_settle,
+    fs_prefetch,
 )
 from featurestore.core.batch cimport COLUMN_NUMBER, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, Column
 from featurestore.core.bytes cimport Bytes, bytes_append, bytes_clear, bytes_reserve
@@ -948,6 +949,7 @@ cdef int64_t shard_sweep(Shard* shard, const PlanC* plan, const int64_t* type_no
         looked += SLOTS
     if bucket[0] >= shard.table.now.n:
         bucket[0] = 0
+    arena_settle(&shard.arena)
     pthread_mutex_unlock(&shard.lock)
     return freed if some >= 0 else -1
 
