@@ -288,7 +288,8 @@ cdef uint32_t arena_alloc(Arena* arena, size_t n_bytes) noexcept nogil:
 
 cdef void _join(Arena* arena, uint32_t handle, uint32_t units) noexcept nogil:
     """A block that was freed becomes a free one, with the free ones beside it."""
-    cdef uint32_t slot = handle >> UNIT_BITS, first = handle & (CHUNK_UNITS - 1), end = first + units, n, class_
+    cdef uint32_t slot = handle >> UNIT_BITS, first = handle & (CHUNK_UNITS - 1), end = first + units
+    cdef uint32_t n, class_
     cdef char* base = arena.chunks[slot].base
     cdef char* block
     if end < CHUNK_UNITS and _is_edge(base, end):
