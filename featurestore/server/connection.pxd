@@ -14,7 +14,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from featurestore.server.dispatcher cimport DispatcherC, dispatcher_structs
 from featurestore.server.errands cimport Errand, Queue, errands_structs
-from featurestore.server.memory cimport Buffer
+from featurestore.server.memory cimport Buffer, Spares
 from featurestore.server.nghttp2 cimport (
     nghttp2_option, nghttp2_session, nghttp2_session_callbacks,
 )
@@ -297,6 +297,9 @@ ctypedef struct LoopC:
     Stream* parked
     uint64_t n_parked                # atomic
     size_t buffered
+    Spares spares
+    Stream* spare_streams            # by `next`
+    uint32_t n_spare_streams
     Connection* connections
     uint32_t n_connections
     uint32_t n_shaking               # of them, whose hands are AT_WORKER

@@ -28,6 +28,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 
+from featurestore.core.sanitizer cimport GAP_BYTES
 from featurestore.server.cursor cimport Cursor, cursor_structs, is_utf8, skip, take_slice, take_tag
 from featurestore.server.dispatcher cimport (
     ANSWER_BUSY, ANSWER_DONE, ANSWER_ERROR, ANSWER_LARGE, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT,
@@ -40,7 +41,9 @@ from featurestore.server.errands cimport (
     errand_new, queue_destroy, queue_init, queue_put, queue_take_all,
 )
 from featurestore.server.grpc_text cimport grpc_timeout_ns, is_grpc_content
-from featurestore.server.memory cimport Buffer, buffer_extend, buffer_free
+from featurestore.server.memory cimport (
+    MOST_SPARE, Buffer, buffer_extend, buffer_free, spares_extend, spares_free, spares_take,
+)
 from featurestore.server.nghttp2 cimport *
 from featurestore.server.shares cimport (
     KIND_OTHERS, KIND_READS, KIND_STREAMS, KIND_WATCHES, KIND_WRITES, NO_PLACE, Peer, peer_enter, peer_leave,
@@ -293,15 +296,31 @@ cdef void _take_slot(LoopC* loop, Stream* stream) noexcept nogil:
         loop.n_slots = loop.slots_capacity = loop.free_slot = 0
 
 
+cdef void _put_away(LoopC* loop, Stream* stream) noexcept nogil:
+    """Few are kept for the next calls, which then cost no malloc."""
+    if loop.n_spare_streams == MOST_SPARE or GAP_BYTES:
+        free(stream)
+        return
+    stream.next = loop.spare_streams
+    loop.spare_streams = stream
+    loop.n_spare_streams += 1
+
+
 cdef Stream* _new_stream(Connection* connection, int32_t id) noexcept nogil:
     """NULL where there is no memory, or no room."""
     cdef LoopC* loop = connection.loop
     cdef Stream* stream
     if not _has_room(connection, STREAM_BYTES):
         return NULL
-    stream = <Stream*>calloc(1, sizeof(Stream))
-    if stream == NULL:
-        return NULL
+    stream = loop.spare_streams
+    if stream != NULL:
+        loop.spare_streams = stream.next
+        loop.n_spare_streams -= 1
+        memset(stream, 0, sizeof(Stream))
+    else:
+        stream = <Stream*>calloc(1, sizeof(Stream))
+        if stream == NULL:
+            return NULL
     if not _give_slot(loop, stream):
         free(stream)
         return NULL
@@ -527,8 +546,8 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
         connection.heading = NULL
     connection.unsent -= <size_t>(stream.ready - stream.sent)
     connection_let_go(connection, STREAM_BYTES + _unread(stream) + stream.outward.size)
-    buffer_free(&stream.inward)
-    buffer_free(&stream.outward)
+    spares_take(&loop.spares, &stream.inward)
+    spares_take(&loop.spares, &stream.outward)
     if stream.ring != &stream.one:
         free(stream.ring)
     if stream.ending != NULL:
@@ -542,7 +561,7 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
     connection.n_streams -= 1
     _note_idle(connection)
     _take_slot(loop, stream)
-    free(stream)
+    _put_away(loop, stream)
 
 
 # -- replies
@@ -563,14 +582,14 @@ cdef int _status_headers(const Stream* stream, nghttp2_nv* headers, char* digits
     return n
 
 
-cdef bint _forget(Buffer* buffer, size_t at) noexcept nogil:
+cdef bint _forget(LoopC* loop, Buffer* buffer, size_t at) noexcept nogil:
     """Drops the first `at` bytes where that is worth it: all there are, or as much as the rest and more. What
     is kept never has more than four times the memory that it needs, but for a page.
     """
     cdef size_t rest = buffer.size - at
     cdef uint8_t* data
     if rest == 0:
-        buffer_free(buffer)
+        spares_take(&loop.spares, buffer)
         return True
     if rest > MOST_MOVED_BYTES:
         return False
@@ -607,7 +626,7 @@ cdef ssize_t _give_data(nghttp2_session* session, int32_t stream_id, uint8_t* ou
         connection.window_bytes += n
         connection.took_ns = connection.loop.now_ns
         at += n
-        if _forget(&stream.outward, at):
+        if _forget(connection.loop, &stream.outward, at):
             stream.out_base += at
             connection_let_go(connection, at)
     if stream.is_ended and stream.n_parked == 0 and stream.sent == _out_end(stream):
@@ -678,7 +697,7 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
         _earn(connection, CREDIT_PER_ANSWER)
     # What it has sent beyond is of no use to anybody.
     connection_let_go(connection, _unread(stream))
-    buffer_free(&stream.inward)
+    spares_take(&connection.loop.spares, &stream.inward)
     stream.inward_at = 0
     _time_no_more(stream)
     _wait_no_more(stream)
@@ -716,7 +735,7 @@ cdef bint _append(Stream* stream, const uint8_t* message, size_t size) noexcept 
     """A framed message behind the stream's replies; False, and nothing appended, where there is no memory."""
     cdef Connection* connection = stream.connection
     cdef uint8_t* out
-    out = buffer_extend(&stream.outward, size + PREFIX_BYTES)
+    out = spares_extend(&connection.loop.spares, &stream.outward, size + PREFIX_BYTES)
     if out == NULL:
         return False
     _frame(out, size)
@@ -938,7 +957,7 @@ cdef bint _send_errand(Stream* stream, Queue* queue, Errand* errand) noexcept no
 
 cdef void _drop_inward(Stream* stream, size_t n) noexcept nogil:
     stream.inward_at += n
-    if _forget(&stream.inward, stream.inward_at):
+    if _forget(stream.connection.loop, &stream.inward, stream.inward_at):
         stream.inward_at = 0
     connection_let_go(stream.connection, n)
 
@@ -1484,7 +1503,9 @@ cdef int _on_data(nghttp2_session* session, uint8_t flags, int32_t stream_id, co
     if stream == NULL or stream.is_ended:
         nghttp2_session_consume_stream(session, stream_id, size)
         return 0
-    room = buffer_extend(&stream.inward, size) if _has_room(connection, size) else NULL
+    room = NULL
+    if _has_room(connection, size):
+        room = spares_extend(&connection.loop.spares, &stream.inward, size)
     if room == NULL:
         nghttp2_session_consume_stream(session, stream_id, size)
         _refuse(stream, REFUSE_ROOM)
@@ -1688,6 +1709,10 @@ cdef size_t _until_closed(Connection* connection, const uint8_t* data, size_t si
             if head[3] == NGHTTP2_RST_STREAM:
                 break
         begun = at
+        if connection.head_bytes == 0 and size - at >= HEAD_BYTES:
+            memcpy(connection.head, data + at, HEAD_BYTES)
+            connection.head_bytes = HEAD_BYTES
+            at += HEAD_BYTES
         while at < size and connection.head_bytes < HEAD_BYTES:
             connection.head[connection.head_bytes] = data[at]
             connection.head_bytes += 1
@@ -1965,6 +1990,7 @@ cdef void throw_away(HostC* host, Queue* queue) noexcept nogil:
 
 cdef void loop_free(LoopC* loop) noexcept nogil:
     cdef Connection* connection
+    cdef Stream* stream
     while loop.connections != NULL:
         connection_close(loop.connections)
     throw_away(loop.host, &loop.inbox)
@@ -1972,6 +1998,11 @@ cdef void loop_free(LoopC* loop) noexcept nogil:
         connection = loop.gone
         loop.gone = connection.next
         _free_gone(connection)
+    while loop.spare_streams != NULL:
+        stream = loop.spare_streams
+        loop.spare_streams = stream.next
+        free(stream)
+    spares_free(&loop.spares)
     free(loop.slots)
     free(loop.timers)
     queue_destroy(&loop.inbox)

@@ -4,7 +4,7 @@ Blocks of an arena double, so that a request of any size takes few of them, and 
 reset is mostly large enough for the next request: in the steady state a request costs no malloc at all.
 """
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 
 from featurestore.core.sanitizer cimport GAP_BYTES, allow, forbid
@@ -109,3 +109,28 @@ cdef void buffer_free(Buffer* buffer) noexcept nogil:
     buffer.data = NULL
     buffer.size = 0
     buffer.capacity = 0
+
+
+cdef uint8_t* spares_extend(Spares* spares, Buffer* buffer, uint64_t more) noexcept nogil:
+    if buffer.data == NULL and spares.n and more <= SPARE_BYTES:
+        spares.n -= 1
+        buffer.data = spares.data[spares.n]
+        buffer.capacity = spares.capacity[spares.n]
+    return buffer_extend(buffer, more)
+
+
+cdef void spares_take(Spares* spares, Buffer* buffer) noexcept nogil:
+    # In a sanitized build none is used again: what was freed is not to be read.
+    if buffer.data != NULL and buffer.capacity <= SPARE_BYTES and spares.n < MOST_SPARE and GAP_BYTES == 0:
+        spares.data[spares.n] = buffer.data
+        spares.capacity[spares.n] = buffer.capacity
+        spares.n += 1
+        buffer.data = NULL
+    buffer_free(buffer)
+
+
+cdef void spares_free(Spares* spares) noexcept nogil:
+    cdef uint32_t i
+    for i in range(spares.n):
+        free(spares.data[i])
+    spares.n = 0
