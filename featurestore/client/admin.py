@@ -34,7 +34,7 @@ class AdminClient:
 
     def __init__(self, target: str, *, timeout_s: float = 600.0, tls: Tls | None = None) -> None:
         self.target, self.timeout_s = checked_target(target), timeout_s
-        made = options(MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, tls)
+        made = options(target, MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, tls)
         if tls is None:
             self._channel = grpc.insecure_channel(target, made)
         else:

@@ -1,10 +1,15 @@
 """How a client reaches a server: the address, TLS, and what the channel is told.
 
 An address is `host:port`, `unix:/path/to.sock`, or anything else that gRPC resolves (`dns:///name:port`).
+
+What is on this machine is never reached through a proxy, whatever the environment says: a proxy elsewhere
+would connect to itself. Anything else goes the way that gRPC takes, and an error names the variable.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +26,10 @@ KEEPALIVE_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 FIRST_RECONNECT_MS = 100
 LONGEST_RECONNECT_MS = 2_000  # gRPC would wait up to two minutes for a server that restarts in seconds
+
+# In which gRPC looks for a proxy, in its order: the first that is set counts, and an empty one means none. It
+# reads neither all_proxy nor names in capitals.
+PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,50 @@ def checked_target(target: str) -> str:
     return target
 
 
-def options(max_message_bytes: int, max_reply_bytes: int, tls: Tls | None) -> list[tuple[str, int | str]]:
+def is_loopback(target: str) -> bool:
+    """Whether all that an address names is on this machine, as far as it can be told without asking for a
+    name: localhost and the names below it (RFC 6761), 127.0.0.0/8, ::1, a socket in the file system; and
+    the unspecified address, through which a client reaches its own machine."""
+    scheme, _, rest = target.partition(":")
+    if scheme in ("unix", "unix-abstract"):
+        return True
+    # dns:name:port, dns:///name:port, dns://server/name:port, ipv4:a:port,b:port, or no scheme
+    names = rest.rpartition("/")[2] if scheme in ("dns", "ipv4", "ipv6") else target
+    return all(_is_own_host(_host_of(name)) for name in names.split(","))
+
+
+def _host_of(address: str) -> str:
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    host, colon, _ = address.rpartition(":")
+    return host if colon else address
+
+
+def _is_own_host(host: str) -> bool:
+    name = host.lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback or address.is_unspecified
+
+
+def proxy_variable(target: str) -> str | None:
+    """The variable by which gRPC takes a proxy to reach `target`, unless `no_proxy` exempts it; None where no
+    proxy is between. Its value is nobody's business: it may hold a password."""
+    if is_loopback(target):
+        return None
+    first = next((name for name in PROXY_VARIABLES if name in os.environ), None)
+    return first if first is not None and os.environ[first] else None
+
+
+def options(
+    target: str, max_message_bytes: int, max_reply_bytes: int, tls: Tls | None
+) -> list[tuple[str, int | str]]:
     for name, size in (("max_message_bytes", max_message_bytes), ("max_reply_bytes", max_reply_bytes)):
         if not isinstance(size, int) or not 0 < size < 1 << 31:
             raise ConfigError(f"{name} is {size!r}; it must be from 1 to 2**31 - 1", setting=name)
@@ -76,6 +128,8 @@ def options(max_message_bytes: int, max_reply_bytes: int, tls: Tls | None) -> li
         ("grpc.min_reconnect_backoff_ms", LONGEST_RECONNECT_MS),  # how long one attempt to connect may take
         ("grpc.max_reconnect_backoff_ms", LONGEST_RECONNECT_MS),
     ]
+    if is_loopback(target):
+        given.append(("grpc.enable_http_proxy", 0))
     if tls is not None and tls.server_name is not None:
         given.append(("grpc.ssl_target_name_override", tls.server_name))
     return given

@@ -1,6 +1,7 @@
 """When a call fails: the one table from gRPC status to featurestore.errors, and how long to wait before
 trying again. Several errors share a status, so the server names the class beside it; where it does not (no
-server was reached, a proxy answered) the table says which it is.
+server was reached, a proxy answered) the table says which it is. Where a proxy stands between, whoever did
+not get through is told by which variable.
 
 What is tried again: UNAVAILABLE, RESOURCE_EXHAUSTED (but for a message that is too large) and broken
 connections, because every request may be sent twice: reads change nothing, writes carry (producer, epoch,
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 import grpc
 
 from featurestore import errors
+from featurestore.client.channel import proxy_variable
 from featurestore.errors import (
     ConfigError,
     FeatureStoreError,
@@ -109,9 +111,15 @@ class Failure:
                 "applied; ask for less at a time, or allow more"
             )
         elif self.code is Code.UNAVAILABLE and any(sign in self.details for sign in _UNREACHED):
-            words = f"cannot reach {target}; is `featurestore serve` running there? ({self.details})"
+            words = (
+                f"cannot reach {target}; is `featurestore serve` running there? ({self.details})"
+                + _of_proxy(target)
+            )
         elif self.code is Code.DEADLINE_EXCEEDED:
-            words = f"{target} did not answer in time; a write may have been applied ({self.details})"
+            words = (
+                f"{target} did not answer in time; a write may have been applied ({self.details})"
+                + _of_proxy(target)
+            )
         elif self.code is Code.UNIMPLEMENTED:
             words = f"{target} does not know this call: not a featurestore server, or its other listener"
         elif reading and self.code is Code.FAILED_PRECONDITION:
@@ -119,6 +127,14 @@ class Failure:
         elif kind is FeatureStoreError:
             words = f"{target} failed: {self.code.name}: {self.details}"
         return kind(words)
+
+
+def _of_proxy(target: str) -> str:
+    """What else may be in the way of whoever did not get there."""
+    name = proxy_variable(target)
+    if name is None:
+        return ""
+    return f"; {name} is set: unless no_proxy names this host, it is reached through that proxy"
 
 
 ENDED = Failure(Code.UNAVAILABLE, "the server ended the stream before its last answer")

@@ -73,7 +73,7 @@ class Client:
         self.timeout_s, self.retry_s = checked_timeout_s(timeout_s), retry_s
         self._max_message_bytes, self._backoff = max_message_bytes, backoff
         self._calls = Calls(producer, epoch)
-        made = options(max_message_bytes, max_reply_bytes, tls)
+        made = options(target, max_message_bytes, max_reply_bytes, tls)
         if tls is None:
             self._channel = grpc.insecure_channel(target, made)
         else:

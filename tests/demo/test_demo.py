@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -195,11 +196,16 @@ def test_a_kept_store_is_served_and_says_the_same(kept):
 
 
 def test_for_people_it_is_a_table_and_three_lines_and_leaves_nothing_behind(shown, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "featurestore", "demo"],
-        capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "TMPDIR": str(tmp_path), "COLUMNS": "100"},
-    )  # fmt: skip
+    """Also where the environment names a proxy: its own server is on this machine."""
+    with socket.socket() as bound:  # nobody listens there
+        bound.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        proxies = dict.fromkeys(("grpc_proxy", "https_proxy", "http_proxy", "all_proxy"), url)
+        done = subprocess.run(
+            [sys.executable, "-m", "featurestore", "demo"],
+            capture_output=True, text=True, timeout=120, check=False,
+            env={**os.environ, **proxies, "TMPDIR": str(tmp_path), "COLUMNS": "100"},
+        )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     for _, _, one in every_address(shown):
