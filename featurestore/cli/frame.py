@@ -2,7 +2,8 @@
 
 Results go to standard output; summaries, progress and errors to standard error. An error that featurestore
 raises on purpose is one line, `featurestore: error: …`; FEATURESTORE_TRACEBACK=1 shows where it came from.
-Any other exception is a defect and keeps its traceback. SIGTERM unwinds the stack as Ctrl-C does, so that a
+Any other exception is a defect and keeps its traceback. Where one of the three is closed, /dev/null stands in
+for it before anything else is opened. SIGTERM unwinds the stack as Ctrl-C does, so that a
 `with` block cleans up behind itself; a command that drains in its own way sets its own handlers.
 """
 
@@ -18,11 +19,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol, cast
 
 from featurestore.cli.exits import Exit, exit_of, table
 from featurestore.errors import ConfigError, FeatureStoreError
+from featurestore.stdio import fill_standard_descriptors
 
 DESCRIPTION = """\
 Real-time velocity features: how often did this key do this in the last minutes, hours, days?
@@ -85,6 +88,7 @@ def run_command_line(commands: Sequence[Command], argv: list[str] | None = None)
     """Runs the command that `argv` (default: the process's) names and returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
     try:
+        _complete_standard_streams()
         with _sigterm_unwinds():
             code = _run(commands, words)
             sys.stdout.flush()
@@ -111,6 +115,14 @@ def run_command_line(commands: Sequence[Command], argv: list[str] | None = None)
     except _Terminated:
         print("featurestore: stopped by SIGTERM", file=sys.stderr)
         return Exit.TERMINATED
+
+
+def _complete_standard_streams() -> None:
+    """Before anything else is opened, so that no file or connection takes the place of one that is closed."""
+    fill_standard_descriptors()
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # it was closed when Python started
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  it lasts
 
 
 def _run(commands: Sequence[Command], words: list[str]) -> int:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from featurestore.errors import ConfigError, StorageError
 from featurestore.files.names import PIPE, format_of
+from featurestore.stdio import fill_standard_descriptors
 
 OUTCOME = "outcome"
 
@@ -53,6 +54,7 @@ class VectorWriter:
         self._partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
         self._close: list[Callable[[], None]] = []  # inmost first
         with self._storage_errors():
+            fill_standard_descriptors()
             file = self._partial.open("xb")
             self._fd = os.dup(file.fileno())  # outlives the file that pyarrow closes: it is synced after that
             self._close.append(file.close)

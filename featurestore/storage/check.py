@@ -19,6 +19,7 @@ from featurestore.core.frequency import summaries
 from featurestore.core.state import State
 from featurestore.errors import CorruptRecordError, FeatureStoreError, StorageError
 from featurestore.plan import Plan, Structure
+from featurestore.stdio import fill_standard_descriptors
 from featurestore.storage.checkpoint import SKETCHES, load_rows, parse_plan, stored_ids, stored_plan
 from featurestore.storage.directory import (
     NEW_FILE,
@@ -279,6 +280,7 @@ def _last_position(store: DataDirectory) -> int:
 
 
 def _copy_synced(source: Path, target: Path) -> None:
+    fill_standard_descriptors()
     fd = os.open(target, NEW_FILE, 0o600)
     with os.fdopen(fd, "wb") as copy, source.open("rb") as data:
         shutil.copyfileobj(data, copy, 1 << 20)

@@ -15,7 +15,8 @@ in it is touched. A backup writes store.json last, too, and never the mark.
 A new data directory is its owner's alone (0700), and so is every file in it. One that was there keeps its
 mode, because others may have been let in on purpose, to the sockets in it; that others may write to it is
 warned of: whoever may can put other files in the places of the store's. Files are made anew, never through a
-link.
+link. None of a store's files that stay open, or are being written, is ever descriptor 0, 1 or 2 (stdio.py):
+whoever opens one sees to it, because a program may close those at any time.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from featurestore.errors import (
     StorageError,
     StoreLockedError,
 )
+from featurestore.stdio import fill_standard_descriptors
 
 _log = logging.getLogger("featurestore.storage")
 
@@ -103,6 +105,7 @@ def sync_directory(path: Path) -> None:
 
 def write_synced(path: Path, data: bytes) -> None:
     """Writes a whole file so that after a power cut it has its old content or the new one."""
+    fill_standard_descriptors()
     temporary = path.with_name(path.name + ".new")
     temporary.unlink(missing_ok=True)  # of a process that was killed here
     fd = os.open(temporary, NEW_FILE, 0o600)
@@ -154,6 +157,7 @@ class DataDirectory:
     def create(cls, path: Path, *, clock: str, n_shards: int) -> DataDirectory:
         """Begins a new store's directory; `publish` makes it one. What a creation that did not finish left
         there is replaced."""
+        fill_standard_descriptors()
         secret = secrets.token_bytes(SECRET_BYTES)
         identity = Identity(FORMAT, VERSION, secrets.token_hex(16), clock, n_shards, _check_of(secret))
         try:
@@ -191,6 +195,7 @@ class DataDirectory:
 
         Raises StoreLockedError, CorruptRecordError, IncompatibleVersionError, StorageError.
         """
+        fill_standard_descriptors()
         if not cls.exists(path):
             why = "making it did not finish" if (path / CREATING).exists() else "it has no store.json"
             raise StorageError(f"{path} is not a store: {why}; create one with `featurestore serve --schema`")

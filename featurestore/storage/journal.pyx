@@ -76,6 +76,7 @@ from featurestore.core.structs import same_structs
 from featurestore.errors import (
     ConfigError, CorruptRecordError, IncompatibleVersionError, LimitError, StorageError, StoreLockedError,
 )
+from featurestore.stdio import fill_standard_descriptors
 from featurestore.storage import failpoint as failpoints
 
 same_structs(__name__, journal_structs(), hashing_structs())
@@ -86,6 +87,8 @@ cdef extern from "<fcntl.h>" nogil:
     const int O_EXCL
     const int O_NOFOLLOW
     const int O_CLOEXEC
+    const int F_DUPFD_CLOEXEC
+    int c_fcntl "fcntl"(int, int, ...)
     int openat(int, const char*, int, int)
     int posix_fallocate(int, int64_t, int64_t)
 
@@ -132,6 +135,7 @@ cdef enum:
     MIN_SEGMENT_BYTES = 4096
     SECOND_NS = 1_000_000_000
     SMALL_SEGMENT_BYTES = 1 << 20  # what a new segment takes of a disk that is nearly full
+    LAST_STANDARD_FD = 2
     RETRY_NS = 100_000_000        # between attempts to get what there was a shortage of
 
 cdef const uint8_t[4096] ZEROS
@@ -228,6 +232,23 @@ cdef int write_zeros(int fd, uint64_t offset, uint64_t n) noexcept nogil:
     return error
 
 
+cdef int open_new(int directory_fd, const char* name) noexcept nogil:
+    """A new file's descriptor, or minus errno. Never 0, 1 or 2, where others write what is meant for people:
+    the program may have closed those since it opened the store (stdio.py)."""
+    cdef int fd = openat(directory_fd, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
+    cdef int higher
+    if fd < 0:
+        return -c_errno
+    if fd > LAST_STANDARD_FD:
+        return fd
+    higher = c_fcntl(fd, F_DUPFD_CLOEXEC, LAST_STANDARD_FD + 1)
+    if higher < 0:
+        higher = -c_errno
+        unlinkat(directory_fd, name, 0)
+    close(fd)
+    return higher
+
+
 cdef int fill_segment(int fd, SegmentHeader* header) noexcept nogil:
     """Allocates, salts, writes and syncs a new segment file; 0 or errno."""
     cdef iovec piece = iovec(iov_base=header, iov_len=SEGMENT_HEADER_BYTES)
@@ -259,9 +280,9 @@ cdef int create_segment(int directory_fd, SegmentHeader* header, int* out_fd, bi
     segment_name(name, header.first_position, "")
     segment_name(temporary, header.first_position, ".tmp")
     unlinkat(directory_fd, temporary, 0)     # of an attempt whose file could not be removed
-    fd = openat(directory_fd, temporary, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
+    fd = open_new(directory_fd, temporary)
     if fd < 0:
-        return c_errno
+        return -fd
     error = fill_segment(fd, header)
     if error == 0:
         error = failpoint(JOURNAL_ROLL)
@@ -1240,6 +1261,7 @@ cdef class Journal:
     # -- opening
 
     cdef int lock_directory(self) except -1:
+        fill_standard_descriptors()
         self.state.directory_fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self.state.directory_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -70,6 +70,7 @@ from featurestore.errors import (
     StorageError,
     StoreLockedError,
 )
+from featurestore.stdio import fill_standard_descriptors
 from featurestore.storage import lmdb_file
 from featurestore.storage.failpoint import reach
 
@@ -278,6 +279,7 @@ cdef class RowStore:
     # Takes the lock, and refuses what LMDB would stumble over: before anything is mapped.
     cdef int take_file(self) except -1:
         target = os.path.join(self.path, DATA_NAME)
+        fill_standard_descriptors()
         try:
             self.fd = os.open(target, (os.O_RDONLY if self.read_only else os.O_RDWR) | os.O_NOFOLLOW
                               | os.O_CLOEXEC)
@@ -308,6 +310,7 @@ cdef class RowStore:
         cdef bytes encoded = os.fsencode(directory)
         cdef const char* c_path = encoded
         where = os.fspath(directory)
+        fill_standard_descriptors()
         self.map = NULL
         if self.fd >= 0:
             file = lmdb_file.inspect(self.fd, os.path.join(where, DATA_NAME))
@@ -983,6 +986,7 @@ cdef class RowStore:
         cdef MDB_stat stat
         cdef size_t used_bytes, map_size_bytes
         cdef int rc
+        fill_standard_descriptors()
         try:
             self.api.env_info(self.env, &info)
             self.api.env_stat(self.env, &stat)

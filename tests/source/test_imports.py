@@ -18,19 +18,20 @@ from source import tree
 
 # What each part of the package knows of the others, exactly. Top to bottom as on the map in its docstring.
 PARTS = {
-    "cli": "client config demo errors files plan replay schema server storage",
+    "cli": "client config demo errors files plan replay schema server stdio storage",
     "demo": "client config errors server",
     "client": "columns errors outcome plan v1",
     "server": "clock config core engine errors niceness outcome plan storage v1",
     "config": "errors",
     "replay": "core errors files outcome plan",
     "engine": "clock core errors niceness plan schema storage",
-    "storage": "clock core errors plan",
+    "storage": "clock core errors plan stdio",
     "core": "columns errors plan",
     "schema": "errors plan",
-    "files": "columns errors outcome plan",
+    "files": "columns errors outcome plan stdio",
     "columns": "errors outcome plan",
     "niceness": "",
+    "stdio": "errors",
     "clock": "",
     "plan": "",
     "outcome": "",
