@@ -2,6 +2,7 @@
 
     reading     open_events, read_events: a file as chunks of exactly `batch_events` events
       csv_text    CSV: cells as text, then converted column by column
+        quotes    where rows end, and quotes that stand where none may
       json_lines  JSON lines: one object a line
       parquet     Parquet: typed columns
         pages     what its pages need once they are decoded

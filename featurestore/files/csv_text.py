@@ -4,10 +4,10 @@ more.
 Comma-separated, UTF-8 with or without a byte order mark, lines ended by LF or CRLF, quoted values may hold
 commas, line ends and doubled quotes; blank lines are passed over. The header is required; only the columns
 needed are kept in memory. A row with the wrong number of values is an error that names the row: what shifted
-its columns is unknown.
+its columns is unknown. So is a quote where none may be (`featurestore.files.quotes`), with its column.
 
 Blocks are cut between rows here and parsed one at a time, instead of handing pyarrow the stream: its own
-reader takes a quote that is never closed for a value that runs to the end of the file, losing the events
+reader takes a stray quote for a value that runs to the next one, or to the end of the file, losing the events
 inside without a word, and it reads from a thread of its own, which neither Ctrl-C nor the end of the process
 may interrupt.
 """
@@ -26,13 +26,12 @@ import pyarrow.csv as pcsv
 from featurestore.errors import InvalidEventError
 from featurestore.files import cells
 from featurestore.files.chunk import Chunk, EventReader, cut, recut
+from featurestore.files.quotes import Fault, whole_rows
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan, Kind
 
 BLOCK_BYTES = 1 << 20
 MAX_ROW_BYTES = 16 << 20
-# A quote opens a value only at its beginning; inside, two stand for one. Unclosed, it reaches to the end.
-QUOTED = re.compile(rb'(?:\A|(?<=[,\r\n]))"[^"]*+(?:""[^"]*+)*+("?)')
 # How pyarrow words it. Its handler of invalid rows would be told more, but not of a row that is not UTF-8.
 WRONG_WIDTH = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", re.DOTALL)
 BYTE_ORDER_MARKS = {
@@ -105,24 +104,29 @@ class CsvReader(EventReader):
         """The columns needed, as bytes, under their numbers in the header."""
         rest = b""
         n_rows = 0
-        while block := self._stream.read(BLOCK_BYTES):
+        is_last = False
+        while not is_last:
+            block = self._stream.read(BLOCK_BYTES)
+            is_last = not block
             data = rest + block
-            end = end_of_rows(data)
-            rest = data[end:]
-            if len(rest) > MAX_ROW_BYTES:
-                raise InvalidEventError(
-                    f"{self.name}, behind row {n_rows}: a row is longer than {MAX_ROW_BYTES} bytes; "
-                    f"is a quote opened and never closed? It begins {rest[:60]!r}"
-                )
-            for batch in self._parsed(data[:end], n_rows):
+            rows = whole_rows(data, is_last=is_last)
+            rest = data[rows.end :]
+            for batch in self._parsed(data[: rows.fault.row_begin if rows.fault else rows.end], n_rows):
                 n_rows += batch.num_rows
                 yield batch
-        if ends_inside_quotes(rest):
-            raise InvalidEventError(
-                f"{self.name}, row {n_rows + 1}: a quote is opened and never closed; "
-                f"the row begins {rest[:60]!r}"
-            )
-        yield from self._parsed(rest, n_rows)
+            if rows.fault:
+                raise InvalidEventError(f"{self.name}, row {n_rows + 1}, {self._told(rows.fault)}")
+            if len(rest) > MAX_ROW_BYTES:
+                fault = whole_rows(rest, is_last=True).fault
+                raise InvalidEventError(
+                    f"{self.name}, behind row {n_rows}: a row is longer than {MAX_ROW_BYTES} bytes; "
+                    + (self._told(fault) if fault else f"it begins {rest[:60]!r}")
+                )
+
+    def _told(self, fault: Fault) -> str:
+        known = fault.column < len(self._header)
+        where = f"column {self._header[fault.column]!r}" if known else f"value {fault.column + 1}"
+        return f"{where}: {fault.what}"
 
     def _parsed(self, rows: bytes, n_rows_before: int) -> list[pa.RecordBatch]:
         """Whole rows as record batches."""
@@ -184,21 +188,3 @@ class CsvReader(EventReader):
             refused=refused,
             stored_bytes=self._stream.stored_bytes,
         )
-
-
-def end_of_rows(data: bytes) -> int:
-    """Where the last whole row in `data`, which begins with a row, ends: behind an LF outside of quotes."""
-    if b'"' not in data:
-        return data.rfind(b"\n") + 1
-    end = len(data)
-    for start, stop in reversed([match.span() for match in QUOTED.finditer(data)]):
-        newline = data.rfind(b"\n", stop, end)
-        if newline >= 0:
-            return newline + 1
-        end = start
-    return data.rfind(b"\n", 0, end) + 1
-
-
-def ends_inside_quotes(row: bytes) -> bool:
-    """Whether the last quoted value of a row is never closed."""
-    return any(not match[1] for match in QUOTED.finditer(row))

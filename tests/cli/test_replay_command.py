@@ -236,6 +236,22 @@ def test_a_file_that_breaks_in_the_middle_leaves_the_old_output(replay, clicks, 
     assert names_in(tmp_path) == ["clicks.csv", "clicks.yaml", "out.csv"]
 
 
+def test_a_stray_quote_ends_a_replay_instead_of_losing_the_rows_up_to_the_next(
+    replay, clicks, tmp_path, capsys
+):
+    clicks.write_text("at,id,user,price,label\n" + "".join(f"{i},{i},7,1,x\n" for i in range(100, 120)))
+    assert replay(clicks, "out.csv") == Exit.OK
+    text = clicks.read_text()
+    for at in (105, 115):
+        text = text.replace(f"{at},7,1,x", f'{at},7,1,"x')
+    clicks.write_text(text)
+    assert replay(clicks, "new.csv") == Exit.ERROR
+    assert not (tmp_path / "new.csv").exists()
+    err = capsys.readouterr().err
+    assert "clicks.csv, row 6, column 'label': behind the quote that closes '\"x" in err
+    assert "10 lines below comes 'x', and only a comma or the end of the line may" in err
+
+
 def test_a_bar_is_shown_where_asked_for(replay, clicks, capsys):
     replay(clicks, "out.csv", "--progress")
     assert "clicks.csv:   0%" in capsys.readouterr().err

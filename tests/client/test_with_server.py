@@ -361,6 +361,26 @@ def test_a_file_that_breaks_is_repaired_and_goes_on_under_the_name_that_it_was_g
     assert house.engine.stats()["events_accepted"] == 60_000
 
 
+def test_a_stray_quote_stops_an_ingest_instead_of_losing_the_rows_up_to_the_next(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = house.directory / "tx.csv"
+    lines = csv_of(rows(100)).splitlines(keepends=True)
+    stray = [line.replace(",", ',"', 1) if i in (60, 80) else line for i, line in enumerate(lines)]
+    file.write_text("".join(stray))
+    words = ["ingest", str(file), "--event", "transaction", "--server", house.target, "--batch-events", "10"]
+    code, _, err = run(*words, "-o", "json", capsys=capsys)
+    assert code == 1
+    assert "tx.csv, row 60, column 'customer_id': behind the quote that closes '\"9," in err
+    assert "repair the file and go on with --producer file-" in err
+    file.write_text("".join(lines))
+    named = err.partition("--producer ")[2].partition(";")[0]
+    code, out, _ = run(*words, "--producer", named, "-o", "json", capsys=capsys)
+    report = json.loads(out)
+    assert (report["accepted"] + report["already_applied"], code) == (100, 0)
+    assert house.engine.stats()["events_accepted"] == 100
+
+
 def test_what_stops_an_ingest_is_told_with_how_to_go_on(
     house: House, capsys: pytest.CaptureFixture[str]
 ) -> None:

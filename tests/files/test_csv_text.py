@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
+import gzip
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +23,7 @@ from featurestore.outcome import Outcome
 from featurestore.plan import TimePlan
 
 T = "2020-01-01"
+zstd = functools.partial(pa.compress, codec="zstd", asbytes=True)
 
 
 def test_keys_keep_every_digit_and_every_zero(rows_of):
@@ -129,9 +133,9 @@ def test_kept_columns_are_text_but_for_declared_numbers(chunks_of):
         (b"ts,k,n\n1,2,3\n\n1,2\n", {}, ["row 2", "2 values", "3 columns", "'1,2'"]),
         (b"ts,k,n\n1,2,3,4\n", {}, ["row 1", "4 values"]),
         (b"ts,k,n\n1,\xff,3,4\n", {}, ["row 1", "4 values", "3 columns"]),
-        (b'ts,k,n\n1,2,3\n4,5,"6\n7,8,9\n', {}, ["row 2: a quote is opened and never closed", "7,8,9"]),
+        (b'ts,k,n\n1,2,3\n4,5,"6\n7,8,9\n', {}, ["row 2, column 'n': a quote is opened and never", "7,8,9"]),
         (b'ts,k,n\n1,2,"', {}, ["never closed"]),
-        (b'ts,k,n\n1,"2,3\n4,5,6\n', {}, ["row 1: a quote is opened and never closed"]),
+        (b'ts,k,n\n1,"2,3\n4,5,6\n', {}, ["row 1, column 'k': a quote is opened and never closed"]),
         (b'ts,k,"n\n1,2,3\n', {}, ["header cannot be read"]),
         (b"ts,\xff,k,n\n", {}, ["header cannot be read", "UTF-8"]),
         ("ts,k,n\n".encode("utf-16"), {}, ["UTF-16"]),
@@ -151,11 +155,92 @@ def test_a_quote_inside_an_unquoted_value_is_not_an_opened_one(rows_of):
     assert rows_of("a.csv", b'ts,k,n,z\n1,5" disk,3,"x"\n') == [("1", '5" disk', 3.0)]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.csv.zst"])
+@pytest.mark.parametrize("block_bytes", [20, 64, 1 << 20])
+def test_a_stray_quote_swallows_no_rows(rows_of, monkeypatch, name, block_bytes):
+    monkeypatch.setattr(csv_text, "BLOCK_BYTES", block_bytes)
+    rows = [b'%d,203.0.113.%d,"curl/8 ""x"", y",200\n' % (i, i) for i in range(20)]
+    rows += [b"%d,203.0.113.%d,curl/8,200\n" % (i, i) for i in range(20, 40)]
+    for i in (20, 30):
+        rows[i] = b'%d,203.0.113.%d,"Mozilla/5.0,200\n' % (i, i)
+    content = b"n,k,ts,status\n" + b"".join(rows)
+    packed = {"a.csv": bytes, "a.csv.gz": gzip.compress, "a.csv.zst": zstd}[name](content)
+    with pytest.raises(InvalidEventError) as caught:
+        rows_of(name, packed)
+    where, _, found = str(caught.value).partition("row 21, column 'ts': ")
+    assert where.endswith(f"{name}, ")
+    assert found.startswith("behind the quote that closes '\"Mozilla/5.0,200\\n21,203")
+    assert " 10 lines below comes 'Mozilla/5.0', and only a comma or the end of the line may" in found
+    assert "write each quote in it twice" in found
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (b'"a"b', ["behind the quote that closes '\"a\"' comes 'b', and only a comma"]),
+        (b'"a" ', ["comes ' '"]),
+        (b'"a"\t', ["comes '\\t'"]),
+        (b'"say \\"hi\\""', ["""closes '"say \\\\"' comes 'hi"""]),
+        (b' "a"', ["blanks before the quote: ' \"'", "take them out"]),
+        (b'\t "a,b"', ["blanks before the quote"]),
+        (b'\\"a\\"', ["a backslash before the quote", "nothing is escaped"]),
+        (b'5\\" disk', ["a backslash before the quote: '5\\\\\"'"]),
+        ('"a"é'.encode(), ["comes 'é'"]),
+        (b'"a"\xff', ["comes '\\\\xff'"]),
+        (b'"a', ["a quote is opened and never closed: '\"a,1", "write each quote in it twice"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("block_bytes", [16, 1 << 20])
+def test_a_quote_where_none_may_be_names_the_cell_and_what_to_do(
+    rows_of, monkeypatch, block_bytes, cell, words
+):
+    monkeypatch.setattr(csv_text, "BLOCK_BYTES", block_bytes)
+    fine = f'{T},"a,\nb",1\n\n{T},c" d,2\n'.encode()
+    with pytest.raises(InvalidEventError) as caught:
+        rows_of("a.csv", b"ts,k,n\n" + fine + T.encode() + b"," + cell + b",1\n2,b,2\n" * 9)
+    for word in ["a.csv, row 3, column 'k': ", *words]:
+        assert word in str(caught.value)
+
+
+def test_a_bad_quote_behind_the_last_column_is_named_by_its_number(rows_of):
+    with pytest.raises(InvalidEventError, match="row 1, value 4: behind the quote"):
+        rows_of("a.csv", b'ts,k,n\n1,2,3,"a"b\n')
+
+
+@pytest.mark.parametrize(
+    "content", [b'1,2\n1,"a"b,3\n', b'1,"2\n"\r1,"a"b,3\n', b'1,"a"\n1,2,"3']
+)  # the earlier row is the one to repair first
+def test_what_is_wrong_first_is_told_first(rows_of, content):
+    with pytest.raises(InvalidEventError, match=r"row 1 .*: 2 values where the header has 3"):
+        rows_of("a.csv", b"ts,k,n\n" + content)
+
+
+def test_rows_before_a_bad_quote_are_read(tmp_path, event):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'ts,k,n\n1,a,1\n2,"b",2\n3,"c"c,3\n')
+    chunks = read_events(str(path), event, batch_events=1)
+    assert [next(chunks).columns["k"].to_pylist() for _ in range(2)] == [[b"a"], [b"b"]]
+    with pytest.raises(InvalidEventError, match="row 3"):
+        next(chunks)
+
+
+@pytest.mark.parametrize(
+    "cell", ['a""', 'a"b"', 'the 5 "inch', 'a\\', '"\\\\host"', '"C:\\"', '" "', '""""', '"\\"""', ' a "b"',
+     'a" "b']
+)  # fmt: skip
+def test_quotes_that_can_mean_one_thing_only_are_taken(rows_of, cell):
+    expected = next(csv.reader([cell], strict=True))
+    assert [row[1] for row in rows_of("a.csv", f"ts,k,n\n{T},{cell},1\n{T},a,2\n".encode())] == [
+        *expected,
+        "a",
+    ]
+
+
 def test_a_row_without_end_does_not_fill_the_memory(chunks_of, monkeypatch):
     monkeypatch.setattr(csv_text, "BLOCK_BYTES", 64)
     monkeypatch.setattr(csv_text, "MAX_ROW_BYTES", 500)
     with pytest.raises(
-        InvalidEventError, match="behind row 1: a row is longer than 500 bytes; is a quote opened"
+        InvalidEventError, match="behind row 1: a row is longer than 500 bytes; column 'k': a quote is opened"
     ):
         chunks_of("a.csv", b'ts,k,n\n1,2,3\n1,"' + b"x\n" * 5000)
 
@@ -165,7 +250,7 @@ def test_rows_are_named_by_their_number_in_the_file_whatever_the_blocks(chunks_o
     monkeypatch.setattr(csv_text, "BLOCK_BYTES", block_bytes)
     with pytest.raises(InvalidEventError, match=r"row 101 .*: 1 values"):
         chunks_of("a.csv", b"ts,k,n\n" + b'1,"a\nb",3\n\n' * 100 + b"oops\n" + b"1,2,3\n" * 100)
-    with pytest.raises(InvalidEventError, match="row 101: a quote is opened"):
+    with pytest.raises(InvalidEventError, match="row 101, column 'n': a quote is opened"):
         chunks_of("a.csv", b"ts,k,n\n" + b'1,"a\nb",3\n\n' * 100 + b'1,2,"oops\n' + b"1,2,3\n" * 100)
 
 
@@ -243,6 +328,58 @@ def test_chunks_are_the_rows_of_the_standard_library_cut_exactly(event, rows, st
         range(start_row, start_row + len(expected), batch_events)
     )
     assert all(chunk.n_events == batch_events for chunk in chunks[:-1])
+
+
+def strictly(text):
+    """The rows of Python's reader; None where it errs, or takes a quote of other dialects for a value's."""
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except csv.Error:
+        return None
+    cells = [cell for cell, _ in re.findall(r'("(?:[^"]|"")*"|[^,\r\n]*)(,|\r\n|\r|\n|\Z)', text)]
+    if any(re.match(r'[ \t]+"|[^"].*\\"|\\"', cell) for cell in cells):
+        return None
+    return rows
+
+
+pieces = st.lists(
+    st.sampled_from(['"', '""', ",", "\n", "\r\n", "\r", " ", "\t", "\\", "a", "é"]), max_size=5
+)
+cell_texts = st.one_of(
+    st.text("aé5 \\", max_size=3),
+    pieces.map(lambda some: '"' + "".join(some).replace('"', '""') + '"'),
+    st.text('a" \\', max_size=4),
+    pieces.map("".join),
+)
+lines = st.tuples(cell_texts, cell_texts, st.sampled_from(["\n", "\r\n", "\n\n", "\r"]))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=1000)
+@given(
+    text=st.lists(lines, max_size=8).map(lambda all: "".join(f"1,{a},{b},2{end}" for a, b, end in all)),
+    block_bytes=st.one_of(st.integers(1, 40), st.just(1 << 20)),
+    is_packed=st.booleans(),
+)
+def test_where_the_strict_reader_of_the_standard_library_errs_so_do_we(event, text, block_bytes, is_packed):
+    expected = strictly(text)
+    if expected is not None and any(len(row) != 4 for row in expected):
+        expected = None
+    content = b"ts,k,z,n\n" + text.encode()
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        path = Path(folder, "a.csv.gz" if is_packed else "a.csv")
+        path.write_bytes(gzip.compress(content, 1) if is_packed else content)
+        try:
+            with open_events(str(path), event, keep=["ts", "k", "z"]) as reader:
+                patch.setattr(csv_text, "BLOCK_BYTES", block_bytes)
+                chunks = list(reader.chunks(3))
+        except InvalidEventError:
+            assert expected is None, "Python's reader takes it"
+            return
+    assert expected is not None, "Python's reader does not take it"
+    found = [
+        row for chunk in chunks for row in zip(*(c.to_pylist() for c in chunk.kept.columns), strict=True)
+    ]
+    assert found == [tuple(cell or None for cell in row[:3]) for row in expected]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
