@@ -125,6 +125,35 @@ def test_what_is_left_out_is_not_left_from_the_build_before(tmp_path: Path) -> N
     assert [path.name for path in server.iterdir()] == [f"codec{suffix}"]
 
 
+def test_a_module_that_was_kept_replaces_a_newer_one(tmp_path: Path) -> None:
+    """As when somebody goes back to sources that were built before, of which the module is older."""
+    shutil.copy(tree.ROOT / "setup.py", tmp_path)
+    (tmp_path / "featurestore").mkdir()
+    source = tmp_path / "featurestore" / "small.pyx"
+    environment = os.environ | {"FEATURESTORE_NATIVE": "0"}
+    environment.pop("PYTHONPATH", None)
+
+    def say(what: str) -> str:
+        source.write_text(f"SAID = {what!r}\n")
+        for command in (
+            ["setup.py", "-q", "build_ext", "--inplace"],
+            ["-c", "from featurestore.small import SAID; print(SAID)"],
+        ):
+            done = subprocess.run(
+                [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                timeout=120, check=True,
+            )  # fmt: skip
+        return done.stdout.strip()
+
+    assert say("first") == "first"
+    (kept,) = tmp_path.glob("build/kept-*/*.so")
+    first = kept.read_bytes()
+    assert say("second") == "second"
+    kept.write_bytes(first)
+    os.utime(kept, (0, 0))
+    assert say("first") == "first"
+
+
 def test_what_is_built_is_hardened() -> None:
     """Relocations are resolved and sealed when a module is loaded, and a smashed stack is noticed."""
     if shutil.which("readelf") is None:
