@@ -746,9 +746,9 @@ cdef class Engine:
         raise UnknownNameError(f"no entity has the key parts ({', '.join(wanted)}); there are {known}")
 
     def forget(self, parts):
-        """Drops all that is kept of one key ({part: text}) and returns (whether there was anything, position)
-        once it is nowhere: a tombstone is journaled, a checkpoint written past it, older segments deleted,
-        and the rows rewritten without the pages it was in."""
+        """Drops the row of one key ({part: text}) and returns (whether there was one, position) once no file
+        holds it: a tombstone is journaled, a checkpoint written past it, older segments deleted, and the rows
+        rewritten without the pages it was in. What rows of other keys hold of it stays."""
         cdef Frame frame
         cdef iovec piece
         cdef uint8_t body[FORGET_BODY_BYTES]

@@ -9,11 +9,14 @@ from featurestore.cli.frame import add_output_argument, print_json
 from featurestore.cli.reaching import add_admin_arguments, admin_of, keys_of
 
 DESCRIPTION = """\
-Deletes all that is kept of one key, and returns when it is nowhere in the store's files any more: a tombstone
-is journaled, a checkpoint taken past it, and the older journal deleted. Later events of the key start empty.
+Deletes the row of one key with all that was counted of it, the key itself where keys are kept, and the
+journal up to now; returns when no file of the store holds them any more: a tombstone is journaled, a
+checkpoint taken past it, and the older journal deleted. Later events of the key start empty.
 
-A view with `store: sketch` keeps nothing of single keys, so nothing can be taken out of it: what a key added
-stays, without its name, until it is older than the longest window.
+What rows of other keys hold of it stays until it is older than their windows, and of lifetimes for good:
+longer keys that it is a part of (forget each of them, too), its text in their lists of the most frequent
+values, its hash in their distinct counts. A view with `store: sketch` keeps nothing of single keys, so
+nothing can be taken out of it: what a key added stays, without its name.
 
 Give all parts of one entity's key; together they say which entity is meant. Backups taken before still hold
 it."""

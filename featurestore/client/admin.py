@@ -55,7 +55,9 @@ class AdminClient:
         return self._call("Checkpoint", admin_pb.CheckpointRequest(), admin_pb.CheckpointResponse)
 
     def forget(self, parts: Mapping[str, Any]) -> admin_pb.ForgetResponse:
-        """Returns when the key is nowhere in the store's files any more."""
+        """Returns when no file of the store holds the key's row, nor the events that made it, any more. What
+        rows of other keys hold of it (composite keys, lists, distinct counts) stays until their windows have
+        passed."""
         request = admin_pb.ForgetRequest()
         for name, value in mapped(parts, "a key maps the names of its parts to values").items():
             set_value(request.parts.add(name=name), value, f"key {name}")
