@@ -103,7 +103,8 @@ class AdminServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Forget(self, request, context):
-        """Deletes one key and answers when it is nowhere in the store's files any more.
+        """Deletes the row of one key and the journal up to now, and answers when no file of the store holds them any
+        more. What rows of other keys hold of it (composite keys, lists, distinct counts) stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
