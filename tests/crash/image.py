@@ -612,7 +612,7 @@ class Trace:
         sharp = [
             i + 1
             for i, event in enumerate(self.events)
-            if event.kind in (MARK, SYNC_BEGIN, WRITE) and i + 1 >= after
+            if event.kind in (SYNC_BEGIN, WRITE) and i + 1 >= after
         ]
         marks = [marker.event + 1 for marker in self._markers if marker.event + 1 >= after]
         if after > self.n_events:

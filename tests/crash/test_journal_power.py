@@ -107,8 +107,8 @@ def cut_power(
 class TestPowerCuts:
     def test_group_keeps_everything_acknowledged(self, root: Path) -> None:
         trace = run_program(root, "group", 4, 60)
-        n = 20 + scaled(180)
-        assert cut_power(trace, n, root.parent).uncertain > n // 4
+        n = 80 + scaled(120)  # two thirds have unsynced blocks: of twenty, now and then half have none
+        assert cut_power(trace, n, root.parent).uncertain > n // 2
 
     def test_group_keeps_everything_acknowledged_while_old_segments_are_deleted(self, root: Path) -> None:
         trace = run_program(root, "group", 3, 100, 60)
@@ -122,7 +122,7 @@ class TestPowerCuts:
     def test_process_leaves_a_prefix(self, root: Path) -> None:
         trace = run_program(root, "process", 3, 60)
         n = 20 + scaled(80)
-        assert cut_power(trace, n, root.parent, check_prefix).uncertain > n // 4
+        assert cut_power(trace, n, root.parent, check_prefix).uncertain > n // 2
 
     def test_power_may_go_again_during_recovery(self, root: Path, tmp_path: Path) -> None:
         trace = run_program(root, "group", 4, 40)
