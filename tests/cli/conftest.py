@@ -1,4 +1,4 @@
-"""`featurestore serve` as a child process, for tests that need a whole one."""
+"""`featurestore serve` as a child process, for tests that need a whole one, and a small schema for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,26 @@ from typing import Any
 import pytest
 import transports
 
+SCHEMA = """\
+version: 1
+name: clicks
+events:
+  click: {time: {field: at, unit: s}, fields: {user: key}}
+views:
+  user: {event: click, key: user, windows: [1h], features: [count]}
+services:
+  spam: [user.*]
+"""
+
 Serve = Callable[..., tuple["subprocess.Popen[str]", dict[str, Any]]]
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Path:
+    """SCHEMA in a file of the test's own."""
+    path = tmp_path / "clicks.yaml"
+    path.write_text(SCHEMA)
+    return path
 
 
 @pytest.fixture

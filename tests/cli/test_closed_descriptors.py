@@ -18,25 +18,8 @@ from featurestore.engine import Engine
 from featurestore.errors import UnavailableError
 from featurestore.storage.check import verify
 
-SCHEMA = """\
-version: 1
-name: clicks
-events:
-  click: {time: {field: at, unit: s}, fields: {user: key}}
-views:
-  user: {event: click, key: user, windows: [1h], features: [count]}
-services:
-  spam: [user.*]
-"""
 COMMAND = (sys.executable, "-m", "featurestore")
 N_USERS = 500
-
-
-@pytest.fixture
-def schema(tmp_path: Path) -> Path:
-    path = tmp_path / "clicks.yaml"
-    path.write_text(SCHEMA)
-    return path
 
 
 @contextlib.contextmanager

@@ -27,24 +27,6 @@ from featurestore.cli.exits import Exit
 from featurestore.client import AdminClient, Client
 from featurestore.config import Limits, ServeConfig, Tls
 
-SCHEMA = """\
-version: 1
-name: clicks
-events:
-  click: {time: {field: at, unit: s}, fields: {user: key}}
-views:
-  user: {event: click, key: user, windows: [1h], features: [count]}
-services:
-  spam: [user.*]
-"""
-
-
-@pytest.fixture
-def schema(tmp_path):
-    path = tmp_path / "clicks.yaml"
-    path.write_text(SCHEMA)
-    return path
-
 
 def run(*words, timeout_s=30, directory=None):
     """The whole command in a process of its own."""
@@ -149,7 +131,7 @@ def test_a_port_in_use_is_named_and_is_a_wrong_setting(schema, tmp_path, transpo
 
 
 def test_a_wrong_schema_is_named_by_its_line_and_leaves_no_store(schema, tmp_path):
-    schema.write_text(SCHEMA.replace("key: user,", "key: usr,"))
+    schema.write_text(schema.read_text().replace("key: user,", "key: usr,"))
     done = run("--schema", schema, "--data", tmp_path / "store", "--listen", "localhost:0")
     assert done.returncode == Exit.ERROR
     assert f"featurestore: error: {schema}:6: " in done.stderr
@@ -185,7 +167,7 @@ def test_a_changed_schema_is_applied_at_start(serve, schema, tmp_path):
     child, _ = serve("--schema", str(schema), "--data", str(tmp_path / "store"), "--clock", "event")
     child.terminate()
     child.wait(30)
-    schema.write_text(SCHEMA.replace("[1h]", "[10m, 1h]"))
+    schema.write_text(schema.read_text().replace("[1h]", "[10m, 1h]"))
     _, ready = serve("--schema", str(schema), "--data", str(tmp_path / "store"))
     assert ready["schema_version"] == 2
     with Client(ready["listen"]) as client:
@@ -334,7 +316,7 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         "--request-time", "18", "--min-rate", "19", "--stall-time", "20", "--max-connection-idle", "21",
         "--max-connection-age", "22", "--connection-age-grace", "23", "--handshake-rate", "24",
     ) == ServeConfig(
-        data=Path("store"), schema=SCHEMA, schema_path=str(schema), listen="0.0.0.0:1",
+        data=Path("store"), schema=schema.read_text(), schema_path=str(schema), listen="0.0.0.0:1",
         tls=Tls(pem, pem, pem), admin="localhost:2", admin_tls=Tls(pem, pem, pem),
         metrics="localhost:3", clock="event",
         durability="process", engine_threads=2, max_memory_bytes=4 << 30, dedupe_memory_bytes=2 << 30,
