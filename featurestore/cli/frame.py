@@ -2,8 +2,8 @@
 
 Results go to standard output; summaries, progress and errors to standard error. An error that featurestore
 raises on purpose is one line, `featurestore: error: …`; FEATURESTORE_TRACEBACK=1 shows where it came from.
-Any other exception is a defect and keeps its traceback. Where one of the three is closed, /dev/null stands in
-for it before anything else is opened. SIGTERM unwinds the stack as Ctrl-C does, so that a
+Any other exception is a defect and keeps its traceback. Where standard input, output or error is closed,
+/dev/null stands in for it before anything else is opened. SIGTERM unwinds the stack as Ctrl-C does, so that a
 `with` block cleans up behind itself; a command that drains in its own way sets its own handlers.
 """
 
