@@ -2,8 +2,8 @@
 #
 # An Arena hands out room and takes it back all at once, so that decoding frees nothing and leaks nothing; a
 # Buffer is one growing piece, so that a reply can be sent as it stands. Both have a limit in bytes, both
-# belong to one thread at a time, and both are ready to use when they are all zero but for max_bytes. Spares are
-# a loop's: messages are small and many, and malloc keeps too few of what is given back for the next.
+# belong to one thread at a time, and both are ready to use when they are all zero but for max_bytes. Spares
+# are a loop's: messages are small and many, and malloc keeps too few of what is given back for the next.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 ctypedef struct ArenaBlock:
