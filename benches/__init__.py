@@ -7,6 +7,7 @@
     peers/       servers that do nothing, and Redis: what the store is measured against
     native       builds these two when they are first needed
     process      servers and clients in processes of their own
+    checkout     another checkout's part, where two are compared (bench_against)
     workload, requests    the events that are fed, and messages made of them
 
 Rules. What is compared runs in one process on one machine in one run, interleaved (A B A B), and the median
