@@ -79,7 +79,7 @@ def running(root: Path) -> Iterator[Checkout]:
 
 
 @pytest.fixture
-def both() -> Iterator[dict[str, Checkout]]:
+def both(tmp_path: Path) -> Iterator[dict[str, Checkout]]:  # it outlives their servers
     """This one last, since a mapping keeps its order: a turn that is not reversed begins with the other."""
     with ExitStack() as stack:
         yield {name: stack.enter_context(running(root)) for name, root in (("other", OTHER), ("this", HERE))}

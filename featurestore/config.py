@@ -188,7 +188,8 @@ class ServeConfig:
     admin: str | None = None
     admin_tls: Tls | None = None
     metrics: str | None = None
-    clock: str | None = None  # of a new store: "wall" or "event"
+    clock: str | None = None  # of a new store: "wall", "event" or "merged"
+    history: str | None = None  # of a new store: "none" or "unknown"
     durability: str = "group"
     engine_threads: int = 1  # that apply one large batch together
     max_memory_bytes: int = 0  # of rows; 0: no limit

@@ -54,6 +54,8 @@ class Engine:
     @property
     def last_checkpoint(self) -> Checkpointed | None: ...
     @property
+    def history(self) -> str: ...
+    @property
     def schema_position(self) -> int: ...
     @property
     def failure(self) -> Exception | None: ...
@@ -65,6 +67,7 @@ class Engine:
         schema: str | None = None,
         schema_path: str | None = None,
         clock: str | None = None,
+        history: str | None = None,
         durability: str = "group",
         threads: int = 1,
         n_shards: int = 64,

@@ -41,6 +41,7 @@ from featurestore.core.pthread cimport (
 )
 from featurestore.core.change cimport CHANGE_DROP, CHANGE_RESET, LAST_NUMBER
 from featurestore.core.producers cimport VERDICT_DUPLICATE, Origin, producers_know
+from featurestore.core.sequencer cimport CLOCK_WALL
 from featurestore.core.shard cimport lock_taken
 from featurestore.core.state cimport (
     READ_BUSY, Reserved, State, StateC, Work, batch_fits, state_apply, state_change_producer, state_commit,
@@ -67,7 +68,7 @@ from featurestore.errors import (
     ConfigError, CorruptRecordError, InvalidEventError, LimitError, StorageError, UnknownNameError,
 )
 from featurestore.niceness import UPKEEP, give_way
-from featurestore.plan import Plan
+from featurestore.plan import CLOCKS, Plan
 from featurestore.schema import compile_schema
 from featurestore.storage.checkpoint import (
     HEAD, IDS, IDS_SHARD, PLAN, PRODUCERS, PRODUCERS_SHARD, SKETCHES, load_rows, mark_behind, parse_plan,
@@ -98,7 +99,7 @@ cdef enum:
     BACKUP_SEGMENT_BYTES = 4096  # of a journal without frames; whoever opens it begins one of its own size
     TRIM_BYTES = 8 << 20         # of a checkpoint: from so much on, what it took goes back to the system
     PART_BYTES = 16 << 20        # of changed pages: from so much on, shards that are written are committed
-    AHEAD_MS = 1000              # between making a plan and serving it, on the wall clock
+    MAKING_MS = 1000             # what there is on the wall clock between making a plan and serving it
 
 cdef extern from * nogil:
     """
@@ -144,7 +145,7 @@ class Checkpointed:
 cdef int64_t _stamp(const StateC* state) noexcept nogil:
     """The server's clock for a frame; on a wall clock it never goes back. Order lock held."""
     cdef int64_t now = clock_wall_ms()
-    if not state.sequencer.event_clock and state.sequencer.now_ms > now:
+    if state.sequencer.clock == CLOCK_WALL and state.sequencer.now_ms > now:
         now = state.sequencer.now_ms
     return now
 
@@ -354,27 +355,30 @@ cdef class Engine:
         raise TypeError("Engine.open(directory, ...) opens a store")
 
     @staticmethod
-    def open(directory, *, schema=None, schema_path=None, clock=None, str durability="group",
+    def open(directory, *, schema=None, schema_path=None, clock=None, history=None, str durability="group",
              uint32_t threads=1, uint32_t n_shards=64, uint64_t max_memory_bytes=0,
              uint64_t dedupe_memory_bytes=DEDUPE_MEMORY_BYTES, uint64_t producer_memory_bytes=64 << 20,
              uint64_t segment_bytes=64 << 20, uint64_t checkpoint_part_bytes=PART_BYTES, bint create=True):
         """Opens the store in `directory`, creating it where there is none (and `create`).
 
-        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store)
-        or "event"; n_shards: a power of two; both are fixed when a store is created. durability: "group" or
-        "process" (design §2.10). threads: that apply one large batch together. max_memory_bytes: of rows, 0
-        for no limit. dedupe_memory_bytes: of event ids within their horizons, 36 bytes each, and 12 once it
-        is short and a checkpoint has them; at it events with new ids are refused. producer_memory_bytes: of
-        what is remembered of producers, half for each kind of name; at it batches of new ones are refused.
-        segment_bytes: size of a journal file. checkpoint_part_bytes: of changed pages, at which a checkpoint
-        commits the shards that it has written.
+        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store),
+        "event" or "merged"; history: "none" states that no event of the schema's types existed before the
+        store, "unknown" (default) that nobody knows; n_shards: a power of two. All three are fixed when a
+        store is created. durability: "group" or "process" (design §2.10). threads: that apply one large batch
+        together. max_memory_bytes: of rows, 0 for no limit. dedupe_memory_bytes: of event ids within their
+        horizons, 36 bytes each, and 12 once it is short and a checkpoint has them; at it events with new ids
+        are refused. producer_memory_bytes: of what is remembered of producers, half for each kind of name; at
+        it batches of new ones are refused. segment_bytes: size of a journal file. checkpoint_part_bytes: of
+        changed pages, at which a checkpoint commits the shards that it has written.
         """
         cdef Engine self = Engine.__new__(Engine)
         path = Path(directory)
         if durability not in ("group", "process"):
             raise ConfigError(f"durability is {durability!r}; it is 'group' or 'process'")
-        if clock not in (None, "wall", "event"):
-            raise ConfigError(f"clock is {clock!r}; it is 'wall' or 'event'")
+        if clock is not None and clock not in CLOCKS:
+            raise ConfigError(f"clock is {clock!r}; it is {' or '.join(CLOCKS)}")
+        if history not in (None, "none", "unknown"):
+            raise ConfigError(f"history is {history!r}; it is 'none' or 'unknown'")
         self.lock = threading.RLock()
         self.listeners = []
         self.stop = threading.Event()
@@ -392,8 +396,12 @@ cdef class Engine:
             require_clock(self.directory.identity, clock)
             self._recover(is_new, durability, threads, max_memory_bytes, dedupe_memory_bytes,
                           producer_memory_bytes)
-            if schema is not None:
-                self.apply_schema(schema, path=schema_path)
+            if is_new:
+                self._apply_schema(schema, schema_path, False, history == "none")
+            else:
+                self._require_history(history)
+                if schema is not None:
+                    self.apply_schema(schema, path=schema_path)
             if is_new:
                 self.directory.publish()
         except BaseException:
@@ -647,6 +655,9 @@ cdef class Engine:
     def apply_schema(self, str text, *, path=None, bint dry_run=False):
         """Checks a schema against the one being served and serves it from now on. Returns the plan (with
         dry_run: the one it would be)."""
+        return self._apply_schema(text, path, dry_run, False)
+
+    def _apply_schema(self, str text, path, bint dry_run, bint from_beginning):
         cdef CompiledPlan compiled
         cdef Reserved reserved
         cdef Frame frame
@@ -656,8 +667,9 @@ cdef class Engine:
         with self.lock:
             self._check_writable()
             previous = self.state.plan if self.state.plan.version else None
-            nows = self._nows(previous)
-            plan = compile_schema(text, path=path, previous=previous, now_ms=nows)
+            nows = self._nows()
+            plan = compile_schema(text, path=path, previous=previous, now_ms=nows,
+                                  ahead_ms=self.state.ahead_ms, from_beginning=from_beginning)
             if previous is not None and plan is previous:
                 return plan
             compiled = CompiledPlan(plan, self.state.compiled)
@@ -672,10 +684,11 @@ cdef class Engine:
                 pthread_rwlock_wrlock(&self.c.state.plan_lock)
                 pthread_mutex_lock(&self.c.state.order)
             try:
-                if self._is_past(nows, previous):
+                if self._is_past(nows):
                     # Batches were accepted meanwhile: what they made the views drop must not be promised, nor
                     # that a new view has seen them.
-                    plan = compile_schema(text, path=path, previous=previous, now_ms=self._nows(previous))
+                    plan = compile_schema(text, path=path, previous=previous, now_ms=self._nows(),
+                                          ahead_ms=self.state.ahead_ms, from_beginning=from_beginning)
                     compiled = CompiledPlan(plan, self.state.compiled)
                     prepared = [listener.prepare(plan) for listener in self.listeners]
                     body = plan.to_json().encode()
@@ -711,22 +724,35 @@ cdef class Engine:
             return plan
 
     def _now_ms(self):
-        if self.directory.identity.clock == "wall":
+        if self._is_wall():
             return max(clock_wall_ms(), self.state.now_ms or 0)
         return self.state.now_ms
 
-    def _nows(self, previous):
-        """When a plan that is made now will be served: the clock of each event type, or of all. On a wall
-        clock a little later, so that it has not passed by then."""
-        if self.directory.identity.clock == "wall":
-            return self._now_ms() + (AHEAD_MS if previous is not None else 0)
-        nows = {event.name: self.state.event_now_ms(i) for i, event in enumerate(self.state.plan.events)}
-        return {name: now for name, now in nows.items() if now is not None}
+    def _nows(self):
+        """When a plan that is made now will be served: the clock of each event type that has accepted an
+        event. On a wall clock a little later, so that it has not passed by then."""
+        nows = self.state.nows_ms
+        return dict.fromkeys(nows, self._now_ms() + MAKING_MS) if self._is_wall() else nows
 
-    def _is_past(self, nows, previous):
-        if previous is None:
-            return False                         # there was nothing that a batch could have been of
-        return self._now_ms() > nows if isinstance(nows, int) else nows != self._nows(previous)
+    def _is_past(self, nows):
+        """Whether a plan that was made for these is served too late."""
+        if self._is_wall() and nows.keys() == self.state.nows_ms.keys():
+            return self._now_ms() > min(nows.values(), default=self._now_ms())
+        return nows != self.state.nows_ms
+
+    def _is_wall(self):
+        return self.directory.identity.clock == "wall"
+
+    @property
+    def history(self):
+        """What was stated when the store was made: "none" or "unknown"; see open."""
+        return "none" if any(event.from_beginning for event in self.state.plan.events) else "unknown"
+
+    def _require_history(self, wanted):
+        if wanted is not None and wanted != self.history:
+            raise ConfigError(
+                f"history is {wanted!r}, and this store was created with {self.history!r}; what was before "
+                f"it is stated once, when it is created: leave that out")
 
     def keys(self, parts):
         """Iterates over the raw keys of the entity with these part names, which keeps them (`keep_keys`): a

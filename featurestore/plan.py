@@ -20,6 +20,9 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 CONFIDENCE = 0.95  # with which the bounds of an estimate hold; core/plan.pyx has it in standard errors
+# What *now* is (design §2.2): the server's time, the greatest time accepted of an event type, or of any.
+# Their order is that of ClockC in core/sequencer.pxd.
+CLOCKS = ("wall", "event", "merged")
 MAX_FUTURE_MS = 10_000  # how far ahead of a wall clock an event may be; so long the more a sketch keeps
 
 
@@ -107,6 +110,7 @@ class EventPlan:
     dedupe_ms: int
     touches: tuple[TouchPlan, ...]  # each entity at most once
     dedupe_floor_ms: int | None = None  # ids of events before it may have been forgotten, and nobody can tell
+    from_beginning: bool = False  # stated of a new store: there was no event of this type before it
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,9 @@ class ViewPlan:
     delta: float = 0.0
     windows_ms: tuple[int, ...] = ()  # ascending; how it cuts time, with n_slices
     n_slices: int = 0  # of each window
+    # It has applied every event from then on (2.14). None, of views that are older than the first event of
+    # their type: since the clock at that event, or always, where EventPlan.from_beginning says so
+    since_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +205,6 @@ class FeaturePlan:
     column: int | None  # index in ViewPlan.columns; None: every event of the view (plain count, since_*)
     window_ms: int  # 0 = lifetime
     exclude_self: bool
-    live_since_ms: int | None  # now when it was applied; None: at the first event of its type accepted later
 
 
 @dataclass(frozen=True)
@@ -290,6 +296,7 @@ class Plan:
     def from_json(cls, text: str) -> Plan:
         """The plan that `to_json` wrote. Raises ValueError, KeyError or TypeError where it is not one."""
         raw = json.loads(text)
+        _move_since(raw)
         plan = cls(
             **{
                 **raw,
@@ -308,6 +315,18 @@ class Plan:
         )
         _check_types(plan, cls, "plan")
         return plan
+
+
+def _move_since(raw: dict[str, Any]) -> None:
+    """Of a plan from before views had a `since_ms`: each feature said when it was applied. Those that came to
+    a view later have its floor; and events may have been so far ahead that a new view missed them."""
+    if not any("live_since_ms" in feature for feature in raw["features"]):
+        return
+    for index, view in enumerate(raw["views"]):
+        since = [f["live_since_ms"] for f in raw["features"] if f["view"] == index]
+        view["since_ms"] = None if not since or None in since else min(since) + MAX_FUTURE_MS + 1
+    for feature in raw["features"]:
+        del feature["live_since_ms"]
 
 
 def _event(raw: dict[str, Any]) -> EventPlan:

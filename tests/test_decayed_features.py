@@ -47,8 +47,12 @@ def test_an_event_counts_half_as_much_after_each_half_life(start: int) -> None:
 def test_what_it_says_before_during_and_after() -> None:
     store = opened()
     store.submit("e", [Row(1_000_000, {"k": "b", "x": 1.0})])
-    assert [status for status, _ in answer(store, 1_000_000 + 6 * HALF_LIFE_MS)] == [WARMING] * 3
+    at = 1_000_000 + 6 * HALF_LIFE_MS
+    store.submit("e", [Row(at, {"k": "b", "x": 1.0})])
+    assert [status for status, _ in answer(store, at)] == [WARMING] * 3
     at = 1_000_000 + 8 * HALF_LIFE_MS
+    assert [status for status, _ in answer(store, at)] == [WARMING] * 3  # the clock has not come so far
+    store.submit("e", [Row(at, {"k": "b", "x": 1.0})])
     assert answer(store, at)[:2] == [(NOT_FOUND, 0.0)] * 2
     assert math.isnan(answer(store, at)[2][1])
     store.submit("e", [Row(at, {"k": "a", "x": 1.0})])

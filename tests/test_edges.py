@@ -135,7 +135,7 @@ def test_the_event_clock_does_not_move_for_a_late_or_refused_event() -> None:
     store = opened(lateness_ms=0)
     store.submit("e", [at(100_000), at(LATEST_MS + 1), at(LATEST_MS, x=math.inf), at(39_999), at(40_000)])
     assert read(store)["count_60s"].value == 1
-    assert store.engine.state.event_now_ms(0) == 100_000
+    assert store.engine.state.nows_ms == {"e": 100_000}
 
 
 # Late events
@@ -309,6 +309,7 @@ def test_the_years_1960_and_2300_are_times_like_others(start_ms: int, clock: str
     got = read(store, start_ms + 30_000, **now)
     assert [one.value for one in got.values()] == [1, 3, 30_000, 0]
     assert got["count_10s"].status == (PRESENT if clock == "event" else WARMING)
+    assert (got["count_lifetime"].status, got["count_lifetime"].coverage) == (WARMING, 0)
 
 
 def test_the_first_and_the_last_millisecond_are_accepted_and_nothing_beyond() -> None:
@@ -325,9 +326,16 @@ def test_the_first_and_the_last_millisecond_are_accepted_and_nothing_beyond() ->
 def test_warming_tells_the_covered_share_and_then_ends() -> None:
     store = opened()
     store.submit("e", [at(0)])
-    shares = {t: read(store, t)["count_60s"] for t in (0, 15_000, 59_999, 60_000)}
-    assert [one.status for one in shares.values()] == [WARMING, WARMING, WARMING, NOT_FOUND]
-    assert [round(one.coverage, 3) for one in shares.values()][:2] == [0, 0.25]
+    assert read(store, 0)["count_60s"].coverage == np.float32(1 / 60_000)
+    shares = []
+    for t in (14_999, 59_998, 59_999):
+        store.submit("e", [at(t, key="b")])
+        shares.append(read(store, t)["count_60s"])
+    assert [one.status for one in shares] == [WARMING, WARMING, PRESENT]
+    assert [one.coverage for one in shares] == [0.25, np.float32(59_999 / 60_000), 1]
+    ahead = [read(store, t)["count_60s"] for t in (60_000, 74_999, 200_000)]  # of the clock
+    assert [one.status for one in ahead] == [WARMING] * 3
+    assert [one.coverage for one in ahead] == [np.float32(59_999 / 60_000), 0.75, 0]
 
 
 def test_a_short_window_does_not_answer_for_a_span_that_was_dropped_before_its_view_kept_longer() -> None:
@@ -336,7 +344,10 @@ def test_a_short_window_does_not_answer_for_a_span_that_was_dropped_before_its_v
     view = replace(store.naive.views["v"].plan, features=features("count", "10s 200s"))
     store.apply(Schema(store.naive.schema.events, {"v": view}, {"s": ["v.count_10s", "v.count_200s"]}))
     # Kept were 10 s; the event at 45 s is gone, although the view now keeps 200 s.
-    assert read(store, 50_000)["count_10s"].status == UNAVAILABLE
+    assert (read(store, 50_000)["count_10s"].status, read(store, 50_000)["count_10s"].coverage) == (
+        WARMING,
+        0,
+    )
     got = read(store, 100_000)
     assert (got["count_10s"].status, got["count_200s"].status) == (PRESENT, WARMING)
 

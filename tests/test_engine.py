@@ -553,6 +553,8 @@ class Interrupting:
 
 class TestSchemaChange:
     WIDER = store_v1.SCHEMA.replace("[10m]}", "[10m, 3h]}")
+    FRESH = "  fresh: {event: play, key: account, windows: [10m], features: [count]}\nservices:"
+    WIDER_AND_FRESH = WIDER.replace("services:", FRESH)
     KEPT_MS = 4_200_000  # 10 m and an hour of lateness
 
     def test_what_batches_made_the_store_drop_while_a_plan_was_made_is_not_promised(self, path: Path) -> None:
@@ -561,22 +563,28 @@ class TestSchemaChange:
             data = {"at": [late_ms], "play_id": ["far"], "account": ["anna"], "seconds": [1.0]}
             listener = Interrupting(lambda: engine.observe(store_v1.batch(engine, data)))
             engine.add_plan_listener(listener)
-            plan = engine.apply_schema(self.WIDER)
+            plan = engine.apply_schema(self.WIDER_AND_FRESH)
             assert plan.views[0].floor_ms == late_ms - self.KEPT_MS
-            longer = next(f for f in plan.features if f.name == "account.sum_seconds_3h")
-            assert longer.live_since_ms == late_ms
+            assert [view.since_ms for view in plan.views] == [None, late_ms + 1]
             assert listener.adopted is plan is engine.state.plan
         with Engine.open(path) as engine:
             assert engine.state.plan == plan
 
-    def test_on_a_wall_clock_it_is_live_from_when_it_is_served(self, tmp_path: Path) -> None:
+    def test_on_a_wall_clock_a_view_has_seen_what_comes_after_all_that_may_have_come(
+        self, tmp_path: Path
+    ) -> None:
         with Engine.open(tmp_path / "store", schema=store_v1.SCHEMA) as engine:
+            now_ms = int(time.time() * 1000)
+            data = {"at": [now_ms + 5_000], "play_id": ["1"], "account": ["anna"], "seconds": [1.0]}
+            assert engine.observe(store_v1.batch(engine, data))[1]
             engine.add_plan_listener(Interrupting(lambda: time.sleep(1.2)))
-            plan = engine.apply_schema(self.WIDER)
+            plan = engine.apply_schema(self.WIDER_AND_FRESH)
             served_ms = int(time.time() * 1000)
-            longer = next(f for f in plan.features if f.name == "account.sum_seconds_3h")
-            assert longer.live_since_ms is not None and longer.live_since_ms >= served_ms
-            assert plan.views[0].floor_ms == longer.live_since_ms - self.KEPT_MS
+            wider, fresh = plan.views
+            assert wider.since_ms is None
+            assert wider.floor_ms is not None and fresh.since_ms is not None
+            assert served_ms <= fresh.since_ms - 10_001 <= served_ms + 5_000
+            assert wider.floor_ms == fresh.since_ms - 10_001 - self.KEPT_MS
 
     def test_each_event_type_has_its_own_now_on_the_event_clock(self, path: Path) -> None:
         other = """\

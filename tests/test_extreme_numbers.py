@@ -26,7 +26,7 @@ class One:
         view = View("e", {"k": "k"}, declared, **options)
         kind = EventType({"k": "key", "x": "number"}, lateness_ms=60_000)
         schema = Schema({"e": kind}, {"v": view}, {"s": [f"v.{f.name}" for f in declared]})
-        self.engine = Engine(yaml(schema))
+        self.engine = Engine(yaml(schema), from_beginning=True)
         self.engine.submit("e", {"ts": [-DAY_MS], "k": ["before"], "x": [1.0]})
 
     def feed(self, *events: tuple[int, float]) -> None:
@@ -34,6 +34,8 @@ class One:
         self.engine.submit("e", {"ts": list(times), "k": ["a"] * len(events), "x": list(values)})
 
     def read(self, as_of: int) -> dict[str, Got]:
+        """As another key's event moves the clock there."""
+        self.engine.submit("e", {"ts": [as_of], "k": ["clock"], "x": [0.0]})
         vectors = self.engine.read("s", {"k": ["a"]}, as_of=as_of)
         return {name.removeprefix("v."): got for name, got in vectors.got(0)}
 

@@ -73,7 +73,9 @@ def test_what_it_says_before_it_knows() -> None:
     store = opened()
     assert answers(store, 1_000_000) == [(WARMING, 0.0)] * 3
     store.submit("e", [pair(1_000_000)])
-    assert answers(store, 1_009_999) == [(WARMING, 1.0)] * 3
+    store.submit("e", [pair(1_009_998, "z")])
+    assert answers(store, 1_009_998) == [(WARMING, 1.0)] * 3
+    store.submit("e", [pair(1_010_000, "z")])
     assert [status for status, _ in answers(store, 1_010_000)] == [NOT_FOUND, WARMING, WARMING]
     store.submit("e", [pair(2_000_000)])
     # Both windows are kept, with lateness, 80 s: what begins before is not answered.

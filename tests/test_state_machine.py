@@ -199,13 +199,17 @@ DERIVED = {
 }
 
 
-def schema_of(views: dict[str, View], *, ids: bool) -> Schema:
+def schema_of(views: dict[str, View], *, ids: bool, stated: bool) -> Schema:
     fields = {"k": "key", "q": "key", "x": "number", "y": "number", "s": "string"}
     kinds = {
         "a": EventType(
-            fields | ({"id": "string"} if ids else {}), 10_000, "id" if ids else None, 15_000 if ids else 0
+            fields | ({"id": "string"} if ids else {}),
+            10_000,
+            "id" if ids else None,
+            15_000 if ids else 0,
+            from_beginning=stated,
         ),
-        "b": EventType({"k": "key", "z": "number"}, 3_000),
+        "b": EventType({"k": "key", "z": "number"}, 3_000, from_beginning=stated),
     }
     everything = [f"{name}.{feature.name}" for name, view in views.items() for feature in view.features]
     derived: dict[str, Derived] = {}
@@ -246,21 +250,24 @@ malformed = st.sampled_from(
 
 class TwoStores(RuleBasedStateMachine):
     @initialize(
-        clock=st.sampled_from(["event", "wall"]),
+        clock=st.sampled_from(["event", "merged", "wall"]),
         limits=st.tuples(
             st.sampled_from([1, 4, 32]), st.sampled_from([0.05, 0.2, 0.5]), st.sampled_from([16, 64, 4096])
         ),
         ids=st.booleans(),
+        stated=st.booleans(),
         hidden=st.sets(st.sampled_from(["late", "some", "loud", "all", "pairs", "other"]), max_size=2),
     )
-    def open(self, clock: str, limits: tuple[int, float, int], ids: bool, hidden: set[str]) -> None:
+    def open(
+        self, clock: str, limits: tuple[int, float, int], ids: bool, stated: bool, hidden: set[str]
+    ) -> None:
         self.clock_ms = START_MS
-        self.ids = ids
+        self.ids, self.stated = ids, stated
         self.next_id = self.next_sequence = 0
         self.sent: list[tuple[list[Row], dict[str, Any]]] = []
         self.views = every_view(*limits)
         self.shown = {name: view for name, view in self.views.items() if name not in hidden}
-        self.both = self.stores(schema_of(self.shown, ids=ids), clock)
+        self.both = self.stores(schema_of(self.shown, ids=ids, stated=stated), clock)
 
     def stores(self, schema: Schema, clock: str) -> Both:
         return Both(schema, clock=clock)
@@ -391,14 +398,14 @@ class TwoStores(RuleBasedStateMachine):
             self.shown = {n: view for n, view in self.shown.items() if n != name}
         else:
             self.shown = {**self.shown, name: self.views[name]}
-        self.both.apply(schema_of(self.shown, ids=self.ids))
+        self.both.apply(schema_of(self.shown, ids=self.ids, stated=self.stated))
 
     @rule(windows=st.sampled_from(["5s", "5s 50s", "5s 20s 80s", "20s"]))
     def change_windows(self, windows: str) -> None:
         kept = tuple(f for f in self.views["plain"].features if f.aggregate != "count" or not f.window_ms)
         view = replace(self.views["plain"], features=features("count", windows) + kept)
         self.shown = {**self.shown, "plain": view}
-        self.both.apply(schema_of(self.shown, ids=self.ids))
+        self.both.apply(schema_of(self.shown, ids=self.ids, stated=self.stated))
 
     @rule(parts=st.sampled_from([{"k": "a"}, {"k": "7"}, {"k": "b", "q": "q"}, {"q": "q"}, {}]))
     def forget(self, parts: dict[str, str]) -> None:
@@ -415,7 +422,9 @@ class TwoStores(RuleBasedStateMachine):
         self.both.engine.state.sweep()
 
     @rule(
-        back_ms=st.one_of(st.integers(0, 90_000), st.sampled_from([0, 5_000, 20_000, 30_000])),
+        back_ms=st.one_of(
+            st.integers(-25_000, 90_000), st.sampled_from([0, 5_000, 20_000, 30_000, -10_000, -10_001])
+        ),
         key=st.sampled_from([*KEYS, "never", None]),
     )
     def get_as_of(self, back_ms: int, key: object) -> None:

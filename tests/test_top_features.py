@@ -67,6 +67,7 @@ def test_what_it_says_before_during_and_after() -> None:
     store = opened(View("e", {"k": "k"}, features("top", "60s", value="q", k=2)), live=False)
     store.submit("e", [Row(1_000_000, {"k": "b", "q": "z"})])
     assert [status for status, _ in answer(store, 1_030_000)] == [WARMING] * 2
+    store.submit("e", [Row(1_060_000, {"k": "b", "q": "z"})])
     nothing = answer(store, 1_060_000)
     assert [status for status, _ in nothing] == [NOT_FOUND] * 2
     assert all(math.isnan(value) for _, value in nothing)

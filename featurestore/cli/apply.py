@@ -11,9 +11,10 @@ from featurestore.cli.reaching import add_admin_arguments, admin_of
 from featurestore.errors import StorageError
 
 DESCRIPTION = """\
-Has a live store serve another schema from now on: new features begin to count (WARMING until their window is
-full), those that are gone are dropped with their state, all others go on undisturbed. What a view's state
-consists of (key, filter, columns, offset, error settings) cannot be changed under its name: use a new one.
+Has a live store serve another schema from now on: new views begin to count (their windows are WARMING until
+full, their lifetimes for good), those that are gone are dropped with their state, all others go on
+undisturbed. What a view's state consists of (key, filter, columns, offset, error settings) cannot be changed
+under its name: use a new one.
 
 The server checks the file against the schema it serves; a mistake is named with its line and changes
 nothing."""

@@ -24,7 +24,8 @@ Reads one vector of a service, as a classifier would: a value per feature, and w
 
   PRESENT      the window holds at least one event; a count or sum with 0 between its bounds: perhaps
   NOT_FOUND    it certainly holds none: counts and sums are 0, other aggregates have no value
-  WARMING      the feature has been live for less than its window; the share it covers stands behind
+  WARMING      not all of the window has surely been seen: its view or the store is younger, or what is asked
+               for lies ahead of the clock; the share that has stands behind
   UNAVAILABLE  it cannot be answered: its key was not given, its window begins before what is kept, a sum is
                beyond all numbers, or a mean (extreme, time, share) is of what may be no event"""
 

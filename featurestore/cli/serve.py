@@ -16,6 +16,7 @@ from featurestore.cli.frame import add_output_argument
 from featurestore.cli.quantities import bytes_of, bytes_text, seconds_of
 from featurestore.config import ADMIN_SOCKET, DEFAULT_LISTEN, TRANSPORTS, Limits, ServeConfig, Tls
 from featurestore.errors import ConfigError, StorageError
+from featurestore.plan import CLOCKS
 
 if TYPE_CHECKING:
     from featurestore.server.serve import Server
@@ -24,7 +25,8 @@ DESCRIPTION = """\
 Serves the store in --data over gRPC until SIGTERM or Ctrl-C. What is in the directory is recovered first: the
 last checkpoint, then the journal after it; whoever can connect sees everything that was ever acknowledged.
 
-  new store      --data names a directory that is empty or does not exist; --schema and --clock make it
+  new store      --data names a directory that is empty or does not exist; --schema, --clock and --history
+                 make it
   existing one   --schema may be left out. Given, it is applied as `featurestore apply` would
 
 Told to stop, it turns new calls away, lets those in flight end, writes a checkpoint and exits with 0. A
@@ -37,7 +39,14 @@ what is promised to whoever writes:
 
 what time it is:
   --clock wall     the server's clock: for live traffic
-  --clock event    the newest event so far: for history and tests, where the same events always say the same
+  --clock event    the newest event so far, of each type by itself: for types loaded one after the other. What
+                   lies beyond a type's clock is WARMING
+  --clock merged   the newest event so far of all types: for history and tests whose types come together
+                   With both, the same events always say the same
+
+what was before a new store:
+  --history none     no event of the schema's types: what it says is certain from the start
+  --history unknown  nobody knows: windows that begin before the first event are WARMING, lifetimes for good
 
 examples:
   featurestore serve --schema card-fraud.yaml --data /var/lib/featurestore
@@ -99,8 +108,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="the store's directory")
     parser.add_argument(
         "--clock",
-        choices=("wall", "event"),
+        choices=CLOCKS,
         help="of a new store, for good: see below (default: wall)",
+    )
+    parser.add_argument(
+        "--history",
+        choices=("none", "unknown"),
+        help="of a new store, for good: see below (default: unknown)",
     )
     parser.add_argument(
         "--durability",
@@ -364,6 +378,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         ),
         metrics=arguments.metrics_listen,
         clock=arguments.clock,
+        history=arguments.history,
         durability=arguments.durability,
         engine_threads=arguments.threads,
         transport=arguments.transport,
@@ -450,6 +465,7 @@ def as_dict(server: Server, config: ServeConfig) -> dict[str, Any]:
         "schema": engine.state.plan.name,
         "schema_version": stats["schema_version"],
         "clock": engine.directory.identity.clock,
+        "history": engine.history,
         "durability": config.durability,
         "rows": stats["rows"],
         "position": stats["position"],
@@ -466,18 +482,25 @@ def as_dict(server: Server, config: ServeConfig) -> dict[str, Any]:
 
 def as_lines(ready: dict[str, Any]) -> list[str]:
     found = ready["recovered"]
+    lines = []
     if ready["position"] <= 1:  # nothing but the schema's own frame
         state = "a new store"
+        lines.append(
+            "a new store, and no event before it (--history none): what it says is certain from the start"
+            if ready["history"] == "none"
+            else "a new store, and nobody knows what was before it (--history unknown): windows that begin "
+            "before its first event are WARMING, lifetimes for good"
+        )
     else:
         state = (
             f"{ready['rows']:,} rows, position {ready['position']:,}, recovered in {found['seconds']:.1f} s "
             f"(checkpoint at {found['checkpoint_position']:,}, {found['journal_events']:,} from the journal)"
         )
-    lines = [
+    lines += [
         f"serving {ready['schema']} (schema version {ready['schema_version']}) on {ready['listen']} "
         f"({ready['transport']})",
         f"  data     {ready['data']}, {state}",
-        f"  clock    {ready['clock']}; durability {ready['durability']}",
+        f"  clock    {ready['clock']}; durability {ready['durability']}; history {ready['history']}",
         f"  admin    {ready['admin']}",
     ]
     if ready["metrics"] is not None:

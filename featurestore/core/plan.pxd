@@ -94,6 +94,7 @@ ctypedef struct ViewC:
     int64_t offset_ms
     int64_t keep_ms
     int64_t floor_ms             # UNSET_MS: none
+    int64_t since_ms             # -FAR_MS: it has seen everything; UNSET_MS: from its type's first event on
     int64_t lifetime_idle_ms
     int64_t lifetime_floor_ms    # UNSET_MS: none
     double max_error
@@ -151,7 +152,6 @@ ctypedef struct EventC:
 
 ctypedef struct ItemC:           # one value of a service
     int64_t window_ms            # 0 = lifetime
-    int64_t live_since_ms        # UNSET_MS: from the first accepted event of the view's type
     uint32_t out                 # place in the vector
     uint16_t column              # NO_COLUMN: every event
     uint8_t aggregate

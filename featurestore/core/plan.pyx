@@ -196,11 +196,15 @@ cdef class CompiledPlan:
         _check_duration(spec.keep_ms, f"view {spec.name}: keep")
         _check_duration(spec.lifetime_idle_ms, f"view {spec.name}: lifetime_idle")
         _check_time(spec.floor_ms, f"view {spec.name}: floor")
+        _check_time(spec.since_ms, f"view {spec.name}: since")
         _check_time(spec.lifetime_floor_ms, f"view {spec.name}: lifetime floor")
         view.offset_ms = spec.offset_ms
         view.keep_ms = spec.keep_ms
         view.floor_ms = UNSET_MS if spec.floor_ms is None else spec.floor_ms
         view.lifetime_idle_ms = spec.lifetime_idle_ms
+        view.since_ms = -FAR_MS if self.plan.events[spec.event].from_beginning else UNSET_MS
+        if spec.since_ms is not None:
+            view.since_ms = spec.since_ms
         view.lifetime_floor_ms = UNSET_MS if spec.lifetime_floor_ms is None else spec.lifetime_floor_ms
         view.max_error = spec.max_error
         view.exact_events = spec.exact_events
@@ -461,7 +465,6 @@ cdef class CompiledPlan:
             feature = self.plan.features[feature_index]
             _check(0 <= feature.view < len(self.plan.views), f"feature {feature.name}: unknown view")
             _check_duration(feature.window_ms, f"feature {feature.name}: window")
-            _check_time(feature.live_since_ms, f"feature {feature.name}: live since")
             views = by_entity.setdefault(self.plan.views[feature.view].entity, {})
             views.setdefault(feature.view, []).append((out, feature))
         service.width = len(spec.features)
@@ -499,7 +502,6 @@ cdef class CompiledPlan:
             _check(column is None or 0 <= column < self.c.views[view].n_columns,
                    f"feature {feature.name}: column")
             out[i].window_ms = feature.window_ms
-            out[i].live_since_ms = UNSET_MS if feature.live_since_ms is None else feature.live_since_ms
             out[i].out = place
             out[i].column = NO_COLUMN if column is None else column
             out[i].aggregate = int(feature.aggregate)

@@ -15,19 +15,24 @@ from featurestore.core.ids cimport ColdIds, Ids, ids_structs
 from featurestore.core.plan cimport PlanC
 from featurestore.core.producers cimport Origin, ProducerTable, producers_structs
 
+cdef enum ClockC:               # plan.CLOCKS; in heads of checkpoints
+    CLOCK_WALL = 0
+    CLOCK_EVENT = 1
+    CLOCK_MERGED = 2
+
 ctypedef struct Sequencer:
-    bint event_clock
+    uint8_t clock                # ClockC
     int64_t max_future_ms        # wall clock only
     int64_t now_ms               # the latest of all clocks, never decreasing; UNSET_MS at first
     uint64_t position            # of the last event
     uint16_t n_types             # event types in the plan
-    int64_t* type_nows           # [n_types] event clock: greatest time accepted; wall: now
+    int64_t* type_nows           # [n_types] event clock: greatest time accepted of it; others: now_ms
     int64_t* first_nows          # [n_types] now at the first accepted event, UNSET_MS before
     int64_t* dedupe_floors       # [n_types] ids of events before it may have been forgotten; UNSET_MS: none
     Ids ids
     ProducerTable producers
 
-cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
+cdef int sequencer_init(Sequencer* s, const PlanC* plan, uint8_t clock, int64_t max_future_ms,
                         uint64_t max_producer_bytes, uint64_t max_id_bytes) noexcept nogil
 cdef void sequencer_clear(Sequencer* s) noexcept nogil
 

@@ -32,11 +32,11 @@ cdef enum:
     AHEAD = 8                    # events whose ids are looked up next
 
 
-cdef int sequencer_init(Sequencer* s, const PlanC* plan, bint event_clock, int64_t max_future_ms,
+cdef int sequencer_init(Sequencer* s, const PlanC* plan, uint8_t clock, int64_t max_future_ms,
                         uint64_t max_producer_bytes, uint64_t max_id_bytes) noexcept nogil:
     cdef uint16_t n_types = plan.n_events, i
     memset(s, 0, sizeof(Sequencer))
-    s.event_clock = event_clock
+    s.clock = clock
     s.max_future_ms = max_future_ms
     s.now_ms = UNSET_MS
     s.n_types = n_types
@@ -91,15 +91,15 @@ cdef uint64_t _bytes_of_others(const Sequencer* s, uint16_t type_, int64_t now_m
     cdef uint16_t i
     for i in range(s.n_types):
         if i != type_ and s.ids.tables[i].n_ids:
-            n += ids_live_bytes(&s.ids.tables[i],
-                                ids_oldest(&s.ids.tables[i], s.type_nows[i] if s.event_clock else now_ms))
+            n += ids_live_bytes(&s.ids.tables[i], ids_oldest(
+                &s.ids.tables[i], now_ms if s.clock == CLOCK_WALL else s.type_nows[i]))
     return n
 
 
 cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts,
                           int64_t wall_ms, int64_t* nows) noexcept nogil:
     cdef const EventC* event = &plan.events[batch.event]
-    cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t, then
+    cdef int64_t now = s.type_nows[batch.event] if s.clock != CLOCK_WALL else wall_ms, t, then
     cdef const IdTable* table = &s.ids.tables[batch.event]
     cdef IdSet in_batch
     cdef Id* id_ = NULL
@@ -110,7 +110,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
     # Most batches are far from the cap, whatever has expired.
     cdef bint is_near_cap = event.id_field >= 0 and (
         ids_bytes(&s.ids) + batch.n_events * <uint64_t>ID_BYTES > s.ids.max_bytes)
-    if not s.event_clock and s.now_ms > now:
+    if s.clock == CLOCK_WALL and s.now_ms > now:
         now = s.now_ms
     memset(&in_batch, 0, sizeof(in_batch))
     if is_near_cap:
@@ -127,8 +127,8 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
         if batch.outcomes[i] != OUTCOME_ACCEPTED:
             continue
         t = batch.times[i]
-        then = t if s.event_clock and t > now else now       # the clock, if this event is accepted
-        if not s.event_clock and t > now + s.max_future_ms:
+        then = t if s.clock != CLOCK_WALL and t > now else now       # the clock, if this event is accepted
+        if s.clock == CLOCK_WALL and t > now + s.max_future_ms:
             batch.outcomes[i] = REFUSED_FUTURE
             continue
         if event.id_field >= 0:
@@ -174,11 +174,11 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
 
 cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin,
                           int64_t wall_ms, int64_t* nows) noexcept nogil:
-    cdef int64_t now = s.type_nows[batch.event] if s.event_clock else wall_ms, t
+    cdef int64_t now = s.type_nows[batch.event] if s.clock != CLOCK_WALL else wall_ms, t
     cdef Producer* producer = NULL
     cdef IdTable* ids = &s.ids.tables[batch.event]
     cdef uint32_t i
-    if not s.event_clock and s.now_ms > now:
+    if s.clock == CLOCK_WALL and s.now_ms > now:
         now = s.now_ms
     if origin.given:
         producer = producers_of(&s.producers, origin, wall_ms)
@@ -187,7 +187,7 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
     for i in range(batch.n_events):
         if batch.outcomes[i] == OUTCOME_ACCEPTED:
             t = batch.times[i]
-            if s.event_clock and t > now:
+            if s.clock != CLOCK_WALL and t > now:
                 now = t
             if s.first_nows[batch.event] == UNSET_MS:
                 s.first_nows[batch.event] = now
@@ -198,7 +198,7 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
     s.type_nows[batch.event] = now
     if now > s.now_ms:
         s.now_ms = now
-    if not s.event_clock:
+    if s.clock != CLOCK_EVENT:
         for i in range(s.n_types):
             s.type_nows[i] = now
     if facts.id_fps != NULL:
@@ -223,9 +223,9 @@ cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t
 
 # -- bytes ---------------------------------------------------------------------------------------------------
 #
-# Little-endian: u32 version (3; 4 while shards of rows may be ahead of it), u8 event_clock, u8[3] 0, i64 now,
-# u64 position, u32 event types, u32 0, then per type: u16 event_id, u8[6] 0, i64 now, i64 now at its first
-# accepted event, and since version 3 i64 floor of its ids
+# Little-endian: u32 version (3; 4 while shards of rows may be ahead of it), u8 clock (ClockC), u8[3] 0, i64
+# now, u64 position, u32 event types, u32 0, then per type: u16 event_id, u8[6] 0, i64 now, i64 now at its
+# first accepted event, and since version 3 i64 floor of its ids
 
 cdef enum:
     HEAD_BYTES = 32
@@ -240,7 +240,7 @@ cdef int sequencer_export_head(const Sequencer* s, const PlanC* plan, Bytes* out
     cdef uint16_t i
     memset(head, 0, sizeof(head))
     memcpy(head, &version, 4)
-    head[4] = s.event_clock
+    head[4] = s.clock
     memcpy(head + 8, &s.now_ms, 8)
     memcpy(head + 16, &s.position, 8)
     memcpy(head + 24, &n, 4)
@@ -271,9 +271,10 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
     if version < 1 or version > 4 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * type_bytes:
         return 1
     memcpy(&now_ms, data + 8, 8)
-    if data[4] > 1 or not all_zero(data + 5, 3) or not all_zero(data + 28, 4) or not is_clock(now_ms):
+    if (data[4] > CLOCK_MERGED or not all_zero(data + 5, 3) or not all_zero(data + 28, 4)
+            or not is_clock(now_ms)):
         return 1
-    s.event_clock = data[4]
+    s.clock = data[4]
     s.now_ms = now_ms
     memcpy(&s.position, data + 16, 8)
     for k in range(n_types):

@@ -69,6 +69,15 @@ ctypedef struct Part:            # one event's share of one row
     uint64_t fp0
     uint64_t fp1
 
+ctypedef struct Clocks:          # what time it is; everything is borrowed
+    const int64_t* nows          # [events in the plan] the clock of each event type
+    const int64_t* first_nows    # [events in the plan] now at its first accepted event, UNSET_MS before
+    int64_t ahead_ms             # how far ahead of its clock an event may be
+    bint is_one                  # of all types
+    uint16_t own_type            # whose clock is not that of the arrays; 0xFFFF: none
+    int64_t own_now_ms
+    int64_t own_first_now_ms
+
 ctypedef struct Job:             # one batch being applied and read; everything is borrowed
     const PlanC* plan
     const EventC* event
@@ -76,17 +85,14 @@ ctypedef struct Job:             # one batch being applied and read; everything 
     const uint8_t* masks         # [n_programs][n_events] 1 = the program is TRUE
     const uint64_t* hashes       # [n_hashed][n_events] of values, under the secret; 0 = absent
     const int64_t* nows          # [n_events] the store's clock as each event was decided
-    const int64_t* type_nows     # [events in the plan] the clock of each event type; see first_nows
-    const int64_t* first_nows    # [events in the plan] now at its first accepted event, UNSET_MS before
-    uint32_t first_accepted      # events before this one, and their reads, come before own_first_now
-    int64_t own_first_now        # now at the first accepted event of the batch's own type; UNSET_MS: none yet
+    Clocks clocks                # own_now_ms is that of no event yet
+    uint32_t first_accepted      # events before this one, and their reads, come before own_first_now_ms
     const int64_t* reads_at      # [n_events] when the vector is read: the event's time, or now where it has
                                  # none
     uint64_t first_position      # of event 0
     const ServiceC* service      # NULL: nothing is read
     Outputs outputs              # of event 0; event i's are i * read_width further on
     bint peek
-    bint event_clock             # the type's own clock advances with each event
 
 cdef int shard_init(Shard* shard, Pool* pool) noexcept nogil     # 0, or -1. The pool is borrowed
 cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil
@@ -99,8 +105,7 @@ cdef bint lock_taken(pthread_mutex_t* lock, bint waits) noexcept nogil
 # Reads the values of one row; `slot` is the service's part that its entity answers. False, and nothing is
 # read, where `waits` is not set and the shard is in use.
 cdef bint shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
-                     int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows, bint waits,
-                     const Outputs* out) noexcept nogil
+                     int64_t at_ms, const Clocks* clocks, bint waits, const Outputs* out) noexcept nogil
 # Ask for what a read of that key will need, each for what the one before has brought: its row, what the row
 # keeps; and its cells in sketches. Of a shard that is in use they ask for nothing.
 cdef void shard_fetch_row(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
@@ -109,8 +114,7 @@ cdef void shard_fetch_cells(const Shard* shard, const PlanC* plan, const SlotC* 
                             uint64_t fp1) noexcept nogil
 # Appends the lists of heaviest values that a slot's features tell of (kept.pxd). 0, or -1 when out of memory.
 cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
-                    int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
-                    Bytes* out) noexcept nogil
+                    int64_t at_ms, const Clocks* clocks, Bytes* out) noexcept nogil
 # Whether somebody has its lock just now.
 cdef bint shard_in_use(Shard* shard) noexcept nogil
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
@@ -157,5 +161,5 @@ cdef bint shard_has_room(const Shard* shard) noexcept nogil
 # Compared at import: see core/structs.py.
 cdef inline dict shard_structs():
     return bytes_structs() | frequency_structs() | table_structs() | window_structs() | {"core/shard.pxd": (
-        sizeof(Row), sizeof(Shard), sizeof(Part), sizeof(Job),
+        sizeof(Row), sizeof(Shard), sizeof(Part), sizeof(Clocks), sizeof(Job),
     )}

@@ -275,13 +275,19 @@ cdef inline int64_t _horizon(const PlanC* plan, const LogHead* head, const int64
 
 # -- apply and read ------------------------------------------------------------------------------------------
 
+cdef inline void _ask_clock(const Clocks* clocks, uint16_t event, ReadAt* when) noexcept nogil:
+    """Fills in what the clock of an event type says."""
+    cdef bint is_own = event == clocks.own_type
+    when.first_now_ms = clocks.own_first_now_ms if is_own else clocks.first_nows[event]
+    when.now_ms = when.seen_ms = clocks.own_now_ms if is_own or clocks.is_one else clocks.nows[event]
+    if when.now_ms != UNSET_MS:
+        when.seen_ms += clocks.ahead_ms
+
+
 cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC* slot, Row* row, bint before,
-                              int64_t at_ms, int64_t last_ms, const int64_t* type_nows,
-                              const int64_t* first_nows,
-                              uint16_t own_type, int64_t own_now, int64_t own_first_now,
+                              int64_t at_ms, int64_t last_ms, const Clocks* clocks,
                               const Outputs* out) noexcept nogil:
-    """Values of one row at at_ms, of what is no later than last_ms. Views of `own_type` (0xFFFF: none) go by
-    own_now and own_first_now instead of the arrays."""
+    """Values of one row at at_ms, of what is no later than last_ms."""
     cdef const GroupC* group
     cdef const ViewC* view
     cdef const LogHead* log
@@ -303,8 +309,7 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
             log = _find_head(row, view.view_id, False)
             if view.has_lifetime:
                 lifetime = _find_head(row, view.view_id, True)
-        when.now_ms = own_now if view.event == own_type else type_nows[view.event]
-        when.first_now_ms = own_first_now if view.event == own_type else first_nows[view.event]
+        _ask_clock(clocks, view.event, &when)
         items = group.before if before else group.after
         if view.structure == STRUCTURE_LOG:
             view_read(arena, log, lifetime, view, &when, items, n, out)
@@ -336,9 +341,8 @@ cdef inline int _count(Shard* shard, const Job* job, const Part* part, const Tou
 
 
 cdef void _read_sketches(const Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
-                         int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
-                         uint16_t own_type, int64_t own_now, int64_t own_first_now, const Job* peeked,
-                         uint32_t event, const Outputs* out) noexcept nogil:
+                         int64_t at_ms, const Clocks* clocks, const Job* peeked, uint32_t event,
+                         const Outputs* out) noexcept nogil:
     """As _read_groups, what sketches answer. `peeked`: as if that event of its batch had been applied; NULL:
     none."""
     cdef const GroupC* group
@@ -351,10 +355,9 @@ cdef void _read_sketches(const Shard* shard, const PlanC* plan, const SlotC* slo
     for i in range(slot.n_groups, slot.n_all):
         group = &slot.groups[i]
         view = &plan.views[group.view]
-        when.now_ms = own_now if view.event == own_type else type_nows[view.event]
-        when.first_now_ms = own_first_now if view.event == own_type else first_nows[view.event]
+        _ask_clock(clocks, view.event, &when)
         added = NULL
-        if peeked != NULL and view.event == own_type and _is_counted(peeked, view, event, &counted):
+        if peeked != NULL and view.event == clocks.own_type and _is_counted(peeked, view, event, &counted):
             added = &counted
         frequency_read(shard.frequencies.sketches[view.sketch], view, fp0, fp1, &when, group.after,
                        group.n_after, added, out)
@@ -539,10 +542,9 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
     cdef const SlotC* slot = NULL
     cdef Arena* arena = &shard.arena
     cdef uint32_t trial = 0
-    cdef int64_t at_ms = 0, last_ms, now = job.nows[part.event]
-    cdef int64_t first_now = job.own_first_now if part.event >= job.first_accepted else UNSET_MS
+    cdef Clocks clocks
+    cdef int64_t at_ms = 0, last_ms
     cdef uint64_t offset
-    cdef uint16_t event_index = job.batch.event
     cdef Outputs out
     cdef int status = 0
     cdef bint apply = job.batch.outcomes[part.event] == OUTCOME_ACCEPTED
@@ -550,6 +552,10 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
         apply = False                    # a checkpoint already holds it
     if job.service != NULL and job.service.slot_of_entity[touch.entity] >= 0:
         slot = &job.service.slots[job.service.slot_of_entity[touch.entity]]
+        clocks = job.clocks
+        clocks.own_now_ms = job.nows[part.event]
+        if part.event < job.first_accepted:
+            clocks.own_first_now_ms = UNSET_MS
         offset = <uint64_t>part.event * job.service.read_width
         out = job.outputs
         out.values += offset
@@ -562,7 +568,7 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
         # What leaves the event itself out must not find it where it has been applied before.
         last_ms = at_ms - 1 if job.batch.outcomes[part.event] == OUTCOME_DUPLICATE else at_ms
         _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, True,
-                     at_ms, last_ms, job.type_nows, job.first_nows, event_index, now, first_now, &out)
+                     at_ms, last_ms, &clocks, &out)
     if apply and job.peek:
         # The event goes into a copy of the row, which is read and thrown away.
         if place != NULL:
@@ -578,10 +584,10 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
         status = _count(shard, job, part, touch)
     if slot != NULL and status == 0:
         _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, False,
-                     at_ms, at_ms, job.type_nows, job.first_nows, event_index, now, first_now, &out)
+                     at_ms, at_ms, &clocks, &out)
         if slot.n_all > slot.n_groups:
-            _read_sketches(shard, job.plan, slot, part.fp0, part.fp1, at_ms, job.type_nows, job.first_nows,
-                           event_index, now, first_now, job if apply and job.peek else NULL, part.event, &out)
+            _read_sketches(shard, job.plan, slot, part.fp0, part.fp1, at_ms, &clocks,
+                           job if apply and job.peek else NULL, part.event, &out)
     if trial:
         _free_row(arena, job.plan, trial)
     return status
@@ -719,8 +725,7 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
 
 
 cdef bint shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
-                     int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows, bint waits,
-                     const Outputs* out) noexcept nogil:
+                     int64_t at_ms, const Clocks* clocks, bint waits, const Outputs* out) noexcept nogil:
     cdef uint32_t* place
     cdef Row* row = NULL
     if not _lock(shard, waits):
@@ -728,10 +733,10 @@ cdef bint shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
     if place != NULL:
         row = <Row*>arena_at(&shard.arena, place[0])
-    _read_groups(&shard.arena, plan, slot, row, True, at_ms, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, out)
-    _read_groups(&shard.arena, plan, slot, row, False, at_ms, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, out)
+    _read_groups(&shard.arena, plan, slot, row, True, at_ms, at_ms, clocks, out)
+    _read_groups(&shard.arena, plan, slot, row, False, at_ms, at_ms, clocks, out)
     if slot.n_all > slot.n_groups:
-        _read_sketches(shard, plan, slot, fp0, fp1, at_ms, type_nows, first_nows, 0xFFFF, 0, 0, NULL, 0, out)
+        _read_sketches(shard, plan, slot, fp0, fp1, at_ms, clocks, NULL, 0, out)
     pthread_mutex_unlock(&shard.lock)
     return True
 
@@ -779,8 +784,7 @@ cdef void shard_fetch_cells(const Shard* shard, const PlanC* plan, const SlotC* 
 
 
 cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
-                    int64_t at_ms, const int64_t* type_nows, const int64_t* first_nows,
-                    Bytes* out) noexcept nogil:
+                    int64_t at_ms, const Clocks* clocks, Bytes* out) noexcept nogil:
     cdef uint32_t* place
     cdef Row* row = NULL
     cdef const GroupC* group
@@ -801,8 +805,7 @@ cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t
             continue
         if row != NULL:
             head = _find_head(row, view.view_id, False)
-        when.now_ms = type_nows[view.event]
-        when.first_now_ms = first_nows[view.event]
+        _ask_clock(clocks, view.event, &when)
         status |= sketch_list(&shard.arena, head, view, &when, group.before, group.n_before, out)
         status |= sketch_list(&shard.arena, head, view, &when, group.after, group.n_after, out)
     pthread_mutex_unlock(&shard.lock)

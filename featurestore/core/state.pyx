@@ -56,11 +56,11 @@ from featurestore.core.producers cimport (
     producers_list,
 )
 from featurestore.core.sequencer cimport (
-    Sequencer, sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_decide, sequencer_export_head,
-    sequencer_import_head, sequencer_init,
+    CLOCK_EVENT, CLOCK_WALL, Sequencer, sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_decide,
+    sequencer_export_head, sequencer_import_head, sequencer_init,
 )
 from featurestore.core.shard cimport (
-    Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
+    Clocks, Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
     shard_cut, shard_export, shard_fetch_cells, shard_fetch_logs, shard_fetch_row, shard_forget,
     shard_has_room, shard_held_bytes, shard_holds, shard_import, shard_in_use, shard_init, shard_keys,
     shard_list, shard_read, shard_settle, shard_sweep, shard_used_bytes, sorted_records,
@@ -74,7 +74,7 @@ from featurestore.core.structs import same_structs
 from featurestore.errors import (
     CorruptRecordError, InvalidEventError, LimitError, SequenceError, StorageError, UnknownNameError,
 )
-from featurestore.plan import MAX_FUTURE_MS, EventPlan, FieldPlan, Kind, TimePlan
+from featurestore.plan import CLOCKS, MAX_FUTURE_MS, EventPlan, FieldPlan, Kind, TimePlan
 
 same_structs(__name__, state_structs(), hashing_structs(), kept_structs())
 
@@ -292,7 +292,7 @@ cdef int work_prepare(const StateC* state, const Batch* batch, const ServiceC* s
 
 
 cdef inline int64_t _now(const StateC* state, uint16_t event, int64_t wall_ms) noexcept nogil:
-    if state.sequencer.event_clock:
+    if state.sequencer.clock != CLOCK_WALL:
         return state.sequencer.type_nows[event]
     return wall_ms if wall_ms > state.sequencer.now_ms else state.sequencer.now_ms
 
@@ -530,6 +530,18 @@ cdef void _unavailable_keys(const StateC* state, const Batch* batch, const Work*
                 _slot_unavailable(&service.slots[j], &out)
 
 
+cdef inline void _clocks(const Sequencer* s, const int64_t* nows, const int64_t* first_nows,
+                         Clocks* clocks) noexcept nogil:
+    """Of no event: nows are those of all types."""
+    memset(clocks, 0, sizeof(Clocks))
+    clocks.nows = nows
+    clocks.first_nows = first_nows
+    clocks.ahead_ms = s.max_future_ms if s.clock == CLOCK_WALL else 0
+    clocks.is_one = s.clock != CLOCK_EVENT
+    clocks.own_type = 0xFFFF
+    clocks.own_now_ms = nows[0] if s.n_types else UNSET_MS
+
+
 cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t first_position,
                      const ServiceC* service, const Outputs* outputs, bint peek) noexcept nogil:
     cdef Sequencer* s = &state.sequencer
@@ -540,18 +552,20 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     memset(&job, 0, sizeof(job))
     memcpy(work.type_nows, s.type_nows, s.n_types * sizeof(int64_t))
     memcpy(work.first_nows, s.first_nows, s.n_types * sizeof(int64_t))
-    if not s.event_clock and batch.n_events:
+    if s.clock == CLOCK_WALL and batch.n_events:
         for i in range(s.n_types):
             work.type_nows[i] = work.nows[0]
-    # A view of this type is live from its first accepted event on: events before that one in this batch do
-    # not know it yet.
-    job.own_first_now = work.first_nows[batch.event]
+    _clocks(s, work.type_nows, work.first_nows, &job.clocks)
+    job.clocks.own_type = batch.event
+    # A view of this type has seen everything since its first accepted event: events before that one in this
+    # batch do not know it yet.
+    job.clocks.own_first_now_ms = work.first_nows[batch.event]
     if work.first_of_type:
-        job.own_first_now = UNSET_MS
+        job.clocks.own_first_now_ms = UNSET_MS
         while job.first_accepted < batch.n_events and batch.outcomes[job.first_accepted] != OUTCOME_ACCEPTED:
             job.first_accepted += 1
         if job.first_accepted < batch.n_events:
-            job.own_first_now = work.nows[job.first_accepted]
+            job.clocks.own_first_now_ms = work.nows[job.first_accepted]
     if service != NULL:
         for i in range(batch.n_events):
             work.reads_at[i] = batch.times[i]
@@ -569,8 +583,6 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     job.masks = work.facts.masks
     job.hashes = work.hashes
     job.nows = work.nows
-    job.type_nows = work.type_nows
-    job.first_nows = work.first_nows
     job.reads_at = work.reads_at
     job.first_position = first_position
     job.service = service
@@ -618,7 +630,7 @@ cdef inline void _fetch_keys(StateC* state, const uint64_t* fps, int64_t at, int
 
 
 cdef bint _read_keys(StateC* state, const ServiceC* service, const uint64_t* fps, uint32_t n,
-                     const int64_t* as_of, int64_t read_at, const int64_t* nows, bint waits,
+                     const int64_t* as_of, int64_t read_at, const Clocks* clocks, bint waits,
                      const Outputs* outputs) noexcept nogil:
     """Vectors of n key sets with the fingerprints [n_slots][n]. False: a shard is in use."""
     cdef const PlanC* plan = state.plan
@@ -643,8 +655,7 @@ cdef bint _read_keys(StateC* state, const ServiceC* service, const uint64_t* fps
             if (fp[0] | fp[1]) == 0:
                 _slot_unavailable(slot, &out)
             elif not shard_read(&state.shards[_shard_of(state, fp[1])], plan, slot, fp[0], fp[1],
-                                as_of[i] if as_of != NULL else read_at, nows, nows + plan.n_events, waits,
-                                &out):
+                                as_of[i] if as_of != NULL else read_at, clocks, waits, &out):
                 return False
             at += 1
     return True
@@ -657,6 +668,7 @@ cdef int state_read(StateC* state, const ServiceC* service, const Column* const*
     cdef Sequencer* s = &state.sequencer
     cdef const Outputs* read
     cdef Outputs out
+    cdef Clocks clocks
     cdef int64_t* nows
     cdef int64_t now = s.now_ms
     cdef uint64_t* fps
@@ -674,11 +686,12 @@ cdef int state_read(StateC* state, const ServiceC* service, const Column* const*
     nows = <int64_t*>work.memory
     fps = <uint64_t*>(work.memory + _aligned(plan.n_events * 16))
     missing = <uint8_t*>(fps + 2 * <size_t>some * service.n_slots)
-    if not s.event_clock and wall_ms > now:
+    if s.clock == CLOCK_WALL and wall_ms > now:
         now = wall_ms
     for j in range(plan.n_events):
-        nows[j] = s.type_nows[j] if s.event_clock else now
+        nows[j] = s.type_nows[j] if s.clock != CLOCK_WALL else now
         nows[plan.n_events + j] = s.first_nows[j]
+    _clocks(s, nows, nows + plan.n_events, &clocks)
     read_at[0] = now if now != UNSET_MS else 0
     while first < n:
         if some > n - first:
@@ -688,7 +701,7 @@ cdef int state_read(StateC* state, const ServiceC* service, const Column* const*
         for j in range(service.n_slots):
             _find_keys(state, &service.slots[j], parts, first, some, fps + <size_t>j * some * 2, missing)
         if not _read_keys(state, service, fps, some, as_of + first if as_of != NULL else NULL, read_at[0],
-                          nows, waits, read):
+                          &clocks, waits, read):
             return READ_BUSY
         if service.n_derived:
             derive(service, read, some, &out)
@@ -968,8 +981,8 @@ cdef class State:
     """The whole engine in memory, without journal or files: what replay and tests use, and what the store
     persists.
 
-    clock: "event" or "wall" (design §2.2). secret: 16 bytes that key every fingerprint. n_shards: a power of
-    two; with the secret part of the store's identity. threads: how many apply one large batch together.
+    clock: one of CLOCKS (plan.py). secret: 16 bytes that key every fingerprint. n_shards: a power of two;
+    with the secret part of the store's identity. threads: how many apply one large batch together.
     cores: how many may be at long work at once (turns.pxd), 1 at least. max_memory_bytes: rows past this are
     refused, 0 for no limit. max_future_ms: how far ahead of the wall clock an event may be, MAX_FUTURE_MS at
     most. dedupe_memory_bytes: of event ids within their horizons; at it events with new ids are refused.
@@ -982,8 +995,8 @@ cdef class State:
         cdef uint32_t i
         if self.made:
             raise ValueError("a State is made once")
-        if clock not in ("event", "wall"):
-            raise ValueError(f"clock is {clock!r}; it is 'event' or 'wall'")
+        if clock not in CLOCKS:
+            raise ValueError(f"clock is {clock!r}; it is {' or '.join(CLOCKS)}")
         if len(secret) != 16:
             raise ValueError(f"secret has {len(secret)} bytes; it has 16")
         if n_shards == 0 or n_shards > MAX_SHARDS or n_shards & (n_shards - 1):
@@ -999,7 +1012,7 @@ cdef class State:
         self.c.threads = threads
         self.c.max_memory_bytes = max_memory_bytes
         memcpy(self.c.secret, <const char*>secret, 16)
-        if sequencer_init(&self.c.sequencer, self.c.plan, clock == "event", max_future_ms,
+        if sequencer_init(&self.c.sequencer, self.c.plan, CLOCKS.index(clock), max_future_ms,
                           max_producer_bytes, dedupe_memory_bytes) < 0:
             raise MemoryError
         _set_floors(&self.c.sequencer, plan)
@@ -1062,11 +1075,16 @@ cdef class State:
             "producer_memory of made-up names": (producers.classes[MADE_UP].n_bytes, half),
         }
 
-    def event_now_ms(self, size_t event):
-        """The clock of one event type, None before its first event."""
-        if event >= self.c.plan.n_events:
-            raise IndexError(f"event type {event} of {self.c.plan.n_events}")
-        return None if self.c.sequencer.type_nows[event] == UNSET_MS else self.c.sequencer.type_nows[event]
+    @property
+    def nows_ms(self):
+        """The clock of each event type that has accepted an event, by its name."""
+        return {event.name: self.c.sequencer.type_nows[i] for i, event in enumerate(self.compiled.plan.events)
+                if self.c.sequencer.first_nows[i] != UNSET_MS}
+
+    @property
+    def ahead_ms(self):
+        """How far ahead of the clock an accepted event may be."""
+        return self.c.sequencer.max_future_ms if self.c.sequencer.clock == CLOCK_WALL else 0
 
     cdef const ServiceC* _service(self, service) except? NULL:
         if service is None:
@@ -1227,16 +1245,18 @@ cdef class State:
             if name not in self.compiled.part_names:
                 raise UnknownNameError(
                     f"no entity has a key part {name!r}; there are {', '.join(self.compiled.part_names)}")
-        if not s.event_clock and now_ms > now:
+        if s.clock == CLOCK_WALL and now_ms > now:
             now = now_ms
         at_ms = (now if now != UNSET_MS else 0) if as_of is None else as_of
         if not EARLIEST_MS <= at_ms <= LATEST_MS:
             raise InvalidEventError("as_of is outside the years 1 to 9999")
         nows = np.empty((2, self.c.plan.n_events), np.int64)
         for j in range(self.c.plan.n_events):
-            nows[0, j] = s.type_nows[j] if s.event_clock else now
+            nows[0, j] = s.type_nows[j] if s.clock != CLOCK_WALL else now
             nows[1, j] = s.first_nows[j]
-        cdef const int64_t* clocks = <const int64_t*><uintptr_t>nows.ctypes.data
+        cdef const int64_t* first = <const int64_t*><uintptr_t>nows.ctypes.data
+        cdef Clocks clocks
+        _clocks(s, first, first + self.c.plan.n_events, &clocks)
         needed = self.plan.needed_for(self.plan.services[service].features)
         found = []
         memset(&out, 0, sizeof(out))
@@ -1252,7 +1272,7 @@ cdef class State:
                 out.n_bytes = 0
                 with nogil:
                     status = shard_list(&self.c.shards[_shard_of(&self.c, fp[1])], self.c.plan, slot, fp[0],
-                                        fp[1], at_ms, clocks, clocks + self.c.plan.n_events, &out)
+                                        fp[1], at_ms, &clocks, &out)
                 if status < 0:
                     raise MemoryError
                 found += [(needed[place], *rest) for place, *rest in _listed(&out, self.c.secret)]
@@ -1305,10 +1325,10 @@ cdef class State:
         cdef uint32_t shard
         cdef uint16_t i, j
         before = {event.event_id: (j, _id_name(event)) for j, event in enumerate(self.compiled.plan.events)}
-        if sequencer_init(&s, compiled.c, old.event_clock, old.max_future_ms, 0, old.ids.max_bytes) < 0:
+        if sequencer_init(&s, compiled.c, old.clock, old.max_future_ms, 0, old.ids.max_bytes) < 0:
             raise MemoryError
         for i, event in enumerate(compiled.plan.events):
-            if not s.event_clock:
+            if s.clock != CLOCK_EVENT:
                 s.type_nows[i] = old.now_ms
             if event.event_id in before:
                 j, id_name = before[event.event_id]
@@ -1994,7 +2014,7 @@ cdef class State:
     def import_producers(self, bytes data not None):
         """The producers of a snapshot, or a checkpoint's head of them: whether records of them follow it."""
         cdef int status = producers_import(&self.c.sequencer.producers, data, len(data),
-                                           not self.c.sequencer.event_clock)
+                                           self.c.sequencer.clock == CLOCK_WALL)
         if status != 2:
             self._imported(status, "producers")
         return status == 2

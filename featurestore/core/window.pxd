@@ -54,6 +54,7 @@ ctypedef struct ReadAt:          # when a row is read, and what the store's cloc
     int64_t last_ms              # events after it are left out: at_ms, or the millisecond before
     int64_t now_ms               # of the view's event type; UNSET_MS before its first event
     int64_t first_now_ms         # now at the first accepted event of that type; UNSET_MS before it
+    int64_t seen_ms              # events of that type up to then may have been accepted; UNSET_MS: none
 
 # Oldest time still kept by the view at `now_ms`: older events are late, older entries absent.
 cdef int64_t view_horizon(const ViewC* view, int64_t now_ms) noexcept nogil

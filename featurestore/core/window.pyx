@@ -1150,6 +1150,12 @@ cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const V
     cdef Edges edges
     out.statuses[item.out] = STATUS_PRESENT
     out.coverage[item.out] = 1.0
+    if when.now_ms != UNSET_MS and when.at_ms < when.now_ms - view.lifetime_idle_ms:
+        put_unavailable(out, item)          # what has ended since had not, then
+        return
+    if view.since_ms != -FAR_MS or when.at_ms > when.seen_ms:
+        out.statuses[item.out] = STATUS_WARMING
+        out.coverage[item.out] = 0.0
     if (entries.n == 0 or log_expired(arena, head, view, when.now_ms)
             or when.last_ms < entries.words[WIDE_FIRST].i):
         put_nothing(out, item)
@@ -1164,26 +1170,26 @@ cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const V
 
 cdef void judge(const ViewC* view, const ReadAt* when, const ItemC* item, int64_t lo, int64_t hi,
                 const Outputs* out) noexcept nogil:
-    """Status and coverage as far as they do not depend on what the log holds."""
-    cdef int64_t live = item.live_since_ms if item.live_since_ms != UNSET_MS else when.first_now_ms
-    cdef double share
+    """Status and coverage as far as they do not depend on what the log holds: of the milliseconds in (lo, hi]
+    the share that the view has surely seen (2.14)."""
+    cdef int64_t since = view.since_ms if view.since_ms != UNSET_MS else when.first_now_ms
+    cdef int64_t first, last
     out.coverage[item.out] = 1.0
     out.statuses[item.out] = STATUS_PRESENT
     if when.now_ms != UNSET_MS and lo < when.now_ms - view.keep_ms:
         out.statuses[item.out] = STATUS_UNAVAILABLE
         out.coverage[item.out] = 0.0
-    elif live == UNSET_MS:
+        return
+    if since < view.floor_ms and since != UNSET_MS:
+        since = view.floor_ms                # what was older went before its windows were made longer
+    first = lo + 1 if lo + 1 > since else since
+    last = hi if hi < when.seen_ms else when.seen_ms
+    if since == UNSET_MS or when.seen_ms == UNSET_MS or last < first:
         out.statuses[item.out] = STATUS_WARMING
         out.coverage[item.out] = 0.0
-    elif lo < live:
+    elif last - first < hi - lo - 1:
         out.statuses[item.out] = STATUS_WARMING
-        share = <double>(hi - live) / <double>item.window_ms
-        out.coverage[item.out] = <float>(0.0 if share < 0.0 else share)
-    elif lo < view.floor_ms:
-        # What it once held was dropped before the view's windows were made longer. (A new, longer window is
-        # WARMING.)
-        out.statuses[item.out] = STATUS_UNAVAILABLE
-        out.coverage[item.out] = 0.0
+        out.coverage[item.out] = <float>(<double>(last - first + 1) / <double>item.window_ms)
 
 
 cdef inline bint _sums_only(const ColumnC* column) noexcept nogil:

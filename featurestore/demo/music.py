@@ -75,7 +75,8 @@ def run(
             schema_path="music.yaml",
             listen="127.0.0.1:0",
             admin=f"unix:{scratch}/admin.sock",
-            clock="event",
+            clock="merged",
+            history="none",
         )
         with open_store(config) as engine:
             with (

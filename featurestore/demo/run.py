@@ -81,6 +81,7 @@ def run(keep: Path | None, *, n_each: int = 3, on_step: OnStep = lambda _: None)
             listen="127.0.0.1:0",
             admin=f"unix:{scratch}/admin.sock",  # a short path, wherever the store is
             clock="event",
+            history="none",
         )
         began_s = time.monotonic()
         with open_store(config) as engine:

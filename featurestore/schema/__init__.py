@@ -97,13 +97,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from featurestore.errors import SchemaError
 from featurestore.plan import Plan
 from featurestore.schema.compile import compile_plan
 from featurestore.schema.document import MAX_BYTES, TOO_LARGE, Mistakes, read_document
-from featurestore.schema.evolution import exact_events_of, succeed
+from featurestore.schema.evolution import Moment, exact_events_of, succeed
 from featurestore.schema.model import read_model
 
 __all__ = ["compile_schema", "load"]
@@ -112,8 +113,7 @@ __all__ = ["compile_schema", "load"]
 def load(
     path: str | os.PathLike[str],
     *,
-    previous: Plan | None = None,
-    now_ms: int | Mapping[str, int] | None = None,
+    from_beginning: bool = False,
 ) -> Plan:
     """The plan of the schema file at `path`, as `compile_schema` gives it. Raises SchemaError."""
     name = os.fspath(path)
@@ -130,7 +130,7 @@ def load(
         line = content.count(b"\n", 0, error.start) + 1
         problem = f"the schema is not UTF-8: byte 0x{content[error.start]:02x}; save it as UTF-8"
         raise SchemaError(problem, path=name, line=line) from None
-    return compile_schema(text, path=name, previous=previous, now_ms=now_ms)
+    return compile_schema(text, path=name, from_beginning=from_beginning)
 
 
 def compile_schema(
@@ -139,13 +139,16 @@ def compile_schema(
     path: str | None = None,
     previous: Plan | None = None,
     now_ms: int | Mapping[str, int] | None = None,
+    ahead_ms: int = 0,
+    from_beginning: bool = False,
 ) -> Plan:
     """The plan of the schema `text`, as the successor of `previous` where a store already has one.
 
-    Features that are new are live since `now_ms`: one clock for all, or the clock of each event type by its
-    name. None, or no name, leaves that to the first event. Where nothing but comments and layout has changed,
-    `previous` itself is returned. Raises SchemaError, which names every independent mistake with `path` and
-    line.
+    Then `now_ms` is the clock: one of all event types, or that of each that has accepted an event, by its
+    name; and `ahead_ms` is how far ahead of it such an event may have been. Views that are new have seen what
+    comes after. `from_beginning` states of a new store that there was no event of its types before it. Where
+    nothing but comments and layout has changed, `previous` itself is returned. Raises SchemaError, which
+    names every independent mistake with `path` and line.
     """
     mistakes = Mistakes(path)
     plan = None
@@ -154,7 +157,11 @@ def compile_schema(
         schema = read_model(read_document(text, mistakes), mistakes, exact_events)
         if schema is not None:
             lines = {view.name: view.line for view in schema.views}
-            plan = succeed(compile_plan(schema, text), previous, now_ms, lines, mistakes)
+            plan = compile_plan(schema, text)
+            if previous is not None:
+                plan = succeed(plan, previous, Moment(now_ms, ahead_ms), lines, mistakes)
+            elif from_beginning:
+                plan = replace(plan, events=tuple(replace(e, from_beginning=True) for e in plan.events))
     mistakes.report()
     assert plan is not None  # noqa: S101  # else there was a mistake
     return plan

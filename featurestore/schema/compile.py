@@ -78,7 +78,6 @@ def compile_plan(schema: SchemaModel, source: str) -> Plan:
                     column=column,
                     window_ms=feature.window.length_ms,
                     exclude_self=feature.exclude_self,
-                    live_since_ms=None,
                 )
             )
     derived: list[DerivedPlan] = []

@@ -14,9 +14,10 @@ Ids are how state finds its view again, so this file decides what survives:
 - Windows may be added, removed, shortened and lengthened. A view that now keeps longer has dropped what it
   kept shorter: `floor_ms` says up to when, and grows only; `lifetime_floor_ms` says so of its lifetimes.
 - Keys may be kept, or not any more, which erases them. Kept again, they are learned anew: `key_epoch`.
-- A feature that was there before (name, view, aggregate, field, filter, window) keeps `live_since_ms`. Any
-  other is live since now, and warms. Whether it includes the event itself does not matter to what it
-  covers.
+- A view that was there before keeps its `since_ms`, and its new features have what it has kept. A new one has
+  seen nothing that had been accepted, nor what may have been accepted from beyond the clock.
+- That there was no event of a type before the store (`from_beginning`) is stated when it is made, and holds
+  for the types declared then.
 - A derived feature has no state: it may be added, removed and changed at will, and has its past at once, that
   of its operands. What it means is part of the fingerprint of each service that lists it, so that a client
   which asks for the old meaning is told.
@@ -29,15 +30,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from featurestore.errors import SchemaError
-from featurestore.plan import EventPlan, FeaturePlan, Plan, ViewPlan
+from featurestore.plan import EventPlan, Plan, ViewPlan
 from featurestore.schema.document import Mistakes, duration_text, shown
 
 MAX_ID = 65535  # an id is a u16 in the journal, in rows and in fingerprints
 
-_FeatureKey = tuple[str, int, int, str | None, str | None, int]
+
+@dataclass(frozen=True)
+class Moment:
+    """When a schema takes effect. now_ms: the clock of each event type that has accepted an event, or of all.
+    ahead_ms: how far ahead of it such an event may have been."""
+
+    now_ms: int | Mapping[str, int] | None
+    ahead_ms: int = 0
+
+    def of(self, event: str) -> int | None:
+        return self.now_ms.get(event) if isinstance(self.now_ms, Mapping) else self.now_ms
 
 
 def exact_events_of(previous: Plan) -> dict[str, int]:
@@ -45,26 +56,12 @@ def exact_events_of(previous: Plan) -> dict[str, int]:
     return {view.name.partition(".")[0]: view.exact_events for view in previous.views}
 
 
-def succeed(
-    plan: Plan,
-    previous: Plan | None,
-    now_ms: int | Mapping[str, int] | None,
-    lines: Mapping[str, int],
-    mistakes: Mistakes,
-) -> Plan:
+def succeed(plan: Plan, previous: Plan, moment: Moment, lines: Mapping[str, int], mistakes: Mistakes) -> Plan:
     """`plan` as the successor of `previous`, or `previous` itself where nothing but its text has changed.
 
-    `now_ms` is the clock, or that of each event type by its name; `lines` are those of the views, for
-    messages. Every view that may not change so is a mistake, and the plan returned is then no plan.
+    `lines` are those of the views, for messages. Every view that may not change so is a mistake, and the plan
+    returned is then no plan.
     """
-    if previous is None:
-        return replace(
-            plan,
-            features=tuple(
-                replace(feature, live_since_ms=_now_of(plan, feature.view, now_ms))
-                for feature in plan.features
-            ),
-        )
     if plan.name != previous.name:
         raise SchemaError(
             f"this store holds the schema {previous.name}, not {plan.name}; give the file its name back, "
@@ -85,8 +82,15 @@ def succeed(
         if event.name not in event_ids:
             event_ids[event.name] = next_event_id
             next_event_id += 1
-        floor_ms = _dedupe_floor_ms(events_before.get(event.name), event, now_ms)
-        events.append(replace(event, event_id=event_ids[event.name], dedupe_floor_ms=floor_ms))
+        event_before = events_before.get(event.name)
+        events.append(
+            replace(
+                event,
+                event_id=event_ids[event.name],
+                dedupe_floor_ms=_dedupe_floor_ms(event_before, event, moment.of(event.name)),
+                from_beginning=event_before is not None and event_before.from_beginning,
+            )
+        )
     entities = []
     for entity in plan.entities:
         known = entities_before.get(entity.parts)
@@ -97,19 +101,21 @@ def succeed(
         begun_again = entity.keep_keys and not known.keep_keys
         entities.append(replace(entity, entity_id=known.entity_id, key_epoch=known.key_epoch + begun_again))
     views = []
-    for index, view in enumerate(plan.views):
+    for view in plan.views:
         before = views_before.get(view.name)
+        now = moment.of(plan.events[view.event].name)
         if before is None:
-            views.append(replace(view, view_id=next_view_id))
+            since = None if now is None else now + moment.ahead_ms + 1
+            views.append(replace(view, view_id=next_view_id, since_ms=since))
             next_view_id += 1
             continue
         if before.identity != view.identity:
             mistakes.add(_refusal(before, view), lines.get(view.name.partition(".")[0]))
-        now = _now_of(plan, index, now_ms)
         views.append(
             replace(
                 view,
                 view_id=before.view_id,
+                since_ms=before.since_ms,
                 floor_ms=_floor_ms(before.floor_ms, before.keep_ms, view.keep_ms, now),
                 lifetime_floor_ms=_floor_ms(
                     before.lifetime_floor_ms, before.lifetime_idle_ms, view.lifetime_idle_ms, now
@@ -133,40 +139,17 @@ def succeed(
         next_entity_id=next_entity_id,
         next_view_id=next_view_id,
     )
-    live_since_ms = {_feature_key(previous, feature): feature.live_since_ms for feature in previous.features}
-    changed = replace(
-        changed,
-        features=tuple(
-            replace(
-                feature,
-                live_since_ms=live_since_ms.get(
-                    _feature_key(changed, feature), _now_of(changed, feature.view, now_ms)
-                ),
-            )
-            for feature in changed.features
-        ),
-    )
     same = replace(changed, version=previous.version, source=previous.source) == previous
     return previous if same else changed
 
 
-def _now_of(plan: Plan, view: int, now_ms: int | Mapping[str, int] | None) -> int | None:
-    """The clock that a view goes by: that of its event type."""
-    if isinstance(now_ms, Mapping):
-        return now_ms.get(plan.events[plan.views[view].event].name)
-    return now_ms
-
-
-def _dedupe_floor_ms(
-    before: EventPlan | None, event: EventPlan, now_ms: int | Mapping[str, int] | None
-) -> int | None:
+def _dedupe_floor_ms(before: EventPlan | None, event: EventPlan, now_ms: int | None) -> int | None:
     """Events before this time may have been accepted without their id being known."""
     if before is None or event.id_field is None:
         return None
-    now = now_ms.get(event.name) if isinstance(now_ms, Mapping) else now_ms
     if before.id_field is None or before.fields[before.id_field].name != event.fields[event.id_field].name:
-        return now
-    return _floor_ms(before.dedupe_floor_ms, before.dedupe_ms, event.dedupe_ms, now)
+        return now_ms
+    return _floor_ms(before.dedupe_floor_ms, before.dedupe_ms, event.dedupe_ms, now_ms)
 
 
 def _floor_ms(floor_ms: int | None, before_ms: int, kept_ms: int, now_ms: int | None) -> int | None:
@@ -175,17 +158,6 @@ def _floor_ms(floor_ms: int | None, before_ms: int, kept_ms: int, now_ms: int | 
         return floor_ms
     dropped_ms = now_ms - before_ms
     return dropped_ms if floor_ms is None else max(floor_ms, dropped_ms)
-
-
-def _feature_key(plan: Plan, feature: FeaturePlan) -> _FeatureKey:
-    """What a feature counts, in words that no later plan gives another meaning."""
-    view = plan.views[feature.view]
-    value, where = plan.field_of(feature), None
-    if feature.column is not None:
-        column = view.columns[feature.column]
-        if column.filter is not None:
-            where = plan.programs[view.filters[column.filter]].source
-    return feature.name, view.view_id, int(feature.aggregate), value, where, feature.window_ms
 
 
 def _refusal(before: ViewPlan, view: ViewPlan) -> str:

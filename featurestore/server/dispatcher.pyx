@@ -27,6 +27,7 @@ from libc.string cimport memset
 from featurestore.clock cimport clock_monotonic_ns
 from featurestore.core.batch cimport OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, Batch, Column
 from featurestore.core.plan cimport UNSET_MS, EventC, ServiceC
+from featurestore.core.sequencer cimport CLOCK_WALL
 from featurestore.core.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     pthread_rwlock_rdlock, pthread_rwlock_tryrdlock, pthread_rwlock_unlock,
@@ -390,7 +391,7 @@ cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t si
         parts[i] = &request.parts[i]
     # An event-clock store has no now before its first event. It then reads at 0, which may also be its now:
     # only the store's own clock tells the two apart.
-    had_now = not d.engine.state.sequencer.event_clock or d.engine.state.sequencer.now_ms != UNSET_MS
+    had_now = d.engine.state.sequencer.clock == CLOCK_WALL or d.engine.state.sequencer.now_ms != UNSET_MS
     call.engine_status = engine_read(d.engine, service, parts, request.n, request.as_of, waits, &call.work,
                                      &outputs, &read_at)
     if call.engine_status != ENGINE_OK:

@@ -181,6 +181,7 @@ def open_store(config: ServeConfig) -> Engine:
         schema=config.schema,
         schema_path=config.schema_path,
         clock=config.clock,
+        history=config.history,
         durability=config.durability,
         threads=config.engine_threads,
         max_memory_bytes=config.max_memory_bytes,

@@ -41,6 +41,7 @@ from featurestore.errors import (
     StorageError,
     StoreLockedError,
 )
+from featurestore.plan import CLOCKS
 from featurestore.stdio import fill_standard_descriptors
 
 _log = logging.getLogger("featurestore.storage")
@@ -63,7 +64,7 @@ class Identity:
     format: str
     version: int
     store_id: str  # 32 hex digits
-    clock: str  # "wall" | "event"
+    clock: str  # one of CLOCKS
     n_shards: int
     secret_check: str  # first 16 hex digits of the SHA-256 of the secret
 
@@ -251,12 +252,7 @@ def read_identity(path: Path) -> Identity:
     try:
         identity = Identity(**raw)
         n = identity.n_shards
-        if (
-            len(identity.id_bytes) != 16
-            or identity.clock not in ("wall", "event")
-            or not 0 < n <= 4096
-            or n & (n - 1)
-        ):
+        if len(identity.id_bytes) != 16 or identity.clock not in CLOCKS or not 0 < n <= 4096 or n & (n - 1):
             raise ValueError("a value is out of range")
     except (TypeError, ValueError) as error:
         raise CorruptRecordError(f"{name}: {error}; restore it from a backup") from error

@@ -102,10 +102,11 @@ def test_for_people_the_ready_lines_name_every_address(schema, tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        lines = [child.stdout.readline() for _ in range(5)]
+        history, *lines = [child.stdout.readline() for _ in range(6)]
+        assert history.startswith("a new store, and nobody knows what was before it (--history unknown):")
         assert lines[0].startswith("serving clicks (schema version 1) on localhost:")
         assert "a new store" in lines[1]
-        assert "wall; durability group" in lines[2]
+        assert "wall; durability group; history unknown" in lines[2]
         assert f"unix:{tmp_path}/s/admin.sock" in lines[3]
         url = lines[4].split()[1]
         with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310  our own listener

@@ -26,6 +26,7 @@ from featurestore.schema import compile_schema
 PRESENT, NOT_FOUND, UNAVAILABLE = 1, 2, 4
 KEYS = ("a", "b", "c")
 LATENESS_MS, DAY_MS = 60_000, 86_400_000
+AHEAD_MS = 2_000  # of the newest event of the keys that are read
 WINDOWS_S = (1, 4, 15, 60)
 OF_VALUES = ("sum", "mean", "min", "max", "stddev", "first", "last")
 OF_TIMES = ("count", "since_first", "since_last", "interval_mean", "interval_cv")
@@ -174,6 +175,7 @@ def events_of(draw: random.Random, n: int) -> tuple[list[tuple[str, Event]], boo
         late = draw.randrange(spread + 1) if draw.random() < 0.3 else 0
         event = (now - late, position, x, f"q{min(int(draw.expovariate(0.4)), 20)}")
         events.append((draw.choice(KEYS), event))
+    events.append(("after", (now + AHEAD_MS, n, 1.0, "q")))  # so that the clock is there
     return events, spread == 0
 
 
@@ -195,10 +197,10 @@ def trial(seed: int, n_events: int, n_reads: int) -> tuple[Counter[str], list[st
     state = State(compile_schema(text), clock="event", secret=bytes(16), n_shards=1)
     events, in_order = events_of(draw, n_events)
     fed(state, text, events)
-    newest = max(event[0] for _, event in events)
+    newest = max(event[0] for key, event in events if key in KEYS)
     of_key = {key: sorted(event for k, event in events if k == key) for key in KEYS}
     keys = [draw.choice(KEYS) for _ in range(n_reads)]
-    back_ms = [draw.choice([0, draw.randrange(-2_000, LATENESS_MS)]) for _ in range(n_reads)]
+    back_ms = [draw.choice([0, draw.randrange(-AHEAD_MS, LATENESS_MS - AHEAD_MS)]) for _ in range(n_reads)]
     at = np.array([newest - each for each in back_ms], dtype=np.int64)
     read = state.read(0, {"k": text_column(keys)[0]}, n_reads, as_of=at, bounds=True)
     said, found = Counter[str](), list[str]()

@@ -69,7 +69,12 @@ class Both:
         engine: Any = None,
     ) -> None:
         self.naive = Store(schema, clock=clock)
-        self.options: dict[str, Any] = {"clock": clock, "n_shards": n_shards}
+        from_beginning = any(kind.from_beginning for kind in schema.events.values())  # all of them then
+        self.options: dict[str, Any] = {
+            "clock": clock,
+            "n_shards": n_shards,
+            "from_beginning": from_beginning,
+        }
         self.engine = engine or Engine(yaml(schema), **self.options, threads=threads)
         self.first_schema = schema
         self.journal: list[Step] = []
@@ -171,8 +176,10 @@ class Both:
                 wrong = derived_disagreement(derived, operands, got)
                 assert wrong is None, f"{doing}: {name}: {wrong}; of {operands}, got {got}"
 
-    def now_ms(self) -> int | dict[str, int] | None:
-        return self.naive.wall_now if self.naive.clock == "wall" else dict(self.naive.event_now)
+    def now_ms(self) -> dict[str, int]:
+        """The clock of each event type that has accepted an event."""
+        now_ms = {event: self.naive.now(event) for event in self.naive.first_now}
+        return {event: now for event, now in now_ms.items() if now is not None}
 
     def _data(self, event: str, rows: Sequence[Row]) -> dict[str, list[object]]:
         # Every field that any schema so far declared: what the present one does not know is ignored.

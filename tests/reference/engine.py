@@ -72,8 +72,9 @@ class Engine:
         n_shards: int = 4,
         threads: int = 1,
         secret: bytes = SECRET,
+        from_beginning: bool = False,
     ) -> None:
-        self.plan: Plan = _compiled(schema)
+        self.plan: Plan = _compiled(schema, from_beginning=from_beginning)
         self.state = State(self.plan, clock=clock, secret=secret, n_shards=n_shards, threads=threads)
 
     def beginning(self, schema: str, **options: Any) -> Engine:
@@ -130,7 +131,7 @@ class Engine:
 
     def apply(self, schema: str, now_ms: int | Mapping[str, int] | None) -> None:
         """One that changes nothing takes no position."""
-        plan = compile_schema(schema, previous=self.plan, now_ms=now_ms)
+        plan = compile_schema(schema, previous=self.plan, now_ms=now_ms, ahead_ms=self.state.ahead_ms)
         if plan is not self.plan:
             self.apply_plan(plan)
 

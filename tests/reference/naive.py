@@ -51,6 +51,7 @@ class EventType:
     lateness_ms: int = HOUR_MS
     id_field: str | None = None
     dedupe_ms: int = HOUR_MS
+    from_beginning: bool = False  # stated when the store was made: there was no event of this type before
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ class Log:
 @dataclass
 class LiveView:
     plan: View
-    live_since: dict[str, int | None]  # feature → now when it was applied; None: not yet known
+    since: int | None = None  # it has seen every event from then on; None: it is older than its type's first
     floor: int | None = None  # nothing older was kept when its windows were made longer
     logs: dict[Key, Log] = field(default_factory=dict)
 
@@ -169,7 +170,8 @@ class Producer:
 
 
 class Store:
-    """The store. `clock` is "event" or "wall"; under "wall" calls bring `now_ms`, which never turns back."""
+    """The store. `clock` is "event", "merged" or "wall"; under "wall" calls bring `now_ms`, which never turns
+    back."""
 
     def __init__(self, schema: Schema, *, clock: str = "event") -> None:
         self.schema = schema
@@ -177,9 +179,10 @@ class Store:
         self.position = 0
         self.wall_now: int | None = None
         self.event_now: dict[str, int] = {}
+        self.first_now: dict[str, int] = {}  # event type → the clock when its first event was accepted
         self.ids: dict[tuple[str, str], int] = {}  # (event type, id) → seen_at
         self.producers: dict[bytes, Producer] = {}
-        self.views = {name: _live(view, None) for name, view in schema.views.items()}
+        self.views = {name: LiveView(view) for name, view in schema.views.items()}
 
     # What callers ask
 
@@ -251,34 +254,36 @@ class Store:
         return known
 
     def apply(self, schema: Schema, clock: int | Mapping[str, int] | None) -> None:
-        """A schema change: state stays with the view's name; what is new is live from now on, which is the
-        clock, or that of each event type."""
+        """A schema change at this clock, or that of each event type that ever had one: state stays with the
+        view's name. What is new has seen nothing that had come, nor what comes beside that of its time."""
         self.position += 1
         before, self.views = self.views, {}
         for name, plan in schema.views.items():
             now_ms = clock.get(plan.event) if isinstance(clock, Mapping) else clock
+            if plan.event not in self.first_now:
+                now_ms = None
+            since = None if now_ms is None else now_ms + self._ahead_ms() + 1
             if name not in before:
-                self.views[name] = _live(plan, now_ms)
+                self.views[name] = LiveView(plan, since)
                 continue
             view, old_keep = before[name], self._keep(before[name].plan)
-            since = {f.name: view.live_since.get(f.name, now_ms) for f in plan.features}
             floor = view.floor
             lateness = schema.events[plan.event].lateness_ms
             if _reach(plan) + lateness > old_keep and now_ms is not None:
                 floor = max(now_ms - old_keep, EARLIEST_MS if floor is None else floor)
-            self.views[name] = LiveView(plan, since, floor, view.logs)
+            self.views[name] = LiveView(plan, view.since, floor, view.logs)
         self.schema = schema
 
     def copy(self) -> Store:
         """An independent store in the same state: what is done to it leaves no trace here."""
         other = Store(self.schema, clock=self.clock)
         other.position, other.wall_now, other.event_now = self.position, self.wall_now, dict(self.event_now)
+        other.first_now = dict(self.first_now)
         other.ids = dict(self.ids)
         other.producers = {name: replace(p, seen=dict(p.seen)) for name, p in self.producers.items()}
         other.views = {
             name: replace(
                 view,
-                live_since=dict(view.live_since),
                 logs={
                     key: replace(log, events=list(log.events), decayed=list(log.decayed))
                     for key, log in view.logs.items()
@@ -289,6 +294,8 @@ class Store:
         return other
 
     def now(self, event: str) -> int | None:
+        if self.clock == "merged":
+            return max(self.event_now.values(), default=None)
         return self.wall_now if self.clock == "wall" else self.event_now.get(event)
 
     # One event
@@ -299,7 +306,9 @@ class Store:
         if refused or row.time is None:
             return self._plain(refused, event, row, service)
         time, fields = row.time, _clean(kind, row.fields)
-        now = self.wall_now if self.clock == "wall" else max(time, self.event_now.get(event, time))
+        now = self.now(event)
+        if self.clock != "wall":
+            now = time if now is None else max(time, now)
         if now is None:
             raise ValueError("under the wall clock the first batch brings now_ms")
         refused = self._refused_by_state(event, time, fields, now)
@@ -313,11 +322,9 @@ class Store:
         # Accepted: the clock first, then the read of `self: exclude`, then the event, then the other reads.
         self.position += 1
         self.event_now[event] = now
+        self.first_now.setdefault(event, now)
         if kind.id_field is not None:
             self.ids[event, str(fields[kind.id_field])] = max(now, time)
-        for view in self.views.values():
-            if view.plan.event == event:
-                view.live_since = {n: now if since is None else since for n, since in view.live_since.items()}
         before = self._read_by(event, fields, service, time)
         for view, key in kept:
             self._apply(view, key, Applied(time, self.position, fields, now))
@@ -437,22 +444,20 @@ class Store:
 
     # One value
 
-    def _value(  # noqa: PLR0911  # a status each
+    def _value(  # a status each
         self, name: str, texts: Mapping[str, object], t: int | None, wall: int | None, *, own: int = 0
     ) -> Truth:
         """At t, without what happened in the last `own` milliseconds."""
         view_name, feature_name = name.split(".")
         view = self.views[view_name]
         feature = next(f for f in view.plan.features if f.name == feature_name)
-        now = wall if self.clock == "wall" else self.event_now.get(view.plan.event)
+        now = wall if self.clock == "wall" else self.now(view.plan.event)
         key = _key({part: texts.get(part) for part in view.plan.key})
         if key is None:
             return Truth(UNAVAILABLE, math.nan)
         if t is None:
-            # Nothing was ever accepted: no now, and no window has begun to live.
-            nothing = _aggregate(feature, [], 0)[0]
-            warms = feature.window_ms or feature.half_life_ms
-            return Truth(WARMING if warms else NOT_FOUND, nothing, coverage=0.0)
+            # Nothing was ever accepted: no now, and whatever is asked for lies beyond it.
+            return Truth(WARMING, _aggregate(feature, [], 0)[0], coverage=0.0)
         log = view.logs.get(key, Log())
         if feature.half_life_ms:
             return self._decayed_value(view, feature, log, t, now, own=own)
@@ -461,24 +466,39 @@ class Store:
 
         end = t - view.plan.offset_ms
         start = end - feature.window_ms
-        since = view.live_since[feature.name]
-        warming = since is None or start < since
         if now is not None and start < now - self._keep(view.plan):
             return Truth(UNAVAILABLE, math.nan)
-        if not warming and view.floor is not None and start < view.floor:
-            return Truth(UNAVAILABLE, math.nan)
+        coverage = self._coverage(view, start, end, now)
         kept_from = self._kept_from(view, now)
         events = [e for e in log.events if start < e.time <= min(end, t - own) and e.time >= kept_from]
         if view.plan.sketch is not None:
             events = [e for e in events if (_number(feature, e) or 0.0) > 0]
         value, n, tolerance = _aggregate(feature, events, end)
-        status = WARMING if warming else PRESENT if n else NOT_FOUND
-        coverage = 1.0
-        if warming:
-            coverage = 0.0 if since is None else min(max((end - since) / feature.window_ms, 0.0), 1.0)
+        status = WARMING if coverage < 1 else PRESENT if n else NOT_FOUND
         exact, error = self._owed(view, key, feature, log, t - own)
         evasive = not exact and feature.aggregate not in ("count", "sum", "distinct")
         return Truth(status, value, n, coverage, exact, error, tolerance, evasive)
+
+    def _ahead_ms(self) -> int:
+        """How far ahead of the clock an event may be."""
+        return self.schema.max_future_ms if self.clock == "wall" else 0
+
+    def _since(self, view: LiveView) -> float | None:
+        """From when on it has seen every event; None: it has seen none."""
+        if view.since is not None:
+            return view.since
+        known = self.schema.events[view.plan.event].from_beginning
+        return -math.inf if known else self.first_now.get(view.plan.event)
+
+    def _coverage(self, view: LiveView, start: int, end: int, now: int | None) -> float:
+        """Which share of the milliseconds after start, up to end, it has surely seen: those since its
+        beginning, up to its clock."""
+        since = self._since(view)
+        if since is None or now is None:
+            return 0.0
+        first = max(start + 1, since, -math.inf if view.floor is None else view.floor)
+        last = min(end, now + self._ahead_ms())
+        return max(last + 1 - first, 0) / (end - start)
 
     def _owed(
         self, view: LiveView, key: Key, feature: Feature, log: Log, t: int
@@ -513,6 +533,8 @@ class Store:
     def _lifetime_value(
         self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None, *, own: int
     ) -> Truth:
+        if now is not None and t < now - view.plan.lifetime_idle_ms:
+            return Truth(UNAVAILABLE, math.nan)  # what had ended by now was not over then
         alive: list[Applied] = []
         newest = 0
         for event in log.events:
@@ -528,7 +550,10 @@ class Store:
         if t - own < oldest:
             alive = []
         value, n, tolerance = _aggregate(feature, alive, t)
-        return Truth(PRESENT if n else NOT_FOUND, value, n, tolerance=tolerance)
+        whole = self._since(view) == -math.inf and now is not None and t <= now + self._ahead_ms()
+        if whole:
+            return Truth(PRESENT if n else NOT_FOUND, value, n, tolerance=tolerance)
+        return Truth(WARMING, value, n, 0.0, tolerance=tolerance)
 
     def _decayed_value(
         self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None, *, own: int
@@ -559,9 +584,8 @@ class Store:
         elif feature.aggregate == "decayed_mean":
             value = total / math.fsum(weights) if taken else math.nan
             tolerance = 1e-12 * scale / math.fsum(weights) if taken else 0.0
-        since = view.live_since[feature.name]
-        if since is None or t - warm < since:
-            coverage = 0.0 if since is None else min(max((t - since) / warm, 0.0), 1.0)
+        coverage = self._coverage(view, t - warm, t, now)
+        if coverage < 1:
             return Truth(WARMING, value, len(taken), coverage, tolerance=tolerance)
         return Truth(PRESENT if taken else NOT_FOUND, value, len(taken), tolerance=tolerance)
 
@@ -701,10 +725,6 @@ def _matches(where: Predicate | None, fields: Fields) -> bool:
 
 def _reach(plan: View) -> int:
     return max((f.window_ms + plan.offset_ms for f in plan.features if f.window_ms), default=0)
-
-
-def _live(plan: View, now_ms: int | None) -> LiveView:
-    return LiveView(plan, {f.name: now_ms for f in plan.features})
 
 
 def _number(feature: Feature, event: Applied) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -122,11 +123,11 @@ def test_statuses_by_precedence() -> None:
     assert truth[23_999].status == UNAVAILABLE
     assert truth[24_000].status == NOT_FOUND
     assert truth[25_000].status == PRESENT
-    assert truth[60_000].status == NOT_FOUND
+    assert (truth[60_000].status, truth[60_000].coverage) == (WARMING, 0)  # beyond the clock
     assert store.read("s", {"k": "b"}, as_of=25_000)[0].status == NOT_FOUND
     assert store.read("s", {}, as_of=25_000)[0].status == UNAVAILABLE
     warming = store.read("s", {"k": "a"}, as_of=30_000)[1]
-    assert (warming.status, warming.value, warming.coverage) == (WARMING, 2, 0.75)
+    assert (warming.status, warming.value, warming.coverage) == (WARMING, 2, 25_001 / 40_000)
 
 
 def test_late_is_per_view_and_an_event_is_late_when_every_view_dropped_it() -> None:
@@ -221,14 +222,15 @@ def test_forget_empties_the_row_in_every_view() -> None:
 
 def test_lifetime_is_dropped_after_idling_and_unknown_in_the_middle() -> None:
     features = (Feature("ever", "sum", 0, "x"), Feature("count", "count", 1_000))
-    store = Store(one_view(View("e", {"k": "k"}, features, lifetime_idle_ms=50_000)))
+    kind = EventType({"k": "key", "x": "number"}, lateness_ms=1000, from_beginning=True)
+    store = Store(one_view(View("e", {"k": "k"}, features, lifetime_idle_ms=50_000), kind=kind))
     store.submit("e", [at(100, x=1), at(200, x=2)])
     assert [store.read("s", {"k": "a"}, as_of=t)[0].status for t in (99, 100, 199, 200, 900)] == [
-        2,
-        4,
-        4,
-        1,
-        1,
+        NOT_FOUND,
+        UNAVAILABLE,
+        UNAVAILABLE,
+        PRESENT,
+        WARMING,  # beyond the clock
     ]
     store.submit("e", [at(50_200, key="b")])
     assert value(store, 50_200) == 3
@@ -236,6 +238,48 @@ def test_lifetime_is_dropped_after_idling_and_unknown_in_the_middle() -> None:
     assert store.read("s", {"k": "a"}, as_of=50_201)[0].status == NOT_FOUND
     store.submit("e", [at(50_201, x=5)])
     assert value(store, 50_201) == 5
+    assert store.read("s", {"k": "a"}, as_of=200)[0].status == UNAVAILABLE  # it had not ended, then
+
+
+def test_a_view_has_seen_what_came_since_it_was_made_or_everything_where_that_is_stated() -> None:
+    features = (Feature("ever", "count"), Feature("count", "count", 1_000))
+    kind = EventType({"k": "key", "x": "number"}, lateness_ms=1000)
+    for clock, now in (("event", {}), ("merged", {}), ("wall", {"now_ms": 5_000})):
+        store = Store(one_view(View("e", {"k": "k"}, features), kind=kind), clock=clock)
+        store.submit("e", [at(5_000)], **now)  # type: ignore[arg-type]
+        read = store.read("s", {"k": "a"}, as_of=5_000)
+        assert [(t.status, t.value, t.coverage) for t in read] == [(WARMING, 1, 0), (WARMING, 1, 0.001)]
+        stated = replace(kind, from_beginning=True)
+        store = Store(one_view(View("e", {"k": "k"}, features), kind=stated), clock=clock)
+        store.submit("e", [at(5_000)], **now)  # type: ignore[arg-type]
+        assert [t.status for t in store.read("s", {"k": "a"}, as_of=5_000)] == [PRESENT] * 2
+        # A view that is added has seen nothing that came, nor what may have come from beyond the clock.
+        more = one_view(View("e", {"k": "k"}, features), kind=stated, more=View("e", {"k": "k"}, features))
+        store.apply(more, 5_000)
+        since = 15_001 if clock == "wall" else 5_001
+        store.submit("e", [at(since + 999, key="b")], **dict.fromkeys(now, since + 999))  # type: ignore[arg-type]
+        read = store.read("s", {"k": "a"}, as_of=since + 999)
+        assert [(t.status, t.value) for t in read] == [(1, 1), (2, 0), (WARMING, 0), (NOT_FOUND, 0)]
+        read = store.read("s", {"k": "a"}, as_of=since + 998)
+        assert [t.status for t in read] == [PRESENT, NOT_FOUND, WARMING, WARMING]
+
+
+def test_what_lies_beyond_the_clock_of_a_type_is_not_covered_and_one_clock_of_all_is_the_latest() -> None:
+    kinds = {name: EventType({"k": "key"}, from_beginning=True) for name in "ab"}
+    views = {
+        name: View(name, {"k": "k"}, (Feature("n", "count", 1_000), Feature("ever", "count")))
+        for name in "ab"
+    }
+    schema = Schema(kinds, views, {"s": ["a.n", "a.ever", "b.n", "b.ever"]})
+    for clock, statuses in (
+        ("event", [WARMING, WARMING, PRESENT, PRESENT]),
+        ("merged", [NOT_FOUND, PRESENT, PRESENT, PRESENT]),
+    ):
+        store = Store(schema, clock=clock)
+        store.submit("a", [Row(0, {"k": "k"})])
+        store.submit("b", [Row(5_000, {"k": "k"})])
+        assert [truth.status for truth in store.read("s", {"k": "k"})] == statuses
+        assert [truth.value for truth in store.read("s", {"k": "k"})] == [0, 1, 1, 1]
 
 
 def test_a_longer_window_warms_and_a_view_removed_and_added_starts_empty() -> None:
@@ -249,9 +293,9 @@ def test_a_longer_window_warms_and_a_view_removed_and_added_starts_empty() -> No
     assert outcomes(store, at(18_999), at(19_000)) == [LATE, ACCEPTED]
     read = store.read("s", {"k": "a"}, as_of=60_000)[1]
     assert (read.status, read.n) == (WARMING, 2)
-    assert read.coverage == pytest.approx(1 / 3)
+    assert read.coverage == pytest.approx(11_001 / 90_000)  # from what was kept to the clock
     # The old feature may not speak of a span that was never kept, although the longer window would allow it.
-    assert store.read("s", {"k": "a"}, as_of=28_999)[0].status == UNAVAILABLE
+    assert [store.read("s", {"k": "a"}, as_of=t)[0].status for t in (28_998, 28_999)] == [WARMING, PRESENT]
     store.apply(Schema(store.schema.events, {}, {"s": []}), 60_000)
     store.apply(one_view(long), 70_000)
     assert [truth.n for truth in store.read("s", {"k": "a"}, as_of=70_000)] == [0, 0]

@@ -1,11 +1,12 @@
 """A schema applied to a store that has one: which ids and times go on, what is refused, what starts empty."""
 
+import json
 from collections.abc import Callable
 
 import pytest
 
 from featurestore.errors import SchemaError
-from featurestore.plan import FeaturePlan, Plan, ViewPlan
+from featurestore.plan import Plan, ViewPlan
 from featurestore.schema import compile_schema
 
 HOUR_MS = 3_600_000
@@ -69,13 +70,19 @@ def view(plan: Plan, name: str) -> ViewPlan:
     return next(each for each in plan.views if each.name == name)
 
 
-def feature(plan: Plan, name: str) -> FeaturePlan:
-    return next(each for each in plan.features if each.name == name)
-
-
-def test_a_first_schema_is_live_since_it_was_applied() -> None:
-    assert {each.live_since_ms for each in first().features} == {FIRST_MS}
-    assert {each.live_since_ms for each in compile_schema(BASE).features} == {None}
+def test_a_first_schema_has_seen_everything_since_the_first_event_or_ever_where_that_is_stated() -> None:
+    assert {each.since_ms for each in first().views} == {None}
+    assert not any(each.from_beginning for each in first().events)
+    stated = compile_schema(BASE, from_beginning=True)
+    assert {each.since_ms for each in stated.views} == {None}
+    assert all(each.from_beginning for each in stated.events)
+    event = "  logout: {time: ts, fields: {ip: key}}\nviews:"
+    after = applied(changed("views:", event), stated)
+    assert {each.name: each.from_beginning for each in after.events} == {
+        "login": True,
+        "signup": True,
+        "logout": False,  # nobody has stated anything of it
+    }
 
 
 @pytest.mark.parametrize(
@@ -224,8 +231,8 @@ def test_what_is_removed_and_added_again_is_new_and_no_id_is_given_twice() -> No
     assert [each.view_id for each in back.views] == [1, 4, 5]
     assert [each.entity_id for each in back.entities] == [1, 3]
     assert [each.event_id for each in back.events] == [1, 2]
-    assert feature(back, "ip.count_1h").live_since_ms == FIRST_MS + 20 * DAY_MS
-    assert feature(back, "account.count_1h").live_since_ms == FIRST_MS
+    assert view(back, "ip").since_ms == FIRST_MS + 20 * DAY_MS + 1
+    assert view(back, "account").since_ms is None
     assert (back.next_view_id, back.next_entity_id, back.next_event_id) == (6, 4, 3)
 
     no_event = applied(changed(SIGNUP_EVENT, "", changed(SIGNUPS_VIEW, "")), plan)
@@ -238,44 +245,46 @@ def test_ids_follow_names_in_any_order() -> None:
     assert [(each.parts, each.entity_id) for each in second.entities] == [(("ip",), 2), (("account",), 1)]
 
 
-def test_new_features_warm_and_old_ones_go_on() -> None:
-    source = changed(
-        "windows: [1h, 1d]",
-        "windows: [1h, 2d]",
-        changed("- count\n      - mean", "- count\n      - sum(score)\n      - mean"),
+def test_new_views_have_seen_what_comes_and_new_features_of_old_ones_what_their_view_has() -> None:
+    added = changed(
+        "services:", "  fresh: {event: login, key: ip, windows: [1h], features: [count]}\nservices:"
     )
-    second = applied(
-        changed("name: low, aggregate: count", "name: low, aggregate: count, self: exclude", source), first()
-    )
+    added = changed("windows: [1h, 1d]", "windows: [1h, 2d]", added)
     now_ms = FIRST_MS + 10 * DAY_MS
-    live_since_ms = {each.name: each.live_since_ms for each in second.features}
-    assert live_since_ms == {
-        "account.count_1h": FIRST_MS,
-        "account.count_2d": now_ms,
-        "account.sum_score_1h": now_ms,
-        "account.sum_score_2d": now_ms,
-        "account.mean_score_1h": FIRST_MS,
-        "account.mean_score_2d": now_ms,
-        "account.low_1h": FIRST_MS,  # leaving out the event itself changes nothing that it covers
-        "account.low_2d": now_ms,
-        "ip.count_1h": FIRST_MS,
-        "ip.count_lifetime": FIRST_MS,
-        "signups.count_1h": FIRST_MS,
+    plan = compile_schema(added, previous=first(), now_ms=now_ms, ahead_ms=10_000)
+    assert {each.name: each.since_ms for each in plan.views} == {
+        "account": None,
+        "ip": None,
+        "signups": None,
+        "fresh": now_ms + 10_001,
     }
-    assert feature(compile_schema(source, previous=first()), "account.count_2d").live_since_ms is None
+    assert view(plan, "account").floor_ms is not None, "what its longer windows have not"
+    later = compile_schema(BASE, previous=plan, now_ms=now_ms + DAY_MS)
+    again = compile_schema(added, previous=later, now_ms=now_ms + 2 * DAY_MS)
+    assert view(again, "fresh").since_ms == now_ms + 2 * DAY_MS + 1
 
 
-def test_a_name_that_means_something_else_warms() -> None:
-    plan = first()
-    other = applied(
-        changed("- mean(score)", "- {name: mean_score, aggregate: min(score)}\n      - sum(score)"), plan
-    )
-    assert feature(other, "account.mean_score_1h").live_since_ms == FIRST_MS + 10 * DAY_MS
-    swapped = changed(
-        "{name: low, aggregate: count, where: score < 1}", "{name: any, aggregate: count, where: score < 1}"
-    )
-    swapped = changed("- count\n", "- {name: low, aggregate: count}\n", swapped)
-    assert feature(applied(swapped, plan), "account.low_1h").live_since_ms == FIRST_MS + 10 * DAY_MS
+def test_the_plan_of_a_store_from_before_views_said_since_when() -> None:
+    """A view has seen what its first feature has, and nothing that may have been ahead of the clock then."""
+    raw = json.loads(first().to_json())
+    for each in raw["views"]:
+        del each["since_ms"]
+    for each in raw["events"]:
+        del each["from_beginning"]
+    since = {"account.count_1h": FIRST_MS, "ip.count_1h": None}
+    for each in raw["features"]:
+        each["live_since_ms"] = since.get(each["name"], FIRST_MS + DAY_MS)
+    plan = Plan.from_json(json.dumps(raw))
+    assert {each.name: each.since_ms for each in plan.views} == {
+        "account": FIRST_MS + 10_001,
+        "ip": None,
+        "signups": FIRST_MS + DAY_MS + 10_001,
+    }
+    assert not any(each.from_beginning for each in plan.events)
+    assert Plan.from_json(plan.to_json()) == plan
+    del raw["features"][0]["live_since_ms"]
+    with pytest.raises(KeyError):
+        Plan.from_json(json.dumps(raw))
 
 
 def test_a_view_that_keeps_longer_has_a_floor_that_only_rises() -> None:
@@ -328,16 +337,16 @@ def test_ids_run_out_loudly() -> None:
 
 def test_each_event_type_goes_by_its_own_clock() -> None:
     nows = {"login": FIRST_MS, "signup": FIRST_MS - 100 * DAY_MS}
-    plan = compile_schema(BASE, now_ms=nows)
-    assert feature(plan, "ip.count_1h").live_since_ms == FIRST_MS
-    assert feature(plan, "signups.count_1h").live_since_ms == FIRST_MS - 100 * DAY_MS
     source = changed("windows: [1h], features: [count]}", "windows: [1h, 2h], features: [count]}")
-    longer = compile_schema(source, previous=plan, now_ms=nows)
+    source = changed(
+        "services:", "  fresh: {event: signup, key: ip, windows: [1h], features: [count]}\nservices:", source
+    )
+    longer = compile_schema(source, previous=first(), now_ms=nows)
     assert view(longer, "signups").floor_ms == nows["signup"] - 2 * HOUR_MS
-    assert feature(longer, "signups.count_2h").live_since_ms == nows["signup"]
-    silent = compile_schema(source, previous=plan, now_ms={"login": FIRST_MS})
+    assert view(longer, "fresh").since_ms == nows["signup"] + 1
+    silent = compile_schema(source, previous=first(), now_ms={"login": FIRST_MS})
     assert view(silent, "signups").floor_ms is None
-    assert feature(silent, "signups.count_2h").live_since_ms is None
+    assert view(silent, "fresh").since_ms is None, "it is older than the first event of its type"
 
 
 def test_a_longer_idle_ends_the_lifetimes_that_had_ended_before() -> None:

@@ -149,7 +149,6 @@ def test_the_card_fraud_schema_compiles_to_this_plan() -> None:
         column=None,
         window_ms=7 * DAY_MS,
         exclude_self=False,
-        live_since_ms=None,
     )
     assert (plan.features[9].view, plan.features[9].aggregate, plan.features[9].column) == (
         1,
@@ -922,7 +921,7 @@ def test_a_vector_holds_at_most_4096_features() -> None:
 def test_a_file_is_loaded_with_its_name_in_messages(tmp_path: Path) -> None:
     path = tmp_path / "card.yaml"
     path.write_text(CARD_FRAUD, encoding="utf-8")
-    assert load(path, now_ms=5) == compile_schema(CARD_FRAUD, now_ms=5)
+    assert load(path, from_beginning=True) == compile_schema(CARD_FRAUD, from_beginning=True)
     path.write_text("\ufeff" + CARD_FRAUD, encoding="utf-8")
     assert load(str(path)) == compile_schema(CARD_FRAUD)
     path.write_text(changed("offset", "ofset", CARD_FRAUD), encoding="utf-8")

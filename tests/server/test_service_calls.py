@@ -226,7 +226,7 @@ services: {s: [v.*]}
 
 
 def test_coverage_tells_how_warm_a_feature_is(house: House) -> None:
-    house.hot.Ingest(batch(play(T0), play(T0 + HOUR_MS // 2)))
+    house.hot.Ingest(batch(play(T0), play(T0 + HOUR_MS // 2 - 1)))
     vectors = house.hot.GetFeatures(read(keys(ip="1.2.3.4"), coverage=True)).vectors
     covered = dict(zip(house.names(), vectors.coverage, strict=True))
     assert covered["ip.count_1h"] == 0.5

@@ -90,13 +90,14 @@ class Stream:
 class Served:
     """A store behind a server, with the calls of reference.engine.Engine. `close` at the end."""
 
-    def __init__(self, directory: Path, schema: str, transport: str) -> None:
+    def __init__(self, directory: Path, schema: str, transport: str, **new: str) -> None:
+        """new: how the store is made."""
         self._directory, self._transport = directory, transport
         self._ways = itertools.count()
         self._modes = itertools.cycle(("process", "group"))
-        self._open(schema, threads=1)
+        self._open(schema, threads=1, **new)
 
-    def _open(self, schema: str | None, *, threads: int) -> None:
+    def _open(self, schema: str | None, *, threads: int, **new: str) -> None:
         config = ServeConfig(
             data=self._directory / "store",
             listen="127.0.0.1:0",
@@ -106,7 +107,7 @@ class Served:
         self._engine = Engine.open(
             config.data,
             schema=schema,
-            clock="event",
+            **new,
             durability=config.durability,
             threads=threads,
             n_shards=N_SHARDS,
@@ -366,8 +367,12 @@ class ServedStores(TwoStores):
 
     def stores(self, schema: Schema, clock: str) -> Both:
         self._directory = tempfile.TemporaryDirectory(prefix="featurestore-")
-        self._served = Served(Path(self._directory.name), yaml(schema), self.transport)
-        return Both(schema, n_shards=N_SHARDS, engine=self._served)
+        clock = "event" if clock == "wall" else clock  # the server's own would be another
+        history = "none" if any(kind.from_beginning for kind in schema.events.values()) else "unknown"
+        self._served = Served(
+            Path(self._directory.name), yaml(schema), self.transport, clock=clock, history=history
+        )
+        return Both(schema, clock=clock, n_shards=N_SHARDS, engine=self._served)
 
     def is_same_state(self, other: InProcess) -> bool:
         """Where positions are the same: a batch of which nothing is kept is not journaled, and takes none.
