@@ -22,7 +22,7 @@ def speak():
     while True:
         for fd in (1, 2):
             try:
-                os.write(fd, b"a library has something to say, again and again\\n" * 8)
+                os.write(fd, b"SAID" * 8)
             except OSError:
                 pass
         time.sleep(0.001)
@@ -31,21 +31,40 @@ threading.Thread(target=speak, daemon=True).start()
 """
 
 
+SAID = "a library has something to say, again and again\n"
+
+
 def start(words: Sequence[str], closed: Sequence[int], directory: Path) -> subprocess.Popen[bytes]:
-    """`words` as a process; `directory` takes the library. What it does not have closed is /dev/null."""
+    """`words` as a process; `directory` takes the library. What it does not have closed is /dev/null, and for
+    standard error a file beside that."""
     library = directory / "library"
     library.mkdir(exist_ok=True)
-    (library / "sitecustomize.py").write_text(LIBRARY)
+    (library / "sitecustomize.py").write_text(LIBRARY.replace("SAID", SAID.encode("unicode_escape").decode()))
     path = os.pathsep.join([str(library), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    environment: Mapping[str, str] = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.Popen(
-        list(words),
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=functools.partial(_close, tuple(closed)),  # noqa: PLW1509  nothing else runs here
-    )
+    environment: Mapping[str, str] = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONFAULTHANDLER": "1",
+    }
+    with _stderr(directory).open("wb") as stderr:
+        return subprocess.Popen(
+            list(words),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            preexec_fn=functools.partial(_close, tuple(closed)),  # noqa: PLW1509  nothing else runs here
+        )
+
+
+def said_by(directory: Path) -> str:
+    """What the process that was started last said on standard error, without the library."""
+    return _stderr(directory).read_text(errors="replace").replace(SAID, "")
+
+
+def _stderr(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".stderr")
 
 
 def _close(closed: Sequence[int]) -> None:

@@ -32,7 +32,7 @@ def served(tmp_path: Path, ways: Sequence[int], *words: str) -> Iterator[subproc
         with Client(socket, timeout_s=0.5) as client:
             until = time.monotonic() + 60
             while True:
-                assert child.poll() is None, f"it ended with {child.returncode}"
+                assert child.poll() is None, f"it ended with {child.returncode}: {closed.said_by(tmp_path)}"
                 try:
                     client.schema()
                     break
