@@ -15,21 +15,24 @@ from dataclasses import dataclass
 from typing import IO
 
 from featurestore.errors import InvalidEventError
+from featurestore.files.thrift import NUMBER, Fields, struct_at
 
 # parquet.thrift
 TYPE, UNCOMPRESSED_SIZE, COMPRESSED_SIZE, DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 1, 2, 3, 5, 7, 8
 NUM_VALUES, ENCODING, ENCODING_V2 = 1, 2, 4
+WANTED = {
+    TYPE: NUMBER,
+    UNCOMPRESSED_SIZE: NUMBER,
+    COMPRESSED_SIZE: NUMBER,
+    DATA_PAGE: {NUM_VALUES: NUMBER, ENCODING: NUMBER},
+    DATA_PAGE_V2: {NUM_VALUES: NUMBER, ENCODING_V2: NUMBER},
+}
 DICTIONARY_TYPE = 2  # of a page
 PLAIN_DICTIONARY, DELTA_BYTE_ARRAY, RLE_DICTIONARY = 2, 7, 8
 
 VALUE_BYTES = 16  # a number or a reference, and what says whether and in which list it is
 HEADER_BYTES = 512  # enough for one without statistics
 MAX_HEADER_BYTES = 1 << 20
-MAX_DEPTH = 8
-
-TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
-
-Fields = dict[int, "int | Fields"]
 
 
 @dataclass
@@ -80,7 +83,7 @@ def _header_at(file: IO[bytes], at: int, where: str) -> tuple[Fields, int]:
         file.seek(at)
         data = file.read(size)
         try:
-            fields, end = _struct(data, 0, 0)
+            fields, end = struct_at(data, 0, WANTED)
         except IndexError:
             if len(data) < size:
                 break
@@ -90,53 +93,3 @@ def _header_at(file: IO[bytes], at: int, where: str) -> tuple[Fields, int]:
         else:
             return fields, at + end
     raise InvalidEventError(f"{where}: the header of a page at byte {at} does not end")
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-    raise ValueError("a number without an end")
-
-
-def _struct(data: bytes, at: int, depth: int) -> tuple[Fields, int]:
-    """Its integers and structs by their number, without the rest. IndexError where the bytes end first."""
-    if depth > MAX_DEPTH:
-        raise ValueError("structs in structs in structs")
-    fields: Fields = {}
-    number = 0
-    while data[at]:
-        step, kind = data[at] >> 4, data[at] & 15
-        at += 1
-        if step:
-            number += step
-        else:
-            coded, at = _varint(data, at)
-            number = coded >> 1 ^ -(coded & 1)
-        if kind in (I16, I32, I64):
-            coded, at = _varint(data, at)
-            fields[number] = coded >> 1 ^ -(coded & 1)
-        elif kind == STRUCT:
-            fields[number], at = _struct(data, at, depth + 1)
-        else:
-            at = _passed(data, at, kind, depth)
-    return fields, at + 1
-
-
-def _passed(data: bytes, at: int, kind: int, depth: int) -> int:
-    """Behind a value of a kind that no header's sizes have."""
-    if kind in (TRUE, FALSE):
-        return at
-    if kind in (BYTE, DOUBLE):
-        return at + (1 if kind == BYTE else 8)
-    if kind == BINARY:
-        size, at = _varint(data, at)
-        if at + size > len(data):
-            raise IndexError
-        return at + size
-    raise ValueError(f"a value of kind {kind}")

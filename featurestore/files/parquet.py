@@ -27,6 +27,7 @@ import pyarrow.types as pt
 
 from featurestore.errors import InvalidEventError, StorageError
 from featurestore.files.chunk import MAX_CHUNK_BYTES, Chunk, EventReader, cut, recut
+from featurestore.files.footer import row_groups
 from featurestore.files.pages import needs_of
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan, Kind
@@ -57,6 +58,8 @@ class ParquetReader(EventReader):
         except OSError as error:
             raise self._unreadable(error) from error
         self._check_types()
+        # Not the accessors of Arrow's metadata: see footer.py.
+        self._groups = row_groups(self._bytes, len(self._file.schema), self.name)
 
     @property
     def kept_schema(self) -> pa.Schema:
@@ -120,10 +123,10 @@ class ParquetReader(EventReader):
         self, batch_events: int, start_row: int
     ) -> tuple[Iterator[pa.RecordBatch], int, int, Callable[[int, int, str], InvalidEventError]]:
         """Batches from the row group that holds `start_row` on, and the other arguments of `recut`."""
-        groups = list(range(self._file.metadata.num_row_groups))
+        groups = list(range(len(self._groups)))
         skip = start_row
-        while groups and skip >= self._file.metadata.row_group(groups[0]).num_rows:
-            skip -= self._file.metadata.row_group(groups.pop(0)).num_rows
+        while groups and skip >= self._groups[groups[0]].n_rows:
+            skip -= self._groups[groups.pop(0)].n_rows
         return self._read(groups, batch_events), batch_events, skip, self.too_large
 
     def _read(self, groups: list[int], batch_events: int) -> Iterator[pa.RecordBatch]:
@@ -150,20 +153,16 @@ class ParquetReader(EventReader):
 
         So many rows, and the pages under way, need MAX_CHUNK_BYTES each at most.
         """
-        facts, row_bytes, dictionaries = self._file.metadata.row_group(group), 0, []
+        row_bytes, dictionaries = 0, []
         largest: dict[str, int] = {}
-        for i in range(facts.num_columns):
+        for i, column in enumerate(self._groups[group].columns):
             leaf = self._file.schema.column(i)
             name = next((name for name in self.needed if f"{leaf.path}.".startswith(f"{name}.")), None)
             if name is None:
                 continue
-            column = facts.column(i)
-            begin = column.data_page_offset
-            if column.has_dictionary_page and 0 < column.dictionary_page_offset < begin:
-                begin = column.dictionary_page_offset
-            is_text = column.physical_type == "BYTE_ARRAY"
+            is_text = leaf.physical_type == "BYTE_ARRAY"
             where = f"{self.name}, row group {group}, column {name!r}"
-            needs = needs_of(self._bytes, begin, column.num_values, is_text=is_text, where=where)
+            needs = needs_of(self._bytes, column.begin, column.n_values, is_text=is_text, where=where)
             largest[where] = max(needs.largest_page, largest.get(where, 0))
             if leaf.max_repetition_level == 0:
                 row_bytes += needs.row_bytes

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import subprocess
+import sys
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from featurestore.errors import InvalidEventError, StorageError
 from featurestore.files import read_events
+from featurestore.files.footer import row_groups
 
 TS = datetime(2020, 1, 1)
 
@@ -140,3 +143,75 @@ def test_any_byte_of_the_footer_may_be_wrong(chunks_of):
         except (InvalidEventError, StorageError):
             refused += 1
     assert refused
+
+
+READ = """
+import sys
+from featurestore.errors import FeatureStoreError
+from featurestore.files import read_events
+from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
+fields = (FieldPlan("k", Kind.TEXT, True), FieldPlan("n", Kind.NUMBER, False))
+event = EventPlan(1, "click", TimePlan("ts", "ms"), fields, 0, None, 0, ())
+try:
+    print(sum(chunk.n_events for chunk in read_events(sys.argv[1], event)))
+except FeatureStoreError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_a_column_that_contradicts_itself_is_an_error_and_ends_no_process(tmp_path):
+    """Arrow's accessors of a column's metadata let what its constructor throws end the process: here of more
+    kinds of levels than an obligatory column has."""
+    columns = {"ts": [1, 2], "k": ["a", "b"], "n": [1.0, 2.0]}
+    content = parquet(columns)
+    optional, obligatory = b"\x15\x0c\x25\x02\x18", b"\x15\x0c\x25\x00\x18"  # of a BYTE_ARRAY, in the schema
+    assert content.count(optional) == 1
+    path = tmp_path / "a.parquet"
+    path.write_bytes(content.replace(optional, obligatory))
+    words = [sys.executable, "-c", READ, str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "the Parquet data is corrupt: Definition level histogram size mismatch" in done.stderr
+    path.write_bytes(content)
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2"]
+
+
+def test_the_footer_says_what_arrow_says(tmp_path):
+    table = pa.table({"a": list(range(1000)), "b": [{"c": [str(i)], "d": None} for i in range(1000)]})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, row_group_size=130, use_dictionary=["a"], store_schema=True)
+    facts = pq.read_metadata(path)
+    with path.open("rb") as file:
+        groups = row_groups(file, facts.num_columns, "a")
+        assert [group.n_rows for group in groups] == [130] * 7 + [90]
+        for i, group in enumerate(groups):
+            for j, found in enumerate(group.columns):
+                column = facts.row_group(i).column(j)
+                begin = column.data_page_offset
+                if column.has_dictionary_page:
+                    begin = column.dictionary_page_offset
+                assert found == (begin, column.num_values)
+        with pytest.raises(InvalidEventError, match="the Parquet footer is corrupt: a row group of 3"):
+            row_groups(file, 4, "a")
+
+
+@pytest.mark.parametrize(
+    ("footer", "said"),
+    [
+        (b"", "it ends inside a value"),
+        (b"\x49", "it ends inside a value"),
+        (b"\x49\x1c" + b"\x36\x02\x00" + b"\x00", "a row group of 0 columns where the schema has 1"),
+        (b"\x49\x1c" + b"\x19\x1c\x00\x26\x02\x00" + b"\x00", "field 9 is missing"),
+        (b"\x49\x1c" + b"\x19\x0c\x09\x02\x0c" + b"\x00", "field 1 twice"),
+        (b"\x49\x16\x02\x00", "a list of kind 6 where structs belong"),
+        (b"\x46\x02\x00", "field 4 is of kind 6"),
+        (b"\x1c" * 40, "a value of kind 12 in 8 others"),
+        (b"\x16" + b"\xff" * 20 + b"\x00", "a number without an end"),
+        (b"\x1f\x00", "a value of kind 15"),
+    ],
+)
+def test_a_footer_that_is_none_is_an_error(footer, said):
+    file = io.BytesIO(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(InvalidEventError, match=said):
+        row_groups(file, 1, "a.parquet")
