@@ -115,6 +115,7 @@ DATA_NAME = "data.mdb"
 READERS_NAME = "lock.mdb"
 CREATING_NAME = "creating"
 COMPACTING_NAME = "compacting"
+PROBE_NAME = "probe"
 META_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,%d}" % (MAX_NAME_BYTES - 1))
 
 cdef set open_files = set()       # (device, inode) of every data file that this process has open
@@ -1050,14 +1051,18 @@ cdef class RowStore:
 
     # What was interrupted while it was made. It may hold what the next compaction is to be rid of.
     cdef int remove_leftovers(self) except -1:
-        for name in (CREATING_NAME, COMPACTING_NAME):
+        for name in (CREATING_NAME, COMPACTING_NAME, PROBE_NAME):
             leftover = Path(self.path, name)
             try:
-                if leftover.exists():
+                if not leftover.exists():
+                    continue
+                if name == PROBE_NAME:
+                    leftover.unlink()
+                else:
                     for entry in leftover.iterdir():
                         entry.unlink()
                     leftover.rmdir()
-                    sync_directory(self.path)
+                sync_directory(self.path)
             except OSError as error:
                 raise StorageError(
                     f"{leftover}: cannot be removed: {error}; remove it, it is unfinished"
@@ -1319,7 +1324,7 @@ cdef class RowStore:
     cdef int told(self, int code) except? -1:
         if code != errno.EIO:
             return code
-        probe = Path(self.path, "probe")
+        probe = Path(self.path, PROBE_NAME)
         try:
             probe.unlink(missing_ok=True)        # of a process that was killed here
             fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

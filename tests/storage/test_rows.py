@@ -47,6 +47,18 @@ def test_a_new_store_is_empty(store: RowStore) -> None:
     assert store.verify() == []
 
 
+def test_what_a_power_cut_left_half_made_is_gone_once_it_is_open(tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    with RowStore.open(rows, store_id=STORE_ID, create=True) as store:
+        write(store, 0, {b"a" * 16: b"x"}, 1)
+    (rows / "compacting").mkdir()
+    (rows / "compacting" / "data.mdb").write_bytes(b"freed")
+    (rows / "probe").write_bytes(b"")
+    with RowStore.open(rows, store_id=STORE_ID, create=False) as store:
+        assert store.read_shard(0)[1] == 1
+        assert {path.name for path in rows.iterdir()} == {"data.mdb", "lock.mdb"}
+
+
 @pytest.mark.parametrize("part_bytes", [1, 5_000, 1 << 20])
 def test_a_shard_is_read_in_parts_of_whole_records(store: RowStore, part_bytes: int) -> None:
     rows = some_rows(900, seed=2)
