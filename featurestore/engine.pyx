@@ -99,6 +99,7 @@ cdef enum:
     BACKUP_SEGMENT_BYTES = 4096  # of a journal without frames; whoever opens it begins one of its own size
     TRIM_BYTES = 8 << 20         # of a checkpoint: from so much on, what it took goes back to the system
     PART_BYTES = 16 << 20        # of changed pages: from so much on, shards that are written are committed
+    MIN_MEMORY_BYTES = 16 << 20  # of rows: less holds nothing useful, and is a number without its unit
     MAKING_MS = 1000             # what there is on the wall clock between making a plan and serving it
 
 cdef extern from * nogil:
@@ -365,11 +366,11 @@ cdef class Engine:
         "event" or "merged"; history: "none" states that no event of the schema's types existed before the
         store, "unknown" (default) that nobody knows; n_shards: a power of two. All three are fixed when a
         store is created. durability: "group" or "process" (design §2.10). threads: that apply one large batch
-        together. max_memory_bytes: of rows, 0 for no limit. dedupe_memory_bytes: of event ids within their
-        horizons, 36 bytes each, and 12 once it is short and a checkpoint has them; at it events with new ids
-        are refused. producer_memory_bytes: of what is remembered of producers, half for each kind of name; at
-        it batches of new ones are refused. segment_bytes: size of a journal file. checkpoint_part_bytes: of
-        changed pages, at which a checkpoint commits the shards that it has written.
+        together. max_memory_bytes: of rows, 0 for no limit, else 16 MiB at least. dedupe_memory_bytes: of
+        event ids within their horizons, 36 bytes each, and 12 once it is short and a checkpoint has them; at
+        it events with new ids are refused. producer_memory_bytes: of what is remembered of producers, half
+        for each kind of name; at it batches of new ones are refused. segment_bytes: size of a journal file.
+        checkpoint_part_bytes: of changed pages, at which a checkpoint commits the shards that it has written.
         """
         cdef Engine self = Engine.__new__(Engine)
         path = Path(directory)
@@ -379,6 +380,10 @@ cdef class Engine:
             raise ConfigError(f"clock is {clock!r}; it is {' or '.join(CLOCKS)}")
         if history not in (None, "none", "unknown"):
             raise ConfigError(f"history is {history!r}; it is 'none' or 'unknown'")
+        if 0 < max_memory_bytes < MIN_MEMORY_BYTES:
+            raise ConfigError(
+                f"max_memory_bytes is {max_memory_bytes}; it is 0 (no limit) or {MIN_MEMORY_BYTES} (16 MiB) "
+                "at least: are they mebibytes or gibibytes, 4M or 4G?", setting="max_memory_bytes")
         self.lock = threading.RLock()
         self.listeners = []
         self.stop = threading.Event()

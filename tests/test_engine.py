@@ -748,6 +748,28 @@ class TestUse:
         assert not is_shortage(caused_by(errno.EIO))
 
 
+def test_memory_of_rows_that_fills_is_told_before_it_is_full(tmp_path: Path) -> None:
+    cap = 16 << 20
+    told: list[tuple[str, int, int]] = []
+    with Engine.open(
+        tmp_path / "store", schema=store_v1.SCHEMA, clock="event", n_shards=1, max_memory_bytes=cap
+    ) as engine:
+        engine.start_upkeep(on_filling=lambda *facts: told.append(facts))
+        for first in range(0, 1 << 20, 4096):
+            ids = [f"{first + i}" for i in range(4096)]
+            data = {"at": [store_v1.START_MS] * 4096, "play_id": ids, "account": ids, "seconds": [1.0] * 4096}
+            batch = store_v1.batch(engine, data)
+            engine.observe(batch)
+            if batch.outcomes.any():
+                break
+        assert set(batch.outcomes.tolist()) <= {Outcome.ACCEPTED, Outcome.REFUSED_MEMORY}
+        until(lambda: bool(told))
+        assert engine.stats()["max_memory_bytes"] == cap
+    ((what, used, limit),) = told
+    assert (what, limit) == ("max_memory", cap)
+    assert used * 5 >= cap * 4
+
+
 def test_memory_that_fills_is_told_at_four_fifths_and_again_after_it_was_half_empty(path: Path) -> None:
     def write(name: bytes) -> None:
         data = {"at": [store_v1.START_MS], "play_id": [repr(name)], "account": ["anna"], "seconds": [1.0]}

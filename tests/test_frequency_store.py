@@ -286,9 +286,9 @@ def test_inspect_and_backup_know_of_them(tmp_path: Path) -> None:
 
 
 def test_a_schema_whose_sketches_do_not_fit_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path / "store", schema=WITHOUT, max_memory_bytes=4 << 20) as engine:
-        with pytest.raises(LimitError, match="max_memory is 4194304; declare a larger epsilon or allow more"):
-            engine.apply_schema(ANOTHER)
+    with opened(tmp_path / "store", schema=WITHOUT, max_memory_bytes=16 << 20) as engine:
+        with pytest.raises(LimitError, match="max_memory is 16777216; declare a larger epsilon or"):
+            engine.apply_schema(ANOTHER.replace("epsilon: 0.01", "epsilon: 0.0001"))
         assert engine.state.plan.version == 1
         send(engine, 0)
         engine.apply_schema(SCHEMA.replace("epsilon: 0.01", "epsilon: 0.1"))

@@ -168,8 +168,8 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "--max-memory",
         default="0",
         metavar="SIZE",
-        help="of all rows; at it, events of new keys are refused, known keys go on. A checkpoint takes up to "
-        "twice what changed since the last, while it is written (default: no limit)",
+        help="of all rows, 16M at least; at it, events of new keys are refused, known keys go on. A "
+        "checkpoint takes up to twice what changed since the last, while it is written (default: no limit)",
     )
     group.add_argument(
         "--dedupe-memory",

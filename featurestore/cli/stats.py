@@ -29,6 +29,7 @@ NAMES = (
     "vectors_read",
     "rows",
     "row_bytes",
+    "max_memory_bytes",
     "sketches",
     "sketch_bytes",
     "ids",

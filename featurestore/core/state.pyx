@@ -1069,7 +1069,9 @@ cdef class State:
         """What refuses events at its cap: (bytes in use, cap) by name."""
         cdef const ProducerTable* producers = &self.c.sequencer.producers
         half = producers.max_bytes // N_CLASSES
+        rows = (_used_bytes(&self.c), self.c.max_memory_bytes)
         return {
+            **({"max_memory": rows} if self.c.max_memory_bytes else {}),
             "dedupe_memory": (ids_bytes(&self.c.sequencer.ids), self.c.sequencer.ids.max_bytes),
             "producer_memory of given names": (producers.classes[NAMED].n_bytes, half),
             "producer_memory of made-up names": (producers.classes[MADE_UP].n_bytes, half),
@@ -1579,6 +1581,7 @@ cdef class State:
             "rows": rows,
             "used_bytes": _used_bytes(&self.c),
             "held_bytes": _held_bytes(&self.c),
+            "max_memory_bytes": self.c.max_memory_bytes,
             "sketches": sketches,
             "sketch_bytes": sketch_bytes,
             "ids": self.c.sequencer.ids.n_ids,

@@ -54,6 +54,11 @@ _GAUGES = (
     ("rows", "rows", "Rows held."),
     ("row_bytes", "used_bytes", "Memory that rows, logs, their index and sketches take."),
     (
+        "max_memory_bytes",
+        "max_memory_bytes",
+        "What row_bytes may be; at it, events of new keys are refused. 0: no limit.",
+    ),
+    (
         "held_bytes",
         "held_bytes",
         "Memory that the process holds for them: row_bytes, and what is free between.",

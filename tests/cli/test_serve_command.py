@@ -177,11 +177,11 @@ def test_a_changed_schema_is_applied_at_start(serve, schema, tmp_path):
 
 def test_the_memory_cap_refuses_new_keys(serve, schema, tmp_path):
     _, ready = serve(
-        "--schema", str(schema), "--data", str(tmp_path / "s"), "--clock", "event", "--max-memory", "64K"
+        "--schema", str(schema), "--data", str(tmp_path / "s"), "--clock", "event", "--max-memory", "16M"
     )
-    users = [f"user-{i}" for i in range(20_000)]
+    users = [f"user-{i}" for i in range(400_000)]
     with Client(ready["listen"]) as client, AdminClient(ready["admin"]) as admin:
-        report = client.ingest("click", {"at": [1000] * len(users), "user": users}, batch_events=500)
+        report = client.ingest("click", {"at": [1000] * len(users), "user": users}, batch_events=5000)
         assert 0 < report.accepted < len(users)
         assert report.accepted + report.refused == len(users)
         assert admin.stats().rows == report.accepted
@@ -349,14 +349,20 @@ def test_every_setting_has_a_flag(tmp_path, schema):
             ["--max-memory", "4096T"],
             "--max-memory (max_memory_bytes) is 4503599627370496; it is 0 to",
         ),
+        (
+            ["--max-memory", "4", "--schema", "SCHEMA"],
+            "--max-memory (max_memory_bytes) is 4; it is 0 (no limit) or 16777216 (16 MiB) at least",
+        ),
         (["--max-message", "1"], "--max-message (max_message_bytes) is 1; it is 1,024 to 2,147,483,647"),
         (["--durable-wait", "0"], "--durable-wait (durable_wait_s) is 0.0; it is 0.001 to 86,400"),
         (["--admin", "localhost:1"], "--admin is localhost:1: over TCP it needs a certificate"),
     ],
 )
-def test_a_wrong_setting_says_its_flag_and_what_it_may_be(tmp_path, capsys, words, said):
+def test_a_wrong_setting_says_its_flag_and_what_it_may_be(schema, tmp_path, capsys, words, said):
+    words = [str(schema) if word == "SCHEMA" else word for word in words]
     assert main(["serve", "--data", str(tmp_path / "s"), *words]) == Exit.USAGE
     assert capsys.readouterr().err.startswith(f"featurestore: error: {said}")
+    assert not (tmp_path / "s").exists()
 
 
 def test_every_setting_with_a_range_is_named_by_its_flag():
