@@ -150,6 +150,7 @@ cdef class CompiledPlan:
             _check(event.id_field < 0 or event.kinds[event.id_field] == COLUMN_TEXT,
                    f"event {spec.name}: its id is not text")
             _check_duration(spec.dedupe_ms, f"event {spec.name}: dedupe")
+            _check_time(spec.dedupe_floor_ms, f"event {spec.name}: dedupe floor")
             event.dedupe_ms = spec.dedupe_ms
             names = [field.name for field in spec.fields]
             event.by_name = self._indexes(

@@ -56,6 +56,8 @@ def with_key_of(n_parts: int) -> Plan:
         (view(event=1), "unknown event type"),
         (view(entity=1), "unknown entity"),
         (with_key_of(257), "more than 256 parts"),
+        (event(dedupe_floor_ms=1 << 63), "dedupe floor"),
+        (view(since_ms=1 << 63), "since"),
     ],
 )
 def test_it_is_refused(plan: Plan, says: str) -> None:
