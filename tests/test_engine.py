@@ -41,6 +41,7 @@ from featurestore.errors import (
 from featurestore.outcome import Outcome
 from featurestore.plan import Plan
 from featurestore.storage import failpoint, frame, journal
+from featurestore.storage.check import inspect, verify
 from featurestore.storage.checkpoint import PRODUCERS_SHARD, SKETCHES
 from featurestore.storage.directory import DataDirectory, Identity, is_shortage
 from featurestore.storage.rows import RowStore
@@ -174,6 +175,24 @@ class TestOpening:
         with Engine.open(path, schema=store_v1.SCHEMA) as engine:
             assert engine.state.position == 1
         assert not (path / "CREATING").exists()
+
+    def test_a_store_is_made_in_the_root_of_a_new_volume(self, tmp_path: Path) -> None:
+        """ext4 has a directory of its own there."""
+        (tmp_path / "lost+found").mkdir()
+        found = tmp_path / "lost+found" / "#12"
+        found.write_bytes(b"a file without a name")
+        with Engine.open(tmp_path, schema=store_v1.SCHEMA) as engine:
+            engine.checkpoint()
+        with Engine.open(tmp_path, create=False):
+            assert found.read_bytes() == b"a file without a name"
+        assert list(verify(tmp_path)) == []
+        assert inspect(tmp_path)
+
+    def test_a_directory_with_more_than_lost_and_found_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "lost+found").mkdir()
+        (tmp_path / "precious").touch()
+        with pytest.raises(StorageError, match=r"not empty \(precious\)"):
+            Engine.open(tmp_path, schema=store_v1.SCHEMA)
 
     def test_a_creation_that_finished_but_for_its_mark_is_kept(self, path: Path) -> None:
         (path / "CREATING").touch()

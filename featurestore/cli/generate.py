@@ -12,6 +12,7 @@ from featurestore.cli.exits import Exit
 from featurestore.cli.frame import add_output_argument, print_json
 from featurestore.cli.progress import Progress
 from featurestore.errors import ConfigError, StorageError
+from featurestore.storage.directory import entries
 
 if TYPE_CHECKING:
     from featurestore.demo.traffic import Traffic
@@ -74,7 +75,7 @@ def traffic_of(arguments: argparse.Namespace) -> Traffic:
 def run(arguments: argparse.Namespace) -> Exit:
     traffic = traffic_of(arguments)
     directory = Path(arguments.directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if directory.exists() and (not directory.is_dir() or entries(directory)):
         raise ConfigError(f"{directory} is there and not empty; name a directory that does not exist yet")
     # heavy: numpy, pyarrow
     from featurestore.demo.music import schema_text

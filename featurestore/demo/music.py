@@ -25,6 +25,7 @@ from featurestore.demo.rules import NAIVE, RULES, Judged
 from featurestore.demo.traffic import Chunk, Traffic
 from featurestore.errors import ConfigError
 from featurestore.server.serve import Server, open_store
+from featurestore.storage.directory import entries
 
 STEP_MS = 600_000
 OnHour = Callable[[int, int], None]  # hours that are done, events so far
@@ -62,7 +63,7 @@ def run(
     keep: Path | None, traffic: Traffic, *, on_hour: OnHour = lambda _hours, _events: None
 ) -> MusicResult:
     """Runs on a new store in `keep`, or in a temporary directory that is gone afterwards."""
-    if keep is not None and keep.exists() and any(keep.iterdir()):
+    if keep is not None and keep.exists() and entries(keep):
         raise ConfigError(f"--keep: {keep} is not empty; name a directory that does not exist yet")
     judged, naive = tuple(Judged(rule) for rule in RULES), Judged(NAIVE)
     events: dict[str, Counter[str]] = {event: Counter() for event in KEYS}

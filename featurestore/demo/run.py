@@ -23,6 +23,7 @@ from featurestore.demo import scout
 from featurestore.demo.logs import LOGS, SSH, Columns, Log, Watched, read, schema_text
 from featurestore.errors import ConfigError
 from featurestore.server.serve import Server, open_store
+from featurestore.storage.directory import entries
 
 OnStep = Callable[[str], None]
 
@@ -71,7 +72,7 @@ class Result:
 
 def run(keep: Path | None, *, n_each: int = 3, on_step: OnStep = lambda _: None) -> Result:
     """Runs the demo on a new store in `keep`, or in a temporary directory that is gone afterwards."""
-    if keep is not None and keep.exists() and any(keep.iterdir()):
+    if keep is not None and keep.exists() and entries(keep):
         raise ConfigError(f"--keep: {keep} is not empty; name a directory that does not exist yet")
     with tempfile.TemporaryDirectory(prefix="featurestore-demo-") as scratch:
         config = ServeConfig(

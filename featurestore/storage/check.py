@@ -25,6 +25,7 @@ from featurestore.storage.directory import (
     NEW_FILE,
     STORE_JSON,
     DataDirectory,
+    entries,
     refuse_within,
     sync_directory,
     write_synced,
@@ -240,7 +241,7 @@ def restore(backup: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
             f"{source} is not sound ({len(problems)} problems, the first: {problems[0]}); "
             "nothing was restored"
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or entries(path)):
         raise StorageError(f"{path} exists and is not empty; give a new directory")
     was_there = path.exists()
     try:
@@ -259,7 +260,7 @@ def restore(backup: str | os.PathLike[str], target: str | os.PathLike[str]) -> i
                 write_synced(path / STORE_JSON, store.identity.to_json())
                 sync_directory(path.absolute().parent)
             except BaseException:
-                for entry in path.iterdir():
+                for entry in entries(path):
                     if entry.is_dir():
                         shutil.rmtree(entry, ignore_errors=True)
                     else:

@@ -17,6 +17,9 @@ mode, because others may have been let in on purpose, to the sockets in it; that
 warned of: whoever may can put other files in the places of the store's. Files are made anew, never through a
 link. None of a store's files that stay open, or are being written, is ever descriptor 0, 1 or 2 (stdio.py):
 whoever opens one sees to it, because a program may close those at any time.
+
+A directory may be the root of a volume: the `lost+found` that its file system made there is nobody's file,
+and neither looked into, written to nor deleted.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ FORMAT = "featurestore data directory"
 VERSION = 1
 SECRET_BYTES = 16
 STORE_JSON, CREATING = "store.json", "CREATING"
+LOST_AND_FOUND = "lost+found"  # in the root of an ext2, ext3 or ext4 volume, from when it was made
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: What a system call says of a shortage: it passes, and leaves nothing in doubt. The journal knows the same.
 SHORTAGES = frozenset(
@@ -120,6 +124,13 @@ def write_synced(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def entries(directory: Path) -> list[Path]:
+    """What is in a directory, by name, without the lost+found of a volume whose root it is."""
+    return sorted(
+        entry for entry in directory.iterdir() if not (entry.name == LOST_AND_FOUND and entry.is_dir())
+    )
 
 
 def refuse_within(store: Path, target: Path, what: str) -> None:
@@ -292,11 +303,11 @@ def _warn_of_writers(path: Path) -> None:
 
 
 def _refuse_strangers(path: Path) -> None:
-    entries = {entry.name for entry in path.iterdir()}
+    names = {entry.name for entry in entries(path)}
     ours = {"LOCK", "secret", "secret.new", "store.json.new", CREATING, f"{CREATING}.new"}
-    if CREATING in entries:
+    if CREATING in names:
         ours |= {"journal", "rows"}
-    if strangers := sorted(entries - ours):
+    if strangers := sorted(names - ours):
         raise StorageError(
             f"{path} is not empty ({strangers[0]}) and is no store; "
             f"give an empty directory, or restore its store.json"

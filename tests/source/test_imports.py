@@ -19,7 +19,7 @@ from source import tree
 # What each part of the package knows of the others, exactly. Top to bottom as on the map in its docstring.
 PARTS = {
     "cli": "client config demo errors files plan replay schema server stdio storage",
-    "demo": "client config errors server",
+    "demo": "client config errors server storage",
     "client": "columns errors outcome plan v1",
     "server": "clock config core engine errors niceness outcome plan storage v1",
     "config": "errors",

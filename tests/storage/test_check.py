@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from featurestore.errors import (
     StoreLockedError,
 )
 from featurestore.outcome import Outcome
+from featurestore.storage import check
 from featurestore.storage.check import inspect, restore, verify
 from featurestore.storage.directory import DataDirectory
 from featurestore.storage.rows import RowStore
@@ -56,6 +58,14 @@ GOLDEN_PRODUCERS_DIGESTS = {
 def store(tmp_path: Path) -> Path:
     store_v1.make(tmp_path / "store")
     return tmp_path / "store"
+
+
+def lost_and_found(volume: Path) -> Path:
+    """A new directory as the root of an ext4 volume that was repaired; the file that was found."""
+    (volume / "lost+found").mkdir(parents=True)
+    found = volume / "lost+found" / "#12"
+    found.write_bytes(b"a file without a name")
+    return found
 
 
 def segment_of(store: Path) -> Path:
@@ -404,6 +414,33 @@ class TestBackup:
             restore(store, tmp_path / "there")
         with Engine.open(store) as engine, pytest.raises(Exception, match="exists"):
             engine.backup(tmp_path / "there")
+
+    def test_a_new_volume_is_restored_to(self, store: Path, tmp_path: Path) -> None:
+        kept = lost_and_found(tmp_path / "volume")
+        assert restore(store, tmp_path / "volume") == 16
+        assert kept.read_bytes() == b"a file without a name"
+        assert list(verify(tmp_path / "volume")) == []
+        with pytest.raises(StorageError, match="not empty"):
+            restore(store, tmp_path / "volume")
+
+    def test_a_restore_that_fails_leaves_a_volume_as_it_was(
+        self, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        kept = lost_and_found(tmp_path / "volume")
+        monkeypatch.setattr(check, "write_synced", full)
+        with pytest.raises(StorageError, match="cannot restore"):
+            restore(store, tmp_path / "volume")
+        assert kept.read_bytes() == b"a file without a name"
+        assert list((tmp_path / "volume").iterdir()) == [kept.parent]
+
+    def test_only_a_directory_is_lost_and_found(self, store: Path, tmp_path: Path) -> None:
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there" / "lost+found").touch()
+        with pytest.raises(StorageError, match="not empty"):
+            restore(store, tmp_path / "there")
 
     @pytest.mark.parametrize(
         "where", ["backup", "rows/backup", "journal/backup", "link", "up/../journal/backup", "."]
