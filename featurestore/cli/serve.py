@@ -30,7 +30,8 @@ last checkpoint, then the journal after it; whoever can connect sees everything 
   existing one   --schema may be left out. Given, it is applied as `featurestore apply` would
 
 Told to stop, it turns new calls away, lets those in flight end, writes a checkpoint and exits with 0. A
-second signal ends it at once; nothing acknowledged is lost."""
+second signal ends it at once; nothing acknowledged is lost. SIGHUP has it read its certificates anew at once,
+which it also does by itself when their files change; SIGUSR1 and SIGUSR2 do nothing."""
 
 EPILOG = """\
 what is promised to whoever writes:

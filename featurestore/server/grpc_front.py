@@ -223,6 +223,7 @@ class GrpcioFront:
         self._readers = ThreadPoolExecutor(config.read_threads, "featurestore-read")
         self._writers = ThreadPoolExecutor(config.write_threads, "featurestore-write")
         self._health: Health | None = None
+        self._papers: listener.Papers | None = None
         self._server = grpc.server(
             self._pool, options=options(limits), maximum_concurrent_rpcs=most_calls(limits)
         )
@@ -250,7 +251,14 @@ class GrpcioFront:
 
     def bind(self, address: Address, tls: Tls | None, setting: str) -> Address:
         """Listens, and returns the address with its port. Raises ConfigError where it cannot be had."""
-        return listener.bind(self._server, address, tls, setting)
+        self._papers = None if tls is None else listener.Papers(tls, setting)
+        return listener.bind(self._server, address, self._papers, setting)
+
+    def read_papers(self) -> None:
+        """Has the next handshake read the certificates anew, whether or not they seem to have changed. Raises
+        ConfigError, and those in use stay, where they cannot be used."""
+        if self._papers is not None:
+            self._papers.recall()
 
     def start(self) -> None:
         self._server.start()

@@ -31,18 +31,18 @@ PORT_TRIES = 10
 LOOPBACK: dict[int, str] = {socket.AF_INET6: "::1", socket.AF_INET: "127.0.0.1"}
 
 
-def bind(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -> Address:
+def bind(server: grpc.Server, address: Address, papers: Papers | None, setting: str) -> Address:
     """Adds the port to the server; returns the address with the port that was bound."""
     if address.path is not None:
         _clear(address.path, setting)
         mask = os.umask(0o177)
         try:
-            _add(server, address, tls, setting)
+            _add(server, address, papers, setting)
         finally:
             os.umask(mask)
         address.path.chmod(0o600)
         return address
-    return address.with_port(_add(server, address, tls, setting))
+    return address.with_port(_add(server, address, papers, setting))
 
 
 def sockets(address: Address, n: int, setting: str) -> tuple[list[list[socket.socket]], Address]:
@@ -170,8 +170,8 @@ def unbind(address: Address) -> None:
         address.path.unlink(missing_ok=True)
 
 
-def _add(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -> int:
-    credentials = None if tls is None else _credentials(tls, setting)
+def _add(server: grpc.Server, address: Address, papers: Papers | None, setting: str) -> int:
+    credentials = None if papers is None else _credentials(papers)
     try:
         if credentials is None:
             return int(server.add_insecure_port(str(address)))
@@ -181,11 +181,13 @@ def _add(server: grpc.Server, address: Address, tls: Tls | None, setting: str) -
 
 
 class Papers:
-    """The files of TLS settings, and whether they are others than when that was last asked."""
+    """The files of the TLS settings of a listener, and whether they are others than when that was last
+    asked."""
 
-    def __init__(self, tls: Tls) -> None:
+    def __init__(self, tls: Tls, setting: str) -> None:
+        self.tls, self.setting = tls, setting
         self._paths = [path for path in (tls.certificate, tls.key, tls.client_ca) if path is not None]
-        self._seen = self._look()
+        self._seen: list[tuple[int, int, int]] | None = self._look()
 
     def have_changed(self) -> bool:
         now = self._look()
@@ -193,6 +195,16 @@ class Papers:
         if changed:
             self._seen = now
         return changed
+
+    def check(self) -> None:
+        """Raises ConfigError where they cannot be used."""
+        check_pem(self.tls, self.setting)
+
+    def recall(self) -> None:
+        """From now on they have changed, whatever they look like. Raises ConfigError, and then they have not,
+        where they cannot be used."""
+        self.check()
+        self._seen = None
 
     def _look(self) -> list[tuple[int, int, int]] | None:
         """None where one is missing, as it is while it is replaced."""
@@ -202,9 +214,9 @@ class Papers:
             return None
 
 
-def _credentials(tls: Tls, setting: str) -> grpc.ServerCredentials:
-    check_pem(tls, setting)
-    papers = Papers(tls)
+def _credentials(papers: Papers) -> grpc.ServerCredentials:
+    papers.check()
+    tls = papers.tls
 
     def read() -> grpc.ServerCertificateConfiguration:
         ca = None if tls.client_ca is None else tls.client_ca.read_bytes()
@@ -216,7 +228,7 @@ def _credentials(tls: Tls, setting: str) -> grpc.ServerCredentials:
         if not papers.have_changed():
             return None
         try:
-            check_pem(tls, setting)
+            papers.check()
             return read()
         except (ConfigError, OSError) as error:
             _log.error("the certificate was changed and stays as it was: %s", error)

@@ -288,7 +288,7 @@ class NativeFront:
         self._threads: list[threading.Thread] = []
         self._helpers: list[threading.Thread] = []
         self._tls: TlsContext | None = None
-        self._watch: Callable[[], None] | None = None
+        self._papers: listener.Papers | None = None
         self._ended = threading.Event()
         self.host: Any = None
 
@@ -315,10 +315,9 @@ class NativeFront:
     def bind(self, address: Address, tls: Tls | None, setting: str) -> Address:
         """Listens, and returns the address with its port. Raises ConfigError where it cannot be had."""
         if tls is not None:
-            papers = listener.Papers(tls)  # as they are before they are read: what comes after is seen
-            listener.check_pem(tls, setting)
+            self._papers = listener.Papers(tls, setting)  # before they are read: what comes after is seen
+            self._papers.check()
             self._tls = TlsContext(tls.certificate, tls.key, tls.client_ca)
-            self._watch = functools.partial(self._watch_papers, self._tls, papers)
         self._sockets, bound = listener.sockets(address, self._config.loop_threads, setting)
         return bound
 
@@ -336,8 +335,9 @@ class NativeFront:
         self._helpers.append(_thread(functools.partial(self.host.work, READS), "reads"))
         self._helpers.append(_thread(functools.partial(self.host.work, WRITES), "writes"))
         self._helpers.append(_thread(self._desk, "desk"))
-        if self._watch is not None:
-            self._helpers.append(_thread(self._watch, "certificates"))
+        if self._papers is not None and self._tls is not None:
+            watch = functools.partial(self._watch_papers, self._tls, self._papers)
+            self._helpers.append(_thread(watch, "certificates"))
             self._helpers.append(_thread(self._shake_hands, "handshakes"))
         self._threads = [_thread(loop.run, "loop") for loop in self._loops]
 
@@ -404,6 +404,14 @@ class NativeFront:
     def _shake_hands(self) -> None:
         niceness.give_way(niceness.HANDSHAKES)
         self.host.work(HANDSHAKES)
+
+    def read_papers(self) -> None:
+        """Reads the certificates anew, whether or not they seem to have changed. Raises ConfigError, and
+        those in use stay, where they cannot be used."""
+        if self._papers is not None and self._tls is not None:
+            self._papers.have_changed()  # what is read now is nothing to be told of again
+            self._papers.check()
+            self._tls.reload()
 
     def _watch_papers(self, tls: TlsContext, papers: listener.Papers) -> None:
         """Certificates that were replaced serve connections to come."""

@@ -10,11 +10,12 @@ process exits with EXIT_FAILED: a restart finds everything that was acknowledged
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -22,9 +23,9 @@ from typing import Any, Self
 import grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from featurestore.config import Address, ServeConfig
+from featurestore.config import Address, ServeConfig, Tls
 from featurestore.engine import Engine
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import ConfigError, FeatureStoreError
 from featurestore.server import (
     admin,
     descriptors,
@@ -44,6 +45,8 @@ EXIT_FAILED = 1
 LOOK_EVERY_S = 0.2
 # Calls beside those that run: the native transport's that have failed hold theirs until there are words.
 SPARE_CALLS = 256
+# What other daemons take for "read your files anew" or "say how you are": nothing to die of.
+HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 _log = logging.getLogger("featurestore.server")
 
@@ -74,6 +77,7 @@ class Server:
         config = dataclasses.replace(config, limits=descriptors.clipped(config.limits))
         self.engine, self._config = engine, config
         self._wanted = threading.Event()  # somebody wants it to stop
+        self._papers_wanted = False  # somebody wants the certificates read anew
         self._stopped = False
         limits = config.limits
         self.dispatcher = Dispatcher(
@@ -87,6 +91,7 @@ class Server:
         self.front = transport.front(self.dispatcher, config)
         self._admin_pool = ThreadPoolExecutor(admin.THREADS, "featurestore-admin")
         admins = dataclasses.replace(limits, max_connections=admin.MOST_CONNECTIONS)
+        self._admin_papers = None if config.admin_tls is None else listener.Papers(config.admin_tls, "admin")
         self._admin = grpc.server(
             self._admin_pool, options=grpc_front.options(admins), maximum_concurrent_rpcs=admin.MOST_CALLS
         )
@@ -113,7 +118,7 @@ class Server:
         """
         config = self._config
         try:
-            self.admin_address = listener.bind(self._admin, config.admin_address, config.admin_tls, "admin")
+            self.admin_address = listener.bind(self._admin, config.admin_address, self._admin_papers, "admin")
             self._bound.append(self.admin_address)
             self.address = self.front.bind(config.public_address, config.tls, "listen")
             self._bound.append(self.address)
@@ -139,12 +144,34 @@ class Server:
         """Ends `wait`; for signal handlers."""
         self._wanted.set()
 
+    def request_papers(self) -> None:
+        """Has `wait` read the TLS certificates anew; for signal handlers."""
+        self._papers_wanted = True
+
     def wait(self) -> bool:
         """Blocks until a stop is requested (True) or the store has failed (False)."""
         while not self._wanted.wait(LOOK_EVERY_S):
             if self.engine.failed:
                 return False
+            if self._papers_wanted:
+                self._papers_wanted = False
+                self._read_papers()
         return not self.engine.failed
+
+    def _read_papers(self) -> None:
+        listeners: list[tuple[Tls, Callable[[], None]]] = []
+        if self._config.tls is not None:
+            listeners.append((self._config.tls, self.front.read_papers))
+        if self._admin_papers is not None:
+            listeners.append((self._admin_papers.tls, self._admin_papers.recall))
+        if not listeners:
+            _log.info("SIGHUP: no listener has a certificate that could be read anew")
+        for tls, read in listeners:
+            try:
+                read()
+                _log.info("SIGHUP: the certificate %s was read anew", tls.certificate)
+            except (ConfigError, OSError) as error:
+                _log.error("SIGHUP: the certificate stays as it was: %s", error)
 
     def stop(self, drain_s: float | None = None) -> None:
         """Drains and lets every port go; when it returns, no thread is in the dispatcher. Once is enough."""
@@ -195,9 +222,24 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
     exit code.
 
     on_ready(server) is called when it listens. A second signal ends the process at once, which loses nothing
-    acknowledged.
+    acknowledged. SIGHUP has TLS certificates read anew, once it listens; SIGUSR1 and SIGUSR2 do nothing.
     """
     descriptors.raise_limit()
+    with _ignoring(HARMLESS):
+        return _serve(config, on_ready)
+
+
+@contextlib.contextmanager
+def _ignoring(numbers: Iterable[signal.Signals]) -> Iterator[None]:
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve(config: ServeConfig, on_ready: Any) -> int:
     engine = open_store(config)
     try:
         _log_recovered(engine)
@@ -211,6 +253,7 @@ def serve(config: ServeConfig, *, on_ready: Any = None) -> int:
 
         for number in before:
             signal.signal(number, on_signal)
+        signal.signal(signal.SIGHUP, lambda _number, _frame: server.request_papers())
         try:
             server.start()
             engine.start_upkeep(

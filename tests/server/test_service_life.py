@@ -384,6 +384,20 @@ def test_a_signal_ends_it_with_a_last_checkpoint_and_exit_0(
         assert (engine.recovered.checkpoint_position, engine.recovered.frames) == (position, 0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_that_other_daemons_know_does_not_end_it(program: object, number: int) -> None:
+    child, address = program()
+    for _ in range(3):
+        child.send_signal(number)
+    with grpc.insecure_channel(address) as channel:
+        hot = pb_grpc.FeatureStoreServiceStub(channel)
+        for _ in range(3):
+            assert hot.Ingest(batch(play())).accepted == 1
+    child.send_signal(signal.SIGTERM)
+    child.send_signal(number)
+    assert child.wait(30) == 0, child.stderr.read()
+
+
 def test_a_failed_store_ends_it_with_exit_1_and_keeps_what_was_acknowledged(
     tmp_path: Path, program: object
 ) -> None:

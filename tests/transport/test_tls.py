@@ -5,6 +5,7 @@ while the server runs.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import signal
@@ -527,6 +528,40 @@ def test_a_certificate_that_is_replaced_serves_new_connections(start: Start, our
         wire.send(body_of(1, prefixed(read_streamed("a"))))
         assert len(reply_of(wire.over(1)).messages) == 2, "it is as open as before"
         assert call(wire, 3, GET, read("a")).status == OK
+
+
+def overwrite(path: Path, content: bytes, size: int) -> None:
+    """Puts other content into a file so that neither its size nor its times tell."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(content.ljust(size, b"\n"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_signal_has_a_certificate_read_that_seems_unchanged(start: Start, ours: Authority) -> None:
+    """SIGHUP; what cannot be used is logged and changes nothing."""
+    in_use, second = ours.issue("held"), ours.issue("other")
+    first = in_use.der
+    files = (in_use.certificate, second.certificate), (in_use.key, second.key)
+    for path, _ in files:
+        put(path.read_bytes().ljust(8192, b"\n"), path)
+    server = start(*flags(in_use), "--min-ping-interval", "0s")
+    context = ours.trusting()
+    assert certificate_of(server, context) == first
+    for path, other in files:
+        overwrite(path, other.read_bytes(), 8192)
+
+    def n_told(words: str) -> int:
+        return server.log.read_text().count(words)
+
+    server.child.send_signal(signal.SIGHUP)
+    eventually(lambda: certificate_of(server, context) == second.der, "the second is shown")
+    assert n_told(f"SIGHUP: the certificate {in_use.certificate} was read anew") == 1
+    overwrite(in_use.certificate, b"no certificate", 8192)
+    server.child.send_signal(signal.SIGHUP)
+    eventually(lambda: n_told("SIGHUP: the certificate stays as it was: listen: ") == 1, "it is told of")
+    assert certificate_of(server, context) == second.der
+    assert n_told("SIGHUP: the certificate") == 2
 
 
 def test_a_client_ca_that_is_replaced_lets_others_in(
