@@ -25,17 +25,22 @@ from featurestore.errors import ConfigError
 DEFAULT_LISTEN = "localhost:50051"
 ADMIN_SOCKET = "admin.sock"
 TRANSPORTS = ("native", "grpcio")
+SOCKET_MODE = 0o600  # of a Unix socket's file: its owner's alone
 # sockaddr_un.sun_path, its ending zero not counted.
 MAX_SOCKET_PATH_BYTES = 107
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen: `host:port`, `[v6]:port` (port 0: any free one), or `unix:path`."""
+    """Where to listen: `host:port`, `[v6]:port` (port 0: any free one), or `unix:path`.
+
+    mode: permission bits of the socket's file at `path`; who may write to it may connect.
+    """
 
     host: str = ""
     port: int = 0
     path: Path | None = None
+    mode: int = SOCKET_MODE
 
     @classmethod
     def parse(cls, text: str, setting: str) -> Address:
@@ -175,7 +180,8 @@ class ServeConfig:
     """All that `serve` needs.
 
     data: the store's directory. schema: text of a schema to apply at start, None for the one the store has.
-    listen: public address; `tls` for it. admin: address of the operator's listener, None for DIR/admin.sock;
+    listen: public address; `tls` for it. listen_mode: permission bits of its file where that is a Unix
+    socket, None for 0600. admin: address of the operator's listener, None for DIR/admin.sock;
     over TCP it needs `admin_tls` with a client CA. metrics: address of the Prometheus listener, None for
     none.
     """
@@ -184,6 +190,7 @@ class ServeConfig:
     schema: str | None = None
     schema_path: str | None = None
     listen: str = DEFAULT_LISTEN
+    listen_mode: int | None = None
     tls: Tls | None = None
     admin: str | None = None
     admin_tls: Tls | None = None
@@ -217,6 +224,7 @@ class ServeConfig:
         for tls, name in ((self.tls, "tls"), (self.admin_tls, "admin_tls")):
             if tls is not None:
                 _check_files(tls, name)
+        _check_mode(self.listen_mode, self.listen)
         public, admin, metrics = self.public_address, self.admin_address, self.metrics_address
         if admin.path is None and (self.admin_tls is None or self.admin_tls.client_ca is None):
             raise ConfigError(
@@ -246,7 +254,8 @@ class ServeConfig:
 
     @property
     def public_address(self) -> Address:
-        return Address.parse(self.listen, "listen")
+        address = Address.parse(self.listen, "listen")
+        return address if self.listen_mode is None else dataclasses.replace(address, mode=self.listen_mode)
 
     @property
     def admin_address(self) -> Address:
@@ -263,6 +272,22 @@ def _check_range(name: str, value: float) -> None:
     least, most = _RANGES[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ConfigError(f"{name} is {value!r}; it is {least:,.16g} to {most:,.16g}", setting=name)
+
+
+def _check_mode(mode: int | None, listen: str) -> None:
+    if mode is None:
+        return
+    if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o777:
+        text = f"0{mode:o}" if type(mode) is int and mode >= 0 else repr(mode)
+        raise ConfigError(
+            f"listen_mode is {text}; it is an octal mode of at most 0777, such as 0660", setting="listen_mode"
+        )
+    if not listen.startswith("unix:"):
+        raise ConfigError(
+            f"listen_mode is 0{mode:o}, and {listen} is no file that could have a mode; listen on unix:PATH, "
+            "or leave the mode out",
+            setting="listen_mode",
+        )
 
 
 def _check_files(tls: Tls, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them: `4G`, `512M`, `90s`, `10m`."""
+"""Sizes, durations and file modes as people write them: `4G`, `512M`, `90s`, `10m`, `0660`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def seconds_of(text: str, flag: str) -> float:
     if match is None:
         raise ConfigError(f"{flag} is {text!r}; write a number with ms, s, m, h or d behind it, such as 10s")
     return float(match[1]) * _SECONDS[match[2] or ""]
+
+
+def mode_of(text: str, flag: str) -> int:
+    """Permission bits in octal: `660` and `0660` are one."""
+    if re.fullmatch(r"0?[0-7]{1,3}", text, re.ASCII) is None:
+        raise ConfigError(f"{flag} is {text!r}; write an octal mode of at most 0777, such as 0660")
+    return int(text, 8)
 
 
 def bytes_text(n_bytes: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.cli.exits import Exit
 from featurestore.cli.frame import add_output_argument
-from featurestore.cli.quantities import bytes_of, bytes_text, seconds_of
+from featurestore.cli.quantities import bytes_of, bytes_text, mode_of, seconds_of
 from featurestore.config import ADMIN_SOCKET, DEFAULT_LISTEN, TRANSPORTS, Limits, ServeConfig, Tls
 from featurestore.errors import ConfigError, StorageError
 from featurestore.plan import CLOCKS
@@ -64,6 +64,7 @@ _LIMITS = Limits()
 # By which a setting of ServeConfig and Limits is given.
 FLAGS = {
     "listen": "--listen",
+    "listen_mode": "--listen-mode",
     "admin": "--admin",
     "metrics": "--metrics-listen",
     "engine_threads": "--threads",
@@ -139,6 +140,12 @@ def _add_listeners(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("listeners (host:port, port 0 for any free one, or unix:PATH)")
     group.add_argument(
         "--listen", default=DEFAULT_LISTEN, metavar="ADDR", help=f"for clients (default: {DEFAULT_LISTEN})"
+    )
+    group.add_argument(
+        "--listen-mode",
+        metavar="MODE",
+        help="of the file of --listen unix:PATH, octal: 0660 lets its group connect, which is the group of "
+        "the directory where that is setgid (default: 0600)",
     )
     group.add_argument(
         "--transport",
@@ -372,6 +379,9 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         schema=None if arguments.schema is None else _schema_text(arguments.schema),
         schema_path=arguments.schema,
         listen=arguments.listen,
+        listen_mode=None
+        if arguments.listen_mode is None
+        else mode_of(arguments.listen_mode, "--listen-mode"),
         tls=_tls(arguments.tls_cert, arguments.tls_key, arguments.tls_client_ca, "--tls"),
         admin=arguments.admin,
         admin_tls=_tls(

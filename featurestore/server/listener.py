@@ -1,7 +1,7 @@
-"""Addresses → listening gRPC ports: TLS, sockets of mode 0600, and the words when it cannot be.
+"""Addresses → listening gRPC ports: TLS, Unix sockets' modes, and the words when it cannot be.
 
-A Unix socket is created under a umask that leaves it to its owner from its first moment. A socket that a dead
-server left is replaced; one that somebody answers on is not, nor is any other file.
+A Unix socket is created under a umask that gives it no more than its mode from its first moment. A socket
+that a dead server left is replaced; one that somebody answers on is not, nor is any other file.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def bind(server: grpc.Server, address: Address, papers: Papers | None, setting: 
     """Adds the port to the server; returns the address with the port that was bound."""
     if address.path is not None:
         _clear(address.path, setting)
-        mask = os.umask(0o177)
+        mask = os.umask(0o777 & ~address.mode)
         try:
             _add(server, address, papers, setting)
         finally:
             os.umask(mask)
-        address.path.chmod(0o600)
+        address.path.chmod(address.mode)
         return address
     return address.with_port(_add(server, address, papers, setting))
 
@@ -54,7 +54,7 @@ def sockets(address: Address, n: int, setting: str) -> tuple[list[list[socket.so
     """
     if address.path is not None:
         _clear(address.path, setting)
-        return [[each] for each in _unix_sockets(address.path, n, setting)], address
+        return [[each] for each in _unix_sockets(address.path, address.mode, n, setting)], address
     hosts = _hosts(address, setting)
     for tries_left in reversed(range(PORT_TRIES if address.port == 0 else 1)):
         try:
@@ -141,9 +141,9 @@ def _tcp_socket(family: int, host: str, port: int, *, shared: bool) -> socket.so
     return made
 
 
-def _unix_sockets(path: Path, n: int, setting: str) -> list[socket.socket]:
+def _unix_sockets(path: Path, mode: int, n: int, setting: str) -> list[socket.socket]:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o177)
+    mask = os.umask(0o777 & ~mode)
     try:
         made.setblocking(False)
         made.bind(str(path))
@@ -153,7 +153,7 @@ def _unix_sockets(path: Path, n: int, setting: str) -> list[socket.socket]:
         raise _cannot(Address(path=path), setting, f" ({error.strerror or error})") from error
     finally:
         os.umask(mask)
-    path.chmod(0o600)
+    path.chmod(mode)
     return [made, *(made.dup() for _ in range(n - 1))]
 
 

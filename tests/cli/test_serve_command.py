@@ -292,6 +292,12 @@ def test_without_flags_the_settings_are_the_defaults_of_the_config():
     assert parsed() == ServeConfig(data=Path("store"))
 
 
+@pytest.mark.parametrize(("mode", "expected"), [("0660", 0o660), ("666", 0o666), ("0", 0)])
+def test_the_mode_of_a_socket_is_octal(mode, expected):
+    given = parsed("--listen", "unix:/run/fs.sock", "--listen-mode", mode)
+    assert given == ServeConfig(data=Path("store"), listen="unix:/run/fs.sock", listen_mode=expected)
+
+
 def test_memory_for_producers_follows_that_of_rows():
     assert ServeConfig(data=Path("store"), max_memory_bytes=64 << 30).producer_bytes == 2 << 30
     assert ServeConfig(data=Path("store"), max_memory_bytes=64 << 20).producer_bytes == 64 << 20
@@ -342,6 +348,10 @@ def test_every_setting_has_a_flag(tmp_path, schema):
         (["--drain", "-1"], "--drain is '-1'"),
         (["--tls-cert", "x"], "--tls-cert and --tls-key belong together"),
         (["--listen", "50051"], "--listen is '50051'; it is host:port"),
+        (["--listen-mode", "0660"], "--listen-mode is 0660, and localhost:50051 is no file"),
+        (["--listen", "unix:s", "--listen-mode", "rw"], "--listen-mode is 'rw'; write an octal mode of at"),
+        (["--listen", "unix:s", "--listen-mode", "0668"], "--listen-mode is '0668'; write an octal mode"),
+        (["--listen", "unix:s", "--listen-mode", "1777"], "--listen-mode is '1777'; write an octal mode"),
         (["--metrics-listen", "unix:/m"], "--metrics-listen (metrics) is unix:/m; it is host:port"),
         (["--read-threads", "0"], "--read-threads is 0; it is 1 to 256"),
         (["--threads", "0"], "--threads (engine_threads) is 0; it is 1 to 64"),

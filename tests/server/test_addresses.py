@@ -190,6 +190,35 @@ def test_a_unix_socket_is_its_owners_alone_and_goes_with_the_server(
         os.umask(before)
 
 
+@pytest.mark.parametrize("mode", [0o660, 0o600, 0o777])
+@pytest.mark.parametrize("mask", [0, 0o077], ids=oct)
+def test_a_unix_socket_has_the_mode_that_it_was_given(
+    tmp_path: Path, serving: Serving, mode: int, mask: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the process's own mask; and before it is given, nobody has more than the mode allows."""
+    path = tmp_path / "public.sock"
+    at_first: list[int] = []
+    plain = Path.chmod
+
+    def seen(self: Path, given: int, **how: bool) -> None:
+        if self == path:
+            at_first.append(stat.S_IMODE(self.stat().st_mode))
+        plain(self, given, **how)
+
+    monkeypatch.setattr(Path, "chmod", seen)
+    tmp_path.joinpath("data").mkdir()
+    before = os.umask(mask)
+    try:
+        with serving(tmp_path / "data", listen=f"unix:{path}", listen_mode=mode) as house:
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+            assert stat.S_IMODE(house.server.admin_address.path.stat().st_mode) == 0o600
+            assert is_answered(f"unix:{path}")
+            assert [first & ~mode for first in at_first] == [0]
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+
+
 def test_a_unix_socket_that_is_stale_is_replaced_and_others_are_left_alone(
     tmp_path: Path, serving: Serving
 ) -> None:

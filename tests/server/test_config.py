@@ -43,6 +43,14 @@ def test_addresses_that_are_none(text: str) -> None:
         ({"drain_s": -1}, "drain_s is -1"),
         ({"checkpoint_every_s": float("nan")}, "checkpoint_every_s is nan"),
         ({"admin": "localhost:1"}, "mutual TLS"),
+        (
+            {"listen": "unix:/s", "listen_mode": 0o1660},
+            "listen_mode is 01660; it is an octal mode of at most",
+        ),
+        ({"listen": "unix:/s", "listen_mode": -1}, "listen_mode is -1; it is"),
+        ({"listen": "unix:/s", "listen_mode": True}, "listen_mode is True; it is"),
+        ({"listen": "unix:/s", "listen_mode": "0660"}, "listen_mode is '0660'; it is"),
+        ({"listen": "[::1]:7", "listen_mode": 0o660}, "listen_mode is 0660, and [::1]:7 is no file"),
         ({"metrics": "unix:/m"}, "it is host:port"),
         ({"metrics": "localhost:50051"}, "two listeners have the same address"),
         (
