@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -35,7 +36,7 @@ from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, 
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
 from featurestore.client.upload import Batch, OnProgress, Upload, items_of
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import ConfigError, FeatureStoreError
 
 R = TypeVar("R")
 
@@ -46,7 +47,8 @@ class AsyncClient:
         async with AsyncClient("localhost:50051") as client:
             vector = await client.get("fraud", {"customer_id": 596, "terminal_id": 3156})
 
-    Make it where the event loop runs, and use it there only.
+    It may be made anywhere, also before any event loop runs. It belongs to the loop of its first use: from
+    another one every call and `close` is a ConfigError.
     """
 
     def __init__(
@@ -66,15 +68,10 @@ class AsyncClient:
         self.timeout_s, self.retry_s = checked_timeout_s(timeout_s), retry_s
         self._max_message_bytes, self._backoff = max_message_bytes, backoff
         self._calls = Calls(producer, epoch)
-        made = options(target, max_message_bytes, max_reply_bytes, tls)
-        if tls is None:
-            self._channel = grpc.aio.insecure_channel(target, made)
-        else:
-            self._channel = grpc.aio.secure_channel(target, tls.credentials(), made)
-        self._methods: dict[Method, Any] = {
-            method: self._channel.unary_unary(method.value) for method in Method
-        }
-        self._ingest_stream: Any = self._channel.stream_stream(INGEST_STREAM)
+        self._options = options(target, max_message_bytes, max_reply_bytes, tls)
+        self._credentials = None if tls is None else tls.credentials()
+        self._binding = threading.Lock()
+        self._line: _Line | None = None
 
     @property
     def producer(self) -> str:
@@ -176,7 +173,7 @@ class AsyncClient:
 
     async def _stream(self, upload: Upload, items: AsyncIterator[Any]) -> Failure | None:
         """Sends and takes answers on one stream until all is done (None) or the stream fails."""
-        call = self._ingest_stream()
+        call = self._bound().ingest_stream()
         try:
             for first in upload.unanswered()[:1]:
                 await self._in_time(call.write(first.message))
@@ -218,9 +215,10 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends all calls of this client."""
-        await self._channel.close()
+        await self._bound().channel.close()
 
     async def __aenter__(self) -> Self:
+        self._bound()
         return self
 
     async def __aexit__(
@@ -228,11 +226,25 @@ class AsyncClient:
     ) -> None:
         await self.close()
 
+    def _bound(self) -> _Line:
+        """The channel, which is made by whoever comes first."""
+        loop = asyncio.get_running_loop()
+        with self._binding:
+            if self._line is None:
+                self._line = _Line(loop, self.target, self._options, self._credentials)
+        if self._line.loop is not loop:
+            raise ConfigError(
+                f"this AsyncClient of {self.target} belongs to another event loop, the one of its first use; "
+                "make one for each loop, or call asyncio.run once, around all that uses it"
+            )
+        return self._line
+
     def _patience(self, try_s: float, on_wait: OnWait | None) -> Patience:
         return Patience(try_s, self.retry_s, self._backoff, self.target, on_wait)
 
     async def _run(self, call: Call[R], timeout_s: float | None, on_wait: OnWait | None = None) -> R:
         """Does what a call wants sent, until it has its result."""
+        self._bound()  # before it has begun
         try:
             wanted = next(call)
             while True:
@@ -256,7 +268,7 @@ class AsyncClient:
             attempts = self._patience(timeout_s, on_wait)
         else:
             attempts = Attempts(timeout_s, self._backoff, wanted.is_numbered)
-        method = self._methods[wanted.method]
+        method = self._bound().methods[wanted.method]
         while True:
             try:
                 reply = await method(wanted.message, timeout=attempts.begin())
@@ -269,6 +281,27 @@ class AsyncClient:
                 await asyncio.sleep(wait_s)
             else:
                 return Reply(reply, attempts.made)
+
+
+class _Line:
+    """A channel and what it calls, in the event loop that runs where it is made."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        target: str,
+        made: list[tuple[str, int | str]],
+        credentials: grpc.ChannelCredentials | None,
+    ) -> None:
+        self.loop = loop
+        if credentials is None:
+            self.channel = grpc.aio.insecure_channel(target, made)
+        else:
+            self.channel = grpc.aio.secure_channel(target, credentials, made)
+        self.methods: dict[Method, Any] = {
+            method: self.channel.unary_unary(method.value) for method in Method
+        }
+        self.ingest_stream: Any = self.channel.stream_stream(INGEST_STREAM)
 
 
 async def _next_batch(upload: Upload, items: AsyncIterator[Any]) -> Batch | None:
