@@ -12,6 +12,7 @@ from featurestore.storage.id_reader import IdReader
 DATA_NAME: Final[str]
 CREATING_NAME: Final[str]
 COMPACTING_NAME: Final[str]
+PROBE_NAME: Final[str]
 READERS_NAME: Final[str]
 
 @dataclass(frozen=True)
