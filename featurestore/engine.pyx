@@ -403,12 +403,11 @@ cdef class Engine:
                           producer_memory_bytes)
             if is_new:
                 self._apply_schema(schema, schema_path, False, history == "none")
+                self.directory.publish()
             else:
                 self._require_history(history)
                 if schema is not None:
                     self.apply_schema(schema, path=schema_path)
-            if is_new:
-                self.directory.publish()
         except BaseException:
             self.close()
             raise
@@ -741,9 +740,10 @@ cdef class Engine:
 
     def _is_past(self, nows):
         """Whether a plan that was made for these is served too late."""
-        if self._is_wall() and nows.keys() == self.state.nows_ms.keys():
-            return self._now_ms() > min(nows.values(), default=self._now_ms())
-        return nows != self.state.nows_ms
+        served = self.state.nows_ms
+        if not self._is_wall():
+            return nows != served
+        return nows.keys() != served.keys() or any(self._now_ms() > now for now in nows.values())
 
     def _is_wall(self):
         return self.directory.identity.clock == "wall"

@@ -18,7 +18,7 @@ from featurestore.errors import InvalidEventError
 from featurestore.files.thrift import NUMBER, Fields, struct_at
 
 # parquet.thrift
-TYPE, UNCOMPRESSED_SIZE, COMPRESSED_SIZE, DATA_PAGE, DICTIONARY_PAGE, DATA_PAGE_V2 = 1, 2, 3, 5, 7, 8
+TYPE, UNCOMPRESSED_SIZE, COMPRESSED_SIZE, DATA_PAGE, DATA_PAGE_V2 = 1, 2, 3, 5, 8
 NUM_VALUES, ENCODING, ENCODING_V2 = 1, 2, 4
 WANTED = {
     TYPE: NUMBER,

@@ -121,6 +121,6 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     if end - at >= MAX_VARINT_BYTES:
         raise ValueError("a number without an end")
     value = 0
-    for byte in data[end : at - 1 if at else None : -1]:
+    for byte in reversed(data[at : end + 1]):
         value = value << 7 | byte & 0x7F
     return value, end + 1

@@ -110,11 +110,7 @@ from featurestore.schema.model import read_model
 __all__ = ["compile_schema", "load"]
 
 
-def load(
-    path: str | os.PathLike[str],
-    *,
-    from_beginning: bool = False,
-) -> Plan:
+def load(path: str | os.PathLike[str]) -> Plan:
     """The plan of the schema file at `path`, as `compile_schema` gives it. Raises SchemaError."""
     name = os.fspath(path)
     try:
@@ -130,7 +126,7 @@ def load(
         line = content.count(b"\n", 0, error.start) + 1
         problem = f"the schema is not UTF-8: byte 0x{content[error.start]:02x}; save it as UTF-8"
         raise SchemaError(problem, path=name, line=line) from None
-    return compile_schema(text, path=name, from_beginning=from_beginning)
+    return compile_schema(text, path=name)
 
 
 def compile_schema(
