@@ -1,7 +1,8 @@
 """Addresses → listening gRPC ports: TLS, Unix sockets' modes, and the words when it cannot be.
 
 A Unix socket is created under a umask that gives it no more than its mode from its first moment. A socket
-that a dead server left is replaced; one that somebody answers on is not, nor is any other file.
+that a dead server left is replaced; one that somebody answers on is not, nor is any other file. At its end a
+server takes away the file that it made, and no other that is there by then.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import secrets
 import socket
 import ssl
 import stat
@@ -34,15 +36,30 @@ LOOPBACK: dict[int, str] = {socket.AF_INET6: "::1", socket.AF_INET: "127.0.0.1"}
 def bind(server: grpc.Server, address: Address, papers: Papers | None, setting: str) -> Address:
     """Adds the port to the server; returns the address with the port that was bound."""
     if address.path is not None:
-        _clear(address.path, setting)
-        mask = os.umask(0o777 & ~address.mode)
-        try:
-            _add(server, address, papers, setting)
-        finally:
-            os.umask(mask)
-        address.path.chmod(address.mode)
+        _bind_file(server, address, address.path, papers, setting)
         return address
     return address.with_port(_add(server, address, papers, setting))
+
+
+def _bind_file(
+    server: grpc.Server, address: Address, path: Path, papers: Papers | None, setting: str
+) -> None:
+    """gRPC listens on a name of its own: it removes whatever has that name some time after its server was
+    stopped, and by then another server's socket may have the public one."""
+    _clear(path, setting)
+    own = path.with_name(f".{secrets.token_hex(4)}")
+    mask = os.umask(0o777 & ~address.mode)
+    try:
+        _add(server, address, papers, setting, at=Address(path=own))
+    finally:
+        os.umask(mask)
+    try:
+        own.chmod(address.mode)
+        path.hardlink_to(own)
+    except OSError as error:
+        raise _cannot(address, setting, f" ({error.strerror or error})") from error
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def sockets(address: Address, n: int, setting: str) -> tuple[list[list[socket.socket]], Address]:
@@ -164,20 +181,34 @@ def _cannot(address: Address, setting: str, why: str) -> ConfigError:
     )
 
 
-def unbind(address: Address) -> None:
-    """Removes a socket's file, when its server has stopped."""
-    if address.path is not None:
-        address.path.unlink(missing_ok=True)
+class SocketFile:
+    """The file of a Unix socket that was bound here, to be removed before the server is stopped: while it
+    listens, no other server takes the name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._made = path, path.lstat()
+
+    def remove(self) -> None:
+        """Unless it is another's by now, as after a deletion by hand."""
+        try:
+            if os.path.samestat(self._path.lstat(), self._made):
+                self._path.unlink()
+        except FileNotFoundError:
+            pass
 
 
-def _add(server: grpc.Server, address: Address, papers: Papers | None, setting: str) -> int:
+def _add(
+    server: grpc.Server, address: Address, papers: Papers | None, setting: str, at: Address | None = None
+) -> int:
+    """Has gRPC listen on `address`, or `at` another in its place."""
+    at = at or address
     credentials = None if papers is None else _credentials(papers)
     try:
         if credentials is None:
-            return int(server.add_insecure_port(str(address)))
-        return int(server.add_secure_port(str(address), credentials))
+            return int(server.add_insecure_port(str(at)))
+        return int(server.add_secure_port(str(at), credentials))
     except RuntimeError as error:
-        raise _cannot(address, setting, _why(address)) from error
+        raise _cannot(address, setting, _why(at)) from error
 
 
 class Papers:

@@ -99,7 +99,7 @@ class Server:
         self._add_services()
         self.address = config.public_address
         self.admin_address = config.admin_address
-        self._bound: list[Address] = []
+        self._files: list[listener.SocketFile] = []
 
     def _add_services(self) -> None:
         self._registry.add_to(self.front)
@@ -119,9 +119,9 @@ class Server:
         config = self._config
         try:
             self.admin_address = listener.bind(self._admin, config.admin_address, self._admin_papers, "admin")
-            self._bound.append(self.admin_address)
+            self._own(self.admin_address)
             self.address = self.front.bind(config.public_address, config.tls, "listen")
-            self._bound.append(self.address)
+            self._own(self.address)
             if config.metrics_address is not None:
                 collector = metrics.StoreCollector(self.engine, self.dispatcher, self.front)
                 self._metrics = metrics.MetricsListener(config.metrics_address, collector)
@@ -135,6 +135,10 @@ class Server:
             )
         self._admin.start()
         self.front.start()
+
+    def _own(self, bound: Address) -> None:
+        if bound.path is not None:
+            self._files.append(listener.SocketFile(bound.path))
 
     @property
     def metrics_address(self) -> Address | None:
@@ -179,9 +183,9 @@ class Server:
             return
         self._stopped = True
         grace_s = self._config.drain_s if drain_s is None else drain_s
+        for file in self._files:
+            file.remove()
         endings = [server.stop(grace_s) for server in (self.front, self._admin)]
-        for address in self._bound:  # not later: it may be another server's by then
-            listener.unbind(address)
         for ending in endings:
             ending.wait()
         self.front.close()

@@ -201,7 +201,7 @@ def test_a_unix_socket_has_the_mode_that_it_was_given(
     plain = Path.chmod
 
     def seen(self: Path, given: int, **how: bool) -> None:
-        if self == path:
+        if self.parent == path.parent:  # gRPC's has another name at first
             at_first.append(stat.S_IMODE(self.stat().st_mode))
         plain(self, given, **how)
 
@@ -273,3 +273,23 @@ def test_a_unix_socket_may_be_anothers_while_the_first_server_still_drains(
     second.stop()
     for engine, _ in houses:
         engine.close()
+
+
+@pytest.mark.parametrize("by", ["public", "admin"])
+def test_a_server_that_stops_leaves_the_socket_that_has_taken_its_name(
+    tmp_path: Path, transport: str, by: str
+) -> None:
+    """However late gRPC clears up behind it."""
+    paths = {name: tmp_path / f"{name}.sock" for name in ("public", "admin")}
+    at = {"listen": f"unix:{paths['public']}", "admin": f"unix:{paths['admin']}"}
+    chosen = config(tmp_path / "data", **at, **transports.settings(transport))
+    engine = open_store(chosen)
+    server = Server(engine, chosen)
+    server.start()
+    paths[by].unlink()
+    with socket.socket(socket.AF_UNIX) as others:
+        others.bind(str(paths[by]))
+        server.stop()
+        engine.close()
+        assert sorted(tmp_path.glob("*.sock")) == [paths[by]]
+        assert not list(tmp_path.glob(".*"))
