@@ -96,7 +96,8 @@ class Limits:
     # Of one connection. Whoever uses it up waits (HTTP/2 has it so) or is refused alone.
     max_streams_per_connection: int = 100  # HTTP/2 streams, that is calls at once
     stream_window: int = 8  # batches of one IngestStream that are applied and not answered yet
-    min_ping_interval_ms: int = 10_000  # clients that ping more often are disconnected
+    # Clients that ping more often are disconnected. The Python client pings every 30 s of silence.
+    min_ping_interval_ms: int = 10_000
     # Calls at once, by kind, so that those of one kind leave the others alone. A call has a place from its
     # message (a stream and what Python answers: from its headers) to its answer. Used up by whoever sends
     # faster than is answered, from many connections; those are refused, by shares.

@@ -308,7 +308,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--min-ping-interval",
         default=f"{_LIMITS.min_ping_interval_ms // 1000}s",
         metavar="TIME",
-        help="clients that ping more often are disconnected (default: %(default)s)",
+        help="clients that ping more often are disconnected; those of featurestore do it every 30 s, idle or "
+        "not (default: %(default)s)",
     )
     for flag, default_s, what in (
         (

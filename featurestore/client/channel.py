@@ -4,6 +4,9 @@ An address is `host:port`, `unix:/path/to.sock`, or anything else that gRPC reso
 
 What is on this machine is never reached through a proxy, whatever the environment says: a proxy elsewhere
 would connect to itself. Anything else goes the way that gRPC takes, and an error names the variable.
+
+A connection is pinged every KEEPALIVE_MS in which nothing came, idle or not: routers that translate addresses
+and firewalls forget one that is silent, and tell neither side, so that the next call would wait in vain.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from featurestore.errors import ConfigError
 MAX_MESSAGE_BYTES = 16 << 20  # the server's own limit unless it was told another
 MAX_REPLY_BYTES = 64 << 20  # several times the largest that is asked for: 2**18 values with bounds are 8 MB
 
-# Pings find out that a silent peer is gone while a call waits. A server turns away clients that ping more
-# often than it allows; ours allows one in 10 s.
+# Pings find out that a silent peer is gone, and keep the way to it known. A server turns away clients that
+# ping more often than it allows: ours allows one in 10 s unless told otherwise (serve --min-ping-interval).
 KEEPALIVE_MS = 30_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 FIRST_RECONNECT_MS = 100
@@ -123,7 +126,8 @@ def options(
         ("grpc.max_receive_message_length", max_reply_bytes),  # also once it is decompressed
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),  # else gRPC pings an idle peer far more rarely
         ("grpc.initial_reconnect_backoff_ms", FIRST_RECONNECT_MS),
         ("grpc.min_reconnect_backoff_ms", LONGEST_RECONNECT_MS),  # how long one attempt to connect may take
         ("grpc.max_reconnect_backoff_ms", LONGEST_RECONNECT_MS),

@@ -51,6 +51,9 @@ class Client:
     max_message_bytes  of a request; the server has a limit too
     max_reply_bytes    of a reply; one that is larger is an error, and not taken into memory
 
+    The connection is kept while nothing is asked: it is pinged every 30 s of silence, and made anew where no
+    answer comes within 10 s.
+
     Failures are featurestore.errors: UnavailableError (cannot be reached, too slow, or answers what was not
     asked), LimitError (the server is at a limit), StorageError (its disk or its files failed),
     InvalidEventError, UnknownNameError, SequenceError, each with the server's words.
