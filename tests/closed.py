@@ -5,7 +5,6 @@ Where a file of ours got one of those, what the library says is written over it.
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -47,14 +46,15 @@ def start(words: Sequence[str], closed: Sequence[int], directory: Path) -> subpr
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONFAULTHANDLER": "1",
     }
+    # By a shell and not between fork and exec: what other libraries do in a forked child ended some of them.
+    closing = " ".join(f"{fd}>&-" for fd in closed)
     with _stderr(directory).open("wb") as stderr:
         return subprocess.Popen(
-            list(words),
+            ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", *words],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            preexec_fn=functools.partial(_close, tuple(closed)),  # noqa: PLW1509  nothing else runs here
         )
 
 
@@ -65,11 +65,6 @@ def said_by(directory: Path) -> str:
 
 def _stderr(directory: Path) -> Path:
     return directory.with_name(directory.name + ".stderr")
-
-
-def _close(closed: Sequence[int]) -> None:
-    for fd in closed:
-        os.close(fd)
 
 
 def run(words: Sequence[str], closed: Sequence[int], directory: Path, timeout_s: float = 120.0) -> int:

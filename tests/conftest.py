@@ -7,6 +7,12 @@ repository, or from FEATURESTORE_TEST_DATA. A test that needs a missing file ski
 from __future__ import annotations
 
 import os
+
+# Tests fork. Where other threads are in gRPC, its handlers leave the child without some locks and with others
+# held: a quarter of such children died before their first line. What is forked here calls no gRPC. It reads
+# this when it is imported.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 from collections.abc import Callable
 from pathlib import Path
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from . import image, shim, toy
@@ -425,3 +429,28 @@ def test_the_numbers_of_a_trace_are_the_same_in_c_and_python() -> None:
     in_python |= {f"K_{name}": getattr(image, name) for name in ("BASE_DIRECTORY", "BASE_FILE", "BASE_DATA")}
     assert len(in_python) == 26
     assert in_python.items() <= in_c.items()
+
+
+def test_what_is_run_apart_lives_beside_threads_that_call_grpc() -> None:
+    """As those of an earlier test may still do; see tests/conftest.py."""
+    ended = threading.Event()
+
+    def call() -> None:
+        while not ended.is_set():
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            with contextlib.suppress(grpc.RpcError), grpc.insecure_channel(address, options) as channel:
+                channel.unary_unary("/nobody/there")(b"", timeout=10)
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert {run_apart(lambda: None, 60) for _ in range(60)} == {""}
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+        server.stop(None).wait()
