@@ -35,6 +35,7 @@ ctypedef struct WriteResult:
     uint64_t position            # of the batch's last event; of the last one there where nothing was written
     int verdict                  # Verdict of the whole batch (sequencer.pxd)
     bint written                 # a frame is in the journal
+    uint32_t partly_late         # accepted events that something that they match dropped
 
 ctypedef struct Counters:        # since the engine was opened; each is only ever added to, atomically
     uint64_t accepted

@@ -293,6 +293,7 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
                       const ServiceC* service, const Outputs* outputs, bint peek, bint waits,
                       WriteResult* result) noexcept nogil:
     cdef Origin origin
+    cdef uint32_t i
     cdef int status
     memset(result, 0, sizeof(WriteResult))
     if batch.n_events == 0:
@@ -319,11 +320,15 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
             state_cool(engine.state, True)
         if state_fetch(engine.state, batch, work) < 0:
             return ENGINE_NO_MEMORY
+    if status == ENGINE_OK:
+        for i in range(batch.n_events):
+            result.partly_late += work.partly[i]
     if status == ENGINE_OK and not peek:
         if result.verdict == VERDICT_DUPLICATE:
             fs_add(&engine.counters.batches_duplicate, 1)
         else:
             _count(&engine.counters, batch)
+            fs_add(&engine.state.sequencer.partly_late[batch.event], result.partly_late)
     if status == ENGINE_OK and service != NULL:
         fs_add(&engine.counters.vectors, batch.n_events)
     return status
@@ -594,6 +599,8 @@ cdef class Engine:
             with nogil:
                 status = engine_write(&self.c, &batch.batch, &sender, &work, &body, target, &outputs, peek,
                                       True, &result)
+            if status == ENGINE_OK and batch.batch.n_events:
+                memcpy(batch.partly, work.partly, batch.batch.n_events)
         finally:
             pthread_rwlock_unlock(&self.c.state.plan_lock)
             work_clear(&work)
@@ -1201,6 +1208,7 @@ cdef class Engine:
             "schema_version": self.state.plan.version,
             "events_accepted": counters.accepted,
             "events_late": counters.late,
+            "events_partly_late": sum(self.state.partly_late.values()),
             "events_duplicate": counters.duplicate,
             "events_refused": counters.refused,
             "batches_duplicate": counters.batches_duplicate,

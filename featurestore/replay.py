@@ -105,7 +105,7 @@ def replay(
                 vectors.upper if bounds else None,
                 _WORDS[outcomes] if outcome else None,
             )
-            tally.add(chunk.start_row, outcomes)
+            tally.add(chunk.start_row, outcomes, batch.partly_late)
             progress(chunk.stored_bytes, tally.n_events)
     return Replayed(tally, len(names), time.monotonic() - began)
 

@@ -242,7 +242,8 @@ def again(
 
 def lines(report: IngestReport, seconds: float) -> list[str]:
     """For people: one line of counts, one for each reason to refuse, one for how fast."""
-    counts = [f"{report.events:,} events: {report.accepted:,} accepted"]
+    partly = f" ({report.partly_late:,} of them partly late)" if report.partly_late else ""
+    counts = [f"{report.events:,} events: {report.accepted:,} accepted{partly}"]
     counts += [
         f"{count:,} {name}"
         for name, count in (

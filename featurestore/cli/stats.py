@@ -22,6 +22,7 @@ examples:
 NAMES = (
     "schema_version",
     "events_accepted",
+    "events_partly_late",
     "events_late",
     "events_duplicate",
     "events_refused",

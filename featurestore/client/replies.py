@@ -165,6 +165,8 @@ class Observed:
                in which a duplicate does not find itself where features exclude the event
     attempts   how often the event was sent. DUPLICATE with more than one means that an earlier try was
                applied and its reply was lost
+    partly_late  it was accepted so late that a window or lifetime that it matches had dropped its time: those
+               values miss it
     """
 
     outcome: Outcome
@@ -172,6 +174,7 @@ class Observed:
     ack: Ack | None
     vector: Vector | None
     attempts: int = 1
+    partly_late: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,7 @@ class IngestReport:
     events            rows judged so far
     already_applied   rows in batches that the store had applied before: by an earlier run, or by a try of
                       this one whose reply was lost. What became of each of them was answered then
+    partly_late       of the accepted, those that a window or lifetime that they match had dropped already
     unsent            of the refused, those that were turned away here and not sent: the server's counts and
                       metrics have the others
     refusals          the first refused rows, at most 1,000; `refused` counts them all
@@ -206,6 +210,7 @@ class IngestReport:
     refused: int = 0
     already_applied: int = 0
     unsent: int = 0
+    partly_late: int = 0
     refusals: list[Refusal] = field(default_factory=list)
     batches: int = 0
     retries: int = 0
@@ -214,7 +219,16 @@ class IngestReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        counts = ("events", "accepted", "late", "duplicate", "refused", "unsent", "already_applied")
+        counts = (
+            "events",
+            "accepted",
+            "partly_late",
+            "late",
+            "duplicate",
+            "refused",
+            "unsent",
+            "already_applied",
+        )
         return {
             **{name: getattr(self, name) for name in counts},
             "refusals": [

@@ -229,6 +229,7 @@ class Upload:
         else:
             report.accepted += reply.accepted
             report.late += reply.late
+            report.partly_late += reply.partly_late
             report.duplicate += reply.duplicate
             report.refused += reply.refused
             refused_there = [

@@ -56,7 +56,7 @@ TEXTS_DATA, TEXTS_LENGTHS, TEXTS_PRESENT = 1, 2, 3
 NUMBERS_VALUES, NUMBERS_PRESENT = 1, 2
 READ_KEY_COLUMNS, READ_AS_OF_EACH = 3, 5
 REPLY_VECTORS, REPLY_NOW = 1, 2
-OBSERVED_OUTCOME, OBSERVED_ACK, OBSERVED_POSITION, OBSERVED_VECTORS = 1, 2, 3, 4
+OBSERVED_OUTCOME, OBSERVED_ACK, OBSERVED_POSITION, OBSERVED_VECTORS, OBSERVED_PARTLY_LATE = 1, 2, 3, 4, 5
 VECTORS_FINGERPRINT, VECTORS_ROWS, VECTORS_WIDTH, VECTORS_VALUES, VECTORS_STATUSES = 1, 2, 3, 4, 5
 VECTORS_BOUNDS, VECTORS_LOWER, VECTORS_UPPER, VECTORS_CONFIDENCE, VECTORS_COVERAGE = 6, 7, 8, 9, 10
 BOUNDS_UNSPECIFIED, BOUNDS_EXACT, BOUNDS_CERTAIN, BOUNDS_CONFIDENCE = range(4)
@@ -69,6 +69,7 @@ OBSERVED_TYPES = {
     OBSERVED_ACK: VARINT,
     OBSERVED_POSITION: VARINT,
     OBSERVED_VECTORS: LENGTH,
+    OBSERVED_PARTLY_LATE: VARINT,
 }
 VECTORS_TYPES = {
     VECTORS_FINGERPRINT: FIXED64,
@@ -403,7 +404,10 @@ def decode_observed(
         if OBSERVED_VECTORS not in spans:
             raise unreadable(f"no vector of {service.name!r} in it")
         vector = decode_vectors(data, spans[OBSERVED_VECTORS], service, rows=1, bounds=bounds)[0]
-    return Observed(outcome, position, acknowledged, vector, attempts)
+    partly_late = bool(numbers.get(OBSERVED_PARTLY_LATE, 0))
+    if partly_late and outcome is not Outcome.ACCEPTED:
+        raise unreadable(f"it calls an event partly late that became {outcome.name}")
+    return Observed(outcome, position, acknowledged, vector, attempts, partly_late=partly_late)
 
 
 def decode_ingested(
@@ -421,6 +425,11 @@ def decode_ingested(
     if counted != (0 if reply.duplicate_batch else n_events):
         again = " that it had before" if reply.duplicate_batch else ""
         raise unreadable(f"it counts {counted} of the {n_events} events of batch {sequence}{again}")
+    if reply.partly_late > reply.accepted:
+        raise unreadable(
+            f"it counts {reply.partly_late} of the {reply.accepted} accepted events of batch {sequence} as "
+            "partly late"
+        )
     if len(listed) != min(reply.refused, MAX_REFUSALS):
         raise unreadable(f"it lists {len(listed)} of the {reply.refused} events refused of batch {sequence}")
     if any(a >= b for a, b in pairwise([*listed, n_events])):

@@ -56,6 +56,8 @@ cdef class EventBatch:
     cdef Batch batch
     cdef readonly object event             # EventPlan
     cdef readonly object outcomes          # uint8 array over batch.outcomes: shows what the engine decides
+    cdef readonly object partly_late       # uint8 array: 1 = accepted, and something it matches drops it
+    cdef uint8_t* partly                   # its memory
     cdef Column* _columns
     cdef object _refused                   # outcomes as they were when the batch was made
     cdef tuple _memory                     # the arrays that batch points into

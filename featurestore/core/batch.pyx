@@ -140,6 +140,8 @@ cdef class EventBatch:
             self.outcomes = np.zeros(n, dtype=np.uint8)
         else:
             self.outcomes = np.array(checked_array(outcomes, np.dtype(np.uint8), n, "outcomes"))
+        self.partly_late = np.zeros(n, dtype=np.uint8)
+        self.partly = <uint8_t*>address(self.partly_late)
         self.event = event
         self._columns = <Column*>calloc(max(len(columns), 1), sizeof(Column))
         if self._columns == NULL:
@@ -237,6 +239,8 @@ cdef class EventBatch:
         other.batch.n_events = <uint32_t>(hi - lo)
         other.batch.times = self.batch.times + lo
         other.batch.outcomes = <uint8_t*>address(other.outcomes)
+        other.partly_late = np.zeros(hi - lo, dtype=np.uint8)
+        other.partly = <uint8_t*>address(other.partly_late)
         for k in range(self.batch.n_columns):
             other._columns[k] = self._columns[k]
             if self._columns[k].kind == COLUMN_NUMBER:

@@ -304,7 +304,7 @@ cdef size_t kept_skip_bytes(const uint8_t* data, size_t n) noexcept nogil:
         size = 16 + 8 * <size_t>count
     elif data[2] == TOP_SMALL or data[2] == TOP_LARGE:
         size = 8 + ((<size_t>count + 7) & ~<size_t>7)      # its `entries` are bytes
-    elif data[2] < LOG_KEY and 0 < words <= MAX_WIDE_WORDS:
+    elif data[2] < LOG_KEY and 0 < words <= MAX_WIDE_WORDS + 1:
         size = 16 + 8 * <size_t>words * count
     else:
         return n

@@ -107,6 +107,7 @@ ctypedef struct ViewC:
     uint16_t raw_words           # of an entry that is one event: time, values, filter word if any
     uint16_t wide_words
     uint8_t has_lifetime
+    uint8_t has_windows          # that features read
     uint8_t structure            # StructureC; all but LOG have no columns, and one value or none
     uint16_t hashed              # index among the event type's hashed fields: DISTINCT, TOP of a field
     DistinctC distinct
@@ -141,7 +142,7 @@ ctypedef struct EventC:
     uint16_t n_hashed
     int32_t id_field             # -1: none
     int64_t dedupe_ms
-    int64_t min_keep_ms          # the shortest keep of its views: an event younger than that is late for none
+    int64_t min_keep_ms          # of its views and their lifetimes: none drops an event that is younger
     int64_t max_floor_ms         # the latest floor of its views
     uint8_t* kinds               # [n_fields] ColumnKind
     TouchC* touches              # [n_touches]

@@ -82,8 +82,10 @@ cdef class CompiledPlan:
                    or (len(view.values) in fields and not view.columns and not view.filters),
                    f"view {view.name}: a sketch is of one field and has no columns or filters")
         self.hashed_of = [self._hashed(i) for i in range(len(plan.events))]
+        windowed = {feature.view for feature in plan.features if feature.window_ms}
         for i in range(len(plan.views)):
             self._view(i, local_programs)
+            self.c.views[i].has_windows = i in windowed
         self._sketched()
         self._touches(previous)
         self._formulas()
@@ -410,6 +412,8 @@ cdef class CompiledPlan:
                 touch.views = self._indexes(views, len(self.plan.views), "view")
                 for k in views:
                     event.min_keep_ms = min(event.min_keep_ms, self.c.views[<size_t>k].keep_ms)
+                    if self.c.views[<size_t>k].has_lifetime:
+                        event.min_keep_ms = min(event.min_keep_ms, self.c.views[<size_t>k].lifetime_idle_ms)
                     event.max_floor_ms = max(event.max_floor_ms, self.c.views[<size_t>k].floor_ms)
 
     def _rows_first(self, views):

@@ -29,6 +29,8 @@ ctypedef struct Sequencer:
     int64_t* type_nows           # [n_types] event clock: greatest time accepted of it; others: now_ms
     int64_t* first_nows          # [n_types] now at the first accepted event, UNSET_MS before
     int64_t* dedupe_floors       # [n_types] ids of events before it may have been forgotten; UNSET_MS: none
+    uint64_t* partly_late        # [n_types] accepted since this process began, and dropped by something that
+                                 # they match; only ever added to, atomically
     Ids ids
     ProducerTable producers
 
@@ -44,17 +46,18 @@ ctypedef struct Facts:           # what is known of a batch before it is decided
     const uint8_t* id_missing    # [n_events]
     ColdIds* cold                # what was read of ids; what is to be read is added
 
-# Fills the outcomes that are still 0, and every nows[i]: the clock at event i. 0, or -1 when out of memory; 1
-# where ids are to be read first: outcomes and nows mean nothing then.
+# Fills the outcomes that are still 0, every nows[i]: the clock at event i, and every partly[i]: 1 where it is
+# accepted and something that it matches drops it. 0, or -1 when out of memory; 1 where ids are to be read
+# first: none of them means anything then.
 cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts,
-                          int64_t wall_ms, int64_t* nows) noexcept nogil
+                          int64_t wall_ms, int64_t* nows, uint8_t* partly) noexcept nogil
 # Takes the outcomes as they stand, moves the clocks and the position, and remembers ids and the origin. Also
 # fills nows. 0, or -1 when out of memory; the sequencer is not to be used any more then.
 cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, const Origin* origin,
                           int64_t wall_ms, int64_t* nows) noexcept nogil
-# Takes over the clock and the ids of an event type, from the sequencer of the plan before. Ids that had
-# expired stay expired when the new horizon is longer; none are kept when another field holds them (`same_ids`
-# false).
+# Takes over the clock, the count and the ids of an event type, from the sequencer of the plan before. Ids
+# that had expired stay expired when the new horizon is longer; none are kept when another field holds them
+# (`same_ids` false).
 cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t old_type,
                           bint same_ids) noexcept nogil
 

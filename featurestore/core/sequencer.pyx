@@ -4,7 +4,7 @@ What it remembers of producers and of event ids is beneath it: producers.pyx, id
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from featurestore.core.batch cimport (
@@ -22,7 +22,7 @@ from featurestore.core.producers cimport (
     Origin, Producer, producer_remember, producers_clear, producers_init, producers_of,
 )
 from featurestore.core.stored cimport all_zero, is_clock
-from featurestore.core.window cimport view_horizon, window_structs
+from featurestore.core.window cimport lifetime_takes, view_horizon, window_structs
 
 from featurestore.core.structs import same_structs
 
@@ -43,8 +43,9 @@ cdef int sequencer_init(Sequencer* s, const PlanC* plan, uint8_t clock, int64_t 
     s.type_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     s.first_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     s.dedupe_floors = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
+    s.partly_late = <uint64_t*>calloc(n_types + 1, sizeof(uint64_t))
     if (producers_init(&s.producers, max_producer_bytes) < 0 or s.type_nows == NULL or s.first_nows == NULL
-            or s.dedupe_floors == NULL or ids_init(&s.ids, plan, max_id_bytes) < 0):
+            or s.dedupe_floors == NULL or s.partly_late == NULL or ids_init(&s.ids, plan, max_id_bytes) < 0):
         sequencer_clear(s)
         return -1
     for i in range(n_types):
@@ -57,19 +58,25 @@ cdef void sequencer_clear(Sequencer* s) noexcept nogil:
     free(s.type_nows)
     free(s.first_nows)
     free(s.dedupe_floors)
+    free(s.partly_late)
     ids_clear(&s.ids)
     memset(s, 0, sizeof(Sequencer))
 
 
 # -- decide and commit ---------------------------------------------------------------------------------------
 
-cdef inline bint _is_late(const PlanC* plan, const Batch* batch, const Facts* facts, uint32_t i,
-                          int64_t now_ms) noexcept nogil:
-    """Every view that the event matches has dropped its time, and there is one."""
+cdef enum Drops:
+    DROPS_NONE = 0
+    DROPS_SOME = 1               # what matches the event, but not all of it
+    DROPS_ALL = 2
+
+cdef inline int _drops(const PlanC* plan, const Batch* batch, const Facts* facts, uint32_t i,
+                       int64_t now_ms) noexcept nogil:
+    """Which of the logs, sketches and lifetimes that the event matches drop its time."""
     cdef const EventC* event = &plan.events[batch.event]
     cdef const TouchC* touch
     cdef const ViewC* view
-    cdef bint matched = False
+    cdef bint taken = False, dropped = False
     cdef uint16_t j, k
     for j in range(event.n_touches):
         if facts.missing[<size_t>j * batch.n_events + i]:
@@ -79,10 +86,18 @@ cdef inline bint _is_late(const PlanC* plan, const Batch* batch, const Facts* fa
             view = &plan.views[touch.views[k]]
             if view.where >= 0 and not facts.masks[<size_t>view.where * batch.n_events + i]:
                 continue
-            if batch.times[i] >= view_horizon(view, now_ms):
-                return False
-            matched = True
-    return matched
+            if view.has_windows:
+                if batch.times[i] >= view_horizon(view, now_ms):
+                    taken = True
+                else:
+                    dropped = True
+            if lifetime_takes(view, batch.times[i], now_ms):
+                taken = True
+            elif view.has_lifetime:
+                dropped = True
+    if taken:
+        return DROPS_SOME if dropped else DROPS_NONE
+    return DROPS_ALL if dropped else DROPS_NONE
 
 
 cdef uint64_t _bytes_of_others(const Sequencer* s, uint16_t type_, int64_t now_ms) noexcept nogil:
@@ -97,7 +112,7 @@ cdef uint64_t _bytes_of_others(const Sequencer* s, uint16_t type_, int64_t now_m
 
 
 cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts,
-                          int64_t wall_ms, int64_t* nows) noexcept nogil:
+                          int64_t wall_ms, int64_t* nows, uint8_t* partly) noexcept nogil:
     cdef const EventC* event = &plan.events[batch.event]
     cdef int64_t now = s.type_nows[batch.event] if s.clock != CLOCK_WALL else wall_ms, t, then
     cdef const IdTable* table = &s.ids.tables[batch.event]
@@ -106,7 +121,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
     cdef int64_t oldest_ms = 0
     cdef uint64_t new_bytes = 0, others_bytes = 0
     cdef uint32_t i
-    cdef int verdict = ID_NEW, status = 0
+    cdef int verdict = ID_NEW, status = 0, drops
     # Most batches are far from the cap, whatever has expired.
     cdef bint is_near_cap = event.id_field >= 0 and (
         ids_bytes(&s.ids) + batch.n_events * <uint64_t>ID_BYTES > s.ids.max_bytes)
@@ -122,6 +137,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
             ids_prefetch(table, &facts.id_fps[2 * i])
     for i in range(batch.n_events):
         nows[i] = now
+        partly[i] = 0
         if event.id_field >= 0 and batch.n_events - i > AHEAD:
             ids_prefetch(table, &facts.id_fps[2 * (i + AHEAD)])
         if batch.outcomes[i] != OUTCOME_ACCEPTED:
@@ -152,7 +168,10 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
             if verdict < 0:
                 status = -1
                 break
-        if (t < then - event.min_keep_ms or t < event.max_floor_ms) and _is_late(plan, batch, facts, i, then):
+        drops = DROPS_NONE
+        if t < then - event.min_keep_ms or t < event.max_floor_ms:
+            drops = _drops(plan, batch, facts, i, then)
+        if drops == DROPS_ALL:
             batch.outcomes[i] = OUTCOME_LATE
             continue
         if (facts.homeless != NULL and facts.homeless[i]) or verdict == ID_UNKNOWN:
@@ -167,6 +186,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
             id_.fp0 = facts.id_fps[2 * i]
             id_.fp1 = facts.id_fps[2 * i + 1]
             id_.seen_at_ms = t if t > then else then
+        partly[i] = drops == DROPS_SOME
         now = nows[i] = then
     free(in_batch.places)
     return status
@@ -219,6 +239,7 @@ cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t
         s.ids.tables[type_].first = old.ids.tables[old_type].first + old.ids.tables[old_type].n_segments
     s.type_nows[type_] = now
     s.first_nows[type_] = old.first_nows[old_type]
+    s.partly_late[type_] = old.partly_late[old_type]
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from featurestore.core.table cimport (
     table_bytes, table_move, table_reach, table_remove, table_shrink,
 )
 from featurestore.core.window cimport (
-    Outputs, ReadAt, lifetime_append, log_append, view_horizon, view_read,
+    Outputs, ReadAt, lifetime_append, lifetime_takes, log_append, view_horizon, view_read,
 )
 
 from featurestore.core.structs import same_structs
@@ -483,13 +483,14 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
     cdef int64_t now = job.nows[part.event]
     cdef Given given
     cdef uint16_t i
-    cdef bint touched = False
+    cdef bint touched = False, in_log
     for i in range(touch.n_views):
         view = &job.plan.views[touch.views[i]]
         if view.where >= 0 and not job.masks[<size_t>view.where * job.batch.n_events + part.event]:
             continue
         given.horizon_ms = view_horizon(view, now)
-        if job.batch.times[part.event] < given.horizon_ms:
+        in_log = job.batch.times[part.event] >= given.horizon_ms
+        if not in_log and not lifetime_takes(view, job.batch.times[part.event], now):
             continue
         if view.structure != STRUCTURE_LOG and not _give(job, view, part.event, &given):
             continue
@@ -521,12 +522,13 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
                 return -1
             continue
         _raw_entry(job, view, part.event, raw)
-        head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, False)
-        if head == NULL:
-            head = _add_head(arena, place[0], view.view_id, 0)
-        if head == NULL or log_append(arena, head, view, raw, now) < 0:
-            return -1
-        if view.has_lifetime:
+        if in_log:
+            head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, False)
+            if head == NULL:
+                head = _add_head(arena, place[0], view.view_id, 0)
+            if head == NULL or log_append(arena, head, view, raw, now) < 0:
+                return -1
+        if lifetime_takes(view, job.batch.times[part.event], now):
             head = _find_head(<Row*>arena_at(arena, place[0][0]), view.view_id, True)
             if head == NULL:
                 head = _add_head(arena, place[0], view.view_id, LOG_LIFETIME)

@@ -64,6 +64,7 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     Part* parts                  # by shard, each shard's in position order
     uint32_t* starts             # [n_shards + 1] where each shard's begin
     uint32_t n_parts
+    uint8_t* partly              # [n_events] 1: accepted, and something that it matches drops it
     int64_t now_ms               # the latest clock of all types before this batch
     bint first_of_type           # no event of its type had been accepted before this batch
     uint8_t* vectors             # owned: vectors with what derived features are made of

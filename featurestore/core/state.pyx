@@ -169,9 +169,9 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     counts."""
     cdef const EventC* event = &state.plan.events[batch.event]
     cdef size_t n = batch.n_events, at
-    cdef size_t sizes[12]
+    cdef size_t sizes[13]
     cdef size_t total = 0
-    cdef uint8_t* places[12]
+    cdef uint8_t* places[13]
     cdef int i
     sizes[0] = n * event.n_programs
     sizes[1] = n * event.n_touches
@@ -185,12 +185,13 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     sizes[9] = n * event.n_touches * (sizeof(Part) + 16)
     sizes[10] = (state.n_shards + 1) * sizeof(uint32_t)
     sizes[11] = n * event.n_hashed * sizeof(uint64_t)
-    for i in range(12):
+    sizes[12] = n
+    for i in range(13):
         total += _aligned(sizes[i])
     if _reserve(work, total) < 0:
         return -1
     at = 0
-    for i in range(12):
+    for i in range(13):
         places[i] = work.memory + at
         at += _aligned(sizes[i])
     work.facts.masks = places[0]
@@ -209,6 +210,8 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     work.parts = <Part*>places[9]
     work.starts = <uint32_t*>places[10]
     work.hashes = <uint64_t*>places[11]
+    work.partly = places[12]
+    memset(work.partly, 0, n)
     return 0
 
 
@@ -395,7 +398,7 @@ cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wal
         state.full = full or _held_bytes(state) >= _most_held_bytes(state)
         if state.full:
             _find_homeless(state, batch, work, full)
-    return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows)
+    return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows, work.partly)
 
 
 cdef int state_fetch(StateC* state, const Batch* batch, Work* work) noexcept nogil:
@@ -1084,6 +1087,12 @@ cdef class State:
                 if self.c.sequencer.first_nows[i] != UNSET_MS}
 
     @property
+    def partly_late(self):
+        """Of each event type, how many that were accepted since this process began were partly late."""
+        return {event.name: self.c.sequencer.partly_late[i]
+                for i, event in enumerate(self.compiled.plan.events)}
+
+    @property
     def ahead_ms(self):
         """How far ahead of the clock an accepted event may be."""
         return self.c.sequencer.max_future_ms if self.c.sequencer.clock == CLOCK_WALL else 0
@@ -1116,10 +1125,10 @@ cdef class State:
         """Applies a batch and reads `service` (its index) at every event's position; see design §2.6.
 
         Returns Vectors with one row per event, or None without a service. What became of each event is in
-        batch.outcomes. A duplicate batch is acknowledged: the outcome of every event that could be read is
-        DUPLICATE, and its vector the first one again, unless other events came between. now_ms: the wall
-        clock, ignored by the event clock. Raises SequenceError,
-        InvalidEventError or LimitError where (producer, epoch, sequence) is turned away.
+        batch.outcomes and batch.partly_late. A duplicate batch is acknowledged: the outcome of every event
+        that could be read is DUPLICATE, and its vector the first one again, unless other events came between.
+        now_ms: the wall clock, ignored by the event clock. Raises SequenceError, InvalidEventError or
+        LimitError where (producer, epoch, sequence) is turned away.
         """
         cdef Batch* b = &batch.batch
         cdef Work work
@@ -1156,6 +1165,8 @@ cdef class State:
                     break
                 status = state_fetch(&self.c, b, &work)
             pthread_rwlock_unlock(&self.c.plan_lock)
+            if status == 0:
+                memcpy(batch.partly, work.partly, b.n_events)
             work_clear(&work)
         if status < 0:
             raise MemoryError

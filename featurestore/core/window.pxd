@@ -70,6 +70,9 @@ cdef int log_append(Arena* arena, LogHead* head, const ViewC* view, const Word* 
 cdef int lifetime_append(Arena* arena, LogHead* head, const ViewC* view, const Word* raw,
                          int64_t now_ms) noexcept nogil
 
+# Whether a view's lifetimes take an event of that time: they drop only what is older than lifetime_idle.
+cdef bint lifetime_takes(const ViewC* view, int64_t time_ms, int64_t now_ms) noexcept nogil
+
 # True when nothing in it can be read any more at now_ms.
 cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view,
                       int64_t now_ms) noexcept nogil

@@ -35,6 +35,7 @@ cdef enum:
     EXPORT_WIDE = 1
     EXPORT_LIFETIME = 2
     EXPORT_KEY = 3
+    LAYOUT_FED = 2               # of lifetimes: behind the entry is the clock when it was last fed
 
 ctypedef struct Entries:         # a log's entries, wherever they are kept
     Word* words
@@ -270,8 +271,13 @@ cdef int64_t view_horizon(const ViewC* view, int64_t now_ms) noexcept nogil:
     return horizon if horizon > view.floor_ms else view.floor_ms
 
 
+cdef inline size_t _lifetime_bytes(const ViewC* view) noexcept nogil:
+    """Its entry, and i: the clock when it was last fed."""
+    return (<size_t>view.wide_words + 1) * sizeof(Word)
+
+
 cdef inline int64_t _lifetime_horizon(const ViewC* view, int64_t now_ms) noexcept nogil:
-    """A lifetime whose last event is older has ended."""
+    """A lifetime that was last fed before has ended."""
     cdef int64_t horizon = UNSET_MS
     if now_ms != UNSET_MS:
         horizon = now_ms - view.lifetime_idle_ms
@@ -353,7 +359,7 @@ cdef size_t _block_bytes(const Arena* arena, const LogHead* head, const ViewC* v
     if head.kind == LOG_LARGE:
         return _large_bytes(view, <LargeLog*>arena_at(arena, head.block))
     if head.kind == LOG_LIFETIME:
-        return view.wide_words * sizeof(Word)
+        return _lifetime_bytes(view)
     return sizeof(uint32_t) + (<uint32_t*>arena_at(arena, head.block))[0]
 
 
@@ -721,15 +727,20 @@ cdef int lifetime_append(Arena* arena, LogHead* head, const ViewC* view, const W
                          int64_t now_ms) noexcept nogil:
     cdef Word* entry
     if head.block == 0:
-        head.block = arena_alloc(arena, view.wide_words * sizeof(Word))
+        head.block = arena_alloc(arena, _lifetime_bytes(view))
         if head.block == 0:
             return -1
         _wide_clear(view, <Word*>arena_at(arena, head.block))
     entry = <Word*>arena_at(arena, head.block)
-    if entry[WIDE_COUNT].i and entry[WIDE_LAST].i < _lifetime_horizon(view, now_ms):
+    if entry[WIDE_COUNT].i and entry[view.wide_words].i < _lifetime_horizon(view, now_ms):
         _wide_clear(view, entry)
     _wide_add(view, entry, raw, False)
+    entry[view.wide_words].i = now_ms
     return 0
+
+
+cdef bint lifetime_takes(const ViewC* view, int64_t time_ms, int64_t now_ms) noexcept nogil:
+    return view.has_lifetime and time_ms >= now_ms - view.lifetime_idle_ms
 
 
 cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view,
@@ -741,7 +752,7 @@ cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view
     if entries.n == 0:
         return True
     if head.kind == LOG_LIFETIME:
-        return _last_of(&entries, 0) < _lifetime_horizon(view, now_ms)
+        return entries.words[view.wide_words].i < _lifetime_horizon(view, now_ms)
     return _last_of(&entries, entries.n - 1) < view_horizon(view, now_ms)
 
 
@@ -1376,6 +1387,8 @@ cdef size_t log_export_bytes(const Arena* arena, const LogHead* head, const View
     cdef Entries entries
     if head.kind == LOG_KEY:
         return EXPORT_HEAD_BYTES + ((<size_t>(<uint32_t*>arena_at(arena, head.block))[0] + 7) & ~<size_t>7)
+    if head.kind == LOG_LIFETIME:
+        return EXPORT_HEAD_BYTES + _lifetime_bytes(view)
     entries = _entries(arena, head, view)
     return EXPORT_HEAD_BYTES + <size_t>entries.n * entries.stride * sizeof(Word)
 
@@ -1403,8 +1416,11 @@ cdef void log_export(const Arena* arena, const LogHead* head, const ViewC* view,
         return
     entries = _entries(arena, head, view)
     if head.kind == LOG_LIFETIME:
-        kind = EXPORT_LIFETIME
-    elif entries.wide:
+        _export_head(out, head.view_id, EXPORT_LIFETIME, _layout(view) | LAYOUT_FED, 1, 0,
+                     <uint32_t>view.wide_words + 1)
+        memcpy(out + EXPORT_HEAD_BYTES, entries.words, _lifetime_bytes(view))
+        return
+    if entries.wide:
         kind = EXPORT_WIDE
         compact_at = (<LargeLog*>arena_at(arena, head.block)).compact_at
     _export_head(out, head.view_id, kind, _layout(view) if kind != EXPORT_RAW else 0, entries.n, compact_at,
@@ -1436,6 +1452,26 @@ cdef bint _wide_holds(const ViewC* view, const Word* entry) noexcept nogil:
     return True
 
 
+cdef int _import_lifetime(Arena* arena, LogHead* head, const ViewC* view, uint8_t layout,
+                          const uint8_t* data) noexcept nogil:
+    cdef Word* entry
+    head.kind = LOG_LIFETIME
+    head.block = arena_alloc(arena, _lifetime_bytes(view))
+    if head.block == 0:
+        return -1
+    entry = <Word*>arena_at(arena, head.block)
+    if layout & LAYOUT_FED:
+        memcpy(entry, data, _lifetime_bytes(view))
+    else:                                    # it was fed no earlier than its newest event
+        memcpy(entry, data, view.wide_words * sizeof(Word))
+        entry[view.wide_words].i = entry[WIDE_LAST].i
+    if not _wide_holds(view, entry) or not -FAR_MS <= entry[view.wide_words].i <= FAR_MS:
+        return 1
+    if layout & ~LAYOUT_FED == 0:
+        _from_layout_0(view, entry)
+    return 0
+
+
 cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t kind, uint8_t layout,
                          uint32_t n, uint32_t compact_at, const uint8_t* data) noexcept nogil:
     """Entries whose size was checked. 0, 1 when no events could have made them, -1 when out of memory."""
@@ -1444,17 +1480,6 @@ cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t
     cdef Word* entry
     cdef size_t n_bytes
     cdef uint32_t i
-    if kind == EXPORT_LIFETIME:
-        head.kind = LOG_LIFETIME
-        head.block = arena_alloc(arena, view.wide_words * sizeof(Word))
-        if head.block == 0:
-            return -1
-        memcpy(arena_at(arena, head.block), data, view.wide_words * sizeof(Word))
-        if not _wide_holds(view, <Word*>arena_at(arena, head.block)):
-            return 1
-        if layout == 0:
-            _from_layout_0(view, <Word*>arena_at(arena, head.block))
-        return 0
     if kind == EXPORT_RAW and n <= SMALL_ENTRIES:
         head.kind = LOG_SMALL
         if _small_resize(arena, head, view, n) < 0:
@@ -1500,6 +1525,7 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
     cdef uint32_t n_entries, compact_at, stride
     cdef size_t n_bytes, i
     cdef uint8_t kind, layout
+    cdef bint fed
     cdef int status
     memset(head, 0, sizeof(LogHead))
     if n < EXPORT_HEAD_BYTES:
@@ -1512,7 +1538,9 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
     memcpy(&stride, data + 12, 4)
     if compact_at and kind != EXPORT_WIDE:
         return 0
-    if layout and (view == NULL or kind == EXPORT_RAW or kind == EXPORT_KEY or layout > _layout(view)):
+    fed = kind == EXPORT_LIFETIME and layout & LAYOUT_FED
+    if layout and (view == NULL or kind == EXPORT_RAW or kind == EXPORT_KEY
+                   or layout > (_layout(view) | (LAYOUT_FED if fed else 0))):
         return 0
     if kind == EXPORT_KEY:
         n_bytes = (<size_t>n_entries + 7) & ~<size_t>7
@@ -1528,16 +1556,20 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
         memcpy(arena_at(arena, head.block), &n_entries, sizeof(uint32_t))
         memcpy(<char*>arena_at(arena, head.block) + sizeof(uint32_t), data + EXPORT_HEAD_BYTES, n_entries)
         return <int64_t>(EXPORT_HEAD_BYTES + n_bytes)
-    if view == NULL or kind > EXPORT_LIFETIME or stride != _stride(view,
-                                                                   kind != EXPORT_RAW) or n_entries == 0:
+    if view == NULL or kind > EXPORT_LIFETIME or n_entries == 0:
+        return 0
+    if stride != _stride(view, kind != EXPORT_RAW) + fed:
         return 0
     if kind == EXPORT_LIFETIME and n_entries != 1:
         return 0
     if n_entries > (n - EXPORT_HEAD_BYTES) // (stride * sizeof(Word)):
         return 0
     n_bytes = <size_t>n_entries * stride * sizeof(Word)
-    status = _import_entries(arena, head, view, kind, layout, n_entries, compact_at,
-                             data + EXPORT_HEAD_BYTES)
+    if kind == EXPORT_LIFETIME:
+        status = _import_lifetime(arena, head, view, layout, data + EXPORT_HEAD_BYTES)
+    else:
+        status = _import_entries(arena, head, view, kind, layout, n_entries, compact_at,
+                                 data + EXPORT_HEAD_BYTES)
     if status < 0:
         return -1
     if status > 0:

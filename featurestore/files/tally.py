@@ -18,13 +18,15 @@ N_FIRST_ROWS = 5
 
 class Tally:
     def __init__(self) -> None:
-        self.n_events = 0
+        self.n_events = self.n_partly_late = 0
         self.counts: dict[Outcome, int] = {}
         self.first_rows: dict[Outcome, list[int]] = {}
 
-    def add(self, start_row: int, outcomes: NDArray[np.uint8]) -> None:
-        """Counts the outcomes of events that have `start_row` others before them in the file."""
+    def add(self, start_row: int, outcomes: NDArray[np.uint8], partly_late: NDArray[np.uint8]) -> None:
+        """Counts the outcomes of events that have `start_row` others before them in the file, and those that
+        were accepted and are partly late."""
         self.n_events += len(outcomes)
+        self.n_partly_late += int(np.count_nonzero(partly_late))
         for number in np.unique(outcomes):
             outcome = Outcome(int(number))
             at = np.flatnonzero(outcomes == number)
@@ -37,10 +39,12 @@ class Tally:
         return sum(count for outcome, count in self.counts.items() if outcome.refused)
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as plain JSON: events, accepted, late, duplicate, and the refused by reason."""
+        """The numbers as plain JSON: events, accepted, of those partly late, late, duplicate, and the refused
+        by reason."""
         return {
             "events": self.n_events,
             "accepted": self.counts.get(Outcome.ACCEPTED, 0),
+            "partly_late": self.n_partly_late,
             "late": self.counts.get(Outcome.LATE, 0),
             "duplicate": self.counts.get(Outcome.DUPLICATE, 0),
             "refused": {
@@ -58,7 +62,8 @@ class Tally:
         """The same for people: one line of counts, then one for each reason to refuse."""
         numbers = self.to_dict()
         refused = numbers["refused"]
-        counts = [f"{numbers['events']:,} events: {numbers['accepted']:,} accepted"]
+        partly = f" ({self.n_partly_late:,} of them partly late)" if self.n_partly_late else ""
+        counts = [f"{numbers['events']:,} events: {numbers['accepted']:,} accepted{partly}"]
         counts += [f"{numbers[name]:,} {name}" for name in ("late", "duplicate") if numbers[name]]
         counts += [f"{self.n_refused:,} refused"] if refused else []
         return [", ".join(counts)] + [

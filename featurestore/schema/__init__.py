@@ -5,7 +5,8 @@
     events:                              # what is fed in
       transaction:
         time: tx_datetime                # ISO 8601; a number is {field: ts, unit: ms} (or s, us)
-        lateness: 1h                     # default 1h: an event so late still counts in every window
+        lateness: 1h                     # default 1h: an event so late still counts in every window;
+                                         #   what comes later counts where it is kept, as in lifetimes
         ids: {id: tx_id, dedupe: 1h}     # optional, dedupe default 1h: so long the same id counts once
         fields:                          # key: text or whole number; string: text for `where`
           {customer_id: key, terminal_id: key, src_ip: key, amount: number, country: string, online: bool}

@@ -322,8 +322,8 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
             return answer
     if service != NULL:
         view = _view(&outputs, 1, service.width, request.coverage)
-    if not wire_encode_observe(&call.reply, request.write.batch.outcomes[0], ack, call.result.position,
-                               NULL if service == NULL else &view, fingerprint,
+    if not wire_encode_observe(&call.reply, request.write.batch.outcomes[0], call.result.partly_late != 0,
+                               ack, call.result.position, NULL if service == NULL else &view, fingerprint,
                                1.0 if service == NULL else service.confidence):
         return _failed(call, FAULT_MEMORY)
     return answer
@@ -357,8 +357,8 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
     if answer == ANSWER_ERROR:
         return answer
     if not wire_encode_ingest(&call.reply, streamed, request.batch.outcomes,
-                              0 if duplicate else request.batch.n_events, ack, call.result.position,
-                              request.sequence, duplicate):
+                              0 if duplicate else request.batch.n_events, call.result.partly_late, ack,
+                              call.result.position, request.sequence, duplicate):
         return _failed(call, FAULT_MEMORY)
     return answer
 

@@ -177,6 +177,14 @@ class StoreCollector(Collector):
             yield GaugeMetricFamily(f"featurestore_{name}", text, stats[key])
         yield from self._ages(stats)
         yield from _calls(counts["methods"])
+        partly_late = CounterMetricFamily(
+            "featurestore_events_partly_late",
+            "Accepted events that a window or lifetime that they match had dropped already, and so misses.",
+            labels=["event"],
+        )
+        for event, n in self._engine.state.partly_late.items():
+            partly_late.add_metric([event], n)
+        yield partly_late
         refused = CounterMetricFamily(
             "featurestore_refusals", "Events refused in this server's calls.", labels=["reason"]
         )

@@ -19,11 +19,11 @@ ctypedef struct VectorsView:         # n vectors of `width` values, row-major; b
 # Each appends one message and returns True, or changes nothing and returns False when it would not fit in
 # max_bytes. `vectors` NULL: nothing was read. `confidence` 1.0 means that bounds are certain. `now_ms` NULL:
 # there is no now. `outcomes` are the batch's, after the sequencer; none for a duplicate batch.
-cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, uint8_t ack, uint64_t position,
+cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, bint partly_late, uint8_t ack, uint64_t position,
                               const VectorsView* vectors, uint64_t fingerprint,
                               double confidence) noexcept nogil
 cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events,
-                             uint8_t ack, uint64_t position, uint64_t sequence,
+                             uint32_t partly_late, uint8_t ack, uint64_t position, uint64_t sequence,
                              bint duplicate_batch) noexcept nogil
 cdef bint wire_encode_read(Buffer* out, bint streamed, const VectorsView* vectors, uint64_t fingerprint,
                            double confidence, const int64_t* now_ms) noexcept nogil

@@ -42,10 +42,12 @@ cdef enum:
     VARINT_2 = 0x10
     VARINT_3 = 0x18
     VARINT_4 = 0x20
+    VARINT_5 = 0x28
     VARINT_6 = 0x30
     VARINT_7 = 0x38
     VARINT_8 = 0x40
     VARINT_9 = 0x48
+    VARINT_10 = 0x50
     FIXED64_1 = 0x09
     FIXED64_9 = 0x49
     LENGTH_1 = 0x0A
@@ -175,11 +177,12 @@ cdef inline uint8_t on_wire(uint8_t outcome) noexcept nogil:
     return WIRE_ACCEPTED if outcome == OUTCOME_ACCEPTED else outcome
 
 
-cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, uint8_t ack, uint64_t position,
+cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, bint partly_late, uint8_t ack, uint64_t position,
                               const VectorsView* vectors, uint64_t fingerprint,
                               double confidence) noexcept nogil:
     cdef VectorsLayout layout
-    cdef uint64_t size = number_size(on_wire(outcome)) + number_size(ack) + number_size(position)
+    cdef uint64_t size = (number_size(on_wire(outcome)) + number_size(ack) + number_size(position)
+                          + number_size(partly_late))
     cdef uint8_t* at
     if vectors != NULL:
         lay_out_vectors(vectors, fingerprint, confidence, &layout)
@@ -193,12 +196,13 @@ cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, uint8_t ack, uint64_
     if vectors != NULL:
         at[0] = LENGTH_4
         at = put_varint(at + 1, layout.size)
-        put_vectors(at, vectors, fingerprint, &layout)
+        at = put_vectors(at, vectors, fingerprint, &layout)
+    put_number_field(at, VARINT_5, partly_late)
     return True
 
 
 cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events,
-                             uint8_t ack, uint64_t position, uint64_t sequence,
+                             uint32_t partly_late, uint8_t ack, uint64_t position, uint64_t sequence,
                              bint duplicate_batch) noexcept nogil:
     cdef uint64_t accepted = 0, late = 0, duplicate = 0, refused = 0, size, refusals_size = 0
     cdef uint32_t i
@@ -216,7 +220,7 @@ cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes
                 refusals_size += 2 + number_size(i) + number_size(outcomes[i])
     size = (number_size(accepted) + number_size(late) + number_size(duplicate) + number_size(refused)
             + refusals_size + number_size(position) + number_size(ack) + number_size(duplicate_batch)
-            + number_size(sequence))
+            + number_size(sequence) + number_size(partly_late))
     at = buffer_extend(out, size + (1 + varint_size(size) if streamed else 0))
     if at == NULL:
         return False
@@ -241,7 +245,8 @@ cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes
     at = put_number_field(at, VARINT_6, position)
     at = put_number_field(at, VARINT_7, ack)
     at = put_number_field(at, VARINT_8, duplicate_batch)
-    put_number_field(at, VARINT_9, sequence)
+    at = put_number_field(at, VARINT_9, sequence)
+    put_number_field(at, VARINT_10, partly_late)
     return True
 
 
@@ -325,6 +330,7 @@ def encode_observe(
     uint64_t position,
     values=None,
     *,
+    bint partly_late=False,
     statuses=None,
     lower=None,
     upper=None,
@@ -340,6 +346,7 @@ def encode_observe(
         wire_encode_observe(
             &reply.buffer,
             outcome,
+            partly_late,
             ack,
             position,
             NULL if values is None else &reply.view,
@@ -355,6 +362,7 @@ def encode_ingest(
     uint64_t position,
     uint64_t sequence,
     *,
+    uint32_t partly_late=0,
     bint duplicate_batch=False,
     bint streamed=False,
     size_t max_bytes=1 << 28,
@@ -370,6 +378,7 @@ def encode_ingest(
             streamed,
             &outcomes[0] if n_events else NULL,
             n_events,
+            partly_late,
             ack,
             position,
             sequence,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from featurestore.v1 import types_pb2 as featurestore_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#featurestore/v1/admin_service.proto\x12\x0f\x66\x65\x61turestore.v1\x1a\x1b\x66\x65\x61turestore/v1/types.proto\"C\n\x12\x41pplySchemaRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"j\n\x13\x41pplySchemaResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x16\n\x0e\x61\x64\x64\x65\x64_features\x18\x03 \x03(\t\x12\x18\n\x10removed_features\x18\x04 \x03(\t\"\x0e\n\x0cStatsRequest\"\xe6\x06\n\rStatsResponse\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x17\n\x0f\x65vents_accepted\x18\x02 \x01(\x04\x12\x13\n\x0b\x65vents_late\x18\x03 \x01(\x04\x12\x18\n\x10\x65vents_duplicate\x18\x04 \x01(\x04\x12\x16\n\x0e\x65vents_refused\x18\x05 \x01(\x04\x12\x19\n\x11\x62\x61tches_duplicate\x18\x06 \x01(\x04\x12\x14\n\x0cvectors_read\x18\x07 \x01(\x04\x12\x0c\n\x04rows\x18\x08 \x01(\x04\x12\x11\n\trow_bytes\x18\t \x01(\x04\x12\x10\n\x08position\x18\n \x01(\x04\x12\x18\n\x10\x64urable_position\x18\x0b \x01(\x04\x12\x1b\n\x13\x63heckpoint_position\x18\x0c \x01(\x04\x12\x19\n\x11\x63heckpoint_age_ms\x18\r \x01(\x03\x12\x15\n\rjournal_bytes\x18\x0e \x01(\x04\x12\x13\n\x06now_ms\x18\x0f \x01(\x12H\x00\x88\x01\x01\x12\x11\n\tuptime_ms\x18\x10 \x01(\x04\x12\x10\n\x08sketches\x18\x11 \x01(\r\x12\x14\n\x0csketch_bytes\x18\x12 \x01(\x04\x12\x0b\n\x03ids\x18\x13 \x01(\x04\x12\x10\n\x08id_bytes\x18\x14 \x01(\x04\x12\x1b\n\x13\x64\x65\x64upe_memory_bytes\x18\x15 \x01(\x04\x12\x13\n\x0bids_on_disk\x18\x16 \x01(\x04\x12\x10\n\x08id_reads\x18\x17 \x01(\x04\x12\x18\n\x10id_reads_in_vain\x18\x18 \x01(\x04\x12\x17\n\x0fid_reads_failed\x18\x19 \x01(\x04\x12\x18\n\x10max_memory_bytes\x18\x1a \x01(\x04\x12\x11\n\tproducers\x18\x1e \x01(\x04\x12\x19\n\x11producers_made_up\x18\x1f \x01(\x04\x12\x16\n\x0eproducer_bytes\x18  \x01(\x04\x12\x1a\n\x12max_producer_bytes\x18! \x01(\x04\x12\x19\n\x11producers_refused\x18\" \x01(\x04\x12\x1b\n\x13producers_forgotten\x18# \x01(\x04\x12\x1e\n\x16producer_bytes_made_up\x18$ \x01(\x04\x12\x1d\n\x15\x63heckpoint_room_bytes\x18( \x01(\x04\x12\x1a\n\rlast_position\x18) \x01(\x04H\x01\x88\x01\x01\x42\t\n\x07_now_msB\x10\n\x0e_last_position\"\x13\n\x11\x43heckpointRequest\"h\n\x12\x43heckpointResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x14\n\x0crows_written\x18\x02 \x01(\x04\x12\x15\n\rbytes_written\x18\x03 \x01(\x04\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x04\"6\n\rForgetRequest\x12%\n\x05parts\x18\x01 \x03(\x0b\x32\x16.featurestore.v1.Field\"1\n\x0e\x46orgetResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x10\n\x08position\x18\x02 \x01(\x04\"8\n\x14ListProducersRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x12\x11\n\tpage_size\x18\x02 \x01(\r\"x\n\x12RememberedProducer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x15\n\x08heard_ms\x18\x04 \x01(\x12H\x00\x88\x01\x01\x12\x0f\n\x07made_up\x18\x05 \x01(\x08\x42\x0b\n\t_heard_ms\"]\n\x15ListProducersResponse\x12\x36\n\tproducers\x18\x01 \x03(\x0b\x32#.featurestore.v1.RememberedProducer\x12\x0c\n\x04next\x18\x02 \x01(\x04\"#\n\x13\x44ropProducerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x14\x44ropProducerResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\"E\n\x14ResetProducerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\")\n\x15ResetProducerResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\"\"\n\rBackupRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"9\n\x0e\x42\x61\x63kupResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x15\n\rbytes_written\x18\x02 \x01(\x04\x32\xba\x05\n\x0c\x41\x64minService\x12X\n\x0b\x41pplySchema\x12#.featurestore.v1.ApplySchemaRequest\x1a$.featurestore.v1.ApplySchemaResponse\x12\x46\n\x05Stats\x12\x1d.featurestore.v1.StatsRequest\x1a\x1e.featurestore.v1.StatsResponse\x12U\n\nCheckpoint\x12\".featurestore.v1.CheckpointRequest\x1a#.featurestore.v1.CheckpointResponse\x12I\n\x06\x46orget\x12\x1e.featurestore.v1.ForgetRequest\x1a\x1f.featurestore.v1.ForgetResponse\x12^\n\rListProducers\x12%.featurestore.v1.ListProducersRequest\x1a&.featurestore.v1.ListProducersResponse\x12[\n\x0c\x44ropProducer\x12$.featurestore.v1.DropProducerRequest\x1a%.featurestore.v1.DropProducerResponse\x12^\n\rResetProducer\x12%.featurestore.v1.ResetProducerRequest\x1a&.featurestore.v1.ResetProducerResponse\x12I\n\x06\x42\x61\x63kup\x12\x1e.featurestore.v1.BackupRequest\x1a\x1f.featurestore.v1.BackupResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#featurestore/v1/admin_service.proto\x12\x0f\x66\x65\x61turestore.v1\x1a\x1b\x66\x65\x61turestore/v1/types.proto\"C\n\x12\x41pplySchemaRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0f\n\x07\x64ry_run\x18\x03 \x01(\x08\"j\n\x13\x41pplySchemaResponse\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\x04\x12\x16\n\x0e\x61\x64\x64\x65\x64_features\x18\x03 \x03(\t\x12\x18\n\x10removed_features\x18\x04 \x03(\t\"\x0e\n\x0cStatsRequest\"\x82\x07\n\rStatsResponse\x12\x16\n\x0eschema_version\x18\x01 \x01(\r\x12\x17\n\x0f\x65vents_accepted\x18\x02 \x01(\x04\x12\x13\n\x0b\x65vents_late\x18\x03 \x01(\x04\x12\x1a\n\x12\x65vents_partly_late\x18\x1b \x01(\x04\x12\x18\n\x10\x65vents_duplicate\x18\x04 \x01(\x04\x12\x16\n\x0e\x65vents_refused\x18\x05 \x01(\x04\x12\x19\n\x11\x62\x61tches_duplicate\x18\x06 \x01(\x04\x12\x14\n\x0cvectors_read\x18\x07 \x01(\x04\x12\x0c\n\x04rows\x18\x08 \x01(\x04\x12\x11\n\trow_bytes\x18\t \x01(\x04\x12\x10\n\x08position\x18\n \x01(\x04\x12\x18\n\x10\x64urable_position\x18\x0b \x01(\x04\x12\x1b\n\x13\x63heckpoint_position\x18\x0c \x01(\x04\x12\x19\n\x11\x63heckpoint_age_ms\x18\r \x01(\x03\x12\x15\n\rjournal_bytes\x18\x0e \x01(\x04\x12\x13\n\x06now_ms\x18\x0f \x01(\x12H\x00\x88\x01\x01\x12\x11\n\tuptime_ms\x18\x10 \x01(\x04\x12\x10\n\x08sketches\x18\x11 \x01(\r\x12\x14\n\x0csketch_bytes\x18\x12 \x01(\x04\x12\x0b\n\x03ids\x18\x13 \x01(\x04\x12\x10\n\x08id_bytes\x18\x14 \x01(\x04\x12\x1b\n\x13\x64\x65\x64upe_memory_bytes\x18\x15 \x01(\x04\x12\x13\n\x0bids_on_disk\x18\x16 \x01(\x04\x12\x10\n\x08id_reads\x18\x17 \x01(\x04\x12\x18\n\x10id_reads_in_vain\x18\x18 \x01(\x04\x12\x17\n\x0fid_reads_failed\x18\x19 \x01(\x04\x12\x18\n\x10max_memory_bytes\x18\x1a \x01(\x04\x12\x11\n\tproducers\x18\x1e \x01(\x04\x12\x19\n\x11producers_made_up\x18\x1f \x01(\x04\x12\x16\n\x0eproducer_bytes\x18  \x01(\x04\x12\x1a\n\x12max_producer_bytes\x18! \x01(\x04\x12\x19\n\x11producers_refused\x18\" \x01(\x04\x12\x1b\n\x13producers_forgotten\x18# \x01(\x04\x12\x1e\n\x16producer_bytes_made_up\x18$ \x01(\x04\x12\x1d\n\x15\x63heckpoint_room_bytes\x18( \x01(\x04\x12\x1a\n\rlast_position\x18) \x01(\x04H\x01\x88\x01\x01\x42\t\n\x07_now_msB\x10\n\x0e_last_position\"\x13\n\x11\x43heckpointRequest\"h\n\x12\x43heckpointResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x14\n\x0crows_written\x18\x02 \x01(\x04\x12\x15\n\rbytes_written\x18\x03 \x01(\x04\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x04\"6\n\rForgetRequest\x12%\n\x05parts\x18\x01 \x03(\x0b\x32\x16.featurestore.v1.Field\"1\n\x0e\x46orgetResponse\x12\r\n\x05\x66ound\x18\x01 \x01(\x08\x12\x10\n\x08position\x18\x02 \x01(\x04\"8\n\x14ListProducersRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x04\x12\x11\n\tpage_size\x18\x02 \x01(\r\"x\n\x12RememberedProducer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x15\n\x08heard_ms\x18\x04 \x01(\x12H\x00\x88\x01\x01\x12\x0f\n\x07made_up\x18\x05 \x01(\x08\x42\x0b\n\t_heard_ms\"]\n\x15ListProducersResponse\x12\x36\n\tproducers\x18\x01 \x03(\x0b\x32#.featurestore.v1.RememberedProducer\x12\x0c\n\x04next\x18\x02 \x01(\x04\"#\n\x13\x44ropProducerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"(\n\x14\x44ropProducerResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\"E\n\x14ResetProducerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\")\n\x15ResetProducerResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\"\"\n\rBackupRequest\x12\x11\n\tdirectory\x18\x01 \x01(\t\"9\n\x0e\x42\x61\x63kupResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x15\n\rbytes_written\x18\x02 \x01(\x04\x32\xba\x05\n\x0c\x41\x64minService\x12X\n\x0b\x41pplySchema\x12#.featurestore.v1.ApplySchemaRequest\x1a$.featurestore.v1.ApplySchemaResponse\x12\x46\n\x05Stats\x12\x1d.featurestore.v1.StatsRequest\x1a\x1e.featurestore.v1.StatsResponse\x12U\n\nCheckpoint\x12\".featurestore.v1.CheckpointRequest\x1a#.featurestore.v1.CheckpointResponse\x12I\n\x06\x46orget\x12\x1e.featurestore.v1.ForgetRequest\x1a\x1f.featurestore.v1.ForgetResponse\x12^\n\rListProducers\x12%.featurestore.v1.ListProducersRequest\x1a&.featurestore.v1.ListProducersResponse\x12[\n\x0c\x44ropProducer\x12$.featurestore.v1.DropProducerRequest\x1a%.featurestore.v1.DropProducerResponse\x12^\n\rResetProducer\x12%.featurestore.v1.ResetProducerRequest\x1a&.featurestore.v1.ResetProducerResponse\x12I\n\x06\x42\x61\x63kup\x12\x1e.featurestore.v1.BackupRequest\x1a\x1f.featurestore.v1.BackupResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,33 +39,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATSREQUEST']._serialized_start=262
   _globals['_STATSREQUEST']._serialized_end=276
   _globals['_STATSRESPONSE']._serialized_start=279
-  _globals['_STATSRESPONSE']._serialized_end=1149
-  _globals['_CHECKPOINTREQUEST']._serialized_start=1151
-  _globals['_CHECKPOINTREQUEST']._serialized_end=1170
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=1172
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=1276
-  _globals['_FORGETREQUEST']._serialized_start=1278
-  _globals['_FORGETREQUEST']._serialized_end=1332
-  _globals['_FORGETRESPONSE']._serialized_start=1334
-  _globals['_FORGETRESPONSE']._serialized_end=1383
-  _globals['_LISTPRODUCERSREQUEST']._serialized_start=1385
-  _globals['_LISTPRODUCERSREQUEST']._serialized_end=1441
-  _globals['_REMEMBEREDPRODUCER']._serialized_start=1443
-  _globals['_REMEMBEREDPRODUCER']._serialized_end=1563
-  _globals['_LISTPRODUCERSRESPONSE']._serialized_start=1565
-  _globals['_LISTPRODUCERSRESPONSE']._serialized_end=1658
-  _globals['_DROPPRODUCERREQUEST']._serialized_start=1660
-  _globals['_DROPPRODUCERREQUEST']._serialized_end=1695
-  _globals['_DROPPRODUCERRESPONSE']._serialized_start=1697
-  _globals['_DROPPRODUCERRESPONSE']._serialized_end=1737
-  _globals['_RESETPRODUCERREQUEST']._serialized_start=1739
-  _globals['_RESETPRODUCERREQUEST']._serialized_end=1808
-  _globals['_RESETPRODUCERRESPONSE']._serialized_start=1810
-  _globals['_RESETPRODUCERRESPONSE']._serialized_end=1851
-  _globals['_BACKUPREQUEST']._serialized_start=1853
-  _globals['_BACKUPREQUEST']._serialized_end=1887
-  _globals['_BACKUPRESPONSE']._serialized_start=1889
-  _globals['_BACKUPRESPONSE']._serialized_end=1946
-  _globals['_ADMINSERVICE']._serialized_start=1949
-  _globals['_ADMINSERVICE']._serialized_end=2647
+  _globals['_STATSRESPONSE']._serialized_end=1177
+  _globals['_CHECKPOINTREQUEST']._serialized_start=1179
+  _globals['_CHECKPOINTREQUEST']._serialized_end=1198
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=1200
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=1304
+  _globals['_FORGETREQUEST']._serialized_start=1306
+  _globals['_FORGETREQUEST']._serialized_end=1360
+  _globals['_FORGETRESPONSE']._serialized_start=1362
+  _globals['_FORGETRESPONSE']._serialized_end=1411
+  _globals['_LISTPRODUCERSREQUEST']._serialized_start=1413
+  _globals['_LISTPRODUCERSREQUEST']._serialized_end=1469
+  _globals['_REMEMBEREDPRODUCER']._serialized_start=1471
+  _globals['_REMEMBEREDPRODUCER']._serialized_end=1591
+  _globals['_LISTPRODUCERSRESPONSE']._serialized_start=1593
+  _globals['_LISTPRODUCERSRESPONSE']._serialized_end=1686
+  _globals['_DROPPRODUCERREQUEST']._serialized_start=1688
+  _globals['_DROPPRODUCERREQUEST']._serialized_end=1723
+  _globals['_DROPPRODUCERRESPONSE']._serialized_start=1725
+  _globals['_DROPPRODUCERRESPONSE']._serialized_end=1765
+  _globals['_RESETPRODUCERREQUEST']._serialized_start=1767
+  _globals['_RESETPRODUCERREQUEST']._serialized_end=1836
+  _globals['_RESETPRODUCERRESPONSE']._serialized_start=1838
+  _globals['_RESETPRODUCERRESPONSE']._serialized_end=1879
+  _globals['_BACKUPREQUEST']._serialized_start=1881
+  _globals['_BACKUPREQUEST']._serialized_end=1915
+  _globals['_BACKUPRESPONSE']._serialized_start=1917
+  _globals['_BACKUPRESPONSE']._serialized_end=1974
+  _globals['_ADMINSERVICE']._serialized_start=1977
+  _globals['_ADMINSERVICE']._serialized_end=2675
 # @@protoc_insertion_point(module_scope)

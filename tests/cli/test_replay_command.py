@@ -116,6 +116,27 @@ def test_bounds_stand_beside_each_value_and_hold_it(replay, clicks, tmp_path):
             assert np.isnan(value) or lower <= value <= upper
 
 
+def test_the_summary_counts_events_that_are_partly_late(tmp_path, capsys):
+    schema = tmp_path / "clicks.yaml"
+    schema.write_text(
+        SCHEMA.replace(
+            "services:",
+            "  ever: {event: click, key: user, windows: [lifetime], features: [count]}\nservices:",
+        ).replace("[user.count_10s,", "[ever.*, user.count_10s,")
+    )
+    (tmp_path / "in.csv").write_text("at,id,user,price\n100,a,7,1\n20,b,7,1\n120,c,7,1\n")
+    code = main(
+        ["replay", str(tmp_path / "in.csv"), "--schema", str(schema), "--event", "click", "--service", "spam",
+         "--out", str(tmp_path / "out.parquet"), "-o", "json"]
+    )  # fmt: skip
+    assert code == Exit.OK
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert (found["accepted"], found["partly_late"], found["late"]) == (3, 1, 0)
+    assert "3 events: 3 accepted (1 of them partly late)" in captured.err
+    assert pq.read_table(tmp_path / "out.parquet")["ever.count_lifetime"].to_pylist()[-1] == 3
+
+
 def test_the_summary_counts_what_became_of_the_events(replay, clicks, capsys):
     assert replay(clicks, "out.csv", "-o", "json") == Exit.REFUSED
     captured = capsys.readouterr()

@@ -92,6 +92,8 @@ class Both:
         outcomes, vectors = self.engine.submit(event, self._data(event, rows), service, **options)
         self.journal.append(Submitted(event, tuple(rows), options))
         assert outcomes == self.engine.told([answer.outcome for answer in answers], service)
+        if isinstance(self.engine, Engine):
+            assert self.engine.partly_late == [answer.partly_late for answer in answers]
         if vectors is not None:
             for i, answer in enumerate(answers):
                 # A malformed event keeps no time to be read at.

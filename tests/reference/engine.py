@@ -76,6 +76,7 @@ class Engine:
     ) -> None:
         self.plan: Plan = _compiled(schema, from_beginning=from_beginning)
         self.state = State(self.plan, clock=clock, secret=secret, n_shards=n_shards, threads=threads)
+        self.partly_late: list[bool] = []
 
     def beginning(self, schema: str, **options: Any) -> Engine:
         """An engine in this process that stands where this one began, if that was with `schema`."""
@@ -98,6 +99,7 @@ class Engine:
         batch = self.batch(event, data)
         index = None if service is None else self._service(service)
         vectors = self.state.observe(batch, index, bounds=True, **options)
+        self.partly_late = [bool(partly) for partly in batch.partly_late]  # of the last batch
         return [int(code) for code in batch.outcomes], None if vectors is None else self._named(
             service, vectors
         )

@@ -125,6 +125,7 @@ class Truth:
 class Answer:
     outcome: int
     vector: list[Truth] | None
+    partly_late: bool = False  # accepted, and something that it matches dropped it
 
 
 class SequenceRefused(Exception):
@@ -148,7 +149,7 @@ class Log:
     """All that was applied to one (row, view) since the row was last forgotten, in the order of arrival."""
 
     events: list[Applied] = field(default_factory=list)  # not late for the view's windows
-    decayed: list[Applied] = field(default_factory=list)  # every one: what fades is kept far longer
+    every: list[Applied] = field(default_factory=list)  # lifetimes, and what fades, take far older ones
     overflowed: bool = False  # the kept span once held more than exact_events: the engine may have merged
     disordered: bool = False  # an event came after that which may have fallen into a merged entry
 
@@ -236,7 +237,7 @@ class Store:
                 kept_from = self._kept_from(view, self.now(view.plan.event))
                 log = view.logs.pop(key, Log())
                 found |= any(e.time >= kept_from for e in log.events)
-                found |= any(f.half_life_ms for f in view.plan.features) and bool(log.decayed)
+                found |= any(f.half_life_ms for f in view.plan.features) and bool(log.every)
         return found
 
     def drop(self, name: bytes) -> bool:
@@ -285,7 +286,7 @@ class Store:
             name: replace(
                 view,
                 logs={
-                    key: replace(log, events=list(log.events), decayed=list(log.decayed))
+                    key: replace(log, events=list(log.events), every=list(log.every))
                     for key, log in view.logs.items()
                 },
             )
@@ -315,9 +316,10 @@ class Store:
         if refused:
             return self._plain(refused, event, row, service)
         matching = self._matching(event, fields)
-        kept = [(view, key) for view, key in matching if self._takes(view, time, now)]
+        kept = [(view, key) for view, key in matching if True in self._taken_by(view, time, now)]
         if matching and not kept:
             return self._plain(LATE, event, row, service)
+        partly_late = any(False in self._taken_by(view, time, now) for view, _ in matching)
 
         # Accepted: the clock first, then the read of `self: exclude`, then the event, then the other reads.
         self.position += 1
@@ -330,7 +332,8 @@ class Store:
             self._apply(view, key, Applied(time, self.position, fields, now))
         after = self._read_by(event, fields, service, time)
         read = {name: before[name] if self._excludes(name) else after[name] for name in after}
-        return Answer(ACCEPTED, None if service is None else self._with_derived(service, read))
+        vector = None if service is None else self._with_derived(service, read)
+        return Answer(ACCEPTED, vector, partly_late)
 
     def _refused_by_state(self, event: str, time: int, fields: Fields, now: int) -> int:
         """What the clock and the remembered ids refuse. An old event is beyond, known or not."""
@@ -358,7 +361,7 @@ class Store:
 
     def _apply(self, view: LiveView, key: Key, event: Applied) -> None:
         log = view.logs.setdefault(key, Log())
-        log.decayed.append(event)
+        log.every.append(event)
         if event.time < self._kept_from(view, event.now):
             return
         n_newer = sum(e.time > event.time for e in log.events)
@@ -536,15 +539,16 @@ class Store:
         if now is not None and t < now - view.plan.lifetime_idle_ms:
             return Truth(UNAVAILABLE, math.nan)  # what had ended by now was not over then
         alive: list[Applied] = []
-        newest = 0
-        for event in log.events:
-            if alive and newest < event.now - view.plan.lifetime_idle_ms:
-                alive = []
-            newest = max(newest, event.time) if alive else event.time
+        for event in log.every:
+            if event.time < event.now - view.plan.lifetime_idle_ms:
+                continue
+            if alive and alive[-1].now < event.now - view.plan.lifetime_idle_ms:
+                alive = []  # it was not fed for so long
             alive.append(event)
-        if alive and now is not None and newest < now - view.plan.lifetime_idle_ms:
+        if alive and now is not None and alive[-1].now < now - view.plan.lifetime_idle_ms:
             alive = []
         oldest = min((event.time for event in alive), default=t)
+        newest = max((event.time for event in alive), default=t)
         if alive and oldest <= t - own < newest:
             return Truth(UNAVAILABLE, math.nan)
         if t - own < oldest:
@@ -563,7 +567,7 @@ class Store:
         keep, warm = GONE * feature.half_life_ms + lateness, WARM * feature.half_life_ms
         taken: list[tuple[int, float]] = []
         newest = t - own
-        for e in log.decayed:
+        for e in log.every:
             value = _number(feature, e)
             if value is None or e.time < e.now - keep:
                 continue
@@ -589,15 +593,18 @@ class Store:
             return Truth(WARMING, value, len(taken), coverage, tolerance=tolerance)
         return Truth(PRESENT if taken else NOT_FOUND, value, len(taken), tolerance=tolerance)
 
-    def _takes(self, view: LiveView, time: int, now: int) -> bool:
-        """Whether any feature of the view still counts an event of that time."""
+    def _taken_by(self, view: LiveView, time: int, now: int) -> set[bool]:
+        """Whether features of the view still count an event of that time, and whether some do not."""
         lateness = self.schema.events[view.plan.event].lateness_ms
-        return any(
-            time >= now - GONE * feature.half_life_ms - lateness
-            if feature.half_life_ms
-            else time >= self._kept_from(view, now)
-            for feature in view.plan.features
-        )
+        taken = set()
+        for feature in view.plan.features:
+            if feature.half_life_ms:
+                taken.add(time >= now - GONE * feature.half_life_ms - lateness)
+            elif feature.window_ms:
+                taken.add(time >= self._kept_from(view, now))
+            else:
+                taken.add(time >= now - view.plan.lifetime_idle_ms)
+        return taken
 
     def _keep(self, plan: View) -> int:
         return _reach(plan) + self.schema.events[plan.event].lateness_ms

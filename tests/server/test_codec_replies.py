@@ -76,18 +76,20 @@ def test_a_read_reply_is_what_the_official_runtime_writes(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.one_of(st.none(), vectors()), st.sampled_from([0, 1, 2, 16, 25]), acks, u64)
+@given(st.one_of(st.none(), vectors()), st.sampled_from([0, 1, 2, 16, 25]), st.booleans(), acks, u64)
 def test_an_observe_reply_is_what_the_official_runtime_writes(
-    made: Any, outcome: int, ack: int, position: int
+    made: Any, outcome: int, partly_late: bool, ack: int, position: int
 ) -> None:
     on_wire = types.OUTCOME_ACCEPTED if outcome == ACCEPTED else outcome
-    reply = pb.ObserveResponse(outcome=on_wire, ack=ack, position=position)
+    reply = pb.ObserveResponse(outcome=on_wire, ack=ack, position=position, partly_late=partly_late)
     if made is None:
-        assert replies.encode_observe(outcome, ack, position) == reply.SerializeToString()
+        encoded = replies.encode_observe(outcome, ack, position, partly_late=partly_late)
+        assert encoded == reply.SerializeToString()
         return
     values, rest = made
     reply.vectors.CopyFrom(official(values, rest))
-    assert replies.encode_observe(outcome, ack, position, values, **rest) == reply.SerializeToString()
+    encoded = replies.encode_observe(outcome, ack, position, values, partly_late=partly_late, **rest)
+    assert encoded == reply.SerializeToString()
 
 
 @settings(max_examples=200, deadline=None)
@@ -96,11 +98,19 @@ def test_an_observe_reply_is_what_the_official_runtime_writes(
     ack=acks,
     position=u64,
     sequence=u64,
+    partly_late=st.integers(0, 2**32 - 1),
     duplicate_batch=st.booleans(),
     streamed=st.booleans(),
 )
 def test_an_ingest_reply_is_what_the_official_runtime_writes(
-    outcomes: Any, *, ack: int, position: int, sequence: int, duplicate_batch: bool, streamed: bool
+    outcomes: Any,
+    *,
+    ack: int,
+    position: int,
+    sequence: int,
+    partly_late: int,
+    duplicate_batch: bool,
+    streamed: bool,
 ) -> None:
     refused = [(i, code) for i, code in enumerate(outcomes.tolist()) if code >= 16]
     reply: Any = pb.IngestResponse(
@@ -113,12 +123,12 @@ def test_an_ingest_reply_is_what_the_official_runtime_writes(
         ack=ack,
         duplicate_batch=duplicate_batch,
         sequence=sequence,
+        partly_late=partly_late,
     )
     if streamed:
         reply = pb.IngestStreamResponse(batch=reply)
-    encoded = replies.encode_ingest(
-        outcomes, ack, position, sequence, duplicate_batch=duplicate_batch, streamed=streamed
-    )
+    more = {"partly_late": partly_late, "duplicate_batch": duplicate_batch, "streamed": streamed}
+    encoded = replies.encode_ingest(outcomes, ack, position, sequence, **more)
     assert encoded == reply.SerializeToString()
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
-from house import HOUR_MS, T0, House, Serving, batch, event, keys, observe, play, read
+from house import HOUR_MS, SCHEMA, T0, House, Serving, batch, event, keys, observe, play, read
 
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
 from featurestore.engine import Engine
+from featurestore.v1 import admin_service_pb2 as admin_pb
 from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import types_pb2 as types
 
@@ -130,6 +132,39 @@ def test_refused_late_and_duplicate_events_are_told_apart_by_index_and_reason(ho
     assert late.outcome == types.OUTCOME_LATE
     assert late.ack == types.ACK_UNSPECIFIED
     assert set(statuses(late.vectors)) == {UNAVAILABLE}, "its windows begin before what is kept"
+
+
+def test_an_event_that_something_it_matches_has_dropped_already_says_so(
+    tmp_path: Path, serving: Serving
+) -> None:
+    """By every way that an event can come, in the metrics and in the counts."""
+    of_account = "windows: [1h]\n    features: [count, sum"
+    schema = SCHEMA.replace(of_account, of_account.replace("1h", "1h, 30d"))
+    with serving(tmp_path, schema=schema, metrics="localhost:0") as house, house.admin() as admin:
+        told = [house.hot.Observe(observe(play(T0 + 10 * HOUR_MS + i))).partly_late for i in range(2)]
+        assert told == [False, False]
+        rows = [play(T0), play(T0 + 10 * HOUR_MS), play(T0 - 1000 * HOUR_MS), play(T0 + 1)]
+        peeked = house.hot.Observe(observe(rows[0], peek=True))
+        late = house.hot.Observe(observe(rows[0]))
+        assert [(each.outcome, each.partly_late) for each in (peeked, late)] == [
+            (types.OUTCOME_ACCEPTED, True)
+        ] * 2
+        assert house.values(late.vectors)["account.count_1h"] == 1
+        asked = batch(*rows, producer="p", epoch=1, sequence=1)
+        reply = house.hot.Ingest(asked)
+        assert (reply.accepted, reply.partly_late, reply.late) == (3, 2, 1)
+        again = house.hot.Ingest(asked)
+        assert (again.duplicate_batch, again.accepted, again.partly_late) == (True, 0, 0)
+        streamed = pb.IngestStreamRequest(batch=batch(*rows[:3]))
+        (answer,) = house.hot.IngestStream(iter([streamed]))
+        assert (answer.batch.accepted, answer.batch.partly_late, answer.batch.late) == (2, 1, 1)
+        assert admin.Stats(admin_pb.StatsRequest()).events_partly_late == 4
+        text = urllib.request.urlopen(f"http://{house.server.metrics_address}/metrics").read().decode()
+        assert 'featurestore_events_partly_late_total{event="play"} 4.0' in text
+        assert 'featurestore_events_partly_late_total{event="like"} 0.0' in text
+        more = schema.replace("events:", "events:\n  aa: {time: {field: ts, unit: ms}, fields: {ip: key}}")
+        admin.ApplySchema(admin_pb.ApplySchemaRequest(source=more))
+        assert house.engine.state.partly_late == {"aa": 0, "play": 4, "like": 0}, "by name, not by place"
 
 
 def test_an_id_counts_once_and_its_duplicate_is_acknowledged(house: House) -> None:

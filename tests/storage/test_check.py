@@ -41,16 +41,16 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "store_v1"
 GOLDEN_TOP = GOLDEN.parent / "store_top_v1"
 GOLDEN_TOP_DIGEST = "95ecc2da20ab04740c3c05ef3464b229"
 GOLDEN_SPREAD_DIGESTS = {
-    "v1": "88ed1740958f235cade11f7b63484f42",
-    "v2": "906fa2ccb3afc7ae09e89341192a1719",
+    "v1": "12e9659db2c79588aa82ea74f71244d2",
+    "v2": "33d29893791415c2714316a6f3be929d",
 }
 UNAVAILABLE = 4
-GOLDEN_DIGEST = "9f01afccbf41b9c4d67029e34a53ff99"
-GOLDEN_IDS_DIGEST = "9f29e93675df7084e0874f20fcecd752"
+GOLDEN_DIGEST = "53bb43e1e15c2dbc896e26884bbc971a"
+GOLDEN_IDS_DIGEST = "854fb72a14eaeebacc86997607cb3c0e"
 GOLDEN_PRODUCERS_DIGESTS = {
-    "v2": "6bea44cdfe120674ad680dfddc8ec090",
-    "v3": "fcbbaf9080425e1bdabf41d11f60d8b4",
-    "v4": "6fb8cb8553866b0799d6bfddea90fcd7",
+    "v2": "9f2abcc1d94526d7a008d2c653fd280f",
+    "v3": "03e9bc9c051987835b94c8efca22632a",
+    "v4": "e28bf8873fee2dd84cf8fc6c06b1e698",
 }
 
 
