@@ -1155,8 +1155,215 @@ cdef void _read_any(const ViewC* view, const ItemC* item, const Word* sure, cons
         _read_since(out, item, column, sure, edges, &doubt)
 
 
-cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const ViewC* view,
-                                const ReadAt* when, const ItemC* item, const Outputs* out) noexcept nogil:
+ctypedef struct Past:            # of a lifetime's events what its log says, at a time before the newest
+    Word before[MAX_WIDE_WORDS]  # entries that lie wholly before that time, as far back as they are sure
+    Word after[MAX_WIDE_WORDS]   # entries behind it: all of them are kept
+    Edges edges                  # right: the merged entry across it; left is none
+    int64_t latest               # what is in none of these was at most so late
+    bint made
+    bint open                    # not all behind it is kept, or some may be of a lifetime that had ended
+
+
+cdef void _look_back(const Arena* arena, const LogHead* log, const ViewC* view, const ReadAt* when,
+                     int64_t sure_from, Past* past) noexcept nogil:
+    cdef Entries entries = _entries(arena, log, view)
+    cdef uint32_t first, until
+    _wide_clear(view, past.before)
+    _wide_clear(view, past.after)
+    memset(&past.edges, 0, sizeof(Edges))
+    past.edges.lo = -FAR_MS - 1
+    past.edges.hi = when.last_ms
+    past.edges.at = when.at_ms
+    past.made = True
+    past.open = when.last_ms + 1 < sure_from
+    past.latest = when.last_ms if past.open else sure_from - 1
+    first = _count_until(&entries, sure_from - 1)
+    until = _count_until(&entries, when.last_ms)
+    if until < entries.n:
+        _add_entries(view, past.after, &entries, until, entries.n)
+    if until and entries.wide and _last_of(&entries, until - 1) > when.last_ms:
+        until -= 1
+        past.edges.right = entries.words + <size_t>until * entries.stride
+        past.open |= first > until
+    if until > first:
+        _add_entries(view, past.before, &entries, first, until)
+    if first and entries.wide and first <= until and _last_of(&entries, first - 1) > past.latest:
+        past.latest = _last_of(&entries, first - 1)
+
+
+cdef inline void _add_entries(const ViewC* view, Word* into, const Entries* entries, uint32_t begin,
+                              uint32_t end) noexcept nogil:
+    """Of begin < end, into an entry that is empty."""
+    if entries.wide:
+        _add_wide(view, into, entries.words + <size_t>begin * entries.stride, end - begin)
+    else:
+        _add_raw(view, into, entries.words + <size_t>begin * entries.stride, end - begin)
+
+
+ctypedef struct Rest:            # of one column of a lifetime, less what came later and the entry across
+    int64_t n                    # so many events
+    int64_t n_all                # of so many of the whole lifetime
+    double above                 # what they sum to
+    double below
+    double off                   # by how much that may be off
+
+
+cdef inline void _rest(Rest* rest, const ColumnC* column, const Word* life, const Past* past) noexcept nogil:
+    cdef const Word* across = past.edges.right
+    cdef size_t at = WIDE_COUNT if column == NULL else column.n_at
+    rest.n_all = life[at].i
+    rest.n = life[at].i - past.after[at].i - (across[at].i if across != NULL else 0)
+    rest.above = rest.below = rest.off = 0.0
+    if column == NULL or column.sum_at == 0 or rest.n <= 0:
+        return
+    at = column.sum_at
+    rest.above = life[at].f - past.after[at].f - (across[at].f if across != NULL else 0.0)
+    rest.below = life[at + 1].f - past.after[at + 1].f - (across[at + 1].f if across != NULL else 0.0)
+    if rest.n < rest.n_all:
+        rest.off = ULP * <double>(rest.n_all + 2) * (life[at].f + life[at + 1].f)
+
+
+cdef void _read_past(const ViewC* view, const ItemC* item, const Word* life, const Past* past,
+                     const Outputs* out) noexcept nogil:
+    """A lifetime as of a time before its newest event: all of it, less what the log says came later. Where
+    the log has all that is left, that says it exactly. Else what is subtracted was rounded, and what is gone
+    from the log may be anything that the lifetime has room for."""
+    cdef const ColumnC* column = NULL
+    cdef const Word* before = past.before
+    cdef Part part
+    cdef Rest rest
+    cdef int64_t n_lower, n_upper
+    cdef double lower, upper, least = 0.0, most = 0.0
+    memset(&part, 0, sizeof(part))
+    if item.column != NO_COLUMN:
+        column = &view.columns[item.column]
+    _rest(&rest, column, life, past)
+    if past.open or rest.n < 0:
+        put_unavailable(out, item)
+        return
+    if rest.n == before[WIDE_COUNT if column == NULL else column.n_at].i:
+        _read_item(view, item, before, &past.edges, out)
+        return
+    if past.edges.right != NULL:
+        _part(&part, column, past.edges.right, &past.edges)
+    n_lower = rest.n + part.least
+    n_upper = rest.n + part.most
+    if item.aggregate == AGG_COUNT:
+        put_value(out, item, (<double>n_lower + <double>n_upper) / 2.0, <double>n_lower, <double>n_upper)
+    elif item.aggregate == AGG_SUM or item.aggregate == AGG_MEAN:
+        if part.most:
+            least = past.edges.right[column.sum_at + 1].f
+            most = past.edges.right[column.sum_at].f
+        _read_past_sum(item, column, life, past, &rest, &part, least, most, out)
+    elif item.aggregate == AGG_FIRST:
+        put_value(out, item, life[column.first_at].f, life[column.first_at].f, life[column.first_at].f)
+    elif item.aggregate == AGG_SINCE_FIRST:
+        lower = <double>(past.edges.at - life[WIDE_FIRST if column == NULL else column.first_at + 1].i)
+        put_value(out, item, lower, lower, lower)
+    elif item.aggregate == AGG_STDDEV:
+        _read_past_stddev(item, column, life, past, &rest, &part, out)
+    elif item.aggregate == AGG_MIN or item.aggregate == AGG_MAX:
+        _read_past_extreme(item, column, life, past, out)
+    elif before[WIDE_COUNT if column == NULL else column.n_at].i or part.least:
+        _read_item(view, item, before, &past.edges, out)         # the last one is in the log
+    elif item.aggregate == AGG_LAST:
+        lower = life[column.extremes_at].f
+        upper = life[column.extremes_at + 1].f
+        put_value(out, item, lower + (upper - lower) / 2.0, lower, upper)
+    else:
+        lower = <double>(past.edges.at - (part.last_to if part.most else past.latest))
+        upper = <double>(past.edges.at - life[WIDE_FIRST].i)
+        put_value(out, item, lower + (upper - lower) / 2.0, lower, upper)
+
+
+cdef inline void _read_past_sum(const ItemC* item, const ColumnC* column, const Word* life, const Past* past,
+                                const Rest* rest, const Part* part, double below, double above,
+                                const Outputs* out) noexcept nogil:
+    """below, above: what the entry across the time takes from the sum, and adds, at most."""
+    cdef double total = rest.above - rest.below, lower = total - rest.off, upper = total + rest.off, n
+    cdef double least, most
+    if life[column.sum_at + 1].f == 0.0 and lower < 0.0:
+        lower = 0.0                          # of what is not below 0
+    if life[column.sum_at].f == 0.0 and upper > 0.0:
+        upper = 0.0
+    if item.aggregate == AGG_SUM:
+        put_summed(out, item, total + (above - below) / 2.0, lower - below, upper + above)
+        return
+    n = <double>rest.n
+    lower /= n
+    upper /= n
+    if part.most:                            # of those all at their least, or none: monotone in their number
+        n += <double>part.most
+        least = past.edges.right[column.extremes_at].f
+        most = past.edges.right[column.extremes_at + 1].f
+        least = (total - rest.off + <double>part.most * least) / n
+        most = (total + rest.off + <double>part.most * most) / n
+        lower = least if least < lower else lower
+        upper = most if most > upper else upper
+    least = life[column.extremes_at].f
+    most = life[column.extremes_at + 1].f
+    put_summed(out, item, total / <double>rest.n, least if least > lower else lower,
+               most if most < upper else upper)
+
+
+cdef inline void _read_past_extreme(const ItemC* item, const ColumnC* column, const Word* life,
+                                    const Past* past, const Outputs* out) noexcept nogil:
+    """It is the lifetime's own, unless what came later has it as well; and at least what the log has."""
+    cdef size_t at = column.extremes_at + (item.aggregate == AGG_MAX)
+    cdef const Word* across = past.edges.right
+    cdef bint later = ((past.after[column.n_at].i > 0 and past.after[at].f == life[at].f)
+                       or (across != NULL and across[column.n_at].i > 0 and across[at].f == life[at].f))
+    cdef double own = life[at].f, other = life[column.extremes_at + (item.aggregate == AGG_MIN)].f
+    if not later:
+        other = own
+    elif past.before[column.n_at].i:
+        other = past.before[at].f
+    if item.aggregate == AGG_MIN:
+        put_value(out, item, own, own, other)
+    else:
+        put_value(out, item, own, other, own)
+
+
+cdef inline void _read_past_stddev(const ItemC* item, const ColumnC* column, const Word* life,
+                                   const Past* past, const Rest* rest, const Part* part,
+                                   const Outputs* out) noexcept nogil:
+    """The sum of squares that is left is what the lifetime has, less what came later has about its own mean
+    and what the two means are apart. It is at least what the log has of it, and at most n quarters of the
+    squared range (Popoviciu). Means are rounded by at most so many ulps of the greatest magnitude."""
+    cdef double least = life[column.extremes_at].f, most = life[column.extremes_at + 1].f
+    cdef double scale = _scale(least, most), range_ = most * scale - least * scale
+    cdef double n_all = <double>rest.n_all, n = <double>rest.n, k = <double>past.after[column.n_at].i
+    cdef double n_most = n + <double>part.most
+    cdef double mean = life[column.moments_at].f * scale, m2 = life[column.moments_at + 1].f
+    cdef double kept = 0.0, later = 0.0, apart = 0.0, off, lower, upper
+    if past.before[column.n_at].i:
+        kept = _scaled(past.before[column.moments_at + 1].f, _scale(
+            past.before[column.extremes_at].f, past.before[column.extremes_at + 1].f), scale) / ROUNDED_UP
+    upper = range_ * range_ / 4.0
+    if past.edges.right != NULL and past.edges.right[column.n_at].i:
+        put_summed(out, item, sqrt(m2 / n_all) / scale, sqrt(kept / n_most) / scale, sqrt(upper) / scale)
+        return
+    if k > 0:
+        later = _scaled(past.after[column.moments_at + 1].f, _scale(
+            past.after[column.extremes_at].f, past.after[column.extremes_at + 1].f), scale)
+        apart = (past.after[column.moments_at].f * scale - mean) * (n_all / n)
+    off = fabs(least * scale) if fabs(least) > fabs(most) else fabs(most * scale)
+    off *= ULP * n_all * (n_all / n)
+    off = ULP * n_all * (m2 + later) + 4.0 * (range_ + off) * off * k
+    m2 -= later + apart * apart * (k * n / n_all)
+    upper *= n * ROUNDED_UP
+    if m2 + off < upper:
+        upper = m2 + off
+    lower = m2 - off if m2 - off > kept else kept
+    if lower > upper:
+        lower = upper
+    put_summed(out, item, sqrt(m2 / n) / scale if m2 > 0.0 else 0.0, sqrt(lower / n) / scale,
+               sqrt(upper / n) / scale)
+
+
+cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const LogHead* log,
+                                const ViewC* view, const ReadAt* when, const ItemC* item, Past* past,
+                                const Outputs* out) noexcept nogil:
     cdef Entries entries = _entries(arena, head, view)
     cdef Edges edges
     out.statuses[item.out] = STATUS_PRESENT
@@ -1170,13 +1377,23 @@ cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const V
     if (entries.n == 0 or log_expired(arena, head, view, when.now_ms)
             or when.last_ms < entries.words[WIDE_FIRST].i):
         put_nothing(out, item)
-    elif when.last_ms < entries.words[WIDE_LAST].i:
-        put_unavailable(out, item)          # it cannot be taken apart again
-    else:
+    elif when.last_ms >= entries.words[WIDE_LAST].i:
         memset(&edges, 0, sizeof(edges))
         edges.hi = when.last_ms
         edges.at = when.at_ms
         _read_item(view, item, entries.words, &edges, out)
+    else:
+        if not past.made:
+            _look_back(arena, log, view, when, _sure_from(view, when), past)
+        _read_past(view, item, entries.words, past, out)
+
+
+cdef inline int64_t _sure_from(const ViewC* view, const ReadAt* when) noexcept nogil:
+    """From when on the log has every event, and none of a lifetime that had ended: such may be dated ahead of
+    the clock at which that was last fed."""
+    cdef int64_t horizon = view_horizon(view, when.now_ms)
+    cdef int64_t ended = _lifetime_horizon(view, when.now_ms) + (when.seen_ms - when.now_ms)
+    return ended if ended > horizon else horizon
 
 
 cdef void judge(const ViewC* view, const ReadAt* when, const ItemC* item, int64_t lo, int64_t hi,
@@ -1296,7 +1513,9 @@ cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifet
     cdef uint32_t i, left                # entries left to scan: the next one is entries[left - 1]
     cdef uint32_t outside                # how many of those begin before the window
     cdef Edges edges
+    cdef Past past
     cdef const Word* entry
+    past.made = False
     memset(&edges, 0, sizeof(edges))
     edges.at = when.at_ms - view.offset_ms
     edges.hi = edges.at if edges.at < when.last_ms else when.last_ms
@@ -1309,7 +1528,7 @@ cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifet
             left -= 1
     for i in range(n_items):
         if items[i].window_ms == 0:
-            _read_lifetime(arena, lifetime, view, when, &items[i], out)
+            _read_lifetime(arena, lifetime, log, view, when, &items[i], &past, out)
             continue
         lo = edges.at - items[i].window_ms
         judge(view, when, &items[i], lo, edges.at, out)

@@ -547,17 +547,28 @@ class Store:
             alive.append(event)
         if alive and now is not None and alive[-1].now < now - view.plan.lifetime_idle_ms:
             alive = []
-        oldest = min((event.time for event in alive), default=t)
-        newest = max((event.time for event in alive), default=t)
-        if alive and oldest <= t - own < newest:
-            return Truth(UNAVAILABLE, math.nan)
-        if t - own < oldest:
-            alive = []
-        value, n, tolerance = _aggregate(feature, alive, t)
+        inside = [event for event in alive if event.time <= t - own]
+        value, n, tolerance = _aggregate(feature, inside, t)
+        exact = evasive = False
+        if inside and len(inside) < len(alive):  # what came later has to be taken out of it again
+            sure_from = self._kept_from(view, now)
+            if now is not None:
+                sure_from = max(sure_from, now - view.plan.lifetime_idle_ms + self._ahead_ms())
+            if t - own + 1 < sure_from:
+                return Truth(UNAVAILABLE, math.nan)
+            exact = not log.overflowed and (
+                feature.aggregate in ("count", "first", "since_first")
+                or all(event.time >= sure_from for event in inside if _number(feature, event) is not None)
+            )
+            evasive = log.overflowed
+        else:
+            exact = True
         whole = self._since(view) == -math.inf and now is not None and t <= now + self._ahead_ms()
         if whole:
-            return Truth(PRESENT if n else NOT_FOUND, value, n, tolerance=tolerance)
-        return Truth(WARMING, value, n, 0.0, tolerance=tolerance)
+            status, coverage = PRESENT if n else NOT_FOUND, 1.0
+        else:
+            status, coverage = WARMING, 0.0
+        return Truth(status, value, n, coverage, exact, tolerance=tolerance, evasive=evasive)
 
     def _decayed_value(
         self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None, *, own: int

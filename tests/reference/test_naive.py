@@ -220,18 +220,25 @@ def test_forget_empties_the_row_in_every_view() -> None:
     assert [value(store, 5, "a", feature) for feature in (0, 1)] == [1, 1]
 
 
-def test_lifetime_is_dropped_after_idling_and_unknown_in_the_middle() -> None:
+def test_lifetime_is_dropped_after_idling_and_known_in_the_middle_as_far_as_the_log_reaches() -> None:
     features = (Feature("ever", "sum", 0, "x"), Feature("count", "count", 1_000))
     kind = EventType({"k": "key", "x": "number"}, lateness_ms=1000, from_beginning=True)
     store = Store(one_view(View("e", {"k": "k"}, features, lifetime_idle_ms=50_000), kind=kind))
     store.submit("e", [at(100, x=1), at(200, x=2)])
-    assert [store.read("s", {"k": "a"}, as_of=t)[0].status for t in (99, 100, 199, 200, 900)] == [
-        NOT_FOUND,
-        UNAVAILABLE,
-        UNAVAILABLE,
-        PRESENT,
-        WARMING,  # beyond the clock
+    read = [store.read("s", {"k": "a"}, as_of=t)[0] for t in (99, 100, 199, 200, 900)]
+    assert [(each.status, each.value) for each in read] == [
+        (NOT_FOUND, 0),
+        (PRESENT, 1),
+        (PRESENT, 1),
+        (PRESENT, 3),
+        (WARMING, 3),  # beyond the clock
     ]
+    store.submit("e", [at(2_300, x=4)])
+    read = [store.read("s", {"k": "a"}, as_of=t)[0] for t in (298, 299, 2_299, 2_300)]
+    assert [each.status for each in read] == [UNAVAILABLE, PRESENT, PRESENT, PRESENT]
+    assert [each.exact for each in read[1:]] == [False, False, True], "the log has lost what came before"
+    store = Store(one_view(View("e", {"k": "k"}, features, lifetime_idle_ms=50_000), kind=kind))
+    store.submit("e", [at(100, x=1), at(200, x=2)])
     store.submit("e", [at(50_200, key="b")])
     assert value(store, 50_200) == 3
     store.submit("e", [at(50_201, key="b")])
