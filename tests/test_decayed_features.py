@@ -57,7 +57,13 @@ def test_what_it_says_before_during_and_after() -> None:
     assert math.isnan(answer(store, at)[2][1])
     store.submit("e", [Row(at, {"k": "a", "x": 1.0})])
     assert answer(store, at) == [(PRESENT, 1.0)] * 3
-    assert [status for status, _ in answer(store, at - 1)] == [UNAVAILABLE] * 3  # cannot be taken apart
+    assert [status for status, _ in answer(store, at - 1)] == [NOT_FOUND] * 3  # it was the first
+    store.submit("e", [Row(at + 1, {"k": "a", "x": 1.0})])
+    assert [status for status, _ in answer(store, at)] == [
+        PRESENT,
+        PRESENT,
+        UNAVAILABLE,
+    ]
     later = at + 65 * HALF_LIFE_MS + 60_000
     store.submit("e", [Row(later, {"k": "b", "x": 1.0})])
     assert [status for status, _ in answer(store, later)] == [NOT_FOUND] * 3

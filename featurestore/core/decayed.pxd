@@ -27,9 +27,20 @@ ctypedef struct DecayedValue:
 # fed before it start anew. 0, or -1 when out of memory.
 cdef int decayed_add(Arena* arena, LogHead* head, const DecayedC* c, int64_t time_ms, double value,
                      int64_t horizon_ms) noexcept nogil
+ctypedef struct DecayedPast:     # at a time before the newest event, what it all would weigh then
+    double weight
+    double newest                # of the weight, that of the newest event alone: it came later
+    double above                 # of the values >= 0, and of the magnitudes of the others
+    double below
+    bint is_only                 # there is no other event, or none that weighs 2^-100 of it
+
 # What is left at `at_ms`, no earlier than the newest event.
 cdef DecayedValue decayed_read(const Arena* arena, const LogHead* head, const DecayedC* c,
                                int64_t at_ms) noexcept nogil
+# At `at_ms`, before the newest event. No finite numbers where that is so long before that they leave the
+# doubles.
+cdef DecayedPast decayed_read_past(const Arena* arena, const LogHead* head, const DecayedC* c,
+                                   int64_t at_ms) noexcept nogil
 # Event time of the newest event. The head must hold one.
 cdef int64_t decayed_newest_ms(const Arena* arena, const LogHead* head) noexcept nogil
 cdef void decayed_free(Arena* arena, LogHead* head, const DecayedC* c) noexcept nogil
@@ -45,4 +56,6 @@ cdef int64_t decayed_import(Arena* arena, LogHead* head, const DecayedC* c, cons
 
 # Compared at import: see core/structs.py.
 cdef inline dict decayed_structs():
-    return arena_structs() | head_structs() | {"core/decayed.pxd": (sizeof(DecayedC), sizeof(DecayedValue))}
+    return arena_structs() | head_structs() | {"core/decayed.pxd": (
+        sizeof(DecayedC), sizeof(DecayedValue), sizeof(DecayedPast),
+    )}

@@ -7,9 +7,10 @@ The landmark is a multiple of the half-life (its number is the *era*, that of th
 multiplies every sum by a power of two, which loses nothing. Where a sum would leave the doubles, the landmark
 moves ahead of the newest event: what is kept stays finite, and a value can be had again once it has faded.
 
-Guarantee. A value is that of all events since the row's sums were last empty, for reads no earlier than the
-newest event: earlier ones cannot be answered, since what is summed cannot be taken apart. There is no bound
-to give: the only error is rounding. Sums are kept in two words, the second what the first lost (Neumaier,
+Guarantee. A value is that of all events since the row's sums were last empty. For reads no earlier than the
+newest event there is no bound to give: the only error is rounding. What is summed cannot be taken apart, so
+earlier ones have bounds only: at most everything, at the weight that it would have then, but for the newest
+event. Sums are kept in two words, the second what the first lost (Neumaier,
 1974), so that the order of arrival moves a value by about 1e-16 of the absolute values added up, whatever
 their number.
 
@@ -98,8 +99,8 @@ cdef inline void _sum_shift(Sum* sum, int exponent) noexcept nogil:
 
 
 cdef inline int _exponent(int64_t eras) noexcept nogil:
-    """Far enough that ldexp gives 0, and within an int."""
-    return -4096 if eras > 4096 else <int>-eras
+    """Far enough that ldexp gives 0 or infinity, and within an int."""
+    return -4096 if eras > 4096 else 4096 if eras < -4096 else <int>-eras
 
 
 cdef inline void _move_to(Decayed* state, const DecayedC* c, int64_t era) noexcept nogil:
@@ -151,16 +152,37 @@ cdef int decayed_add(Arena* arena, LogHead* head, const DecayedC* c, int64_t tim
     return 0
 
 
-cdef DecayedValue decayed_read(const Arena* arena, const LogHead* head, const DecayedC* c,
-                               int64_t at_ms) noexcept nogil:
-    cdef const Decayed* state = <const Decayed*>arena_at(arena, head.block)
+cdef inline double _left(const Decayed* state, const DecayedC* c, int64_t at_ms) noexcept nogil:
+    """What is left at at_ms of one at the landmark."""
     cdef int64_t era = _era(at_ms, c.half_life_ms)
     cdef double since = <double>(at_ms - era * c.half_life_ms) / <double>c.half_life_ms
     # 2^-(eras + since) as 2^(1 - since) / 2^(eras + 1): _exp2 takes what is below 1.
     cdef double left = 1.0 if since == 0.0 else 0.5 * _exp2(1.0 - since)
+    return ldexp(left, _exponent(era - state.era))
+
+
+cdef DecayedPast decayed_read_past(const Arena* arena, const LogHead* head, const DecayedC* c,
+                                   int64_t at_ms) noexcept nogil:
+    cdef const Decayed* state = <const Decayed*>arena_at(arena, head.block)
+    cdef double left = _left(state, c, at_ms)
+    cdef DecayedPast past
+    cdef double newest = _weight_of(state, c, state.newest_ms, _era(state.newest_ms, c.half_life_ms))
+    past.is_only = state.weight.high == newest and state.weight.rest == 0.0
+    past.weight = (state.weight.high + state.weight.rest) * left
+    past.newest = newest * left
+    past.above = past.below = 0.0
+    if c.sums:
+        past.above = (state.above.high + state.above.rest) * left
+        past.below = (state.below.high + state.below.rest) * left
+    return past
+
+
+cdef DecayedValue decayed_read(const Arena* arena, const LogHead* head, const DecayedC* c,
+                               int64_t at_ms) noexcept nogil:
+    cdef const Decayed* state = <const Decayed*>arena_at(arena, head.block)
+    cdef double left = _left(state, c, at_ms)
     cdef double above, below
     cdef DecayedValue value
-    left = ldexp(left, _exponent(era - state.era))
     value.weight = (state.weight.high + state.weight.rest) * left
     value.total = 0.0
     if c.sums:

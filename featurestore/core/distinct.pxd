@@ -70,10 +70,11 @@ cdef int distinct_merge(Arena* arena, LogHead* head, const DistinctC* c, const A
                         const LogHead* from_, int64_t horizon_ms) noexcept nogil
 
 # Values with at_ms - window < last seen <= at_ms, one answer per window; windows_ms ascend. What was last
-# seen after at_ms may have been seen before it too: it counts in upper and not in lower, and the estimate is
-# halfway.
+# seen after at_ms may have been seen before it too: it counts in upper and not in lower, and in the estimate
+# as far as the window reaches towards that time. own_hash: of a value that was surely seen at at_ms; 0: none
+# is known.
 cdef void distinct_read(const Arena* arena, const LogHead* head, const DistinctC* c, int64_t at_ms,
-                        int64_t horizon_ms, const int64_t* windows_ms, uint32_t n_windows,
+                        int64_t horizon_ms, uint64_t own_hash, const int64_t* windows_ms, uint32_t n_windows,
                         DistinctValue* out) noexcept nogil
 
 # True when nothing in it can be read any more.

@@ -24,9 +24,9 @@ of n values, 20,000 for n = 300 to 120 for a million; m = 512, and windows of a 
 
 (a miss more or less is 0.1 % for 100,000.) Besides, lower is at least the number of hit bits, for a value
 hits one, and a window that no bit is in is certain to be empty. A read before the newest event has bounds
-only: what was last seen later may have been seen before, too; lower leaves it out, upper counts it, the
-estimate is halfway. Both edges are exact to the millisecond while keep_ms is at most 23 days, then to
-2^tick_bits ms (32 for 400 days), and what shares a unit with an edge is counted in upper only.
+only: what was last seen later may have been seen before, too; lower leaves it out, upper counts it, and the
+estimate takes sightings as evenly spread. Both edges are exact to the millisecond while keep_ms is at most 23
+days, then to 2^tick_bits ms (32 for 400 days), and what shares a unit with an edge is counted in upper only.
 
 Laws. Adding is idempotent, commutative and associative, merging too (last times: maximum; a set that is too
 large becomes a matrix, which a fingerprint determines): the state is a function of what was seen, whatever
@@ -924,9 +924,10 @@ cdef double _spread(double n, const DistinctC* c) noexcept nogil:
     return sqrt(information) if information > 0.0 else 0.0
 
 
-cdef void _judge(const uint32_t* sure, const uint32_t* perhaps, const DistinctC* c,
+cdef void _judge(const uint32_t* sure, const uint32_t* perhaps, double share, const DistinctC* c,
                  DistinctValue* out) noexcept nogil:
-    """A window of which sure[r] cells of rank r are occupied for certain, and perhaps[r] at most."""
+    """A window of which sure[r] cells of rank r are occupied for certain, and perhaps[r] at most; `share` of
+    what they are apart is in the estimate."""
     cdef uint32_t r
     cdef uint64_t n_sure = 0, n_perhaps = 0
     cdef double least, most, z = c.z * WIDER
@@ -940,7 +941,7 @@ cdef void _judge(const uint32_t* sure, const uint32_t* perhaps, const DistinctC*
     least = most = _likeliest(sure, c)
     if n_sure != n_perhaps:
         most = _likeliest(perhaps, c)
-    out.estimate = least + (most - least) / 2.0
+    out.estimate = least + (most - least) * share
     if least > 0.0:
         out.lower = floor(least * (1.0 - z * _spread(least, c)))
         if out.lower < <double>n_sure:
@@ -950,30 +951,40 @@ cdef void _judge(const uint32_t* sure, const uint32_t* perhaps, const DistinctC*
 
 # -- read ----------------------------------------------------------------------------------------------------
 
-cdef void _read_set(const Values* values, int64_t at, const int64_t* lo, uint32_t n,
+cdef inline double _share(int64_t lo, int64_t at, int64_t last) noexcept nogil:
+    """Of what was last seen behind `at`, how much of (lo, last] is before it."""
+    return <double>(at - lo) / <double>(last - lo)
+
+
+cdef void _read_set(const Values* values, int64_t at, const int64_t* lo, uint32_t n, uint64_t own_hash,
                     DistinctValue* out) noexcept nogil:
     cdef int64_t after[CHUNK]
     cdef uint32_t sure[CHUNK]
     cdef uint32_t later[CHUNK]
+    cdef double some[CHUNK]
     cdef int64_t offset = values.base - ERA_MS, t
+    cdef uint64_t own = own_hash >> (64 - FINGERPRINT_BITS)
     cdef const uint8_t* entry = values.entries
     cdef uint32_t _i, j
     for j in range(n):
         after[j] = lo[j] - offset
         sure[j] = later[j] = 0
+        some[j] = 0.0
     for _i in range(values.n):
         t = _time_of(entry)
-        if t + offset <= at:
+        if t + offset <= at or (own_hash != 0 and _fingerprint_of(entry) == own):
             for j in range(n):
                 sure[j] += t > after[j]
         else:
             for j in range(n):
-                later[j] += t > after[j]
+                if t > after[j]:
+                    later[j] += 1
+                    some[j] += _share(lo[j], at, t + offset)
         entry += ENTRY_BYTES
     for j in range(n):
         out[j].lower = <double>sure[j]
         out[j].upper = <double>sure[j] + <double>later[j]
-        out[j].estimate = <double>sure[j] + <double>later[j] / 2.0
+        out[j].estimate = <double>sure[j] + some[j]
         out[j].certain = 1
 
 
@@ -985,7 +996,7 @@ cdef inline uint32_t _n_after(const int32_t* cells, uint32_t m, int32_t tick) no
 
 
 cdef void _read_matrix(Matrix* matrix, const DistinctC* c, int64_t at, const int64_t* lo, uint32_t n,
-                       DistinctValue* out) noexcept nogil:
+                       uint64_t own_hash, DistinctValue* out) noexcept nogil:
     cdef int32_t after[2 * CHUNK + 1]
     cdef uint32_t counts[2 * CHUNK + 1][MAX_RANKS]
     cdef uint32_t sure[MAX_RANKS]
@@ -1027,11 +1038,15 @@ cdef void _read_matrix(Matrix* matrix, const DistinctC* c, int64_t at, const int
             if past:
                 beyond = counts[n_after - 1][rank]
                 sure[rank] -= beyond if beyond < sure[rank] else sure[rank]
-        _judge(sure, perhaps, c, &out[j])
+        _judge(sure, perhaps, _share(lo[j], at, matrix.newest_ms) if past and lo[j] < at else 0.5, c, &out[j])
+        if own_hash != 0 and past and lo[j] < at:
+            out[j].lower = max(out[j].lower, 1.0)
+            out[j].estimate = max(out[j].estimate, 1.0)
+            out[j].upper = max(out[j].upper, 1.0)
 
 
 cdef void distinct_read(const Arena* arena, const LogHead* head, const DistinctC* c, int64_t at_ms,
-                        int64_t horizon_ms, const int64_t* windows_ms, uint32_t n_windows,
+                        int64_t horizon_ms, uint64_t own_hash, const int64_t* windows_ms, uint32_t n_windows,
                         DistinctValue* out) noexcept nogil:
     cdef int64_t lo[CHUNK]
     cdef uint32_t i = 0, j, n
@@ -1053,9 +1068,9 @@ cdef void distinct_read(const Arena* arena, const LogHead* head, const DistinctC
             if lo[j] >= at_ms:
                 lo[j] = MAX_TIME_MS      # nothing is later than that
         if matrix != NULL:
-            _read_matrix(matrix, c, at_ms, lo, n, &out[i])
+            _read_matrix(matrix, c, at_ms, lo, n, own_hash, &out[i])
         else:
-            _read_set(&values, at_ms, lo, n, &out[i])
+            _read_set(&values, at_ms, lo, n, own_hash, &out[i])
         i += n
 
 
@@ -1433,7 +1448,7 @@ cdef class DistinctCounters:
         cdef LogHead* head = self._head(key)
         cdef int64_t at = self._time(at_ms)
         with nogil:
-            distinct_read(&self._arena, head, &self._c, at, self._now_ms - self._c.keep_ms, &windows_ms[0],
+            distinct_read(&self._arena, head, &self._c, at, self._now_ms - self._c.keep_ms, 0, &windows_ms[0],
                           <uint32_t>answers.n_windows, answers.row)
             answers.put(0)
         return tuple([array[0] for array in answers.arrays])
@@ -1556,7 +1571,7 @@ cdef class DistinctCounters:
                 else:
                     status |= distinct_add(&self._arena, head, &self._c, hashes[i], times_ms[i], now - keep)
                 if windows_ms != NULL:
-                    distinct_read(&self._arena, head, &self._c, times_ms[i], now - keep, windows_ms,
+                    distinct_read(&self._arena, head, &self._c, times_ms[i], now - keep, 0, windows_ms,
                                   <uint32_t>answers.n_windows, answers.row)
                     answers.put(i)
         self._now_ms = now

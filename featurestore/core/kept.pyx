@@ -1,12 +1,14 @@
 """Chooses the structure behind a head; see kept.pxd. What each structure is, its own module says."""
 
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from featurestore.core.bytes cimport bytes_append
 from featurestore.core.decayed cimport (
-    EXPORT_DECAYED, EXPORT_DECAYED_AHEAD, DecayedValue, decayed_add, decayed_clone, decayed_export,
-    decayed_export_bytes, decayed_free, decayed_import, decayed_newest_ms, decayed_read,
+    EXPORT_DECAYED, EXPORT_DECAYED_AHEAD, DecayedPast, DecayedValue, decayed_add, decayed_clone,
+    decayed_export, decayed_export_bytes, decayed_free, decayed_import, decayed_newest_ms, decayed_read,
+    decayed_read_past,
 )
 from featurestore.core.distinct cimport (
     EXPORT_MATRIX, EXPORT_SET, MAX_LOG2_REGISTERS, DistinctValue, distinct_add, distinct_clone,
@@ -39,6 +41,13 @@ cdef enum:
     LISTED_AT_ONCE = 8 * TOP_MAX_K       # of heaviest values, fewer where they need more room
 
 
+cdef extern from * nogil:
+    """
+    #define FS_ROUNDED 0x1p-40
+    """
+    const double ROUNDED "FS_ROUNDED"    # more than what some thousand roundings are off
+
+
 cdef uint8_t sketch_kind(const ViewC* view) noexcept nogil:
     if view.structure == STRUCTURE_TOP:
         return TOP_SMALL
@@ -59,19 +68,53 @@ cdef int sketch_add(Arena* arena, LogHead* head, const ViewC* view, const Given*
     return decayed_add(arena, head, &view.decayed, given.time_ms, given.value, given.horizon_ms)
 
 
+cdef void _put_past(const DecayedPast* past, const ReadAt* when, const ItemC* item,
+                    const Outputs* out) noexcept nogil:
+    """Before the newest event: at least what the event that reads has given, and at most everything else but
+    the newest. The value is what is left at the newest event, as if as much came at any time."""
+    cdef double own = 1.0 if when.own else 0.0
+    cdef double most = past.weight - past.newest + past.weight * ROUNDED, lower, upper
+    if past.is_only:
+        put_nothing(out, item)
+        return
+    if not (past.weight < INFINITY and past.above < INFINITY and past.below < INFINITY):
+        put_unavailable(out, item)
+        return
+    if most < own:
+        most = own
+    if item.aggregate == AGG_DECAYED_COUNT:
+        put_value(out, item, past.weight / past.newest, own, most)
+        return
+    lower = -past.below * (1.0 + ROUNDED)
+    upper = past.above * (1.0 + ROUNDED)
+    if when.own and when.own_value >= 0.0:
+        lower += when.own_value
+    elif when.own:
+        upper += when.own_value
+    if item.aggregate == AGG_DECAYED_SUM:
+        put_value(out, item, (past.above - past.below) / past.newest, lower, upper)
+    elif not when.own:
+        put_unavailable(out, item)           # perhaps there is a number, perhaps there is none
+    else:                                    # over a weight between 1 and the most
+        put_value(out, item, (past.above - past.below) / past.weight, lower / most if lower > 0.0 else lower,
+                  upper / most if upper < 0.0 else upper)
+
+
 cdef inline void _read_decayed(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
                                const ItemC* item, const Outputs* out) noexcept nogil:
     cdef DecayedValue left
+    cdef DecayedPast past
     cdef double value
     judge(view, when, item, when.at_ms - item.window_ms, when.at_ms, out)
-    if head != NULL and head.block and when.last_ms < decayed_newest_ms(arena, head):
-        put_unavailable(out, item)           # sums cannot be taken apart again
-        return
     if out.statuses[item.out] == STATUS_UNAVAILABLE:
         put_unavailable(out, item)
         return
     if head == NULL or kept_expired(arena, head, view, when.now_ms):
         put_nothing(out, item)
+        return
+    if when.last_ms < decayed_newest_ms(arena, head):
+        past = decayed_read_past(arena, head, &view.decayed, when.at_ms)
+        _put_past(&past, when, item, out)
         return
     left = decayed_read(arena, head, &view.decayed, when.at_ms)
     if item.aggregate == AGG_DECAYED_COUNT:
@@ -146,7 +189,7 @@ cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view
             windows_ms[i] = items[lo + i].window_ms - (when.at_ms - when.last_ms)
         if head != NULL:
             distinct_read(arena, head, &view.distinct, when.last_ms, view_horizon(view, when.now_ms),
-                          windows_ms, n, values)
+                          when.own_hash if when.own else 0, windows_ms, n, values)
         for i in range(n):
             judge(view, when, &items[lo + i], when.last_ms - windows_ms[i], when.at_ms, out)
             if out.statuses[items[lo + i].out] == STATUS_UNAVAILABLE:

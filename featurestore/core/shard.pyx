@@ -284,10 +284,30 @@ cdef inline void _ask_clock(const Clocks* clocks, uint16_t event, ReadAt* when) 
         when.seen_ms += clocks.ahead_ms
 
 
+cdef inline void _ask_own(const Job* job, const Part* part, const GroupC* group, ReadAt* when) noexcept nogil:
+    """Fills in what the event that reads has given to a view that is no log."""
+    cdef const TouchC* touch = &job.event.touches[part.touch]
+    cdef const ViewC* view = &job.plan.views[group.view]
+    cdef Given given
+    cdef uint16_t i
+    memset(&given, 0, sizeof(given))
+    for i in range(touch.n_views):
+        if touch.views[i] == group.view:
+            if view.where >= 0 and not job.masks[<size_t>view.where * job.batch.n_events + part.event]:
+                return
+            if job.batch.times[part.event] < view_horizon(view, job.nows[part.event]):
+                return
+            when.own = _give(job, view, part.event, &given)
+            when.own_hash = given.hash
+            when.own_value = given.value
+            return
+
+
 cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC* slot, Row* row, bint before,
-                              int64_t at_ms, int64_t last_ms, const Clocks* clocks,
-                              const Outputs* out) noexcept nogil:
-    """Values of one row at at_ms, of what is no later than last_ms."""
+                              int64_t at_ms, int64_t last_ms, const Clocks* clocks, const Job* job,
+                              const Part* part, const Outputs* out) noexcept nogil:
+    """Values of one row at at_ms, of what is no later than last_ms; `part` of a job, or NULL, has just been
+    applied to it."""
     cdef const GroupC* group
     cdef const ViewC* view
     cdef const LogHead* log
@@ -298,6 +318,8 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
     cdef uint32_t n
     when.at_ms = at_ms
     when.last_ms = last_ms
+    when.own = False
+    when.own_hash = 0
     for i in range(slot.n_groups):
         group = &slot.groups[i]
         n = group.n_before if before else group.n_after
@@ -314,6 +336,10 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
         if view.structure == STRUCTURE_LOG:
             view_read(arena, log, lifetime, view, &when, items, n, out)
         else:
+            if part != NULL:
+                when.own = False
+                when.own_hash = 0
+                _ask_own(job, part, group, &when)
             sketch_read(arena, log, view, &when, items, n, out)
 
 
@@ -570,7 +596,7 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
         # What leaves the event itself out must not find it where it has been applied before.
         last_ms = at_ms - 1 if job.batch.outcomes[part.event] == OUTCOME_DUPLICATE else at_ms
         _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, True,
-                     at_ms, last_ms, &clocks, &out)
+                     at_ms, last_ms, &clocks, NULL, NULL, &out)
     if apply and job.peek:
         # The event goes into a copy of the row, which is read and thrown away.
         if place != NULL:
@@ -586,7 +612,7 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
         status = _count(shard, job, part, touch)
     if slot != NULL and status == 0:
         _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, False,
-                     at_ms, at_ms, &clocks, &out)
+                     at_ms, at_ms, &clocks, job, part if apply else NULL, &out)
         if slot.n_all > slot.n_groups:
             _read_sketches(shard, job.plan, slot, part.fp0, part.fp1, at_ms, &clocks,
                            job if apply and job.peek else NULL, part.event, &out)
@@ -735,8 +761,8 @@ cdef bint shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_
     place = table_find(&shard.table, &shard.arena, fp0, fp1)
     if place != NULL:
         row = <Row*>arena_at(&shard.arena, place[0])
-    _read_groups(&shard.arena, plan, slot, row, True, at_ms, at_ms, clocks, out)
-    _read_groups(&shard.arena, plan, slot, row, False, at_ms, at_ms, clocks, out)
+    _read_groups(&shard.arena, plan, slot, row, True, at_ms, at_ms, clocks, NULL, NULL, out)
+    _read_groups(&shard.arena, plan, slot, row, False, at_ms, at_ms, clocks, NULL, NULL, out)
     if slot.n_all > slot.n_groups:
         _read_sketches(shard, plan, slot, fp0, fp1, at_ms, clocks, NULL, 0, out)
     pthread_mutex_unlock(&shard.lock)

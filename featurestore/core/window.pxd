@@ -55,6 +55,9 @@ ctypedef struct ReadAt:          # when a row is read, and what the store's cloc
     int64_t now_ms               # of the view's event type; UNSET_MS before its first event
     int64_t first_now_ms         # now at the first accepted event of that type; UNSET_MS before it
     int64_t seen_ms              # events of that type up to then may have been accepted; UNSET_MS: none
+    bint own                     # of what is no log: an event of at_ms has just been added to it
+    uint64_t own_hash            # its value, where values are told apart
+    double own_value             # and where they are summed
 
 # Oldest time still kept by the view at `now_ms`: older events are late, older entries absent.
 cdef int64_t view_horizon(const ViewC* view, int64_t now_ms) noexcept nogil

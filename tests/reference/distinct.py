@@ -124,8 +124,8 @@ class Naive:
             return 0.0, 0.0, 0.0, True
         if not self.estimated:
             sure = sum(lo < t <= at for t in self.kept().values())
-            perhaps = sum(lo < t for t in self.kept().values())
-            return (sure + perhaps) / 2, sure, perhaps, True
+            later = [t for t in self.kept().values() if t > at]
+            return sure + sum((at - lo) / (t - lo) for t in later), sure, sure + len(later), True
         bits = self.tick_bits
         last: dict[Cell, int] = {}
         for hash_, times in self.sightings.items():
@@ -146,7 +146,8 @@ class Naive:
                 sum(sure_cells), math.floor(least * (1 - z * standard_error(least, self.log2_registers)))
             )
         upper = math.ceil(most / (1 - z * standard_error(most, self.log2_registers)))
-        return (least + most) / 2, lower, upper, False
+        share = (at - lo) / (max(last.values()) - lo) if past else 0.5
+        return least + (most - least) * share, lower, upper, False
 
     def _by_rank(self, last: dict[Cell, int], counts: Callable[[int], bool]) -> list[int]:
         found = [0] * (BITS - self.log2_registers + 1)

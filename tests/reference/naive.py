@@ -586,10 +586,12 @@ class Store:
                 taken = []  # what had faded does not come back with what comes after
             newest = max(newest, e.time) if taken else e.time
             taken.append((e.time, value))
-        if t - own < newest or (now is not None and t - warm < now - keep):
+        if now is not None and t - warm < now - keep:
             return Truth(UNAVAILABLE, math.nan)
         if now is not None and newest < now - keep:
             taken = []
+        exact = not taken or t - own >= newest  # else what came later is summed with the rest
+        taken = [(time, value) for time, value in taken if time <= t - own]
         weights = [2.0 ** (-(t - time) / feature.half_life_ms) for time, _ in taken]
         total = math.fsum(weight * value for weight, (_, value) in zip(weights, taken, strict=True))
         scale = math.fsum(weight * abs(value) for weight, (_, value) in zip(weights, taken, strict=True))
@@ -600,9 +602,10 @@ class Store:
             value = total / math.fsum(weights) if taken else math.nan
             tolerance = 1e-12 * scale / math.fsum(weights) if taken else 0.0
         coverage = self._coverage(view, t - warm, t, now)
-        if coverage < 1:
-            return Truth(WARMING, value, len(taken), coverage, tolerance=tolerance)
-        return Truth(PRESENT if taken else NOT_FOUND, value, len(taken), tolerance=tolerance)
+        status = WARMING if coverage < 1 else PRESENT if taken else NOT_FOUND
+        evasive = not exact and feature.aggregate == "decayed_mean"
+        n = len(taken)
+        return Truth(status, value, n, coverage, exact, tolerance=tolerance, evasive=evasive)
 
     def _taken_by(self, view: LiveView, time: int, now: int) -> set[bool]:
         """Whether features of the view still count an event of that time, and whether some do not."""

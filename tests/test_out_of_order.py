@@ -1,0 +1,133 @@
+"""Distinct values and decayed sums before the key's newest event: what is certain of them, and what may be.
+
+The naive store knows every event; each value of each read is held against it (reference.both).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from reference.both import Both
+from reference.compare import Got
+from reference.naive import HOUR_MS, NOT_FOUND, PRESENT, UNAVAILABLE, EventType, Row, Schema, View
+from reference.written import Filter, features
+
+START_MS = 1_700_000_000_000
+KIND = EventType({"k": "key", "user": "key", "x": "number"}, lateness_ms=HOUR_MS, from_beginning=True)
+UP = Filter("x > 0", lambda f: None if f["x"] is None else f["x"] > 0)  # type: ignore[operator]
+FEATURES = (
+    features("distinct", "60s 3600s", value="user")
+    + features("distinct", "3600s", value="user", where=UP, name="ups")
+    + features("decayed_count", "60s")
+    + features("decayed_sum", "60s", value="x")
+    + features("decayed_mean", "60s", value="x")
+)
+NAMES = [f"v.{feature.name}" for feature in FEATURES]
+
+
+def store_of(clock: str = "event", lateness_ms: int = HOUR_MS) -> Both:
+    kind = EventType(KIND.fields, lateness_ms=lateness_ms, from_beginning=True)
+    schema = Schema({"e": kind}, {"v": View("e", {"k": "k"}, FEATURES)}, {"s": NAMES})
+    return Both(schema, clock=clock)
+
+
+def row(time_ms: int, user: str | None = "u", x: float | None = 1.0) -> Row:
+    return Row(time_ms, {"k": "a", "user": user, "x": x})
+
+
+def observed(store: Both, sent: Row) -> dict[str, Got]:
+    _, vectors = store.submit("e", [sent], "s")
+    assert vectors is not None
+    return {name.removeprefix("v."): got for name, got in vectors.got(0)}
+
+
+def read(store: Both, as_of: int, **now: int) -> dict[str, Got]:
+    _, vectors = store.read("s", {"k": "a"}, as_of=as_of, **now)
+    return {name.removeprefix("v."): got for name, got in vectors.got(0)}
+
+
+def test_an_event_two_seconds_late_reads_nearly_all_users_and_surely_its_own() -> None:
+    store = store_of()
+    store.submit("e", [row(START_MS + 60_000 * i + j, f"u{j}") for i in range(30) for j in range(10)])
+    late = START_MS + 60_000 * 29 - 2_000
+    got = observed(store, row(late, "u3"))["distinct_user_3600s"]
+    assert (got.status, got.lower, got.upper) == (PRESENT, 1, 10)
+    assert got.value > 9.9
+    got = observed(store, row(late, "new"))["distinct_user_3600s"]
+    assert (got.lower, got.upper) == (1, 11)
+    got = read(store, late)["distinct_user_3600s"]
+    assert (got.lower, got.upper) == (1, 11), "who was last seen then was seen then"
+
+
+def test_a_keys_only_user_is_one() -> None:
+    store = store_of()
+    observed(store, row(START_MS))
+    got = observed(store, row(START_MS - 1))
+    for name in ("distinct_user_60s", "distinct_user_3600s", "ups_3600s"):
+        assert (got[name].lower, got[name].value, got[name].upper) == (1, 1, 1)
+    again = observed(store, row(START_MS - 2, x=-1.0))
+    assert (again["ups_3600s"].lower, again["ups_3600s"].upper) == (0, 1), "it is none of those that are up"
+
+
+def test_a_peek_counts_its_own_event_as_observe_does() -> None:
+    store = store_of()
+    observed(store, row(START_MS))
+    peeked = store.peek("e", row(START_MS - 1), "s")
+    got = observed(store, row(START_MS - 1))
+    assert dict(peeked.got(0)) == {f"v.{name}": each for name, each in got.items()}
+
+
+def test_decayed_sums_of_before_are_at_most_what_is_left_of_everything() -> None:
+    store = store_of()
+    store.submit("e", [row(START_MS + 1_000 * i, x=float(i % 3)) for i in range(300)])
+    newest = START_MS + 299_000
+    got = observed(store, row(newest - 1, x=2.0))
+    count, total, mean = got["decayed_count_60s"], got["decayed_sum_x_60s"], got["decayed_mean_x_60s"]
+    truth = sum(0.5 ** ((299_000 - 1 - 1_000 * i) / 60_000) for i in range(299)) + 1
+    assert (count.status, count.lower) == (PRESENT, 1)
+    assert count.lower < truth <= count.upper < truth + 0.001, "all but the newest event"
+    assert abs(count.value - truth) < 2
+    assert (total.status, total.lower, mean.status) == (PRESENT, 2, PRESENT)
+    assert mean.lower < 1 < mean.upper and abs(mean.value - 1) < 0.1
+    got = read(store, newest - 1)
+    assert got["decayed_count_60s"].lower == 0 and got["decayed_mean_x_60s"].status == UNAVAILABLE
+    got = read(store, START_MS - 1)
+    assert (got["decayed_count_60s"].lower, got["decayed_count_60s"].upper > 0) == (0, True)
+    store = store_of()
+    observed(store, row(START_MS))
+    assert {each.status for each in read(store, START_MS - 1).values() if each.upper == 0} == {NOT_FOUND}
+
+
+def test_what_has_faded_is_nothing_then_too() -> None:
+    store = store_of(clock="wall")
+    store.submit("e", [row(START_MS)], now_ms=START_MS)
+    now = START_MS + 64 * 60_000 + HOUR_MS + 1
+    got = read(store, now, now_ms=now)
+    assert got["decayed_count_60s"].status == NOT_FOUND
+    assert math.isnan(got["decayed_mean_x_60s"].value)
+
+
+@pytest.mark.parametrize("clock", ["event", "wall"])
+@pytest.mark.parametrize("seed", range(10))
+def test_any_history_read_at_any_time(clock: str, seed: int) -> None:
+    random_ = random.Random(seed)
+    store = store_of(clock, lateness_ms=random_.choice([0, 5_000, HOUR_MS]))
+    now, times = START_MS, [START_MS]
+    for _ in range(60):
+        now += random_.choice([0, 1, 100, 1_000, 20_000])
+        rows = [
+            row(
+                now - random_.choice([0, 0, 1, 50, 900, 4_000, 30_000])
+                + (random_.choice([0, 0, 3, 4_000]) if clock == "wall" else 0),
+                random_.choice([None, "a", "b", "c", str(random_.randint(0, 40))]),
+                random_.choice([None, 0.1, -3.0, 2.5, 1e6]),
+            )
+            for _ in range(random_.randint(1, 4))
+        ]  # fmt: skip
+        options = {"now_ms": now} if clock == "wall" else {}
+        store.submit("e", rows, random_.choice([None, "s", "s"]), **options)
+        times += [one.time for one in rows if one.time is not None]
+        for _ in range(4):
+            read(store, random_.choice(times[-12:]) + random_.choice([-1, 0, 0, 1, 70]), **options)
