@@ -9,10 +9,13 @@ by setting pointers into it.
     │ fingerprint, n.. │          │          │        │ or offsets, flags, text│
     └──────────────────┴──────────┴──────────┴────────┴────────────────────────┴ each padded to 8 with zeros
 
+Of a refused event there is the outcome only: its time is 0, its numbers are absent and its texts empty.
+
 That is why the flags of present texts are bytes and not bits: they are used in place, and a column without an
 absent text stores none at all.
 
-Guarantee: `decode_batch` accepts exactly what `encode_batch` can write. Every length is checked against what
+Guarantee: `decode_batch` accepts exactly what `encode_batch` can write, or could while it kept refused events
+as they came. Every length is checked against what
 is left before it is used, offsets ascend, codes are known and padding is zero, so any other bytes get a
 status, never a read outside the body. It does not judge what the events mean: whether a time is in range or a
 text too long was decided before the batch was journaled, and the frame's checksum vouches for it since.
@@ -22,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from libc.math cimport NAN
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
@@ -89,11 +93,30 @@ cdef void buffer_free(ByteBuffer* buffer) noexcept nogil:
     memset(buffer, 0, sizeof(ByteBuffer))
 
 
-cdef inline size_t text_bytes(const Column* column, uint32_t n) noexcept nogil:
-    return column.offsets[n] - column.offsets[0]
+cdef inline bint is_refused(const Batch* batch, uint32_t i) noexcept nogil:
+    return batch.outcomes[i] >= REFUSED_NO_TIME
 
 
-cdef size_t batch_bytes(const Batch* batch, const BatchHead* head) noexcept nogil:
+cdef bint any_refused(const Batch* batch) noexcept nogil:
+    cdef uint32_t i
+    cdef bint found = False
+    for i in range(batch.n_events):
+        found |= is_refused(batch, i)
+    return found
+
+
+cdef size_t text_bytes(const Column* column, const Batch* batch, bint blanks) noexcept nogil:
+    """Of the events that were not refused."""
+    cdef size_t size = column.offsets[batch.n_events] - column.offsets[0]
+    cdef uint32_t i
+    if blanks:
+        for i in range(batch.n_events):
+            if is_refused(batch, i):
+                size -= column.offsets[i + 1] - column.offsets[i]
+    return size
+
+
+cdef size_t batch_bytes(const Batch* batch, const BatchHead* head, bint blanks) noexcept nogil:
     """Size of the body. Cannot wrap: 2^16 columns of 2^20 events of 13 bytes and 2^32 bytes of text."""
     cdef size_t n = batch.n_events
     cdef size_t total = BATCH_HEAD_BYTES + align8(head.producer_bytes) + align8(n) + 8 * n
@@ -105,7 +128,7 @@ cdef size_t batch_bytes(const Batch* batch, const BatchHead* head) noexcept nogi
         if column.kind == COLUMN_NUMBER:
             total += 8 * n
             continue
-        total += align8(4 * (n + 1)) + align8(text_bytes(column, batch.n_events))
+        total += align8(4 * (n + 1)) + align8(text_bytes(column, batch, blanks))
         if column.present != NULL:
             total += align8(n)
     return total
@@ -120,30 +143,49 @@ cdef inline uint8_t* put(uint8_t* at, const void* data, size_t n) noexcept nogil
     return at + padded
 
 
-cdef uint8_t* put_text(uint8_t* at, const Column* column, uint32_t n) noexcept nogil:
-    """Offsets from 0 whatever they begin with in memory, then flags (if any is needed), then the text."""
-    cdef uint32_t first = column.offsets[0]
+cdef uint8_t* put_text(uint8_t* at, const Column* column, const Batch* batch, bint blanks,
+                       uint32_t size) noexcept nogil:
+    """Offsets from 0 whatever they begin with in memory, then flags (if any is needed), then the text, of
+    `size` bytes."""
+    cdef uint32_t n = batch.n_events, first = column.offsets[0], gone = 0, i, length
     cdef uint32_t* offsets = <uint32_t*> at
-    cdef uint32_t i
-    for i in range(n + 1):
-        offsets[i] = column.offsets[i] - first
+    cdef uint8_t* flags
+    for i in range(n):
+        offsets[i] = column.offsets[i] - first - gone
+        if blanks and is_refused(batch, i):
+            gone += column.offsets[i + 1] - column.offsets[i]
+    offsets[n] = size
     if n % 2 == 0:
         offsets[n + 1] = 0   # n + 1 offsets are an odd number: pad
     at += align8(4 * (<size_t> n + 1))
     if column.present != NULL:
+        flags = at
         at = put(at, column.present, n)
-    return put(at, column.bytes + first, text_bytes(column, n))
+        if blanks:
+            for i in range(n):
+                if is_refused(batch, i):
+                    flags[i] = 0
+    if gone == 0:
+        return put(at, column.bytes + first, size)
+    for i in range(n):
+        length = offsets[i + 1] - offsets[i]
+        if length:
+            memcpy(at + offsets[i], column.bytes + column.offsets[i], length)
+    memset(at + size, 0, align8(size) - size)
+    return at + align8(size)
 
 
 cdef int encode_batch(const Batch* batch, const BatchHead* head, ByteBuffer* out) noexcept nogil:
     cdef size_t size, n = batch.n_events
     cdef uint8_t* at
     cdef const Column* column
-    cdef uint32_t c, text_size
+    cdef uint32_t c, i, text_size
+    cdef bint blanks
     out.size = 0
     if batch.n_events == 0 or batch.n_events > MAX_BATCH_EVENTS:
         return BODY_EVENTS
-    size = batch_bytes(batch, head)
+    blanks = any_refused(batch)
+    size = batch_bytes(batch, head, blanks)
     if size > MAX_BODY_BYTES:
         return BODY_TOO_LARGE
     if buffer_reserve(out, size) != BODY_OK:
@@ -159,18 +201,29 @@ cdef int encode_batch(const Batch* batch, const BatchHead* head, ByteBuffer* out
     at[32] = head.producer_bytes
     at = put(at + BATCH_HEAD_BYTES, head.producer, head.producer_bytes)
     at = put(at, batch.outcomes, n)
-    at = put(at, batch.times, 8 * n)
+    put(at, batch.times, 8 * n)
+    if blanks:
+        for i in range(n):
+            if is_refused(batch, i):
+                (<int64_t*> at)[i] = 0
+    at += 8 * n
     for c in range(batch.n_columns):
         column = &batch.columns[c]
         memset(at, 0, COLUMN_HEAD_BYTES)
         at[0] = column.kind
         if column.kind == COLUMN_NUMBER:
-            at = put(at + COLUMN_HEAD_BYTES, column.numbers, 8 * n)
+            at += COLUMN_HEAD_BYTES
+            put(at, column.numbers, 8 * n)
+            if blanks:
+                for i in range(n):
+                    if is_refused(batch, i):
+                        (<double*> at)[i] = NAN
+            at += 8 * n
             continue
         at[1] = column.present != NULL
-        text_size = <uint32_t> text_bytes(column, batch.n_events)
+        text_size = <uint32_t> text_bytes(column, batch, blanks)
         memcpy(at + 4, &text_size, 4)
-        at = put_text(at + COLUMN_HEAD_BYTES, column, batch.n_events)
+        at = put_text(at + COLUMN_HEAD_BYTES, column, batch, blanks, text_size)
     out.size = size
     return BODY_OK
 
