@@ -28,9 +28,9 @@ import grpc
 import numpy as np
 
 from benches import workload
-from featurestore.config import Limits, ServeConfig
+from featurestore.config import Address, Limits, ServeConfig
 from featurestore.engine import Engine
-from featurestore.server import grpc_front
+from featurestore.server import grpc_front, listener
 from featurestore.server.dispatcher import READ as READ_METHOD
 from featurestore.server.serve import Server
 
@@ -226,9 +226,9 @@ def serve_null(pipe: Connection, reply: bytes) -> None:
         (grpc.method_handlers_generic_handler("featurestore.bench.Null", handlers),)
     )
     server.add_registered_method_handlers("featurestore.bench.Null", handlers)
-    port = server.add_insecure_port("localhost:0")
+    address = listener.bind(server, Address("localhost", 0), None, "address")
     server.start()
-    answer(pipe, {"target": lambda: f"localhost:{port}", "cpu_s": time.process_time})
+    answer(pipe, {"target": lambda: str(address), "cpu_s": time.process_time})
     server.stop(0).wait()
 
 

@@ -7,6 +7,7 @@ server takes away the file that it made, and no other that is there by then.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -38,6 +39,12 @@ def bind(server: grpc.Server, address: Address, papers: Papers | None, setting: 
     if address.path is not None:
         _bind_file(server, address, address.path, papers, setting)
         return address
+    hosts = _hosts(address, setting)
+    if len(hosts) > 1:
+        # gRPC is content where one of them has the port, and another program may have it at the others.
+        made = _listening(hosts, address, 1, setting)
+        address = address.with_port(_port(made))
+        _close(made)
     return address.with_port(_add(server, address, papers, setting))
 
 
@@ -72,18 +79,21 @@ def sockets(address: Address, n: int, setting: str) -> tuple[list[list[socket.so
     if address.path is not None:
         _clear(address.path, setting)
         return [[each] for each in _unix_sockets(address.path, address.mode, n, setting)], address
-    hosts = _hosts(address, setting)
-    for tries_left in reversed(range(PORT_TRIES if address.port == 0 else 1)):
-        try:
-            made = _of_every_family(hosts, address.port, n)
-            break
-        except OSError as error:
-            in_use = error.errno == errno.EADDRINUSE
-            if in_use and tries_left:  # a port that is free in one family need not be so in the other
-                continue
-            why = "the port is in use" if in_use else error.strerror or str(error)
-            raise _cannot(address, setting, f" ({why})") from error
+    made = _listening(_hosts(address, setting), address, n, setting)
     return [list(of_loop) for of_loop in zip(*made, strict=True)], address.with_port(_port(made))
+
+
+def _listening(hosts: dict[int, str], address: Address, n: int, setting: str) -> list[list[socket.socket]]:
+    """n sockets for each family that the machine has, all with one port; ConfigError where that cannot be."""
+    for _ in range(PORT_TRIES - 1 if address.port == 0 else 0):
+        with contextlib.suppress(OSError):  # a port that is free in one family need not be so in the other
+            return _of_every_family(hosts, address.port, n)
+    try:
+        return _of_every_family(hosts, address.port, n)
+    except OSError as error:
+        in_use = error.errno == errno.EADDRINUSE
+        why = "the port is in use" if in_use else error.strerror or str(error)
+        raise _cannot(address, setting, f" ({why})") from error
 
 
 def _hosts(address: Address, setting: str) -> dict[int, str]:
@@ -114,10 +124,15 @@ def _of_every_family(hosts: dict[int, str], port: int, n: int) -> list[list[sock
         if not made:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
     except OSError:
-        for each in (each for of_family in made for each in of_family):
-            each.close()
+        _close(made)
         raise
     return made
+
+
+def _close(made: list[list[socket.socket]]) -> None:
+    for of_family in made:
+        for each in of_family:
+            each.close()
 
 
 def _port(made: list[list[socket.socket]]) -> int:

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable
 
 from featurestore.config import Address
-from featurestore.errors import ConfigError
 from featurestore.niceness import SCRAPES, give_way
+from featurestore.server import listener
 
 MOST_CONNECTIONS = 32
 MOST_BYTES = 8 << 10
@@ -52,20 +52,9 @@ class Scrape:
 
     def __init__(self, address: Address, tell: Tell) -> None:
         self._tell = tell
-        try:
-            family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
-            self._listening = socket.create_server(
-                (address.host, address.port), family=family, backlog=MOST_CONNECTIONS
-            )
-        except OSError as error:
-            raise ConfigError(
-                f"metrics: cannot listen on {address}: {error.strerror or error}; give another address",
-                setting="metrics",
-            ) from error
-        self._listening.setblocking(False)
-        self.address = address.with_port(self._listening.getsockname()[1])
+        (self._listening,), self.address = listener.sockets(address, 1, "metrics")
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listening, selectors.EVENT_READ)
+        self._listen()
         self._paused_until_s = 0.0
         self._open: dict[socket.socket, _Connection] = {}  # in the order in which they came
         self._wants_stop, self._wake = socket.socketpair()
@@ -76,7 +65,7 @@ class Scrape:
     def close(self) -> None:
         self._wake.send(b"x")
         self._thread.join()
-        for each in (*self._open, self._listening, self._wants_stop, self._wake):
+        for each in (*self._open, *self._listening, self._wants_stop, self._wake):
             each.close()
         self._selector.close()
 
@@ -87,8 +76,9 @@ class Scrape:
             for key, events in ready:
                 if key.fileobj is self._wants_stop:
                     return
-                if key.fileobj is self._listening:
-                    self._accept()
+                listening = next((each for each in self._listening if each is key.fileobj), None)
+                if listening is not None:
+                    self._accept(listening)
                 elif (connection := self._open.get(key.fileobj)) is not None:  # type: ignore[call-overload]
                     self._go_on(connection, events)
             now_s = time.monotonic()
@@ -96,14 +86,19 @@ class Scrape:
                 self._end(connection)
             if self._paused_until_s and now_s >= self._paused_until_s:
                 self._paused_until_s = 0.0
-                self._selector.register(self._listening, selectors.EVENT_READ)
+                self._listen()
 
-    def _accept(self) -> None:
+    def _listen(self) -> None:
+        for each in self._listening:
+            self._selector.register(each, selectors.EVENT_READ)
+
+    def _accept(self, listening: socket.socket) -> None:
         try:
-            taken, _ = self._listening.accept()
+            taken, _ = listening.accept()
         except OSError as error:
-            if error.errno in _NO_DESCRIPTORS:
-                self._selector.unregister(self._listening)
+            if error.errno in _NO_DESCRIPTORS and not self._paused_until_s:
+                for each in self._listening:
+                    self._selector.unregister(each)
                 self._paused_until_s = time.monotonic() + PAUSE_S
             return
         if len(self._open) >= MOST_CONNECTIONS:

@@ -16,6 +16,8 @@ from typing import Any
 
 import grpc
 
+from featurestore.config import Address
+from featurestore.server import listener
 from featurestore.v1 import (
     admin_service_pb2_grpc,
     feature_store_service_pb2_grpc,
@@ -125,8 +127,7 @@ class FakeServer(
         feature_store_service_pb2_grpc.add_FeatureStoreServiceServicer_to_server(self, self._server)
         registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(self, self._server)
         admin_service_pb2_grpc.add_AdminServiceServicer_to_server(self, self._server)
-        port = self._server.add_insecure_port(address)
-        self.target = address.replace(":0", f":{port}")
+        self.target = str(listener.bind(self._server, Address.parse(address, "address"), None, "address"))
         self._server.start()
 
     def stop(self) -> None:

@@ -22,7 +22,9 @@ from featurestore.client.calls import Calls, Method, Reply
 from featurestore.client.failures import Backoff, Patience
 from featurestore.client.replies import Schema, Vector, Vectors
 from featurestore.client.upload import Upload
+from featurestore.config import Address
 from featurestore.errors import FeatureStoreError, SchemaMismatchError, UnavailableError
+from featurestore.server import listener
 from featurestore.v1 import admin_service_pb2 as admin_pb
 from featurestore.v1 import feature_store_service_pb2 as service_pb
 from featurestore.v1 import types_pb2 as t
@@ -360,7 +362,7 @@ class BrokenServer:
             if service == HOT:
                 handlers["IngestStream"] = grpc.stream_stream_rpc_method_handler(self._ingest)
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
-        self.target = f"localhost:{self._server.add_insecure_port('localhost:0')}"
+        self.target = str(listener.bind(self._server, Address("localhost", 0), None, "address"))
         self._server.start()
 
     def _answering(self, name: str) -> Callable[[Any, Any], Iterator[bytes]]:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 
 from featurestore.config import Limits, ServeConfig
 from featurestore.engine import Engine
@@ -60,6 +62,17 @@ services:
   abuse: [ip.*, account.*, pair.*]
   likes: [likes.*]
 """
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="needs ::1")
 
 
 def field(name: str, value: Any) -> types.Field:

@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 import transports
-from house import House, Serving, config, observe, play
+from house import House, Serving, config, needs_ipv6, observe, play
 
 from featurestore.config import Address
 from featurestore.errors import ConfigError
@@ -22,17 +22,6 @@ from featurestore.server import listener
 from featurestore.server.serve import Server, open_store
 from featurestore.v1 import feature_store_service_pb2_grpc as pb_grpc
 from featurestore.v1 import types_pb2 as types
-
-
-def has_ipv6() -> bool:
-    try:
-        with socket.create_server(("::1", 0), family=socket.AF_INET6):
-            return True
-    except OSError:
-        return False
-
-
-needs_ipv6 = pytest.mark.skipif(not has_ipv6(), reason="needs ::1")
 
 
 def is_answered(target: str) -> bool:
@@ -52,6 +41,20 @@ def port_of(house: House) -> int:
 
 
 # ---- TCP
+
+
+@needs_ipv6
+@pytest.mark.parametrize("taken", ["127.0.0.1", "::1"])
+def test_a_port_that_one_family_has_no_more_is_in_use(tmp_path: Path, serving: Serving, taken: str) -> None:
+    """Else clients would come to whichever server their resolver names first."""
+    family = socket.AF_INET6 if ":" in taken else socket.AF_INET
+    with socket.create_server((taken, 0), family=family) as other:
+        at = f"localhost:{other.getsockname()[1]}"
+        with (
+            pytest.raises(ConfigError, match=rf"listen: cannot listen on {at} \(the port is in use\)"),
+            serving(tmp_path, listen=at),
+        ):
+            pass
 
 
 @pytest.mark.parametrize(

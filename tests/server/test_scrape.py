@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from house import needs_ipv6
 
 from featurestore.config import Address
 from featurestore.errors import ConfigError
@@ -122,3 +123,15 @@ def test_without_descriptors_it_waits_and_goes_on(listener: Scrape) -> None:
 def test_an_address_that_is_taken(listener: Scrape) -> None:
     with pytest.raises(ConfigError, match=r"metrics: cannot listen on .*in use"):
         Scrape(listener.address, lambda asked: ("", b""))
+
+
+@needs_ipv6
+def test_localhost_is_both_its_addresses() -> None:
+    made = Scrape(Address("localhost", 0), lambda asked: ("text/plain", b"told"))
+    try:
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, made.address.port), 30) as one:
+                one.sendall(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+                assert rest_of(one).endswith(b"told")
+    finally:
+        made.close()
