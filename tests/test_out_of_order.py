@@ -100,6 +100,39 @@ def test_decayed_sums_of_before_are_at_most_what_is_left_of_everything() -> None
     assert {each.status for each in read(store, START_MS - 1).values() if each.upper == 0} == {NOT_FOUND}
 
 
+@pytest.mark.parametrize("gap_s", [100, 500, 890, 1_000, 1_060, 1_080, 2_000, 3_600])
+def test_what_left_no_trace_in_a_later_sum_is_not_nothing(gap_s: int) -> None:
+    """2^-1075 is 0: an event of a thousand half-lives before is in no sum of doubles."""
+    declared = tuple(
+        f for name in ("count", "sum", "mean")
+        for f in features(f"decayed_{name}", "1s", value=None if name == "count" else "x")
+    )  # fmt: skip
+    schema = Schema(
+        {"e": KIND}, {"v": View("e", {"k": "k"}, declared)}, {"s": [f"v.{f.name}" for f in declared]}
+    )
+    store, later = Both(schema), START_MS + 1_000 * gap_s
+    store.submit("e", [row(START_MS), row(later, x=3.0)])
+    for as_of in (START_MS, START_MS + 10, later - 100_000, later - 10):
+        read(store, as_of)
+    store = Both(schema)
+    store.submit("e", [row(later)])
+    got = observed(store, row(START_MS, x=5.0))
+    assert {each.status for each in got.values()} <= {PRESENT, UNAVAILABLE}
+    deep = [row(START_MS, x=1e-6), row(START_MS + 1_020_000, x=0.0), row(START_MS + 1_022_500, x=0.0)]
+    for rows in (deep, deep[::-1]):
+        store = Both(schema)
+        for one in rows:
+            store.submit("e", [one], "s")
+
+
+def test_sums_of_the_least_numbers_have_bounds_that_hold() -> None:
+    for gap_ms in (50, 80):
+        store = store_of()
+        store.submit("e", [row(START_MS, x=1e-300), row(START_MS + 60_000 * gap_ms, x=0.0)])
+        read(store, START_MS)
+        read(store, START_MS + 30_000)
+
+
 def test_what_has_faded_is_nothing_then_too() -> None:
     store = store_of(clock="wall")
     store.submit("e", [row(START_MS)], now_ms=START_MS)

@@ -150,6 +150,25 @@ def test_any_history_read_at_any_time(clock: str, exact_events: int, seed: int) 
     read(store, times[-3], **options)
 
 
+def test_a_mean_of_what_has_left_the_log_is_within_its_own_bounds() -> None:
+    """Ten times 0.1 sum to less than 1, and what came since has no value."""
+    store = Both(schema_of(View("e", {"k": "k"}, ever())))
+    store.submit("e", [row(START_MS + i, 0.1) for i in range(10)])
+    later = START_MS + 10 * HOUR_MS
+    store.submit("e", [row(later, None), row(later + 10, None)])
+    for name, got in read(store, later + 5).items():
+        assert not got.lower > got.upper, name
+
+
+def test_the_value_of_an_extreme_is_what_the_log_has_and_not_what_came_later() -> None:
+    store = Both(schema_of(View("e", {"k": "k"}, ever())))
+    store.submit("e", [row(START_MS, 3.0), row(START_MS + 1, 100.0)])
+    later = START_MS + 10 * HOUR_MS
+    store.submit("e", [row(later, 7.0), row(later + 10, 100.5)])
+    got = read(store, later + 5)["max_x"]
+    assert (got.lower, got.value, got.upper) == (7, 7, 100.5)
+
+
 def test_nothing_of_a_column_before_its_first_event_is_certain() -> None:
     store = Both(schema_of(View("e", {"k": "k"}, ever())))
     store.submit("e", [row(START_MS, -1.0), row(START_MS + 5, 2.0)])

@@ -10,6 +10,7 @@ from featurestore.core.head cimport LogHead, head_structs
 
 cdef enum:
     GONE_AFTER = 64              # half-lives after its newest event a row's sum is dropped: it is below 2^-64
+    DECAYED_DEEP = 900           # half-lives: events further apart need not leave a trace of the older one
     WARM_AFTER = 7               # half-lives that a feature warms for: then it lacks less than 1 %
     EXPORT_DECAYED = 10          # kind of what is exported
     EXPORT_DECAYED_AHEAD = 11    # of sums whose landmark lies ahead
@@ -32,7 +33,8 @@ ctypedef struct DecayedPast:     # at a time before the newest event, what it al
     double newest                # of the weight, that of the newest event alone: it came later
     double above                 # of the values >= 0, and of the magnitudes of the others
     double below
-    bint is_only                 # there is no other event, or none that weighs 2^-100 of it
+    double lost                  # at most so much of either underflowed
+    bint is_only                 # there is no other event, unless such can underflow: see DECAYED_DEEP
 
 # What is left at `at_ms`, no earlier than the newest event.
 cdef DecayedValue decayed_read(const Arena* arena, const LogHead* head, const DecayedC* c,

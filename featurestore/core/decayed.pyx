@@ -29,6 +29,12 @@ from featurestore.core.structs import same_structs
 
 same_structs(__name__, decayed_structs())
 
+cdef extern from * nogil:
+    """
+    #define FS_LOST 0x1p-1040
+    """
+    const double LOST "FS_LOST"  # the least double, 2^34 times
+
 cdef enum:
     ROOTS = 6                    # 2^(1/2), 2^(1/4) ... 2^(1/64)
     AHEAD = 64                   # eras: 2^62 of the greatest values fit then
@@ -174,6 +180,7 @@ cdef DecayedPast decayed_read_past(const Arena* arena, const LogHead* head, cons
     if c.sums:
         past.above = (state.above.high + state.above.rest) * left
         past.below = (state.below.high + state.below.rest) * left
+    past.lost = LOST * left
     return past
 
 

@@ -6,7 +6,7 @@ from libc.string cimport memcpy, memset
 
 from featurestore.core.bytes cimport bytes_append
 from featurestore.core.decayed cimport (
-    EXPORT_DECAYED, EXPORT_DECAYED_AHEAD, DecayedPast, DecayedValue, decayed_add, decayed_clone,
+    DECAYED_DEEP, EXPORT_DECAYED, EXPORT_DECAYED_AHEAD, DecayedPast, DecayedValue, decayed_add, decayed_clone,
     decayed_export, decayed_export_bytes, decayed_free, decayed_import, decayed_newest_ms, decayed_read,
     decayed_read_past,
 )
@@ -44,8 +44,10 @@ cdef enum:
 cdef extern from * nogil:
     """
     #define FS_ROUNDED 0x1p-40
+    #define FS_FAR 0x1p500
     """
     const double ROUNDED "FS_ROUNDED"    # more than what some thousand roundings are off
+    const double FAR "FS_FAR"            # so many times as much weighs what comes 500 half-lives later
 
 
 cdef uint8_t sketch_kind(const ViewC* view) noexcept nogil:
@@ -68,16 +70,20 @@ cdef int sketch_add(Arena* arena, LogHead* head, const ViewC* view, const Given*
     return decayed_add(arena, head, &view.decayed, given.time_ms, given.value, given.horizon_ms)
 
 
-cdef void _put_past(const DecayedPast* past, const ReadAt* when, const ItemC* item,
+cdef void _put_past(const ViewC* view, const DecayedPast* past, const ReadAt* when, const ItemC* item,
                     const Outputs* out) noexcept nogil:
     """Before the newest event: at least what the event that reads has given, and at most everything else but
-    the newest. The value is what is left at the newest event, as if as much came at any time."""
+    the newest. The value is what is left at the newest event, as if as much came at any time. A row that may
+    hold events so far apart that the older ones left no trace (half-lives far shorter than lateness) says how
+    many there were, near the newest, and not what they sum to."""
     cdef double own = 1.0 if when.own else 0.0
     cdef double most = past.weight - past.newest + past.weight * ROUNDED, lower, upper
-    if past.is_only:
+    cdef bint is_deep = view.keep_ms // view.decayed.half_life_ms >= DECAYED_DEEP
+    if past.is_only and not is_deep and not when.own:
         put_nothing(out, item)
         return
-    if not (past.weight < INFINITY and past.above < INFINITY and past.below < INFINITY):
+    if not (past.weight < INFINITY and past.above < INFINITY and past.below < INFINITY) or is_deep and (
+            past.newest > FAR or item.aggregate != AGG_DECAYED_COUNT):
         put_unavailable(out, item)
         return
     if most < own:
@@ -85,12 +91,14 @@ cdef void _put_past(const DecayedPast* past, const ReadAt* when, const ItemC* it
     if item.aggregate == AGG_DECAYED_COUNT:
         put_value(out, item, past.weight / past.newest, own, most)
         return
-    lower = -past.below * (1.0 + ROUNDED)
-    upper = past.above * (1.0 + ROUNDED)
+    lower = -(past.below * (1.0 + ROUNDED) + past.lost)
+    upper = past.above * (1.0 + ROUNDED) + past.lost
     if when.own and when.own_value >= 0.0:
         lower += when.own_value
     elif when.own:
         upper += when.own_value
+    if upper < lower:                        # nothing but the event's own, twice rounded
+        upper = lower
     if item.aggregate == AGG_DECAYED_SUM:
         put_value(out, item, (past.above - past.below) / past.newest, lower, upper)
     elif not when.own:
@@ -114,7 +122,7 @@ cdef inline void _read_decayed(const Arena* arena, const LogHead* head, const Vi
         return
     if when.last_ms < decayed_newest_ms(arena, head):
         past = decayed_read_past(arena, head, &view.decayed, when.at_ms)
-        _put_past(&past, when, item, out)
+        _put_past(view, &past, when, item, out)
         return
     left = decayed_read(arena, head, &view.decayed, when.at_ms)
     if item.aggregate == AGG_DECAYED_COUNT:

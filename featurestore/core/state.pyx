@@ -1084,13 +1084,13 @@ cdef class State:
     def nows_ms(self):
         """The clock of each event type that has accepted an event, by its name."""
         return {event.name: self.c.sequencer.type_nows[i] for i, event in enumerate(self.compiled.plan.events)
-                if self.c.sequencer.first_nows[i] != UNSET_MS}
+                if i < self.c.sequencer.n_types and self.c.sequencer.first_nows[i] != UNSET_MS}
 
     @property
     def partly_late(self):
         """Of each event type, how many that were accepted since this process began were partly late."""
         return {event.name: self.c.sequencer.partly_late[i]
-                for i, event in enumerate(self.compiled.plan.events)}
+                for i, event in enumerate(self.compiled.plan.events) if i < self.c.sequencer.n_types}
 
     @property
     def ahead_ms(self):
@@ -1126,7 +1126,8 @@ cdef class State:
 
         Returns Vectors with one row per event, or None without a service. What became of each event is in
         batch.outcomes and batch.partly_late. A duplicate batch is acknowledged: the outcome of every event
-        that could be read is DUPLICATE, and its vector the first one again, unless other events came between.
+        that could be read is DUPLICATE, and its vector the first one again, unless other events came between;
+        of lifetimes and decayed sums there may be bounds only.
         now_ms: the wall clock, ignored by the event clock. Raises SequenceError, InvalidEventError or
         LimitError where (producer, epoch, sequence) is turned away.
         """

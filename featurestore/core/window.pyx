@@ -5,7 +5,8 @@ expire, merge), and the read (one backward scan that ends once per window).
 
 Of the partials, counts, sums, extremes and moments combine associatively and commutatively (floats up to
 rounding); first and last combine in time order only. None is inverted: a window is always built up from its
-newest end, so no error accumulates from subtracting.
+newest end, so no error accumulates from subtracting. What is subtracted from a lifetime that is read before
+its newest event is not kept, and has bounds.
 """
 
 from libc.math cimport INFINITY, NAN, fabs, sqrt
@@ -1238,7 +1239,7 @@ cdef void _read_past(const ViewC* view, const ItemC* item, const Word* life, con
     if item.column != NO_COLUMN:
         column = &view.columns[item.column]
     _rest(&rest, column, life, past)
-    if past.open or rest.n < 0:
+    if past.open or rest.n < before[WIDE_COUNT if column == NULL else column.n_at].i:
         put_unavailable(out, item)
         return
     if rest.n == before[WIDE_COUNT if column == NULL else column.n_at].i:
@@ -1300,28 +1301,31 @@ cdef inline void _read_past_sum(const ItemC* item, const ColumnC* column, const 
         most = (total + rest.off + <double>part.most * most) / n
         lower = least if least < lower else lower
         upper = most if most > upper else upper
-    least = life[column.extremes_at].f
-    most = life[column.extremes_at + 1].f
-    put_summed(out, item, total / <double>rest.n, least if least > lower else lower,
-               most if most < upper else upper)
+    if rest.off > 0.0:                       # else it is as rounded as any mean
+        least = life[column.extremes_at].f
+        most = life[column.extremes_at + 1].f
+        lower = least if least > lower else lower
+        upper = most if most < upper else upper
+    put_summed(out, item, total / <double>rest.n, lower, upper)
 
 
 cdef inline void _read_past_extreme(const ItemC* item, const ColumnC* column, const Word* life,
                                     const Past* past, const Outputs* out) noexcept nogil:
-    """It is the lifetime's own, unless what came later has it as well; and at least what the log has."""
+    """It is the lifetime's own, unless what came later has it as well: then perhaps what the log has."""
     cdef size_t at = column.extremes_at + (item.aggregate == AGG_MAX)
     cdef const Word* across = past.edges.right
     cdef bint later = ((past.after[column.n_at].i > 0 and past.after[at].f == life[at].f)
                        or (across != NULL and across[column.n_at].i > 0 and across[at].f == life[at].f))
-    cdef double own = life[at].f, other = life[column.extremes_at + (item.aggregate == AGG_MIN)].f
+    cdef double own = life[at].f, other = life[column.extremes_at + (item.aggregate == AGG_MIN)].f, value
+    value = own + (other - own) / 2.0
     if not later:
-        other = own
+        other = value = own
     elif past.before[column.n_at].i:
-        other = past.before[at].f
+        other = value = past.before[at].f
     if item.aggregate == AGG_MIN:
-        put_value(out, item, own, own, other)
+        put_value(out, item, value, own, other)
     else:
-        put_value(out, item, own, other, own)
+        put_value(out, item, value, other, own)
 
 
 cdef inline void _read_past_stddev(const ItemC* item, const ColumnC* column, const Word* life,

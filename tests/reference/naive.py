@@ -599,11 +599,14 @@ class Store:
         if feature.aggregate == "decayed_count":
             value, tolerance = math.fsum(weights), 1e-12 * math.fsum(weights)
         elif feature.aggregate == "decayed_mean":
-            value = total / math.fsum(weights) if taken else math.nan
-            tolerance = 1e-12 * scale / math.fsum(weights) if taken else 0.0
+            weighs = math.fsum(weights) > 0.0  # else each has faded below the least double
+            value = total / math.fsum(weights) if weighs else math.nan
+            tolerance = 1e-12 * scale / math.fsum(weights) if weighs else 0.0
         coverage = self._coverage(view, t - warm, t, now)
         status = WARMING if coverage < 1 else PRESENT if taken else NOT_FOUND
-        evasive = not exact and feature.aggregate == "decayed_mean"
+        # Of events so far apart that the older ones are below the least double, little can be said.
+        deep = keep // feature.half_life_ms >= 900
+        evasive = not exact and (deep or feature.aggregate == "decayed_mean")
         n = len(taken)
         return Truth(status, value, n, coverage, exact, tolerance=tolerance, evasive=evasive)
 
