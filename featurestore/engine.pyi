@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Never, Protocol, Self, TypeVar, final, type_check_only
@@ -77,6 +77,7 @@ class Engine:
         segment_bytes: int = ...,
         checkpoint_part_bytes: int = ...,
         create: bool = True,
+        allow: Iterable[str] = (),
     ) -> Engine: ...
     def observe(
         self,
@@ -117,7 +118,15 @@ class Engine:
     ]: ...
     def add_plan_listener(self, listener: PlanListener[Any]) -> None: ...
     def remove_plan_listener(self, listener: PlanListener[Any]) -> None: ...
-    def apply_schema(self, text: str, *, path: str | None = None, dry_run: bool = False) -> Plan: ...
+    def apply_schema(
+        self,
+        text: str,
+        *,
+        path: str | None = None,
+        dry_run: bool = False,
+        allow: Iterable[str] = (),
+        expect_version: int | None = None,
+    ) -> Plan: ...
     def keys(self, parts: Sequence[str] | Mapping[str, str]) -> Iterator[dict[str, str]]: ...
     def entity_of(self, parts: Sequence[str] | Mapping[str, str]) -> int: ...
     def forget(self, parts: Mapping[str, str]) -> tuple[bool, int]: ...

@@ -65,11 +65,13 @@ from featurestore.storage.journal cimport (
 
 from featurestore.core.structs import same_structs
 from featurestore.errors import (
-    ConfigError, CorruptRecordError, InvalidEventError, LimitError, StorageError, UnknownNameError,
+    ConfigError, CorruptRecordError, InvalidEventError, LimitError, StaleVersionError, StorageError,
+    UnknownNameError,
 )
 from featurestore.niceness import UPKEEP, give_way
 from featurestore.plan import CLOCKS, Plan
 from featurestore.schema import compile_schema
+from featurestore.schema.changes import changes_of, kinds_of, require_consent
 from featurestore.storage.checkpoint import (
     HEAD, IDS, IDS_SHARD, PLAN, PRODUCERS, PRODUCERS_SHARD, SKETCHES, load_rows, mark_behind, parse_plan,
     stored_plan,
@@ -364,10 +366,12 @@ cdef class Engine:
     def open(directory, *, schema=None, schema_path=None, clock=None, history=None, str durability="group",
              uint32_t threads=1, uint32_t n_shards=64, uint64_t max_memory_bytes=0,
              uint64_t dedupe_memory_bytes=DEDUPE_MEMORY_BYTES, uint64_t producer_memory_bytes=64 << 20,
-             uint64_t segment_bytes=64 << 20, uint64_t checkpoint_part_bytes=PART_BYTES, bint create=True):
+             uint64_t segment_bytes=64 << 20, uint64_t checkpoint_part_bytes=PART_BYTES, bint create=True,
+             allow=()):
         """Opens the store in `directory`, creating it where there is none (and `create`).
 
-        schema: text of the schema to serve, None for the one it has. clock: "wall" (default of a new store),
+        schema: text of the schema to serve, None for the one it has; allow: what it may take away, see
+        apply_schema. clock: "wall" (default of a new store),
         "event" or "merged"; history: "none" states that no event of the schema's types existed before the
         store, "unknown" (default) that nobody knows; n_shards: a power of two. All three are fixed when a
         store is created. durability: "group" or "process" (design §2.10). threads: that apply one large batch
@@ -407,12 +411,12 @@ cdef class Engine:
             self._recover(is_new, durability, threads, max_memory_bytes, dedupe_memory_bytes,
                           producer_memory_bytes)
             if is_new:
-                self._apply_schema(schema, schema_path, False, history == "none")
+                self._apply_schema(schema, schema_path, False, history == "none", frozenset(), None)
                 self.directory.publish()
             else:
                 self._require_history(history)
                 if schema is not None:
-                    self.apply_schema(schema, path=schema_path)
+                    self.apply_schema(schema, path=schema_path, allow=allow)
         except BaseException:
             self.close()
             raise
@@ -663,12 +667,17 @@ cdef class Engine:
         with self.lock:
             self.listeners.remove(listener)
 
-    def apply_schema(self, str text, *, path=None, bint dry_run=False):
+    def apply_schema(self, str text, *, path=None, bint dry_run=False, allow=(), expect_version=None):
         """Checks a schema against the one being served and serves it from now on. Returns the plan (with
-        dry_run: the one it would be)."""
-        return self._apply_schema(text, path, dry_run, False)
+        dry_run: the one it would be).
 
-    def _apply_schema(self, str text, path, bint dry_run, bint from_beginning):
+        allow: the kinds of change that may be made beside FREE, of "drop", "reset", "narrow", "order",
+        "erase" and "clock" (schema/changes.py says what each is); ConsentError names those that are not
+        allowed, and nothing is changed. dry_run needs none. expect_version: StaleVersionError where the store
+        serves another version."""
+        return self._apply_schema(text, path, dry_run, False, kinds_of(allow), expect_version)
+
+    def _apply_schema(self, str text, path, bint dry_run, bint from_beginning, allowed, expect_version):
         cdef CompiledPlan compiled
         cdef Reserved reserved
         cdef Frame frame
@@ -678,11 +687,17 @@ cdef class Engine:
         with self.lock:
             self._check_writable()
             previous = self.state.plan if self.state.plan.version else None
+            if expect_version is not None and expect_version != self.state.plan.version:
+                raise StaleVersionError(
+                    f"the store serves version {self.state.plan.version} of its schema, not "
+                    f"{expect_version}; nothing was changed: look at what it is now", path=path)
             nows = self._nows()
             plan = compile_schema(text, path=path, previous=previous, now_ms=nows,
                                   ahead_ms=self.state.ahead_ms, from_beginning=from_beginning)
             if previous is not None and plan is previous:
                 return plan
+            if previous is not None and not dry_run:
+                require_consent(changes_of(previous, plan), allowed, path)
             compiled = CompiledPlan(plan, self.state.compiled)
             self.state.check_memory(compiled)
             if dry_run:

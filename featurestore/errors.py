@@ -29,12 +29,21 @@ class SchemaError(FeatureStoreError):
         super().__init__(f"{where}: {message}" if where else message)
 
 
+class ConsentError(SchemaError):
+    """A change of schema that takes something away, and that nobody has allowed. Names each, and its kind."""
+
+
+class StaleVersionError(SchemaError):
+    """The store serves another version of its schema than the one that was to be changed."""
+
+
 class UnknownNameError(FeatureStoreError):
     """A request names an event type, service, entity or feature that the schema does not declare."""
 
 
 class SchemaMismatchError(FeatureStoreError):
-    """The client's service fingerprint is not the one being served: its feature order may be stale."""
+    """The vector that was asked for, by its fingerprint, is none that the server can answer: a feature of it,
+    which is named, is gone or means another number. Nothing was applied."""
 
 
 class InvalidEventError(FeatureStoreError):

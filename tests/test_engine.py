@@ -306,11 +306,11 @@ class TestPlans:
             for i in range(1, 13):
                 passing = f"  passing{i}:\n    event: play\n    key: account\n    features:\n"
                 passing += f"      - {{aggregate: {aggregates[i % 2]}, windows: [1h]}}\n"
-                engine.apply_schema(plain.replace("services:\n", passing + "services:\n"))
+                engine.apply_schema(plain.replace("services:\n", passing + "services:\n"), allow=["drop"])
                 store_v1.send(engine, 2 + i, ["anna", f"account {i}"])
                 plans.append(weakref.ref(engine.state.plan))
                 engine.checkpoint()
-            engine.apply_schema(plain)
+            engine.apply_schema(plain, allow=["drop"])
             gc.collect()
             assert [ref() for ref in plans] == [None] * len(plans)
             engine.state.sweep()
@@ -645,7 +645,7 @@ class TestUse:
         with Engine.open(path) as engine:
             engine.checkpoint()
             assert n_rows(engine) == 2
-            engine.apply_schema(other)
+            engine.apply_schema(other, allow=["drop"])
         with Engine.open(path) as engine:
             engine.checkpoint()
         with Engine.open(path) as engine:
@@ -662,10 +662,10 @@ class TestUse:
             "      - decayed_sum(seconds, 1h)\n",
         )
         with Engine.open(path) as engine:
-            engine.apply_schema(more)
+            engine.apply_schema(more, allow=["order"])
             store_v1.send(engine, 3, ["anna", "bert"])
             engine.checkpoint()
-            engine.apply_schema(store_v1.SCHEMA)
+            engine.apply_schema(store_v1.SCHEMA, allow=["drop", "order"])
         with Engine.open(path) as engine:
             answers = store_v1.answers(engine)
             assert answers["account.count_lifetime"] == [8.0, 7.0, 0.0]
@@ -692,7 +692,8 @@ class TestUse:
 
         def change() -> None:
             for i in range(40):
-                engine.apply_schema(store_v1.SCHEMA + ("" if i % 2 else "  more: [account.*]\n"))
+                text = store_v1.SCHEMA + ("" if i % 2 else "  more: [account.*]\n")
+                engine.apply_schema(text, allow=["drop"])
 
         readers = [threading.Thread(target=read, daemon=True) for _ in range(3)]
         changes = threading.Thread(target=change, daemon=True)

@@ -117,7 +117,7 @@ def test_they_are_told_as_by_a_state_that_has_them_all_in_memory(tmp_path: Path,
         assert engine.stats()["id_reads_failed"] == 0
         what = rng.random()
         if what < 0.08:
-            plan = engine.apply_schema(schema_with(rng.choice(["60s", "20s", "90s", None])))
+            plan = engine.apply_schema(schema_with(rng.choice(["60s", "20s", "90s", None])), allow=["clock"])
             if plan is not twin.plan:
                 twin.apply_plan(plan)
         elif what < 0.16:

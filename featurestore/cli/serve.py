@@ -27,7 +27,8 @@ last checkpoint, then the journal after it; whoever can connect sees everything 
 
   new store      --data names a directory that is empty or does not exist; --schema, --clock and --history
                  make it
-  existing one   --schema may be left out. Given, it is applied as `featurestore apply` would
+  existing one   --schema may be left out. Given, it is applied as `featurestore apply` would without --allow:
+                 a change that takes something away is refused, and made by `apply` on the store as it is
 
 Told to stop, it turns new calls away, lets those in flight end, writes a checkpoint and exits with 0. A
 second signal ends it at once; nothing acknowledged is lost. SIGHUP has it read its certificates anew at once,

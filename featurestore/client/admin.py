@@ -5,7 +5,7 @@ Nothing is retried: these calls are made by people who see what happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -16,12 +16,18 @@ from featurestore.client import wire
 from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Tls, checked_target, options
 from featurestore.client.failures import Code, Failure
 from featurestore.client.requests import mapped, set_value
-from featurestore.errors import ConfigError, SchemaError
+from featurestore.errors import ConfigError, ConsentError, SchemaError, StaleVersionError
 from featurestore.v1 import admin_service_pb2 as admin_pb
 
 M = TypeVar("M", bound=Message)
 
 SERVICE = "/featurestore.v1.AdminService/"
+
+_OF_SCHEMAS = {
+    Code.INVALID_ARGUMENT: SchemaError,
+    Code.FAILED_PRECONDITION: ConsentError,
+    Code.ABORTED: StaleVersionError,
+}
 
 
 class AdminClient:
@@ -40,9 +46,30 @@ class AdminClient:
         else:
             self._channel = grpc.secure_channel(target, tls.credentials(), made)
 
-    def apply_schema(self, source: str, path: str, *, dry_run: bool) -> admin_pb.ApplySchemaResponse:
-        """Serves this schema from now on, or only says what it would change. SchemaError where it may not."""
-        request = admin_pb.ApplySchemaRequest(source=source, path=path, dry_run=dry_run)
+    def apply_schema(
+        self,
+        source: str,
+        path: str,
+        *,
+        dry_run: bool,
+        allow: Iterable[str] = (),
+        expect_version: int | None = None,
+        note: str = "",
+    ) -> admin_pb.ApplySchemaResponse:
+        """Serves this schema from now on, or only says what it would change. SchemaError where it may not:
+        ConsentError where it takes something away, of a kind that `allow` does not name (drop, reset, narrow,
+        order, erase, clock); StaleVersionError where the store serves another version than expect_version.
+
+        note   who changes it and why, for the server's log
+        """
+        request = admin_pb.ApplySchemaRequest(
+            source=source,
+            path=path,
+            dry_run=dry_run,
+            allow=[_change_kind(word) for word in allow],
+            expect_version=expect_version,
+            note=note,
+        )
         reply = self._call("ApplySchema", request, admin_pb.ApplySchemaResponse, about_schema=True)
         if not reply.version:
             raise wire.unreadable("a schema without a version; it may have been applied")
@@ -110,7 +137,24 @@ class AdminClient:
             answer = send(request.SerializeToString(), timeout=self.timeout_s)
         except grpc.RpcError as error:
             failure = Failure.of(error)
-            if about_schema and failure.code in (Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION):
-                raise SchemaError(failure.details) from error
+            if about_schema and failure.code in _OF_SCHEMAS:
+                raise _OF_SCHEMAS[failure.code](failure.details) from error
             raise failure.error(self.target) from error
         return wire.message_of(reply, answer)
+
+
+def kind_word(kind: int) -> str:
+    """A kind of change as `allow` names it; "free" of what needs no consent."""
+    if kind not in admin_pb.ChangeKind.values() or not kind:
+        raise wire.unreadable(f"{kind} is no kind of change that this client knows")
+    name: str = admin_pb.ChangeKind.Name(kind)
+    return name.removeprefix("CHANGE_KIND_").lower()
+
+
+def _change_kind(word: str) -> str:
+    """Its name in the proto."""
+    known = {kind_word(kind): kind for kind in admin_pb.ChangeKind.values()[2:]}
+    if word not in known:
+        raise ConfigError(f"allow is {word!r}; it is of {', '.join(known)}", setting="allow")
+    name: str = admin_pb.ChangeKind.Name(known[word])
+    return name

@@ -83,15 +83,16 @@ true, false and texts in quotes. A key or string field knows ==, != and in, with
 SQL, what touches an absent field is unknown, and only what is true matches.
 
 A change to a store that has state may add and remove views, services and fields, do anything to derived
-features, and change windows, lateness, ids, lifetime_idle and keep_keys. What a view keeps (event, key,
-where, offset, error settings, the fields and filters of its features, whether it has lifetimes) stays: a
-changed view takes a new name and starts empty. Distinct, top and decayed features may come and go; with
+features, and change windows, lateness, ids, lifetime_idle and keep_keys; what it takes away by that somebody
+must allow, by kind (`changes`). What a view keeps (event, key, where, offset, error settings, the fields and
+filters of its features, whether it has lifetimes) stays: a changed view is a second one beside it, which
+starts empty. Distinct, top and decayed features may come and go; with
 another number of values, or another half-life, they start empty. Of a
 sketch also windows, lateness, epsilon and delta stay.
 
 Text flows one way: `document` reads YAML with its lines, `model` checks it (with `expression` for formulas),
-`compile` numbers it, `evolution` fits it to the plan before. Every mistake is a SchemaError with file, line,
-what is wrong and what was meant.
+`compile` numbers it, `evolution` fits it to the plan before, and `changes` says what it changes of that.
+Every mistake is a SchemaError with file, line, what is wrong and what was meant.
 """
 
 from __future__ import annotations

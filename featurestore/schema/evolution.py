@@ -28,13 +28,13 @@ Ids are how state finds its view again, so this file decides what survives:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from featurestore.errors import SchemaError
 from featurestore.plan import EventPlan, Plan, ViewPlan
-from featurestore.schema.document import Mistakes, duration_text, shown
+from featurestore.schema.changes import differences, value_text
+from featurestore.schema.document import Mistakes, shown
 
 MAX_ID = 65535  # an id is a u16 in the journal, in rows and in fingerprints
 
@@ -161,31 +161,17 @@ def _floor_ms(floor_ms: int | None, before_ms: int, kept_ms: int, now_ms: int | 
 
 
 def _refusal(before: ViewPlan, view: ViewPlan) -> str:
-    old, new = json.loads(before.identity), json.loads(view.identity)
-    changes = [
-        _change(setting, old.get(setting), new.get(setting))
-        for setting in new
-        if old.get(setting) != new[setting]
-    ]
+    changes = [_difference(setting, old, new) for setting, old, new in differences(before, view)]
     return (
         f"view {view.name} has state that does not fit this change: {'; '.join(changes)}. "
-        f"Undo it, or use a new name for the changed view, which starts empty"
+        f"Undo it, or declare a second view of this key beside it, under a name of its own: it starts empty, "
+        f"and this one goes on"
     )
 
 
-def _change(setting: str, old: object, new: object) -> str:
+def _difference(setting: str, old: object, new: object) -> str:
     if isinstance(old, list) and isinstance(new, list):
         changes = [f"without {shown(each)}" for each in old if each not in new]
         changes += [f"with {shown(each)}" for each in new if each not in old]
         return f"{setting} {', '.join(changes)}"
-    return f"{setting.removesuffix('_ms')} was {_value(setting, old)}, is {_value(setting, new)}"
-
-
-def _value(setting: str, value: object) -> str:
-    if isinstance(value, int) and setting.endswith("_ms"):
-        return duration_text(value)
-    if isinstance(value, bool):
-        return "kept" if value else "not kept"
-    if isinstance(value, dict):
-        return ", ".join(f"{name}: {each}" for name, each in value.items()) or "empty"
-    return shown(str(value)) if value != "" else "absent"
+    return f"{setting.removesuffix('_ms')} was {value_text(setting, old)}, is {value_text(setting, new)}"

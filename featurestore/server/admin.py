@@ -8,9 +8,10 @@ change of schema does not, since calls wait for that.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ import grpc
 from featurestore.engine import Engine
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.niceness import nicely
+from featurestore.schema.changes import Change, changes_of
+from featurestore.schema.document import shown
 from featurestore.server.handlers import OnGrpcio, abort
 from featurestore.v1 import admin_service_pb2 as pb
 from featurestore.v1 import admin_service_pb2_grpc as pb_grpc
@@ -28,9 +31,12 @@ SERVICE = "featurestore.v1.AdminService"
 THREADS = 2
 MOST_CALLS = 8
 MOST_CONNECTIONS = 64
+MOST_LOGGED = 100  # changes of a schema, in one line
 PRODUCERS, MOST_PRODUCERS = 1_000, 10_000  # of a page
 
 Reply = TypeVar("Reply")
+
+_log = logging.getLogger("featurestore.server")
 
 
 class Admin(pb_grpc.AdminServiceServicer):
@@ -90,15 +96,23 @@ class Admin(pb_grpc.AdminServiceServicer):
         with self._changing:
             before = self._engine.state.plan
             plan = self._engine.apply_schema(
-                request.source, path=request.path or None, dry_run=request.dry_run
+                request.source,
+                path=request.path or None,
+                dry_run=request.dry_run,
+                allow=[_words(kind) for kind in request.allow],
+                expect_version=request.expect_version if request.HasField("expect_version") else None,
             )
+            changes = changes_of(before, plan)
             had, has = ([feature.name for feature in p.all_features] for p in (before, plan))
             is_changed = plan.version != before.version and not request.dry_run
+            if is_changed:
+                _log_applied(plan.version, changes, request.note)
             return pb.ApplySchemaResponse(
                 version=plan.version,
                 position=self._engine.schema_position if is_changed else 0,
                 added_features=[name for name in has if name not in set(had)],
                 removed_features=[name for name in had if name not in set(has)],
+                changes=[_change(each) for each in changes],
             )
 
     def _stats(self) -> pb.StatsResponse:
@@ -152,6 +166,34 @@ class Admin(pb_grpc.AdminServiceServicer):
         position = self._engine.backup(target)
         n_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         return pb.BackupResponse(position=position, bytes_written=n_bytes)
+
+
+def _words(kind: int) -> str:
+    """As Engine.apply_schema knows a ChangeKind of the wire."""
+    if kind not in pb.ChangeKind.values():
+        raise ConfigError(f"allow has {kind}, which is no kind of change")
+    name: str = pb.ChangeKind.Name(kind)
+    return name.removeprefix("CHANGE_KIND_").lower()
+
+
+def _change(change: Change) -> pb.Change:
+    return pb.Change(
+        kind=f"CHANGE_KIND_{change.kind.name}",
+        subject=change.subject,
+        before=change.before,
+        after=change.after,
+        consent=change.needs_consent,
+        line=change.line,
+    )
+
+
+def _log_applied(version: int, changes: Sequence[Change], note: str) -> None:
+    """What was changed, and by whom, is in the log for whoever finds a value that is not what it was."""
+    named = [f"{each.kind.name} {each.subject}" for each in changes[:MOST_LOGGED]]
+    if len(changes) > MOST_LOGGED:
+        named.append(f"and {len(changes) - MOST_LOGGED} more")
+    by = f" ({shown(note)})" if note else ""
+    _log.info("schema version %d is served from now on%s: %s", version, by, "; ".join(named))
 
 
 def _answer(context: grpc.ServicerContext, work: Callable[[], Reply]) -> Reply:

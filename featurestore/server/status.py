@@ -8,6 +8,7 @@ import enum
 
 from featurestore.errors import (
     ConfigError,
+    ConsentError,
     CorruptRecordError,
     FeatureStoreError,
     IncompatibleVersionError,
@@ -16,6 +17,7 @@ from featurestore.errors import (
     SchemaError,
     SchemaMismatchError,
     SequenceError,
+    StaleVersionError,
     StorageError,
     StoreLockedError,
     UnavailableError,
@@ -58,6 +60,8 @@ _STATUSES: dict[type[BaseException], Status] = {
     UnknownNameError: Status.INVALID_ARGUMENT,
     InvalidEventError: Status.INVALID_ARGUMENT,
     # The request is right and does not fit what the store is or has seen: the client must look again first.
+    ConsentError: Status.FAILED_PRECONDITION,
+    StaleVersionError: Status.ABORTED,
     SchemaMismatchError: Status.FAILED_PRECONDITION,
     SequenceError: Status.FAILED_PRECONDITION,
     IncompatibleVersionError: Status.FAILED_PRECONDITION,

@@ -1,5 +1,6 @@
 from featurestore.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -7,27 +8,70 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CHANGE_KIND_UNSPECIFIED: _ClassVar[ChangeKind]
+    CHANGE_KIND_FREE: _ClassVar[ChangeKind]
+    CHANGE_KIND_DROP: _ClassVar[ChangeKind]
+    CHANGE_KIND_RESET: _ClassVar[ChangeKind]
+    CHANGE_KIND_NARROW: _ClassVar[ChangeKind]
+    CHANGE_KIND_ORDER: _ClassVar[ChangeKind]
+    CHANGE_KIND_ERASE: _ClassVar[ChangeKind]
+    CHANGE_KIND_CLOCK: _ClassVar[ChangeKind]
+CHANGE_KIND_UNSPECIFIED: ChangeKind
+CHANGE_KIND_FREE: ChangeKind
+CHANGE_KIND_DROP: ChangeKind
+CHANGE_KIND_RESET: ChangeKind
+CHANGE_KIND_NARROW: ChangeKind
+CHANGE_KIND_ORDER: ChangeKind
+CHANGE_KIND_ERASE: ChangeKind
+CHANGE_KIND_CLOCK: ChangeKind
+
 class ApplySchemaRequest(_message.Message):
-    __slots__ = ("source", "path", "dry_run")
+    __slots__ = ("source", "path", "dry_run", "allow", "expect_version", "note")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_FIELD_NUMBER: _ClassVar[int]
+    EXPECT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     source: str
     path: str
     dry_run: bool
-    def __init__(self, source: _Optional[str] = ..., path: _Optional[str] = ..., dry_run: _Optional[bool] = ...) -> None: ...
+    allow: _containers.RepeatedScalarFieldContainer[ChangeKind]
+    expect_version: int
+    note: str
+    def __init__(self, source: _Optional[str] = ..., path: _Optional[str] = ..., dry_run: _Optional[bool] = ..., allow: _Optional[_Iterable[_Union[ChangeKind, str]]] = ..., expect_version: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("kind", "subject", "before", "after", "consent", "line")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SUBJECT_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    CONSENT_FIELD_NUMBER: _ClassVar[int]
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    kind: ChangeKind
+    subject: str
+    before: str
+    after: str
+    consent: bool
+    line: str
+    def __init__(self, kind: _Optional[_Union[ChangeKind, str]] = ..., subject: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., consent: _Optional[bool] = ..., line: _Optional[str] = ...) -> None: ...
 
 class ApplySchemaResponse(_message.Message):
-    __slots__ = ("version", "position", "added_features", "removed_features")
+    __slots__ = ("version", "position", "added_features", "removed_features", "changes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     ADDED_FEATURES_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
     version: int
     position: int
     added_features: _containers.RepeatedScalarFieldContainer[str]
     removed_features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, version: _Optional[int] = ..., position: _Optional[int] = ..., added_features: _Optional[_Iterable[str]] = ..., removed_features: _Optional[_Iterable[str]] = ...) -> None: ...
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    def __init__(self, version: _Optional[int] = ..., position: _Optional[int] = ..., added_features: _Optional[_Iterable[str]] = ..., removed_features: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

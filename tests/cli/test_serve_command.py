@@ -168,11 +168,24 @@ def test_a_changed_schema_is_applied_at_start(serve, schema, tmp_path):
     child, _ = serve("--schema", str(schema), "--data", str(tmp_path / "store"), "--clock", "event")
     child.terminate()
     child.wait(30)
-    schema.write_text(schema.read_text().replace("[1h]", "[10m, 1h]"))
+    schema.write_text(schema.read_text().replace("[1h]", "[1h, 10m]"))
     _, ready = serve("--schema", str(schema), "--data", str(tmp_path / "store"))
     assert ready["schema_version"] == 2
     with Client(ready["listen"]) as client:
-        assert client.get("spam", {"user": "a"}).names == ("user.count_10m", "user.count_1h")
+        assert client.get("spam", {"user": "a"}).names == ("user.count_1h", "user.count_10m")
+
+
+def test_a_start_makes_no_change_that_takes_something_away(serve, schema, tmp_path):
+    child, _ = serve("--schema", str(schema), "--data", str(tmp_path / "store"), "--clock", "event")
+    child.terminate()
+    child.wait(30)
+    before = schema.read_text()
+    schema.write_text(before.replace("[1h]", "[10m, 1h]"))
+    with pytest.raises(AssertionError, match="needs consent: `featurestore apply --allow order`"):
+        serve("--schema", str(schema), "--data", str(tmp_path / "store"))
+    schema.write_text(before)
+    _, ready = serve("--schema", str(schema), "--data", str(tmp_path / "store"))
+    assert ready["schema_version"] == 1
 
 
 def test_the_memory_cap_refuses_new_keys(serve, schema, tmp_path):

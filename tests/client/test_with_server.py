@@ -280,7 +280,8 @@ def test_a_long_source_is_resumed_past_what_the_store_remembers_of_one_producer(
 def test_a_schema_change_is_noticed_by_the_next_read(house: House, make_client: MakeClient) -> None:
     client = make_client(house.target)
     before = client.get("fraud", {"customer_id": 1}).names
-    house.engine.apply_schema(SCHEMA.replace("[count, mean(tx_amount)]", "[mean(tx_amount)]"))
+    less = SCHEMA.replace("[count, mean(tx_amount)]", "[mean(tx_amount)]")
+    house.engine.apply_schema(less, allow=["drop", "order"])
     after = client.get("fraud", {"customer_id": 1}).names
     assert after == tuple(name for name in before if not name.startswith("customer.count"))
 
@@ -569,15 +570,39 @@ def test_apply_says_what_changes_and_changes_it(house: House, capsys: pytest.Cap
     code, out, _ = run(*words, "--dry-run", capsys=capsys)
     assert (code, out.splitlines()) == (
         0,
-        ["+ terminal.count_1d", "schema version 2 would be served; 1 features new, 0 gone"],
+        [
+            "~ view terminal: windows             FREE   was 1h, is 1d",
+            "+ terminal.count_1d                  FREE   count over 1d",
+            "+ service fraud: members             FREE   terminal.count_1d",
+            "schema version 2 would be served; 3 changes",
+        ],
     )
     assert house.engine.state.plan.version == 1
     code, out, _ = run(*words, "-o", "json", capsys=capsys)
     assert (code, json.loads(out)["added_features"]) == (0, ["terminal.count_1d"])
+    assert json.loads(out)["needs_allow"] == []
     assert house.engine.state.plan.version == 2
+    file.write_text(SCHEMA)
+    code, out, _ = run(*words, "--dry-run", capsys=capsys)
+    assert (code, out.splitlines()[-2:]) == (
+        0,
+        ["needs --allow drop,narrow", "schema version 3 would be served; 3 changes"],
+    )
+    code, _, err = run(*words, "--allow", "drop", capsys=capsys)
+    assert (code, "~ view terminal: windows" in err) == (1, True)
+    code, _, err = run(*words, "--allow", "drop,all", capsys=capsys)
+    assert (code, "it is of drop, reset, narrow" in err) == (2, True)
+    code, _, err = run(*words, "--allow", "drop,narrow", "--expect-version", "1", capsys=capsys)
+    assert (code, "serves version 2" in err, house.engine.state.plan.version) == (1, True, 2)
+    code, out, _ = run(*words, "--allow", "drop,narrow", "--expect-version", "2", "-o", "json", capsys=capsys)
+    made = json.loads(out)
+    assert (code, made["needs_allow"], house.engine.state.plan.version) == (0, ["drop", "narrow"], 3)
+    assert made["changes"][0] == {
+        "kind": "NARROW", "subject": "view terminal: windows", "before": "1d", "after": "1h", "consent": True
+    }
     file.write_text(SCHEMA.replace("tx_amount)", "tx_amnt)"))
     code, _, err = run(*words, capsys=capsys)
-    assert (code, house.engine.state.plan.version) == (1, 2)
+    assert (code, house.engine.state.plan.version) == (1, 3)
     assert f"{file}:" in err
     assert "did you mean" in err
 

@@ -145,7 +145,8 @@ def store(directory: Path) -> Path:
             SCHEMA.replace(
                 "windows: [10s, 60s], features: [count, sum(ms), last(ms)]",
                 "windows: [10s, 90s], features: [count, sum(ms), last(ms)]",
-            )
+            ),
+            allow=["drop"],
         )
         engine.observe(plays([START_MS + 40_000], "c"))
     return path

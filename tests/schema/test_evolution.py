@@ -163,7 +163,7 @@ def test_a_view_keeps_what_its_state_was_made_of(old: str, new: str, what: str) 
     message = str(caught.value)
     assert message.startswith("a.yaml:12: view account has state that does not fit this change: ")
     assert what in message
-    assert "use a new name" in message
+    assert "declare a second view of this key beside it" in message
     renamed = changed("\n  account:\n", "\n  account2:\n", source).replace("account.*", "account2.*")
     assert view(applied(renamed, first()), "account2").view_id == 4
 

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from house import (
@@ -33,6 +34,8 @@ from featurestore.v1 import admin_service_pb2_grpc as admin_grpc
 from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import registry_service_pb2 as registry_pb
 
+DROP = admin_pb.CHANGE_KIND_DROP
+ALL = admin_pb.ChangeKind.values()[2:]  # that need consent
 LONGER = SCHEMA.replace("  abuse: [ip.*, account.*, pair.*]", "  abuse: [pair.*, account.*]")
 
 
@@ -174,13 +177,33 @@ def test_a_backup_opens_and_answers_the_same(house: House, tmp_path: Path) -> No
         assert copy.state.digest() == house.engine.state.digest()
 
 
-def test_apply_schema_tells_what_changes_and_a_dry_run_changes_nothing(house: House) -> None:
+def test_apply_schema_tells_what_changes_and_makes_what_is_allowed(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
     longer = SCHEMA.replace("windows: [10m, 1h]", "windows: [10m, 2h]")
     with house.admin() as admin:
         dry = admin.ApplySchema(admin_pb.ApplySchemaRequest(source=longer, dry_run=True))
         assert (dry.version, dry.position) == (2, 0)
         assert house.engine.state.plan.version == 1
-        done = admin.ApplySchema(admin_pb.ApplySchemaRequest(source=longer))
+        assert {each.subject for each in dry.changes if each.consent} == {
+            *(f"ip.{each}_1h" for each in ("count", "mean_ms_played", "since_last")),
+            "service abuse: members",
+        }
+        code, words = status_of(lambda: admin.ApplySchema(admin_pb.ApplySchemaRequest(source=longer)))
+        assert (code, "--allow drop" in words) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+        stale = admin_pb.ApplySchemaRequest(source=longer, allow=[DROP], expect_version=2)
+        assert status_of(lambda: admin.ApplySchema(stale))[0] is grpc.StatusCode.ABORTED
+        unknown = admin_pb.ApplySchemaRequest(source=longer, allow=[DROP, 99])
+        assert status_of(lambda: admin.ApplySchema(unknown))[0] is grpc.StatusCode.INVALID_ARGUMENT
+        assert house.engine.state.plan.version == 1, "nothing was changed"
+        caplog.set_level("INFO", logger="featurestore.server")
+        done = admin.ApplySchema(
+            admin_pb.ApplySchemaRequest(source=longer, allow=[DROP], expect_version=1, note="anna: model 7")
+        )
+        (logged,) = [each.getMessage() for each in caplog.records if "schema version" in each.getMessage()]
+        assert logged.startswith("schema version 2 is served from now on (anna: model 7): ")
+        assert "DROP ip.count_1h" in logged
+        assert done.changes == dry.changes
         assert (done.version, done.position) == (2, house.engine.state.position)
         assert list(done.added_features) == ["ip.count_2h", "ip.mean_ms_played_2h", "ip.since_last_2h"]
         assert list(done.removed_features) == ["ip.count_1h", "ip.mean_ms_played_1h", "ip.since_last_1h"]
@@ -220,7 +243,9 @@ def test_names_and_answers_change_together_under_load(house: House) -> None:
         thread.start()
     with house.admin() as admin:
         for i in range(10):
-            admin.ApplySchema(admin_pb.ApplySchemaRequest(source=(LONGER, SCHEMA)[i % 2]), timeout=60)
+            admin.ApplySchema(
+                admin_pb.ApplySchemaRequest(source=(LONGER, SCHEMA)[i % 2], allow=ALL), timeout=60
+            )
             schema = house.registry.GetSchema(registry_pb.GetSchemaRequest(service="abuse"))
             (service,) = schema.services
             assert widths.setdefault(service.fingerprint, len(service.features)) == len(service.features)
@@ -237,7 +262,7 @@ def test_a_removed_service_is_unknown_from_then_on(house: House) -> None:
     house.hot.GetFeatures(read(keys(ip="a"), service="likes"))
     with house.admin() as admin:
         source = SCHEMA.replace("  likes: [likes.*]\n", "")
-        admin.ApplySchema(admin_pb.ApplySchemaRequest(source=source))
+        admin.ApplySchema(admin_pb.ApplySchemaRequest(source=source, allow=[DROP]))
     code, words = status_of(lambda: house.hot.GetFeatures(read(keys(ip="a"), service="likes")))
     assert (code, "unknown service 'likes'" in words) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     request = registry_pb.GetSchemaRequest(service="likes")

@@ -269,7 +269,9 @@ class Served:
         return True
 
     def apply(self, schema: str, now_ms: object) -> None:
-        self._admin.ApplySchema(admin_pb.ApplySchemaRequest(source=schema), timeout=PATIENCE_S)
+        allow = admin_pb.ChangeKind.values()[2:]  # whatever the step takes away
+        request = admin_pb.ApplySchemaRequest(source=schema, allow=allow)
+        self._admin.ApplySchema(request, timeout=PATIENCE_S)
         self._look_up_names()
 
     def restart(self, *, threads: int) -> None:

@@ -21,7 +21,7 @@ PARTS = {
     "cli": "client config demo errors files plan replay schema server stdio storage",
     "demo": "client config errors server storage",
     "client": "columns errors outcome plan v1",
-    "server": "clock config core engine errors niceness outcome plan storage v1",
+    "server": "clock config core engine errors niceness outcome plan schema storage v1",
     "config": "errors",
     "replay": "core errors files outcome plan",
     "engine": "clock core errors niceness plan schema storage",
