@@ -205,6 +205,7 @@ class FeaturePlan:
     column: int | None  # index in ViewPlan.columns; None: every event of the view (plain count, since_*)
     window_ms: int  # 0 = lifetime
     exclude_self: bool
+    meaning: str | None = None  # 16 hex digits over all that says what number it is; None in older plans
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ class DerivedPlan:
     operands: tuple[int, ...]  # indexes in Plan.all_features, each once
     ops: tuple[Op, ...]  # leave one number
     by_zero: float | None  # its value where it divides by zero; None: it has none
+    meaning: str | None = None  # as of a feature
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,17 @@ class ServicePlan:
     name: str
     features: tuple[int, ...]  # indexes in Plan.all_features, in the order of the vector
     fingerprint: str  # 16 hex digits over the ordered feature names and their definitions
+
+
+@dataclass(frozen=True)
+class PinPlan:
+    """A vector that a service was before: it is served, under its fingerprint, for as long as all that it
+    lists means what it meant."""
+
+    service: str
+    fingerprint: str  # as of a ServicePlan
+    names: tuple[str, ...]  # of its features, in the order of the vector
+    meanings: tuple[str, ...]  # of each
 
 
 @dataclass(frozen=True)
@@ -240,11 +253,40 @@ class Plan:
     next_entity_id: int
     next_view_id: int
     derived: tuple[DerivedPlan, ...] = ()  # operands first; plans from before there were any have no such key
+    pins: tuple[PinPlan, ...] = ()  # of services that there are, of each the newest first; the key as above
 
     @property
     def all_features(self) -> tuple[FeaturePlan | DerivedPlan, ...]:
         """What a service may list: `features`, then `derived`."""
         return self.features + self.derived
+
+    @functools.cached_property
+    def _by_meaning(self) -> dict[str | None, int]:
+        return {feature.meaning: index for index, feature in enumerate(self.all_features)}
+
+    def missing(self, pin: PinPlan) -> str | None:
+        """The first feature of a pin that is not served any more with this meaning; None where all are."""
+        known = self._by_meaning
+        each = zip(pin.names, pin.meanings, strict=True)
+        return next((name for name, meaning in each if meaning not in known), None)
+
+    @functools.cached_property
+    def served(self) -> tuple[ServicePlan, ...]:
+        """All vectors that can be asked for: the services, then their pins that are still served, in order.
+        A vector's number is its place here."""
+        known = self._by_meaning
+        return self.services + tuple(
+            ServicePlan(pin.service, tuple(known[meaning] for meaning in pin.meanings), pin.fingerprint)
+            for pin in self.pins
+            if self.missing(pin) is None
+        )
+
+    def vector(self, service: str, fingerprint: int | None = None) -> int | None:
+        """The number of a service's vector: of the one with this fingerprint, else of the current one."""
+        for number, each in enumerate(self.served):
+            if each.name == service and fingerprint in (None, int(each.fingerprint, 16)):
+                return number
+        return None
 
     def needed_for(self, features: tuple[int, ...]) -> tuple[int, ...]:
         """`features`, in their order, then whatever they are derived from: all indexes in all_features."""
@@ -288,8 +330,9 @@ class Plan:
     def to_json(self) -> str:
         """Canonical JSON text: equal plans give equal bytes."""
         raw = dataclasses.asdict(self)
-        if not self.derived:
-            del raw["derived"]
+        for key in ("derived", "pins"):
+            if not raw[key]:
+                del raw[key]
         return json.dumps(raw, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
 
     @classmethod
@@ -311,6 +354,10 @@ class Plan:
                     ServicePlan(**{**s, "features": tuple(s["features"])}) for s in raw["services"]
                 ),
                 "derived": tuple(_derived(d) for d in raw.get("derived", ())),
+                "pins": tuple(
+                    PinPlan(**{**p, "names": tuple(p["names"]), "meanings": tuple(p["meanings"])})
+                    for p in raw.get("pins", ())
+                ),
             }
         )
         _check_types(plan, cls, "plan")

@@ -31,6 +31,7 @@ COMMANDS = (
     Command("ingest", "featurestore.cli.ingest", "send a file of events to a server, each counted once"),
     Command("get", "featurestore.cli.get", "read vectors: what a service says of some keys"),
     Command("apply", "featurestore.cli.apply", "change the schema of a live store"),
+    Command("pins", "featurestore.cli.pins", "the vectors that services are and were, and who asks for them"),
     Command("forget", "featurestore.cli.forget", "delete one key from a live store and all its files"),
     Command(
         "producers",

@@ -98,11 +98,22 @@ def run(arguments: argparse.Namespace) -> Exit:
                     for change in reply.changes
                 ],
                 "needs_allow": needed,
+                "pins_broken": [
+                    {
+                        "service": each.service,
+                        "fingerprint": f"{each.fingerprint:016x}",
+                        "missing": each.missing or None,
+                    }
+                    for each in reply.pins_broken
+                ],
             }
         )
         return Exit.OK
     for change in reply.changes:
         print(change.line)
+    for each in reply.pins_broken:
+        why = f": {each.missing}" if each.missing else ""
+        print(f"pin {each.service} {each.fingerprint:016x} breaks{why}")
     if arguments.dry_run and needed:
         print(f"needs --allow {','.join(needed)}")
     would = "would be" if arguments.dry_run else "is"

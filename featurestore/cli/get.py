@@ -17,7 +17,7 @@ from featurestore.cli.reaching import add_server_arguments, client_of, columns, 
 from featurestore.errors import ConfigError, InvalidEventError, StorageError
 
 if TYPE_CHECKING:
-    from featurestore.client import HeavyList, Vector
+    from featurestore.client import HeavyList, Pin, Vector
 
 DESCRIPTION = """\
 Reads one vector of a service, as a classifier would: a value per feature, and what the value means.
@@ -32,6 +32,7 @@ Reads one vector of a service, as a classifier would: a value per feature, and w
 EPILOG = """\
 examples:
   featurestore get --service fraud customer_id=596 terminal_id=3156
+  featurestore get --pin model.pin.json customer_id=596 terminal_id=3156
   featurestore get --service fraud customer_id=596 --as-of 2018-07-01T12:00:00Z --bounds
   featurestore get --service fraud customer_id=596 -o json | jq '.features[] | select(.value > 10)'
 
@@ -44,7 +45,13 @@ KEY_SETS_PER_CALL = 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.add_argument("keys", nargs="*", metavar="NAME=VALUE", help="the key's parts, such as ip=10.0.0.1")
-    parser.add_argument("--service", required=True, metavar="S", help="the service to read")
+    parser.add_argument("--service", metavar="S", help="the service to read; with --pin it is the pin's")
+    parser.add_argument(
+        "--pin",
+        metavar="F",
+        help="the vector that a model was trained on, of a file that Pin.save or `featurestore pins` wrote: "
+        "read it, or fail where it cannot be served any more",
+    )
     parser.add_argument(
         "--keys-from", metavar="F", help="read key sets from a file of JSON lines; - for standard input"
     )
@@ -70,11 +77,15 @@ def run(arguments: argparse.Namespace) -> Exit:
     if arguments.keys and arguments.keys_from is not None:
         raise ConfigError("give keys as NAME=VALUE or --keys-from, not both")
     as_of = as_of_of(arguments.as_of)
+    pin = None if arguments.pin is None else _pin(arguments.pin)
+    if pin is None and arguments.service is None:
+        raise ConfigError("give --service, or --pin")
+    service = arguments.service if pin is None or arguments.service else pin.service
     with client_of(arguments) as client:
         if arguments.keys_from is None:
             keys = keys_of(arguments.keys)
-            vector = client.get(arguments.service, keys, as_of, arguments.bounds)
-            lists = client.heaviest(arguments.service, keys, as_of) if arguments.lists else None
+            vector = client.get(service, keys, as_of, arguments.bounds, pin=pin)
+            lists = client.heaviest(service, keys, as_of) if arguments.lists else None
             if arguments.output == "json":
                 print(json.dumps(as_dict(keys, vector, lists), indent=2, ensure_ascii=False, allow_nan=False))
             else:
@@ -82,9 +93,9 @@ def run(arguments: argparse.Namespace) -> Exit:
             return Exit.OK
         first = True
         for some in _together(key_sets(arguments.keys_from)):
-            vectors = client.get_many(arguments.service, some, as_of, arguments.bounds)
+            vectors = client.get_many(service, some, as_of, arguments.bounds, pin=pin)
             for keys, vector in zip(some, vectors, strict=True):
-                lists = client.heaviest(arguments.service, keys, as_of) if arguments.lists else None
+                lists = client.heaviest(service, keys, as_of) if arguments.lists else None
                 if arguments.output == "json":
                     print(json.dumps(as_dict(keys, vector, lists), ensure_ascii=False, allow_nan=False))
                     continue
@@ -93,6 +104,12 @@ def run(arguments: argparse.Namespace) -> Exit:
                 print("\n".join(f"  {line}" for line in [*as_lines(vector), *list_lines(lists or [])]))
                 first = False
     return Exit.OK
+
+
+def _pin(path: str) -> Pin:
+    from featurestore.client import Pin
+
+    return Pin.load(path)
 
 
 def _together(sets: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -75,6 +75,10 @@ class AdminClient:
             raise wire.unreadable("a schema without a version; it may have been applied")
         return reply
 
+    def pins(self) -> admin_pb.ListPinsResponse:
+        """The vectors that services are and were, of each the current one first."""
+        return self._call("ListPins", admin_pb.ListPinsRequest(), admin_pb.ListPinsResponse)
+
     def stats(self) -> admin_pb.StatsResponse:
         return self._call("Stats", admin_pb.StatsRequest(), admin_pb.StatsResponse)
 

@@ -32,7 +32,7 @@ from featurestore.client.failures import (
     Patience,
     kind_of,
 )
-from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Schema, Vector, Vectors
+from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Pin, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
 from featurestore.client.upload import Batch, OnProgress, Upload, items_of
@@ -63,11 +63,13 @@ class AsyncClient:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         max_reply_bytes: int = MAX_REPLY_BYTES,
         backoff: Backoff = Backoff(),  # noqa: B008  frozen
+        expect: Mapping[str, Pin] | None = None,
+        follow: bool = False,
     ) -> None:
         self.target = checked_target(target)
         self.timeout_s, self.retry_s = checked_timeout_s(timeout_s), retry_s
         self._max_message_bytes, self._backoff = max_message_bytes, backoff
-        self._calls = Calls(producer, epoch)
+        self._calls = Calls(producer, epoch, expect, follow)
         self._options = options(target, max_message_bytes, max_reply_bytes, tls)
         self._credentials = None if tls is None else tls.credentials()
         self._binding = threading.Lock()
@@ -87,11 +89,12 @@ class AsyncClient:
         peek: bool = False,
         bounds: bool = False,
         ack: Ack | None = None,
+        pin: Pin | None = None,
         timeout_s: float | None = None,
     ) -> Observed:
         """See Client.observe."""
         return await self._run(
-            self._calls.observe(event, fields, service, peek=peek, bounds=bounds, ack=ack), timeout_s
+            self._calls.observe(event, fields, service, peek=peek, bounds=bounds, ack=ack, pin=pin), timeout_s
         )
 
     async def get(
@@ -101,10 +104,11 @@ class AsyncClient:
         as_of: Time | None = None,
         bounds: bool = False,
         *,
+        pin: Pin | None = None,
         timeout_s: float | None = None,
     ) -> Vector:
         """See Client.get."""
-        return await self._run(self._calls.get(service, keys, as_of, bounds), timeout_s)
+        return await self._run(self._calls.get(service, keys, as_of, bounds, pin), timeout_s)
 
     async def get_many(
         self,
@@ -113,10 +117,11 @@ class AsyncClient:
         as_of: Any = None,
         bounds: bool = False,
         *,
+        pin: Pin | None = None,
         timeout_s: float | None = None,
     ) -> Vectors:
         """See Client.get_many."""
-        return await self._run(self._calls.get_many(service, keys, as_of, bounds), timeout_s)
+        return await self._run(self._calls.get_many(service, keys, as_of, bounds, pin), timeout_s)
 
     async def heaviest(
         self,
@@ -128,6 +133,10 @@ class AsyncClient:
     ) -> list[HeavyList]:
         """See Client.heaviest."""
         return await self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
+
+    async def refresh(self) -> Schema:
+        """See Client.refresh."""
+        return await self._run(self._calls.refresh(), None)
 
     async def schema(self, *, wait: bool = False, on_wait: OnWait | None = None) -> Schema:
         """See Client.schema."""
@@ -276,8 +285,7 @@ class AsyncClient:
                 failure = Failure.of(error)
                 wait_s = attempts.wait_after(failure)
                 if wait_s is None:
-                    reading = wanted.method is Method.GET_FEATURES
-                    raise failure.error(self.target, reading=reading) from error
+                    raise failure.error(self.target, reading=wanted.of_a_vector) from error
                 await asyncio.sleep(wait_s)
             else:
                 return Reply(reply, attempts.made)

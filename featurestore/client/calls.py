@@ -23,7 +23,7 @@ import numpy as np
 
 from featurestore.client import wire
 from featurestore.client.catalog import event_plan, named, schema_of
-from featurestore.client.replies import Ack, HeavyList, Observed, Schema, ServiceSchema, Vector, Vectors
+from featurestore.client.replies import Ack, HeavyList, Observed, Pin, Schema, ServiceSchema, Vector, Vectors
 from featurestore.client.requests import (
     KeySets,
     Time,
@@ -39,7 +39,6 @@ from featurestore.errors import (
     ConfigError,
     InvalidEventError,
     SchemaMismatchError,
-    SequenceError,
     UnavailableError,
 )
 from featurestore.plan import EventPlan
@@ -70,6 +69,7 @@ class Send:
     message: bytes
     is_numbered: bool = False  # a write with a sequence: only this client can send it again as the same
     is_patient: bool = False  # of what may take as long as a server needs to come back
+    of_a_vector: bool = False  # a read: what may not fit is its fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,13 @@ Call = Generator[Send, Reply, R]
 class Calls:
     """The state of one client that outlives a call: the schema it knows, and its sequences. Thread-safe."""
 
-    def __init__(self, producer: str | None, epoch: int | None) -> None:
+    def __init__(
+        self,
+        producer: str | None,
+        epoch: int | None,
+        expect: Mapping[str, Pin] | None = None,
+        follow: bool = False,
+    ) -> None:
         if producer is None and epoch is not None:
             raise ConfigError("an epoch without a producer: a producer of random name has no epoch before it")
         self.producer = (
@@ -94,7 +100,11 @@ class Calls:
         if not isinstance(self.epoch, int) or not 0 <= self.epoch < 1 << 64:
             raise ConfigError(f"epoch is {self.epoch}; it must be from 0 to 2**64 - 1", setting="epoch")
         self.sequences = Sequences(self.producer, self.epoch)
+        self._expect = _checked_pins(expect or {})
+        self._follow = follow
         self._schema: Schema | None = None
+        self._kept: dict[str, ServiceSchema] = {}  # the vector that this client reads of each service
+        self._pinned: dict[tuple[str, int], ServiceSchema] = {}  # what was asked for by a pin
         self._lock = threading.Lock()
 
     # ---- the schema
@@ -108,13 +118,49 @@ class Calls:
                 self._schema = fetched
         return fetched
 
-    def service(self, name: str) -> Call[ServiceSchema]:
-        """Known without asking, or asked for once: it may have come with a newer schema."""
-        known = self._schema
-        if known is not None and name in known.services:
-            return known.services[name]
+    def refresh(self) -> Call[Schema]:
+        """From now on each service is the vector that it is now, but for those of which one is expected."""
         schema = yield from self.schema()
-        return named(schema.services, name, "service")
+        with self._lock:
+            self._kept.clear()
+        return schema
+
+    def service(self, name: str, pin: Pin | None = None) -> Call[ServiceSchema]:
+        """The vector of this pin; else the one that is expected of the service; else the one that this client
+        has read before, whatever the service is by now; else the one that it is."""
+        for one in self._unchecked() if pin is None else ():
+            yield from self._of_pin(one)
+        pin = pin or self._expect.get(name)
+        if pin is not None:
+            return (yield from self._of_pin(_checked_pin(pin, name)))
+        if name in self._kept:
+            return self._kept[name]
+        known = self._schema
+        if known is None or name not in known.services:
+            known = yield from self.schema()  # it may have come with a newer one
+        found = named(known.services, name, "service")
+        with self._lock:
+            return self._kept.setdefault(name, found)
+
+    def _unchecked(self) -> list[Pin]:
+        """The expected vectors that the server has not been asked for yet: before the first vector is read,
+        a model learns that it cannot have its own."""
+        return [pin for pin in self._expect.values() if (pin.service, pin.fingerprint) not in self._pinned]
+
+    def _of_pin(self, pin: Pin) -> Call[ServiceSchema]:
+        key = pin.service, pin.fingerprint
+        if key not in self._pinned:
+            request = registry.GetSchemaRequest(service=pin.service, fingerprint=pin.fingerprint)
+            reply = yield Send(Method.GET_SCHEMA, request.SerializeToString(), of_a_vector=True)
+            schema = schema_of(wire.message_of(registry.GetSchemaResponse, reply.message))
+            found = named(schema.services, pin.service, "service")
+            if found.fingerprint != pin.fingerprint or found.names != pin.features:
+                raise SchemaMismatchError(
+                    f"the server's vector {pin.fingerprint:016x} of {pin.service!r} is not the pin's: it "
+                    "knows no pins, or the pin was changed"
+                )
+            self._pinned[key] = found
+        return self._pinned[key]
 
     def event(self, name: str, *, is_patient: bool = False) -> Call[EventPlan]:
         known = self._schema
@@ -122,44 +168,69 @@ class Calls:
             known = yield from self.schema(is_patient=is_patient)
         return event_plan(known, name)
 
+    def _follows(self, service: str, pin: Pin | None) -> bool:
+        """Whether it is read as it is, rather than as it was first read or is expected to be."""
+        return self._follow and pin is None and service not in self._expect
+
     def _changed(self, before: ServiceSchema) -> Call[ServiceSchema | None]:
         """The service as it is now, asked for anew; None where it is the same as before."""
         schema = yield from self.schema()
         after = named(schema.services, before.name, "service")
+        with self._lock:
+            self._kept[before.name] = after
         return None if after.fingerprint == before.fingerprint else after
 
     # ---- reads
 
-    def get(self, service: str, keys: Mapping[str, Any], as_of: Time | None, bounds: bool) -> Call[Vector]:
-        known = yield from self.service(service)
+    def get(
+        self,
+        service: str,
+        keys: Mapping[str, Any],
+        as_of: Time | None,
+        bounds: bool,
+        pin: Pin | None = None,
+    ) -> Call[Vector]:
+        def read(known: ServiceSchema) -> Call[Vectors]:
+            message = read_request(known, keys, as_of, bounds, is_pinned)
+            return (yield from self._read(known, message, 1, bounds))
+
+        known = yield from self.service(service, pin)
+        is_pinned = not self._follows(service, pin)
+        return (yield from self._reading(read, known, is_pinned))[0]
+
+    def get_many(
+        self, service: str, keys: KeySets, as_of: Any, bounds: bool, pin: Pin | None = None
+    ) -> Call[Vectors]:
+        def read(known: ServiceSchema) -> Call[Vectors]:
+            parts = []
+            for message, rows in read_requests(
+                known, keys, as_of, bounds, MAX_READ_VALUES, is_pinned=is_pinned
+            ):
+                parts.append((yield from self._read(known, message, rows, bounds)))
+            return joined(known, parts, bounds)
+
+        known = yield from self.service(service, pin)
+        is_pinned = not self._follows(service, pin)
+        return (yield from self._reading(read, known, is_pinned))
+
+    def _reading(
+        self, read: Callable[[ServiceSchema], Call[Vectors]], known: ServiceSchema, is_pinned: bool
+    ) -> Call[Vectors]:
+        """Whoever follows reads once more where the service has changed, perhaps between two of its requests:
+        all vectors come from one schema."""
         try:
-            vectors = yield from self._read(known, read_request(known, keys, as_of, bounds), 1, bounds)
-        except SchemaMismatchError:
+            return (yield from read(known))
+        except SchemaMismatchError as error:
+            if is_pinned:
+                raise _kept_its_vector(error) from error
             after = yield from self._changed(known)
             if after is None:
                 raise
-            vectors = yield from self._read(after, read_request(after, keys, as_of, bounds), 1, bounds)
-        return vectors[0]
+            return (yield from read(after))
 
     def _read(self, service: ServiceSchema, message: bytes, rows: int, bounds: bool) -> Call[Vectors]:
-        reply = yield Send(Method.GET_FEATURES, message)
+        reply = yield Send(Method.GET_FEATURES, message, of_a_vector=True)
         return wire.decode_read(reply.message, service, rows=rows, bounds=bounds)
-
-    def get_many(self, service: str, keys: KeySets, as_of: Any, bounds: bool) -> Call[Vectors]:
-        known = yield from self.service(service)
-        try:
-            return (yield from self._read_many(known, keys, as_of, bounds))
-        except SchemaMismatchError:  # perhaps between two of its requests: all vectors come from one schema
-            after = yield from self._changed(known)
-            if after is None:
-                raise
-            return (yield from self._read_many(after, keys, as_of, bounds))
-
-    def _read_many(self, service: ServiceSchema, keys: KeySets, as_of: Any, bounds: bool) -> Call[Vectors]:
-        parts = []
-        for message, rows in read_requests(service, keys, as_of, bounds, MAX_READ_VALUES):
-            parts.append((yield from self._read(service, message, rows, bounds)))
-        return joined(service, parts, bounds)
 
     def heaviest(self, service: str, keys: Mapping[str, Any], as_of: Time | None) -> Call[list[HeavyList]]:
         reply = yield Send(Method.GET_HEAVIEST, heaviest_request(service, keys, as_of))
@@ -176,26 +247,36 @@ class Calls:
         peek: bool,
         bounds: bool,
         ack: Ack | None,
+        pin: Pin | None = None,
     ) -> Call[Observed]:
         fields = mapped(fields, "an event's fields map names to values; ingest takes many events")
         yield from self._check_datetimes(event, fields)
-        known = None if service is None else (yield from self.service(service))
+        known = None if service is None else (yield from self.service(service, pin))
+
+        is_pinned = service is None or not self._follows(service, pin)
 
         def message(ticket: Ticket | None) -> bytes:
-            return observe_request(event, fields, known, ticket, peek=peek, bounds=bounds, ack=ack)
+            return observe_request(
+                event, fields, known, ticket, peek=peek, bounds=bounds, ack=ack, is_pinned=is_pinned
+            )
 
-        try:
-            reply = yield from self._write(message, peek)
-        except (SchemaMismatchError, SequenceError):  # nothing was applied
-            after = None if known is None else (yield from self._changed(known))
-            if after is None:
-                raise
-            known = after
-            reply = yield from self._write(message, peek)
-        try:
+        def seen(known: ServiceSchema | None) -> Observed:
             return wire.decode_observed(
                 reply.message, known, reply.attempts, peek=peek, bounds=bounds, ack=ack
             )
+
+        try:
+            reply = yield from self._write(message, peek)
+        except SchemaMismatchError as error:  # nothing was applied
+            raise _kept_its_vector(error) from error
+        try:
+            try:
+                return seen(known)
+            except SchemaMismatchError:  # applied, and answered as the service is by now
+                after = None if known is None or is_pinned else (yield from self._changed(known))
+                if after is None:
+                    raise
+                return seen(after)
         except (UnavailableError, SchemaMismatchError) as error:  # it judged the request by this schema
             raise UnavailableError(f"{error}{'' if peek else MAY_BE_APPLIED}") from error
 
@@ -223,6 +304,24 @@ class Calls:
             self.sequences.give_back(ticket)
 
 
+def _kept_its_vector(error: SchemaMismatchError) -> SchemaMismatchError:
+    return SchemaMismatchError(
+        f"{error}. This client keeps the vector that it reads; refresh() takes another"
+    )
+
+
+def _checked_pins(expect: Mapping[str, Pin]) -> dict[str, Pin]:
+    return {service: _checked_pin(pin, service) for service, pin in expect.items()}
+
+
+def _checked_pin(pin: Pin, service: str) -> Pin:
+    if not isinstance(pin, Pin):
+        raise ConfigError(f"the pin of {service!r} is a {type(pin).__name__}; Pin.load reads one")
+    if pin.service != service:
+        raise ConfigError(f"the pin of {service!r} is one of {pin.service!r}")
+    return pin
+
+
 def checked_producer(name: str) -> str:
     size = len(name.encode(errors="surrogatepass"))
     if not 0 < size <= MAX_PRODUCER_BYTES:
@@ -246,7 +345,14 @@ def joined(service: ServiceSchema, parts: Sequence[Vectors], bounds: bool) -> Ve
         none = np.empty((0, len(service.names)))
         bound = none if bounds else None
         return Vectors(
-            service.names, none, none.astype(np.uint8), none.astype(np.float32), bound, bound, None
+            service.names,
+            none,
+            none.astype(np.uint8),
+            none.astype(np.float32),
+            bound,
+            bound,
+            None,
+            service.pin,
         )
 
     def together(name: str) -> Any:
@@ -261,4 +367,5 @@ def joined(service: ServiceSchema, parts: Sequence[Vectors], bounds: bool) -> Ve
         together("lower"),
         together("upper"),
         parts[-1].now_ms,
+        service.pin,
     )

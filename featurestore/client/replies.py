@@ -7,14 +7,20 @@ be written to. Copy what must outlive a large reply or be changed.
 from __future__ import annotations
 
 import enum
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.errors import ConfigError
 from featurestore.outcome import Outcome
+
+PIN_FORMAT = 1
 
 
 class Status(enum.IntEnum):
@@ -38,6 +44,49 @@ class Ack(enum.IntEnum):
 STATUS_NAMES = ("", *(status.name for status in Status))
 
 
+@dataclass(frozen=True)
+class Pin:
+    """Which vector a model was trained on: the fingerprint stands for the features, in their order, and what
+    each means. Kept beside the model (`save`), it is what `Client(expect=...)` and `get(pin=...)` ask for.
+    """
+
+    service: str
+    fingerprint: int
+    features: tuple[str, ...]  # names, in order
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; the fingerprint in 16 hex digits."""
+        pin = {"fingerprint": f"{self.fingerprint:016x}", "features": list(self.features)}
+        return {"format": PIN_FORMAT, "service": self.service, "pin": pin}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes it to a file of JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Pin:
+        """The pin that `save` wrote. Raises ConfigError where it is none."""
+        try:
+            raw = json.loads(Path(path).read_bytes())
+        except OSError as error:
+            raise ConfigError(f"cannot read the pin {os.fspath(path)}: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigError(f"the pin {os.fspath(path)} is not JSON ({error})") from error
+        try:
+            if raw["format"] != PIN_FORMAT:
+                raise ConfigError(
+                    f"the pin {os.fspath(path)} is of format {raw['format']!r}; "
+                    f"this program reads {PIN_FORMAT}"
+                )
+            features = tuple(raw["pin"]["features"])
+            digits = raw["pin"]["fingerprint"]
+            if not all(isinstance(each, str) for each in (raw["service"], *features)) or len(digits) != 16:
+                raise ValueError("names are texts, and a fingerprint is 16 hex digits")
+            return cls(raw["service"], int(digits, 16), features)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{os.fspath(path)} is no pin ({type(error).__name__}: {error})") from error
+
+
 @dataclass(frozen=True, eq=False)
 class Vectors:
     """`len(self)` vectors of one service, each with one value per name; every array is (n, number of names).
@@ -46,6 +95,7 @@ class Vectors:
                    they were asked for
     coverage       float32, the share of its window that a WARMING value covers, else 1 (0 where UNAVAILABLE)
     now_ms         the store's now when it read; None while a store on event time holds no event
+    pin            which vector of the service it is
     """
 
     names: tuple[str, ...]
@@ -55,6 +105,7 @@ class Vectors:
     lower: NDArray[np.float64] | None = None
     upper: NDArray[np.float64] | None = None
     now_ms: int | None = None
+    pin: Pin | None = None
 
     @property
     def status_names(self) -> list[list[str]]:
@@ -74,6 +125,7 @@ class Vectors:
             None if self.lower is None else self.lower[row],
             None if self.upper is None else self.upper[row],
             self.now_ms,
+            self.pin,
         )
 
     def __iter__(self) -> Iterator[Vector]:
@@ -125,6 +177,7 @@ class Vector:
     lower: NDArray[np.float64] | None = None
     upper: NDArray[np.float64] | None = None
     now_ms: int | None = None
+    pin: Pin | None = None
 
     @property
     def status_names(self) -> list[str]:
@@ -281,6 +334,11 @@ class ServiceSchema:
     features: tuple[FeatureSchema, ...]
     parts: tuple[str, ...]  # of all keys that its features are read by
     names: tuple[str, ...]  # of its features
+
+    @property
+    def pin(self) -> Pin:
+        """By which this vector can be asked for, whatever the service becomes."""
+        return Pin(self.name, self.fingerprint, self.names)
 
 
 @dataclass(frozen=True)

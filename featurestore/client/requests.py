@@ -117,14 +117,16 @@ def observe_request(
     peek: bool,
     bounds: bool,
     ack: Ack | None,
+    is_pinned: bool = True,
 ) -> bytes:
-    """An ObserveRequest. A datetime among the fields is the event's time: the caller has seen to it that it
-    stands under that name.
+    """An ObserveRequest, for this vector of the service or, unless it is pinned, for whatever it is now. A
+    datetime among the fields is the event's time: the caller has seen to it that it stands under that name.
     """
     request = service_pb.ObserveRequest(event_type=event, peek=peek, ack=wire_ack(ack))
     if service is not None:
-        request.service, request.fingerprint = service.name, service.fingerprint
-        request.bounds, request.coverage = bounds, True
+        request.service, request.bounds, request.coverage = service.name, bounds, True
+        if is_pinned:
+            request.fingerprint = service.fingerprint
     if ticket is not None:
         request.producer, request.epoch, request.sequence = ticket.producer, ticket.epoch, ticket.sequence
     body = request.event
@@ -138,9 +140,15 @@ def observe_request(
     return message
 
 
-def read_request(service: ServiceSchema, keys: Mapping[str, Any], as_of: Time | None, bounds: bool) -> bytes:
+def read_request(
+    service: ServiceSchema,
+    keys: Mapping[str, Any],
+    as_of: Time | None,
+    bounds: bool,
+    is_pinned: bool = True,
+) -> bytes:
     """A GetFeaturesRequest for one key set."""
-    request = _read(service, bounds)
+    request = _read(service, bounds, is_pinned)
     if as_of is not None:
         request.as_of_ms = time_ms(as_of, "as_of")
     parts = request.key_sets.add().parts
@@ -167,14 +175,20 @@ def heaviest_request(service: str, keys: Mapping[str, Any], as_of: Time | None) 
 
 
 def read_requests(
-    service: ServiceSchema, keys: KeySets, as_of: Any, bounds: bool, max_values: int
+    service: ServiceSchema,
+    keys: KeySets,
+    as_of: Any,
+    bounds: bool,
+    max_values: int,
+    *,
+    is_pinned: bool,
 ) -> Iterator[tuple[bytes, int]]:
     """GetFeaturesRequests for many key sets, in order, each for at most `max_values` values; and how many
     vectors each asks for.
     """
     named = key_columns(keys)
     n = len(named[0][1].offsets) - 1 if named else len(keys)
-    request = _read(service, bounds)
+    request = _read(service, bounds, is_pinned)
     each: NDArray[np.int64] | None = None
     if as_of is not None:
         if isinstance(as_of, Time):
@@ -199,9 +213,12 @@ def read_requests(
         yield b"".join(body), end - begin
 
 
-def _read(service: ServiceSchema, bounds: bool) -> service_pb.GetFeaturesRequest:
+def _read(service: ServiceSchema, bounds: bool, is_pinned: bool) -> service_pb.GetFeaturesRequest:
     return service_pb.GetFeaturesRequest(
-        service=service.name, fingerprint=service.fingerprint, bounds=bounds, coverage=True
+        service=service.name,
+        fingerprint=service.fingerprint if is_pinned else None,
+        bounds=bounds,
+        coverage=True,
     )
 
 

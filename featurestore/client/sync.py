@@ -23,7 +23,7 @@ from featurestore.client.calls import (
 )
 from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Tls, checked_target, options
 from featurestore.client.failures import ENDED, Attempts, Backoff, Code, Failure, OnWait, Patience
-from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Schema, Vector, Vectors
+from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Pin, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences
 from featurestore.client.upload import MAX_WINDOW, Batch, OnProgress, Upload, items_of
@@ -51,6 +51,14 @@ class Client:
     max_message_bytes  of a request; the server has a limit too
     max_reply_bytes    of a reply; one that is larger is an error, and not taken into memory
 
+    expect             which vector each of these services is to be: a model's Pin, by the service's name. The
+                       first call that reads any service asks for all of them
+    follow             read a service as it has become, where what it was cannot be served any more
+
+    A vector keeps its order: what a client reads of a service stays what it first read, however the schema
+    changes, for as long as the store can answer it. Where it cannot, the call raises SchemaMismatchError,
+    which names the feature that is gone; `refresh` takes the service as it is.
+
     The connection is kept while nothing is asked: it is pinged every 30 s of silence, and made anew where no
     answer comes within 10 s.
 
@@ -71,11 +79,13 @@ class Client:
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         max_reply_bytes: int = MAX_REPLY_BYTES,
         backoff: Backoff = Backoff(),  # noqa: B008  frozen
+        expect: Mapping[str, Pin] | None = None,
+        follow: bool = False,
     ) -> None:
         self.target = checked_target(target)
         self.timeout_s, self.retry_s = checked_timeout_s(timeout_s), retry_s
         self._max_message_bytes, self._backoff = max_message_bytes, backoff
-        self._calls = Calls(producer, epoch)
+        self._calls = Calls(producer, epoch, expect, follow)
         made = options(target, max_message_bytes, max_reply_bytes, tls)
         if tls is None:
             self._channel = grpc.insecure_channel(target, made)
@@ -100,6 +110,7 @@ class Client:
         peek: bool = False,
         bounds: bool = False,
         ack: Ack | None = None,
+        pin: Pin | None = None,
         timeout_s: float | None = None,
     ) -> Observed:
         """Applies one event and reads a service at the event's time.
@@ -107,10 +118,11 @@ class Client:
         fields   by name, the time field among them: in its unit, or a datetime (naive means UTC)
         peek     answer as if it had been applied, and apply nothing
         bounds   also read the bounds of each value
+        pin      read this vector of the service, whatever it is by now
         ack      when to answer; None: what the store's durability mode promises
         """
         return self._run(
-            self._calls.observe(event, fields, service, peek=peek, bounds=bounds, ack=ack), timeout_s
+            self._calls.observe(event, fields, service, peek=peek, bounds=bounds, ack=ack, pin=pin), timeout_s
         )
 
     def get(
@@ -120,13 +132,15 @@ class Client:
         as_of: Time | None = None,
         bounds: bool = False,
         *,
+        pin: Pin | None = None,
         timeout_s: float | None = None,
     ) -> Vector:
         """One vector. A part that is not given makes the features that need it UNAVAILABLE.
 
         as_of   ms since the epoch, a datetime or ISO 8601 text; None: the store's now
+        pin     read this vector of the service, whatever it is by now
         """
-        return self._run(self._calls.get(service, keys, as_of, bounds), timeout_s)
+        return self._run(self._calls.get(service, keys, as_of, bounds, pin), timeout_s)
 
     def get_many(
         self,
@@ -135,6 +149,7 @@ class Client:
         as_of: Any = None,
         bounds: bool = False,
         *,
+        pin: Pin | None = None,
         timeout_s: float | None = None,
     ) -> Vectors:
         """A vector per key set: a list of dicts, or columns (mapping of arrays, Arrow table, data frame).
@@ -142,7 +157,7 @@ class Client:
         `as_of` is one time for all, or one for each. Many are read in several calls, so without `as_of` the
         later ones may be read at a later now; `timeout_s` is the deadline of each of the calls.
         """
-        return self._run(self._calls.get_many(service, keys, as_of, bounds), timeout_s)
+        return self._run(self._calls.get_many(service, keys, as_of, bounds, pin), timeout_s)
 
     def heaviest(
         self,
@@ -157,6 +172,11 @@ class Client:
         Those whose key is not given are left out.
         """
         return self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
+
+    def refresh(self) -> Schema:
+        """Reads each service as it is now from here on, in its order; those that `expect` names stay as they
+        are expected."""
+        return self._run(self._calls.refresh(), None)
 
     def schema(self, *, wait: bool = False, on_wait: OnWait | None = None) -> Schema:
         """What the store serves, asked for anew.
@@ -286,8 +306,7 @@ class Client:
                 failure = Failure.of(error)
                 wait_s = attempts.wait_after(failure)
                 if wait_s is None:
-                    reading = wanted.method is Method.GET_FEATURES
-                    raise failure.error(self.target, reading=reading) from error
+                    raise failure.error(self.target, reading=wanted.of_a_vector) from error
                 time.sleep(wait_s)
             else:
                 return Reply(reply, attempts.made)

@@ -307,7 +307,7 @@ def decode_vectors(
         raise unreadable("a value that is WARMING, and no word of the share that it covers")
     else:
         coverage = (statuses != Status.UNAVAILABLE).astype(np.float32)
-    made = Vectors(service.names, values, statuses, coverage, lower, upper, now_ms)
+    made = Vectors(service.names, values, statuses, coverage, lower, upper, now_ms, service.pin)
     _check_meaning(made, service)
     return made if bounds else replace(made, lower=None, upper=None)
 

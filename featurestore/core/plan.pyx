@@ -54,16 +54,16 @@ cdef class CompiledPlan:
         self.programs = []
         _check(len(plan.entities) < 0x7FFF and len(plan.events) < 0x7FFF,
                "more than 32,767 entities or event types")
-        _check(len(plan.views) < 0x7FFF and len(plan.services) < 0x7FFF, "more than 32,767 views or services")
+        _check(len(plan.views) < 0x7FFF and len(plan.served) < 0x7FFF, "more than 32,767 views or services")
         self.c = <PlanC*>self._array(1, sizeof(PlanC))
         self.c.n_entities = len(plan.entities)
         self.c.n_events = len(plan.events)
         self.c.n_views = len(plan.views)
-        self.c.n_services = len(plan.services)
+        self.c.n_services = len(plan.served)
         self.c.entities = <EntityC*>self._array(len(plan.entities), sizeof(EntityC))
         self.c.events = <EventC*>self._array(len(plan.events), sizeof(EventC))
         self.c.views = <ViewC*>self._array(len(plan.views), sizeof(ViewC))
-        self.c.services = <ServiceC*>self._array(len(plan.services), sizeof(ServiceC))
+        self.c.services = <ServiceC*>self._array(len(plan.served), sizeof(ServiceC))
         self.part_names = tuple(sorted({part for entity in plan.entities for part in entity.parts}))
         _check(len(self.part_names) < 0x7FFF, "more than 32,767 key parts")
         self.c.n_part_names = len(self.part_names)
@@ -89,7 +89,7 @@ cdef class CompiledPlan:
         self._sketched()
         self._touches(previous)
         self._formulas()
-        for i in range(len(plan.services)):
+        for i in range(len(plan.served)):
             self._service(i)
 
     def __dealloc__(self):
@@ -456,7 +456,7 @@ cdef class CompiledPlan:
         cdef SlotC* slot
         cdef GroupC* group
         cdef size_t i, j
-        spec = self.plan.services[index]
+        spec = self.plan.served[index]
         n_features = len(self.plan.features)
         _check(all(0 <= feature < n_features + len(self.plan.derived) for feature in spec.features)
                and len(set(spec.features)) == len(spec.features),

@@ -1271,7 +1271,7 @@ cdef class State:
         cdef const int64_t* first = <const int64_t*><uintptr_t>nows.ctypes.data
         cdef Clocks clocks
         _clocks(s, first, first + self.c.plan.n_events, &clocks)
-        needed = self.plan.needed_for(self.plan.services[service].features)
+        needed = self.plan.needed_for(self.plan.served[service].features)
         found = []
         memset(&out, 0, sizeof(out))
         try:

@@ -106,7 +106,7 @@ from featurestore.errors import SchemaError
 from featurestore.plan import Plan
 from featurestore.schema.compile import compile_plan
 from featurestore.schema.document import MAX_BYTES, TOO_LARGE, Mistakes, read_document
-from featurestore.schema.evolution import Moment, exact_events_of, succeed
+from featurestore.schema.evolution import Moment, exact_events_of, succeed, with_meanings
 from featurestore.schema.model import read_model
 
 __all__ = ["compile_schema", "load"]
@@ -157,9 +157,21 @@ def compile_schema(
             lines = {view.name: view.line for view in schema.views}
             plan = compile_plan(schema, text)
             if previous is not None:
-                plan = succeed(plan, previous, Moment(now_ms, ahead_ms), lines, mistakes)
+                known = _with_meanings(previous)
+                made = succeed(plan, known, Moment(now_ms, ahead_ms), lines, mistakes)
+                plan = previous if made is known else made
             elif from_beginning:
                 plan = replace(plan, events=tuple(replace(e, from_beginning=True) for e in plan.events))
     mistakes.report()
     assert plan is not None  # noqa: S101  # else there was a mistake
     return plan
+
+
+def _with_meanings(plan: Plan) -> Plan:
+    """A plan from before it kept what features mean, as if it had; see evolution.with_meanings."""
+    if all(feature.meaning is not None for feature in plan.all_features):
+        return plan
+    try:
+        return with_meanings(plan, compile_schema(plan.source))
+    except SchemaError:
+        return plan  # its text is none of today's: what it was cannot be told, and is not remembered

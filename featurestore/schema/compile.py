@@ -69,7 +69,8 @@ def compile_plan(schema: SchemaModel, source: str) -> Plan:
             views.append(_view(place, view, columns, indexes, sketch))
         for feature in view.features:
             column = order[feature.field, feature.where] if feature.has_column else None
-            definitions[feature.name] = (len(features), _definition(view, feature))
+            definition = _definition(view, feature)
+            definitions[feature.name] = (len(features), definition)
             features.append(
                 FeaturePlan(
                     name=feature.name,
@@ -78,15 +79,14 @@ def compile_plan(schema: SchemaModel, source: str) -> Plan:
                     column=column,
                     window_ms=feature.window.length_ms,
                     exclude_self=feature.exclude_self,
+                    meaning=_fingerprint([definition]),
                 )
             )
     derived: list[DerivedPlan] = []
     for each in schema.derived:
         operands = [definitions[name] for name in each.formula.operands]
-        definitions[each.name] = (
-            len(features) + len(derived),
-            _derived_definition(each, [definition for _, definition in operands]),
-        )
+        definition = _derived_definition(each, [definition for _, definition in operands])
+        definitions[each.name] = (len(features) + len(derived), definition)
         derived.append(
             DerivedPlan(
                 name=each.name,
@@ -94,6 +94,7 @@ def compile_plan(schema: SchemaModel, source: str) -> Plan:
                 operands=tuple(index for index, _ in operands),
                 ops=each.formula.ops,
                 by_zero=each.by_zero,
+                meaning=_fingerprint([definition]),
             )
         )
     return Plan(

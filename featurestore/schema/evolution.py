@@ -21,6 +21,8 @@ Ids are how state finds its view again, so this file decides what survives:
 - A derived feature has no state: it may be added, removed and changed at will, and has its past at once, that
   of its operands. What it means is part of the fingerprint of each service that lists it, so that a client
   which asks for the old meaning is told.
+- A service that becomes another vector is remembered as it was (`pins`), the last MOST_VECTORS of each, the
+  current one counted: who asks for it by its fingerprint is answered in its order.
 - A view keeps its `exact_events` where the text does not say, whatever the default has become since: a store
   goes on with the schema that it was made with.
 - The schema's name may not change: another name is another schema, given to the wrong store.
@@ -32,10 +34,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from featurestore.errors import SchemaError
-from featurestore.plan import EventPlan, Plan, ViewPlan
+from featurestore.plan import EventPlan, PinPlan, Plan, ServicePlan, ViewPlan
 from featurestore.schema.changes import differences, value_text
 from featurestore.schema.document import Mistakes, shown
 
+MOST_VECTORS = 8  # of a service, that are remembered
 MAX_ID = 65535  # an id is a u16 in the journal, in rows and in fingerprints
 
 
@@ -138,9 +141,51 @@ def succeed(plan: Plan, previous: Plan, moment: Moment, lines: Mapping[str, int]
         next_event_id=next_event_id,
         next_entity_id=next_entity_id,
         next_view_id=next_view_id,
+        pins=_pins(previous, plan),
     )
     same = replace(changed, version=previous.version, source=previous.source) == previous
     return previous if same else changed
+
+
+def _pins(previous: Plan, plan: Plan) -> tuple[PinPlan, ...]:
+    """What each service has been, the newest first, without what it is."""
+    before = {service.name: service for service in previous.services}
+    pins: list[PinPlan] = []
+    for service in plan.services:
+        had = before.get(service.name)
+        newest = None if had is None else _pin(previous, had)
+        known = {} if newest is None else {newest.fingerprint: newest}
+        for pin in previous.pins:
+            if pin.service == service.name:
+                known.setdefault(pin.fingerprint, pin)
+        known.pop(service.fingerprint, None)
+        pins += list(known.values())[: MOST_VECTORS - 1]
+    return tuple(pins)
+
+
+def _pin(plan: Plan, service: ServicePlan) -> PinPlan | None:
+    """None where the plan is from before meanings were kept, and its text does not give them."""
+    features = [plan.all_features[index] for index in service.features]
+    meanings = [feature.meaning for feature in features if feature.meaning is not None]
+    if len(meanings) < len(features):
+        return None
+    names = tuple(feature.name for feature in features)
+    return PinPlan(service.name, service.fingerprint, names, tuple(meanings))
+
+
+def with_meanings(plan: Plan, text: Plan) -> Plan:
+    """A plan from before it kept what features mean, with what its own text says of them: `text`, compiled
+    anew. Only where every service is the same vector by both; else the plan as it is."""
+    if {each.name: each.fingerprint for each in plan.services} != {
+        each.name: each.fingerprint for each in text.services
+    }:
+        return plan
+    meanings = {feature.name: feature.meaning for feature in text.all_features}
+    return replace(
+        plan,
+        features=tuple(replace(each, meaning=meanings.get(each.name)) for each in plan.features),
+        derived=tuple(replace(each, meaning=meanings.get(each.name)) for each in plan.derived),
+    )
 
 
 def _dedupe_floor_ms(before: EventPlan | None, event: EventPlan, now_ms: int | None) -> int | None:

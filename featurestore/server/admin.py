@@ -20,8 +20,10 @@ import grpc
 from featurestore.engine import Engine
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.niceness import nicely
+from featurestore.plan import PinPlan, Plan
 from featurestore.schema.changes import Change, changes_of
 from featurestore.schema.document import shown
+from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.handlers import OnGrpcio, abort
 from featurestore.v1 import admin_service_pb2 as pb
 from featurestore.v1 import admin_service_pb2_grpc as pb_grpc
@@ -42,8 +44,8 @@ _log = logging.getLogger("featurestore.server")
 class Admin(pb_grpc.AdminServiceServicer):
     """The operator's calls on one store."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, dispatcher: Dispatcher) -> None:
+        self._engine, self._dispatcher = engine, dispatcher
         self._began = time.monotonic()
         self._changing = threading.Lock()  # from one schema to the next, so that a reply tells its own change
 
@@ -55,6 +57,9 @@ class Admin(pb_grpc.AdminServiceServicer):
         self, request: pb.ApplySchemaRequest, context: grpc.ServicerContext
     ) -> pb.ApplySchemaResponse:
         return _answer(context, lambda: self._apply_schema(request))
+
+    def ListPins(self, request: pb.ListPinsRequest, context: grpc.ServicerContext) -> pb.ListPinsResponse:
+        return _answer(context, self._list_pins)
 
     def Stats(self, request: pb.StatsRequest, context: grpc.ServicerContext) -> pb.StatsResponse:
         return _answer(context, self._stats)
@@ -113,7 +118,34 @@ class Admin(pb_grpc.AdminServiceServicer):
                 added_features=[name for name in has if name not in set(had)],
                 removed_features=[name for name in had if name not in set(has)],
                 changes=[_change(each) for each in changes],
+                pins_broken=_broken(before, plan),
             )
+
+    def _list_pins(self) -> pb.ListPinsResponse:
+        plan = self._engine.state.plan
+        current = {
+            service: PinPlan(
+                service.name,
+                service.fingerprint,
+                tuple(plan.all_features[index].name for index in service.features),
+                (),
+            )
+            for service in plan.services
+        }
+        response = pb.ListPinsResponse()
+        for service, now in current.items():
+            for pin in (now, *(each for each in plan.pins if each.service == service.name)):
+                calls, ago_s = self._dispatcher.asked_of(pin.service, pin.fingerprint)
+                response.pins.add(
+                    service=pin.service,
+                    fingerprint=int(pin.fingerprint, 16),
+                    features=pin.names,
+                    current=pin is now,
+                    missing="" if pin is now else plan.missing(pin) or "",
+                    calls=calls,
+                    asked_ms_ago=None if ago_s is None else int(ago_s * 1000),
+                )
+        return response
 
     def _stats(self) -> pb.StatsResponse:
         stats = {name: n for name, n in self._engine.stats().items() if n is not None}
@@ -185,6 +217,21 @@ def _change(change: Change) -> pb.Change:
         consent=change.needs_consent,
         line=change.line,
     )
+
+
+def _broken(before: Plan, after: Plan) -> list[pb.BrokenPin]:
+    """The vectors that were served before and are so no more."""
+    served = {(each.name, each.fingerprint) for each in after.served}
+    pins = {(pin.service, pin.fingerprint): pin for pin in after.pins}
+    broken = []
+    for each in before.served:
+        if (each.name, each.fingerprint) not in served:
+            pin = pins.get((each.name, each.fingerprint))
+            missing = "" if pin is None else after.missing(pin) or ""
+            broken.append(
+                pb.BrokenPin(service=each.name, fingerprint=int(each.fingerprint, 16), missing=missing)
+            )
+    return broken
 
 
 def _log_applied(version: int, changes: Sequence[Change], note: str) -> None:

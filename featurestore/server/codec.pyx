@@ -1115,13 +1115,16 @@ cdef int find_event(Decoder* d, const uint8_t* name, size_t length, IngestCall* 
 
 
 cdef int find_service(Decoder* d, const uint8_t* name, size_t length, bint has_fingerprint,
-                      uint64_t fingerprint,
-                      int32_t* service) noexcept nogil:
+                      uint64_t fingerprint, int32_t* service) noexcept nogil:
+    """The service as it is, or as it was where the request has the fingerprint of that."""
     service[0] = name_index(&d.tables.service_names, name, length, 0)
     if service[0] < 0:
         return fail_name(d, WIRE_UNKNOWN_SERVICE, name, length, 0)
-    if has_fingerprint and d.tables.services[service[0]].fingerprint != fingerprint:
-        return fail_name(d, WIRE_FINGERPRINT, name, length, 0)
+    while has_fingerprint and d.tables.services[service[0]].fingerprint != fingerprint:
+        service[0] = <int32_t>d.tables.services[service[0]].older
+        if service[0] == 0:
+            d.error.fingerprint = fingerprint
+            return fail_name(d, WIRE_FINGERPRINT, name, length, 0)
     return WIRE_OK
 
 

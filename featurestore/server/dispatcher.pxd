@@ -58,8 +58,13 @@ cdef enum:
     N_REASONS = 16                   # refusals: Outcome 16 to 31
     N_STATUSES = 17                  # gRPC status codes, 0 to 16
 
+ctypedef struct AskedC:              # how often one vector was asked for; only ever added to, atomically
+    uint64_t calls
+    uint64_t last_ns                 # CLOCK_MONOTONIC, of the last of them
+
 ctypedef struct Edition:             # the names of one plan; alive while it is served or has users
     const WireTables* tables
+    AskedC** asked                   # of each vector, as in Plan.served
     uint64_t users                   # failed calls that have not been put in words yet; atomic
 
 ctypedef struct Call:
@@ -120,6 +125,7 @@ cdef class Dispatcher:
     cdef readonly Engine engine
     cdef readonly dict limits        # of WireSchema
     cdef list served                 # Served: the one in use, then those whose errors still await words
+    cdef dict asked                  # Asked, by service and fingerprint: they outlive a change of schema
     cdef bint made
     # The exception of featurestore.errors for a call that failed; releases what it held.
     cdef object exception(self, Call* call)
@@ -129,5 +135,6 @@ cdef class Dispatcher:
 # Compared at import: see core/structs.py.
 cdef inline dict dispatcher_structs():
     return engine_structs() | names_structs() | {"server/dispatcher.pxd": (
-        sizeof(Edition), sizeof(Call), sizeof(MethodCounts), sizeof(DispatcherC), sizeof(Dispatcher),
+        sizeof(AskedC), sizeof(Edition), sizeof(Call), sizeof(MethodCounts), sizeof(DispatcherC),
+        sizeof(Dispatcher),
     )}

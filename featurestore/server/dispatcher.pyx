@@ -20,7 +20,7 @@ Words are made outside: `Dispatcher.exception` takes the GIL after every lock ha
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -63,11 +63,13 @@ cdef extern from * nogil:
     """
     #define fs_add(counter, n) ((void)__atomic_fetch_add((counter), (n), __ATOMIC_RELAXED))
     #define fs_sub(counter, n) ((void)__atomic_fetch_sub((counter), (n), __ATOMIC_RELEASE))
+    #define fs_store(counter, n) __atomic_store_n((counter), (n), __ATOMIC_RELAXED)
     #define fs_load(counter) __atomic_load_n((counter), __ATOMIC_ACQUIRE)
     #define fs_bits(x) (64 - __builtin_clzll((x) | 1))
     """
     void fs_add(uint64_t* counter, uint64_t n) noexcept
     void fs_sub(uint64_t* counter, uint64_t n) noexcept
+    void fs_store(uint64_t* counter, uint64_t n) noexcept
     uint64_t fs_load(const uint64_t* counter) noexcept
     int fs_bits(uint64_t x) noexcept
 
@@ -149,6 +151,12 @@ cdef void dispatcher_give(DispatcherC* d, Call* call) noexcept nogil:
 
 # -- one call
 # -------------------------------------------------------------------------------------------------
+
+cdef void _count_asked(const Edition* edition, int32_t service, uint64_t now_ns) noexcept nogil:
+    cdef AskedC* asked = edition.asked[service]
+    fs_add(&asked.calls, 1)
+    fs_store(&asked.last_ns, now_ns)
+
 
 cdef int _failed(Call* call, int fault) noexcept nogil:
     call.fault = fault
@@ -321,6 +329,7 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
         if answer == ANSWER_ERROR:
             return answer
     if service != NULL:
+        _count_asked(edition, request.service, call.began_ns)
         view = _view(&outputs, 1, service.width, request.coverage)
     if not wire_encode_observe(&call.reply, request.write.batch.outcomes[0], call.result.partly_late != 0,
                                ack, call.result.position, NULL if service == NULL else &view, fingerprint,
@@ -396,6 +405,7 @@ cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t si
                                      &outputs, &read_at)
     if call.engine_status != ENGINE_OK:
         return _untaken(call)
+    _count_asked(edition, request.service, call.began_ns)
     view = _view(&outputs, request.n, service.width, request.coverage)
     if not wire_encode_read(&call.reply, streamed, &view,
                             edition.tables.services[request.service].fingerprint, service.confidence,
@@ -475,14 +485,32 @@ cdef int check_method(int method) except -1:
 
 
 @cython.final
+cdef class Asked:
+    """How often one vector was asked for, and when last."""
+    cdef AskedC c
+
+
+@cython.final
 cdef class Served:
     """The names of one plan, and how many failed calls still point into them."""
     cdef Edition edition
     cdef WireSchema schema
+    cdef list asked                  # Asked, of each vector
 
-    def __init__(self, WireSchema schema not None):
+    def __init__(self, WireSchema schema not None, list asked not None):
+        cdef Asked each
+        cdef size_t i
         self.schema = schema
+        self.asked = asked
         self.edition.tables = &schema.tables
+        self.edition.asked = <AskedC**>calloc(len(asked) + 1, sizeof(AskedC*))
+        if self.edition.asked == NULL:
+            raise MemoryError
+        for i, each in enumerate(asked):
+            self.edition.asked[i] = &each.c
+
+    def __dealloc__(self):
+        free(self.edition.asked)
 
 
 @cython.final
@@ -515,6 +543,7 @@ cdef class Dispatcher:
         self.c.max_reply_bytes = max_message_bytes
         self.c.max_arena_bytes = max_call_bytes
         self.served = []
+        self.asked = {}
         engine.add_plan_listener(self)
 
     def __dealloc__(self):
@@ -535,13 +564,17 @@ cdef class Dispatcher:
 
     def prepare(self, plan):
         """The tables of a coming plan."""
-        return Served(WireSchema(plan, **self.limits))
+        asked = [self.asked.get((each.name, each.fingerprint)) or Asked() for each in plan.served]
+        return Served(WireSchema(plan, **self.limits), asked)
 
     def adopt(self, Served served not None):
         """Answers with these names from now on; the plan lock is held exclusively (or nobody has called
         yet).
         """
         cdef Served old
+        plan = served.schema.plan
+        self.asked = {(each.name, each.fingerprint): asked
+                      for each, asked in zip(plan.served, served.asked, strict=True)}
         self.served = [served] + [old for old in self.served if fs_load(&old.edition.users)]
         self.c.edition = &served.edition
 
@@ -672,6 +705,14 @@ cdef class Dispatcher:
         refused = {FIRST_REASON + i: fs_load(&self.c.refused[i]) for i in range(<int>N_REASONS)
                    if self.c.refused[i]}
         return {"methods": methods, "refused": refused}
+
+    def asked_of(self, str service, str fingerprint):
+        """How often a vector was asked for by Observe and GetFeatures since it is served here, and how long
+        ago last, seconds; (0, None) where it never was."""
+        cdef Asked asked = self.asked.get((service, fingerprint))
+        if asked is None or not fs_load(&asked.c.calls):
+            return 0, None
+        return fs_load(&asked.c.calls), (clock_monotonic_ns() - <int64_t>fs_load(&asked.c.last_ns)) / 1e9
 
     @property
     def n_calls(self):

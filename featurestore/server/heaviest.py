@@ -60,10 +60,10 @@ class Heaviest:
                 raise UnknownNameError(
                     f"there is no service {request.service[:100]!r}; there is {known[:1000]}"
                 )
-            service = names.index(request.service)
-            fingerprint = int(plan.services[service].fingerprint, 16)
-            if request.HasField("fingerprint") and request.fingerprint != fingerprint:
-                raise another_service(request.service)
+            wanted = request.fingerprint if request.HasField("fingerprint") else None
+            service = plan.vector(request.service, wanted)
+            if service is None:
+                raise another_service(request.service, plan, request.fingerprint)
             at_ms, found = self._engine.lists(service, parts, as_of=as_of)
             if self._engine.state.plan is plan:  # else its numbers may be another schema's
                 return _response(plan, at_ms, found)

@@ -34,12 +34,13 @@ ctypedef struct FieldTable:          # the fields of an event type, or the key p
 ctypedef struct ServiceEntry:
     uint64_t fingerprint
     uint32_t width                   # number of its features
+    uint32_t older                   # index of what the service was before; 0: nothing that is still served
 
 ctypedef struct WireTables:
     NameTable event_names
     const FieldTable* events         # [event_names.n], the plan's order
     NameTable service_names
-    const ServiceEntry* services     # [service_names.n], the plan's order
+    const ServiceEntry* services     # as in Plan.served: [service_names.n], then what they were before
     FieldTable parts                 # every key part of every entity, sorted by name
     size_t max_message_bytes
     uint32_t max_rows                # events of a batch, key sets of a read; at most MAX_BATCH_EVENTS
@@ -79,7 +80,7 @@ cdef enum WireStatus:
     WIRE_BAD_KEY = 19                # of a read; row, reason: Outcome
     WIRE_AS_OF_RANGE = 20            # outside the years 1..9999; row
     WIRE_AS_OF_TWICE = 21            # one for all and one for each
-    WIRE_FINGERPRINT = 22            # not the service's; text: the service's name
+    WIRE_FINGERPRINT = 22            # of no vector of the service; text: the service's name
 
 ctypedef struct WireError:
     int code                         # WireStatus
@@ -89,6 +90,7 @@ ctypedef struct WireError:
     int32_t event                    # index of the event type, or -1
     uint32_t row                     # index of the event, key set or value
     uint8_t reason                   # Outcome, for WIRE_BAD_KEY
+    uint64_t fingerprint             # for WIRE_FINGERPRINT
 
 # The exception of featurestore.errors that says it in words, with a suggestion for a mistyped name.
 cdef object wire_exception(WireSchema schema, const WireError* error)

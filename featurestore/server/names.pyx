@@ -12,7 +12,7 @@ from featurestore.plan import Kind
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.batch cimport (
@@ -101,7 +101,7 @@ cdef class WireSchema:
         self._fill_fields(&self.tables.parts, list(self.parts), [FIELD_KEY] * len(self.parts))
 
         events = <FieldTable*>arena_alloc(&self._memory, len(plan.events), sizeof(FieldTable))
-        services = <ServiceEntry*>arena_alloc(&self._memory, len(plan.services), sizeof(ServiceEntry))
+        services = <ServiceEntry*>arena_alloc(&self._memory, len(plan.served), sizeof(ServiceEntry))
         if events == NULL or services == NULL:
             raise MemoryError
         self._fill_names(&self.tables.event_names, [event.name for event in plan.events])
@@ -114,9 +114,14 @@ cdef class WireSchema:
             events[i].time_unit = _UNITS[event.time.unit]
         self.tables.events = events
         self._fill_names(&self.tables.service_names, [service.name for service in plan.services])
-        for i, service in enumerate(plan.services):
+        newest = {}
+        for i, service in enumerate(plan.served):
             services[i].fingerprint = int(service.fingerprint, 16)
             services[i].width = len(service.features)
+            services[i].older = 0
+            if service.name in newest:
+                services[<uint32_t>newest[service.name]].older = i
+            newest[service.name] = i
         self.tables.services = services
 
     cdef int _fill_names(self, NameTable* table, list names) except -1:
@@ -170,10 +175,17 @@ def _meant(str name, names):
     return f"; did you mean {close[0]}?" if close else f"; there is {', '.join(sorted(names)) or 'none'}"
 
 
-def another_service(str name):
-    """The error for a request whose fingerprint is not the service's."""
+def another_service(str name, plan, uint64_t fingerprint):
+    """The error for a request whose fingerprint is of no vector of the service that is served."""
+    wanted = f"{fingerprint:016x}"
+    for pin in plan.pins:
+        if pin.service == name and pin.fingerprint == wanted:
+            return SchemaMismatchError(
+                f"service {name!r} was the vector {wanted} and is so no more: its feature "
+                f"{plan.missing(pin)} is gone, or means another number now; fetch its features again with "
+                "GetSchema, for a model that is trained on them")
     return SchemaMismatchError(
-        f"service {name!r} is not the one that the fingerprint stands for; "
+        f"service {name!r} is not the vector {wanted}, nor remembered to have been; "
         "fetch its features again with GetSchema"
     )
 
@@ -258,5 +270,5 @@ cdef object wire_exception(WireSchema schema, const WireError* error):
     if code == WIRE_AS_OF_TWICE:
         return InvalidEventError("as_of_ms and as_of_each_ms are both given; send one of them")
     if code == WIRE_FINGERPRINT:
-        return another_service(name)
+        return another_service(name, plan, error.fingerprint)
     raise AssertionError(f"no words for wire status {code}")

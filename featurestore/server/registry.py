@@ -7,13 +7,15 @@ carries another.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from featurestore.engine import Engine
 from featurestore.plan import DerivedPlan, EventPlan, FeaturePlan, FieldPlan, Kind, Plan, ServicePlan
-from featurestore.server.handlers import Handlers
+from featurestore.server.handlers import Handlers, abort
+from featurestore.server.names import another_service
 from featurestore.v1 import registry_service_pb2 as pb
 
 SERVICE = "featurestore.v1.RegistryService"
@@ -103,31 +105,44 @@ def _derived(plan: Plan, feature: DerivedPlan) -> pb.FeatureSchema:
     )
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """Of one plan."""
+
+    plan: Plan
+    whole: pb.GetSchemaResponse
+    replies: dict[str, bytes]  # by the name of a service that to a request for it; by "", the whole schema
+
+
+def _only(whole: pb.GetSchemaResponse, service: pb.ServiceSchema) -> pb.GetSchemaResponse:
+    """The schema with one of its services, or with what one was."""
+    one = pb.GetSchemaResponse()
+    one.CopyFrom(whole)
+    del one.services[:]
+    one.services.add().CopyFrom(service)
+    return one
+
+
 class Registry:
     """RegistryService, of the plan being served."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._replies: dict[str, bytes] = {}
+        self._prepared: _Prepared
         engine.add_plan_listener(self)
 
     def close(self) -> None:
         self._engine.remove_plan_listener(self)
 
-    def prepare(self, plan: Plan) -> dict[str, bytes]:
-        """By the name of a service, the reply to a request for it; by "", the whole schema."""
+    def prepare(self, plan: Plan) -> _Prepared:
         whole = describe(plan)
         replies = {"": whole.SerializeToString()}
         for service in whole.services:
-            one = pb.GetSchemaResponse()
-            one.CopyFrom(whole)
-            del one.services[:]
-            one.services.add().CopyFrom(service)
-            replies[service.name] = one.SerializeToString()
-        return replies
+            replies[service.name] = _only(whole, service).SerializeToString()
+        return _Prepared(plan, whole, replies)
 
-    def adopt(self, replies: dict[str, bytes]) -> None:
-        self._replies = replies
+    def adopt(self, prepared: _Prepared) -> None:
+        self._prepared = prepared
 
     def add_to(self, server: Handlers) -> None:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -139,11 +154,19 @@ class Registry:
         server.add_registered_method_handlers(SERVICE, handlers)
 
     def _get_schema(self, request: pb.GetSchemaRequest, context: grpc.ServicerContext) -> bytes:
-        replies = self._replies
+        prepared = self._prepared
+        replies = prepared.replies
         if request.service not in replies:
             known = ", ".join(sorted(name for name in replies if name)) or "none"
             context.abort(
                 grpc.StatusCode.NOT_FOUND,
                 f"there is no service {request.service[:100]!r}; there is {known[:1000]}",
             )
-        return replies[request.service]
+        if not request.HasField("fingerprint"):
+            return replies[request.service]
+        plan = prepared.plan
+        vector = plan.vector(request.service, request.fingerprint) if request.service else None
+        if vector is None:
+            abort(context, another_service(request.service, plan, request.fingerprint))
+        was: bytes = _only(prepared.whole, _service(plan, plan.served[vector])).SerializeToString()
+        return was

@@ -104,7 +104,7 @@ class Server:
     def _add_services(self) -> None:
         self._registry.add_to(self.front)
         heaviest.Heaviest(self.engine, self.dispatcher).add_to(self.front)
-        admin.Admin(self.engine).add_to(self._admin)
+        admin.Admin(self.engine, self.dispatcher).add_to(self._admin)
         self.front.serve_health((grpc_front.SERVICE, registry.SERVICE))
         hot = feature_store_service_pb2.DESCRIPTOR.services_by_name["FeatureStoreService"].full_name
         names = (hot, registry.SERVICE, grpc_front.HEALTH, reflection.SERVICE_NAME)

@@ -60,18 +60,58 @@ class Change(_message.Message):
     def __init__(self, kind: _Optional[_Union[ChangeKind, str]] = ..., subject: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., consent: _Optional[bool] = ..., line: _Optional[str] = ...) -> None: ...
 
 class ApplySchemaResponse(_message.Message):
-    __slots__ = ("version", "position", "added_features", "removed_features", "changes")
+    __slots__ = ("version", "position", "added_features", "removed_features", "changes", "pins_broken")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     ADDED_FEATURES_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FEATURES_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
+    PINS_BROKEN_FIELD_NUMBER: _ClassVar[int]
     version: int
     position: int
     added_features: _containers.RepeatedScalarFieldContainer[str]
     removed_features: _containers.RepeatedScalarFieldContainer[str]
     changes: _containers.RepeatedCompositeFieldContainer[Change]
-    def __init__(self, version: _Optional[int] = ..., position: _Optional[int] = ..., added_features: _Optional[_Iterable[str]] = ..., removed_features: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
+    pins_broken: _containers.RepeatedCompositeFieldContainer[BrokenPin]
+    def __init__(self, version: _Optional[int] = ..., position: _Optional[int] = ..., added_features: _Optional[_Iterable[str]] = ..., removed_features: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., pins_broken: _Optional[_Iterable[_Union[BrokenPin, _Mapping]]] = ...) -> None: ...
+
+class BrokenPin(_message.Message):
+    __slots__ = ("service", "fingerprint", "missing")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    fingerprint: int
+    missing: str
+    def __init__(self, service: _Optional[str] = ..., fingerprint: _Optional[int] = ..., missing: _Optional[str] = ...) -> None: ...
+
+class ListPinsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPinsResponse(_message.Message):
+    __slots__ = ("pins",)
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    pins: _containers.RepeatedCompositeFieldContainer[PinnedVector]
+    def __init__(self, pins: _Optional[_Iterable[_Union[PinnedVector, _Mapping]]] = ...) -> None: ...
+
+class PinnedVector(_message.Message):
+    __slots__ = ("service", "fingerprint", "features", "current", "missing", "calls", "asked_ms_ago")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    CURRENT_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    ASKED_MS_AGO_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    fingerprint: int
+    features: _containers.RepeatedScalarFieldContainer[str]
+    current: bool
+    missing: str
+    calls: int
+    asked_ms_ago: int
+    def __init__(self, service: _Optional[str] = ..., fingerprint: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., current: _Optional[bool] = ..., missing: _Optional[str] = ..., calls: _Optional[int] = ..., asked_ms_ago: _Optional[int] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

@@ -40,6 +40,11 @@ class AdminServiceStub:
                 request_serializer=featurestore_dot_v1_dot_admin__service__pb2.ApplySchemaRequest.SerializeToString,
                 response_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ApplySchemaResponse.FromString,
                 _registered_method=True)
+        self.ListPins = channel.unary_unary(
+                '/featurestore.v1.AdminService/ListPins',
+                request_serializer=featurestore_dot_v1_dot_admin__service__pb2.ListPinsRequest.SerializeToString,
+                response_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ListPinsResponse.FromString,
+                _registered_method=True)
         self.Stats = channel.unary_unary(
                 '/featurestore.v1.AdminService/Stats',
                 request_serializer=featurestore_dot_v1_dot_admin__service__pb2.StatsRequest.SerializeToString,
@@ -83,6 +88,14 @@ class AdminServiceServicer:
 
     def ApplySchema(self, request, context):
         """Checks a schema against the one being served and, unless told to check only, serves it from then on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPins(self, request, context):
+        """The vectors that services are and were: by their fingerprints, the last eight of each are served for as long as all
+        their features are.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,6 +158,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ApplySchema,
                     request_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ApplySchemaRequest.FromString,
                     response_serializer=featurestore_dot_v1_dot_admin__service__pb2.ApplySchemaResponse.SerializeToString,
+            ),
+            'ListPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPins,
+                    request_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ListPinsRequest.FromString,
+                    response_serializer=featurestore_dot_v1_dot_admin__service__pb2.ListPinsResponse.SerializeToString,
             ),
             'Stats': grpc.unary_unary_rpc_method_handler(
                     servicer.Stats,
@@ -210,6 +228,33 @@ class AdminService:
             '/featurestore.v1.AdminService/ApplySchema',
             featurestore_dot_v1_dot_admin__service__pb2.ApplySchemaRequest.SerializeToString,
             featurestore_dot_v1_dot_admin__service__pb2.ApplySchemaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featurestore.v1.AdminService/ListPins',
+            featurestore_dot_v1_dot_admin__service__pb2.ListPinsRequest.SerializeToString,
+            featurestore_dot_v1_dot_admin__service__pb2.ListPinsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -77,10 +77,12 @@ AGGREGATE_HOUR_ENTROPY: Aggregate
 AGGREGATE_DERIVED: Aggregate
 
 class GetSchemaRequest(_message.Message):
-    __slots__ = ("service",)
+    __slots__ = ("service", "fingerprint")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     service: str
-    def __init__(self, service: _Optional[str] = ...) -> None: ...
+    fingerprint: int
+    def __init__(self, service: _Optional[str] = ..., fingerprint: _Optional[int] = ...) -> None: ...
 
 class GetSchemaResponse(_message.Message):
     __slots__ = ("name", "version", "source", "event_types", "entities", "services")

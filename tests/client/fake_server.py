@@ -118,6 +118,7 @@ class FakeServer(
         self.events: list[dict[str, Any]] = []
         self.batches: list[service_pb.IngestRequest] = []  # as they arrived, retries included
         self.observed: list[service_pb.ObserveRequest] = []
+        self.schemas: list[registry.GetSchemaRequest] = []
         self.reads: list[service_pb.GetFeaturesRequest] = []
         self.calls: dict[str, int] = {}
         self.refuse: dict[str, int] = {}  # customer_id → Outcome number
@@ -158,6 +159,10 @@ class FakeServer(
     def GetSchema(self, request: Any, context: Any) -> Any:
         n = self._count("schema")
         self._scripted(context, self.before, "schema", n)
+        self.schemas.append(request)
+        served = self.schema.services[0].fingerprint
+        if request.HasField("fingerprint") and request.fingerprint != served:
+            context.abort(Code.FAILED_PRECONDITION, "service fraud is another vector")
         return self.schema
 
     def GetFeatures(self, request: Any, context: Any) -> Any:
@@ -165,7 +170,7 @@ class FakeServer(
         self.reads.append(request)
         self._scripted(context, self.before, "get", n)
         service = self.schema.services[0]
-        if request.fingerprint != service.fingerprint:
+        if request.HasField("fingerprint") and request.fingerprint != service.fingerprint:
             context.abort(Code.FAILED_PRECONDITION, "service fraud has changed: fetch its schema again")
         rows = len(request.key_sets)
         if request.HasField("key_columns"):
@@ -189,7 +194,8 @@ class FakeServer(
         n = self._count("observe")
         self.observed.append(request)
         self._scripted(context, self.before, "observe", n)
-        if request.service and request.fingerprint != self.schema.services[0].fingerprint:
+        wanted = request.fingerprint if request.HasField("fingerprint") else None
+        if request.service and wanted not in (None, self.schema.services[0].fingerprint):
             context.abort(Code.FAILED_PRECONDITION, "service fraud has changed: fetch its schema again")
         content = request.event.SerializeToString()
         new = self._judge(request.producer, request.epoch, request.sequence, content, context)

@@ -31,6 +31,7 @@ from featurestore.engine import Engine
 from featurestore.errors import (
     ConfigError,
     InvalidEventError,
+    SchemaMismatchError,
     SequenceError,
     UnavailableError,
     UnknownNameError,
@@ -277,13 +278,20 @@ def test_a_long_source_is_resumed_past_what_the_store_remembers_of_one_producer(
             client.ingest("transaction", rows(1500), batch_events=2, source="long")
 
 
-def test_a_schema_change_is_noticed_by_the_next_read(house: House, make_client: MakeClient) -> None:
-    client = make_client(house.target)
+def test_a_schema_change_is_noticed_by_who_follows_and_by_nobody_else_until_asked(
+    house: House, make_client: MakeClient
+) -> None:
+    client, following = make_client(house.target), make_client(house.target, follow=True)
     before = client.get("fraud", {"customer_id": 1}).names
+    assert following.get("fraud", {"customer_id": 1}).names == before
     less = SCHEMA.replace("[count, mean(tx_amount)]", "[mean(tx_amount)]")
     house.engine.apply_schema(less, allow=["drop", "order"])
-    after = client.get("fraud", {"customer_id": 1}).names
-    assert after == tuple(name for name in before if not name.startswith("customer.count"))
+    after = tuple(name for name in before if not name.startswith("customer.count"))
+    with pytest.raises(SchemaMismatchError, match=r"its feature customer\.count_1\w+ is gone"):
+        client.get("fraud", {"customer_id": 1})
+    assert following.get("fraud", {"customer_id": 1}).names == after
+    client.refresh()
+    assert client.get("fraud", {"customer_id": 1}).names == after
 
 
 # ---- the commands
@@ -598,7 +606,11 @@ def test_apply_says_what_changes_and_changes_it(house: House, capsys: pytest.Cap
     made = json.loads(out)
     assert (code, made["needs_allow"], house.engine.state.plan.version) == (0, ["drop", "narrow"], 3)
     assert made["changes"][0] == {
-        "kind": "NARROW", "subject": "view terminal: windows", "before": "1d", "after": "1h", "consent": True
+        "kind": "NARROW",
+        "subject": "view terminal: windows",
+        "before": "1d",
+        "after": "1h",
+        "consent": True,
     }
     file.write_text(SCHEMA.replace("tx_amount)", "tx_amnt)"))
     code, _, err = run(*words, capsys=capsys)

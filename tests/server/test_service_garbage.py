@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -63,7 +64,9 @@ def test_what_nobody_raised_on_purpose_is_logged_without_its_words_and_not_told(
     def broken(*_: Any) -> None:
         raise KeyError(PRIVATE)
 
-    monkeypatch.setattr(house.server._registry, "_replies", type("_", (), {"__contains__": broken})())
+    replies = type("_", (), {"__contains__": broken})()
+    prepared = dataclasses.replace(house.server._registry._prepared, replies=replies)
+    monkeypatch.setattr(house.server._registry, "_prepared", prepared)
     call = house.channel.unary_unary(REGISTRY + "GetSchema")
     code, words = failure(lambda: call(b"", timeout=10))
     assert (code, words) == (Code.INTERNAL, "internal error; the server's log has it")

@@ -101,7 +101,7 @@ def test_a_fingerprint_that_is_not_the_services_is_a_failed_precondition(
             request.fingerprint = wrong
             code, words = status_of(lambda: house.hot.GetHeaviest(request))
             assert code is grpc.StatusCode.FAILED_PRECONDITION
-            assert "service 'heavy' is not the one that the fingerprint stands for" in words
+            assert "service 'heavy' is not the vector" in words
         counts = house.server.dispatcher.counts()["methods"]["GetHeaviest"]
         assert (counts["calls"], counts["failed"]) == (4, {9: 2})
         assert sum(n for _, n in counts["latencies"]) == 4

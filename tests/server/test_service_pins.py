@@ -1,0 +1,180 @@
+"""Pins over both transports: a request with a fingerprint is answered in the order that it stands for, or
+refused with the name of what is gone; and a running client keeps what it first read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+from house import SCHEMA, T0, House, batch, field, keys, observe, play, read, status_of
+
+from featurestore.cli import main
+from featurestore.client import AdminClient, Client, Pin
+from featurestore.errors import SchemaMismatchError
+from featurestore.v1 import admin_service_pb2 as admin_pb
+from featurestore.v1 import feature_store_service_pb2 as pb
+from featurestore.v1 import registry_service_pb2 as registry_pb
+from featurestore.v1 import types_pb2 as types
+
+TURNED = SCHEMA.replace("[ip.*, account.*, pair.*]", "[pair.*, account.*, ip.*]")
+KEYS = {"ip": "1.2.3.4", "account": 596, "track": "t"}
+
+
+def get_schema(house: House, fingerprint: int | None = None) -> registry_pb.ServiceSchema:
+    request = registry_pb.GetSchemaRequest(service="abuse", fingerprint=fingerprint)
+    (service,) = house.registry.GetSchema(request).services
+    return service
+
+
+def test_a_reorder_under_a_running_client_moves_no_value(house: House) -> None:
+    """It did: the client followed, and other values stood at the same places."""
+    house.hot.Ingest(batch(*(play(T0 + i, ms_played=float(i)) for i in range(5))))
+    with Client(str(house.server.address)) as client:
+        before = client.get("abuse", KEYS, as_of=T0 + 4)
+        house.engine.apply_schema(TURNED, allow=["order"])
+        after = client.get("abuse", KEYS, as_of=T0 + 4)
+        assert (after.names, after.values.tolist()) == (
+            before.names,
+            pytest.approx(before.values, nan_ok=True),
+        )
+        assert after.pin == before.pin
+        assert client.get_many("abuse", [KEYS] * 3, as_of=T0 + 4)[2].names == before.names
+        seen = client.observe("play", {"ts": T0 + 4, **KEYS, "ms_played": 1.0}, "abuse", peek=True)
+        assert seen.vector is not None and seen.vector.pin == before.pin
+        with Client(str(house.server.address)) as other:
+            turned = other.get("abuse", KEYS, as_of=T0 + 4)
+        assert turned.names != before.names and sorted(turned.names) == sorted(before.names)
+        assert turned.to_dict() == pytest.approx(before.to_dict(), nan_ok=True)
+        assert [feature.name for feature in client.refresh().services["abuse"].features] == list(turned.names)
+        assert client.get("abuse", KEYS, as_of=T0 + 4).names == turned.names
+
+
+def test_the_wire_says_which_vector_it_is_and_serves_any_that_there_was(house: House) -> None:
+    house.hot.Ingest(batch(play(), play()))
+    first = get_schema(house)
+    house.engine.apply_schema(TURNED, allow=["order"])
+    second = get_schema(house)
+    assert first.fingerprint != second.fingerprint
+    assert get_schema(house, first.fingerprint) == first
+    assert get_schema(house, second.fingerprint) == second
+    found = {}
+    for service in (first, second):
+        asked = house.hot.GetFeatures(read(keys(**KEYS), fingerprint=service.fingerprint)).vectors
+        peeked = house.hot.Observe(observe(play(), peek=True, fingerprint=service.fingerprint)).vectors
+        assert {asked.fingerprint, peeked.fingerprint} == {service.fingerprint}
+        assert asked.width == peeked.width == len(service.features)
+        names = [feature.name for feature in service.features]
+        found[service.fingerprint] = dict(zip(names, map(str, asked.values), strict=True))
+        streamed = house.hot.GetFeaturesStream(
+            iter([pb.GetFeaturesStreamRequest(read=read(keys(**KEYS), fingerprint=service.fingerprint))])
+        )
+        assert next(streamed).read.vectors.fingerprint == service.fingerprint
+    assert found[first.fingerprint] == found[second.fingerprint]
+    assert list(found[first.fingerprint]) != list(found[second.fingerprint])
+    assert house.hot.GetFeatures(read(keys(**KEYS))).vectors.fingerprint == second.fingerprint
+
+
+def test_a_feature_that_is_gone_is_named(house: House) -> None:
+    first = get_schema(house)
+    fewer = SCHEMA.replace("windows: [10m, 1h]", "windows: [1h]")
+    assert fewer != SCHEMA
+    with house.admin() as admin:
+        request = admin_pb.ApplySchemaRequest(source=fewer, dry_run=True)
+        (broken,) = admin.ApplySchema(request).pins_broken
+        assert (broken.service, broken.fingerprint) == ("abuse", first.fingerprint)
+        assert broken.missing == "ip.count_10m"
+        assert not admin.ApplySchema(admin_pb.ApplySchemaRequest(source=TURNED, dry_run=True)).pins_broken
+    house.engine.apply_schema(fewer, allow=["drop", "order"])
+    calls = [
+        lambda: house.hot.GetFeatures(read(keys(**KEYS), fingerprint=first.fingerprint)),
+        lambda: house.hot.Observe(observe(play(), fingerprint=first.fingerprint)),
+        lambda: get_schema(house, first.fingerprint),
+    ]
+    for call in calls:
+        code, words = status_of(call)
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "'abuse'" in words and "ip.count_10m is gone" in words
+    code, words = status_of(lambda: house.hot.GetFeatures(read(keys(**KEYS), fingerprint=7)))
+    assert (code, "nor remembered" in words) == (grpc.StatusCode.FAILED_PRECONDITION, True)
+    house.engine.apply_schema(SCHEMA, allow=["order"])
+    assert house.hot.GetFeatures(read(keys(**KEYS), fingerprint=first.fingerprint)).vectors.width == len(
+        first.features
+    )
+
+
+def test_a_model_that_cannot_have_its_vector_learns_it_before_the_first(house: House) -> None:
+    target = str(house.server.address)
+    with Client(target) as client:
+        vector = client.get("abuse", KEYS)
+        pin = vector.pin
+    assert pin is not None
+    house.engine.apply_schema(TURNED, allow=["order"])
+    with Client(target, expect={"abuse": pin}) as client:
+        assert client.get("abuse", KEYS).names == vector.names
+        client.refresh()
+        assert client.get("abuse", KEYS).names == vector.names, "what is expected stays so"
+    with Client(target) as client:
+        assert client.get("abuse", KEYS).names != vector.names
+        assert client.get("abuse", KEYS, pin=pin).names == vector.names
+        assert client.get_many("abuse", [KEYS], pin=pin).pin == pin
+    fewer = TURNED.replace("windows: [10m, 1h]", "windows: [1h]")
+    house.engine.apply_schema(fewer, allow=["drop", "order"])
+    with Client(target, expect={"abuse": pin}) as client:
+        for call in (lambda: client.get("abuse", KEYS), lambda: client.get("likes", {"ip": "a"})):
+            with pytest.raises(SchemaMismatchError, match=r"ip\.count_10m is gone"):
+                call()
+        with pytest.raises(SchemaMismatchError):
+            client.observe("play", {"ts": T0, **KEYS}, "abuse")
+    assert house.engine.stats()["events_accepted"] == 0
+
+
+def test_who_asks_for_which_is_counted_across_changes(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = get_schema(house)
+    for _ in range(3):
+        house.hot.GetFeatures(read(keys(ip="a")))
+    house.engine.apply_schema(TURNED, allow=["order"])
+    house.hot.GetFeatures(read(keys(ip="a"), fingerprint=first.fingerprint))
+    house.hot.Observe(observe(play()))
+    with AdminClient(str(house.server.admin_address)) as admin:
+        pins = {(each.service, each.current): each for each in admin.pins().pins}
+    assert {key: each.calls for key, each in pins.items()} == {
+        ("abuse", True): 1,
+        ("abuse", False): 4,
+        ("likes", True): 0,
+    }
+    assert pins["abuse", False].fingerprint == first.fingerprint
+    assert list(pins["abuse", False].features) == [feature.name for feature in first.features]
+    assert pins["abuse", True].HasField("asked_ms_ago") and not pins["likes", True].HasField("asked_ms_ago")
+    path = tmp_path / "abuse.pin.json"
+    words = ["pins", "--admin", str(house.server.admin_address)]
+    assert main([*words, "--save", f"abuse={path}"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in table] == ["served", "current", "yes", "current"]
+    assert Pin.load(path).fingerprint == pins["abuse", True].fingerprint
+    assert main([*words, "--save", f"abuses={path}"]) == 1
+    assert main([*words, "--save", "abuse"]) == 2
+    assert main([*words, "-o", "json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["pins"]) == 3
+    house.engine.apply_schema(SCHEMA, allow=["order"])
+    capsys.readouterr()
+    get = ["get", "--server", str(house.server.address), "ip=a", "-o", "json"]
+    assert main([*get, "--pin", str(path)]) == 0
+    names = [feature["name"] for feature in json.loads(capsys.readouterr().out)["features"]]
+    assert names == list(Pin.load(path).features)
+    assert main(get) == 2, "neither a service nor a pin"
+
+
+def test_lists_are_of_a_vector_too(house: House) -> None:
+    first = get_schema(house)
+    house.engine.apply_schema(TURNED, allow=["order"])
+    request = pb.GetHeaviestRequest(
+        service="abuse", key_set=types.KeySet(parts=[field("ip", "a")]), fingerprint=first.fingerprint
+    )
+    house.hot.GetHeaviest(request)
+    request.fingerprint = 7
+    assert status_of(lambda: house.hot.GetHeaviest(request))[0] is grpc.StatusCode.FAILED_PRECONDITION
