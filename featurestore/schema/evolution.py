@@ -5,6 +5,8 @@ Ids are how state finds its view again, so this file decides what survives:
 - A view of the same name goes on with its id if its `identity` is equal; else the change is refused,
   because its state would answer for something it never counted. A view that is gone takes its state with
   it; its name starts empty when used again.
+- A window log keeps the columns, and the lifetimes, that no feature of it needs any more: features may go,
+  and come back to what was counted meanwhile.
 - Event types go on by name, entities by the parts of their key. No id is given twice.
 - Of an event type, fields may be added, removed and moved (views know theirs by name; every batch in the
   journal is read with the schema of its own time), and time, lateness and ids may change. The type of a
@@ -30,11 +32,12 @@ Ids are how state finds its view again, so this file decides what survives:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from featurestore.errors import SchemaError
-from featurestore.plan import EventPlan, PinPlan, Plan, ServicePlan, ViewPlan
+from featurestore.plan import ColumnPlan, EventPlan, PinPlan, Plan, ServicePlan, Structure, ViewPlan
 from featurestore.schema.changes import differences, value_text
 from featurestore.schema.document import Mistakes, shown
 
@@ -104,7 +107,9 @@ def succeed(plan: Plan, previous: Plan, moment: Moment, lines: Mapping[str, int]
         begun_again = entity.keep_keys and not known.keep_keys
         entities.append(replace(entity, entity_id=known.entity_id, key_epoch=known.key_epoch + begun_again))
     views = []
-    for view in plan.views:
+    kept = _Kept(previous, plan)
+    for index, declared in enumerate(plan.views):
+        view = declared
         before = views_before.get(view.name)
         now = moment.of(plan.events[view.event].name)
         if before is None:
@@ -112,6 +117,8 @@ def succeed(plan: Plan, previous: Plan, moment: Moment, lines: Mapping[str, int]
             views.append(replace(view, view_id=next_view_id, since_ms=since))
             next_view_id += 1
             continue
+        if before.identity != view.identity:
+            view = kept.widened(index, before, view)
         if before.identity != view.identity:
             mistakes.add(_refusal(before, view), lines.get(view.name.partition(".")[0]))
         views.append(
@@ -133,7 +140,7 @@ def succeed(plan: Plan, previous: Plan, moment: Moment, lines: Mapping[str, int]
         raise SchemaError(f"keep_keys has been turned on {MAX_ID} times; start a new store")
 
     changed = replace(
-        plan,
+        kept.plan(plan),
         version=previous.version + 1,
         events=tuple(events),
         entities=tuple(entities),
@@ -145,6 +152,86 @@ def succeed(plan: Plan, previous: Plan, moment: Moment, lines: Mapping[str, int]
     )
     same = replace(changed, version=previous.version, source=previous.source) == previous
     return previous if same else changed
+
+
+class _Kept:
+    """Logs that keep more than the new text asks for, since what they kept before is still fed."""
+
+    def __init__(self, previous: Plan, plan: Plan) -> None:
+        self._previous, self._plan = previous, plan
+        self._programs = list(plan.programs)
+        self._features = list(plan.features)
+
+    def plan(self, plan: Plan) -> Plan:
+        """With the programs and the features' columns as they are in the logs that were widened."""
+        return replace(plan, programs=tuple(self._programs), features=tuple(self._features))
+
+    def widened(self, index: int, before: ViewPlan, view: ViewPlan) -> ViewPlan:
+        """The view with all that it kept before; as it is, where that is not all that it is to keep now, or
+        cannot be fed any more."""
+        old, new = json.loads(before.identity), json.loads(view.identity)
+        if (
+            view.structure is not Structure.LOG
+            or any(
+                old.get(setting) != new[setting]
+                for setting in new
+                if setting not in ("columns", "lifetime", "types")
+            )
+            or any(old.get("types", {}).get(field) != kind for field, kind in new["types"].items())
+        ):
+            return view
+        fields = self._fields_of(before, view)
+        had = {self._pair(self._previous, before, column): column for column in before.columns}
+        has = {self._pair(self._plan, view, column): column for column in view.columns}
+        is_more = view.has_lifetime and not before.has_lifetime
+        if (
+            fields is None
+            or is_more
+            or any(pair not in had or has[pair].parts & ~had[pair].parts for pair in has)
+        ):
+            return view
+        places = {pair: place for place, pair in enumerate(had)}
+        for number, feature in enumerate(self._features):
+            if feature.view == index and feature.column is not None:
+                pair = self._pair(self._plan, view, view.columns[feature.column])
+                self._features[number] = replace(feature, column=places[pair])
+        return replace(
+            view,
+            values=tuple(fields[value] for value in before.values),
+            filters=tuple(self._program(view.event, each, fields) for each in before.filters),
+            columns=before.columns,
+            has_lifetime=before.has_lifetime,
+            identity=before.identity,
+        )
+
+    def _fields_of(self, before: ViewPlan, view: ViewPlan) -> dict[int, int] | None:
+        """Of each field that the view read, where it is now; None where one is gone, or of another type."""
+        had = self._previous.events[before.event].fields
+        has = {field.name: (place, field) for place, field in enumerate(self._plan.events[view.event].fields)}
+        read = set(before.values)
+        for each in before.filters:
+            read |= {op.field for op in self._previous.programs[each].ops if op.field >= 0}
+        if any(has.get(had[field].name, (0, None))[1] != had[field] for field in read):
+            return None
+        return {field: has[had[field].name][0] for field in read}
+
+    def _program(self, event: int, number: int, fields: dict[int, int]) -> int:
+        """The number in the new plan of a filter of the one before."""
+        was = self._previous.programs[number]
+        ops = tuple(op if op.field < 0 else replace(op, field=fields[op.field]) for op in was.ops)
+        program = replace(was, event=event, ops=ops)
+        if program not in self._programs:
+            self._programs.append(program)
+        return self._programs.index(program)
+
+    @staticmethod
+    def _pair(plan: Plan, view: ViewPlan, column: ColumnPlan) -> tuple[str | None, str | None]:
+        """The field and the filter of a column, in words."""
+        fields = plan.events[view.event].fields
+        return (
+            None if column.value is None else fields[view.values[column.value]].name,
+            None if column.filter is None else plan.programs[view.filters[column.filter]].source,
+        )
 
 
 def _pins(previous: Plan, plan: Plan) -> tuple[PinPlan, ...]:

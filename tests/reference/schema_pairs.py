@@ -311,34 +311,39 @@ def judged(before: Schema, after: Schema) -> Judged:
 
 
 def refused(before: Schema, after: Schema) -> set[str]:
-    """The views whose state does not fit what is made of them."""
+    """The views whose state does not fit what is made of them; a log may keep more than it has to."""
     return {
         name
         for name in before["views"].keys() & after["views"].keys()
         if any(
-            _states(before, name)[each] != state
+            not _fits(_states(before, name)[each], state)
             for each, state in _states(after, name).items()
             if each in _states(before, name)
         )
     }
 
 
-def _states(schema: Schema, name: str) -> dict[str, Any]:
-    """Of each structure of a view, what its state is made of: it does not survive a change of that."""
+def _fits(had: tuple[Any, frozenset[str]], has: tuple[Any, frozenset[str]]) -> bool:
+    """Whether a state answers for what is made of it: made of the same, and with all that is asked for."""
+    return had[0] == has[0] and had[1] >= has[1]
+
+
+def _states(schema: Schema, name: str) -> dict[str, tuple[Any, frozenset[str]]]:
+    """Of each structure of a view, what its state is made of, and what of that it keeps."""
     view = schema["views"][name]
     event = schema["events"][view["event"]]["fields"]
     common = (view["event"], view["key"], event[view["key"]], view["where"])
-    states: dict[str, Any] = {}
+    states: dict[str, tuple[Any, frozenset[str]]] = {}
     for aggregate in view["features"]:
         word, _, inner = aggregate.rstrip(")").partition("(")
         if word in ("distinct", "decayed_count", "top"):
             field = inner.split(",")[0].strip()
-            states[aggregate] = (common, event.get(field))
+            states[aggregate] = ((common, event.get(field)), frozenset())
     kept = {each for each in view["features"] if each.startswith(("mean", "max"))}
-    kept_parts = {_PARTS[each] for each in kept}
+    kept_parts = {_PARTS[each] for each in kept} | ({"lifetimes"} if view["lifetime"] else set())
     excluded_log = [each for each in view["features"] if each not in states]
     if excluded_log:
-        states["log"] = (common, view["max_error"], view["lifetime"], sorted(kept_parts))
+        states["log"] = ((common, view["max_error"]), frozenset(kept_parts))
     return states
 
 

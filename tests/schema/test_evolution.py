@@ -1,5 +1,6 @@
 """A schema applied to a store that has one: which ids and times go on, what is refused, what starts empty."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -140,7 +141,6 @@ def test_each_change_is_a_new_version() -> None:
         ("windows: [1h, 1d]", "windows: [1h, 1d]\n    max_entries: 9999", "max_entries was 4096, is 9999"),
         ("windows: [1h, 1d]", "windows: [1h, 1d, lifetime]", "lifetime was not kept, is kept"),
         ("- mean(score)", "- stddev(score)", "without score (sum, extremes), with score (extremes, moments)"),
-        ("      - mean(score)\n", "", "columns without score (sum, extremes)"),
         ("- mean(score)", "- mean(score)\n      - sum(robot)", "columns with robot (sum)"),
         (
             "score < 1",
@@ -166,6 +166,46 @@ def test_a_view_keeps_what_its_state_was_made_of(old: str, new: str, what: str) 
     assert "declare a second view of this key beside it" in message
     renamed = changed("\n  account:\n", "\n  account2:\n", source).replace("account.*", "account2.*")
     assert view(applied(renamed, first()), "account2").view_id == 4
+
+
+FEWER = changed(
+    "      - mean(score)\n      - {name: low, aggregate: count, where: score < 1}\n", "      - sum(score)\n"
+)
+
+
+def test_a_log_goes_on_with_what_no_feature_needs_any_more() -> None:
+    """And so does what comes back; but not what was never kept, nor of a field that is gone."""
+    plan = first()
+    fewer = applied(FEWER, plan)
+    assert view(fewer, "account").identity == view(plan, "account").identity
+    assert view(fewer, "account").columns == view(plan, "account").columns
+    assert [each.column for each in fewer.features if each.name.startswith("account.sum")] == [
+        each.column for each in plan.features if each.name.startswith("account.mean")
+    ]
+    assert applied(FEWER, fewer) is fewer
+    moved = applied(
+        changed("{account: key, ip: key,", "{referrer: string, ip: key, account: key,", FEWER), fewer
+    )
+    assert view(moved, "account").values == (4,)
+    low = moved.programs[view(moved, "account").filters[0]]
+    assert (low.source, low.ops[0].field) == ("score < 1", 4)
+    back = applied(BASE, moved)
+    assert dataclasses.replace(view(back, "account"), view_id=0) == dataclasses.replace(
+        view(plan, "account"), view_id=0
+    )
+    for old, new in [("sum(score)", "stddev(score)"), ("- sum(score)", "- count\n      - last(score)")]:
+        with pytest.raises(SchemaError, match="declare a second view"):
+            applied(
+                changed(old, new, FEWER).replace("      - count\n      - count\n", "      - count\n"), fewer
+            )
+    count = changed("      - sum(score)\n", "", FEWER)
+    with pytest.raises(SchemaError, match=r"without score \(sum, extremes\)"):
+        applied(changed(", score: number", "", count), fewer)
+    with pytest.raises(SchemaError, match=r"without score \(sum, extremes\)"):
+        applied(changed("score: number", "score: string", count), fewer)
+    once = changed("windows: [1h, lifetime]", "windows: [1h]")
+    assert view(applied(once, plan), "ip").has_lifetime
+    assert applied(BASE, applied(once, plan)).views == plan.views
 
 
 def test_another_event_is_another_view() -> None:
