@@ -36,6 +36,8 @@ ctypedef struct WriteResult:
     int verdict                  # Verdict of the whole batch (sequencer.pxd)
     bint written                 # a frame is in the journal
     uint32_t partly_late         # accepted events that something that they match dropped
+    uint32_t shed                # accepted events of which a key found no room
+    uint64_t first_shed          # of event 0, which: bits of its event type's touches
 
 ctypedef struct Counters:        # since the engine was opened; each is only ever added to, atomically
     uint64_t accepted
@@ -44,6 +46,7 @@ ctypedef struct Counters:        # since the engine was opened; each is only eve
     uint64_t refused
     uint64_t batches_duplicate
     uint64_t vectors
+    uint64_t shed                # events of which a key found no room
 
 ctypedef struct EngineC:
     StateC* state

@@ -145,6 +145,7 @@ class Engine:
         sweep_every_s: float = 300.0,
         on_failure: Callable[[Exception], object] | None = None,
         on_filling: Callable[[str, int, int], object] | None = None,
+        on_shedding: Callable[[bool], object] | None = None,
     ) -> None: ...
     @property
     def failed(self) -> bool: ...

@@ -34,7 +34,7 @@ from featurestore.core.batch cimport (
     batch_holds,
 )
 from featurestore.core.bytes cimport Block
-from featurestore.core.plan cimport CompiledPlan, ServiceC
+from featurestore.core.plan cimport CompiledPlan, EventC, ServiceC
 from featurestore.core.pthread cimport (
     pthread_mutex_lock, pthread_mutex_unlock, pthread_rwlock_rdlock, pthread_rwlock_unlock,
     pthread_rwlock_wrlock,
@@ -45,7 +45,8 @@ from featurestore.core.sequencer cimport CLOCK_WALL
 from featurestore.core.shard cimport lock_taken
 from featurestore.core.state cimport (
     READ_BUSY, Reserved, State, StateC, Work, batch_fits, state_apply, state_change_producer, state_commit,
-    state_content, state_cool, state_decide, state_fetch, state_forget, state_judge, state_origin,
+    state_content, state_cool, state_count_shed, state_decide, state_fetch, state_forget, state_judge,
+    state_origin,
     state_read, state_repeat, vectors_for, verdict_error, work_clear, work_prepare, work_would_wait,
 )
 from featurestore.core.window cimport Outputs
@@ -59,7 +60,8 @@ from featurestore.storage.frame cimport (
     encode_batch, encode_forget, encode_producer,
 )
 from featurestore.storage.journal cimport (
-    FRAME_BATCH, FRAME_FORGET, FRAME_PRODUCER, FRAME_SCHEMA, JOURNAL_FULL, JOURNAL_NO_MEMORY, JOURNAL_OK,
+    FRAME_BATCH, FRAME_FORGET, FRAME_PRODUCER, FRAME_SCHEMA, FRAME_SHED, JOURNAL_FULL, JOURNAL_NO_MEMORY,
+    JOURNAL_OK,
     Frame, Journal, iovec, journal_append, journal_would_wait,
 )
 
@@ -73,8 +75,8 @@ from featurestore.plan import CLOCKS, Plan
 from featurestore.schema import compile_schema
 from featurestore.schema.changes import changes_of, kinds_of, require_consent
 from featurestore.storage.checkpoint import (
-    HEAD, IDS, IDS_SHARD, PLAN, PRODUCERS, PRODUCERS_SHARD, SKETCHES, load_rows, mark_behind, parse_plan,
-    stored_plan,
+    HEAD, HOLES, IDS, IDS_SHARD, PLAN, PRODUCERS, PRODUCERS_SHARD, SKETCHES, holes_record, load_rows,
+    mark_behind, mark_shed, parse_plan, stored_plan,
 )
 from featurestore.storage.directory import (
     DataDirectory, is_shortage, refuse_within, require_clock, sync_directory, write_synced,
@@ -102,6 +104,7 @@ cdef enum:
     TRIM_BYTES = 8 << 20         # of a checkpoint: from so much on, what it took goes back to the system
     PART_BYTES = 16 << 20        # of changed pages: from so much on, shards that are written are committed
     MIN_MEMORY_BYTES = 16 << 20  # of rows: less holds nothing useful, and is a number without its unit
+    SHEDS_S = 60                 # for so long nothing is shed before that is said to be over
     MAKING_MS = 1000             # what there is on the wall clock between making a plan and serving it
 
 cdef extern from * nogil:
@@ -154,7 +157,7 @@ cdef int64_t _stamp(const StateC* state) noexcept nogil:
 
 
 cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sender, const Origin* origin,
-                        int64_t wall_ms, ByteBuffer* body) noexcept nogil:
+                        const uint64_t* shed, int64_t wall_ms, ByteBuffer* body) noexcept nogil:
     """Writes the decided batch as one frame; an EngineStatus."""
     cdef BatchHead head
     cdef Frame frame
@@ -168,10 +171,11 @@ cdef int _journal_batch(EngineC* engine, const Batch* batch, const Sender* sende
     head.epoch = sender.epoch
     head.sequence = sender.sequence
     head.fingerprint = origin.content
+    head.shed = shed
     status = encode_batch(batch, &head, body)
     if status != BODY_OK:
         return ENGINE_TOO_LARGE if status == BODY_TOO_LARGE else ENGINE_NO_MEMORY
-    frame.kind = FRAME_BATCH
+    frame.kind = FRAME_BATCH if shed == NULL else FRAME_SHED
     frame.n_positions = batch.n_events
     frame.schema_version = engine.schema_version
     frame.now_ms = wall_ms
@@ -238,6 +242,16 @@ cdef void _count(Counters* counters, const Batch* batch) noexcept nogil:
     fs_add(&counters.refused, batch.n_events - accepted - late - duplicate)
 
 
+cdef bint _sheds_keys(const EventC* event, const BatchFrame* frame) noexcept nogil:
+    """Whether what a frame says was shed are keys of its event type."""
+    cdef uint64_t others = 0
+    cdef uint32_t i
+    if frame.head.shed != NULL and event.n_touches < 64:
+        for i in range(frame.batch.n_events):
+            others |= frame.head.shed[i] >> event.n_touches
+    return others == 0
+
+
 cdef bint _any_accepted(const Batch* batch) noexcept nogil:
     cdef uint32_t i
     for i in range(batch.n_events):
@@ -269,7 +283,7 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
             status = _may_write(engine)
             if status != ENGINE_OK:
                 return status
-            status = _journal_batch(engine, batch, sender, origin, wall_ms, body)
+            status = _journal_batch(engine, batch, sender, origin, work.shed, wall_ms, body)
             if status != ENGINE_OK:
                 engine.failed |= status == ENGINE_FAILED
                 return status
@@ -325,12 +339,17 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
     if status == ENGINE_OK:
         for i in range(batch.n_events):
             result.partly_late += work.partly[i]
+        if work.shed != NULL:
+            result.first_shed = work.shed[0]
+            for i in range(batch.n_events):
+                result.shed += work.shed[i] != 0
     if status == ENGINE_OK and not peek:
         if result.verdict == VERDICT_DUPLICATE:
             fs_add(&engine.counters.batches_duplicate, 1)
         else:
             _count(&engine.counters, batch)
             fs_add(&engine.state.sequencer.partly_late[batch.event], result.partly_late)
+            fs_add(&engine.counters.shed, state_count_shed(engine.state, batch, work))
     if status == ENGINE_OK and service != NULL:
         fs_add(&engine.counters.vectors, batch.n_events)
     return status
@@ -461,7 +480,8 @@ cdef class Engine:
             self._replay(frame)
             self.state.cool_ids()
             frames += 1
-            events += frame.n_positions if frame.kind == FRAME_BATCH else 0  # a schema has a position too
+            if frame.kind in (FRAME_BATCH, FRAME_SHED):          # the others have a position too
+                events += frame.n_positions
         if self.journal.last_position < furthest:
             raise CorruptRecordError(
                 f"the journal ends at position {self.journal.last_position} and the rows at {furthest}; "
@@ -490,7 +510,7 @@ cdef class Engine:
         if frame.first_position != self.state.position + 1:
             raise CorruptRecordError(
                 f"journal frame at position {frame.first_position} follows position {self.state.position}")
-        if frame.kind == FRAME_BATCH:
+        if frame.kind in (FRAME_BATCH, FRAME_SHED):
             memset(&work, 0, sizeof(work))
             try:
                 self._replay_batch(frame, &work)
@@ -538,7 +558,7 @@ cdef class Engine:
         cdef uint16_t i
         memset(&decoded, 0, sizeof(decoded))
         try:
-            status = decode_batch(data, size, &decoded)
+            status = decode_batch(data, size, frame.kind == FRAME_SHED, &decoded)
             if status != BODY_OK:
                 raise body_error(status, f"batch frame at position {first}")
             for i in range(state.plan.n_events):
@@ -556,10 +576,14 @@ cdef class Engine:
                 raise CorruptRecordError(
                     f"batch frame at position {first} accepts an event with a time, a number or a text out "
                     "of range")
+            if not _sheds_keys(&state.plan.events[decoded.batch.event], &decoded):
+                raise CorruptRecordError(
+                    f"batch frame at position {first} sheds keys that its event type does not have")
             with nogil:
                 state_origin(state, <const uint8_t*>decoded.head.producer, decoded.head.producer_bytes,
                              decoded.head.epoch, decoded.head.sequence, decoded.head.fingerprint, &origin)
                 status = work_prepare(state, &decoded.batch, NULL, work)
+                work.shed = decoded.head.shed
                 if status == 0:
                     status = state_commit(state, &decoded.batch, work, &origin, wall_ms)
                 if status == 0:
@@ -605,6 +629,9 @@ cdef class Engine:
                                       True, &result)
             if status == ENGINE_OK and batch.batch.n_events:
                 memcpy(batch.partly, work.partly, batch.batch.n_events)
+                memset(batch.shed_bits, 0, batch.batch.n_events * sizeof(uint64_t))
+                if work.shed != NULL:
+                    memcpy(batch.shed_bits, work.shed, batch.batch.n_events * sizeof(uint64_t))
         finally:
             pthread_rwlock_unlock(&self.c.state.plan_lock)
             work_clear(&work)
@@ -1010,10 +1037,18 @@ cdef class Engine:
         more_bytes = self._more_bytes()
         written = False
         try:
-            behind = mark_behind(self.rows.get_meta(HEAD)) if self._is_plan_stored() else None
+            n_shards = self.directory.identity.n_shards
+            stored = self.rows.shards()
+            sheds = {shard for shard in range(n_shards)
+                     if HOLES + shard in stored or self.state.has_shed(shard)}
+            if sheds:
+                head = mark_shed(head)
+            behind = None
+            if self._is_plan_stored():
+                behind = mark_behind(self.rows.get_meta(HEAD), sheds=bool(sheds))
             self.rows.begin(more_bytes)
             try:
-                for shard in range(self.directory.identity.n_shards):
+                for shard in range(n_shards):
                     if behind is not None and self.rows.changed_bytes >= self.part_bytes:
                         self._commit_part(behind, position)
                         self.state.copy_written(shard)
@@ -1030,6 +1065,9 @@ cdef class Engine:
                         n_bytes += len(of_sketches)
                         self.rows.write_shard(SKETCHES + shard, of_sketches, position)
                     of_sketches = None
+                    if shard in sheds:
+                        of_holes = holes_record(self.state.copy_holes(shard))
+                        self.rows.write_shard(HOLES + shard, of_holes, position)
                 of_ids = self.state.copy_id_records()
                 n_bytes += len(of_ids)
                 self.rows.write_shard(IDS_SHARD, of_ids, position)
@@ -1143,7 +1181,7 @@ cdef class Engine:
             return journal.last_position
 
     def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
-                     double sweep_every_s=300.0, on_failure=None, on_filling=None):
+                     double sweep_every_s=300.0, on_failure=None, on_filling=None, on_shedding=None):
         """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees
         expired rows.
 
@@ -1152,20 +1190,25 @@ cdef class Engine:
         for good and calls on_failure(error): a restart then finds everything that was acknowledged in the
         journal.
 
-        on_filling(what, used bytes, cap) is called when memory that refuses events at its cap is four fifths
-        full, and again only after it was half empty.
+        on_filling(what, used bytes, cap) is called when memory that refuses events or sheds keys at its cap
+        is four fifths full, and again only after it was half empty. on_shedding(whether): events began to
+        find no room at max_memory, or have all found some for a minute.
         """
         with self.lock:
             if self.upkeep is not None:
                 raise RuntimeError("upkeep runs already")
             self.upkeep = threading.Thread(
                 target=self._upkeep, name="featurestore-upkeep", daemon=True,
-                args=(checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure, on_filling))
+                args=(checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure, on_filling,
+                      on_shedding))
             self.upkeep.start()
 
-    def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure, on_filling):
+    def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure, on_filling,
+                on_shedding):
         give_way(UPKEEP)
-        checked = swept = time.monotonic()
+        began = checked = swept = shed_at = time.monotonic()
+        n_shed = self.c.counters.shed
+        sheds = False
         sweep_took = 0.1
         # What a journal just truncated has, and what preallocation adds.
         most_bytes = checkpoint_journal_bytes + 2 * self.segment_bytes
@@ -1195,6 +1238,13 @@ cdef class Engine:
                     self.state.sweep()
                     swept = time.monotonic()
                     sweep_took = swept - now
+                if self.c.counters.shed != n_shed:
+                    n_shed = self.c.counters.shed
+                    shed_at = now
+                if sheds != (shed_at > began and now - shed_at < SHEDS_S):
+                    sheds = not sheds
+                    if on_shedding is not None:
+                        on_shedding(sheds)
                 for what, (used, cap) in self.state.memories.items():
                     if used * 2 < cap:
                         told.discard(what)
@@ -1224,6 +1274,7 @@ cdef class Engine:
             "events_accepted": counters.accepted,
             "events_late": counters.late,
             "events_partly_late": sum(self.state.partly_late.values()),
+            "events_shed": counters.shed,
             "events_duplicate": counters.duplicate,
             "events_refused": counters.refused,
             "batches_duplicate": counters.batches_duplicate,

@@ -50,7 +50,6 @@ _REASONS = {
     Outcome.REFUSED_TYPE: "a value has the wrong type for its field",
     Outcome.REFUSED_NO_ID: "the event type declares ids and this event has none",
     Outcome.REFUSED_BEYOND_DEDUPE: "older than the dedupe horizon, so a duplicate could not be told",
-    Outcome.REFUSED_MEMORY: "it needs a new row and max_memory is reached, where known keys are still "
-    "updated; or its id is new and dedupe_memory is, until older ids expire; or ids on the disk cannot be "
-    "read, and whether it is new cannot be told",
+    Outcome.REFUSED_MEMORY: "its id is new and dedupe_memory is reached, until older ids expire; or ids on "
+    "the disk cannot be read, and whether it is new cannot be told",
 }

@@ -242,7 +242,15 @@ def again(
 
 def lines(report: IngestReport, seconds: float) -> list[str]:
     """For people: one line of counts, one for each reason to refuse, one for how fast."""
-    partly = f" ({report.partly_late:,} of them partly late)" if report.partly_late else ""
+    parts = [
+        f"{count:,} of them {what}"
+        for count, what in (
+            (report.partly_late, "partly late"),
+            (report.shed, "with keys that found no room"),
+        )
+        if count
+    ]
+    partly = f" ({', '.join(parts)})" if parts else ""
     counts = [f"{report.events:,} events: {report.accepted:,} accepted{partly}"]
     counts += [
         f"{count:,} {name}"

@@ -177,7 +177,8 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         "--max-memory",
         default="0",
         metavar="SIZE",
-        help="of all rows, 16M at least; at it, events of new keys are refused, known keys go on. A "
+        help="of all rows, 16M at least; at it keys that have a row go on and others are shed: what has none "
+        "is WARMING then, for as long as it may have lost something, lifetimes of later rows for good. A "
         "checkpoint takes up to twice what changed since the last, while it is written (default: no limit)",
     )
     group.add_argument(

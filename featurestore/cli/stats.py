@@ -23,6 +23,7 @@ NAMES = (
     "schema_version",
     "events_accepted",
     "events_partly_late",
+    "events_shed",
     "events_late",
     "events_duplicate",
     "events_refused",

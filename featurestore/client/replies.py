@@ -220,6 +220,8 @@ class Observed:
                applied and its reply was lost
     partly_late  it was accepted so late that a window or lifetime that it matches had dropped its time: those
                values miss it
+    shed       keys of it (their parts, joined with commas) that have no row and found no room for one, at the
+               store's memory limit: their values miss it, and are WARMING
     """
 
     outcome: Outcome
@@ -228,6 +230,7 @@ class Observed:
     vector: Vector | None
     attempts: int = 1
     partly_late: bool = False
+    shed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,7 @@ class IngestReport:
     already_applied   rows in batches that the store had applied before: by an earlier run, or by a try of
                       this one whose reply was lost. What became of each of them was answered then
     partly_late       of the accepted, those that a window or lifetime that they match had dropped already
+    shed              of the accepted, those of which a key found no room at the store's memory limit
     unsent            of the refused, those that were turned away here and not sent: the server's counts and
                       metrics have the others
     refusals          the first refused rows, at most 1,000; `refused` counts them all
@@ -264,6 +268,7 @@ class IngestReport:
     already_applied: int = 0
     unsent: int = 0
     partly_late: int = 0
+    shed: int = 0
     refusals: list[Refusal] = field(default_factory=list)
     batches: int = 0
     retries: int = 0
@@ -276,6 +281,7 @@ class IngestReport:
             "events",
             "accepted",
             "partly_late",
+            "shed",
             "late",
             "duplicate",
             "refused",

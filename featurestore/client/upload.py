@@ -230,6 +230,7 @@ class Upload:
             report.accepted += reply.accepted
             report.late += reply.late
             report.partly_late += reply.partly_late
+            report.shed += reply.shed
             report.duplicate += reply.duplicate
             report.refused += reply.refused
             refused_there = [

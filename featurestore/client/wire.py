@@ -57,6 +57,7 @@ NUMBERS_VALUES, NUMBERS_PRESENT = 1, 2
 READ_KEY_COLUMNS, READ_AS_OF_EACH = 3, 5
 REPLY_VECTORS, REPLY_NOW = 1, 2
 OBSERVED_OUTCOME, OBSERVED_ACK, OBSERVED_POSITION, OBSERVED_VECTORS, OBSERVED_PARTLY_LATE = 1, 2, 3, 4, 5
+OBSERVED_SHED = 6  # repeated
 VECTORS_FINGERPRINT, VECTORS_ROWS, VECTORS_WIDTH, VECTORS_VALUES, VECTORS_STATUSES = 1, 2, 3, 4, 5
 VECTORS_BOUNDS, VECTORS_LOWER, VECTORS_UPPER, VECTORS_CONFIDENCE, VECTORS_COVERAGE = 6, 7, 8, 9, 10
 BOUNDS_UNSPECIFIED, BOUNDS_EXACT, BOUNDS_CERTAIN, BOUNDS_CONFIDENCE = range(4)
@@ -84,6 +85,7 @@ VECTORS_TYPES = {
     VECTORS_COVERAGE: LENGTH,
 }
 
+FIXED_BYTES = {FIXED64: 8, FIXED32: 4}
 MAX_FIELD_NUMBER = (1 << 29) - 1  # of protobuf
 MAX_REFUSALS = 100  # listed in one answer
 FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to 9999
@@ -213,10 +215,14 @@ def message_of(kind: type[M], data: bytes | None) -> M:
 
 
 def fields_of(
-    data: bytes, begin: int, end: int, types: Mapping[int, int]
+    data: bytes,
+    begin: int,
+    end: int,
+    types: Mapping[int, int],
+    repeated: Mapping[int, list[Span]] | None = None,
 ) -> tuple[dict[int, int], dict[int, Span]]:
     """The fields of a message that `types` has, by their number: values of type 0, and where the bytes of the
-    others are.
+    others are. Where the bytes of those are that `repeated` has is added to it.
     """
     numbers: dict[int, int] = {}
     spans: dict[int, Span] = {}
@@ -239,16 +245,16 @@ def fields_of(
             continue
         if kind == LENGTH:
             size, at = _varint_at(data, at, end)
-        elif kind == FIXED64:
-            size = 8
-        elif kind == FIXED32:
-            size = 4
+        elif kind in FIXED_BYTES:
+            size = FIXED_BYTES[kind]
         else:
             raise unreadable(f"unknown field type {kind} at byte {at}")
         if size > end - at:
             raise unreadable(f"a field of {size} bytes at byte {at} of {end}")
         if wanted is not None:
             spans[number] = (at, at + size)
+        elif repeated and kind == LENGTH:
+            repeated.get(number, []).append((at, at + size))
         at += size
     return numbers, spans
 
@@ -391,7 +397,8 @@ def decode_observed(
     """An ObserveResponse; the rest is what was asked for."""
     if data is None:
         raise unreadable("the call ended without one")
-    numbers, spans = fields_of(data, 0, len(data), OBSERVED_TYPES)
+    keys: list[Span] = []
+    numbers, spans = fields_of(data, 0, len(data), OBSERVED_TYPES, {OBSERVED_SHED: keys})
     outcome = outcome_of(numbers.get(OBSERVED_OUTCOME, 0))
     acknowledged = ack_of(numbers.get(OBSERVED_ACK, 0))
     if not peek:
@@ -407,7 +414,13 @@ def decode_observed(
     partly_late = bool(numbers.get(OBSERVED_PARTLY_LATE, 0))
     if partly_late and outcome is not Outcome.ACCEPTED:
         raise unreadable(f"it calls an event partly late that became {outcome.name}")
-    return Observed(outcome, position, acknowledged, vector, attempts, partly_late=partly_late)
+    if keys and outcome is not Outcome.ACCEPTED:
+        raise unreadable(f"it shed keys of an event that became {outcome.name}")
+    try:
+        shed = tuple(data[begin:end].decode() for begin, end in keys)
+    except UnicodeDecodeError:
+        raise unreadable("the name of a key is not UTF-8") from None
+    return Observed(outcome, position, acknowledged, vector, attempts, partly_late=partly_late, shed=shed)
 
 
 def decode_ingested(
@@ -429,6 +442,10 @@ def decode_ingested(
         raise unreadable(
             f"it counts {reply.partly_late} of the {reply.accepted} accepted events of batch {sequence} as "
             "partly late"
+        )
+    if reply.shed > reply.accepted:
+        raise unreadable(
+            f"it counts {reply.shed} of the {reply.accepted} accepted events of batch {sequence} as shed"
         )
     if len(listed) != min(reply.refused, MAX_REFUSALS):
         raise unreadable(f"it lists {len(listed)} of the {reply.refused} events refused of batch {sequence}")

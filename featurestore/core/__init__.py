@@ -20,6 +20,7 @@
         countmin  windowed count-min sketch, for keys too many to have rows
         head      the 8 bytes that a row has for each thing it keeps
       arena       the memory of a shard
+      holes       event times at which keys found no room for a row
         pages     chunks cut from huge pages, for all shards
           sanitizer  what AddressSanitizer is told of memory that is cut up here
       hashing     SipHash-2-4-128 keyed fingerprints, CRC32C

@@ -3,7 +3,7 @@
 # A Batch holds events of one event type. It borrows every pointer; whoever made it (EventBatch for Python
 # callers, the codec for requests, the journal's reader for frames) owns the memory and has checked that
 # offsets ascend, end within the bytes, and that every array has n_events entries.
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum ColumnKind:
     COLUMN_NUMBER = 0     # float64, NaN = absent (a NaN that was sent refuses its event in the decoder)
@@ -24,7 +24,7 @@ cdef enum Outcome:
     REFUSED_TYPE = 22             # a value of the wrong type for its field
     REFUSED_NO_ID = 23            # the event type declares ids and the id is absent
     REFUSED_BEYOND_DEDUPE = 24    # older than the dedupe horizon: a duplicate could not be told
-    REFUSED_MEMORY = 25           # would need a new row past max_memory
+    REFUSED_MEMORY = 25           # its id finds no room, or cannot be compared with those on the disk
 
 cdef enum:
     MAX_TEXT_BYTES = 4096
@@ -58,6 +58,8 @@ cdef class EventBatch:
     cdef readonly object outcomes          # uint8 array over batch.outcomes: shows what the engine decides
     cdef readonly object partly_late       # uint8 array: 1 = accepted, and something it matches drops it
     cdef uint8_t* partly                   # its memory
+    cdef readonly object shed              # uint64 array: bit j = its key of touches[j] found no room
+    cdef uint64_t* shed_bits               # its memory
     cdef Column* _columns
     cdef object _refused                   # outcomes as they were when the batch was made
     cdef tuple _memory                     # the arrays that batch points into

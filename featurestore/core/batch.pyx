@@ -19,7 +19,7 @@ bounds, and outcomes are the batch's own.
 
 cimport cython
 from libc.math cimport isinf
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 import numpy as np
@@ -142,6 +142,8 @@ cdef class EventBatch:
             self.outcomes = np.array(checked_array(outcomes, np.dtype(np.uint8), n, "outcomes"))
         self.partly_late = np.zeros(n, dtype=np.uint8)
         self.partly = <uint8_t*>address(self.partly_late)
+        self.shed = np.zeros(n, dtype=np.uint64)
+        self.shed_bits = <uint64_t*>address(self.shed)
         self.event = event
         self._columns = <Column*>calloc(max(len(columns), 1), sizeof(Column))
         if self._columns == NULL:
@@ -241,6 +243,8 @@ cdef class EventBatch:
         other.batch.outcomes = <uint8_t*>address(other.outcomes)
         other.partly_late = np.zeros(hi - lo, dtype=np.uint8)
         other.partly = <uint8_t*>address(other.partly_late)
+        other.shed = np.zeros(hi - lo, dtype=np.uint64)
+        other.shed_bits = <uint64_t*>address(other.shed)
         for k in range(self.batch.n_columns):
             other._columns[k] = self._columns[k]
             if self._columns[k].kind == COLUMN_NUMBER:

@@ -7,6 +7,8 @@ cdef enum LogKind:
     LOG_LIFETIME = 2             # window.pxd: one wide entry that never expires by window
     LOG_KEY = 3                  # the raw key, of entities with keep_keys: u32 length, bytes
     LOG_DISTINCT = 4             # distinct.pxd
+    LOG_BORN = 6                 # where the row was made and may have lost events before: u32 length, u64
+                                 # position
     TOP_SMALL = 8                # top.pxd
     TOP_LARGE = 9
     LOG_DECAYED = 10             # decayed.pxd
@@ -16,6 +18,10 @@ ctypedef struct LogHead:         # 8 bytes, in the row
     uint16_t view_id
     uint8_t kind                 # LogKind
     uint8_t n_small              # LOG_SMALL: entries; LOG_DISTINCT: see there; TOP_SMALL: events
+
+# What is the row's, and no view's: a block of u32 length and bytes. It keeps no row by itself.
+cdef inline bint is_note(uint8_t kind) noexcept nogil:
+    return kind == LOG_KEY or kind == LOG_BORN
 
 # Compared at import: see core/structs.py.
 cdef inline dict head_structs():

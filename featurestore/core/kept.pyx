@@ -27,9 +27,9 @@ from featurestore.core.top cimport (
     top_import, top_prefetch, top_read, top_text,
 )
 from featurestore.core.window cimport (
-    STATUS_NOT_FOUND, STATUS_PRESENT, STATUS_UNAVAILABLE, judge, log_clone, log_expired, log_export,
-    log_export_bytes, log_fetch_ends, log_free, log_import, put_nothing, put_summed, put_unavailable,
-    put_value, view_horizon,
+    STATUS_NOT_FOUND, STATUS_PRESENT, STATUS_UNAVAILABLE, judge, judge_fading, log_clone, log_expired,
+    log_export, log_export_bytes, log_fetch_ends, log_free, log_import, put_nothing, put_summed,
+    put_unavailable, put_value, view_horizon,
 )
 
 from featurestore.core.structs import same_structs
@@ -113,7 +113,7 @@ cdef inline void _read_decayed(const Arena* arena, const LogHead* head, const Vi
     cdef DecayedValue left
     cdef DecayedPast past
     cdef double value
-    judge(view, when, item, when.at_ms - item.window_ms, when.at_ms, out)
+    judge_fading(view, when, item, out)
     if out.statuses[item.out] == STATUS_UNAVAILABLE:
         put_unavailable(out, item)
         return

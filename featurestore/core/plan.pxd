@@ -24,6 +24,7 @@ cdef enum:
     MAX_VALUES = 64
     MAX_RAW_WORDS = 2 + MAX_VALUES
     MAX_VIEWS_PER_ENTITY = 120
+    MAX_TOUCHES = 64             # of an event type: which of them found no room is a word in the journal
     MAX_KEY_PARTS = 256
     NO_COLUMN = 0xFFFF
 

@@ -389,6 +389,7 @@ cdef class CompiledPlan:
             event = &self.c.events[i]
             _check(len({touch_spec.entity for touch_spec in spec.touches}) == len(spec.touches),
                    f"event {spec.name}: an entity twice")
+            _check(len(spec.touches) <= MAX_TOUCHES, f"event {spec.name}: more than {MAX_TOUCHES} keys")
             event.n_touches = len(spec.touches)
             event.touches = <TouchC*>self._array(event.n_touches, sizeof(TouchC))
             event.min_keep_ms = (<int64_t>1) << 61

@@ -30,7 +30,9 @@ ctypedef struct Sequencer:
     int64_t* first_nows          # [n_types] now at the first accepted event, UNSET_MS before
     int64_t* dedupe_floors       # [n_types] ids of events before it may have been forgotten; UNSET_MS: none
     uint64_t* partly_late        # [n_types] accepted since this process began, and dropped by something that
-                                 # they match; only ever added to, atomically
+                                 # they match; only ever added to, atomically, as are
+    uint64_t* shed               # [n_entities] keys of accepted events that found no room, since then
+    uint16_t n_entities
     Ids ids
     ProducerTable producers
 
@@ -41,7 +43,6 @@ cdef void sequencer_clear(Sequencer* s) noexcept nogil
 ctypedef struct Facts:           # what is known of a batch before it is decided; everything is borrowed
     const uint8_t* masks         # [n_programs][n_events] 1 = the program is TRUE
     const uint8_t* missing       # [n_touches][n_events] 1 = the key of that touch is null or empty
-    const uint8_t* homeless      # [n_events] 1 = it needs a new row and memory is at its cap; NULL: none
     const uint64_t* id_fps       # [n_events][2] fingerprints of ids, where the event type declares them
     const uint8_t* id_missing    # [n_events]
     ColdIds* cold                # what was read of ids; what is to be read is added

@@ -44,8 +44,11 @@ cdef int sequencer_init(Sequencer* s, const PlanC* plan, uint8_t clock, int64_t 
     s.first_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     s.dedupe_floors = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     s.partly_late = <uint64_t*>calloc(n_types + 1, sizeof(uint64_t))
+    s.n_entities = plan.n_entities
+    s.shed = <uint64_t*>calloc(<size_t>plan.n_entities + 1, sizeof(uint64_t))
     if (producers_init(&s.producers, max_producer_bytes) < 0 or s.type_nows == NULL or s.first_nows == NULL
-            or s.dedupe_floors == NULL or s.partly_late == NULL or ids_init(&s.ids, plan, max_id_bytes) < 0):
+            or s.dedupe_floors == NULL or s.partly_late == NULL or s.shed == NULL
+            or ids_init(&s.ids, plan, max_id_bytes) < 0):
         sequencer_clear(s)
         return -1
     for i in range(n_types):
@@ -59,6 +62,7 @@ cdef void sequencer_clear(Sequencer* s) noexcept nogil:
     free(s.first_nows)
     free(s.dedupe_floors)
     free(s.partly_late)
+    free(s.shed)
     ids_clear(&s.ids)
     memset(s, 0, sizeof(Sequencer))
 
@@ -174,7 +178,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
         if drops == DROPS_ALL:
             batch.outcomes[i] = OUTCOME_LATE
             continue
-        if (facts.homeless != NULL and facts.homeless[i]) or verdict == ID_UNKNOWN:
+        if verdict == ID_UNKNOWN:
             batch.outcomes[i] = REFUSED_MEMORY
             continue
         if event.id_field >= 0:
@@ -244,9 +248,9 @@ cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t
 
 # -- bytes ---------------------------------------------------------------------------------------------------
 #
-# Little-endian: u32 version (3; 4 while shards of rows may be ahead of it), u8 clock (ClockC), u8[3] 0, i64
-# now, u64 position, u32 event types, u32 0, then per type: u16 event_id, u8[6] 0, i64 now, i64 now at its
-# first accepted event, and since version 3 i64 floor of its ids
+# Little-endian: u32 version (3; 4 while shards of rows may be ahead of it; 5 and 6 where keys were shed), u8
+# clock (ClockC), u8[3] 0, i64 now, u64 position, u32 event types, u32 0, then per type: u16 event_id, u8[6]
+# 0, i64 now, i64 now at its first accepted event, and since version 3 i64 floor of its ids
 
 cdef enum:
     HEAD_BYTES = 32
@@ -289,7 +293,7 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
     memcpy(&version, data, 4)
     memcpy(&n_types, data + 24, 4)
     type_bytes = TYPE_BYTES if version > 2 else TYPE_BYTES_BEFORE_3
-    if version < 1 or version > 4 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * type_bytes:
+    if version < 1 or version > 6 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * type_bytes:
         return 1
     memcpy(&now_ms, data + 8, 8)
     if (data[4] > CLOCK_MERGED or not all_zero(data + 5, 3) or not all_zero(data + 28, 4)

@@ -9,17 +9,20 @@
 #
 # A row as bytes (checkpoints, digests), little-endian, all sizes multiples of 8:
 #   u16 entity_id, u16 number of logs, u32 0, then the logs by (view_id, kind):
-#   u16 view_id (raw key: the entity's key_epoch), u8 kind (0 RAW, 1 WIDE, 2 lifetime, 3 raw key), u8 layout
+#   u16 view_id (raw key: the entity's key_epoch; birth: 0), u8 kind (0 RAW, 1 WIDE, 2 lifetime, 3 raw key,
+#   6 birth), u8 layout
 #   (1 of merged entries that keep moments or gaps, else 0; before, 0 of those too), u32 entries,
 #   u32 compact_at, u32 words per entry, then the entries, 8 bytes a word:
 #     RAW    i64 time, f64 per value, u64 filter bits if the view has feature filters
 #     WIDE   i64 first, i64 last, i64 events, then the columns' partials in plan order
 #     key    the key's bytes as they are hashed (entries = their number), padded with 0
+#     birth  u64 position of the event that made the row, where others were shed before it (holes.pxd);
+#            entries = 8
 # or, of kind 4 and 5, distinct values (distinct.pxd), of kind 8 and 9 heaviest values (top.pyx), of kind 10
 # and 11 decayed sums (decayed.pxd).
 #
 # Beside the rows, a shard has a sketch of each view that is kept in one (frequency.pxd); it is cut, copied
-# and ended with the rows.
+# and ended with the rows. So are the holes: what was shed of its rows' entities.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.arena cimport Arena
@@ -29,6 +32,7 @@ from featurestore.core.frequency cimport Frequencies, frequency_structs
 from featurestore.core.pages cimport Pool
 from featurestore.core.plan cimport EventC, PlanC, ServiceC, SlotC
 from featurestore.core.head cimport LogHead, head_structs
+from featurestore.core.holes cimport Holes
 from featurestore.core.pthread cimport pthread_mutex_t
 from featurestore.core.table cimport Table, table_structs
 from featurestore.core.window cimport Outputs, ReadAt, window_structs
@@ -62,6 +66,8 @@ ctypedef struct Shard:
     Bytes freed                  # fingerprints (16 bytes each) of rows freed since the cut, or since the last
                                  # written
     Bytes freed_before           # those freed before the cut under way
+    Holes holes
+    Holes holes_at_cut           # until shard_copy_end
 
 ctypedef struct Part:            # one event's share of one row
     uint32_t event               # index in the batch
@@ -89,6 +95,7 @@ ctypedef struct Job:             # one batch being applied and read; everything 
     uint32_t first_accepted      # events before this one, and their reads, come before own_first_now_ms
     const int64_t* reads_at      # [n_events] when the vector is read: the event's time, or now where it has
                                  # none
+    const uint64_t* shed         # [n_events] bits of touches whose key found no room for a row; NULL: none
     uint64_t first_position      # of event 0
     const ServiceC* service      # NULL: nothing is read
     Outputs outputs              # of event 0; event i's are i * read_width further on
@@ -117,6 +124,8 @@ cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t
                     int64_t at_ms, const Clocks* clocks, Bytes* out) noexcept nogil
 # Whether somebody has its lock just now.
 cdef bint shard_in_use(Shard* shard) noexcept nogil
+# Whether applying the part, to a key without a row, makes one. The job is one that nothing is read for.
+cdef bint shard_makes_row(const Job* job, const Part* part) noexcept nogil
 cdef bint shard_holds(Shard* shard, uint64_t fp0, uint64_t fp1) noexcept nogil
 # 1 if the row was there, 0 if not, -1 when out of memory: then it still is.
 cdef int shard_forget(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp1) noexcept nogil

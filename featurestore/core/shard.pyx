@@ -15,14 +15,17 @@ from featurestore.core.frequency cimport (
     Counted, frequencies_clear, frequencies_copy_end, frequencies_copy_slice, frequencies_cut,
     frequency_add, frequency_fetch, frequency_read,
 )
-from featurestore.core.head cimport LOG_KEY, LOG_LARGE, LOG_LIFETIME, LOG_SMALL, LogHead
+from featurestore.core.head cimport LOG_BORN, LOG_KEY, LOG_LARGE, LOG_LIFETIME, LOG_SMALL, LogHead, is_note
+from featurestore.core.holes cimport (
+    Hole, Holes, holes_add, holes_clear, holes_copy, holes_find, holes_prune,
+)
 from featurestore.core.kept cimport (
     Given, kept_clone, kept_expired, kept_export, kept_export_bytes, kept_free, kept_import, kept_prefetch,
     kept_prefetch_value, kept_skip_bytes, kept_structs, sketch_add, sketch_kind, sketch_list, sketch_read,
 )
 from featurestore.core.plan cimport (
-    MAX_RAW_WORDS, STRUCTURE_DECAYED, STRUCTURE_LOG, STRUCTURE_TOP, UNSET_MS, EntityC, GroupC, ItemC, PlanC,
-    SlotC, TouchC, ViewC, Word,
+    FAR_MS, MAX_RAW_WORDS, STRUCTURE_DECAYED, STRUCTURE_LOG, STRUCTURE_TOP, UNSET_MS, EntityC, GroupC,
+    ItemC, PlanC, SlotC, TouchC, ViewC, Word,
 )
 from featurestore.core.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_trylock,
@@ -47,7 +50,7 @@ cdef enum:
     FREED = 0xFFFFFFFF
     HOUR_MS = 3600 * 1000
     DAY_MS = 24 * HOUR_MS
-    MOST_HEADS = 254             # of a row; the views of a plan and a raw key need fewer
+    MOST_HEADS = 254             # of a row; the views of a plan and two notes need fewer
     COPIED_BYTES = 64 << 10      # of records in one slice: rows of hot keys are large
     MOVED_BUCKETS = 32           # of the index in one slice, while its size changes
     AHEAD_INDEX = 24             # parts ahead of the one applied whose bucket, row, blocks and logs are being
@@ -136,6 +139,8 @@ cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil:
     bytes_clear(&shard.copied)
     bytes_clear(&shard.freed)
     bytes_clear(&shard.freed_before)
+    holes_clear(&shard.holes)
+    holes_clear(&shard.holes_at_cut)
 
 
 cdef uint64_t shard_used_bytes(const Shard* shard) noexcept nogil:
@@ -166,7 +171,7 @@ cdef inline LogHead* _find_head(Row* row, uint16_t view_id, bint lifetime) noexc
     cdef uint8_t i
     for i in range(row.n_heads):
         if (head[i].view_id == view_id and (head[i].kind == LOG_LIFETIME) == lifetime
-                and head[i].kind != LOG_KEY):
+                and not is_note(head[i].kind)):
             return &head[i]
     return NULL
 
@@ -258,6 +263,8 @@ cdef bint _head_expired(const Arena* arena, const PlanC* plan, const Row* row, c
     cdef const ViewC* view
     if head.kind == LOG_KEY:
         return _key_expired(plan, row.entity_id, head)
+    if head.kind == LOG_BORN:
+        return False
     if plan.view_of_id[head.view_id] < 0:
         return True
     view = &plan.views[plan.view_of_id[head.view_id]]
@@ -265,9 +272,9 @@ cdef bint _head_expired(const Arena* arena, const PlanC* plan, const Row* row, c
 
 
 cdef inline int64_t _horizon(const PlanC* plan, const LogHead* head, const int64_t* type_nows) noexcept nogil:
-    """Of the view of a head that is not expired; a raw key has none."""
+    """Of the view of a head that is not expired; a note has none."""
     cdef const ViewC* view
-    if head.kind == LOG_KEY:
+    if is_note(head.kind):
         return UNSET_MS
     view = &plan.views[plan.view_of_id[head.view_id]]
     return view_horizon(view, type_nows[view.event])
@@ -282,6 +289,56 @@ cdef inline void _ask_clock(const Clocks* clocks, uint16_t event, ReadAt* when) 
     when.now_ms = when.seen_ms = clocks.own_now_ms if is_own or clocks.is_one else clocks.nows[event]
     if when.now_ms != UNSET_MS:
         when.seen_ms += clocks.ahead_ms
+
+
+cdef inline bint _is_spent(const Arena* arena, const PlanC* plan, const Row* row,
+                           const Clocks* clocks) noexcept nogil:
+    """Whether nothing in it can be read any more: the next sweep frees it."""
+    cdef const LogHead* heads = _heads(<Row*>row)
+    cdef const ViewC* view
+    cdef ReadAt when
+    cdef uint8_t i
+    for i in range(row.n_heads):
+        if is_note(heads[i].kind) or plan.view_of_id[heads[i].view_id] < 0:
+            continue
+        view = &plan.views[plan.view_of_id[heads[i].view_id]]
+        _ask_clock(clocks, view.event, &when)
+        if not kept_expired(arena, &heads[i], view, when.now_ms):
+            return False
+    return True
+
+
+cdef inline bint _came_later(Row* row) noexcept nogil:
+    """Whether it was made after events of its entity had found no room."""
+    return row.n_heads and _heads(row).kind == LOG_BORN
+
+
+cdef inline Row* _row_at(const Shard* shard, const PlanC* plan, const uint32_t* place,
+                         const Clocks* clocks) noexcept nogil:
+    """The row to be read; NULL: there is none. Where events were shed an answer says whether there was a row,
+    so that one which the sweep has not come to must be as one that it has."""
+    cdef Row* row = NULL
+    if place != NULL:
+        row = <Row*>arena_at(&shard.arena, place[0])
+        if (shard.holes.n or _came_later(row)) and _is_spent(&shard.arena, plan, row, clocks):
+            row = NULL
+    return row
+
+
+cdef inline void _ask_birth(const Arena* arena, Row* row, ReadAt* when) noexcept nogil:
+    """Fills in what the row says of the time before it: its first head, where there is such a one."""
+    when.holes = NULL
+    when.came_later = row != NULL and _came_later(row)
+    when.born = 0 if row != NULL else ~<uint64_t>0
+    if when.came_later:
+        memcpy(&when.born, arena_at(arena, _heads(row).block) + sizeof(uint32_t), sizeof(uint64_t))
+
+
+cdef inline void _ask_holes(const Holes* holes, const PlanC* plan, const ViewC* view,
+                            ReadAt* when) noexcept nogil:
+    if holes.n and when.born:
+        when.holes = holes_find(holes, plan.entities[view.entity].entity_id,
+                                plan.events[view.event].event_id)
 
 
 cdef inline void _ask_own(const Job* job, const Part* part, const GroupC* group, ReadAt* when) noexcept nogil:
@@ -303,11 +360,12 @@ cdef inline void _ask_own(const Job* job, const Part* part, const GroupC* group,
             return
 
 
-cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC* slot, Row* row, bint before,
+cdef inline void _read_groups(const Shard* shard, const PlanC* plan, const SlotC* slot, Row* row, bint before,
                               int64_t at_ms, int64_t last_ms, const Clocks* clocks, const Job* job,
                               const Part* part, const Outputs* out) noexcept nogil:
     """Values of one row at at_ms, of what is no later than last_ms; `part` of a job, or NULL, has just been
     applied to it."""
+    cdef const Arena* arena = &shard.arena
     cdef const GroupC* group
     cdef const ViewC* view
     cdef const LogHead* log
@@ -320,6 +378,7 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
     when.last_ms = last_ms
     when.own = False
     when.own_hash = 0
+    _ask_birth(arena, row, &when)
     for i in range(slot.n_groups):
         group = &slot.groups[i]
         n = group.n_before if before else group.n_after
@@ -332,6 +391,7 @@ cdef inline void _read_groups(const Arena* arena, const PlanC* plan, const SlotC
             if view.has_lifetime:
                 lifetime = _find_head(row, view.view_id, True)
         _ask_clock(clocks, view.event, &when)
+        _ask_holes(&shard.holes, plan, view, &when)
         items = group.before if before else group.after
         if view.structure == STRUCTURE_LOG:
             view_read(arena, log, lifetime, view, &when, items, n, out)
@@ -377,6 +437,7 @@ cdef void _read_sketches(const Shard* shard, const PlanC* plan, const SlotC* slo
     cdef Counted counted
     cdef ReadAt when
     cdef uint16_t i
+    memset(&when, 0, sizeof(when))       # no event is shed from a sketch
     when.at_ms = when.last_ms = at_ms
     for i in range(slot.n_groups, slot.n_all):
         group = &slot.groups[i]
@@ -419,6 +480,68 @@ cdef int _remember_key(Arena* arena, uint32_t* place, const Job* job, const Touc
     return 0
 
 
+cdef void _reach(const PlanC* plan, uint16_t entity_id, uint16_t event_id, const Clocks* clocks,
+                 int64_t* from_ms, int64_t* fed_ms) noexcept nogil:
+    """From which event time on a row of that entity can be asked for what that type brings, and since when it
+    must have come to be in a lifetime."""
+    cdef const TouchC* touch
+    cdef const ViewC* view
+    cdef ReadAt when
+    cdef uint16_t i, j, k
+    from_ms[0] = fed_ms[0] = FAR_MS
+    for i in range(plan.n_events):
+        if plan.events[i].event_id != event_id:
+            continue
+        _ask_clock(clocks, i, &when)
+        for j in range(plan.events[i].n_touches):
+            touch = &plan.events[i].touches[j]
+            if touch.entity_id != entity_id:
+                continue
+            for k in range(touch.n_views):
+                view = &plan.views[touch.views[k]]
+                from_ms[0] = min(from_ms[0], when.now_ms - view.keep_ms)
+                if view.has_lifetime:
+                    fed_ms[0] = min(fed_ms[0], when.now_ms - view.lifetime_idle_ms)
+
+
+cdef bint _is_born_late(Shard* shard, const PlanC* plan, uint16_t entity_id, const Clocks* clocks,
+                        bint prunes) noexcept nogil:
+    """Whether a row of that entity that is made now may have lost events. `prunes`: forgets holes that
+    nothing can be asked about any more."""
+    cdef Hole* hole
+    cdef uint32_t i = shard.holes.n, k
+    cdef uint16_t event_id
+    cdef int64_t from_ms, fed_ms
+    cdef bint found = False
+    while i:
+        i -= 1
+        if shard.holes.of[i].entity_id != entity_id:
+            continue
+        event_id = shard.holes.of[i].event_id
+        _reach(plan, entity_id, event_id, clocks, &from_ms, &fed_ms)
+        for k in range(shard.holes.of[i].n):
+            hole = &shard.holes.of[i].at[k]
+            found |= hole.last_ms >= from_ms or hole.now_ms >= fed_ms
+        if prunes:
+            holes_prune(&shard.holes, entity_id, event_id, from_ms, fed_ms)
+    return found
+
+
+cdef int _note_birth(Arena* arena, uint32_t* place, uint64_t position) noexcept nogil:
+    """As the first head of a new row, which may have lost events before that position."""
+    cdef LogHead* head = _add_head(arena, place, 0, LOG_BORN)
+    cdef uint32_t n_bytes = sizeof(uint64_t)
+    if head == NULL:
+        return -1
+    head.block = arena_alloc(arena, sizeof(uint32_t) + sizeof(uint64_t))
+    if head.block == 0:
+        (<Row*>arena_at(arena, place[0])).n_heads -= 1
+        return -1
+    memcpy(arena_at(arena, head.block), &n_bytes, sizeof(uint32_t))
+    memcpy(arena_at(arena, head.block) + sizeof(uint32_t), &position, sizeof(uint64_t))
+    return 0
+
+
 cdef bint _has_key(const PlanC* plan, Row* row) noexcept nogil:
     cdef uint8_t i
     for i in range(row.n_heads):
@@ -433,7 +556,7 @@ cdef void _prune(Arena* arena, const PlanC* plan, Row* row) noexcept nogil:
     cdef uint8_t i, kept = 0
     for i in range(row.n_heads):
         if (_key_expired(plan, row.entity_id, &heads[i]) if heads[i].kind == LOG_KEY
-                else plan.view_of_id[heads[i].view_id] < 0):
+                else heads[i].kind != LOG_BORN and plan.view_of_id[heads[i].view_id] < 0):
             kept_free(arena, &heads[i], _layout(plan, heads[i].view_id))
         else:
             heads[kept] = heads[i]
@@ -497,8 +620,32 @@ cdef inline bint _due(const Shard* shard, const Row* row) noexcept nogil:
     return shard.copying and shard.written <= row.mark < shard.cut
 
 
+cdef inline bint _is_taken(const Job* job, const ViewC* view, uint32_t event, Given* given,
+                           bint* in_log) noexcept nogil:
+    """Whether the view keeps something of the event in its row: in its log, or else in its lifetimes only."""
+    cdef int64_t now = job.nows[event]
+    if view.where >= 0 and not job.masks[<size_t>view.where * job.batch.n_events + event]:
+        return False
+    given.horizon_ms = view_horizon(view, now)
+    in_log[0] = job.batch.times[event] >= given.horizon_ms
+    if not in_log[0] and not lifetime_takes(view, job.batch.times[event], now):
+        return False
+    return view.structure == STRUCTURE_LOG or _give(job, view, event, given)
+
+
+cdef bint shard_makes_row(const Job* job, const Part* part) noexcept nogil:
+    cdef const TouchC* touch = &job.event.touches[part.touch]
+    cdef Given given
+    cdef uint16_t i
+    cdef bint in_log
+    for i in range(touch.n_views):
+        if _is_taken(job, &job.plan.views[touch.views[i]], part.event, &given, &in_log):
+            return True
+    return False
+
+
 cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const TouchC* touch,
-                      uint32_t** place) noexcept nogil:
+                      const Clocks* clocks, uint32_t** place) noexcept nogil:
     """Adds the event to every log of its row that takes it; makes the row when *place is NULL."""
     cdef Word raw[MAX_RAW_WORDS]
     cdef Arena* arena = &shard.arena
@@ -512,13 +659,7 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
     cdef bint touched = False, in_log
     for i in range(touch.n_views):
         view = &job.plan.views[touch.views[i]]
-        if view.where >= 0 and not job.masks[<size_t>view.where * job.batch.n_events + part.event]:
-            continue
-        given.horizon_ms = view_horizon(view, now)
-        in_log = job.batch.times[part.event] >= given.horizon_ms
-        if not in_log and not lifetime_takes(view, job.batch.times[part.event], now):
-            continue
-        if view.structure != STRUCTURE_LOG and not _give(job, view, part.event, &given):
+        if not _is_taken(job, view, part.event, &given, &in_log):
             continue
         if place[0] == NULL:
             handle = _new_row(arena, part.fp0, part.fp1, touch.entity_id, 1)
@@ -528,6 +669,9 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
                 arena_free(arena, handle, _row_bytes(1))
                 return -1
             place[0] = table_find(&shard.table, arena, part.fp0, part.fp1)
+            if shard.holes.n and _is_born_late(shard, job.plan, touch.entity_id, clocks, True):
+                if _note_birth(arena, place[0], job.first_position + part.event) < 0:
+                    return -1
         if not touched:
             touched = True
             row = <Row*>arena_at(arena, place[0][0])
@@ -535,7 +679,7 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
                 if _due(shard, row) and _copy_row(shard, job.plan, row) < 0:
                     return -1
                 row.mark = shard.cut
-            if <uint32_t>row.n_heads + 2 * touch.n_views + 1 > MOST_HEADS:
+            if <uint32_t>row.n_heads + 2 * touch.n_views + 2 > MOST_HEADS:
                 _prune(arena, job.plan, row)
             if touch.keep_keys and not _has_key(job.plan, row):
                 if _remember_key(arena, place[0], job, touch, part.event) < 0:
@@ -563,6 +707,26 @@ cdef int _apply_views(Shard* shard, const Job* job, const Part* part, const Touc
     return 0
 
 
+cdef int _clear_row(Shard* shard, const PlanC* plan, uint32_t** place) noexcept nogil:
+    """Frees a row that is spent, as a sweep may have. Places of others are not good any more."""
+    if place[0] != NULL:
+        if _drop_row(shard, plan, place[0]) < 0:
+            return -1
+        place[0] = NULL
+        shard.table.n_moves += 1
+    return 0
+
+
+cdef int _shed(Shard* shard, const Job* job, const Part* part, const TouchC* touch,
+               const Clocks* clocks) noexcept nogil:
+    """The event found no room for a row."""
+    cdef int64_t from_ms, fed_ms
+    _reach(job.plan, touch.entity_id, job.event.event_id, clocks, &from_ms, &fed_ms)
+    holes_prune(&shard.holes, touch.entity_id, job.event.event_id, from_ms, fed_ms)
+    return holes_add(&shard.holes, touch.entity_id, job.event.event_id, job.batch.times[part.event],
+                     job.first_position + part.event, job.nows[part.event])
+
+
 cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* place,
                      uint64_t applied) noexcept nogil:
     """`place`: of the row's handle in the table, NULL if there is no such row."""
@@ -571,19 +735,25 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
     cdef Arena* arena = &shard.arena
     cdef uint32_t trial = 0
     cdef Clocks clocks
+    cdef Holes untouched
     cdef int64_t at_ms = 0, last_ms
     cdef uint64_t offset
     cdef Outputs out
     cdef int status = 0
-    cdef bint apply = job.batch.outcomes[part.event] == OUTCOME_ACCEPTED
+    cdef bint apply = job.batch.outcomes[part.event] == OUTCOME_ACCEPTED, shed, pressed
     if apply and not job.peek and job.first_position + part.event <= applied:
         apply = False                    # a checkpoint already holds it
+    shed = apply and job.shed != NULL and (job.shed[part.event] >> part.touch) & 1
     if job.service != NULL and job.service.slot_of_entity[touch.entity] >= 0:
         slot = &job.service.slots[job.service.slot_of_entity[touch.entity]]
+    # Memory is short, or was: it matters whether there is a row.
+    pressed = shed or shard.holes.n or (place != NULL and _came_later(<Row*>arena_at(arena, place[0])))
+    if slot != NULL or pressed:
         clocks = job.clocks
         clocks.own_now_ms = job.nows[part.event]
         if part.event < job.first_accepted:
             clocks.own_first_now_ms = UNSET_MS
+    if slot != NULL:
         offset = <uint64_t>part.event * job.service.read_width
         out = job.outputs
         out.values += offset
@@ -595,29 +765,49 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
         at_ms = job.reads_at[part.event]
         # What leaves the event itself out must not find it where it has been applied before.
         last_ms = at_ms - 1 if job.batch.outcomes[part.event] == OUTCOME_DUPLICATE else at_ms
-        _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, True,
-                     at_ms, last_ms, &clocks, NULL, NULL, &out)
-    if apply and job.peek:
+        _read_groups(shard, job.plan, slot, _row_at(shard, job.plan, place, &clocks), True, at_ms, last_ms,
+                     &clocks, NULL, NULL, &out)
+    if apply and pressed and not shed and _row_at(shard, job.plan, place, &clocks) == NULL:
+        if job.peek:
+            place = NULL
+        elif _clear_row(shard, job.plan, &place) < 0:
+            return -1
+    if shed and job.peek:
+        if holes_copy(&shard.holes, &untouched) < 0:
+            return -1
+    if shed:
+        # There was no row when it was decided; what there is now has expired before, and a sweep had come to
+        # it then.
+        if not job.peek:
+            status = _clear_row(shard, job.plan, &place)
+        if status == 0:
+            status = _shed(shard, job, part, touch, &clocks)
+    elif apply and job.peek:
         # The event goes into a copy of the row, which is read and thrown away.
         if place != NULL:
             trial = _clone_row(arena, job.plan, <Row*>arena_at(arena, place[0]))
         else:
             trial = _new_row(arena, part.fp0, part.fp1, touch.entity_id, 1)
+            if trial and shard.holes.n and _is_born_late(shard, job.plan, touch.entity_id, &clocks, False):
+                status = _note_birth(arena, &trial, job.first_position + part.event)
         if trial == 0:
             return -1
         place = &trial
-    if apply:
-        status = _apply_views(shard, job, part, touch, &place)
+    if apply and not shed and status == 0:
+        status = _apply_views(shard, job, part, touch, &clocks, &place)
     if apply and not job.peek and touch.n_all > touch.n_views and status == 0:
         status = _count(shard, job, part, touch)
     if slot != NULL and status == 0:
-        _read_groups(arena, job.plan, slot, <Row*>arena_at(arena, place[0]) if place != NULL else NULL, False,
-                     at_ms, at_ms, &clocks, job, part if apply else NULL, &out)
+        _read_groups(shard, job.plan, slot, _row_at(shard, job.plan, place, &clocks), False, at_ms, at_ms,
+                     &clocks, job, part if apply and not shed else NULL, &out)
         if slot.n_all > slot.n_groups:
             _read_sketches(shard, job.plan, slot, part.fp0, part.fp1, at_ms, &clocks,
                            job if apply and job.peek else NULL, part.event, &out)
     if trial:
         _free_row(arena, job.plan, trial)
+    if shed and job.peek:
+        holes_clear(&shard.holes)
+        shard.holes = untouched
     return status
 
 
@@ -678,7 +868,7 @@ cdef inline void _fetch_logs(const Shard* shard, const Job* job, const Part* par
     row = <Row*>arena_at(&shard.arena, places[i & (AHEAD_BLOCK - 1)][0])
     for j in range(row.n_heads):
         head = &_heads(row)[j]
-        if head.kind == LOG_KEY:
+        if is_note(head.kind):
             continue
         view = _layout(job.plan, head.view_id)
         hash = 0
@@ -754,15 +944,12 @@ cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n
 
 cdef bint shard_read(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
                      int64_t at_ms, const Clocks* clocks, bint waits, const Outputs* out) noexcept nogil:
-    cdef uint32_t* place
-    cdef Row* row = NULL
+    cdef Row* row
     if not _lock(shard, waits):
         return False
-    place = table_find(&shard.table, &shard.arena, fp0, fp1)
-    if place != NULL:
-        row = <Row*>arena_at(&shard.arena, place[0])
-    _read_groups(&shard.arena, plan, slot, row, True, at_ms, at_ms, clocks, NULL, NULL, out)
-    _read_groups(&shard.arena, plan, slot, row, False, at_ms, at_ms, clocks, NULL, NULL, out)
+    row = _row_at(shard, plan, table_find(&shard.table, &shard.arena, fp0, fp1), clocks)
+    _read_groups(shard, plan, slot, row, True, at_ms, at_ms, clocks, NULL, NULL, out)
+    _read_groups(shard, plan, slot, row, False, at_ms, at_ms, clocks, NULL, NULL, out)
     if slot.n_all > slot.n_groups:
         _read_sketches(shard, plan, slot, fp0, fp1, at_ms, clocks, NULL, 0, out)
     pthread_mutex_unlock(&shard.lock)
@@ -789,7 +976,7 @@ cdef void shard_fetch_logs(Shard* shard, const PlanC* plan, uint64_t fp0, uint64
         row = <Row*>arena_at(&shard.arena, place[0])
         for i in range(row.n_heads):
             head = &_heads(row)[i]
-            if head.block == 0 or head.kind == LOG_KEY:
+            if head.block == 0 or is_note(head.kind):
                 continue
             block = <const char*>arena_at(&shard.arena, head.block)
             n_bytes = <size_t>READ_BYTES
@@ -813,19 +1000,18 @@ cdef void shard_fetch_cells(const Shard* shard, const PlanC* plan, const SlotC* 
 
 cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t fp0, uint64_t fp1,
                     int64_t at_ms, const Clocks* clocks, Bytes* out) noexcept nogil:
-    cdef uint32_t* place
-    cdef Row* row = NULL
+    cdef Row* row
     cdef const GroupC* group
     cdef const ViewC* view
     cdef const LogHead* head = NULL
     cdef ReadAt when
     cdef uint16_t i
     cdef int status = 0
+    memset(&when, 0, sizeof(when))
     when.at_ms = when.last_ms = at_ms
     _lock(shard, True)
-    place = table_find(&shard.table, &shard.arena, fp0, fp1)
-    if place != NULL:
-        row = <Row*>arena_at(&shard.arena, place[0])
+    row = _row_at(shard, plan, table_find(&shard.table, &shard.arena, fp0, fp1), clocks)
+    _ask_birth(&shard.arena, row, &when)
     for i in range(slot.n_groups):
         group = &slot.groups[i]
         view = &plan.views[group.view]
@@ -834,6 +1020,7 @@ cdef int shard_list(Shard* shard, const PlanC* plan, const SlotC* slot, uint64_t
         if row != NULL:
             head = _find_head(row, view.view_id, False)
         _ask_clock(clocks, view.event, &when)
+        _ask_holes(&shard.holes, plan, view, &when)
         status |= sketch_list(&shard.arena, head, view, &when, group.before, group.n_before, out)
         status |= sketch_list(&shard.arena, head, view, &when, group.after, group.n_after, out)
     pthread_mutex_unlock(&shard.lock)
@@ -931,7 +1118,7 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
     cdef Row* row
     cdef LogHead* heads
     cdef int64_t freed = 0
-    cdef uint8_t i, kept, keys
+    cdef uint8_t i, kept, notes
     cdef int slot = 0
     cdef bint expired
     while slot < SLOTS:
@@ -940,15 +1127,15 @@ cdef int64_t _sweep_bucket(Shard* shard, const PlanC* plan, Bucket* bucket,
             continue
         row = <Row*>arena_at(&shard.arena, bucket.rows[slot])
         heads = _heads(row)
-        kept = keys = 0
+        kept = notes = 0
         for i in range(row.n_heads):
             expired = _head_expired(&shard.arena, plan, row, &heads[i], type_nows)
-            keys += heads[i].kind == LOG_KEY and not expired
+            notes += is_note(heads[i].kind) and not expired
             kept += not expired
-        if kept == row.n_heads and kept > keys:
+        if kept == row.n_heads and kept > notes:
             slot += 1
             continue
-        if kept == keys:
+        if kept == notes:
             if _drop_row(shard, plan, &bucket.rows[slot]) < 0:
                 return -1
             freed += 1                   # a row from further on may be in its place
@@ -1006,13 +1193,13 @@ cdef struct Export:
 cdef void _export_plan(const Arena* arena, const PlanC* plan, const Row* row, const int64_t* nows,
                        Export* export) noexcept nogil:
     cdef const LogHead* heads = _heads(<Row*>row)
-    cdef uint8_t i, j, keys = 0
+    cdef uint8_t i, j, notes = 0
     export.n_logs = 0
     export.n_bytes = ROW_EXPORT_BYTES
     for i in range(row.n_heads):
         if _head_expired(arena, plan, row, &heads[i], nows):
             continue
-        keys += heads[i].kind == LOG_KEY
+        notes += is_note(heads[i].kind)
         export.n_bytes += kept_export_bytes(arena, &heads[i], _layout(plan, heads[i].view_id),
                                             _horizon(plan, &heads[i], nows))
         j = export.n_logs
@@ -1023,8 +1210,8 @@ cdef void _export_plan(const Arena* arena, const PlanC* plan, const Row* row, co
             j -= 1
         export.order[j] = i
         export.n_logs += 1
-    if export.n_logs == keys:
-        export.n_logs = 0                # nothing but its key: the row is as good as gone
+    if export.n_logs == notes:
+        export.n_logs = 0                # no view has anything in it: the row is as good as gone
 
 
 cdef int _put_record(Bytes* out, const Arena* arena, const PlanC* plan, const Row* row, const int64_t* nows,
@@ -1078,6 +1265,9 @@ cdef int shard_cut(Shard* shard, const int64_t* nows) noexcept nogil:
     cdef int status
     pthread_mutex_lock(&shard.lock)
     status = frequencies_cut(&shard.frequencies)
+    if status == 0:
+        holes_clear(&shard.holes_at_cut)
+        status = holes_copy(&shard.holes, &shard.holes_at_cut)
     shard.cut += 1
     shard.copying = 1
     shard.cut_nows = nows
@@ -1192,6 +1382,7 @@ cdef void shard_copy_end(Shard* shard, bint written) noexcept nogil:
     pthread_mutex_lock(&shard.lock)
     shard.copying = 0
     shard.cut_nows = NULL
+    holes_clear(&shard.holes_at_cut)
     frequencies_copy_end(&shard.frequencies, written)
     copied = shard.copied
     memset(&shard.copied, 0, sizeof(Bytes))
@@ -1293,12 +1484,12 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
             return 1
         before = order
         view = NULL
-        if view_id <= plan.max_view_id and plan.view_of_id[view_id] >= 0:
+        if not is_note(payload[at + 2]) and view_id <= plan.max_view_id and plan.view_of_id[view_id] >= 0:
             view = &plan.views[plan.view_of_id[view_id]]
-            if plan.entities[view.entity].entity_id != entity_id and payload[at + 2] != LOG_KEY:
+            if plan.entities[view.entity].entity_id != entity_id:
                 _free_row(arena, plan, handle)
                 return 1
-        if view == NULL and payload[at + 2] != LOG_KEY:
+        if view == NULL and not is_note(payload[at + 2]):
             at += kept_skip_bytes(payload + at, n_bytes - at)      # of a view that the schema no longer has
             continue
         used = kept_import(arena, &head, view, payload + at, n_bytes - at)
@@ -1309,6 +1500,9 @@ cdef int shard_import(Shard* shard, const PlanC* plan, uint64_t fp0, uint64_t fp
                 used = -1
             else:
                 added[0] = head
+                if head.kind == LOG_BORN:           # the first head, whatever the bytes' order
+                    added[0] = _heads(<Row*>arena_at(arena, handle))[0]
+                    _heads(<Row*>arena_at(arena, handle))[0] = head
         if used <= 0:
             _free_row(arena, plan, handle)
             return 1 if used == 0 else -1

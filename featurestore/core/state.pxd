@@ -55,7 +55,8 @@ ctypedef struct Work:            # scratch of one batch; grows, and serves the n
     size_t capacity
     ColdIds cold
     Facts facts                  # these point into memory
-    uint8_t* homeless
+    uint64_t* masks              # [n_events] where shed points to, if it does
+    const uint64_t* shed         # see Job; NULL: nothing was shed
     uint64_t* hashes             # see Job
     int64_t* nows
     int64_t* reads_at
@@ -92,6 +93,8 @@ cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wa
 # Gives up the memory of ids that the last checkpoint has, the oldest first: all, or until there are not many
 # any more (ids.pxd). How many segments.
 cdef uint64_t state_cool(StateC* state, bint all_) noexcept nogil
+# Adds up what a decided batch has shed, by entity, and says of how many events.
+cdef uint32_t state_count_shed(StateC* state, const Batch* batch, const Work* work) noexcept nogil
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
                       int64_t wall_ms) noexcept nogil
 # first_position is that of event 0. service (as in work_prepare) and outputs may be NULL: nothing is read.

@@ -12,7 +12,7 @@ import numpy as np
 
 cimport cython
 from libc.math cimport NAN
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -37,6 +37,7 @@ from featurestore.core.ids cimport (
     ids_drop, ids_export, ids_fetch, ids_free_records, ids_give, ids_import, ids_import_records,
     ids_of_segment, ids_oldest, ids_set_stored,
 )
+from featurestore.core.holes cimport holes_export, holes_import
 from featurestore.core.kept cimport Listed, ListedValue, kept_structs
 from featurestore.core.pages cimport CHUNK_BYTES, pool_clear, pool_idle_bytes, pool_init
 from featurestore.core.plan cimport (
@@ -63,7 +64,7 @@ from featurestore.core.shard cimport (
     Clocks, Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
     shard_cut, shard_export, shard_fetch_cells, shard_fetch_logs, shard_fetch_row, shard_forget,
     shard_has_room, shard_held_bytes, shard_holds, shard_import, shard_in_use, shard_init, shard_keys,
-    shard_list, shard_read, shard_settle, shard_sweep, shard_used_bytes, sorted_records,
+    shard_list, shard_makes_row, shard_read, shard_settle, shard_sweep, shard_used_bytes, sorted_records,
 )
 from featurestore.core.table cimport table_prefetch
 from featurestore.core.turns cimport turn_give, turn_take, turns_destroy, turns_init
@@ -92,7 +93,7 @@ cdef enum:
     RECORDS_AT_ONCE = 24         # of ids copied: 97 KB
     FREED_A_SLICE = 512          # of producers that are gone
     DERIVED_AT_ONCE = 65536      # values read with what derived features need, before those are computed
-    SNAPSHOT_VERSION = 1
+    SNAPSHOT_VERSION = 2         # 1 where no shard has holes, and the sections for them are left out
     VALUE_DOMAIN = 0xFFFF        # in the place of an entity id: hashes of values, not of keys
     NAME_DOMAIN = 0xFFFE         # and what they are called where only a hash is left
     MAX_FIELDS = 256             # of an event type, as schemas have them
@@ -175,7 +176,7 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
     cdef int i
     sizes[0] = n * event.n_programs
     sizes[1] = n * event.n_touches
-    sizes[2] = n
+    sizes[2] = n * sizeof(uint64_t)
     sizes[3] = n * 16 if event.id_field >= 0 else 0
     sizes[4] = n
     sizes[5] = n * sizeof(int64_t)
@@ -196,9 +197,9 @@ cdef int _lay_out(const StateC* state, const Batch* batch, Work* work) noexcept 
         at += _aligned(sizes[i])
     work.facts.masks = places[0]
     work.facts.missing = places[1]
-    work.homeless = places[2]
+    work.masks = <uint64_t*>places[2]
+    work.shed = NULL
     work.first_of_type = False
-    work.facts.homeless = NULL
     work.facts.id_fps = <uint64_t*>places[3] if event.id_field >= 0 else NULL
     work.facts.id_missing = places[4]
     work.facts.cold = &work.cold
@@ -326,33 +327,36 @@ cdef inline uint64_t _most_held_bytes(const StateC* state) noexcept nogil:
     return state.max_memory_bytes + max(state.max_memory_bytes // 8, state.n_shards * <uint64_t>CHUNK_BYTES)
 
 
-cdef bint _is_matched(const PlanC* plan, const TouchC* touch, const Batch* batch, const Work* work,
-                      uint32_t event) noexcept nogil:
-    """Whether some view of the row takes the event."""
-    cdef int32_t where
-    cdef uint16_t i
-    for i in range(touch.n_views):
-        where = plan.views[touch.views[i]].where
-        if where < 0 or work.facts.masks[<size_t>where * batch.n_events + event]:
-            return True
-    return False
+cdef inline void _describe(const StateC* state, const Batch* batch, const Work* work,
+                           Job* job) noexcept nogil:
+    """What a decided batch brings to rows; nothing is read."""
+    memset(job, 0, sizeof(Job))
+    job.plan = state.plan
+    job.event = &state.plan.events[batch.event]
+    job.batch = batch
+    job.masks = work.facts.masks
+    job.hashes = work.hashes
+    job.nows = work.nows
+    job.shed = work.shed
 
 
-cdef void _find_homeless(StateC* state, const Batch* batch, Work* work, bint full) noexcept nogil:
-    """Memory is at its cap: marks events that would make a new row; where it is not `full`, if there is no
-    room for it in what is held already."""
-    cdef const EventC* event = &state.plan.events[batch.event]
+cdef void _find_shed(StateC* state, const Batch* batch, Work* work, bint full) noexcept nogil:
+    """Memory is at its cap: marks what would make a new row; where it is not `full`, if there is no room for
+    it in what is held already."""
+    cdef Job job
     cdef const Part* part
-    cdef uint32_t i, shard
-    memset(work.homeless, 0, batch.n_events)
-    for shard in range(state.n_shards):
-        for i in range(work.starts[shard], work.starts[shard + 1]):
+    cdef Shard* shard
+    cdef uint32_t i, k
+    _describe(state, batch, work, &job)
+    memset(work.masks, 0, batch.n_events * sizeof(uint64_t))
+    for k in range(state.n_shards):
+        shard = &state.shards[k]
+        for i in range(work.starts[k], work.starts[k + 1]):
             part = &work.parts[i]
-            if _is_matched(state.plan, &event.touches[part.touch], batch, work, part.event) and (
-                    full or not shard_has_room(&state.shards[shard])) and (
-                    not shard_holds(&state.shards[shard], part.fp0, part.fp1)):
-                work.homeless[part.event] = 1
-    work.facts.homeless = work.homeless
+            if (batch.outcomes[part.event] == OUTCOME_ACCEPTED and (full or not shard_has_room(shard))
+                    and shard_makes_row(&job, part) and not shard_holds(shard, part.fp0, part.fp1)):
+                work.masks[part.event] |= <uint64_t>1 << part.touch
+                work.shed = work.masks
 
 
 cdef int state_judge(StateC* state, const Batch* batch, const Origin* origin, int64_t wall_ms) noexcept nogil:
@@ -375,6 +379,7 @@ cdef inline bint _is_decided(uint8_t outcome) noexcept nogil:
 
 cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil:
     cdef uint32_t i
+    work.shed = NULL
     work.now_ms = state.sequencer.now_ms
     for i in range(batch.n_events):
         if _is_decided(batch.outcomes[i]):
@@ -385,20 +390,23 @@ cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wa
 cdef int state_decide(StateC* state, const Batch* batch, Work* work, int64_t wall_ms) noexcept nogil:
     cdef uint32_t i
     cdef bint full
+    cdef int status
     for i in range(batch.n_events):
         # What a sequencer said before (of a batch that was peeked at, or sent to another store) does not
         # count.
         if _is_decided(batch.outcomes[i]):
             batch.outcomes[i] = OUTCOME_ACCEPTED
-    work.facts.homeless = NULL
+    work.shed = NULL
     work.now_ms = state.sequencer.now_ms
     work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
-    if state.max_memory_bytes:
+    status = sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows,
+                              work.partly)
+    if state.max_memory_bytes and status == 0:
         full = _used_bytes(state) >= state.max_memory_bytes
         state.full = full or _held_bytes(state) >= _most_held_bytes(state)
         if state.full:
-            _find_homeless(state, batch, work, full)
-    return sequencer_decide(&state.sequencer, state.plan, batch, &work.facts, wall_ms, work.nows, work.partly)
+            _find_shed(state, batch, work, full)
+    return status
 
 
 cdef int state_fetch(StateC* state, const Batch* batch, Work* work) noexcept nogil:
@@ -433,6 +441,20 @@ cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origi
                       int64_t wall_ms) noexcept nogil:
     work.first_of_type = state.sequencer.first_nows[batch.event] == UNSET_MS
     return sequencer_commit(&state.sequencer, batch, &work.facts, origin, wall_ms, work.nows)
+
+
+cdef uint32_t state_count_shed(StateC* state, const Batch* batch, const Work* work) noexcept nogil:
+    cdef const EventC* event = &state.plan.events[batch.event]
+    cdef uint32_t i, n = 0
+    cdef uint16_t j
+    if work.shed == NULL:
+        return 0
+    for i in range(batch.n_events):
+        n += work.shed[i] != 0
+        for j in range(event.n_touches):
+            if (work.shed[i] >> j) & 1:
+                fs_add(&state.sequencer.shed[event.touches[j].entity], 1)
+    return n
 
 
 ctypedef struct Crew:            # one thread's share of a batch: the shards congruent to `first`
@@ -552,7 +574,7 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     cdef const Outputs* read = outputs
     cdef uint32_t i
     cdef int status
-    memset(&job, 0, sizeof(job))
+    _describe(state, batch, work, &job)
     memcpy(work.type_nows, s.type_nows, s.n_types * sizeof(int64_t))
     memcpy(work.first_nows, s.first_nows, s.n_types * sizeof(int64_t))
     if s.clock == CLOCK_WALL and batch.n_events:
@@ -580,12 +602,6 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
             read = &work.read
         job.outputs = read[0]
         _unavailable_keys(state, batch, work, service, read)
-    job.plan = state.plan
-    job.event = &state.plan.events[batch.event]
-    job.batch = batch
-    job.masks = work.facts.masks
-    job.hashes = work.hashes
-    job.nows = work.nows
     job.reads_at = work.reads_at
     job.first_position = first_position
     job.service = service
@@ -986,9 +1002,10 @@ cdef class State:
 
     clock: one of CLOCKS (plan.py). secret: 16 bytes that key every fingerprint. n_shards: a power of two;
     with the secret part of the store's identity. threads: how many apply one large batch together.
-    cores: how many may be at long work at once (turns.pxd), 1 at least. max_memory_bytes: rows past this are
-    refused, 0 for no limit. max_future_ms: how far ahead of the wall clock an event may be, MAX_FUTURE_MS at
-    most. dedupe_memory_bytes: of event ids within their horizons; at it events with new ids are refused.
+    cores: how many may be at long work at once (turns.pxd), 1 at least. max_memory_bytes: at it no rows are
+    made, and keys that have none are shed; 0 for no limit. max_future_ms: how far ahead of the wall clock an
+    event may be, MAX_FUTURE_MS at most. dedupe_memory_bytes: of event ids within their horizons; at it events
+    with new ids are refused.
     """
 
     def __init__(self, plan not None, *, str clock="event", bytes secret=bytes(16), uint32_t n_shards=64,
@@ -1093,6 +1110,13 @@ cdef class State:
                 for i, event in enumerate(self.compiled.plan.events) if i < self.c.sequencer.n_types}
 
     @property
+    def shed(self):
+        """Of each entity, by its key parts joined with commas, how many accepted events since this process
+        began found no room for a row of it."""
+        return {",".join(entity.parts): self.c.sequencer.shed[i]
+                for i, entity in enumerate(self.compiled.plan.entities) if i < self.c.sequencer.n_entities}
+
+    @property
     def ahead_ms(self):
         """How far ahead of the clock an accepted event may be."""
         return self.c.sequencer.max_future_ms if self.c.sequencer.clock == CLOCK_WALL else 0
@@ -1125,9 +1149,9 @@ cdef class State:
         """Applies a batch and reads `service` (its index) at every event's position; see design §2.6.
 
         Returns Vectors with one row per event, or None without a service. What became of each event is in
-        batch.outcomes and batch.partly_late. A duplicate batch is acknowledged: the outcome of every event
-        that could be read is DUPLICATE, and its vector the first one again, unless other events came between;
-        of lifetimes and decayed sums there may be bounds only.
+        batch.outcomes, batch.partly_late and batch.shed. A duplicate batch is acknowledged: the outcome of
+        every event that could be read is DUPLICATE, and its vector the first one again, unless other events
+        came between; of lifetimes and decayed sums there may be bounds only.
         now_ms: the wall clock, ignored by the event clock. Raises SequenceError, InvalidEventError or
         LimitError where (producer, epoch, sequence) is turned away.
         """
@@ -1137,7 +1161,7 @@ cdef class State:
         cdef Outputs outputs
         cdef CompiledPlan _read_with = self.compiled     # what `target` is of lives until this returns
         cdef const ServiceC* target = self._service(service)
-        cdef uint64_t content = 0
+        cdef uint64_t content = 0, first
         cdef int status = 0, verdict
         self._check_batch(batch)
         memset(&work, 0, sizeof(work))
@@ -1150,6 +1174,7 @@ cdef class State:
             status = work_prepare(&self.c, b, target, &work)
             while True:
                 pthread_mutex_lock(&self.c.order)
+                first = self.c.sequencer.position + 1
                 verdict = state_judge(&self.c, b, &origin, now_ms)
                 if status == 0 and verdict <= VERDICT_DUPLICATE:
                     if verdict == VERDICT_DUPLICATE:
@@ -1159,8 +1184,7 @@ cdef class State:
                         if status == 0 and not peek:
                             status = state_commit(&self.c, b, &work, &origin, now_ms)
                     if status == 0:
-                        status = state_apply(&self.c, b, &work, self.c.sequencer.position - b.n_events + 1,
-                                             target, &outputs, peek)
+                        status = state_apply(&self.c, b, &work, first, target, &outputs, peek)
                 pthread_mutex_unlock(&self.c.order)
                 if status != 1:
                     break
@@ -1168,6 +1192,9 @@ cdef class State:
             pthread_rwlock_unlock(&self.c.plan_lock)
             if status == 0:
                 memcpy(batch.partly, work.partly, b.n_events)
+                memset(batch.shed_bits, 0, b.n_events * sizeof(uint64_t))
+                if work.shed != NULL:
+                    memcpy(batch.shed_bits, work.shed, b.n_events * sizeof(uint64_t))
             work_clear(&work)
         if status < 0:
             raise MemoryError
@@ -1347,6 +1374,10 @@ cdef class State:
             if event.event_id in before:
                 j, id_name = before[event.event_id]
                 sequencer_adopt(&s, i, old, j, id_name is not None and id_name == _id_name(event))
+        entities_before = {entity.entity_id: j for j, entity in enumerate(self.compiled.plan.entities)}
+        for i, entity in enumerate(compiled.plan.entities):
+            if entity.entity_id in entities_before:
+                s.shed[i] = old.shed[<uint16_t>entities_before[entity.entity_id]]
         _set_floors(&s, compiled.plan)
         s.ids.n_ever = old.ids.n_ever
         producers_clear(&s.producers)
@@ -1720,6 +1751,34 @@ cdef class State:
             view_id.to_bytes(2, "big") + bytes(6) + number.to_bytes(8, "big") + FREED
             for view_id, n_pieces in self.gone_at_cut.items() for number in range(n_pieces + 1))]))
 
+    def has_shed(self, uint32_t shard):
+        """Whether it had holes since this process began, or has some from before."""
+        if shard >= self.c.n_shards:
+            raise IndexError(f"shard {shard} of {self.c.n_shards}")
+        return self.c.shards[shard].holes.capacity > 0
+
+    def copy_holes(self, uint32_t shard):
+        """After copy_shard: its holes (format: holes.pxd) as they were at the cut."""
+        cdef Bytes out
+        cdef int status
+        if shard >= self.c.n_shards:
+            raise IndexError(f"shard {shard} of {self.c.n_shards}")
+        memset(&out, 0, sizeof(out))
+        try:
+            status = holes_export(&self.c.shards[shard].holes_at_cut, &out)
+            if status < 0:
+                raise MemoryError
+            return (<char*>out.data)[:out.n_bytes]
+        finally:
+            bytes_clear(&out)
+
+    def import_holes(self, uint32_t shard, bytes data not None):
+        """Puts the holes of one shard back, after its rows."""
+        if shard >= self.c.n_shards:
+            raise IndexError(f"shard {shard} of {self.c.n_shards}")
+        cdef Shard* to = &self.c.shards[shard]
+        self._imported(holes_import(&to.holes, to.position, data, len(data)), f"holes of shard {shard}")
+
     def copy_id_records(self, meanwhile=None):
         """Records (format: ids.pyx) of the ids that came since the last checkpoint written, and freed ones of
         those that it has and that were dropped since, sorted. Batches may be applied between two slices, as
@@ -1916,13 +1975,16 @@ cdef class State:
         cdef uint32_t head[2]
         cdef uint32_t i
         cdef int status = 0
+        cdef bint any_shed = False
         memset(&out, 0, sizeof(out))
         memset(sections, 0, sizeof(sections))
-        head[0] = SNAPSHOT_VERSION
         head[1] = self.c.n_shards
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
             pthread_mutex_lock(&self.c.order)
+            for i in range(self.c.n_shards):
+                any_shed |= self.c.shards[i].holes.n > 0
+            head[0] = SNAPSHOT_VERSION if any_shed else 1
             status = sequencer_export_head(s, self.c.plan, &sections[0])
             if status == 0:
                 status = ids_export(&s.ids, self.c.plan, s.type_nows, &self.c.id_source, &sections[1])
@@ -1956,6 +2018,15 @@ cdef class State:
                 if status == 0:
                     status = bytes_append(&out, sections[0].data, sections[0].n_bytes)
                 sections[0].n_bytes = 0
+            for i in range(self.c.n_shards if any_shed else 0):
+                if status == 0:
+                    status = holes_export(&self.c.shards[i].holes, &sections[0])
+                n_bytes = sections[0].n_bytes
+                if status == 0:
+                    status = bytes_append(&out, &n_bytes, 8)
+                if status == 0:
+                    status = bytes_append(&out, sections[0].data, sections[0].n_bytes)
+                sections[0].n_bytes = 0
             bytes_clear(&sections[0])
             pthread_mutex_unlock(&self.c.order)
             pthread_rwlock_unlock(&self.c.plan_lock)
@@ -1978,20 +2049,25 @@ cdef class State:
         cdef State state
         cdef uint32_t head[2]
         cdef uint64_t n_bytes
-        cdef size_t at = 32, i
+        cdef size_t at = 32
         cdef const uint8_t* raw = <const uint8_t*><const char*>data
         if len(data) < 32 or data[:8] != SNAPSHOT_MAGIC:
             raise CorruptRecordError("not a snapshot: it does not begin with its magic")
         memcpy(head, raw + 24, 8)
-        if head[0] != SNAPSHOT_VERSION:
+        if not 1 <= head[0] <= SNAPSHOT_VERSION:
             raise CorruptRecordError(
-                f"snapshot version {head[0]}; this program reads version {SNAPSHOT_VERSION}")
+                f"snapshot version {head[0]}; this program reads versions 1 and {SNAPSHOT_VERSION}")
         if head[1] == 0 or head[1] > MAX_SHARDS or head[1] & (head[1] - 1):
             raise CorruptRecordError(f"snapshot of {head[1]} shards; it is a power of two up to {MAX_SHARDS}")
         state = cls(plan, secret=data[8:24], n_shards=head[1], threads=threads,
                     max_memory_bytes=max_memory_bytes)
-        takes = [state.import_head, state.import_ids, state.import_producers]
-        for i in range(3 + state.c.n_shards * (2 if state.c.plan.n_sketched else 1)):
+        takes = [(state.import_head, ()), (state.import_ids, ()), (state.import_producers, ())]
+        takes += [(state.import_shard, (shard,)) for shard in range(state.c.n_shards)]
+        if state.c.plan.n_sketched:
+            takes += [(state.import_sketches, (shard,)) for shard in range(state.c.n_shards)]
+        if head[0] > 1:
+            takes += [(state.import_holes, (shard,)) for shard in range(state.c.n_shards)]
+        for i, (take, of_shard) in enumerate(takes):
             if len(data) - at < 8:
                 raise CorruptRecordError(f"snapshot ends at byte {len(data)}, inside a section's length")
             memcpy(&n_bytes, raw + at, 8)
@@ -1999,12 +2075,7 @@ cdef class State:
             if n_bytes > len(data) - at:
                 raise CorruptRecordError(
                     f"snapshot section {i} at byte {at} wants {n_bytes} bytes, {len(data) - at} are left")
-            if i < 3:
-                takes[i](data[at:at + n_bytes])
-            elif i < 3 + state.c.n_shards:
-                state.import_shard(<uint32_t>(i - 3), data[at:at + n_bytes])
-            else:
-                state.import_sketches(<uint32_t>(i - 3 - state.c.n_shards), data[at:at + n_bytes])
+            take(*of_shard, data[at:at + n_bytes])
             at += n_bytes
         if at != <size_t>len(data):
             raise CorruptRecordError(f"snapshot has {len(data) - at} bytes after its end")

@@ -21,6 +21,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from featurestore.core.arena cimport Arena, arena_structs
 from featurestore.core.head cimport LogHead, head_structs
+from featurestore.core.holes cimport HolesOf, holes_structs
 from featurestore.core.plan cimport ItemC, ViewC, Word, plan_structs
 
 cdef enum:
@@ -58,6 +59,9 @@ ctypedef struct ReadAt:          # when a row is read, and what the store's cloc
     bint own                     # of what is no log: an event of at_ms has just been added to it
     uint64_t own_hash            # its value, where values are told apart
     double own_value             # and where they are summed
+    const HolesOf* holes         # in what its type has brought, and the row may not have seen; NULL: none
+    uint64_t born                # it has seen what came from that position on; of no row, nothing
+    bint came_later              # it was made after events of its entity had found no room
 
 # Oldest time still kept by the view at `now_ms`: older events are late, older entries absent.
 cdef int64_t view_horizon(const ViewC* view, int64_t now_ms) noexcept nogil
@@ -87,6 +91,9 @@ cdef int log_clone(Arena* arena, const LogHead* head, const ViewC* view, LogHead
 # which cannot be answered where one has left the doubles; put_nothing is that of no events.
 cdef void judge(const ViewC* view, const ReadAt* when, const ItemC* item, int64_t lo, int64_t hi,
                 const Outputs* out) noexcept nogil
+# As judge, of what fades: its window is what warms, and all that is kept still counts.
+cdef void judge_fading(const ViewC* view, const ReadAt* when, const ItemC* item,
+                       const Outputs* out) noexcept nogil
 cdef void put_value(const Outputs* out, const ItemC* item, double value, double lower,
                     double upper) noexcept nogil
 cdef void put_summed(const Outputs* out, const ItemC* item, double value, double lower,
@@ -110,6 +117,6 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
 
 # Compared at import: see core/structs.py.
 cdef inline dict window_structs():
-    return arena_structs() | head_structs() | plan_structs() | {"core/window.pxd": (
+    return arena_structs() | head_structs() | holes_structs() | plan_structs() | {"core/window.pxd": (
         sizeof(LargeLog), sizeof(Outputs), sizeof(ReadAt),
     )}

@@ -14,13 +14,15 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from featurestore.core.arena cimport Arena, arena_alloc, arena_at, arena_free, fs_prefetch
-from featurestore.core.head cimport LOG_KEY, LOG_LARGE, LOG_LIFETIME, LOG_SMALL, LogHead
+from featurestore.core.head cimport LOG_BORN, LOG_LARGE, LOG_LIFETIME, LOG_SMALL, LogHead, is_note
+from featurestore.core.holes cimport holes_lost_ms, holes_since
 from featurestore.core.plan cimport (
     AGG_COUNT, AGG_DECAYED_COUNT, AGG_DECAYED_SUM, AGG_DISTINCT, AGG_FIRST, AGG_INTERVAL_CV,
     AGG_INTERVAL_MEAN, AGG_LAST, AGG_MAX, AGG_MEAN, AGG_MIN, AGG_SINCE_FIRST, AGG_STDDEV, AGG_SUM,
     FAR_MS, MANY_EVENTS, MAX_WIDE_WORDS, NO_COLUMN, UNSET_MS, WIDE_COUNT, WIDE_FIRST, WIDE_LAST, ColumnC,
     ItemC, ViewC, Word,
 )
+from featurestore.core.stored cimport all_zero
 
 from featurestore.core.structs import same_structs
 
@@ -35,7 +37,6 @@ cdef enum:
     EXPORT_RAW = 0
     EXPORT_WIDE = 1
     EXPORT_LIFETIME = 2
-    EXPORT_KEY = 3
     LAYOUT_FED = 2               # of lifetimes: behind the entry is the clock when it was last fed
 
 ctypedef struct Entries:         # a log's entries, wherever they are kept
@@ -67,6 +68,7 @@ cdef extern from * nogil:
     #define FS_ROUNDED_UP (1.0 + 0x1p-40)
     #define FS_ULP 0x1p-51
     #define FS_MADE_OUT 0x1p-960
+    #define FS_ALL_BUT_LITTLE 0x1.fffffep-1f
     """
     const double NARROW "FS_NARROW"
     const double FAR_APART "FS_FAR_APART"
@@ -74,6 +76,7 @@ cdef extern from * nogil:
     const double SCALE_DOWN "FS_SCALE_DOWN"
     const double ULP "FS_ULP"
     const double MADE_OUT "FS_MADE_OUT"           # a square below lost digits
+    const float ALL_BUT_LITTLE "FS_ALL_BUT_LITTLE"     # the greatest float below 1
     const double ROUNDED_UP "FS_ROUNDED_UP"       # a bound from what was rounded some thousand times
 
 
@@ -747,7 +750,7 @@ cdef bint lifetime_takes(const ViewC* view, int64_t time_ms, int64_t now_ms) noe
 cdef bint log_expired(const Arena* arena, const LogHead* head, const ViewC* view,
                       int64_t now_ms) noexcept nogil:
     cdef Entries entries
-    if head.kind == LOG_KEY:
+    if is_note(head.kind):
         return False
     entries = _entries(arena, head, view)
     if entries.n == 0:
@@ -1375,7 +1378,8 @@ cdef inline void _read_lifetime(const Arena* arena, const LogHead* head, const L
     if when.now_ms != UNSET_MS and when.at_ms < when.now_ms - view.lifetime_idle_ms:
         put_unavailable(out, item)          # what has ended since had not, then
         return
-    if view.since_ms != -FAR_MS or when.at_ms > when.seen_ms:
+    if (view.since_ms != -FAR_MS or when.at_ms > when.seen_ms or when.came_later
+            or (when.holes != NULL and holes_since(when.holes, _lifetime_horizon(view, when.now_ms)))):
         out.statuses[item.out] = STATUS_WARMING
         out.coverage[item.out] = 0.0
     if (entries.n == 0 or log_expired(arena, head, view, when.now_ms)
@@ -1403,9 +1407,10 @@ cdef inline int64_t _sure_from(const ViewC* view, const ReadAt* when) noexcept n
 cdef void judge(const ViewC* view, const ReadAt* when, const ItemC* item, int64_t lo, int64_t hi,
                 const Outputs* out) noexcept nogil:
     """Status and coverage as far as they do not depend on what the log holds: of the milliseconds in (lo, hi]
-    the share that the view has surely seen (2.14)."""
+    the share that the view has surely seen (2.14), and of it what found room for the key (2.19)."""
     cdef int64_t since = view.since_ms if view.since_ms != UNSET_MS else when.first_now_ms
-    cdef int64_t first, last
+    cdef int64_t first, last, seen
+    cdef float share
     out.coverage[item.out] = 1.0
     out.statuses[item.out] = STATUS_PRESENT
     if when.now_ms != UNSET_MS and lo < when.now_ms - view.keep_ms:
@@ -1419,9 +1424,23 @@ cdef void judge(const ViewC* view, const ReadAt* when, const ItemC* item, int64_
     if since == UNSET_MS or when.seen_ms == UNSET_MS or last < first:
         out.statuses[item.out] = STATUS_WARMING
         out.coverage[item.out] = 0.0
-    elif last - first < hi - lo - 1:
+        return
+    seen = last - first + 1
+    if when.holes != NULL:
+        seen -= holes_lost_ms(when.holes, when.born, first, last)
+    if seen < hi - lo:
+        share = <float>(<double>seen / <double>item.window_ms)
         out.statuses[item.out] = STATUS_WARMING
-        out.coverage[item.out] = <float>(<double>(last - first + 1) / <double>item.window_ms)
+        out.coverage[item.out] = share if share < 1.0 else ALL_BUT_LITTLE
+
+
+cdef void judge_fading(const ViewC* view, const ReadAt* when, const ItemC* item,
+                       const Outputs* out) noexcept nogil:
+    judge(view, when, item, when.at_ms - item.window_ms, when.at_ms, out)
+    if (out.statuses[item.out] == STATUS_PRESENT and when.holes != NULL
+            and holes_lost_ms(when.holes, when.born, when.at_ms - view.keep_ms, when.at_ms)):
+        out.statuses[item.out] = STATUS_WARMING
+        out.coverage[item.out] = ALL_BUT_LITTLE
 
 
 cdef inline bint _sums_only(const ColumnC* column) noexcept nogil:
@@ -1608,7 +1627,7 @@ cdef void _from_layout_0(const ViewC* view, Word* entry) noexcept nogil:
 
 cdef size_t log_export_bytes(const Arena* arena, const LogHead* head, const ViewC* view) noexcept nogil:
     cdef Entries entries
-    if head.kind == LOG_KEY:
+    if is_note(head.kind):
         return EXPORT_HEAD_BYTES + ((<size_t>(<uint32_t*>arena_at(arena, head.block))[0] + 7) & ~<size_t>7)
     if head.kind == LOG_LIFETIME:
         return EXPORT_HEAD_BYTES + _lifetime_bytes(view)
@@ -1631,10 +1650,10 @@ cdef void log_export(const Arena* arena, const LogHead* head, const ViewC* view,
     cdef Entries entries
     cdef uint32_t n, compact_at = 0
     cdef uint8_t kind = EXPORT_RAW
-    if head.kind == LOG_KEY:
+    if is_note(head.kind):
         n = (<uint32_t*>arena_at(arena, head.block))[0]
         memset(out, 0, log_export_bytes(arena, head, view))
-        _export_head(out, head.view_id, EXPORT_KEY, 0, n, 0, 1)
+        _export_head(out, head.view_id, head.kind, 0, n, 0, 1)
         memcpy(out + EXPORT_HEAD_BYTES, <char*>arena_at(arena, head.block) + sizeof(uint32_t), n)
         return
     entries = _entries(arena, head, view)
@@ -1762,17 +1781,19 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
     if compact_at and kind != EXPORT_WIDE:
         return 0
     fed = kind == EXPORT_LIFETIME and layout & LAYOUT_FED
-    if layout and (view == NULL or kind == EXPORT_RAW or kind == EXPORT_KEY
+    if layout and (view == NULL or kind == EXPORT_RAW or is_note(kind)
                    or layout > (_layout(view) | (LAYOUT_FED if fed else 0))):
         return 0
-    if kind == EXPORT_KEY:
+    if is_note(kind):
         n_bytes = (<size_t>n_entries + 7) & ~<size_t>7
-        if stride != 1 or n_bytes > n - EXPORT_HEAD_BYTES:
+        if (stride != 1 or n_bytes > n - EXPORT_HEAD_BYTES
+                or (kind == LOG_BORN and (head.view_id or n_entries != sizeof(uint64_t)
+                                          or all_zero(data + EXPORT_HEAD_BYTES, sizeof(uint64_t))))):
             return 0
         for i in range(n_entries, n_bytes):
             if data[EXPORT_HEAD_BYTES + i]:
                 return 0
-        head.kind = LOG_KEY
+        head.kind = kind
         head.block = arena_alloc(arena, sizeof(uint32_t) + n_entries)
         if head.block == 0:
             return -1

@@ -45,6 +45,7 @@ MAX_EVENTS = 256
 MAX_FIELDS = 256  # of an event type
 MAX_VIEWS = 256
 MAX_VIEWS_OF_A_KEY = 120  # a row counts what it keeps in a byte: two a view, and its raw key (core/plan.pxd)
+MAX_KEYS_OF_AN_EVENT = 64  # the journal tells in a word which of them found no room (core/plan.pxd)
 MAX_SERVICES = 256
 MAX_PARTS = 16  # of a key
 MAX_WINDOWS = 32  # of a view
@@ -259,6 +260,7 @@ def read_model(root: Table, mistakes: Mistakes, exact_events: Mapping[str, int])
     right_views = [view for view in views.values() if view is not None]
     _check_parts(right_views, mistakes)
     _check_rows(right_views, mistakes)
+    _check_keys(right_views, mistakes)
     keep_keys: frozenset[tuple[str, ...]] = frozenset()
     derived: dict[str, DerivedModel] = {}
     services: dict[str, tuple[str, ...] | None] = {}
@@ -970,6 +972,19 @@ def _check_rows(views: list[ViewModel], mistakes: Mistakes) -> None:
                 f"[{', '.join(view.parts)}]; one view may have many features and filters",
                 view.line,
             )
+
+
+def _check_keys(views: list[ViewModel], mistakes: Mistakes) -> None:
+    keys: dict[str, set[tuple[str, ...]]] = {}
+    for view in views:
+        of_event = keys.setdefault(view.event.name, set())
+        if len(of_event) == MAX_KEYS_OF_AN_EVENT and view.parts not in of_event:
+            mistakes.add(
+                f"the views of event type {view.event.name} have more than {MAX_KEYS_OF_AN_EVENT} different "
+                "keys; send some of them as an event type of its own",
+                view.line,
+            )
+        of_event.add(view.parts)
 
 
 # Derived features

@@ -305,6 +305,7 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
     if wire_decode_observe(edition.tables, &call.arena, message, size, &request, &call.wire) != WIRE_OK:
         return _unreadable(call, edition)
     _sender_of(&request.write, &call.sender)
+    n_bytes += edition.tables.events[request.write.batch.event].keys_bytes
     cost = _event_cost(&d.engine.state.plan.events[request.write.batch.event])
     if request.service >= 0:
         service = &d.engine.state.plan.services[request.service]
@@ -333,7 +334,9 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
         view = _view(&outputs, 1, service.width, request.coverage)
     if not wire_encode_observe(&call.reply, request.write.batch.outcomes[0], call.result.partly_late != 0,
                                ack, call.result.position, NULL if service == NULL else &view, fingerprint,
-                               1.0 if service == NULL else service.confidence):
+                               1.0 if service == NULL else service.confidence,
+                               &edition.tables.events[request.write.batch.event].keys,
+                               call.result.first_shed):
         return _failed(call, FAULT_MEMORY)
     return answer
 
@@ -366,8 +369,8 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
     if answer == ANSWER_ERROR:
         return answer
     if not wire_encode_ingest(&call.reply, streamed, request.batch.outcomes,
-                              0 if duplicate else request.batch.n_events, call.result.partly_late, ack,
-                              call.result.position, request.sequence, duplicate):
+                              0 if duplicate else request.batch.n_events, call.result.partly_late,
+                              call.result.shed, ack, call.result.position, request.sequence, duplicate):
         return _failed(call, FAULT_MEMORY)
     return answer
 

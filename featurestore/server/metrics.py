@@ -56,7 +56,7 @@ _GAUGES = (
     (
         "max_memory_bytes",
         "max_memory_bytes",
-        "What row_bytes may be; at it, events of new keys are refused. 0: no limit.",
+        "What row_bytes may be; at it, keys without a row are shed. 0: no limit.",
     ),
     (
         "held_bytes",
@@ -185,6 +185,14 @@ class StoreCollector(Collector):
         for event, n in self._engine.state.partly_late.items():
             partly_late.add_metric([event], n)
         yield partly_late
+        shed = CounterMetricFamily(
+            "featurestore_shed",
+            "Accepted events whose key of that entity has no row and found no room for one, at max_memory.",
+            labels=["entity"],
+        )
+        for entity, n in self._engine.state.shed.items():
+            shed.add_metric([entity], n)
+        yield shed
         refused = CounterMetricFamily(
             "featurestore_refusals", "Events refused in this server's calls.", labels=["reason"]
         )

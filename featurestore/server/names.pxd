@@ -30,6 +30,8 @@ ctypedef struct FieldTable:          # the fields of an event type, or the key p
     uint32_t n_fields
     const uint8_t* kinds             # [n_fields] FieldKind
     uint8_t time_unit                # TimeUnit; event types only
+    NameTable keys                   # of the event type's touches, their parts joined with commas
+    uint32_t keys_bytes              # that they take in a reply, at most
 
 ctypedef struct ServiceEntry:
     uint64_t fingerprint

@@ -60,6 +60,9 @@ cdef int32_t name_index(const NameTable* table, const uint8_t* text, size_t leng
         slot = (slot + 1) & table.mask
 
 
+cdef enum:
+    KEY_HEAD_BYTES = 6               # of a text in a reply: tag and length
+
 _UNITS = {"s": TIME_S, "ms": TIME_MS, "us": TIME_US, "iso": TIME_ISO}
 
 
@@ -84,6 +87,7 @@ cdef class WireSchema:
     ):
         cdef ServiceEntry* services
         cdef FieldTable* events
+        cdef uint32_t j
         if self.plan is not None:
             raise ValueError("a WireSchema is made once; make another one for another plan")
         # Lengths and offsets are 32 bits wide, and protobuf knows no message of 2 GiB.
@@ -112,6 +116,12 @@ cdef class WireSchema:
             ]
             self._fill_fields(&events[i], [*(field.name for field in event.fields), event.time.field], kinds)
             events[i].time_unit = _UNITS[event.time.unit]
+            self._fill_names(
+                &events[i].keys, [",".join(plan.entities[touch.entity].parts) for touch in event.touches]
+            )
+            events[i].keys_bytes = 0
+            for j in range(events[i].keys.n):
+                events[i].keys_bytes += events[i].keys.names[j].length + KEY_HEAD_BYTES
         self.tables.events = events
         self._fill_names(&self.tables.service_names, [service.name for service in plan.services])
         newest = {}

@@ -2,7 +2,8 @@
 # transport may put its framing before it.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from featurestore.server.memory cimport Buffer, memory_structs
+from featurestore.server.memory cimport Buffer
+from featurestore.server.names cimport NameTable, names_structs
 
 cdef enum:
     MAX_REFUSALS = 100               # listed in an IngestResponse
@@ -18,16 +19,17 @@ ctypedef struct VectorsView:         # n vectors of `width` values, row-major; b
 
 # Each appends one message and returns True, or changes nothing and returns False when it would not fit in
 # max_bytes. `vectors` NULL: nothing was read. `confidence` 1.0 means that bounds are certain. `now_ms` NULL:
-# there is no now. `outcomes` are the batch's, after the sequencer; none for a duplicate batch.
+# there is no now. `shed`: bits of `keys`, which is not looked at where there is none. `outcomes` are the
+# batch's, after the sequencer; none for a duplicate batch.
 cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, bint partly_late, uint8_t ack, uint64_t position,
-                              const VectorsView* vectors, uint64_t fingerprint,
-                              double confidence) noexcept nogil
+                              const VectorsView* vectors, uint64_t fingerprint, double confidence,
+                              const NameTable* keys, uint64_t shed) noexcept nogil
 cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events,
-                             uint32_t partly_late, uint8_t ack, uint64_t position, uint64_t sequence,
-                             bint duplicate_batch) noexcept nogil
+                             uint32_t partly_late, uint32_t shed, uint8_t ack, uint64_t position,
+                             uint64_t sequence, bint duplicate_batch) noexcept nogil
 cdef bint wire_encode_read(Buffer* out, bint streamed, const VectorsView* vectors, uint64_t fingerprint,
                            double confidence, const int64_t* now_ms) noexcept nogil
 
 # Compared at import: see core/structs.py.
 cdef inline dict replies_structs():
-    return memory_structs() | {"server/replies.pxd": (sizeof(VectorsView),)}
+    return names_structs() | {"server/replies.pxd": (sizeof(VectorsView),)}

@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 from numpy import float32, float64, uint8
 from numpy.typing import NDArray
 
@@ -8,6 +10,7 @@ def encode_observe(
     values: NDArray[float64] | None = None,
     *,
     partly_late: bool = False,
+    shed: Sequence[bytes] = (),
     statuses: NDArray[uint8] | None = None,
     lower: NDArray[float64] | None = None,
     upper: NDArray[float64] | None = None,
@@ -23,6 +26,7 @@ def encode_ingest(
     sequence: int,
     *,
     partly_late: int = 0,
+    shed: int = 0,
     duplicate_batch: bool = False,
     streamed: bool = False,
     max_bytes: int = ...,

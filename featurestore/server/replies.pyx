@@ -13,7 +13,7 @@ from featurestore.core.structs import same_structs
 from featurestore.errors import LimitError
 
 cimport cython
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -21,6 +21,7 @@ from featurestore.core.batch cimport (
     MAX_BATCH_EVENTS, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, batch_structs,
 )
 from featurestore.server.memory cimport Buffer, buffer_extend, buffer_free
+from featurestore.server.names cimport Name, NameTable
 
 same_structs(__name__, replies_structs(), batch_structs())
 
@@ -35,6 +36,7 @@ cdef enum:
     BOUNDS_EXACT = 1                 # Bounds
     BOUNDS_CERTAIN = 2
     BOUNDS_CONFIDENCE = 3
+    MAX_SHED = 16                    # keys that encode_observe takes
 
 # Tags: field number << 3 | wire type.
 cdef enum:
@@ -48,11 +50,13 @@ cdef enum:
     VARINT_8 = 0x40
     VARINT_9 = 0x48
     VARINT_10 = 0x50
+    VARINT_11 = 0x58
     FIXED64_1 = 0x09
     FIXED64_9 = 0x49
     LENGTH_1 = 0x0A
     LENGTH_4 = 0x22
     LENGTH_5 = 0x2A
+    LENGTH_6 = 0x32
     LENGTH_7 = 0x3A
     LENGTH_8 = 0x42
     LENGTH_10 = 0x52
@@ -178,12 +182,17 @@ cdef inline uint8_t on_wire(uint8_t outcome) noexcept nogil:
 
 
 cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, bint partly_late, uint8_t ack, uint64_t position,
-                              const VectorsView* vectors, uint64_t fingerprint,
-                              double confidence) noexcept nogil:
+                              const VectorsView* vectors, uint64_t fingerprint, double confidence,
+                              const NameTable* keys, uint64_t shed) noexcept nogil:
     cdef VectorsLayout layout
     cdef uint64_t size = (number_size(on_wire(outcome)) + number_size(ack) + number_size(position)
                           + number_size(partly_late))
     cdef uint8_t* at
+    cdef uint32_t i
+    if shed != 0:
+        for i in range(keys.n):
+            if (shed >> i) & 1:
+                size += bytes_size(keys.names[i].length)
     if vectors != NULL:
         lay_out_vectors(vectors, fingerprint, confidence, &layout)
         size += 1 + varint_size(layout.size) + layout.size
@@ -197,13 +206,17 @@ cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, bint partly_late, ui
         at[0] = LENGTH_4
         at = put_varint(at + 1, layout.size)
         at = put_vectors(at, vectors, fingerprint, &layout)
-    put_number_field(at, VARINT_5, partly_late)
+    at = put_number_field(at, VARINT_5, partly_late)
+    if shed != 0:
+        for i in range(keys.n):
+            if (shed >> i) & 1:
+                at = put_bytes_field(at, LENGTH_6, keys.names[i].text, keys.names[i].length)
     return True
 
 
 cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events,
-                             uint32_t partly_late, uint8_t ack, uint64_t position, uint64_t sequence,
-                             bint duplicate_batch) noexcept nogil:
+                             uint32_t partly_late, uint32_t shed, uint8_t ack, uint64_t position,
+                             uint64_t sequence, bint duplicate_batch) noexcept nogil:
     cdef uint64_t accepted = 0, late = 0, duplicate = 0, refused = 0, size, refusals_size = 0
     cdef uint32_t i
     cdef uint8_t* at
@@ -220,7 +233,7 @@ cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes
                 refusals_size += 2 + number_size(i) + number_size(outcomes[i])
     size = (number_size(accepted) + number_size(late) + number_size(duplicate) + number_size(refused)
             + refusals_size + number_size(position) + number_size(ack) + number_size(duplicate_batch)
-            + number_size(sequence) + number_size(partly_late))
+            + number_size(sequence) + number_size(partly_late) + number_size(shed))
     at = buffer_extend(out, size + (1 + varint_size(size) if streamed else 0))
     if at == NULL:
         return False
@@ -246,7 +259,8 @@ cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes
     at = put_number_field(at, VARINT_7, ack)
     at = put_number_field(at, VARINT_8, duplicate_batch)
     at = put_number_field(at, VARINT_9, sequence)
-    put_number_field(at, VARINT_10, partly_late)
+    at = put_number_field(at, VARINT_10, partly_late)
+    put_number_field(at, VARINT_11, shed)
     return True
 
 
@@ -331,6 +345,7 @@ def encode_observe(
     values=None,
     *,
     bint partly_late=False,
+    shed=(),
     statuses=None,
     lower=None,
     upper=None,
@@ -340,6 +355,17 @@ def encode_observe(
     size_t max_bytes=1 << 28,
 ):
     cdef _Reply reply = _Reply(max_bytes)
+    cdef Name names[MAX_SHED]
+    cdef NameTable keys
+    cdef uint32_t n_shed = len(shed), i
+    if n_shed > MAX_SHED:
+        raise ValueError(f"at most {MAX_SHED} keys here, not {n_shed}")
+    memset(&keys, 0, sizeof(NameTable))
+    for i in range(n_shed):
+        names[i].text = <const uint8_t*>PyBytes_AS_STRING(shed[i])
+        names[i].length = len(shed[i])
+    keys.n = n_shed
+    keys.names = names
     if values is not None:
         reply.take(values, lower, upper, statuses, coverage)
     return reply.bytes(
@@ -352,6 +378,8 @@ def encode_observe(
             NULL if values is None else &reply.view,
             fingerprint,
             confidence,
+            &keys,
+            (<uint64_t>1 << n_shed) - 1,
         )
     )
 
@@ -363,6 +391,7 @@ def encode_ingest(
     uint64_t sequence,
     *,
     uint32_t partly_late=0,
+    uint32_t shed=0,
     bint duplicate_batch=False,
     bint streamed=False,
     size_t max_bytes=1 << 28,
@@ -379,6 +408,7 @@ def encode_ingest(
             &outcomes[0] if n_events else NULL,
             n_events,
             partly_late,
+            shed,
             ack,
             position,
             sequence,

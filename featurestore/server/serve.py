@@ -265,6 +265,7 @@ def _serve(config: ServeConfig, on_ready: Any) -> int:
                 checkpoint_journal_bytes=config.checkpoint_journal_bytes,
                 on_failure=lambda error: _log.error("the store has failed: %s", error),
                 on_filling=_log_filling,
+                on_shedding=_log_shedding,
             )
             if config.transport is None and server.front.name != "native":
                 _log.warning(
@@ -298,13 +299,23 @@ def _serve(config: ServeConfig, on_ready: Any) -> int:
 
 def _log_filling(what: str, used: int, cap: int) -> None:
     _log.warning(
-        "%s is %d %% full (%d of %d bytes): at its cap events are refused; give it more, or shorten what it "
-        "is kept for",
+        "%s is %d %% full (%d of %d bytes): at its cap %s; give it more, or shorten what it is kept for",
         what,
         used * 100 // cap if cap else 100,
         used,
         cap,
+        "keys without a row are shed" if what == "max_memory" else "events are refused",
     )
+
+
+def _log_shedding(whether: bool) -> None:
+    if whether:
+        _log.warning(
+            "memory is at max_memory: keys that have a row go on, those that have none are shed "
+            "(shed_total), and what is asked of them is WARMING"
+        )
+    else:
+        _log.info("no key was shed for a minute")
 
 
 def _log_recovered(engine: Engine) -> None:

@@ -20,7 +20,7 @@ from featurestore.core.state import State
 from featurestore.errors import CorruptRecordError, FeatureStoreError, StorageError
 from featurestore.plan import Plan, Structure
 from featurestore.stdio import fill_standard_descriptors
-from featurestore.storage.checkpoint import SKETCHES, load_rows, parse_plan, stored_ids, stored_plan
+from featurestore.storage.checkpoint import HOLES, SKETCHES, load_rows, parse_plan, stored_ids, stored_plan
 from featurestore.storage.directory import (
     NEW_FILE,
     STORE_JSON,
@@ -31,10 +31,16 @@ from featurestore.storage.directory import (
     write_synced,
 )
 from featurestore.storage.frame import parse_batch_body, parse_forget_body, parse_producer_body
-from featurestore.storage.journal import BATCH, FORGET, PRODUCER, SCHEMA, JournalFrame, JournalReader
+from featurestore.storage.journal import BATCH, FORGET, PRODUCER, SCHEMA, SHED, JournalFrame, JournalReader
 from featurestore.storage.rows import RowStore
 
-KIND_NAMES = {BATCH: "batches", SCHEMA: "schemas", FORGET: "forgets", PRODUCER: "producer_changes"}
+KIND_NAMES = {
+    BATCH: "batches",
+    SCHEMA: "schemas",
+    FORGET: "forgets",
+    PRODUCER: "producer_changes",
+    SHED: "batches_shed",
+}
 
 
 def inspect(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -44,8 +50,8 @@ def inspect(directory: str | os.PathLike[str]) -> dict[str, Any]:
     """
     with DataDirectory.open(Path(directory), read_only=True) as store, _open_rows(store) as rows:
         identity, plan, stat = store.identity, stored_plan(rows), rows.stat()
-        positions = {shard: at for shard, at in rows.shards().items() if shard < SKETCHES}
-        sizes = {shard: size for shard, size in rows.sizes().items() if shard < SKETCHES}
+        positions = {shard: at for shard, at in rows.shards().items() if shard < HOLES}
+        sizes = {shard: size for shard, size in rows.sizes().items() if shard < HOLES}
         journal, last_schema = _journal_summary(store)
         served = last_schema or plan
         return {
@@ -127,7 +133,7 @@ def _journal_summary(store: DataDirectory) -> tuple[dict[str, Any], Plan | None]
     for frame in reader:
         segments[bisect_right(firsts, frame.first_position) - 1]["frames"] += 1
         counts[KIND_NAMES[frame.kind]] += 1
-        if frame.kind == BATCH:
+        if frame.kind in (BATCH, SHED):
             n_events += frame.n_positions
         elif frame.kind == SCHEMA:
             plan = parse_plan(frame.body, f"schema frame at position {frame.first_position}")
@@ -212,7 +218,7 @@ def _check_body(frame: JournalFrame, plan: Plan | None) -> None:
     if frame.kind == PRODUCER:
         parse_producer_body(frame.body)
         return
-    batch = parse_batch_body(frame.body)
+    batch = parse_batch_body(frame.body, has_shed=frame.kind == SHED)
     if len(batch.times) != frame.n_positions:
         raise CorruptRecordError(f"{frame.n_positions} positions for a batch of {len(batch.times)} events")
     if plan is not None:
@@ -223,6 +229,8 @@ def _check_body(frame: JournalFrame, plan: Plan | None) -> None:
                 f"a batch of event type id {batch.event_id} with {len(batch.columns)} columns; "
                 f"the schema before it declares no such type"
             )
+        if batch.shed is not None and any(int(bits) >> len(event.touches) for bits in batch.shed):
+            raise CorruptRecordError(f"it sheds keys that event type {event.name} does not have")
 
 
 def restore(backup: str | os.PathLike[str], target: str | os.PathLike[str]) -> int:

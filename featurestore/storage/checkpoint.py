@@ -2,6 +2,7 @@
 
     rows                     per shard, with the position they reflect
     sketches                 per shard, as rows of shard SKETCHES + its number, if there are any
+    holes                    per shard, as the one row of shard HOLES + its number, from the first on
     event ids                as rows of shard IDS_SHARD; a checkpoint adds those that came since the one
                              before, and takes out those that were dropped
     meta plan                the plan being served, as JSON (Plan.to_json)
@@ -29,10 +30,13 @@ from featurestore.plan import Plan, Structure
 from featurestore.storage.rows import RowStore
 
 SKETCHES = 0x8000  # number of the shard of rows that holds the sketches of shard 0
+HOLES = 0x4000  # and of the one that holds its holes
 IDS_SHARD = 0xFFFF  # and of the one that holds event ids
 PRODUCERS_SHARD = 0xFFFE  # and of the one that holds producers
 RECORDS_OF_IDS = 3  # version of the head from which on there is that shard
+RECORD_HEAD_BYTES = 20  # its fingerprint, and how many bytes follow
 BEHIND = 4  # version of a head that shards may be ahead of; else as 3
+SHED, BEHIND_AND_SHED = 5, 6  # of those where there are, or were, holes: older programs know of none
 PLAN, HEAD, IDS, PRODUCERS = "plan", "head", "ids", "producers"
 # JSON of another shape makes objects of the wrong types, and what those do not have is asked of them.
 NOT_A_PLAN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -60,11 +64,17 @@ def stored_ids(rows: RowStore) -> int:
     return (n_bytes - n_records * 20) // 24 + len(rows.get_meta(IDS) or b"") // 32
 
 
-def mark_behind(head: bytes | None) -> bytes | None:
-    """The head as stored, as one that shards may be ahead of; None where it cannot be that."""
+def mark_behind(head: bytes | None, *, sheds: bool) -> bytes | None:
+    """The head as stored, as one that shards may be ahead of, and have shed keys; None where it cannot be
+    that."""
     if head is None or int.from_bytes(head[:4], "little") < RECORDS_OF_IDS:
         return None
-    return BEHIND.to_bytes(4, "little") + head[4:]
+    return (BEHIND_AND_SHED if sheds else BEHIND).to_bytes(4, "little") + head[4:]
+
+
+def mark_shed(head: bytes) -> bytes:
+    """A head as one of a store with holes."""
+    return SHED.to_bytes(4, "little") + head[4:]
 
 
 def load_rows(rows: RowStore, state: State, n_shards: int) -> tuple[int, int]:
@@ -91,13 +101,24 @@ def load_rows(rows: RowStore, state: State, n_shards: int) -> tuple[int, int]:
     sketched = any(view.structure is Structure.COUNTMIN for view in state.plan.views)
     furthest = at
     for shard in range(n_shards):
-        ahead = max(at, positions.get(shard, 0)) if version == BEHIND else at
+        ahead = max(at, positions.get(shard, 0)) if version in (BEHIND, BEHIND_AND_SHED) else at
         furthest = max(furthest, ahead)
         state.import_shard(shard, _records(rows, shard, f"shard {shard}", positions, ahead), ahead)
         if sketched:  # they are written with every checkpoint of such a plan
             what = f"the sketches of shard {shard}"
             state.import_sketches(shard, _records(rows, SKETCHES + shard, what, positions, ahead))
+        if HOLES + shard in positions:
+            what = f"the holes of shard {shard}"
+            record = _records(rows, HOLES + shard, what, positions, ahead)
+            if record != holes_record(record[RECORD_HEAD_BYTES:]):
+                raise CorruptRecordError(f"{rows.path}: {what} are not one record; restore it from a backup")
+            state.import_holes(shard, record[RECORD_HEAD_BYTES:])
     return at, furthest
+
+
+def holes_record(holes: bytes) -> bytes:
+    """The one row of a shard of holes."""
+    return bytes(16) + len(holes).to_bytes(4, "little") + holes
 
 
 def _records(rows: RowStore, shard: int, what: str, positions: dict[int, int], expected: int) -> bytes:

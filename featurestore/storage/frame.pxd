@@ -31,6 +31,7 @@ cdef enum BodyStatus:
     BODY_NO_MEMORY = 11
     BODY_CHANGE = 12              # a change of a producer that no version has, or numbers that it cannot have
     BODY_NAME = 13                # no name
+    BODY_SHED = 14                # a SHED body that says of no accepted event what was shed, or of another
 
 ctypedef struct ByteBuffer:
     uint8_t* data                 # malloc'ed, so 16-byte aligned
@@ -44,6 +45,7 @@ ctypedef struct BatchHead:
     uint64_t epoch
     uint64_t sequence
     uint64_t fingerprint          # of the content as it was sent
+    const uint64_t* shed          # [n_events] bits of touches whose keys found no room; NULL: a BATCH
 
 ctypedef struct BatchFrame:
     BatchHead head
@@ -58,7 +60,7 @@ cdef void buffer_free(ByteBuffer* buffer) noexcept nogil
 cdef int encode_batch(const Batch* batch, const BatchHead* head, ByteBuffer* out) noexcept nogil
 # Start from a zeroed BatchFrame; it may be used again for any number of bodies. `body` is not written to, but
 # batch.outcomes points into it.
-cdef int decode_batch(uint8_t* body, size_t size, BatchFrame* out) noexcept nogil
+cdef int decode_batch(uint8_t* body, size_t size, bint has_shed, BatchFrame* out) noexcept nogil
 cdef void batch_frame_free(BatchFrame* frame) noexcept nogil
 
 # Writes FORGET_BODY_BYTES.

@@ -9,6 +9,8 @@ by setting pointers into it.
     │ fingerprint, n.. │          │          │        │ or offsets, flags, text│
     └──────────────────┴──────────┴──────────┴────────┴────────────────────────┴ each padded to 8 with zeros
 
+In a SHED body, u64[n] stands behind the outcomes: which keys of each event found no room.
+
 Of a refused event there is the outcome only: its time is 0, its numbers are absent and its texts empty.
 
 That is why the flags of present texts are bytes and not bits: they are used in place, and a column without an
@@ -32,8 +34,8 @@ from libc.string cimport memset
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
 from featurestore.core.batch cimport (
-    COLUMN_NUMBER, COLUMN_TEXT, MAX_BATCH_EVENTS, MAX_PRODUCER_BYTES, OUTCOME_DUPLICATE, REFUSED_MEMORY,
-    REFUSED_NO_TIME,
+    COLUMN_NUMBER, COLUMN_TEXT, MAX_BATCH_EVENTS, MAX_PRODUCER_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE,
+    REFUSED_MEMORY, REFUSED_NO_TIME,
 )
 from featurestore.core.change cimport CHANGE_DROP, CHANGE_RESET, LAST_NUMBER
 
@@ -61,6 +63,7 @@ PROBLEMS = {
     BODY_TOO_LARGE: f"exceeds {MAX_BODY_BYTES} bytes, or its producer {MAX_PRODUCER_BYTES}: send less",
     BODY_CHANGE: "is neither a drop nor a reset of a producer to an epoch and a sequence below 2**63",
     BODY_NAME: "has no producer's name",
+    BODY_SHED: "tells of no event what was shed, or of one that was not accepted",
 }
 
 
@@ -120,6 +123,8 @@ cdef size_t batch_bytes(const Batch* batch, const BatchHead* head, bint blanks) 
     """Size of the body. Cannot wrap: 2^16 columns of 2^20 events of 13 bytes and 2^32 bytes of text."""
     cdef size_t n = batch.n_events
     cdef size_t total = BATCH_HEAD_BYTES + align8(head.producer_bytes) + align8(n) + 8 * n
+    if head.shed != NULL:
+        total += 8 * n
     cdef const Column* column
     cdef uint32_t c
     for c in range(batch.n_columns):
@@ -201,6 +206,8 @@ cdef int encode_batch(const Batch* batch, const BatchHead* head, ByteBuffer* out
     at[32] = head.producer_bytes
     at = put(at + BATCH_HEAD_BYTES, head.producer, head.producer_bytes)
     at = put(at, batch.outcomes, n)
+    if head.shed != NULL:
+        at = put(at, head.shed, 8 * n)
     put(at, batch.times, 8 * n)
     if blanks:
         for i in range(n):
@@ -286,7 +293,18 @@ cdef int decode_column(Cursor* cursor, uint32_t n, Column* out) noexcept nogil:
     return BODY_OK if out.numbers != NULL else BODY_SHORT
 
 
-cdef int decode_batch(uint8_t* body, size_t size, BatchFrame* out) noexcept nogil:
+cdef inline bint could_be_shed(const uint8_t* outcomes, const uint64_t* shed, uint32_t n) noexcept nogil:
+    """Of accepted events only, and of one at least."""
+    cdef uint64_t found = 0
+    cdef uint32_t i
+    for i in range(n):
+        if shed[i] and outcomes[i] != OUTCOME_ACCEPTED:
+            return False
+        found |= shed[i]
+    return found != 0
+
+
+cdef int decode_batch(uint8_t* body, size_t size, bint has_shed, BatchFrame* out) noexcept nogil:
     cdef Cursor cursor = Cursor(at=body, left=size)
     cdef const uint8_t* head
     cdef const uint8_t* at
@@ -321,6 +339,13 @@ cdef int decode_batch(uint8_t* body, size_t size, BatchFrame* out) noexcept nogi
         if at[i] > REFUSED_MEMORY or OUTCOME_DUPLICATE < at[i] < REFUSED_NO_TIME:
             return BODY_OUTCOME
     out.batch.outcomes = <uint8_t*> at
+    out.head.shed = NULL
+    if has_shed:
+        out.head.shed = <const uint64_t*> take(&cursor, 8 * <size_t> n)
+        if out.head.shed == NULL:
+            return BODY_SHORT
+        if not could_be_shed(out.batch.outcomes, out.head.shed, n):
+            return BODY_SHED
     out.batch.times = <const int64_t*> take(&cursor, 8 * <size_t> n)
     if out.batch.times == NULL:
         return BODY_SHORT
@@ -416,6 +441,7 @@ class BatchBody(NamedTuple):
     outcomes: np.ndarray
     times: np.ndarray
     columns: tuple
+    shed: np.ndarray | None = None
 
 
 cdef object text_column(object column, uint32_t n, Column* out, list keep):
@@ -445,16 +471,18 @@ cdef object text_column(object column, uint32_t n, Column* out, list keep):
 def batch_body(
     object outcomes not None, object times not None, object columns not None, *,
     bytes producer not None=b"", uint64_t epoch=0, uint64_t sequence=0, uint64_t fingerprint=0,
-    uint16_t event_id=0,
+    uint16_t event_id=0, object shed=None,
 ):
-    """The BATCH body of n events as bytes.
+    """The BATCH body of n events as bytes; with `shed` a SHED body.
 
-    outcomes (n,) uint8, times (n,) int64 ms; each column (n,) float64, or anything with `offsets` (n + 1,)
-    uint32, `data` uint8 and `present` (n,) uint8 or None. Raises InvalidEventError where lengths disagree.
+    outcomes (n,) uint8, times (n,) int64 ms, shed (n,) uint64; each column (n,) float64, or anything with
+    `offsets` (n + 1,) uint32, `data` uint8 and `present` (n,) uint8 or None. Raises InvalidEventError where
+    lengths disagree.
     """
     cdef const uint8_t[::1] outcome_array = np.ascontiguousarray(outcomes, np.uint8)
     cdef const int64_t[::1] time_array = np.ascontiguousarray(times, np.int64)
     cdef const double[::1] numbers
+    cdef const uint64_t[::1] shed_array
     cdef uint32_t n = <uint32_t> outcome_array.shape[0]
     cdef ByteBuffer buffer = ByteBuffer(data=NULL, size=0, capacity=0)
     cdef Batch batch
@@ -487,8 +515,13 @@ def batch_body(
         )
         head = BatchHead(
             producer=PyBytes_AS_STRING(producer), producer_bytes=<uint8_t> len(producer), event_id=event_id,
-            epoch=epoch, sequence=sequence, fingerprint=fingerprint,
+            epoch=epoch, sequence=sequence, fingerprint=fingerprint, shed=NULL,
         )
+        if shed is not None:
+            shed_array = np.ascontiguousarray(shed, np.uint64)
+            if <size_t>shed_array.shape[0] != n:
+                raise InvalidEventError(f"shed has {shed_array.shape[0]} values for {n} events")
+            head.shed = &shed_array[0]
         status = encode_batch(&batch, &head, &buffer)
         if status:
             raise body_error(status, "batch body")
@@ -512,8 +545,9 @@ cdef object column_values(const Column* column, size_t n):
     )
 
 
-def parse_batch_body(bytes body not None):
-    """The BatchBody that these bytes hold; CorruptRecordError says what is wrong with others."""
+def parse_batch_body(bytes body not None, *, bint has_shed=False):
+    """The BatchBody that these bytes hold, of a SHED body with `has_shed`; CorruptRecordError says what is
+    wrong with others."""
     cdef BatchFrame frame
     cdef size_t size = len(body)
     # Of the body's own size, so that a sanitizer sees a read past its end.
@@ -524,7 +558,7 @@ def parse_batch_body(bytes body not None):
         raise MemoryError
     memcpy(copy, PyBytes_AS_STRING(body), size)
     try:
-        status = decode_batch(copy, size, &frame)
+        status = decode_batch(copy, size, has_shed, &frame)
         if status:
             raise body_error(status, "batch body")
         return BatchBody(
@@ -539,6 +573,7 @@ def parse_batch_body(bytes body not None):
                 column_values(&frame.columns[c], frame.batch.n_events)
                 for c in range(frame.batch.n_columns)
             ]),
+            copied(frame.head.shed, 8 * <size_t> frame.batch.n_events, np.uint64) if has_shed else None,
         )
     finally:
         batch_frame_free(&frame)

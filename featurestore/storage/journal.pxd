@@ -24,7 +24,8 @@ cdef enum FrameKind:
     FRAME_SCHEMA = 2
     FRAME_FORGET = 3
     FRAME_PRODUCER = 4
-    LAST_KIND = FRAME_PRODUCER
+    FRAME_SHED = 5                # a batch with what found no room
+    LAST_KIND = FRAME_SHED
 
 cdef enum JournalMode:
     MODE_GROUP = 0                # acknowledged when synced

@@ -34,18 +34,20 @@ class ObserveRequest(_message.Message):
     def __init__(self, event_type: _Optional[str] = ..., event: _Optional[_Union[_types_pb2.Event, _Mapping]] = ..., service: _Optional[str] = ..., peek: _Optional[bool] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., bounds: _Optional[bool] = ..., coverage: _Optional[bool] = ..., fingerprint: _Optional[int] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class ObserveResponse(_message.Message):
-    __slots__ = ("outcome", "ack", "position", "partly_late", "vectors")
+    __slots__ = ("outcome", "ack", "position", "partly_late", "shed", "vectors")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     PARTLY_LATE_FIELD_NUMBER: _ClassVar[int]
+    SHED_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     outcome: _types_pb2.Outcome
     ack: _types_pb2.Ack
     position: int
     partly_late: bool
+    shed: _containers.RepeatedScalarFieldContainer[str]
     vectors: _types_pb2.Vectors
-    def __init__(self, outcome: _Optional[_Union[_types_pb2.Outcome, str]] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., position: _Optional[int] = ..., partly_late: _Optional[bool] = ..., vectors: _Optional[_Union[_types_pb2.Vectors, _Mapping]] = ...) -> None: ...
+    def __init__(self, outcome: _Optional[_Union[_types_pb2.Outcome, str]] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., position: _Optional[int] = ..., partly_late: _Optional[bool] = ..., shed: _Optional[_Iterable[str]] = ..., vectors: _Optional[_Union[_types_pb2.Vectors, _Mapping]] = ...) -> None: ...
 
 class IngestRequest(_message.Message):
     __slots__ = ("event_type", "producer", "epoch", "sequence", "ack", "rows", "columns")
@@ -66,7 +68,7 @@ class IngestRequest(_message.Message):
     def __init__(self, event_type: _Optional[str] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., rows: _Optional[_Iterable[_Union[_types_pb2.Event, _Mapping]]] = ..., columns: _Optional[_Union[_types_pb2.EventColumns, _Mapping]] = ...) -> None: ...
 
 class IngestResponse(_message.Message):
-    __slots__ = ("accepted", "late", "duplicate", "refused", "refusals", "position", "ack", "duplicate_batch", "sequence", "partly_late")
+    __slots__ = ("accepted", "late", "duplicate", "refused", "refusals", "position", "ack", "duplicate_batch", "sequence", "partly_late", "shed")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     LATE_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +79,7 @@ class IngestResponse(_message.Message):
     DUPLICATE_BATCH_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     PARTLY_LATE_FIELD_NUMBER: _ClassVar[int]
+    SHED_FIELD_NUMBER: _ClassVar[int]
     accepted: int
     late: int
     duplicate: int
@@ -87,7 +90,8 @@ class IngestResponse(_message.Message):
     duplicate_batch: bool
     sequence: int
     partly_late: int
-    def __init__(self, accepted: _Optional[int] = ..., late: _Optional[int] = ..., duplicate: _Optional[int] = ..., refused: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., position: _Optional[int] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., duplicate_batch: _Optional[bool] = ..., sequence: _Optional[int] = ..., partly_late: _Optional[int] = ...) -> None: ...
+    shed: int
+    def __init__(self, accepted: _Optional[int] = ..., late: _Optional[int] = ..., duplicate: _Optional[int] = ..., refused: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., position: _Optional[int] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., duplicate_batch: _Optional[bool] = ..., sequence: _Optional[int] = ..., partly_late: _Optional[int] = ..., shed: _Optional[int] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("index", "reason")

@@ -188,16 +188,17 @@ def test_a_start_makes_no_change_that_takes_something_away(serve, schema, tmp_pa
     assert ready["schema_version"] == 1
 
 
-def test_the_memory_cap_refuses_new_keys(serve, schema, tmp_path):
+def test_the_memory_cap_sheds_new_keys(serve, schema, tmp_path):
     _, ready = serve(
         "--schema", str(schema), "--data", str(tmp_path / "s"), "--clock", "event", "--max-memory", "16M"
     )
     users = [f"user-{i}" for i in range(400_000)]
     with Client(ready["listen"]) as client, AdminClient(ready["admin"]) as admin:
         report = client.ingest("click", {"at": [1000] * len(users), "user": users}, batch_events=5000)
-        assert 0 < report.accepted < len(users)
-        assert report.accepted + report.refused == len(users)
-        assert admin.stats().rows == report.accepted
+        assert report.accepted == len(users)
+        assert 0 < report.shed < len(users)
+        stats = admin.stats()
+        assert (stats.rows, stats.events_shed) == (report.accepted - report.shed, report.shed)
 
 
 @pytest.fixture

@@ -80,6 +80,18 @@ def check_batch(data: bytes) -> None:
     assert again == data or parse_batch_body(data).outcomes.max() >= NO_TIME
 
 
+def check_shed(data: bytes) -> None:
+    body = parse_batch_body(data, has_shed=True)
+    assert body.shed is not None
+    assert body.shed.any()
+    assert not body.shed[body.outcomes > 0].any()
+    again = batch_body(
+        body.outcomes, body.times, body.columns, producer=body.producer, epoch=body.epoch,
+        sequence=body.sequence, fingerprint=body.fingerprint, event_id=body.event_id, shed=body.shed,
+    )  # fmt: skip
+    assert again == data or body.outcomes.max() >= NO_TIME
+
+
 def check_change(data: bytes) -> None:
     assert producer_body(*parse_producer_body(data)) == data
 
@@ -92,6 +104,16 @@ def check_forget(data: bytes) -> None:
     "one",
     [
         Trial("batch body", BODIES, check_batch, (CorruptRecordError,), rounds=20_000),
+        Trial(
+            "shed body",
+            [
+                batch_body([0], [START_MS], [], shed=[5]),
+                batch_body([0, 1, 0], range(3), [np.full(3, 1.5)], shed=[1, 0, 2**63], producer=b"p"),
+            ],
+            check_shed,
+            (CorruptRecordError,),
+            rounds=5000,
+        ),
         Trial(
             "Forget body",
             [forget_body(1, bytes(range(16)))],

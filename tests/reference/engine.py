@@ -73,10 +73,20 @@ class Engine:
         threads: int = 1,
         secret: bytes = SECRET,
         from_beginning: bool = False,
+        max_memory_bytes: int = 0,
     ) -> None:
         self.plan: Plan = _compiled(schema, from_beginning=from_beginning)
-        self.state = State(self.plan, clock=clock, secret=secret, n_shards=n_shards, threads=threads)
+        self.state = State(
+            self.plan,
+            clock=clock,
+            secret=secret,
+            n_shards=n_shards,
+            threads=threads,
+            max_memory_bytes=max_memory_bytes,
+        )
         self.partly_late: list[bool] = []
+        self.shed: list[set[tuple[str, ...]]] = []
+        self.is_limited = max_memory_bytes > 0
 
     def beginning(self, schema: str, **options: Any) -> Engine:
         """An engine in this process that stands where this one began, if that was with `schema`."""
@@ -100,6 +110,8 @@ class Engine:
         index = None if service is None else self._service(service)
         vectors = self.state.observe(batch, index, bounds=True, **options)
         self.partly_late = [bool(partly) for partly in batch.partly_late]  # of the last batch
+        keys = [self.plan.entities[touch.entity].parts for touch in batch.event.touches]
+        self.shed = [{keys[j] for j in range(len(keys)) if int(bits) >> j & 1} for bits in batch.shed]
         return [int(code) for code in batch.outcomes], None if vectors is None else self._named(
             service, vectors
         )
@@ -140,6 +152,11 @@ class Engine:
     def apply_plan(self, plan: Plan) -> None:
         self.plan = plan
         self.state.apply_plan(plan)
+
+    def limit(self, max_memory_bytes: int) -> None:
+        """Goes on with another memory limit; 0: none."""
+        self.is_limited = max_memory_bytes > 0
+        self.state = State.restore(self.plan, self.state.snapshot(), max_memory_bytes=max_memory_bytes)
 
     def restart(self, *, threads: int = 1) -> None:
         self.state = State.restore(self.plan, self.state.snapshot(), threads=threads)

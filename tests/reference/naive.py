@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -40,6 +40,8 @@ NO_TIME, TIME_RANGE, FUTURE, NOT_FINITE, BAD_KEY, KEY_TOO_LONG, BAD_TYPE, NO_ID,
 EARLIEST_MS, LATEST_MS = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to 9999
 MAX_TEXT_BYTES = 4096
 REMEMBERED_SEQUENCES = 1024
+ALL_BUT_LITTLE = 1 - 2.0**-24  # the greatest float of 32 bits below 1
+MAX_HOLES = 8  # of one entity and event type: past that the two nearest become one
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 WARM, GONE = 7, 64  # half-lives that a decayed feature warms for, and that it is kept for
@@ -163,6 +165,16 @@ class LiveView:
 
 
 @dataclass
+class Hole:
+    """Events from `first` to `last` that found no room for a row."""
+
+    first: int
+    last: int
+    position: int  # of the first of them
+    now: int  # at the last
+
+
+@dataclass
 class Producer:
     epoch: int
     seen: dict[int, object]  # sequence → content
@@ -184,6 +196,8 @@ class Store:
         self.ids: dict[tuple[str, str], int] = {}  # (event type, id) → seen_at
         self.producers: dict[bytes, Producer] = {}
         self.views = {name: LiveView(view) for name, view in schema.views.items()}
+        self.holes: dict[tuple[Key, str], list[Hole]] = {}  # (key parts, event type) → what was shed, by time
+        self.born: dict[tuple[Key, Key], int] = {}  # (key parts, key) → where a row was made after holes
 
     # What callers ask
 
@@ -197,8 +211,12 @@ class Store:
         producer: bytes = b"",
         epoch: int = 0,
         sequence: int = 0,
+        shed: Sequence[Collection[Key]] = (),
     ) -> list[Answer]:
-        """Ingest (no service) or Observe: each event's outcome, and the vector read at its position."""
+        """Ingest (no service) or Observe: each event's outcome, and the vector read at its position.
+
+        shed: of each event the parts of those keys for which there was no room; memory decides that, and
+        nothing here can."""
         self._advance_wall(now_ms)
         if producer and self._batch_seen(producer, epoch, sequence, (event, tuple(map(_content, rows)))):
             duplicates = []
@@ -206,7 +224,7 @@ class Store:
                 refused = self._refused_by_form(self.schema.events[event], row)
                 duplicates.append(self._plain(refused or DUPLICATE, event, row, service))
             return duplicates
-        return [self._submit_one(event, row, service) for row in rows]
+        return [self._submit_one(event, row, service, shed[i] if shed else ()) for i, row in enumerate(rows)]
 
     def read(
         self,
@@ -236,6 +254,7 @@ class Store:
             if _entity(view.plan.key) == names and key is not None and view.plan.sketch is None:
                 kept_from = self._kept_from(view, self.now(view.plan.event))
                 log = view.logs.pop(key, Log())
+                self.born.pop((names, key), None)
                 found |= any(e.time >= kept_from for e in log.events)
                 found |= any(f.half_life_ms for f in view.plan.features) and bool(log.every)
         return found
@@ -280,6 +299,8 @@ class Store:
         other = Store(self.schema, clock=self.clock)
         other.position, other.wall_now, other.event_now = self.position, self.wall_now, dict(self.event_now)
         other.first_now = dict(self.first_now)
+        other.holes = {of: [replace(hole) for hole in holes] for of, holes in self.holes.items()}
+        other.born = dict(self.born)
         other.ids = dict(self.ids)
         other.producers = {name: replace(p, seen=dict(p.seen)) for name, p in self.producers.items()}
         other.views = {
@@ -301,7 +322,7 @@ class Store:
 
     # One event
 
-    def _submit_one(self, event: str, row: Row, service: str | None) -> Answer:
+    def _submit_one(self, event: str, row: Row, service: str | None, shed: Collection[Key]) -> Answer:
         kind = self.schema.events[event]
         refused = self._refused_by_form(kind, row)
         if refused or row.time is None:
@@ -328,12 +349,107 @@ class Store:
         if kind.id_field is not None:
             self.ids[event, str(fields[kind.id_field])] = max(now, time)
         before = self._read_by(event, fields, service, time)
+        made = Applied(time, self.position, fields, now)
+        for names in sorted({_entity(view.plan.key) for view, _ in kept if view.plan.sketch is None}):
+            self._make_room(names, event, made, is_shed=names in shed)
         for view, key in kept:
-            self._apply(view, key, Applied(time, self.position, fields, now))
+            if _entity(view.plan.key) not in shed or view.plan.sketch is not None:
+                self._apply(view, key, made)
         after = self._read_by(event, fields, service, time)
         read = {name: before[name] if self._excludes(name) else after[name] for name in after}
         vector = None if service is None else self._with_derived(service, read)
         return Answer(ACCEPTED, vector, partly_late)
+
+    # What found no room
+
+    def _make_room(self, names: Key, event: str, made: Applied, *, is_shed: bool) -> None:
+        """An event that its row counts: where there is none it is made, or the event is shed."""
+        view = next(v for v in self.views.values() if v.plan.event == event and _entity(v.plan.key) == names)
+        key = _key({part: made.fields.get(source) for part, source in view.plan.key.items()})
+        assert key is not None
+        if is_shed:
+            self._prune(names, event)
+            holes = self.holes.setdefault((names, event), [])
+            around = [hole for hole in holes if hole.first <= made.time <= hole.last]
+            for hole in around:
+                hole.now = max(hole.now, made.now)
+            if not around:
+                holes.append(Hole(made.time, made.time, made.position, made.now))
+                holes.sort(key=lambda hole: hole.first)
+            if len(holes) > MAX_HOLES:
+                gaps = [after.first - before.last for before, after in itertools.pairwise(holes)]
+                i = gaps.index(min(gaps))
+                both = holes[i : i + 2]
+                holes[i : i + 2] = [
+                    Hole(both[0].first, both[1].last, min(h.position for h in both), max(h.now for h in both))
+                ]
+        elif not self._is_alive(names, key):
+            self.born.pop((names, key), None)
+            for of in [of for of in self.holes if of[0] == names]:
+                self._prune(*of)
+            if any(self.holes.get(of) for of in self.holes if of[0] == names):
+                self.born[names, key] = made.position
+
+    def _prune(self, names: Key, event: str) -> None:
+        """What nothing that is read reaches back to any more."""
+        now = self.now(event)
+        lateness = self.schema.events[event].lateness_ms
+        from_ms = fed_ms = math.inf
+        for view in self.views.values():
+            if view.plan.event != event or _entity(view.plan.key) != names or view.plan.sketch or now is None:
+                continue
+            for f in view.plan.features:
+                reach = GONE * f.half_life_ms or (f.window_ms and f.window_ms + view.plan.offset_ms) or 0
+                from_ms = min(from_ms, now - reach - lateness)
+                if not f.half_life_ms and not f.window_ms:
+                    fed_ms = min(fed_ms, now - view.plan.lifetime_idle_ms)
+        self.holes[names, event] = [
+            hole for hole in self.holes.get((names, event), []) if hole.last >= from_ms or hole.now >= fed_ms
+        ]
+
+    def _is_alive(self, names: Key, key: Key) -> bool:
+        """Whether its row still counts anything."""
+        for view in self.views.values():
+            if _entity(view.plan.key) != names or view.plan.sketch is not None or key not in view.logs:
+                continue
+            now = self.now(view.plan.event)
+            idle = view.plan.lifetime_idle_ms
+            lateness = self.schema.events[view.plan.event].lateness_ms
+            for f in view.plan.features:
+                for e in view.logs[key].every:
+                    if f.half_life_ms:
+                        keep = GONE * f.half_life_ms + lateness
+                        counts = e.time >= e.now - keep and (now is None or e.time >= now - keep)
+                        alive = counts and _number(f, e) is not None
+                    elif f.window_ms:
+                        alive = e in view.logs[key].events and e.time >= self._kept_from(view, now)
+                    else:
+                        alive = e.time >= e.now - idle and (now is None or e.now >= now - idle)
+                    if alive:
+                        return True
+        return False
+
+    def _holes_for(self, view: LiveView, key: Key) -> list[Hole]:
+        """In which the key may have lost events: all, where it has no row; those before its row was made,
+        where that came after some."""
+        names = _entity(view.plan.key)
+        holes = self.holes.get((names, view.plan.event), [])
+        if view.plan.sketch is not None:
+            return []
+        if not self._is_alive(names, key):
+            return holes
+        born = self.born.get((names, key), 0)
+        return [hole for hole in holes if hole.position < born]
+
+    def _may_lack(self, view: LiveView, key: Key, now: int | None) -> bool:
+        """Whether events of a lifetime of that key may have been shed."""
+        names = _entity(view.plan.key)
+        if view.plan.sketch is not None:
+            return False
+        if self._is_alive(names, key):
+            return (names, key) in self.born
+        oldest = -math.inf if now is None else now - view.plan.lifetime_idle_ms
+        return any(hole.now >= oldest for hole in self.holes.get((names, view.plan.event), []))
 
     def _refused_by_state(self, event: str, time: int, fields: Fields, now: int) -> int:
         """What the clock and the remembered ids refuse. An old event is beyond, known or not."""
@@ -463,15 +579,17 @@ class Store:
             return Truth(WARMING, _aggregate(feature, [], 0)[0], coverage=0.0)
         log = view.logs.get(key, Log())
         if feature.half_life_ms:
-            return self._decayed_value(view, feature, log, t, now, own=own)
+            holes = self._holes_for(view, key)
+            return self._decayed_value(view, feature, log, t, now, own=own, holes=holes)
         if feature.window_ms == 0:
-            return self._lifetime_value(view, feature, log, t, now, own=own)
+            lost = self._may_lack(view, key, now)
+            return self._lifetime_value(view, feature, log, t, now, own=own, lost=lost)
 
         end = t - view.plan.offset_ms
         start = end - feature.window_ms
         if now is not None and start < now - self._keep(view.plan):
             return Truth(UNAVAILABLE, math.nan)
-        coverage = self._coverage(view, start, end, now)
+        coverage = self._coverage(view, start, end, now, self._holes_for(view, key))
         kept_from = self._kept_from(view, now)
         events = [e for e in log.events if start < e.time <= min(end, t - own) and e.time >= kept_from]
         if view.plan.sketch is not None:
@@ -493,15 +611,18 @@ class Store:
         known = self.schema.events[view.plan.event].from_beginning
         return -math.inf if known else self.first_now.get(view.plan.event)
 
-    def _coverage(self, view: LiveView, start: int, end: int, now: int | None) -> float:
+    def _coverage(
+        self, view: LiveView, start: int, end: int, now: int | None, holes: Sequence[Hole]
+    ) -> float:
         """Which share of the milliseconds after start, up to end, it has surely seen: those since its
-        beginning, up to its clock."""
+        beginning, up to its clock, but for those in holes."""
         since = self._since(view)
         if since is None or now is None:
             return 0.0
         first = max(start + 1, since, -math.inf if view.floor is None else view.floor)
         last = min(end, now + self._ahead_ms())
-        return max(last + 1 - first, 0) / (end - start)
+        lost = sum(max(min(hole.last, last) + 1 - max(hole.first, first), 0) for hole in holes)
+        return max(last + 1 - first - lost, 0) / (end - start)
 
     def _owed(
         self, view: LiveView, key: Key, feature: Feature, log: Log, t: int
@@ -534,7 +655,7 @@ class Store:
         return False, view.plan.max_error if promised else None
 
     def _lifetime_value(
-        self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None, *, own: int
+        self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None, *, own: int, lost: bool
     ) -> Truth:
         if now is not None and t < now - view.plan.lifetime_idle_ms:
             return Truth(UNAVAILABLE, math.nan)  # what had ended by now was not over then
@@ -564,14 +685,22 @@ class Store:
         else:
             exact = True
         whole = self._since(view) == -math.inf and now is not None and t <= now + self._ahead_ms()
-        if whole:
+        if whole and not lost:
             status, coverage = PRESENT if n else NOT_FOUND, 1.0
         else:
             status, coverage = WARMING, 0.0
         return Truth(status, value, n, coverage, exact, tolerance=tolerance, evasive=evasive)
 
     def _decayed_value(
-        self, view: LiveView, feature: Feature, log: Log, t: int, now: int | None, *, own: int
+        self,
+        view: LiveView,
+        feature: Feature,
+        log: Log,
+        t: int,
+        now: int | None,
+        *,
+        own: int,
+        holes: Sequence[Hole],
     ) -> Truth:
         """Every event that was not late, at its weight: 2^(-age / half-life)."""
         lateness = self.schema.events[view.plan.event].lateness_ms
@@ -602,7 +731,9 @@ class Store:
             weighs = math.fsum(weights) > 0.0  # else each has faded below the least double
             value = total / math.fsum(weights) if weighs else math.nan
             tolerance = 1e-12 * scale / math.fsum(weights) if weighs else 0.0
-        coverage = self._coverage(view, t - warm, t, now)
+        coverage = self._coverage(view, t - warm, t, now, holes)
+        if any(hole.first <= t and hole.last >= t - keep for hole in holes):  # it still counts a little
+            coverage = min(coverage, ALL_BUT_LITTLE)
         status = WARMING if coverage < 1 else PRESENT if taken else NOT_FOUND
         # Of events so far apart that the older ones are below the least double, little can be said.
         deep = keep // feature.half_life_ms >= 900

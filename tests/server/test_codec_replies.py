@@ -76,19 +76,28 @@ def test_a_read_reply_is_what_the_official_runtime_writes(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.one_of(st.none(), vectors()), st.sampled_from([0, 1, 2, 16, 25]), st.booleans(), acks, u64)
+@given(
+    st.one_of(st.none(), vectors()),
+    st.sampled_from([0, 1, 2, 16, 25]),
+    st.booleans(),
+    st.lists(st.text(min_size=1, max_size=200), max_size=16),
+    st.tuples(acks, u64),
+)
 def test_an_observe_reply_is_what_the_official_runtime_writes(
-    made: Any, outcome: int, partly_late: bool, ack: int, position: int
+    made: Any, outcome: int, partly_late: bool, shed: list[str], numbers: tuple[int, int]
 ) -> None:
+    ack, position = numbers
     on_wire = types.OUTCOME_ACCEPTED if outcome == ACCEPTED else outcome
     reply = pb.ObserveResponse(outcome=on_wire, ack=ack, position=position, partly_late=partly_late)
+    reply.shed.extend(shed)
+    more = {"partly_late": partly_late, "shed": [name.encode() for name in shed]}
     if made is None:
-        encoded = replies.encode_observe(outcome, ack, position, partly_late=partly_late)
+        encoded = replies.encode_observe(outcome, ack, position, **more)
         assert encoded == reply.SerializeToString()
         return
     values, rest = made
     reply.vectors.CopyFrom(official(values, rest))
-    encoded = replies.encode_observe(outcome, ack, position, values, partly_late=partly_late, **rest)
+    encoded = replies.encode_observe(outcome, ack, position, values, **more, **rest)
     assert encoded == reply.SerializeToString()
 
 
@@ -99,6 +108,7 @@ def test_an_observe_reply_is_what_the_official_runtime_writes(
     position=u64,
     sequence=u64,
     partly_late=st.integers(0, 2**32 - 1),
+    shed=st.integers(0, 2**32 - 1),
     duplicate_batch=st.booleans(),
     streamed=st.booleans(),
 )
@@ -109,6 +119,7 @@ def test_an_ingest_reply_is_what_the_official_runtime_writes(
     position: int,
     sequence: int,
     partly_late: int,
+    shed: int,
     duplicate_batch: bool,
     streamed: bool,
 ) -> None:
@@ -124,10 +135,16 @@ def test_an_ingest_reply_is_what_the_official_runtime_writes(
         duplicate_batch=duplicate_batch,
         sequence=sequence,
         partly_late=partly_late,
+        shed=shed,
     )
     if streamed:
         reply = pb.IngestStreamResponse(batch=reply)
-    more = {"partly_late": partly_late, "duplicate_batch": duplicate_batch, "streamed": streamed}
+    more = {
+        "partly_late": partly_late,
+        "shed": shed,
+        "duplicate_batch": duplicate_batch,
+        "streamed": streamed,
+    }
     encoded = replies.encode_ingest(outcomes, ack, position, sequence, **more)
     assert encoded == reply.SerializeToString()
 

@@ -20,7 +20,7 @@ STUBS = {module: path for module, path in tree.files(".pyi").items() if "v1" not
 # Found in a module and in no stub.
 ALLOWED = r"""
 .*\.__(pyx_capi|reduce_cython|setstate_cython|test)__    # Cython's own
-featurestore\.engine\.(HEAD|IDS|IDS_SHARD|PLAN|PRODUCERS|PRODUCERS_SHARD|SKETCHES) # of storage.checkpoint
+featurestore\.engine\.(HEAD|HOLES|IDS|IDS_SHARD|PLAN|PRODUCERS|PRODUCERS_SHARD|SKETCHES)  # storage.checkpoint
 featurestore\.engine\.UPKEEP                             # a name of niceness.py
 featurestore\.core\.(plan|state)\.MAX_FUTURE_MS           # a name of plan.py
 featurestore\.(engine|core\.state)\.CLOCKS               # another

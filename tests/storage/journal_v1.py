@@ -13,7 +13,7 @@ from pathlib import Path
 
 SEGMENT_HEADER = struct.Struct("<4sHH16sQQQQQI")  # then the checksum, u32
 FRAME_HEADER = struct.Struct("<BBHIQIIqQQ")  # after the magic and the checksum, u32 each
-BATCH, SCHEMA, FORGET = 1, 2, 3
+BATCH, SCHEMA, FORGET, SHED = 1, 2, 3, 5
 
 Column = Sequence[float | bytes | None]  # all float, or all text with None where it is absent
 
@@ -67,12 +67,15 @@ def batch_body(
     sequence: int = 0,
     fingerprint: int = 0,
     event_id: int = 0,
+    shed: list[int] | None = None,
 ) -> bytes:
     n = len(times)
     out = struct.pack(
         "<QQQIHHB7x", epoch, sequence, fingerprint, n, event_id, len(columns), len(producer)
     ) + padded(producer)
-    out += padded(bytes(outcomes)) + struct.pack(f"<{n}q", *times)
+    out += padded(bytes(outcomes))
+    out += b"" if shed is None else struct.pack(f"<{n}Q", *shed)
+    out += struct.pack(f"<{n}q", *times)
     for column in columns:
         if all(isinstance(value, float) for value in column):
             out += struct.pack(f"<BBHI{n}d", 0, 0, 0, 0, *column)

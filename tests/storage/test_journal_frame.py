@@ -108,6 +108,24 @@ def test_nothing_of_a_refused_event_is_written() -> None:
             assert body.count(struct.pack("<d", 7.5)) == body.count(struct.pack("<q", 77)) == 2
 
 
+def test_a_shed_body_has_what_was_shed_behind_the_outcomes() -> None:
+    columns, more = [[1.5, 2.5, 3.5]], {"producer": b"p", "epoch": 1, "sequence": 2, "event_id": 3}
+    shed = [1, 0, 2**63 | 4]
+    body = batch_body([0, 1, 0], [5, 6, 7], [as_column(columns[0])], **more, shed=shed)
+    assert body == journal_v1.batch_body([0, 1, 0], [5, 6, 7], columns, **more, shed=shed)
+    parsed = parse_batch_body(body, has_shed=True)
+    assert parsed.shed is not None
+    assert parsed.shed.tolist() == shed
+    for wrong in ([0, 0, 0], [1, 1, 0]):
+        damaged = journal_v1.batch_body([0, 1, 0], [5, 6, 7], columns, **more, shed=wrong)
+        with pytest.raises(CorruptRecordError, match="tells of no event what was shed"):
+            parse_batch_body(damaged, has_shed=True)
+    with pytest.raises(CorruptRecordError):
+        parse_batch_body(body)
+    with pytest.raises(InvalidEventError, match="shed has 2 values for 3 events"):
+        batch_body([0] * 3, [1, 2, 3], [], shed=[1, 2])
+
+
 def encoded_again(body: bytes) -> bytes:
     parsed = parse_batch_body(body)
     fields = {
