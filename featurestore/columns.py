@@ -14,7 +14,8 @@ What a value means depends on its field, never on its neighbours:
 field       taken                                             refused
 key         str; bytes that are UTF-8; integers and floats    other floats and NaN (KEY); bool, dates, others
             that are whole, as decimal text: 596.0 is "596"   (TYPE); more than 4096 bytes (KEY_TOO_LONG)
-string      as key                                            as key, but floats that are not whole are TYPE
+string      as key; a text of more than 4096 bytes is cut     as key, but floats that are not whole are TYPE
+            to the whole characters of its first 4096
 number      int, float, bool, Decimal                         NaN, infinity (NOT_FINITE); texts, dates (TYPE)
 time, s     int, float, Decimal in the declared unit;         null, NaN (NO_TIME); outside the years 1..9999
   ms, us    fractions of a millisecond are floored            (TIME_RANGE); bool, texts (TYPE)
@@ -92,6 +93,7 @@ def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[
     )
     n = len(times)
     made: list[Column] = []
+    id_field = None if event.id_field is None else event.fields[event.id_field]
     for field in event.fields:
         what = f"{event.name}.{field.name}"
         if field.name not in columns:
@@ -100,7 +102,9 @@ def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[
             made.append(empty if field.kind == Kind.TEXT else np.full(n, np.nan))
             continue
         if field.kind == Kind.TEXT:
-            texts, codes = text_column(columns[field.name], what=what)
+            # an id that is cut would be that of other events
+            is_cut = not (field.is_key or field is id_field)
+            texts, codes = text_column(columns[field.name], what=what, is_cut=is_cut)
             made.append(texts)
             if not field.is_key:
                 codes[codes == Outcome.REFUSED_KEY] = Outcome.REFUSED_TYPE
@@ -167,10 +171,11 @@ def _named_columns(event: EventPlan, data: Any) -> Mapping[str, Any]:
 # ---- texts
 
 
-def text_column(values: Any, *, what: str = "values") -> tuple[TextColumn, Codes]:
+def text_column(values: Any, *, what: str = "values", is_cut: bool = False) -> tuple[TextColumn, Codes]:
     """Key texts: strings as they are, whole numbers as decimal text; and a code per value, 0 or refused.
 
     `values` is a sequence, numpy array, Arrow array or pandas Series. Offsets begin at 0 and use all bytes.
+    Texts that are too long are cut, where `is_cut`, and else refused.
     """
     array, nulls = _unwrap(values, what)
     n = _length(array)
@@ -191,6 +196,8 @@ def text_column(values: Any, *, what: str = "values") -> tuple[TextColumn, Codes
     else:  # bool, datetimes, complex numbers, records
         codes[:] = Outcome.REFUSED_TYPE
         column = _joined([b""] * n)
+    if is_cut:
+        column = _cut(column)
     codes[_broken_texts(column)] = Outcome.REFUSED_TYPE
     codes[(np.diff(column.offsets) > MAX_TEXT_BYTES) & (codes == 0)] = Outcome.REFUSED_KEY_TOO_LONG
     if nulls is None:
@@ -222,6 +229,23 @@ def _blanked(column: TextColumn, blank: Mask) -> TextColumn:
         return column
     kept = column.data[np.repeat(~blank, lengths)]
     return TextColumn(_offsets(np.where(blank, 0, lengths)), kept, column.present)
+
+
+def _cut(column: TextColumn) -> TextColumn:
+    """The column with no text longer than MAX_TEXT_BYTES; each ends with a whole character, if UTF-8."""
+    lengths = np.diff(column.offsets).astype(np.int64)
+    if not (lengths > MAX_TEXT_BYTES).any():
+        return column
+    begins = column.offsets[:-1].astype(np.int64)
+    shorter = np.minimum(lengths, MAX_TEXT_BYTES)
+    for i in np.flatnonzero(lengths > MAX_TEXT_BYTES).tolist():
+        end = MAX_TEXT_BYTES
+        while end > MAX_TEXT_BYTES - 3 and column.data[begins[i] + end] & 0xC0 == 0x80:
+            end -= 1
+        shorter[i] = end
+    offsets = _offsets(shorter)
+    pieces = [column.data[begin : begin + n] for begin, n in zip(begins, shorter, strict=True)]
+    return TextColumn(offsets, np.concatenate(pieces), column.present)
 
 
 def _broken_texts(column: TextColumn) -> Mask:

@@ -46,7 +46,7 @@ _REASONS = {
     Outcome.REFUSED_FUTURE: "the time is further ahead of the server's clock than max_future allows",
     Outcome.REFUSED_NOT_FINITE: "a number field is NaN or infinite",
     Outcome.REFUSED_KEY: "a key field holds a float that is not a whole number",
-    Outcome.REFUSED_KEY_TOO_LONG: "a text is longer than 4096 bytes",
+    Outcome.REFUSED_KEY_TOO_LONG: "a key or id is longer than 4096 bytes",
     Outcome.REFUSED_TYPE: "a value has the wrong type for its field",
     Outcome.REFUSED_NO_ID: "the event type declares ids and this event has none",
     Outcome.REFUSED_BEYOND_DEDUPE: "older than the dedupe horizon, so a duplicate could not be told",

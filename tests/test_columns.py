@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -522,6 +523,30 @@ def test_the_first_reason_an_event_is_refused_for_counts() -> None:
         "note": [1.5] * 4,
     }
     assert event_columns(EVENT, data)[2].tolist() == [TYPE, KEY, NOT_FINITE, TYPE]
+
+
+@pytest.mark.parametrize(
+    ("long", "kept"),
+    [
+        ("x" * 4096, "x" * 4096),
+        ("x" * 4097, "x" * 4096),
+        ("é" * 2048 + "y", "é" * 2048),
+        ("x" + "é" * 2048, "x" + "é" * 2047),
+        ("xy" + "漢" * 4000, "xy" + "漢" * 1364),
+        ("x" + "🎧" * 1024, "x" + "🎧" * 1023),
+    ],
+)
+def test_a_string_is_cut_to_whole_characters_and_a_key_or_an_id_is_refused(long: str, kept: str) -> None:
+    data = {"ts": [1, 2, 3], "customer": ["a", long, None], "note": [long, None, "z"]}
+    whole = TOO_LONG if long != kept else 0
+    _, (customer, _, note), outcomes = event_columns(EVENT, data)
+    assert texts_of(note) == [kept, "", "z"]
+    assert note.present is not None
+    assert note.present.tolist() == [1, 0, 1]
+    assert texts_of(customer) == ["a", "" if whole else kept, ""]
+    assert outcomes.tolist() == [0, whole, 0]
+    of_ids = replace(EVENT, id_field=2)
+    assert event_columns(of_ids, {**data, "customer": ["a", "b", "c"]})[2].tolist() == [whole, 0, 0]
 
 
 def test_a_number_or_a_string_that_is_not_there_is_absent() -> None:

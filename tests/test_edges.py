@@ -200,6 +200,15 @@ def test_the_longest_key_is_kept_whole_and_one_byte_more_is_refused() -> None:
     assert values(store, 0, longest) == [1, 1]
 
 
+def test_a_string_that_is_too_long_is_cut_and_its_event_counts() -> None:
+    kind = EventType({"k": "key", "x": "number", "agent": "string"})
+    store = opened(features("count", "10s"), kind=kind)
+    padded = "é" * 2_047 + "x🎧" + "y" * 100_000
+    answers, _ = store.submit("e", [Row(0, {"k": "a", "x": 1.0, "agent": padded})])
+    assert [answer.outcome for answer in answers] == [ACCEPTED]
+    assert values(store, 0) == [1]
+
+
 def test_one_part_of_a_key_does_not_run_into_the_next() -> None:
     view = View("e", {"k": "k", "q": "q"}, features("count", "10s"))
     kind = EventType({"k": "key", "q": "key"})

@@ -24,6 +24,7 @@ from featurestore.v1 import types_pb2
 Time = int | str | datetime | np.datetime64
 KeySets = Sequence[Mapping[str, Any]] | Mapping[str, Any] | Any
 
+MOST_BITS = 13_600  # 4094 digits: Python prints no more than 4300
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -40,8 +41,10 @@ def set_value(target: types_pb2.Field, value: Any, what: str) -> None:
     elif isinstance(value, int):
         if value in _INT64:
             target.integer = value
-        else:  # a key means its decimal text, however long
+        elif value.bit_length() <= MOST_BITS:  # a key means its decimal text, however long
             target.text = str(value)
+        else:
+            raise InvalidEventError(f"{what}: an integer of {value.bit_length()} bits, which no key is")
     elif isinstance(value, float | Decimal):
         target.number = float(value)
     else:

@@ -10,8 +10,11 @@ raises InvalidEventError at the first such place: the chunks before are whole an
 is read.
 
 Memory has a bound that no file moves: columns that are not asked for are not kept, a text that is longer than
-an event may have is cut to one that is so too (and refused for it), and a chunk whose cells are more than
-MAX_CHUNK_BYTES together is an error that names the row and the column.
+an event may have is cut to one that is so too (and a key is refused for it, a string cut again), and a chunk
+whose cells are more than MAX_CHUNK_BYTES together is an error that names the row and the column.
+
+What Arrow cannot do with a file or one of its columns is an error too, and becomes one here, whichever reader
+asked for it (`arrow_errors`).
 """
 
 from __future__ import annotations
@@ -82,6 +85,17 @@ class Chunk:
         )
 
 
+@contextlib.contextmanager
+def arrow_errors(name: str, columns: Callable[[], pa.Schema | None]) -> Iterator[None]:
+    """Whatever Arrow raises inside becomes an InvalidEventError with the file and its columns' types."""
+    try:
+        yield
+    except pa.ArrowException as error:
+        schema = columns()
+        types = "" if schema is None else f" (of {', '.join(f'{one.name!r}: {one.type}' for one in schema)})"
+        raise InvalidEventError(f"{name} cannot be read: {error}{types}") from error
+
+
 class EventReader(ABC):
     """One open file of events of one type. Iterate `chunks` once, then close; or use it in a `with`."""
 
@@ -117,7 +131,15 @@ class EventReader(ABC):
             )
         if start_row < 0:
             raise ConfigError(f"start_row is {start_row}; it must not be negative")
-        return self._chunks(batch_events, start_row)
+        return self._explained(batch_events, start_row)
+
+    def _explained(self, batch_events: int, start_row: int) -> Iterator[Chunk]:
+        with arrow_errors(self.name, self.columns_read):
+            yield from self._chunks(batch_events, start_row)
+
+    def columns_read(self) -> pa.Schema | None:
+        """The columns needed and their types, of a format that has types."""
+        return None
 
     def too_large(self, row: int, n_bytes: int, column: str) -> InvalidEventError:
         """Of a chunk that ends with this row of the file, or would end behind it."""

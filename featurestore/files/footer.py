@@ -32,6 +32,7 @@ WANTED = {
     ]
 }
 TAIL_BYTES = 8
+ARROW_SCHEMA = b"ARROW:schema"  # a key of the footer's metadata
 
 
 class ColumnChunk(NamedTuple):
@@ -57,6 +58,12 @@ def row_groups(file: IO[bytes], n_columns: int, where: str) -> list[RowGroup]:
     except ValueError as error:
         problem = str(error)
     raise InvalidEventError(f"{where}: the Parquet footer is corrupt: {problem}; write the file again")
+
+
+def without_arrow_schema(file: IO[bytes], where: str) -> bytes:
+    """A file of the footer alone, where the schema that an Arrow writer left in it is under another name."""
+    footer = _footer(file, where).replace(ARROW_SCHEMA, ARROW_SCHEMA.lower())
+    return b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1"
 
 
 def _footer(file: IO[bytes], where: str) -> bytes:

@@ -7,6 +7,9 @@ A kept column keeps its type. Columns of the event go to `featurestore.columns` 
 decoded; a type that cannot be what the schema says (a list, a string for a number) is an error before the
 first event.
 
+A type that Arrow does not know (integers of 128 bits, say) matters only in a column that is needed: the
+others are taken as what Parquet stores them as.
+
 Parquet is read from its end, so a pipe or a compressed file is first copied to an unnamed temporary file,
 whose folder TMPDIR chooses; a copy that would fill that disk is an error before it does.
 """
@@ -27,7 +30,7 @@ import pyarrow.types as pt
 
 from featurestore.errors import InvalidEventError, StorageError
 from featurestore.files.chunk import MAX_CHUNK_BYTES, Chunk, EventReader, cut, recut
-from featurestore.files.footer import row_groups
+from featurestore.files.footer import row_groups, without_arrow_schema
 from featurestore.files.pages import needs_of
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan, Kind
@@ -50,9 +53,7 @@ class ParquetReader(EventReader):
                 self._fill(self._copy)
                 self._source = self._copy
             self._bytes = self._copy or Path(stream.name).open("rb")  # noqa: SIM115  closed by close()
-            self._file = pq.ParquetFile(
-                self._source, buffer_size=PAGE_BUFFER_BYTES, page_checksum_verification=True
-            )
+            self._file = self._open()
         except ValueError as error:  # ArrowInvalid, or a name of a column that is not UTF-8
             raise InvalidEventError(f"{self.name}: this is not a whole Parquet file: {error}") from error
         except OSError as error:
@@ -60,6 +61,28 @@ class ParquetReader(EventReader):
         self._check_types()
         # Not the accessors of Arrow's metadata: see footer.py.
         self._groups = row_groups(self._bytes, len(self._file.schema), self.name)
+
+    def _open(self, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(
+                self._source,
+                metadata=metadata,
+                buffer_size=PAGE_BUFFER_BYTES,
+                page_checksum_verification=True,
+            )
+        except pa.ArrowNotImplementedError:
+            if metadata is not None:
+                raise
+        # The writer's own words on its types name one that is not known here: read without them.
+        self._bytes.seek(0)
+        footer = without_arrow_schema(self._bytes, self.name)
+        if self._copy is not None:
+            self._copy.seek(0)
+        return self._open(pq.read_metadata(pa.BufferReader(footer)))
+
+    def columns_read(self) -> pa.Schema:
+        schema = self._file.schema_arrow
+        return pa.schema([schema.field(name) for name in self.needed])
 
     @property
     def kept_schema(self) -> pa.Schema:
@@ -230,6 +253,8 @@ def _leaves(column: pa.Array) -> Iterator[pa.Array]:
     """What lists and structs are made of."""
     if pt.is_struct(column.type):
         inner = column.flatten()
+    elif pt.is_map(column.type):
+        inner = [column.keys, column.items]
     elif pt.is_nested(column.type):
         inner = [column.flatten()]
     else:

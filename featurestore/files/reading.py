@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from featurestore.files.chunk import Chunk, EventReader
+from featurestore.files.chunk import Chunk, EventReader, arrow_errors
 from featurestore.files.csv_text import CsvReader
 from featurestore.files.json_lines import JsonLinesReader
 from featurestore.files.names import PIPE, format_of
@@ -36,12 +36,13 @@ def open_events(
     kind = file_format.kind
     stream = ByteStream(path, file_format.compression)
     try:
-        if kind == "csv":
-            return CsvReader(stream, event, keep)
-        if kind == "jsonl":
-            return JsonLinesReader(stream, event, keep)
-        seekable = path != PIPE and file_format.compression is None and stream.size_bytes is not None
-        return ParquetReader(stream, event, keep, seekable=seekable)
+        with arrow_errors(stream.name, lambda: None):
+            if kind == "csv":
+                return CsvReader(stream, event, keep)
+            if kind == "jsonl":
+                return JsonLinesReader(stream, event, keep)
+            seekable = path != PIPE and file_format.compression is None and stream.size_bytes is not None
+            return ParquetReader(stream, event, keep, seekable=seekable)
     except BaseException:
         stream.close()
         raise

@@ -1,7 +1,8 @@
 """Vectors beside kept columns, to Parquet or CSV: a training set, whole or not at all.
 
-Columns, in this order: the kept ones in their own types; one float64 per feature by its name, followed with
-bounds by `<name>.lower` and `<name>.upper`; `outcome` as text where asked for. A value that is not there is
+Columns, in this order: the kept ones in their own types (in CSV bytes and UUIDs are text, and lists, structs
+and maps are refused); one float64 per feature by its name, followed with bounds by `<name>.lower` and
+`<name>.upper`; `outcome` as text where asked for. A value that is not there is
 NaN, as it is when served (`nan` in CSV), never null. Parquet is compressed with zstd, a row group per
 `write`; in CSV a number is the shortest text that reads back as the same float64.
 
@@ -24,13 +25,39 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 from numpy.typing import NDArray
 
-from featurestore.errors import ConfigError, StorageError
+from featurestore.errors import ConfigError, InvalidEventError, StorageError
 from featurestore.files.names import PIPE, format_of
 from featurestore.stdio import fill_standard_descriptors
 
 OUTCOME = "outcome"
+
+
+_TEXT_TYPES = (
+    pt.is_string_view,
+    pt.is_binary,
+    pt.is_large_binary,
+    pt.is_binary_view,
+    pt.is_fixed_size_binary,
+)
+
+
+def _as_text(kind: pa.DataType) -> pa.DataType | None:
+    """What a kept column of this type is in CSV; None where it is nothing there."""
+    if pt.is_nested(kind):
+        return None
+    if isinstance(kind, pa.UuidType | pa.JsonType) or any(is_a(kind) for is_a in _TEXT_TYPES):
+        return pa.string()
+    return None if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _text_column(column: pa.Array, wanted: pa.DataType) -> pa.Array:
+    if isinstance(column.type, pa.UuidType):
+        return pa.array([None if one is None else str(one) for one in column.to_pylist()], wanted)
+    storage = column.storage if isinstance(column, pa.ExtensionArray) else column
+    return storage if storage.type == wanted else storage.cast(wanted)
 
 
 class _Table(Protocol):
@@ -93,7 +120,9 @@ class VectorWriter:
             raise AssertionError(
                 f"opened for bounds {self._bounds} and outcome {self._outcome}, given {given}"
             )
-        columns: list[pa.Array] = list(kept.columns)
+        columns: list[pa.Array] = [
+            self._kept(column, field) for column, field in zip(kept.columns, self.schema, strict=False)
+        ]
         for i in range(values.shape[1]):
             columns.append(pa.array(values[:, i]))
             if lower is not None and upper is not None:
@@ -103,6 +132,17 @@ class VectorWriter:
         with self._storage_errors():
             self._table.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
         self.n_rows += len(values)
+
+    def _kept(self, column: pa.Array, field: pa.Field) -> pa.Array:
+        if column.type == field.type:
+            return column
+        try:
+            return _text_column(column, field.type)
+        except pa.ArrowInvalid as error:
+            raise InvalidEventError(
+                f"column {field.name!r} is {column.type} and holds bytes that are not UTF-8, as CSV is; "
+                f"write {self.path} as .parquet, or do not keep it"
+            ) from error
 
     def write_columns(self, columns: Mapping[str, NDArray[Any]]) -> None:
         """Appends rows of a file that `open_table` opened."""
@@ -118,6 +158,11 @@ class VectorWriter:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 reason = f"no room for it ({reason}); free some space or choose another place"
             raise StorageError(f"cannot write {self.path}: {reason}; nothing is left of it") from error
+        except pa.ArrowException as error:
+            columns = ", ".join(f"{field.name!r}: {field.type}" for field in self.schema)
+            raise InvalidEventError(
+                f"cannot write {self.path}: {error} (of {columns}); nothing is left of it"
+            ) from error
 
     def _commit(self) -> None:
         with self._storage_errors():
@@ -175,6 +220,8 @@ def open_writer(
         raise ConfigError(f"cannot write {path}: there is no folder {str(Path(path).parent)!r}")
     if Path(path).is_dir():
         raise ConfigError(f"cannot write {path}: it is a folder")
+    if file_format.kind == "csv":
+        kept_schema = _csv_schema(path, kept_schema)
     ends = ("", ".lower", ".upper") if bounds else ("",)
     fields = [*kept_schema, *(pa.field(name + end, pa.float64()) for name in names for end in ends)]
     if outcome:
@@ -186,6 +233,20 @@ def open_writer(
         seen.add(field.name)
     schema = pa.schema(fields)
     return VectorWriter(path, schema, len(kept_schema), bounds=bounds, outcome=outcome)
+
+
+def _csv_schema(path: str, kept: pa.Schema) -> pa.Schema:
+    """The kept columns as CSV has them."""
+    fields = []
+    for field in kept:
+        kind = _as_text(field.type)
+        if kind is None:
+            raise ConfigError(
+                f"cannot write {path}: column {field.name!r} is {field.type}, which CSV has no form for; "
+                "write .parquet, or do not keep it"
+            )
+        fields.append(pa.field(field.name, kind))
+    return pa.schema(fields)
 
 
 def open_table(path: str, columns: Mapping[str, NDArray[Any]]) -> VectorWriter:

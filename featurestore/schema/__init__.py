@@ -8,7 +8,8 @@
         lateness: 1h                     # default 1h: an event so late still counts in every window;
                                          #   what comes later counts where it is kept, as in lifetimes
         ids: {id: tx_id, dedupe: 1h}     # optional, dedupe default 1h: so long the same id counts once
-        fields:                          # key: text or whole number; string: text for `where`
+        fields:                          # key: text or whole number, to 4096 bytes; string: text for `where`,
+                                         #   cut to its first 4096
           {customer_id: key, terminal_id: key, src_ip: key, amount: number, country: string, online: bool}
     views:                               # what is kept of each key
       customer:

@@ -66,6 +66,7 @@ from featurestore.server.memory cimport Arena, arena_alloc, arena_free
 from featurestore.server.names cimport (
     FIELD_KEY,
     FIELD_NUMBER,
+    FIELD_STRING,
     WIRE_AS_OF_RANGE,
     WIRE_AS_OF_TWICE,
     WIRE_BAD_COLUMN,
@@ -296,6 +297,14 @@ cdef void write_decimal(int64_t number, int length, uint8_t* out) noexcept nogil
 
 # ---- texts ----
 
+cdef int64_t cut_length(const uint8_t* text) noexcept nogil:
+    """How much is kept of a text that is longer than MAX_TEXT_BYTES: whole characters, if it is UTF-8."""
+    cdef int64_t length = MAX_TEXT_BYTES
+    while length > MAX_TEXT_BYTES - 3 and (text[length] & 0xC0) == 0x80:
+        length -= 1
+    return length
+
+
 cdef int text_piece(Decoder* d, const Scalar* value, uint8_t field_kind, TextPiece* piece,
                     uint8_t* refused) noexcept nogil:
     """What a key or string field keeps of a value: its text, or the decimals of a whole number."""
@@ -306,7 +315,10 @@ cdef int text_piece(Decoder* d, const Scalar* value, uint8_t field_kind, TextPie
         piece.text = value.text
         piece.number = <int64_t>value.length
         if value.length > MAX_TEXT_BYTES:
-            refused[0] = REFUSED_KEY_TOO_LONG
+            if field_kind == FIELD_STRING:
+                piece.number = cut_length(value.text)
+            else:
+                refused[0] = REFUSED_KEY_TOO_LONG
     elif value.kind == VALUE_INTEGER:
         piece.number = value.integer
     elif value.kind == VALUE_FLAG:
@@ -899,6 +911,21 @@ cdef int fill_texts(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint3
     return lay_out_texts(d, pieces, n, present, out)
 
 
+cdef int cut_texts(Decoder* d, const uint8_t* bytes, const uint32_t* offsets, uint32_t n,
+                   const uint8_t* present, Column* out) noexcept nogil:
+    """A string field of texts some of which are too long, and cut."""
+    cdef TextPiece* pieces = <TextPiece*>arena_alloc(d.arena, n, sizeof(TextPiece))
+    cdef uint32_t i
+    if pieces == NULL:
+        return no_room(d)
+    for i in range(n):
+        pieces[i].text = bytes + offsets[i]
+        pieces[i].number = offsets[i + 1] - offsets[i]
+        if pieces[i].number > MAX_TEXT_BYTES:
+            pieces[i].number = cut_length(pieces[i].text)
+    return lay_out_texts(d, pieces, n, present, out)
+
+
 cdef int fill_column(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint32_t n, Column* out,
                      uint8_t* outcomes) noexcept nogil:
     """Column `out` of a field of `field_kind` from what was sent for it; values that do not suit refuse their
@@ -916,6 +943,8 @@ cdef int fill_column(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint
         if field_kind != FIELD_NUMBER:
             for i in range(n):
                 if offsets[i + 1] - offsets[i] > MAX_TEXT_BYTES:
+                    if field_kind == FIELD_STRING:
+                        return cut_texts(d, scan.data.at, offsets, n, present, out)
                     refuse(&outcomes[i], REFUSED_KEY_TOO_LONG)
             memset(out, 0, sizeof(Column))
             out.kind = COLUMN_TEXT

@@ -24,6 +24,7 @@ cdef enum FieldKind:
     FIELD_NUMBER = 0
     FIELD_STRING = 1
     FIELD_KEY = 2
+    FIELD_ID = 3      # a string that tells events apart
 
 ctypedef struct FieldTable:          # the fields of an event type, or the key parts of the whole plan
     NameTable names                  # for an event type, index n_fields is its time field

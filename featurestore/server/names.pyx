@@ -111,8 +111,9 @@ cdef class WireSchema:
         self._fill_names(&self.tables.event_names, [event.name for event in plan.events])
         for i, event in enumerate(plan.events):
             kinds = [
-                FIELD_NUMBER if field.kind == Kind.NUMBER else FIELD_KEY if field.is_key else FIELD_STRING
-                for field in event.fields
+                FIELD_NUMBER if field.kind == Kind.NUMBER else FIELD_KEY if field.is_key
+                else FIELD_ID if k == event.id_field else FIELD_STRING
+                for k, field in enumerate(event.fields)
             ]
             self._fill_fields(&events[i], [*(field.name for field in event.fields), event.time.field], kinds)
             events[i].time_unit = _UNITS[event.time.unit]

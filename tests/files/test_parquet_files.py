@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import io
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import InvalidEventError, StorageError
+from featurestore.files import parquet as parquet_module
 from featurestore.files import read_events
 from featurestore.files.footer import row_groups
 
@@ -215,3 +217,50 @@ def test_a_footer_that_is_none_is_an_error(footer, said):
     file = io.BytesIO(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
     with pytest.raises(InvalidEventError, match=said):
         row_groups(file, 1, "a.parquet")
+
+
+def of_128_bits(columns):
+    """A file whose writer says in Arrow's words that column `big`, of int16, has integers of 128 bits."""
+    content = parquet(columns, compression="none")
+    said = pq.read_metadata(io.BytesIO(content)).metadata[b"ARROW:schema"]
+    words = base64.b64decode(said)
+    bits = (16).to_bytes(4, "little")
+    for at in [at for at in range(len(words)) if words[at : at + 4] == bits]:
+        wider = words[:at] + (128).to_bytes(4, "little") + words[at + 4 :]
+        made = content.replace(said, base64.b64encode(wider))
+        with contextlib.suppress(pa.ArrowInvalid, OSError):
+            try:
+                pq.ParquetFile(io.BytesIO(made))
+            except pa.ArrowNotImplementedError:
+                return made
+    raise AssertionError("pyarrow reads integers of 128 bits")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.parquet.gz"])
+def test_a_type_that_arrow_does_not_know_does_not_matter_in_a_column_that_is_not_used(rows_of, name):
+    plain = {**clicks(3), "ts": ["1", "2", "3"]}
+    content = of_128_bits({**plain, "big": pa.array([1, 2, 3], pa.int16())})
+    content = gzip.compress(content) if name.endswith("gz") else content
+    assert rows_of(name, content) == rows_of("b.parquet", parquet(plain))
+
+
+def test_what_arrow_cannot_do_is_one_sentence_with_file_column_and_type(chunks_of, monkeypatch):
+    def cannot(*_, **__):
+        raise pa.ArrowNotImplementedError("no kernel")
+
+    monkeypatch.setattr(parquet_module.ParquetReader, "_batches", cannot)
+    with pytest.raises(InvalidEventError, match=r"a\.parquet cannot be read: no kernel \(of .*'k': int64"):
+        chunks_of("a.parquet", parquet(clicks(1)))
+    monkeypatch.setattr(parquet_module.pq, "ParquetFile", cannot)
+    with pytest.raises(InvalidEventError, match=r"a\.parquet cannot be read: no kernel"):
+        chunks_of("a.parquet", parquet(clicks(1)))
+
+
+def test_maps_and_uuids_are_kept(chunks_of):
+    kept = {
+        "map": pa.array([[("a", "x")], []], pa.map_(pa.string(), pa.string())),
+        "lists": pa.array([[{"a": "x"}], None]),
+        "uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"x" * 16, None], pa.binary(16))),
+    }
+    (chunk,) = chunks_of("a.parquet", parquet(clicks(2, **kept)), keep=list(kept))
+    assert chunk.kept.to_pydict() == {name: array.to_pylist() for name, array in kept.items()}

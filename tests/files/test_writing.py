@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.errors import ConfigError, StorageError
+from featurestore.errors import ConfigError, InvalidEventError, StorageError
 from featurestore.files import open_writer
 
 KEPT = pa.record_batch({"id": pa.array([1, None], pa.int16()), "who": pa.array(['a"b,c', "d\ne"])})
@@ -192,3 +192,66 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def written_csv(tmp_path, column):
+    """A kept column as it stands in a CSV file, without its header."""
+    kept = pa.record_batch({"x": column})
+    path = tmp_path / "out.csv"
+    with open_writer(str(path), [], kept.schema) as writer:
+        writer.write(kept, np.empty((len(column), 0)))
+    return [line[0] if line else "" for line in list(csv.reader(path.open()))[1:]]
+
+
+UUID = "00112233-4455-6677-8899-aabbccddeeff"
+
+
+@pytest.mark.parametrize(
+    ("column", "lines"),
+    [
+        (pa.array(["a", None], pa.string_view()), ["a", ""]),
+        (pa.array([b"a", "é".encode()], pa.binary_view()), ["a", "é"]),
+        (pa.array([b"a", b"b"], pa.binary()), ["a", "b"]),
+        (pa.array([b"ab", b"cd"], pa.binary(2)), ["ab", "cd"]),
+        (pa.ExtensionArray.from_storage(pa.json_(), pa.array(["{}", "1"])), ["{}", "1"]),
+        (
+            pa.ExtensionArray.from_storage(
+                pa.uuid(), pa.array([bytes.fromhex(UUID.replace("-", "")), None], pa.binary(16))
+            ),
+            [UUID, ""],
+        ),
+    ],
+    ids=lambda one: str(one.type) if isinstance(one, pa.Array) else "",
+)
+def test_bytes_and_uuids_are_text_in_csv(tmp_path, column, lines):
+    assert written_csv(tmp_path, column) == lines
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([[1]]), pa.array([{"a": 1}]), pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))],
+    ids=lambda one: str(one.type),
+)
+def test_csv_has_no_lists_structs_and_maps(tmp_path, column):
+    with pytest.raises(ConfigError, match=r"out\.csv: column 'x' is .*, which CSV has no form for; write"):
+        written_csv(tmp_path, column)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes_that_are_no_text_are_refused_with_column_and_type(tmp_path):
+    with pytest.raises(InvalidEventError, match=r"column 'x' is binary and holds bytes .* UTF-8"):
+        written_csv(tmp_path, pa.array([b"a", b"\xff"]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_arrow_cannot_write_is_one_sentence(tmp_path):
+    def cannot(*_):
+        raise pa.ArrowInvalid("no way")
+
+    with (
+        pytest.raises(InvalidEventError, match=r"cannot write .*out\.csv: no way \(of 'x': int64\)"),
+        open_writer(str(tmp_path / "out.csv"), [], pa.schema([("x", pa.int64())])) as writer,
+    ):
+        writer._table = type("Table", (), {"write_batch": cannot, "close": lambda self: None})()
+        writer.write(pa.record_batch({"x": pa.array([1])}), np.empty((1, 0)))
+    assert list(tmp_path.iterdir()) == []

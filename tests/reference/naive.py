@@ -495,7 +495,7 @@ class Store:
         if not EARLIEST_MS <= row.time <= LATEST_MS:
             return TIME_RANGE
         for name, declared in kind.fields.items():
-            code = _check(declared, row.fields.get(name))
+            code = _check(declared, row.fields.get(name), is_id=name == kind.id_field)
             if code:
                 return code
         return 0
@@ -829,7 +829,12 @@ def key_text(value: object) -> str | None:
     return str(value)
 
 
-def _check(declared: str, value: object) -> int:
+def first_bytes(text: str | None) -> str | None:
+    """The whole characters in what a string keeps of a text."""
+    return None if text is None else text.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
+
+
+def _check(declared: str, value: object, *, is_id: bool = False) -> int:
     """The refusal that one field's value deserves, or 0."""
     if value is None:
         return 0
@@ -841,7 +846,8 @@ def _check(declared: str, value: object) -> int:
         return BAD_TYPE
     if isinstance(value, float) and not value.is_integer():
         return BAD_KEY if declared == "key" else BAD_TYPE
-    return KEY_TOO_LONG if len(str(value).encode()) > MAX_TEXT_BYTES else 0
+    is_cut = declared == "string" and not is_id and isinstance(value, str)
+    return KEY_TOO_LONG if not is_cut and len(str(value).encode()) > MAX_TEXT_BYTES else 0
 
 
 def _clean(kind: EventType, fields: Fields) -> dict[str, object]:
@@ -851,7 +857,7 @@ def _clean(kind: EventType, fields: Fields) -> dict[str, object]:
         if declared == "key":
             clean[name] = key_text(value)
         elif declared == "string":
-            clean[name] = "" if value == "" else key_text(value)
+            clean[name] = "" if value == "" else first_bytes(key_text(value))
         else:
             clean[name] = float(value) if isinstance(value, bool | int | float) else None
     return clean

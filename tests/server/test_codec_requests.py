@@ -24,7 +24,9 @@ FIELD_NAMES = [f.name for event in oracle.PLAN.events for f in event.fields]
 TIME_NAMES = [event.time.field for event in oracle.PLAN.events]
 
 texts = st.one_of(
-    st.sampled_from(["", "596", "a", "ünïcödé", "🎧" * 3, "x" * 4096, "x" * 4097, "é" * 2048]),
+    st.sampled_from(
+        ["", "596", "a", "ünïcödé", "🎧" * 3, "x" * 4096, "x" * 4097, "é" * 2048, "x" + "🎧" * 1024]
+    ),
     st.text(max_size=8),
 )
 integers = st.one_of(

@@ -134,6 +134,21 @@ def test_refused_late_and_duplicate_events_are_told_apart_by_index_and_reason(ho
     assert set(statuses(late.vectors)) == {UNAVAILABLE}, "its windows begin before what is kept"
 
 
+def test_an_id_is_not_cut_where_another_string_would_be(house: House) -> None:
+    """Two that begin alike are two."""
+    long = "x" * 4097
+    like = event(T0, ip="a", like_id=long)
+    assert house.hot.Observe(observe(like, "like", "likes")).outcome == types.OUTCOME_REFUSED_KEY_TOO_LONG
+    columns = types.EventColumns(
+        times_ms=[T0],
+        columns=[
+            types.NamedColumn(name="like_id", texts=types.TextColumn(data=long.encode(), lengths=[len(long)]))
+        ],
+    )
+    reply = house.hot.Ingest(pb.IngestRequest(event_type="like", columns=columns))
+    assert [one.reason for one in reply.refusals] == [types.OUTCOME_REFUSED_KEY_TOO_LONG]
+
+
 def test_an_event_that_something_it_matches_has_dropped_already_says_so(
     tmp_path: Path, serving: Serving
 ) -> None:

@@ -142,11 +142,13 @@ def kept(declared: FieldPlan, kind: str, value: Any) -> tuple[Any, int]:
         return (float(value), 0) if math.isfinite(value) else (None, NOT_FINITE)
     if kind == "text":
         encoded = value.encode()
-        return (encoded, 0) if len(encoded) <= 4096 else (None, TOO_LONG)
-    if kind == "flag":
-        return None, BAD_TYPE
-    if not math.isfinite(value) or value != int(value):
-        return None, BAD_KEY if declared.is_key else BAD_TYPE
+        if declared.is_key and len(encoded) > 4096:
+            return None, TOO_LONG
+        return encoded[:4096].decode(
+            errors="ignore"
+        ).encode(), 0  # whole characters, none but the last is cut
+    if kind == "flag" or not math.isfinite(value) or value != int(value):
+        return None, BAD_KEY if declared.is_key and kind != "flag" else BAD_TYPE
     return str(int(value)).encode(), 0
 
 
