@@ -92,5 +92,5 @@ def test_a_damaged_plan_is_refused_or_can_be_run(one: Trial) -> None:
 
 def test_a_plan_that_is_no_json_is_named() -> None:
     for text in (b"", b"[]", b"{", b"7", b"[" * 100_000, b"\xff", b'{"entities": 5}'):
-        with pytest.raises(FeatureStoreError, match="here: is no plan"):
+        with pytest.raises(FeatureStoreError, match="here: is no plan that this version runs"):
             parse_plan(text, "here")
