@@ -1183,8 +1183,9 @@ cdef class State:
                         status = state_decide(&self.c, b, &work, now_ms)
                         if status == 0 and not peek:
                             status = state_commit(&self.c, b, &work, &origin, now_ms)
-                    if status == 0:
-                        status = state_apply(&self.c, b, &work, first, target, &outputs, peek)
+                    if status == 0:      # of a duplicate, at no position, nothing is applied
+                        status = state_apply(&self.c, b, &work, first, target, &outputs,
+                                             peek or verdict == VERDICT_DUPLICATE)
                 pthread_mutex_unlock(&self.c.order)
                 if status != 1:
                     break

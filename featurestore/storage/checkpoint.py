@@ -55,8 +55,8 @@ def parse_plan(text: bytes, where: str) -> Plan:
         CompiledPlan(plan)
     except NOT_A_PLAN as error:
         raise CorruptRecordError(
-            f"{where}: is no plan that this version runs ({error!r}); if another version wrote it, open it with "
-            "that and apply a schema without what is named, else restore it from a backup"
+            f"{where}: is no plan that this version runs ({error!r}); if another version wrote it, open it "
+            "with that and apply a schema without what is named, else restore it from a backup"
         ) from error
     return plan
 
