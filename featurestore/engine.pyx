@@ -1355,6 +1355,8 @@ def write_error(int status):
             "the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
     if status == ENGINE_CLOSED:
         return StorageError("the store is closed")
-    return StorageError(
+    error = StorageError(
         "the store has failed and takes no more writes; see its log and restart it: nothing acknowledged "
         "is lost")
+    error.applied = None                 # the journal may have it
+    return error

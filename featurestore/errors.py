@@ -7,9 +7,21 @@ LMDB to these classes in `storage`, these classes to gRPC status codes in `serve
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class FeatureStoreError(Exception):
-    """Root of every error raised on purpose by this package."""
+    """Root of every error raised on purpose by this package.
+
+    applied   of a call that writes: False where nothing of it was applied for certain, because nothing was
+              sent or the server said so; None where that is not known. Only after False, or with a ticket, is
+              it safe to send the same again
+    ticket    a `featurestore.Ticket` where `applied` is None: under it the same write counts once, however
+              often it is sent. None elsewhere
+    """
+
+    applied: bool | None = False
+    ticket: Any = None
 
 
 class ConfigError(FeatureStoreError):
@@ -75,6 +87,14 @@ class StoreLockedError(StorageError):
 
 
 class UnavailableError(FeatureStoreError):
-    """The server cannot be reached, is shutting down, is too slow, or answers what was not asked. Retrying is
-    safe unless the message says that a write may have been applied.
+    """The server cannot be reached, is shutting down, is too slow, or answers what was not asked. Of a write
+    nothing was applied, or it is an OutcomeUnknownError: a read may be asked again, whatever it was.
     """
+
+
+class OutcomeUnknownError(UnavailableError):
+    """A write was sent, and whether it was applied is not known. `client.observe(..., ticket=error.ticket)`
+    with the same event finishes it: applied once, whether it was before or not. A read never raises it.
+    """
+
+    applied = None

@@ -32,6 +32,7 @@ from featurestore.client.replies import (
     Vector,
     Vectors,
 )
+from featurestore.client.sequences import Ticket
 from featurestore.client.sync import Client
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "Refusal",
     "Schema",
     "Status",
+    "Ticket",
     "Tls",
     "Vector",
     "Vectors",

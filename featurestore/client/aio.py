@@ -30,11 +30,10 @@ from featurestore.client.failures import (
     Failure,
     OnWait,
     Patience,
-    kind_of,
 )
 from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Pin, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
-from featurestore.client.sequences import SourceSequences
+from featurestore.client.sequences import SourceSequences, Ticket
 from featurestore.client.upload import Batch, OnProgress, Upload, items_of
 from featurestore.errors import ConfigError, FeatureStoreError
 
@@ -80,6 +79,10 @@ class AsyncClient:
         """The name that writes carry."""
         return self._calls.producer
 
+    def ticket(self) -> Ticket:
+        """See Client.ticket."""
+        return self._calls.ticket()
+
     async def observe(
         self,
         event: str,
@@ -90,11 +93,15 @@ class AsyncClient:
         bounds: bool = False,
         ack: Ack | None = None,
         pin: Pin | None = None,
+        ticket: Ticket | str | None = None,
         timeout_s: float | None = None,
     ) -> Observed:
         """See Client.observe."""
         return await self._run(
-            self._calls.observe(event, fields, service, peek=peek, bounds=bounds, ack=ack, pin=pin), timeout_s
+            self._calls.observe(
+                event, fields, service, peek=peek, bounds=bounds, ack=ack, pin=pin, ticket=ticket
+            ),
+            timeout_s,
         )
 
     async def get(
@@ -208,7 +215,7 @@ class AsyncClient:
             code = await call.code()
             if code is Code.OK:
                 return ENDED
-            return Failure(code, await call.details() or "", kind_of(await call.trailing_metadata()))
+            return Failure.made(code, await call.details(), await call.trailing_metadata())
         finally:
             call.cancel()
 
@@ -285,7 +292,12 @@ class AsyncClient:
                 failure = Failure.of(error)
                 wait_s = attempts.wait_after(failure)
                 if wait_s is None:
-                    raise failure.error(self.target, reading=wanted.of_a_vector) from error
+                    raise failure.error(
+                        self.target,
+                        reading=wanted.of_a_vector,
+                        writing=wanted.is_numbered,
+                        unknown=isinstance(attempts, Attempts) and attempts.is_unknown,
+                    ) from error
                 await asyncio.sleep(wait_s)
             else:
                 return Reply(reply, attempts.made)

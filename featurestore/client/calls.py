@@ -37,7 +37,9 @@ from featurestore.client.requests import (
 from featurestore.client.sequences import Sequences, Ticket
 from featurestore.errors import (
     ConfigError,
+    FeatureStoreError,
     InvalidEventError,
+    OutcomeUnknownError,
     SchemaMismatchError,
     UnavailableError,
 )
@@ -48,7 +50,7 @@ R = TypeVar("R")
 
 MAX_PRODUCER_BYTES = 240  # the server takes 255; lanes and blocks append their number
 MAX_READ_VALUES = 1 << 18  # of one GetFeatures call: with bounds a reply of 8 MB
-MAY_BE_APPLIED = "; the event may have been applied: sent anew it counts again, unless its type declares ids"
+UNKNOWN = "; whether the event was applied is not known: observe(..., ticket=error.ticket) finishes it"
 
 
 class Method(enum.Enum):
@@ -67,7 +69,7 @@ INGEST_STREAM = "/featurestore.v1.FeatureStoreService/IngestStream"
 class Send:
     method: Method
     message: bytes
-    is_numbered: bool = False  # a write with a sequence: only this client can send it again as the same
+    is_numbered: bool = False  # a write, with a ticket
     is_patient: bool = False  # of what may take as long as a server needs to come back
     of_a_vector: bool = False  # a read: what may not fit is its fingerprint
 
@@ -238,6 +240,12 @@ class Calls:
 
     # ---- writes
 
+    def ticket(self) -> Ticket:
+        """One that nothing was sent under yet."""
+        ticket = self.sequences.take()
+        self.sequences.give_back(ticket)  # what is not sent holds nothing back
+        return ticket
+
     def observe(
         self,
         event: str,
@@ -248,37 +256,50 @@ class Calls:
         bounds: bool,
         ack: Ack | None,
         pin: Pin | None = None,
+        ticket: Ticket | str | None = None,
     ) -> Call[Observed]:
-        fields = mapped(fields, "an event's fields map names to values; ingest takes many events")
-        yield from self._check_datetimes(event, fields)
-        known = None if service is None else (yield from self.service(service, pin))
-
-        is_pinned = service is None or not self._follows(service, pin)
-
-        def message(ticket: Ticket | None) -> bytes:
-            return observe_request(
-                event, fields, known, ticket, peek=peek, bounds=bounds, ack=ack, is_pinned=is_pinned
-            )
-
-        def seen(known: ServiceSchema | None) -> Observed:
-            return wire.decode_observed(
-                reply.message, known, reply.attempts, peek=peek, bounds=bounds, ack=ack
-            )
-
+        given = ticket_of(ticket)
+        if peek and given is not None:
+            raise ConfigError("a peek writes nothing, so it has no ticket", setting="ticket")
+        taken = None if peek or given is not None else self.sequences.take()
+        used = given or taken
+        is_unknown = given is not None  # what was sent under it before may have been applied
         try:
-            reply = yield from self._write(message, peek)
-        except SchemaMismatchError as error:  # nothing was applied
-            raise _kept_its_vector(error) from error
-        try:
+            fields = mapped(fields, "an event's fields map names to values; ingest takes many events")
+            yield from self._check_datetimes(event, fields)
+            known = None if service is None else (yield from self.service(service, pin))
+            is_pinned = service is None or not self._follows(service, pin)
+            message = observe_request(
+                event, fields, known, used, peek=peek, bounds=bounds, ack=ack, is_pinned=is_pinned
+            )
             try:
-                return seen(known)
-            except SchemaMismatchError:  # applied, and answered as the service is by now
-                after = None if known is None or is_pinned else (yield from self._changed(known))
-                if after is None:
-                    raise
-                return seen(after)
-        except (UnavailableError, SchemaMismatchError) as error:  # it judged the request by this schema
-            raise UnavailableError(f"{error}{'' if peek else MAY_BE_APPLIED}") from error
+                reply = yield Send(Method.OBSERVE, message, is_numbered=not peek)
+            except SchemaMismatchError as error:
+                raise _kept_its_vector(error) from error
+            is_unknown = not peek  # until its answer is read
+
+            def seen(known: ServiceSchema | None) -> Observed:
+                return wire.decode_observed(
+                    reply.message, known, reply.attempts, peek=peek, bounds=bounds, ack=ack
+                )
+
+            try:
+                try:
+                    return seen(known)
+                except SchemaMismatchError:  # applied, and answered as the service is by now
+                    after = None if known is None or is_pinned else (yield from self._changed(known))
+                    if after is None:
+                        raise
+                    return seen(after)
+            except SchemaMismatchError as error:  # it judged the request by this schema
+                raise UnavailableError(str(error)) from error
+        except FeatureStoreError as error:
+            if used is None or (error.applied is False and not is_unknown):
+                raise
+            raise _finishable(error, used) from error
+        finally:
+            if taken is not None:
+                self.sequences.give_back(taken)
 
     def _check_datetimes(self, event: str, fields: Mapping[str, Any]) -> Call[None]:
         """A datetime is sent as the event's time, so it must stand under the name of that."""
@@ -294,20 +315,28 @@ class Calls:
                     f"{event}.{name}: a datetime; only the event's time, {time.field!r}, may be one"
                 )
 
-    def _write(self, message: Callable[[Ticket | None], bytes], peek: bool) -> Call[Reply]:
-        if peek:
-            return (yield Send(Method.OBSERVE, message(None)))
-        ticket = self.sequences.take()
-        try:
-            return (yield Send(Method.OBSERVE, message(ticket), is_numbered=True))
-        finally:
-            self.sequences.give_back(ticket)
+
+def _finishable(error: FeatureStoreError, ticket: Ticket) -> FeatureStoreError:
+    """The same, of a write that its ticket finishes."""
+    if isinstance(error, UnavailableError):
+        error = OutcomeUnknownError(f"{error}{UNKNOWN}")
+    error.applied, error.ticket = None, ticket
+    return error
+
+
+def ticket_of(ticket: Ticket | str | None) -> Ticket | None:
+    """A caller's ticket, or the text of one."""
+    if ticket is None or isinstance(ticket, Ticket):
+        return ticket
+    return Ticket.parse(ticket)
 
 
 def _kept_its_vector(error: SchemaMismatchError) -> SchemaMismatchError:
-    return SchemaMismatchError(
+    kept = SchemaMismatchError(
         f"{error}. This client keeps the vector that it reads; refresh() takes another"
     )
+    kept.applied = error.applied
+    return kept
 
 
 def _checked_pins(expect: Mapping[str, Pin]) -> dict[str, Pin]:

@@ -4,15 +4,19 @@ server was reached, a proxy answered) the table says which it is. Where a proxy 
 not get through is told by which variable.
 
 What is tried again: UNAVAILABLE, RESOURCE_EXHAUSTED (but for a message that is too large) and broken
-connections, because every request may be sent twice: reads change nothing, writes carry (producer, epoch,
-sequence). What is not: whatever the server said about the request itself.
+connections, because every request of ours may be sent twice: reads change nothing, writes carry a ticket
+(producer, epoch, sequence). What is not: whatever the server said about the request itself.
+
+What is known of a write after a failure is said beside its class, in the trailer `featurestore-applied`: "no"
+or not. Without it (a proxy answered, the connection broke, time was over) nothing is known, but where nothing
+was sent, or the status says that the request was turned away as it is.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import grpc
@@ -24,6 +28,7 @@ from featurestore.errors import (
     FeatureStoreError,
     InvalidEventError,
     LimitError,
+    OutcomeUnknownError,
     SchemaMismatchError,
     SequenceError,
     StorageError,
@@ -51,16 +56,29 @@ _ERRORS: dict[grpc.StatusCode, type[FeatureStoreError]] = {
     Code.UNKNOWN: FeatureStoreError,
 }
 ERROR_CLASS = "featurestore-error"  # trailing metadata, as in featurestore/server/status.py
+APPLIED = "featurestore-applied"
+# Whoever says one of these has looked at a request, and not taken it.
+_TURNED_AWAY = {
+    Code.FAILED_PRECONDITION,
+    Code.INVALID_ARGUMENT,
+    Code.NOT_FOUND,
+    Code.OUT_OF_RANGE,
+    Code.PERMISSION_DENIED,
+    Code.RESOURCE_EXHAUSTED,
+    Code.UNAUTHENTICATED,
+    Code.UNIMPLEMENTED,
+}
 _RETRIED = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED}
-# gRPC's own words where no connection could be made (a server that is reached has words of its own),
-_UNREACHED = (
+# gRPC's own words where no connection could be made (a server that is reached has words of its own), so that
+# nothing was sent,
+_UNSENT = (
     "failed to connect",
     "Failed to connect",
     "connections to all backends failing",
     "resolution failed",
     "errors resolving",
-    "Socket closed",
 )
+_UNREACHED = (*_UNSENT, "Socket closed")
 # and where one broke under a call: the status it gives them then differs from case to case.
 _BROKEN = (
     "Internal error from Core",  # grpc.aio of a write that the server's own status overtook (grpc#36066)
@@ -84,10 +102,31 @@ class Failure:
     code: grpc.StatusCode
     details: str
     kind: type[FeatureStoreError] | None = None  # which the server says it is
+    said: str | None = None  # of what was applied, by the server
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> Failure:
-        return cls(error.code(), error.details() or "", kind_of(error.trailing_metadata()))
+        return cls.made(error.code(), error.details(), error.trailing_metadata())
+
+    @classmethod
+    def made(
+        cls, code: grpc.StatusCode, details: str | None, metadata: Iterable[tuple[str, str | bytes]] | None
+    ) -> Failure:
+        """Of a call's end, with what is in its trailers."""
+        trailers = dict(metadata or ())
+        said = trailers.get(APPLIED)
+        return cls(code, details or "", _kind_of(trailers), said if isinstance(said, str) else None)
+
+    @property
+    def applied(self) -> bool | None:
+        """Of a write: False where nothing of it was applied, None where that is not known."""
+        if self.said is not None:
+            return False if self.said == "no" else None
+        if self.code is Code.UNAVAILABLE and any(words in self.details for words in _UNSENT):
+            return False
+        if any(sign in self.details for sign in _REPLY_TOO_LARGE):
+            return None
+        return False if self.code in _TURNED_AWAY else None
 
     @property
     def may_be_retried(self) -> bool:
@@ -98,8 +137,21 @@ class Failure:
         broken = self.code in (Code.INTERNAL, Code.UNKNOWN, Code.CANCELLED)
         return self.code in _RETRIED or (broken and any(words in self.details for words in _BROKEN))
 
-    def error(self, target: str, *, reading: bool = False) -> FeatureStoreError:
-        """The exception for it. A read has no sequence: its precondition is the service's fingerprint."""
+    def error(
+        self, target: str, *, reading: bool = False, writing: bool = False, unknown: bool = False
+    ) -> FeatureStoreError:
+        """The exception for it. A read has no sequence: its precondition is the service's fingerprint.
+
+        writing, unknown   what failed is a write; whether a try of it before was applied is not known
+        """
+        error = self._error(target, reading)
+        if writing and (unknown or self.applied is None):
+            if type(error) is UnavailableError:
+                error = OutcomeUnknownError(str(error))
+            error.applied = None
+        return error
+
+    def _error(self, target: str, reading: bool) -> FeatureStoreError:
         if self.kind is not None:
             return self.kind(self.details)
         words = self.details or f"{target} answered {self.code.name}"
@@ -107,8 +159,8 @@ class Failure:
         if any(sign in self.details for sign in _REPLY_TOO_LARGE):
             kind = UnavailableError
             words = (
-                f"{target} answered with more than max_reply_bytes ({self.details}); a write may have been "
-                "applied; ask for less at a time, or allow more"
+                f"{target} answered with more than max_reply_bytes ({self.details}); ask for less at a time, "
+                "or allow more"
             )
         elif self.code is Code.UNAVAILABLE and any(sign in self.details for sign in _UNREACHED):
             words = (
@@ -116,10 +168,7 @@ class Failure:
                 + _of_proxy(target)
             )
         elif self.code is Code.DEADLINE_EXCEEDED:
-            words = (
-                f"{target} did not answer in time; a write may have been applied ({self.details})"
-                + _of_proxy(target)
-            )
+            words = f"{target} did not answer in time ({self.details})" + _of_proxy(target)
         elif self.code is Code.UNIMPLEMENTED:
             words = f"{target} does not know this call: not a featurestore server, or its other listener"
         elif reading and self.code is Code.FAILED_PRECONDITION:
@@ -140,13 +189,11 @@ def _of_proxy(target: str) -> str:
 ENDED = Failure(Code.UNAVAILABLE, "the server ended the stream before its last answer")
 
 
-def kind_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> type[FeatureStoreError] | None:
-    """The class that is named in it, if there is one of that name here."""
-    for key, name in metadata or ():
-        kind = getattr(errors, name, None) if key == ERROR_CLASS and isinstance(name, str) else None
-        if isinstance(kind, type) and issubclass(kind, FeatureStoreError):
-            return kind
-    return None
+def _kind_of(trailers: Mapping[str, str | bytes]) -> type[FeatureStoreError] | None:
+    """The class that is named in them, if there is one of that name here."""
+    name = trailers.get(ERROR_CLASS)
+    kind = getattr(errors, name, None) if isinstance(name, str) else None
+    return kind if isinstance(kind, type) and issubclass(kind, FeatureStoreError) else None
 
 
 @dataclass(frozen=True)
@@ -172,8 +219,7 @@ class Attempts:
     """The tries of one unary call, all within one deadline.
 
     At most MOST_TRIES, so that a server that is not there is known at once; but until the deadline for a
-    numbered write: when it is given up, whoever sends it anew sends it under another number, and if one of
-    these tries was applied it counts twice.
+    numbered write: given up, it is its caller's to finish by its ticket.
     """
 
     timeout_s: float
@@ -181,6 +227,7 @@ class Attempts:
     is_numbered: bool = False
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
     made: int = 0
+    is_unknown: bool = False  # whether a try was applied
 
     def __post_init__(self) -> None:
         if not self.timeout_s > 0:  # a caller that gives what it has left: gRPC would take 0 for no deadline
@@ -199,6 +246,7 @@ class Attempts:
 
         Never more than half of what is left, so that a server that comes back before the deadline is met.
         """
+        self.is_unknown |= failure.applied is None
         left_s = self._deadline_s - self.clock()
         is_last = self.made >= MOST_TRIES and not self.is_numbered
         if not failure.may_be_retried or is_last or left_s <= self.backoff.first_s:

@@ -8,19 +8,45 @@ is near. There is more than one lane only where a retry lags a thousand numbers 
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import dataclass, field
 
+from featurestore.errors import ConfigError
+
+LAST_NUMBER = (1 << 64) - 1
+_TICKET = re.compile(r"(?P<producer>.+)@(?P<epoch>[0-9]{1,20})\.(?P<sequence>[0-9]{1,20})")
 NEAR = 1000  # below the store's 1,024
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """Who a batch is from, and its number there."""
+    """Who a write is from, and its number there: sent again under it, the same write counts once.
+
+    `str(ticket)` is text to be stored; `Ticket.parse` makes it a ticket again, in whatever process. The store
+    knows it for as long as it remembers the producer (7 days after its last write; 15 minutes if a client
+    made the name up) and at most 1,024 numbers later.
+    """
 
     producer: str
     epoch: int
     sequence: int
+
+    def __str__(self) -> str:
+        return f"{self.producer}@{self.epoch}.{self.sequence}"
+
+    @classmethod
+    def parse(cls, text: str) -> Ticket:
+        """The ticket of this text. Raises ConfigError where it is none."""
+        found = _TICKET.fullmatch(text) if isinstance(text, str) else None
+        if found is not None and text.isprintable():
+            epoch, sequence = int(found["epoch"]), int(found["sequence"])
+            if epoch <= LAST_NUMBER and sequence <= LAST_NUMBER:
+                return cls(found["producer"], epoch, sequence)
+        raise ConfigError(
+            f"{text!r} is no ticket; str(ticket) of one of client.ticket() or of an error reads name@1.25",
+            setting="ticket",
+        )
 
 
 @dataclass

@@ -25,7 +25,7 @@ from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Tls,
 from featurestore.client.failures import ENDED, Attempts, Backoff, Code, Failure, OnWait, Patience
 from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Pin, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
-from featurestore.client.sequences import SourceSequences
+from featurestore.client.sequences import SourceSequences, Ticket
 from featurestore.client.upload import MAX_WINDOW, Batch, OnProgress, Upload, items_of
 from featurestore.errors import FeatureStoreError
 
@@ -64,7 +64,9 @@ class Client:
 
     Failures are featurestore.errors: UnavailableError (cannot be reached, too slow, or answers what was not
     asked), LimitError (the server is at a limit), StorageError (its disk or its files failed),
-    InvalidEventError, UnknownNameError, SequenceError, each with the server's words.
+    InvalidEventError, UnknownNameError, SequenceError, each with the server's words. Of a write `applied`
+    says what is known: False, nothing of it was applied; None, that is not known (OutcomeUnknownError where
+    the server did not answer), and `ticket` is what finishes it.
     """
 
     def __init__(
@@ -101,6 +103,12 @@ class Client:
         """The name that writes carry."""
         return self._calls.producer
 
+    def ticket(self) -> Ticket:
+        """A ticket for one `observe`, to be kept before anything is sent: whoever has it, or its text, can
+        finish that write, from this client or another, in this process or another.
+        """
+        return self._calls.ticket()
+
     def observe(
         self,
         event: str,
@@ -111,6 +119,7 @@ class Client:
         bounds: bool = False,
         ack: Ack | None = None,
         pin: Pin | None = None,
+        ticket: Ticket | str | None = None,
         timeout_s: float | None = None,
     ) -> Observed:
         """Applies one event and reads a service at the event's time.
@@ -120,9 +129,21 @@ class Client:
         bounds   also read the bounds of each value
         pin      read this vector of the service, whatever it is by now
         ack      when to answer; None: what the store's durability mode promises
+        ticket   of `ticket()` or of an error, or the text of one: with the same event it is applied once,
+                 however often and from wherever it is sent, and answered DUPLICATE from the second time on;
+                 what became of it the first time (late, refused) is not kept. Another event under it is an
+                 InvalidEventError; more than 1,024 later writes of its producer, or a newer epoch, a
+                 SequenceError. By default each call has one of its own
+
+        An error whose `applied` is None has a `ticket`: whether the event was applied is not known, and
+        `observe(..., ticket=error.ticket)` finishes it. To send it without, or with another, is safe only
+        where `applied` is False.
         """
         return self._run(
-            self._calls.observe(event, fields, service, peek=peek, bounds=bounds, ack=ack, pin=pin), timeout_s
+            self._calls.observe(
+                event, fields, service, peek=peek, bounds=bounds, ack=ack, pin=pin, ticket=ticket
+            ),
+            timeout_s,
         )
 
     def get(
@@ -306,7 +327,12 @@ class Client:
                 failure = Failure.of(error)
                 wait_s = attempts.wait_after(failure)
                 if wait_s is None:
-                    raise failure.error(self.target, reading=wanted.of_a_vector) from error
+                    raise failure.error(
+                        self.target,
+                        reading=wanted.of_a_vector,
+                        writing=wanted.is_numbered,
+                        unknown=isinstance(attempts, Attempts) and attempts.is_unknown,
+                    ) from error
                 time.sleep(wait_s)
             else:
                 return Reply(reply, attempts.made)

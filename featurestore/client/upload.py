@@ -35,7 +35,7 @@ from featurestore.errors import (
     FeatureStoreError,
     InvalidEventError,
     LimitError,
-    StorageError,
+    OutcomeUnknownError,
     UnavailableError,
 )
 from featurestore.outcome import Outcome
@@ -109,6 +109,7 @@ class Upload:
         self._ranges: deque[tuple[int, int]] = deque()  # of what was fed, to be cut
         self._unanswered: deque[Batch] = deque()
         self._next_row = 0
+        self._is_unknown = False  # whether one of those unanswered was applied
 
     # ---- in
 
@@ -218,7 +219,7 @@ class Upload:
                 position=self.report.position,
             )
         except UnavailableError as error:
-            raise self._explained(error) from error
+            raise self._explained(OutcomeUnknownError(str(error))) from error
         batch = self._unanswered.popleft()
         self._numbers.give_back(batch.ticket)
         self._patience.succeeded()
@@ -257,9 +258,10 @@ class Upload:
 
     def wait_after(self, failure: Failure, target: str) -> float:
         """Seconds to wait before sending again; or the exception that ends the upload."""
+        self._is_unknown = bool(self._unanswered) and (self._is_unknown or failure.applied is None)
         wait_s = self._patience.wait_after(failure)
         if wait_s is None:
-            raise self._explained(failure.error(target))
+            raise self._explained(failure.error(target, writing=True, unknown=self._is_unknown))
         self.report.retries += 1
         return wait_s
 
@@ -270,12 +272,14 @@ class Upload:
         batch = self._unanswered[0]
         ticket = batch.ticket
         size = batch.end - batch.begin
-        is_unknown = isinstance(error, UnavailableError | StorageError)
-        again = "" if isinstance(self._numbers, SourceSequences) or not is_unknown else ANEW
-        return type(error)(
+        is_known = error.applied is False
+        again = "" if isinstance(self._numbers, SourceSequences) or is_known else ANEW
+        made = type(error)(
             f"{error}; the first {batch.begin} rows are in, it happened in the {size} after them "
             f"(producer {ticket.producer!r}, epoch {ticket.epoch}, sequence {ticket.sequence}){again}"
         )
+        made.applied, made.ticket = error.applied, None if is_known else ticket
+        return made
 
     def abandon(self) -> None:
         """Gives the numbers back of what will not be sent again."""

@@ -33,6 +33,10 @@ cdef enum Verdict:               # of a whole batch, by its producer, epoch and 
     VERDICT_FULL = 5             # it needs memory, and its class has none left
     VERDICT_JUMP = 6             # its epoch or sequence is out of reach
 
+# Whether a batch that is turned away so may have been applied before.
+cdef inline bint is_unknown(int verdict) noexcept nogil:
+    return verdict == VERDICT_TOO_OLD or verdict == VERDICT_FENCED
+
 ctypedef struct Producer:
     uint64_t fp0                 # SipHash of its name
     uint64_t fp1

@@ -51,7 +51,7 @@ from featurestore.core.pthread cimport (
 )
 from featurestore.core.producers cimport (
     MADE_UP, N_CLASSES, NAMED, VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_JUMP,
-    VERDICT_TOO_OLD, Origin, ProducerRecord, ProducerTable, producer_class, producers_bytes,
+    VERDICT_TOO_OLD, Origin, ProducerRecord, ProducerTable, is_unknown, producer_class, producers_bytes,
     producers_change, producers_clear, producers_copy, producers_copy_end, producers_copy_gone, producers_cut,
     producers_export, producers_import, producers_import_records, producers_judge, producers_know,
     producers_list,
@@ -928,11 +928,18 @@ cdef int _set_floors(Sequencer* s, object plan) except -1:
 
 
 cdef object verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t sequence):
+    error = _verdict_error(verdict, producer, epoch, sequence)
+    error.applied = None if is_unknown(verdict) else False
+    return error
+
+
+cdef object _verdict_error(int verdict, bytes producer, uint64_t epoch, uint64_t sequence):
     who = f"batch (producer {producer!r}, epoch {epoch}, sequence {sequence})"
     if verdict == VERDICT_TOO_OLD:
         return SequenceError(
             f"{who} is more than 1,024 below this producer's highest sequence, or from before an operator "
-            "reset it, so it cannot be told whether it was applied; do not retry it, or begin a new epoch")
+            "reset it: whether it was applied cannot be told; event ids would (`ids` of the event type); "
+            "other events need a new sequence, or a new epoch")
     if verdict == VERDICT_FENCED:
         return SequenceError(
             f"{who} is from a fenced-off epoch: a newer instance of this producer has written; stop this "

@@ -65,7 +65,8 @@ cdef enum RefusalKind:
     REFUSE_HEALTH = 18
     REFUSE_SERVICE = 19
     REFUSE_LOST = 20
-    N_REFUSALS = 21
+    REFUSE_UNANSWERED = 21
+    N_REFUSALS = 22
 
 ctypedef struct Refusal:
     int status                       # a gRPC status code
@@ -196,6 +197,7 @@ ctypedef struct Stream:
     size_t words_bytes
     const uint8_t* kind
     size_t kind_bytes
+    bint is_unknown                  # whether something was applied that is not answered
     Errand* ending                   # owns words and kind, where nobody else does
 
 cdef enum Hands:

@@ -33,7 +33,7 @@ from featurestore.server.cursor cimport Cursor, cursor_structs, is_utf8, skip, t
 from featurestore.server.dispatcher cimport (
     ANSWER_BUSY, ANSWER_DONE, ANSWER_ERROR, ANSWER_LARGE, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT,
     METHOD_READ, METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish, dispatcher_give,
-    dispatcher_run, dispatcher_take, dispatcher_try,
+    dispatcher_is_unknown, dispatcher_run, dispatcher_take, dispatcher_try,
 )
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_SHAKE,
@@ -88,6 +88,7 @@ cdef enum:
     MOVE_BYTES = 64 << 10            # run or sent, and as much as the rest, before that is moved to the front
     MOST_MOVED_BYTES = 256 << 10     # at once: moving more would hold others up
     ADOPT_BYTES = 16 << 10           # a reply of so much is not copied
+    MOST_STATUS_HEADERS = 4          # of a call that has ended
     TURN_COST = 1 << 10              # of what one connection has run in a round; see Call.cost
     CALL_COST = 16                   # of a message, whatever is in it
     BYTES_A_COST = 64
@@ -564,6 +565,10 @@ cdef void _free_stream(Stream* stream) noexcept nogil:
     _put_away(loop, stream)
 
 
+cdef inline bint _reads(int method) noexcept nogil:
+    return method == METHOD_READ or method == METHOD_READ_STREAM
+
+
 # -- replies
 # ---------------------------------------------------------------------------------------------------
 
@@ -578,6 +583,12 @@ cdef int _status_headers(const Stream* stream, nghttp2_nv* headers, char* digits
         n += 1
     if stream.kind_bytes:
         headers[n] = _header(b"featurestore-error", stream.kind, stream.kind_bytes)
+        n += 1
+    if stream.status and stream.is_unknown:
+        headers[n] = _header(b"featurestore-applied", <const uint8_t*>b"unknown", 7)
+        n += 1
+    elif stream.status:
+        headers[n] = _header(b"featurestore-applied", <const uint8_t*>b"no", 2)
         n += 1
     return n
 
@@ -615,7 +626,7 @@ cdef ssize_t _give_data(nghttp2_session* session, int32_t stream_id, uint8_t* ou
     cdef Connection* connection = stream.connection
     cdef size_t at = <size_t>(stream.sent - stream.out_base)
     cdef size_t n = <size_t>(stream.ready - stream.sent)
-    cdef nghttp2_nv headers[3]
+    cdef nghttp2_nv headers[MOST_STATUS_HEADERS]
     cdef char digits[2]
     if n > room:
         n = room
@@ -644,7 +655,7 @@ cdef void _respond(Stream* stream) noexcept nogil:
     """Has nghttp2 send what may be sent by now."""
     cdef Connection* connection = stream.connection
     cdef nghttp2_data_provider provider
-    cdef nghttp2_nv headers[6]
+    cdef nghttp2_nv headers[3 + MOST_STATUS_HEADERS]
     cdef char digits[2]
     cdef char http[3]
     cdef int n = 2, failed = 0
@@ -689,6 +700,7 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
         return
     stream.is_ended = True
     stream.status = status
+    stream.is_unknown |= stream.is_busy and _writes(stream)  # it may be being applied
     _tell_cancelled(stream)
     stream.words, stream.words_bytes = words, words_bytes
     stream.kind, stream.kind_bytes = kind, kind_bytes
@@ -705,6 +717,12 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
         nghttp2_session_consume_stream(connection.session, stream.id, stream.unconsumed)
         stream.unconsumed = 0
     _respond(stream)
+
+
+cdef inline bint _writes(const Stream* stream) noexcept nogil:
+    """Whether its messages are written by the dispatcher."""
+    cdef int method = _target(stream).method if stream.target >= 0 else PYTHON_METHOD
+    return method >= 0 and not _reads(method)
 
 
 cdef int _kind(const Stream* stream) noexcept nogil:
@@ -811,7 +829,7 @@ cdef bint _goes_without_words(const HostC* host, const Call* call) noexcept nogi
     gets to it, and so many hold half of all already.
     """
     cdef uint64_t most = min(<uint64_t>MOST_WORDLESS, <uint64_t>host.dispatcher.max_calls // 2)
-    return fs_load(&host.n_wordless) >= most and call.fault != FAULT_LOST and call.fault != FAULT_TIMEOUT
+    return fs_load(&host.n_wordless) >= most and not dispatcher_is_unknown(call)
 
 
 cdef void _have_words_made(HostC* host, Errand* errand) noexcept nogil:
@@ -823,6 +841,7 @@ cdef void _have_words_made(HostC* host, Errand* errand) noexcept nogil:
 cdef void _go_without_words(Stream* stream, Call* call, int kind) noexcept nogil:
     """A call has failed, and its own words cannot be had: the refusal's are for it."""
     cdef HostC* host = stream.connection.loop.host
+    stream.is_unknown = dispatcher_is_unknown(call)
     dispatcher_finish(host.dispatcher, call.method, call.began_ns, 8)
     dispatcher_give(host.dispatcher, call)
     _refuse(stream, kind)
@@ -840,10 +859,6 @@ cdef void _ask_for_words(Stream* stream, Call* call) noexcept nogil:
     errand.call = call
     stream.is_busy = True
     _have_words_made(loop.host, errand)
-
-
-cdef inline bint _reads(int method) noexcept nogil:
-    return method == METHOD_READ or method == METHOD_READ_STREAM
 
 
 cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
@@ -866,7 +881,10 @@ cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
         stream.outward.size -= size
         connection_let_go(stream.connection, size)
     dispatcher_give(host.dispatcher, call)
-    if not is_appended or answer != ANSWER_DONE:
+    if is_write and (not is_appended or answer != ANSWER_DONE):
+        stream.is_unknown = True
+        _refuse(stream, REFUSE_UNANSWERED)
+    elif not is_appended or answer != ANSWER_DONE:
         _refuse(stream, REFUSE_ROOM)
     elif stream.n_parked == 0:
         _make_ready(stream, _out_end(stream))
@@ -925,6 +943,7 @@ cdef void _give_up_parked(Stream* stream, Call* call) noexcept nogil:
         if call != NULL:
             dispatcher_give(loop.host.dispatcher, call)
         stream.is_ended = False
+        stream.is_unknown = True
         _refuse(stream, REFUSE_LOST if is_lost else REFUSE_DEADLINE)
         return
     stream.is_ending = True
@@ -1169,7 +1188,8 @@ cdef void _run(Stream* stream, size_t size) noexcept nogil:
             stream.is_busy = True
             _have_words_made(host, errand)
         else:
-            _go_without_words(stream, call, REFUSE_MEMORY)
+            _go_without_words(stream, call,
+                              REFUSE_UNANSWERED if dispatcher_is_unknown(call) else REFUSE_MEMORY)
         return
     _drop_inward(stream, PREFIX_BYTES + size)
     _settle(stream, call, answer)
@@ -2053,6 +2073,7 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
         stream.is_busy = False
         stream.is_told = False
         stream.ending = errand
+        stream.is_unknown = errand.is_unknown
         kind = errand.data + errand.size
         _end(stream, errand.status, errand.data, errand.size, kind, errand.class_bytes)
         return

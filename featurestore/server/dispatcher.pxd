@@ -116,6 +116,9 @@ cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* m
 # What has become of a PARKED call, an Answer. `wait` blocks, for ever with timeout_ns < 0.
 cdef int dispatcher_check(DispatcherC* d, Call* call) noexcept nogil
 cdef int dispatcher_wait(DispatcherC* d, Call* call, int64_t timeout_ns) noexcept nogil
+# Whether a call that has failed may have applied something, or one before it of the same producer, epoch and
+# sequence: that is not known. A read never has.
+cdef bint dispatcher_is_unknown(const Call* call) noexcept nogil
 # Counts a call that ends now with a gRPC status code.
 cdef void dispatcher_finish(DispatcherC* d, int method, uint64_t began_ns, int status) noexcept nogil
 cdef void dispatcher_give(DispatcherC* d, Call* call) noexcept nogil
@@ -129,6 +132,7 @@ cdef class Dispatcher:
     cdef bint made
     # The exception of featurestore.errors for a call that failed; releases what it held.
     cdef object exception(self, Call* call)
+    cdef object _worded(self, Call* call)
     cdef Call* taken(self, int method) except NULL
     cdef object refusal(self, Call* call)
 

@@ -32,10 +32,12 @@ from featurestore.core.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_unlock,
     pthread_rwlock_rdlock, pthread_rwlock_tryrdlock, pthread_rwlock_unlock,
 )
-from featurestore.core.producers cimport VERDICT_DUPLICATE
+from featurestore.core.producers cimport VERDICT_DUPLICATE, is_unknown
 from featurestore.core.state cimport work_clear
 from featurestore.core.window cimport Outputs
-from featurestore.engine cimport ENGINE_BUSY, ENGINE_OK, Engine, Sender, engine_read, engine_write
+from featurestore.engine cimport (
+    ENGINE_BUSY, ENGINE_FAILED, ENGINE_OK, ENGINE_VERDICT, Engine, Sender, engine_read, engine_write,
+)
 from featurestore.server.codec cimport (
     ACK_APPLIED, ACK_DEFAULT, ACK_DURABLE, IngestCall, ObserveCall, ReadCall, codec_structs,
     wire_decode_ingest, wire_decode_observe, wire_decode_read,
@@ -467,6 +469,15 @@ cdef int dispatcher_check(DispatcherC* d, Call* call) noexcept nogil:
     return answer
 
 
+cdef bint dispatcher_is_unknown(const Call* call) noexcept nogil:
+    if call.method == METHOD_READ or call.method == METHOD_READ_STREAM:
+        return False
+    if call.fault == FAULT_ENGINE:
+        return call.engine_status == ENGINE_FAILED or (
+            call.engine_status == ENGINE_VERDICT and is_unknown(call.result.verdict))
+    return call.fault == FAULT_LOST or call.fault == FAULT_TIMEOUT
+
+
 cdef void dispatcher_finish(DispatcherC* d, int method, uint64_t began_ns, int status) noexcept nogil:
     cdef MethodCounts* counts = &d.methods[method]
     cdef uint64_t took_ns = clock_monotonic_ns() - began_ns
@@ -584,6 +595,11 @@ cdef class Dispatcher:
     # -- words
 
     cdef object exception(self, Call* call):
+        error = self._worded(call)
+        error.applied = None if dispatcher_is_unknown(call) else False
+        return error
+
+    cdef object _worded(self, Call* call):
         cdef Served served
         if call.fault == FAULT_WIRE:
             # A name may be as long as a message, and looking for one like it takes time in its length.

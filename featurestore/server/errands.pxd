@@ -48,6 +48,7 @@ ctypedef struct Errand:
     const uint8_t* data
     size_t size
     size_t class_bytes               # END: behind data
+    bint is_unknown                  # END: whether anything was applied is not known
     void* connection                 # of its stream; to be looked at only where n_out is not 0
     uint64_t is_vain                 # RUN, a read: nobody waits for its answer any more; atomic
     uint64_t n_out                   # of what the connection has out, and stays for: comes back with this

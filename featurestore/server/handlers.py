@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from featurestore.errors import FeatureStoreError, InvalidEventError
-from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
+from featurestore.server.status import APPLIED, ERROR_CLASS, Status, applied_of, status_of, words_of
 
 _log = logging.getLogger("featurestore.server")
 _codes = {code.value[0]: code for code in grpc.StatusCode}
@@ -57,14 +57,16 @@ class OnGrpcio:
 
 
 def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:
-    """Ends the call with the status, the words and the class of `error`. What nobody raised on purpose is
-    logged.
+    """Ends the call with the status, the words and the class of `error`, and what it leaves known. What
+    nobody raised on purpose is logged.
     """
     status = status_of(error)
     if status is Status.INTERNAL:
         log_unexpected(error)
+    trailer = [(APPLIED, applied_of(error))]
     if isinstance(error, FeatureStoreError):
-        context.set_trailing_metadata([(ERROR_CLASS, type(error).__name__)])
+        trailer.append((ERROR_CLASS, type(error).__name__))
+    context.set_trailing_metadata(trailer)
     context.abort(_codes[status], words_of(error))
     raise AssertionError("abort returned")
 

@@ -10,7 +10,7 @@ cdef class Host:
     cdef list kept                   # bytes that Refusals, Targets and HealthServices point into
     cdef bint made
     cdef object answer_words(self, Errand* errand)
-    cdef object _say(self, Errand* errand, int status, str words, str kind)
+    cdef object _say(self, Errand* errand, int status, str words, str kind, bint is_unknown)
 
 cdef class Session:
     cdef LoopC loop

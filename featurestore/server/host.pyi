@@ -48,6 +48,7 @@ class Host:
         words: str = "",
         kind: str = "",
         *,
+        is_unknown: bool = False,
         n_messages: int = 0,
         n_bytes: int = 0,
     ) -> None: ...

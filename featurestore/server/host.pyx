@@ -36,7 +36,7 @@ from featurestore.server.tls cimport TLS_BROKEN, tls_shake, tls_structs
 
 from featurestore.config import Limits
 from featurestore.core.structs import same_structs
-from featurestore.server.status import Status, status_of, words_of
+from featurestore.server.status import Status, applied_of, status_of, words_of
 
 same_structs(__name__, host_structs(), tls_structs())
 
@@ -115,6 +115,9 @@ REFUSALS = (
     ("lost", Status.UNAVAILABLE,
      "the store failed before what was applied was on disk: whether it is kept shows after a restart; send "
      "it again then, with the same producer, epoch and sequence", "StorageError"),
+    ("unanswered", Status.UNAVAILABLE,
+     "there was no memory for the answer to what may have been applied; send it again, with the same "
+     "producer, epoch and sequence", "UnavailableError"),
 )
 
 
@@ -316,9 +319,9 @@ cdef class Host:
         except Exception as why:  # no words are worth the desk: it serves all
             error = why
         errand.call = NULL
-        self._say(errand, status_of(error), words_of(error), type(error).__name__)
+        self._say(errand, status_of(error), words_of(error), type(error).__name__, applied_of(error) != "no")
 
-    cdef object _say(self, Errand* errand, int status, str words, str kind):
+    cdef object _say(self, Errand* errand, int status, str words, str kind, bint is_unknown):
         """Makes it an END and posts it; without its words where there is no memory for them."""
         cdef bytes text = words.encode("utf-8", "replace")
         cdef bytes name = kind.encode()
@@ -332,6 +335,7 @@ cdef class Host:
             memcpy(errand.memory + errand.size, PyBytes_AS_STRING(name), errand.class_bytes)
         errand.kind = ERRAND_END
         errand.status = status
+        errand.is_unknown = is_unknown
         loop_post(<LoopC*>errand.loop, errand)
 
     def next(self, tuple call not None, size_t n_bytes):
@@ -348,17 +352,17 @@ cdef class Host:
         errand.size = len(message)
         loop_post(<LoopC*>errand.loop, errand)
 
-    def end(self, tuple call not None, int status, str words="", str kind="", *, size_t n_messages=0,
-            size_t n_bytes=0):
+    def end(self, tuple call not None, int status, str words="", str kind="", *, bint is_unknown=False,
+            size_t n_messages=0, size_t n_bytes=0):
         """The call's status, once for every START, also of a call that was cancelled: until then it counts as
-        under way. `kind`: name of the error's class. n_messages, n_bytes: that it had and `next` has not said
-        that it is done with.
+        under way. `kind`: name of the error's class; is_unknown: whether it applied anything. n_messages,
+        n_bytes: that it had and `next` has not said that it is done with.
         """
         cdef Errand* errand = _errand_to(call, ERRAND_END, 0)
         errand.place = <int>KIND_OTHERS
         errand.n_out = 1 + n_messages
         errand.held = n_messages * PREFIX_BYTES + n_bytes
-        self._say(errand, status, words, kind)
+        self._say(errand, status, words, kind, is_unknown)
 
     def counts(self):
         """Since it was made, by name; and what is under way now."""

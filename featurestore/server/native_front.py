@@ -51,7 +51,7 @@ from featurestore.server.host import (
     Host,
 )
 from featurestore.server.loop import Loop
-from featurestore.server.status import ERROR_CLASS, Status, status_of, words_of
+from featurestore.server.status import APPLIED, ERROR_CLASS, Status, applied_of, status_of, words_of
 from featurestore.server.tls import TlsContext
 
 PYTHON = -1  # in place of a method of the dispatcher
@@ -79,7 +79,7 @@ class _Context(grpc.ServicerContext):  # type: ignore[misc,unused-ignore]
         self._callbacks: list[Callable[[], None]] = []
         self._is_over = False
         self._code, self._details = Status.OK, ""
-        self._kind = ""
+        self._kind, self._applied = "", "no"
 
     def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         self.set_code(code)
@@ -97,7 +97,8 @@ class _Context(grpc.ServicerContext):  # type: ignore[misc,unused-ignore]
         self._details = details
 
     def set_trailing_metadata(self, trailing_metadata: Sequence[tuple[str, str]]) -> None:
-        self._kind = dict(trailing_metadata).get(ERROR_CLASS, "")
+        given = dict(trailing_metadata)
+        self._kind, self._applied = given.get(ERROR_CLASS, ""), given.get(APPLIED, "no")
 
     def send_initial_metadata(self, initial_metadata: Any) -> None:
         pass
@@ -133,7 +134,7 @@ class _Context(grpc.ServicerContext):  # type: ignore[misc,unused-ignore]
             return not self._is_over
 
     @abc.abstractmethod
-    def end(self, status: Status, words: str, kind: str = "") -> None:
+    def end(self, status: Status, words: str, kind: str = "", applied: str = "no") -> None:
         """Ends the call, unless it is over."""
 
     def over(self) -> bool:
@@ -187,19 +188,25 @@ class _Call(_Context):
 
     # -- the handler's side
 
-    def end(self, status: Status, words: str, kind: str = "") -> None:
+    def end(self, status: Status, words: str, kind: str = "", applied: str = "no") -> None:
         if self.over():
-            self._tell(status, words, kind)
+            self._tell(status, words, kind, applied)
             self._front.forget(self._key)
         self._messages.put(None)
 
-    def _tell(self, status: Status, words: str = "", kind: str = "") -> None:
+    def _tell(self, status: Status, words: str = "", kind: str = "", applied: str = "no") -> None:
         """Once for every call: until then the host counts it as under way, even if its client has gone."""
         with self._lock:
             is_told, self._is_told = self._is_told, True
         if not is_told:
             self._front.host.end(
-                self._key, status, words, kind, n_messages=self._n_messages, n_bytes=self._n_bytes
+                self._key,
+                status,
+                words,
+                kind,
+                is_unknown=applied != "no",
+                n_messages=self._n_messages,
+                n_bytes=self._n_bytes,
             )
 
     def _give_back(self, n_bytes: int) -> None:
@@ -223,10 +230,10 @@ class _Call(_Context):
             if self.is_active():
                 self._answer()
         except Aborted:
-            self.end(self._code, self._details, self._kind)
+            self.end(self._code, self._details, self._kind, self._applied)
         except Exception as error:
             log_unexpected(error)
-            self.end(status_of(error), words_of(error))
+            self.end(status_of(error), words_of(error), applied=applied_of(error))
         finally:
             self.is_handled = False
             if not self.is_active():
@@ -248,7 +255,7 @@ class _Call(_Context):
             if not self.is_active():
                 return
             self._reply(reply)
-        self.end(self._code, self._details, self._kind)
+        self.end(self._code, self._details, self._kind, self._applied)
 
     def _only_request(self) -> Any:
         message = self._messages.get()
@@ -262,7 +269,7 @@ class _Call(_Context):
 
     def _send(self, reply: Any) -> None:
         if reply is None:
-            self.end(self._code, self._details, self._kind)
+            self.end(self._code, self._details, self._kind, self._applied)
         elif self.is_active():
             self._reply(reply)
 

@@ -28,6 +28,8 @@ from featurestore.errors import (
 MAX_WORDS = 2000
 # Trailing metadata beside the status, which several classes share: the name of the error's class.
 ERROR_CLASS = "featurestore-error"
+# And whether anything of the call may have been applied: "no" or "unknown".
+APPLIED = "featurestore-applied"
 
 
 class Status(enum.IntEnum):
@@ -84,6 +86,13 @@ def status_of(error: BaseException) -> Status:
         if kind in _STATUSES:
             return _STATUSES[kind]
     return Status.INTERNAL
+
+
+def applied_of(error: BaseException) -> str:
+    """What the call's trailer says: "no" where nothing of it was applied for certain."""
+    if isinstance(error, FeatureStoreError):
+        return "no" if error.applied is False else "unknown"
+    return "no" if isinstance(error, MemoryError) else "unknown"
 
 
 def words_of(error: BaseException) -> str:

@@ -26,9 +26,15 @@ if _version_not_supported:
 
 
 class FeatureStoreServiceStub:
-    """Writes events and reads feature vectors. Every call may be retried: reads change nothing, writes carry a producer's
-    sequence or event ids. A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint
-    or a sequence that cannot be judged is FAILED_PRECONDITION; in each case nothing was applied.
+    """Writes events and reads feature vectors.
+
+    Which calls may be repeated, also by a proxy: GetFeatures, GetHeaviest and Observe with `peek`, always; Observe and
+    Ingest if they carry a ticket (producer, epoch and sequence: the same again with the same content is answered as a
+    duplicate) or events whose type declares ids. Without, a repeated write counts again unless the failure said
+    `featurestore-applied: no`: no proxy may be told to retry it.
+
+    A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint or a sequence that
+    cannot be judged is FAILED_PRECONDITION; in each case this call has applied nothing.
     """
 
     def __init__(self, channel):
@@ -70,13 +76,20 @@ class FeatureStoreServiceStub:
 
 
 class FeatureStoreServiceServicer:
-    """Writes events and reads feature vectors. Every call may be retried: reads change nothing, writes carry a producer's
-    sequence or event ids. A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint
-    or a sequence that cannot be judged is FAILED_PRECONDITION; in each case nothing was applied.
+    """Writes events and reads feature vectors.
+
+    Which calls may be repeated, also by a proxy: GetFeatures, GetHeaviest and Observe with `peek`, always; Observe and
+    Ingest if they carry a ticket (producer, epoch and sequence: the same again with the same content is answered as a
+    duplicate) or events whose type declares ids. Without, a repeated write counts again unless the failure said
+    `featurestore-applied: no`: no proxy may be told to retry it.
+
+    A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint or a sequence that
+    cannot be judged is FAILED_PRECONDITION; in each case this call has applied nothing.
     """
 
     def Observe(self, request, context):
-        """Applies one event and reads a service at the event's time, in one step per row.
+        """Applies one event and reads a service at the event's time, in one step per row. Not to be retried by a proxy where
+        it may come without producer and event id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,9 +173,15 @@ def add_FeatureStoreServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class FeatureStoreService:
-    """Writes events and reads feature vectors. Every call may be retried: reads change nothing, writes carry a producer's
-    sequence or event ids. A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint
-    or a sequence that cannot be judged is FAILED_PRECONDITION; in each case nothing was applied.
+    """Writes events and reads feature vectors.
+
+    Which calls may be repeated, also by a proxy: GetFeatures, GetHeaviest and Observe with `peek`, always; Observe and
+    Ingest if they carry a ticket (producer, epoch and sequence: the same again with the same content is answered as a
+    duplicate) or events whose type declares ids. Without, a repeated write counts again unless the failure said
+    `featurestore-applied: no`: no proxy may be told to retry it.
+
+    A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint or a sequence that
+    cannot be judged is FAILED_PRECONDITION; in each case this call has applied nothing.
     """
 
     @staticmethod

@@ -96,11 +96,12 @@ def events_of(batch: service_pb.IngestRequest) -> list[dict[str, Any]]:
 
 
 class Abort(Exception):
-    """Raised by a script: end the call with this status."""
+    """Raised by a script: end the call with this status, and with these trailers."""
 
-    def __init__(self, code: grpc.StatusCode, details: str = "scripted") -> None:
+    def __init__(self, code: grpc.StatusCode, details: str = "scripted", **trailers: str) -> None:
         super().__init__(details)
         self.code, self.details = code, details
+        self.trailers = tuple((f"featurestore-{name}", value) for name, value in trailers.items())
 
 
 class FakeServer(
@@ -143,6 +144,7 @@ class FakeServer(
         try:
             script(method, n)
         except Abort as abort:
+            context.set_trailing_metadata(abort.trailers)
             context.abort(abort.code, abort.details)
 
     def _judge(self, producer: str, epoch: int, sequence: int, content: bytes, context: Any) -> bool:

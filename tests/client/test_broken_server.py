@@ -17,13 +17,18 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 
-from featurestore.client import Ack, AdminClient, Observed
+from featurestore.client import Ack, AdminClient, Observed, Ticket
 from featurestore.client.calls import Calls, Method, Reply
 from featurestore.client.failures import Backoff, Patience
 from featurestore.client.replies import Schema, Vector, Vectors
 from featurestore.client.upload import Upload
 from featurestore.config import Address
-from featurestore.errors import FeatureStoreError, SchemaMismatchError, UnavailableError
+from featurestore.errors import (
+    FeatureStoreError,
+    OutcomeUnknownError,
+    SchemaMismatchError,
+    UnavailableError,
+)
 from featurestore.server import listener
 from featurestore.v1 import admin_service_pb2 as admin_pb
 from featurestore.v1 import feature_store_service_pb2 as service_pb
@@ -86,7 +91,7 @@ CALLS: dict[str, tuple[Message, Callable[[Calls], Any]]] = {
     "observe": (
         OBSERVED,
         lambda calls: calls.observe(
-            "transaction", {"customer_id": 1}, "fraud", peek=False, bounds=True, ack=None
+            "transaction", {"customer_id": 1}, "fraud", peek=False, bounds=True, ack=None, ticket=None
         ),
     ),
 }
@@ -202,12 +207,15 @@ def test_a_reply_to_a_write_that_cannot_be_read_says_that_the_event_may_be_in() 
         broken.vectors.CopyFrom(vectors(1))
         for field, value in change.items():
             setattr(broken.vectors, field, value)
-        with pytest.raises(UnavailableError, match="may have been applied: sent anew it counts again"):
+        with pytest.raises(OutcomeUnknownError, match="whether the event was applied is not known") as told:
             played("observe", broken.SerializeToString())
+        assert told.value.ticket == Ticket("p", 1, 1)
 
 
 def test_less_than_was_asked_to_survive_is_an_error() -> None:
-    call = Calls("p", 1).observe("transaction", {}, None, peek=False, bounds=False, ack=Ack.DURABLE)
+    call = Calls("p", 1).observe(
+        "transaction", {}, None, peek=False, bounds=False, ack=Ack.DURABLE, ticket=None
+    )
     next(call)
     applied = service_pb.ObserveResponse(outcome=t.OUTCOME_ACCEPTED, ack=t.ACK_APPLIED, position=7)
     with pytest.raises(UnavailableError, match="acknowledged as APPLIED, where DURABLE was asked for"):
@@ -408,7 +416,7 @@ def test_no_reply_or_one_beyond_the_limit_is_an_error(broken: BrokenServer, make
         UnavailableError, match=r"more than max_reply_bytes .*200000 vs. 100000.*ask for less"
     ):
         client.get("fraud", {"customer_id": 1})
-    with pytest.raises(UnavailableError, match=r"ended without one.*may have been applied"):
+    with pytest.raises(OutcomeUnknownError, match=r"ended without one.*was applied is not known"):
         client.observe("transaction", {"customer_id": 1})
 
 

@@ -1,0 +1,212 @@
+"""What is known of a write that failed, and how its ticket finishes it: counted once, whatever was lost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from featurestore.client import Ticket
+from featurestore.client.failures import Backoff
+from featurestore.errors import (
+    ConfigError,
+    FeatureStoreError,
+    InvalidEventError,
+    LimitError,
+    OutcomeUnknownError,
+    SequenceError,
+    StorageError,
+    UnavailableError,
+)
+from featurestore.outcome import Outcome
+
+from .conftest import MakeClient
+from .fake_server import Abort, Code, FakeServer
+
+T0 = 1_522_540_800_000
+EVENT = {"customer_id": 596, "tx_datetime": T0}
+SLOW = Backoff(first_s=1.0)  # no try is begun that has no time to end as the script says
+
+
+def failing(method: str, *ends: Abort | None) -> Any:
+    """Of a method's calls the first end so, one after the other; where it is None, as ever."""
+
+    def script(called: str, number: int) -> None:
+        if called == method and number <= len(ends) and (end := ends[number - 1]) is not None:
+            raise end
+
+    return script
+
+
+# ---- as text
+
+
+@pytest.mark.parametrize(
+    "ticket",
+    [Ticket("client-0123456789abcdef", 1, 1), Ticket("a@1.2", 0, 0), Ticket("ü b/3", 2**64 - 1, 2**64 - 1)],
+)
+def test_a_ticket_is_text_and_back(ticket: Ticket) -> None:
+    assert Ticket.parse(str(ticket)) == ticket
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", "a@1", "a@1.", "@1.1", "a@-1.1", "a@1.1 ", "a@1.1\n", "a\n@1.1", f"a@1.{2**64}", "a@١.1", 7],
+)
+def test_text_that_is_no_ticket_is_refused(text: Any, client: Any) -> None:
+    with pytest.raises(ConfigError, match="is no ticket"):
+        Ticket.parse(text)
+    with pytest.raises(ConfigError, match="is no ticket"):
+        client.observe("transaction", EVENT, ticket=text)
+
+
+# ---- what is known
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "applied"),
+    [
+        (Abort(Code.UNAVAILABLE, applied="no"), UnavailableError, False),
+        (Abort(Code.UNAVAILABLE, applied="unknown"), OutcomeUnknownError, None),
+        (Abort(Code.UNAVAILABLE, applied="what comes later"), OutcomeUnknownError, None),
+        (Abort(Code.UNAVAILABLE), OutcomeUnknownError, None),  # a proxy
+        (Abort(Code.UNAVAILABLE, applied="no", error="StorageError"), StorageError, False),
+        (Abort(Code.UNAVAILABLE, applied="unknown", error="StorageError"), StorageError, None),
+        (Abort(Code.DEADLINE_EXCEEDED, applied="no"), UnavailableError, False),
+        (Abort(Code.DEADLINE_EXCEEDED), OutcomeUnknownError, None),
+        (Abort(Code.RESOURCE_EXHAUSTED), LimitError, False),
+        (Abort(Code.INVALID_ARGUMENT), InvalidEventError, False),
+        (Abort(Code.UNIMPLEMENTED), ConfigError, False),
+        (Abort(Code.FAILED_PRECONDITION, applied="unknown"), SequenceError, None),
+        (Abort(Code.INTERNAL, applied="unknown"), FeatureStoreError, None),
+        (Abort(Code.UNKNOWN), FeatureStoreError, None),
+    ],
+)
+def test_an_error_says_what_is_known(
+    server: FakeServer,
+    make_client: MakeClient,
+    end: Abort,
+    kind: type[FeatureStoreError],
+    applied: bool | None,
+) -> None:
+    client = make_client(server.target, backoff=SLOW)
+    server.before = failing("observe", *[end] * 1000)
+    with pytest.raises(FeatureStoreError) as told:
+        client.observe("transaction", EVENT, timeout_s=1.5)
+    assert (type(told.value), told.value.applied) == (kind, applied)
+    assert told.value.ticket == (Ticket(client.producer, 1, 1) if applied is None else None)
+
+
+def test_no_server_is_nothing_sent(make_client: MakeClient) -> None:
+    with pytest.raises(UnavailableError) as told:
+        make_client("localhost:1", timeout_s=0.5).observe("transaction", {"customer_id": 1})
+    assert (type(told.value), told.value.applied, told.value.ticket) == (UnavailableError, False, None)
+
+
+def test_what_one_try_leaves_open_no_later_one_closes(server: FakeServer, client: Any) -> None:
+    """It says only of itself that nothing was applied."""
+    server.after = failing("observe", Abort(Code.UNAVAILABLE))
+    server.before = failing("observe", None, Abort(Code.INVALID_ARGUMENT, applied="no"))
+    with pytest.raises(InvalidEventError) as told:
+        client.observe("transaction", EVENT)
+    assert told.value.applied is None
+    assert client.observe("transaction", EVENT, ticket=told.value.ticket).outcome is Outcome.DUPLICATE
+    assert len(server.events) == 1
+
+
+def test_a_read_is_never_unknown(server: FakeServer, client: Any) -> None:
+    server.before = failing("get", *[Abort(Code.UNAVAILABLE, applied="unknown")] * 1000)
+    with pytest.raises(UnavailableError) as told:
+        client.get("fraud", {"customer_id": 1}, timeout_s=0.5)
+    assert (type(told.value), told.value.ticket) == (UnavailableError, None)
+    server.before = failing("observe", *[Abort(Code.UNAVAILABLE)] * 1000)
+    with pytest.raises(UnavailableError) as told:
+        client.observe("transaction", EVENT, "fraud", peek=True, timeout_s=0.5)
+    assert (type(told.value), told.value.ticket) == (UnavailableError, None)
+
+
+def test_an_ingest_says_what_is_known_of_the_batch_it_ended_in(
+    server: FakeServer, make_client: MakeClient
+) -> None:
+    data = {"tx_datetime": [T0] * 30, "customer_id": list(range(30)), "terminal_id": [None] * 30}
+    client = make_client(server.target, retry_s=0.2)
+    server.after = failing("batch", None, *[Abort(Code.UNAVAILABLE)] * 1000)
+    with pytest.raises(OutcomeUnknownError, match="sent anew without a source, which would tell") as told:
+        client.ingest("transaction", data, batch_events=10, window=1)
+    assert told.value.ticket == Ticket(client.producer, 1, 2)
+    server.after = lambda method, n: None
+    server.before = failing("batch", *[Abort(Code.UNAVAILABLE, applied="no")] * 1000)
+    with pytest.raises(UnavailableError) as known:
+        client.ingest("transaction", data, batch_events=10, window=1)
+    assert (type(known.value), known.value.applied, known.value.ticket) == (UnavailableError, False, None)
+    assert "sent anew" not in str(known.value)
+
+
+# ---- and how it is finished
+
+
+@pytest.mark.parametrize("was_applied", [True, False])
+@pytest.mark.parametrize("how", ["the same client", "another client", "text, by another client"])
+def test_a_ticket_finishes_a_write_from_wherever(
+    server: FakeServer, make_client: MakeClient, was_applied: bool, how: str
+) -> None:
+    client = make_client(server.target)
+    lost = failing("observe", Abort(Code.UNKNOWN))  # not tried again by itself
+    server.before, server.after = (server.before, lost) if was_applied else (lost, server.after)
+    with pytest.raises(FeatureStoreError) as told:
+        client.observe("transaction", EVENT)
+    ticket = str(told.value.ticket) if how.startswith("text") else told.value.ticket
+    finisher = client if how == "the same client" else make_client(server.target)
+    seen = finisher.observe("transaction", EVENT, "fraud", ticket=ticket)
+    assert seen.outcome is (Outcome.DUPLICATE if was_applied else Outcome.ACCEPTED)
+    assert seen.vector is not None
+    assert len(server.events) == 1
+
+
+def test_a_ticket_may_be_had_before_anything_is_sent(server: FakeServer, client: Any) -> None:
+    tickets = [client.ticket() for _ in range(3000)]
+    assert len(set(tickets)) == 3000
+    assert {ticket.producer for ticket in tickets} == {client.producer}, "they hold nothing back"
+    assert client.observe("transaction", EVENT).outcome is Outcome.ACCEPTED
+    assert client.observe("transaction", EVENT, ticket=tickets[-1]).outcome is Outcome.ACCEPTED
+    assert [one.sequence for one in server.observed] == [3001, 3000]
+
+
+def test_under_a_callers_ticket_nothing_is_certain_that_was_not_answered(
+    server: FakeServer, client: Any
+) -> None:
+    """Somebody may have sent it before, so that a refusal of this call says nothing of it."""
+    ticket = client.ticket()
+    server.before = failing("observe", Abort(Code.INVALID_ARGUMENT, applied="no"))
+    with pytest.raises(InvalidEventError) as told:
+        client.observe("transaction", EVENT, ticket=ticket)
+    assert (told.value.applied, told.value.ticket) == (None, ticket)
+
+
+def test_another_event_under_a_ticket_is_an_error(server: FakeServer, client: Any) -> None:
+    ticket = client.ticket()
+    client.observe("transaction", EVENT, ticket=ticket)
+    with pytest.raises(InvalidEventError, match="other content"):
+        client.observe("transaction", EVENT | {"customer_id": 7}, ticket=ticket)
+    assert len(server.events) == 1
+
+
+def test_a_peek_has_no_ticket(client: Any) -> None:
+    with pytest.raises(ConfigError, match="a peek writes nothing"):
+        client.observe("transaction", EVENT, peek=True, ticket=client.ticket())
+
+
+def test_a_schema_that_changes_between_two_tries_counts_nothing_twice(
+    server: FakeServer, client: Any
+) -> None:
+    """The first was applied, its reply was lost; the second is turned away for its fingerprint."""
+
+    def script(method: str, n: int) -> None:
+        if (method, n) == ("observe", 1):
+            server.schema.services[0].fingerprint = 78
+            raise Abort(Code.UNAVAILABLE)
+
+    server.after = script
+    seen = client.observe("transaction", EVENT, "fraud")
+    assert (seen.outcome, len(server.events)) == (Outcome.DUPLICATE, 1)
+    assert {one.sequence for one in server.observed} == {1}
