@@ -1,6 +1,6 @@
 """Is the memory limit what the process takes, when keys of one size are followed by keys of another?
 
-Phases of 1 to 130 events a key, each until the store refuses new keys and then until all of it has expired:
+Phases of 1 to 130 events a key, each until the store sheds new keys and then until all of it has expired:
 what a phase leaves must serve the next, and go back to the system. With a checkpoint of everything at the end
 of each, its peak is the limit's too. Resident memory is read from /proc.
 """
@@ -51,7 +51,7 @@ def send(first, n_keys, each, now):
     times = now + np.tile(np.arange(each, dtype=np.int64), n_keys)
     batch = EventBatch(engine.state.plan.events[0], 0, times, [column, np.ones(names.size)])
     engine.observe(batch, wait=False)
-    return int((batch.outcomes == Outcome.ACCEPTED).sum())
+    return int(((batch.outcomes == Outcome.ACCEPTED) & (batch.shed == 0)).sum())
 
 engine = Engine.open(sys.argv[3], schema=SCHEMA, clock="event", durability="process", max_memory_bytes=limit)
 state = engine.state
@@ -63,10 +63,10 @@ for each in phases:
     fed = 0
     n_keys = max(1, limit // 8_192 // each)
     while True:
-        accepted = send(key, n_keys, each, now)
+        stored = send(key, n_keys, each, now)
         key += n_keys
-        fed += accepted
-        if accepted < n_keys * each // 2:
+        fed += stored
+        if stored < n_keys * each // 2:
             break
     stats = state.stats()
     filling = peak()
@@ -74,7 +74,7 @@ for each in phases:
     assert written > limit // 4
     found.append([each, fed, filling - before, peak() - before, stats["used_bytes"], stats["held_bytes"]])
     now += 10_000_000
-    send(key, 1, 1, now)      # refused or not, time goes on
+    send(key, 1, 1, now)      # shed or not, time goes on
     send(0, 1, 1, now)
     state.sweep()
     engine.checkpoint()       # which need not remember any more what was freed
