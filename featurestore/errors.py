@@ -13,14 +13,15 @@ from typing import Any
 class FeatureStoreError(Exception):
     """Root of every error raised on purpose by this package.
 
-    applied   of a call that writes: False where nothing of it was applied for certain, because nothing was
-              sent or the server said so; None where that is not known. Only after False, or with a ticket, is
-              it safe to send the same again
-    ticket    a `featurestore.Ticket` where `applied` is None: under it the same write counts once, however
-              often it is sent. None elsewhere
+    applied   of `observe` and `ingest`: False where nothing of what the error is about was applied for
+              certain, because nothing was sent or the server said so; None where nobody has said so, and of
+              all other calls. Only after False, or with a ticket, is it safe to send the same write again
+    ticket    a `featurestore.Ticket` of a write of which `applied` is None: under it the same write counts
+              once, however often it is sent, within what `Ticket` says. `observe` takes one; an `ingest` has
+              the ticket of a batch, which no `observe` can finish: it is sent again under its `source`
     """
 
-    applied: bool | None = False
+    applied: bool | None = None
     ticket: Any = None
 
 
@@ -55,7 +56,7 @@ class UnknownNameError(FeatureStoreError):
 
 class SchemaMismatchError(FeatureStoreError):
     """The vector that was asked for, by its fingerprint, is none that the server can answer: a feature of it,
-    which is named, is gone or means another number. Nothing was applied."""
+    which is named, is gone or means another number. This call applied nothing; see `applied`."""
 
 
 class InvalidEventError(FeatureStoreError):
@@ -67,7 +68,7 @@ class SequenceError(FeatureStoreError):
 
 
 class LimitError(FeatureStoreError):
-    """A limit on memory, size or concurrency is reached; nothing was applied, try again later."""
+    """A limit on memory, size or concurrency is reached; try again later, of a write as `applied` allows."""
 
 
 class StorageError(FeatureStoreError):
@@ -87,14 +88,15 @@ class StoreLockedError(StorageError):
 
 
 class UnavailableError(FeatureStoreError):
-    """The server cannot be reached, is shutting down, is too slow, or answers what was not asked. Of a write
-    nothing was applied, or it is an OutcomeUnknownError: a read may be asked again, whatever it was.
+    """The server cannot be reached, is shutting down, is too slow, or answers what was not asked. Of an
+    `observe` nothing was applied, or it is an OutcomeUnknownError: a read may be asked again, whatever it
+    was.
     """
 
 
 class OutcomeUnknownError(UnavailableError):
     """A write was sent, and whether it was applied is not known. `client.observe(..., ticket=error.ticket)`
-    with the same event finishes it: applied once, whether it was before or not. A read never raises it.
+    with the same event finishes it: applied once, whether it was before or not, within 15 minutes of its
+    client's last write, or 7 days if that has a name. An `ingest` is finished by the same `source`. A read
+    never raises it.
     """
-
-    applied = None

@@ -143,7 +143,7 @@ class AdminClient:
             failure = Failure.of(error)
             if about_schema and failure.code in _OF_SCHEMAS:
                 raise _OF_SCHEMAS[failure.code](failure.details) from error
-            raise failure.error(self.target) from error
+            raise failure.error(self.target) from error  # whether it changed something, nobody says
         return wire.message_of(reply, answer)
 
 

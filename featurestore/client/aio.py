@@ -96,7 +96,9 @@ class AsyncClient:
         ticket: Ticket | str | None = None,
         timeout_s: float | None = None,
     ) -> Observed:
-        """See Client.observe."""
+        """See Client.observe. Cancelled, as by asyncio.wait_for, it leaves no error that would have a ticket:
+        limit it by timeout_s, or take a `ticket()` first.
+        """
         return await self._run(
             self._calls.observe(
                 event, fields, service, peek=peek, bounds=bounds, ack=ack, pin=pin, ticket=ticket

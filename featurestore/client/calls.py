@@ -264,6 +264,7 @@ class Calls:
         taken = None if peek or given is not None else self.sequences.take()
         used = given or taken
         is_unknown = given is not None  # what was sent under it before may have been applied
+        is_sent = False
         try:
             fields = mapped(fields, "an event's fields map names to values; ingest takes many events")
             yield from self._check_datetimes(event, fields)
@@ -272,6 +273,7 @@ class Calls:
             message = observe_request(
                 event, fields, known, used, peek=peek, bounds=bounds, ack=ack, is_pinned=is_pinned
             )
+            is_sent = True
             try:
                 reply = yield Send(Method.OBSERVE, message, is_numbered=not peek)
             except SchemaMismatchError as error:
@@ -294,9 +296,14 @@ class Calls:
             except SchemaMismatchError as error:  # it judged the request by this schema
                 raise UnavailableError(str(error)) from error
         except FeatureStoreError as error:
+            if not is_sent:
+                error.applied = False
             if used is None or (error.applied is False and not is_unknown):
                 raise
-            raise _finishable(error, used) from error
+            finishable = _finishable(error, used)
+            if finishable is error:
+                raise
+            raise finishable from error
         finally:
             if taken is not None:
                 self.sequences.give_back(taken)

@@ -131,6 +131,8 @@ def options(
         ("grpc.initial_reconnect_backoff_ms", FIRST_RECONNECT_MS),
         ("grpc.min_reconnect_backoff_ms", LONGEST_RECONNECT_MS),  # how long one attempt to connect may take
         ("grpc.max_reconnect_backoff_ms", LONGEST_RECONNECT_MS),
+        # By a resolver's service config: "no", said of its second try, would hide what the first did.
+        ("grpc.enable_retries", 0),
     ]
     if is_loopback(target):
         given.append(("grpc.enable_http_proxy", 0))

@@ -9,7 +9,7 @@ connections, because every request of ours may be sent twice: reads change nothi
 
 What is known of a write after a failure is said beside its class, in the trailer `featurestore-applied`: "no"
 or not. Without it (a proxy answered, the connection broke, time was over) nothing is known, but where nothing
-was sent, or the status says that the request was turned away as it is.
+was sent, or the status and its words are only of requests that were turned away.
 """
 
 from __future__ import annotations
@@ -57,17 +57,23 @@ _ERRORS: dict[grpc.StatusCode, type[FeatureStoreError]] = {
 }
 ERROR_CLASS = "featurestore-error"  # trailing metadata, as in featurestore/server/status.py
 APPLIED = "featurestore-applied"
-# Whoever says one of these has looked at a request, and not taken it.
+# Whoever says one of these has looked at a request, and not taken it. FAILED_PRECONDITION is not among them:
+# servers say it of a number that cannot be judged any more; nor RESOURCE_EXHAUSTED, which proxies and gRPC
+# say of replies too,
 _TURNED_AWAY = {
-    Code.FAILED_PRECONDITION,
     Code.INVALID_ARGUMENT,
     Code.NOT_FOUND,
     Code.OUT_OF_RANGE,
     Code.PERMISSION_DENIED,
-    Code.RESOURCE_EXHAUSTED,
     Code.UNAUTHENTICATED,
     Code.UNIMPLEMENTED,
 }
+# but for gRPC's own words of a request.
+_TOO_MUCH = (
+    "SERVER: Received message larger than",
+    "CLIENT: Sent message larger than",
+    "Concurrent RPC limit exceeded",
+)
 _RETRIED = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.ABORTED}
 # gRPC's own words where no connection could be made (a server that is reached has words of its own), so that
 # nothing was sent,
@@ -103,6 +109,7 @@ class Failure:
     details: str
     kind: type[FeatureStoreError] | None = None  # which the server says it is
     said: str | None = None  # of what was applied, by the server
+    is_bare: bool = True  # without any trailer, as what gRPC says itself
 
     @classmethod
     def of(cls, error: grpc.RpcError) -> Failure:
@@ -115,18 +122,24 @@ class Failure:
         """Of a call's end, with what is in its trailers."""
         trailers = dict(metadata or ())
         said = trailers.get(APPLIED)
-        return cls(code, details or "", _kind_of(trailers), said if isinstance(said, str) else None)
+        kind = _kind_of(trailers)
+        return cls(code, details or "", kind, said if isinstance(said, str) else None, not trailers)
+
+    @property
+    def is_unsent(self) -> bool:
+        """Whether there was nobody to send anything to."""
+        return (
+            self.code is Code.UNAVAILABLE and self.is_bare and any(words in self.details for words in _UNSENT)
+        )
 
     @property
     def applied(self) -> bool | None:
         """Of a write: False where nothing of it was applied, None where that is not known."""
         if self.said is not None:
             return False if self.said == "no" else None
-        if self.code is Code.UNAVAILABLE and any(words in self.details for words in _UNSENT):
-            return False
-        if any(sign in self.details for sign in _REPLY_TOO_LARGE):
-            return None
-        return False if self.code in _TURNED_AWAY else None
+        if self.code is Code.RESOURCE_EXHAUSTED:
+            return False if any(words in self.details for words in _TOO_MUCH) else None
+        return False if self.is_unsent or self.code in _TURNED_AWAY else None
 
     @property
     def may_be_retried(self) -> bool:
@@ -142,13 +155,14 @@ class Failure:
     ) -> FeatureStoreError:
         """The exception for it. A read has no sequence: its precondition is the service's fingerprint.
 
-        writing, unknown   what failed is a write; whether a try of it before was applied is not known
+        writing, unknown   what failed is a write; whether a try of it was applied is not known
         """
         error = self._error(target, reading)
-        if writing and (unknown or self.applied is None):
+        if writing and unknown:
             if type(error) is UnavailableError:
                 error = OutcomeUnknownError(str(error))
-            error.applied = None
+        elif writing:
+            error.applied = False
         return error
 
     def _error(self, target: str, reading: bool) -> FeatureStoreError:
@@ -231,9 +245,11 @@ class Attempts:
 
     def __post_init__(self) -> None:
         if not self.timeout_s > 0:  # a caller that gives what it has left: gRPC would take 0 for no deadline
-            raise UnavailableError(
+            error = UnavailableError(
                 f"no time is left to ask: timeout_s is {self.timeout_s:g}; nothing was sent"
             )
+            error.applied = False
+            raise error
         self._deadline_s = self.clock() + self.timeout_s
 
     def begin(self) -> float:

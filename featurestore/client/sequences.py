@@ -24,8 +24,9 @@ class Ticket:
     """Who a write is from, and its number there: sent again under it, the same write counts once.
 
     `str(ticket)` is text to be stored; `Ticket.parse` makes it a ticket again, in whatever process. The store
-    knows it for as long as it remembers the producer (7 days after its last write; 15 minutes if a client
-    made the name up) and at most 1,024 numbers later.
+    knows it for as long as it remembers its producer: until 15 minutes after its client's last write, 7 days
+    for a client that was given a name (`producer=`). After that it counts again. A number more than 1,024
+    below its producer's highest cannot be judged, and is refused.
     """
 
     producer: str

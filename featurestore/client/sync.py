@@ -105,7 +105,8 @@ class Client:
 
     def ticket(self) -> Ticket:
         """A ticket for one `observe`, to be kept before anything is sent: whoever has it, or its text, can
-        finish that write, from this client or another, in this process or another.
+        finish that write, from this client or another, in this process or another: as long as the store
+        knows it, see `Ticket`.
         """
         return self._calls.ticket()
 
@@ -132,8 +133,10 @@ class Client:
         ticket   of `ticket()` or of an error, or the text of one: with the same event it is applied once,
                  however often and from wherever it is sent, and answered DUPLICATE from the second time on;
                  what became of it the first time (late, refused) is not kept. Another event under it is an
-                 InvalidEventError; more than 1,024 later writes of its producer, or a newer epoch, a
-                 SequenceError. By default each call has one of its own
+                 InvalidEventError; once its producer has used a number more than 1,024 above, or a newer
+                 epoch, a SequenceError; once the store has forgotten its producer, 15 minutes after the
+                 client's last write or 7 days if that has a name, it is applied again. By default each call
+                 has one of its own
 
         An error whose `applied` is None has a `ticket`: whether the event was applied is not known, and
         `observe(..., ticket=error.ticket)` finishes it. To send it without, or with another, is safe only
@@ -235,7 +238,8 @@ class Client:
                       reached, or does not answer: `retry_s` after the first it is raised
 
         Where the data cannot be read to its end, what came before is answered first; then the error is raised
-        as it was.
+        as it was. An error whose `applied` is None is finished by the same data under the same `source`; its
+        `ticket` is the batch's, not one for `observe`.
         """
         plan = self._run(self._calls.event(event, is_patient=True), None, on_wait)
         numbers = self._calls.sequences

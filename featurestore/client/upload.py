@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.client import wire
-from featurestore.client.failures import Failure, Patience
+from featurestore.client.failures import Code, Failure, Patience
 from featurestore.client.replies import Ack, IngestReport, Refusal
 from featurestore.client.requests import is_arrow, is_pandas, sliced, wire_ack
 from featurestore.client.sequences import SourceSequences, Ticket
@@ -222,6 +222,7 @@ class Upload:
             raise self._explained(OutcomeUnknownError(str(error))) from error
         batch = self._unanswered.popleft()
         self._numbers.give_back(batch.ticket)
+        self._is_unknown &= bool(self._unanswered)
         self._patience.succeeded()
         report = self.report
         refused_there: list[Refusal] = []
@@ -258,12 +259,22 @@ class Upload:
 
     def wait_after(self, failure: Failure, target: str) -> float:
         """Seconds to wait before sending again; or the exception that ends the upload."""
-        self._is_unknown = bool(self._unanswered) and (self._is_unknown or failure.applied is None)
+        self._is_unknown |= self._leaves_unknown(failure)
         wait_s = self._patience.wait_after(failure)
         if wait_s is None:
-            raise self._explained(failure.error(target, writing=True, unknown=self._is_unknown))
+            raise self._explained(failure.error(target, writing=not self.is_idle, unknown=self._is_unknown))
         self.report.retries += 1
         return wait_s
+
+    def _leaves_unknown(self, failure: Failure) -> bool:
+        """Whether one of those unanswered may have been applied. A stream ends in one batch; of those before
+        it the answers may be lost, which gRPC drops behind an error, whatever is said of that one."""
+        if self.is_idle or failure.is_unsent:
+            return False
+        if len(self._unanswered) > 1:
+            return True
+        # The one that was refused is the only one there is: what the server applied before it, it answered.
+        return failure.code is not Code.INVALID_ARGUMENT and failure.applied is None
 
     def _explained(self, error: FeatureStoreError) -> FeatureStoreError:
         """The same error with where it happened in it."""

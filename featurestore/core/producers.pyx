@@ -6,8 +6,9 @@ grows with what it sent, up to 1,025 fingerprints. Names that clients make up fo
 somebody gave have half of the memory each, because whoever reaches the port may invent names: a batch that
 would need more than there is is turned away until somebody has been silent for long enough.
 
-Why 15 minutes are longer than any retry of a made-up name: nobody but the client object that made it up knows
-it, and that one tries a call again only within the call's own time, or an ingest's 60 seconds of patience.
+Why 15 minutes are enough for a made-up name: the client that made it up tries a call again only within the
+call's own time, or an ingest's 60 seconds of patience. What it left open, whoever has its ticket may finish,
+from another process too, and that within these 15 minutes: later it counts again, as the client says.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t

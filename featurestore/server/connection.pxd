@@ -197,7 +197,7 @@ ctypedef struct Stream:
     size_t words_bytes
     const uint8_t* kind
     size_t kind_bytes
-    bint is_unknown                  # whether something was applied that is not answered
+    bint is_unknown                  # whether something was applied that its client may have no answer to
     Errand* ending                   # owns words and kind, where nobody else does
 
 cdef enum Hands:

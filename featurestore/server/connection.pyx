@@ -32,8 +32,8 @@ from featurestore.core.sanitizer cimport GAP_BYTES
 from featurestore.server.cursor cimport Cursor, cursor_structs, is_utf8, skip, take_slice, take_tag
 from featurestore.server.dispatcher cimport (
     ANSWER_BUSY, ANSWER_DONE, ANSWER_ERROR, ANSWER_LARGE, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT,
-    METHOD_READ, METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish, dispatcher_give,
-    dispatcher_is_unknown, dispatcher_run, dispatcher_take, dispatcher_try,
+    FAULT_UNANSWERED, METHOD_READ, METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish,
+    dispatcher_give, dispatcher_is_unknown, dispatcher_run, dispatcher_take, dispatcher_try,
 )
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_SHAKE,
@@ -720,7 +720,7 @@ cdef void _end(Stream* stream, int status, const uint8_t* words, size_t words_by
 
 
 cdef inline bint _writes(const Stream* stream) noexcept nogil:
-    """Whether its messages are written by the dispatcher."""
+    """Whether its messages are written by the dispatcher. Python's methods on this port only read."""
     cdef int method = _target(stream).method if stream.target >= 0 else PYTHON_METHOD
     return method >= 0 and not _reads(method)
 
@@ -825,11 +825,12 @@ cdef bint _park(Stream* stream, const Call* call) noexcept nogil:
 
 
 cdef bint _goes_without_words(const HostC* host, const Call* call) noexcept nogil:
-    """Whether a failure does, which it can where nothing was applied: it would hold its Call until the desk
-    gets to it, and so many hold half of all already.
+    """Whether a failure does: it would hold its Call until the desk gets to it, and so many hold half of all
+    already. What a client cannot cause at will has its words: what was applied, and is in doubt.
     """
     cdef uint64_t most = min(<uint64_t>MOST_WORDLESS, <uint64_t>host.dispatcher.max_calls // 2)
-    return fs_load(&host.n_wordless) >= most and not dispatcher_is_unknown(call)
+    return (fs_load(&host.n_wordless) >= most and call.fault != FAULT_LOST and call.fault != FAULT_TIMEOUT
+            and call.fault != FAULT_UNANSWERED)
 
 
 cdef void _have_words_made(HostC* host, Errand* errand) noexcept nogil:
@@ -841,8 +842,8 @@ cdef void _have_words_made(HostC* host, Errand* errand) noexcept nogil:
 cdef void _go_without_words(Stream* stream, Call* call, int kind) noexcept nogil:
     """A call has failed, and its own words cannot be had: the refusal's are for it."""
     cdef HostC* host = stream.connection.loop.host
-    stream.is_unknown = dispatcher_is_unknown(call)
-    dispatcher_finish(host.dispatcher, call.method, call.began_ns, 8)
+    stream.is_unknown |= dispatcher_is_unknown(call)
+    dispatcher_finish(host.dispatcher, call.method, call.began_ns, host.refusals[kind].status)
     dispatcher_give(host.dispatcher, call)
     _refuse(stream, kind)
 
@@ -867,6 +868,8 @@ cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
     cdef bint is_write = not _reads(call.method)
     cdef bint is_appended
     cdef size_t size = call.reply.size
+    # An error that the stream ends in may hide its answer: gRPC's clients drop what they have not read.
+    stream.is_unknown |= is_write and _target(stream).streams_requests
     # What was applied is answered, room or not: a refusal would have it sent again.
     is_appended = (is_write or _has_room(stream.connection, size)) and _take_reply(stream, call)
     if is_appended and answer == ANSWER_PARKED and _park(stream, call):
@@ -876,7 +879,8 @@ cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
             _unpark(stream)
         return
     dispatcher_finish(host.dispatcher, call.method, call.began_ns,
-                      0 if is_appended and answer == ANSWER_DONE else 8)
+                      0 if is_appended and answer == ANSWER_DONE
+                      else host.refusals[<int>(REFUSE_UNANSWERED if is_write else REFUSE_ROOM)].status)
     if is_appended and answer != ANSWER_DONE:
         stream.outward.size -= size
         connection_let_go(stream.connection, size)
@@ -938,12 +942,12 @@ cdef void _give_up_parked(Stream* stream, Call* call) noexcept nogil:
     cdef LoopC* loop = stream.connection.loop
     cdef bint has_words = call != NULL and not stream.is_ended  # drained, or ended by a message behind
     cdef bint is_lost = call != NULL and call.fault == FAULT_LOST
+    stream.is_unknown = True
     _drop_parked(loop, stream, 14 if is_lost else 4, has_words)
     if not has_words:
         if call != NULL:
             dispatcher_give(loop.host.dispatcher, call)
         stream.is_ended = False
-        stream.is_unknown = True
         _refuse(stream, REFUSE_LOST if is_lost else REFUSE_DEADLINE)
         return
     stream.is_ending = True
@@ -2073,7 +2077,7 @@ cdef void _came_back(LoopC* loop, Errand* errand) noexcept nogil:
         stream.is_busy = False
         stream.is_told = False
         stream.ending = errand
-        stream.is_unknown = errand.is_unknown
+        stream.is_unknown |= errand.is_unknown
         kind = errand.data + errand.size
         _end(stream, errand.status, errand.data, errand.size, kind, errand.class_bytes)
         return

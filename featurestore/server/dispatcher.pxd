@@ -48,9 +48,10 @@ cdef enum Fault:
     FAULT_WIRE = 1                   # Call.wire: the request cannot be read
     FAULT_ENGINE = 2                 # Call.engine_status: the store did not take it
     FAULT_REPLY = 3                  # the reply would exceed the limit on messages; nothing was written
-    FAULT_MEMORY = 4                 # no memory for the reply
+    FAULT_MEMORY = 4                 # no memory for the reply; nothing was written
     FAULT_LOST = 5                   # written, then the journal failed: a restart shows whether it is kept
     FAULT_TIMEOUT = 6                # written, and not durable in the time that the caller had
+    FAULT_UNANSWERED = 7             # written, and no memory for the reply after all
 
 cdef enum:
     MOST_COST = 1 << 10              # of a Call that `try` runs: some 100 µs

@@ -10,9 +10,9 @@ waits for
   what it repeats.
 - Whatever the bytes are, the answer is a reply or a named fault, memory stays within its limits, and a call
 that is
-  answered with a fault has changed nothing. (Two exceptions, both named: FAULT_LOST and FAULT_TIMEOUT were
-  written, and only whether a power cut would spare them is not known. A retry with the same sequence finds
-  out.)
+  answered with a fault has changed nothing. (Three exceptions, all named: FAULT_LOST, FAULT_TIMEOUT and
+  FAULT_UNANSWERED were written, and of the first two only whether a power cut would spare them is not known.
+  A retry with the same sequence finds out.)
 - In the steady state a call allocates nothing: its memory is that of a call before it.
 
 Words are made outside: `Dispatcher.exception` takes the GIL after every lock has been let go.
@@ -56,7 +56,7 @@ from featurestore.storage.journal cimport (
 )
 
 from featurestore.core.structs import same_structs
-from featurestore.errors import LimitError, StorageError
+from featurestore.errors import LimitError, StorageError, UnavailableError
 from featurestore.server.status import status_of
 
 same_structs(__name__, dispatcher_structs(), codec_structs(), replies_structs())
@@ -339,7 +339,7 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
                                1.0 if service == NULL else service.confidence,
                                &edition.tables.events[request.write.batch.event].keys,
                                call.result.first_shed):
-        return _failed(call, FAULT_MEMORY)
+        return _failed(call, FAULT_UNANSWERED)
     return answer
 
 
@@ -373,7 +373,7 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
     if not wire_encode_ingest(&call.reply, streamed, request.batch.outcomes,
                               0 if duplicate else request.batch.n_events, call.result.partly_late,
                               call.result.shed, ack, call.result.position, request.sequence, duplicate):
-        return _failed(call, FAULT_MEMORY)
+        return _failed(call, FAULT_UNANSWERED)
     return answer
 
 
@@ -475,7 +475,7 @@ cdef bint dispatcher_is_unknown(const Call* call) noexcept nogil:
     if call.fault == FAULT_ENGINE:
         return call.engine_status == ENGINE_FAILED or (
             call.engine_status == ENGINE_VERDICT and is_unknown(call.result.verdict))
-    return call.fault == FAULT_LOST or call.fault == FAULT_TIMEOUT
+    return call.fault == FAULT_LOST or call.fault == FAULT_TIMEOUT or call.fault == FAULT_UNANSWERED
 
 
 cdef void dispatcher_finish(DispatcherC* d, int method, uint64_t began_ns, int status) noexcept nogil:
@@ -620,6 +620,10 @@ cdef class Dispatcher:
             return TimeoutError(
                 f"applied at position {call.position}, and not on disk in the time given; send it again with "
                 "the same producer, epoch and sequence to wait for it")
+        if call.fault == FAULT_UNANSWERED:
+            return UnavailableError(
+                "applied, and there was no memory for the answer; send it again, with the same producer, "
+                "epoch and sequence")
         return StorageError(
             f"the store failed before position {call.position} was on disk: whether it is kept shows after a "
             "restart; send it again then, with the same producer, epoch and sequence")
@@ -629,8 +633,10 @@ cdef class Dispatcher:
         check_method(method)
         call = dispatcher_take(&self.c)
         if call == NULL:
-            raise LimitError(
+            error = LimitError(
                 f"{self.c.max_calls} requests are in work, as many as may be; try again in a moment")
+            error.applied = False
+            raise error
         return call
 
     cdef object refusal(self, Call* call):

@@ -27,7 +27,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from featurestore.config import Address, Limits, ServeConfig, Tls
-from featurestore.errors import LimitError, UnavailableError
+from featurestore.errors import FeatureStoreError, LimitError, UnavailableError
 from featurestore.server import dispatcher as hot
 from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
@@ -92,7 +92,7 @@ class Streams:
         """For the life of a stream; aborts it where there is no room. `stop` is called at drain, from another
         thread.
         """
-        error: Exception | None = None
+        error: FeatureStoreError | None = None
         with self._lock:
             if self._draining:
                 error = UnavailableError(
@@ -105,6 +105,7 @@ class Streams:
             else:
                 self._stops.add(stop)
         if error is not None:
+            error.applied = False
             abort(context, error)
         try:
             yield
@@ -148,7 +149,9 @@ class _Ingest:
         self._room.release()
 
     def drain(self) -> None:
-        self.stop(UnavailableError(_SHUTTING_DOWN))
+        error = UnavailableError(_SHUTTING_DOWN)
+        error.applied = False  # of what is not answered
+        self.stop(error)
 
     def _read(self) -> None:
         try:
@@ -170,17 +173,21 @@ class _Ingest:
             return not self._ended
 
     def answers(self, context: grpc.ServicerContext, wait_s: float) -> Iterator[bytes]:
+        has_answered = False
         while True:
             answer = self._answers.get()
             if answer is None:
                 return
             if isinstance(answer, BaseException):
+                if has_answered and isinstance(answer, FeatureStoreError):
+                    answer.applied = None  # clients drop what they have not read for an error
                 abort(context, answer)
             reply, position, began_ns = answer
             try:
                 self._dispatcher.end(hot.INGEST_STREAM, position, began_ns, wait_s)
             except Exception as error:
                 abort(context, error)
+            has_answered = True
             yield reply
             self._room.release()
 

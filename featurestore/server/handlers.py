@@ -86,6 +86,7 @@ class _Unreadable:
 
     def __init__(self, n_bytes: int) -> None:
         self.error = InvalidEventError(f"the request's {n_bytes} bytes are not the message of this method")
+        self.error.applied = False
 
 
 def guarded(handler: Handler) -> Handler:

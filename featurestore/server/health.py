@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2
 
 from featurestore.errors import LimitError
-from featurestore.server.status import ERROR_CLASS
+from featurestore.server.status import APPLIED, ERROR_CLASS
 
 _Healthy = health_pb2.HealthCheckResponse
 
@@ -52,7 +52,7 @@ class Health(health.HealthServicer):  # type: ignore[misc,unused-ignore]
             is_full = len(self._watchers) + self._n_beginning >= self._max_watches
             self._n_beginning += not is_full
         if is_full:
-            context.set_trailing_metadata([(ERROR_CLASS, LimitError.__name__)])
+            context.set_trailing_metadata([(APPLIED, "no"), (ERROR_CLASS, LimitError.__name__)])
             context.set_code(grpc.StatusCode.RESOURCE_EXHAUSTED)
             context.set_details(
                 f"{self._max_watches} watches of the server's health are open, as many as may be; share one, "

@@ -21,7 +21,7 @@ from featurestore.server.connection cimport (
     host_init, host_run, loop_deadlines, loop_drain, loop_free, loop_inbox, loop_init, loop_post, loop_turns,
     loop_unpark, throw_away,
 )
-from featurestore.server.dispatcher cimport Dispatcher
+from featurestore.server.dispatcher cimport Dispatcher, dispatcher_is_unknown
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_REPLY, ERRAND_SHAKE,
     ERRAND_START, ERRAND_WORDS, Errand, errand_free, errand_is_late, errand_new, queue_close, queue_destroy,
@@ -36,7 +36,7 @@ from featurestore.server.tls cimport TLS_BROKEN, tls_shake, tls_structs
 
 from featurestore.config import Limits
 from featurestore.core.structs import same_structs
-from featurestore.server.status import Status, applied_of, status_of, words_of
+from featurestore.server.status import Status, status_of, words_of
 
 same_structs(__name__, host_structs(), tls_structs())
 
@@ -101,7 +101,7 @@ REFUSALS = (
      "the server's buffers for this client are full; take what was answered, and send less at once",
      "LimitError"),
     ("memory", Status.RESOURCE_EXHAUSTED,
-     "the server is out of memory; nothing was applied; try again later, or with less at a time",
+     "the server is out of memory; try again later, or with less at a time",
      "LimitError"),
     ("slow", Status.DEADLINE_EXCEEDED,
      "the request did not come whole in {request_s:g} s and a second for each {min_rate_bytes} bytes of it",
@@ -313,13 +313,14 @@ cdef class Host:
 
     cdef object answer_words(self, Errand* errand):
         """Turns a failed call into its status and words, and sends them back."""
+        cdef bint is_unknown = dispatcher_is_unknown(errand.call)  # whatever its words become
         fs_sub(&self.c.n_wordless, 1)
         try:
             error = self.dispatcher.refusal(errand.call)
         except Exception as why:  # no words are worth the desk: it serves all
             error = why
         errand.call = NULL
-        self._say(errand, status_of(error), words_of(error), type(error).__name__, applied_of(error) != "no")
+        self._say(errand, status_of(error), words_of(error), type(error).__name__, is_unknown)
 
     cdef object _say(self, Errand* errand, int status, str words, str kind, bint is_unknown):
         """Makes it an END and posts it; without its words where there is no memory for them."""

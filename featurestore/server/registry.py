@@ -16,6 +16,7 @@ from featurestore.engine import Engine
 from featurestore.plan import DerivedPlan, EventPlan, FeaturePlan, FieldPlan, Kind, Plan, ServicePlan
 from featurestore.server.handlers import Handlers, abort
 from featurestore.server.names import another_service
+from featurestore.server.status import APPLIED
 from featurestore.v1 import registry_service_pb2 as pb
 
 SERVICE = "featurestore.v1.RegistryService"
@@ -158,6 +159,7 @@ class Registry:
         replies = prepared.replies
         if request.service not in replies:
             known = ", ".join(sorted(name for name in replies if name)) or "none"
+            context.set_trailing_metadata([(APPLIED, "no")])
             context.abort(
                 grpc.StatusCode.NOT_FOUND,
                 f"there is no service {request.service[:100]!r}; there is {known[:1000]}",

@@ -90,9 +90,7 @@ def status_of(error: BaseException) -> Status:
 
 def applied_of(error: BaseException) -> str:
     """What the call's trailer says: "no" where nothing of it was applied for certain."""
-    if isinstance(error, FeatureStoreError):
-        return "no" if error.applied is False else "unknown"
-    return "no" if isinstance(error, MemoryError) else "unknown"
+    return "no" if isinstance(error, FeatureStoreError) and error.applied is False else "unknown"
 
 
 def words_of(error: BaseException) -> str:
@@ -102,5 +100,5 @@ def words_of(error: BaseException) -> str:
     if isinstance(error, FeatureStoreError | TimeoutError):
         return str(error)[:MAX_WORDS]
     if isinstance(error, MemoryError):
-        return "the server is out of memory; nothing was applied; try again later, or with less at a time"
+        return "the server is out of memory; try again later, or with less at a time"
     return "internal error; the server's log has it"

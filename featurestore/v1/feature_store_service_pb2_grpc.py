@@ -28,13 +28,14 @@ if _version_not_supported:
 class FeatureStoreServiceStub:
     """Writes events and reads feature vectors.
 
-    Which calls may be repeated, also by a proxy: GetFeatures, GetHeaviest and Observe with `peek`, always; Observe and
-    Ingest if they carry a ticket (producer, epoch and sequence: the same again with the same content is answered as a
-    duplicate) or events whose type declares ids. Without, a repeated write counts again unless the failure said
-    `featurestore-applied: no`: no proxy may be told to retry it.
+    Which calls may be repeated: GetFeatures, GetHeaviest and Observe with `peek`, always; Observe and Ingest if they
+    carry a ticket (producer, epoch and sequence: the same again with the same content is answered as a duplicate) or
+    events whose type declares ids. Without, a repeated write counts again unless the failure said
+    `featurestore-applied: no`. A proxy may be told to retry what only reads, and nothing else, with a ticket or without:
+    its client would be told "no" of the second try, where the first was applied.
 
     A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint or a sequence that
-    cannot be judged is FAILED_PRECONDITION; in each case this call has applied nothing.
+    cannot be judged is FAILED_PRECONDITION; in each case this message has applied nothing.
     """
 
     def __init__(self, channel):
@@ -78,18 +79,18 @@ class FeatureStoreServiceStub:
 class FeatureStoreServiceServicer:
     """Writes events and reads feature vectors.
 
-    Which calls may be repeated, also by a proxy: GetFeatures, GetHeaviest and Observe with `peek`, always; Observe and
-    Ingest if they carry a ticket (producer, epoch and sequence: the same again with the same content is answered as a
-    duplicate) or events whose type declares ids. Without, a repeated write counts again unless the failure said
-    `featurestore-applied: no`: no proxy may be told to retry it.
+    Which calls may be repeated: GetFeatures, GetHeaviest and Observe with `peek`, always; Observe and Ingest if they
+    carry a ticket (producer, epoch and sequence: the same again with the same content is answered as a duplicate) or
+    events whose type declares ids. Without, a repeated write counts again unless the failure said
+    `featurestore-applied: no`. A proxy may be told to retry what only reads, and nothing else, with a ticket or without:
+    its client would be told "no" of the second try, where the first was applied.
 
     A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint or a sequence that
-    cannot be judged is FAILED_PRECONDITION; in each case this call has applied nothing.
+    cannot be judged is FAILED_PRECONDITION; in each case this message has applied nothing.
     """
 
     def Observe(self, request, context):
-        """Applies one event and reads a service at the event's time, in one step per row. Not to be retried by a proxy where
-        it may come without producer and event id.
+        """Applies one event and reads a service at the event's time, in one step per row. Not to be retried by a proxy.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,13 +176,14 @@ def add_FeatureStoreServiceServicer_to_server(servicer, server):
 class FeatureStoreService:
     """Writes events and reads feature vectors.
 
-    Which calls may be repeated, also by a proxy: GetFeatures, GetHeaviest and Observe with `peek`, always; Observe and
-    Ingest if they carry a ticket (producer, epoch and sequence: the same again with the same content is answered as a
-    duplicate) or events whose type declares ids. Without, a repeated write counts again unless the failure said
-    `featurestore-applied: no`: no proxy may be told to retry it.
+    Which calls may be repeated: GetFeatures, GetHeaviest and Observe with `peek`, always; Observe and Ingest if they
+    carry a ticket (producer, epoch and sequence: the same again with the same content is answered as a duplicate) or
+    events whose type declares ids. Without, a repeated write counts again unless the failure said
+    `featurestore-applied: no`. A proxy may be told to retry what only reads, and nothing else, with a ticket or without:
+    its client would be told "no" of the second try, where the first was applied.
 
     A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint or a sequence that
-    cannot be judged is FAILED_PRECONDITION; in each case this call has applied nothing.
+    cannot be judged is FAILED_PRECONDITION; in each case this message has applied nothing.
     """
 
     @staticmethod

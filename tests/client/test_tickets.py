@@ -6,22 +6,27 @@ from typing import Any
 
 import pytest
 
-from featurestore.client import Ticket
-from featurestore.client.failures import Backoff
+from featurestore.client import AdminClient, Ticket
+from featurestore.client.catalog import event_plan, schema_of
+from featurestore.client.failures import Backoff, Failure, Patience
+from featurestore.client.sequences import Sequences
+from featurestore.client.upload import Upload
 from featurestore.errors import (
     ConfigError,
     FeatureStoreError,
     InvalidEventError,
     LimitError,
     OutcomeUnknownError,
+    SchemaMismatchError,
     SequenceError,
     StorageError,
     UnavailableError,
 )
 from featurestore.outcome import Outcome
+from featurestore.v1 import feature_store_service_pb2 as service_pb
 
 from .conftest import MakeClient
-from .fake_server import Abort, Code, FakeServer
+from .fake_server import Abort, Code, FakeServer, schema_reply
 
 T0 = 1_522_540_800_000
 EVENT = {"customer_id": 596, "tx_datetime": T0}
@@ -74,7 +79,20 @@ def test_text_that_is_no_ticket_is_refused(text: Any, client: Any) -> None:
         (Abort(Code.UNAVAILABLE, applied="unknown", error="StorageError"), StorageError, None),
         (Abort(Code.DEADLINE_EXCEEDED, applied="no"), UnavailableError, False),
         (Abort(Code.DEADLINE_EXCEEDED), OutcomeUnknownError, None),
-        (Abort(Code.RESOURCE_EXHAUSTED), LimitError, False),
+        (Abort(Code.RESOURCE_EXHAUSTED, applied="no"), LimitError, False),
+        # without a word of the server's: some say it of what was applied, when its answer is too large
+        (Abort(Code.RESOURCE_EXHAUSTED), LimitError, None),
+        (Abort(Code.RESOURCE_EXHAUSTED, "received metadata size exceeds hard limit"), LimitError, None),
+        (Abort(Code.RESOURCE_EXHAUSTED, "SERVER: Sent message larger than max (2 vs. 1)"), LimitError, None),
+        (
+            Abort(Code.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max (2 vs. 1)"),
+            LimitError,
+            False,
+        ),
+        (Abort(Code.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!"), LimitError, False),
+        (Abort(Code.FAILED_PRECONDITION), SequenceError, None),
+        # gRPC's words where nothing was sent, as a proxy repeats them
+        (Abort(Code.UNAVAILABLE, "failed to connect to all addresses", hop="2"), OutcomeUnknownError, None),
         (Abort(Code.INVALID_ARGUMENT), InvalidEventError, False),
         (Abort(Code.UNIMPLEMENTED), ConfigError, False),
         (Abort(Code.FAILED_PRECONDITION, applied="unknown"), SequenceError, None),
@@ -95,12 +113,30 @@ def test_an_error_says_what_is_known(
         client.observe("transaction", EVENT, timeout_s=1.5)
     assert (type(told.value), told.value.applied) == (kind, applied)
     assert told.value.ticket == (Ticket(client.producer, 1, 1) if applied is None else None)
+    assert told.value.__cause__ is not told.value
 
 
 def test_no_server_is_nothing_sent(make_client: MakeClient) -> None:
     with pytest.raises(UnavailableError) as told:
         make_client("localhost:1", timeout_s=0.5).observe("transaction", {"customer_id": 1})
     assert (type(told.value), told.value.applied, told.value.ticket) == (UnavailableError, False, None)
+
+
+def test_what_is_wrong_here_is_nothing_sent(client: Any) -> None:
+    for fields, how in (
+        ({"customer_id": object()}, {}),
+        (EVENT, {"service": "nobody"}),
+        (EVENT, {"timeout_s": -1.0}),
+    ):
+        with pytest.raises(FeatureStoreError) as told:
+            client.observe("transaction", fields, **how)
+        assert (told.value.applied, told.value.ticket) == (False, None)
+
+
+def test_of_what_an_operator_changes_nobody_says_that_it_was_not() -> None:
+    with AdminClient("localhost:1", timeout_s=0.5) as admin, pytest.raises(UnavailableError) as told:
+        admin.forget({"customer_id": 1})
+    assert told.value.applied is None
 
 
 def test_what_one_try_leaves_open_no_later_one_closes(server: FakeServer, client: Any) -> None:
@@ -140,6 +176,62 @@ def test_an_ingest_says_what_is_known_of_the_batch_it_ended_in(
         client.ingest("transaction", data, batch_events=10, window=1)
     assert (type(known.value), known.value.applied, known.value.ticket) == (UnavailableError, False, None)
     assert "sent anew" not in str(known.value)
+
+
+def upload_of(*, window: int, n_cut: int) -> Upload:
+    """One of which so many batches are sent."""
+    plan = event_plan(schema_of(schema_reply()), "transaction")
+    upload = Upload(
+        plan,
+        Sequences("uploads", 1),
+        batch_events=1,
+        window=window,
+        ack=None,
+        max_message_bytes=1 << 20,
+        patience=Patience(1, 0, Backoff(), "here"),
+        on_progress=None,
+    )
+    upload.feed({"tx_datetime": [T0] * 3, "customer_id": [1, 2, 3], "terminal_id": [None] * 3})
+    for _ in range(n_cut):
+        assert upload.cut() is not None
+    return upload
+
+
+@pytest.mark.parametrize(
+    ("n_cut", "end", "kind", "applied"),
+    [
+        # whatever is said is said of the last that was judged: one before may be in, and its answer lost
+        (2, Failure(Code.INVALID_ARGUMENT, "x", said="no"), InvalidEventError, None),
+        (2, Failure(Code.UNAVAILABLE, "x", said="no"), OutcomeUnknownError, None),
+        (2, Failure(Code.UNAVAILABLE, "failed to connect"), UnavailableError, False),
+        (1, Failure(Code.UNAVAILABLE, "x", said="unknown"), OutcomeUnknownError, None),
+        (1, Failure(Code.UNAVAILABLE, "x", said="no"), UnavailableError, False),
+        # a stream that has applied something says so ever after; that this one was refused is sure
+        (1, Failure(Code.INVALID_ARGUMENT, "x", said="unknown"), InvalidEventError, False),
+        (0, Failure(Code.UNAVAILABLE, "x"), UnavailableError, None),
+    ],
+)
+def test_a_streams_end_is_of_one_batch(
+    n_cut: int, end: Failure, kind: type[FeatureStoreError], applied: bool | None
+) -> None:
+    upload = upload_of(window=3, n_cut=n_cut)
+    with pytest.raises(FeatureStoreError) as told:
+        upload.wait_after(end, "here")
+    assert (type(told.value), told.value.applied) == (kind, applied)
+    assert told.value.ticket == (Ticket("uploads", 1, 1) if n_cut and applied is None else None)
+
+
+def test_what_is_answered_leaves_nothing_open() -> None:
+    """A stream broke under the first batch, which was answered on the next: the second was only refused."""
+    upload = upload_of(window=1, n_cut=1)
+    upload._patience.retry_s = 60
+    upload.wait_after(Failure(Code.UNAVAILABLE, "x"), "here")
+    reply = service_pb.IngestResponse(sequence=1, ack="ACK_DURABLE", accepted=1, position=1)
+    upload.answered(service_pb.IngestStreamResponse(batch=reply).SerializeToString())
+    assert upload.cut() is not None
+    with pytest.raises(InvalidEventError) as told:
+        upload.wait_after(Failure(Code.INVALID_ARGUMENT, "x", said="no"), "here")
+    assert told.value.applied is False
 
 
 # ---- and how it is finished
@@ -197,9 +289,11 @@ def test_a_peek_has_no_ticket(client: Any) -> None:
 
 
 def test_a_schema_that_changes_between_two_tries_counts_nothing_twice(
-    server: FakeServer, client: Any
+    server: FakeServer, make_client: MakeClient
 ) -> None:
-    """The first was applied, its reply was lost; the second is turned away for its fingerprint."""
+    """The first was applied, its reply was lost; the second is a duplicate, and its vector is of the service
+    as it is by then."""
+    client = make_client(server.target, follow=True)
 
     def script(method: str, n: int) -> None:
         if (method, n) == ("observe", 1):
@@ -210,3 +304,18 @@ def test_a_schema_that_changes_between_two_tries_counts_nothing_twice(
     seen = client.observe("transaction", EVENT, "fraud")
     assert (seen.outcome, len(server.events)) == (Outcome.DUPLICATE, 1)
     assert {one.sequence for one in server.observed} == {1}
+    assert len(server.observed) == 2
+
+
+def test_a_vector_that_goes_between_two_tries_leaves_its_write_to_its_ticket(
+    server: FakeServer, client: Any
+) -> None:
+    """The first was applied, its reply was lost; the second is turned away for its fingerprint."""
+    server.after = failing("observe", Abort(Code.UNAVAILABLE))
+    gone = Abort(Code.FAILED_PRECONDITION, error="SchemaMismatchError", applied="no")
+    server.before = failing("observe", None, gone)
+    with pytest.raises(SchemaMismatchError, match="keeps the vector that it reads") as told:
+        client.observe("transaction", EVENT, "fraud")
+    assert (told.value.applied, told.value.ticket) == (None, Ticket(client.producer, 1, 1))
+    assert client.observe("transaction", EVENT, ticket=told.value.ticket).outcome is Outcome.DUPLICATE
+    assert len(server.events) == 1

@@ -46,6 +46,7 @@ pytestmark = transports.needs_native
 SERVICE = "/featurestore.v1.FeatureStoreService/"
 GREETING = PREFACE + settings() + SETTINGS_ACK
 OK, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, UNAVAILABLE = "0", "3", "4", "8", "14"
+FAILED_PRECONDITION = "9"
 
 
 def framed(*messages: Any) -> bytes:
@@ -95,6 +96,10 @@ class Client:
 
     def words(self, number: int) -> str:
         return self.blocks[number][-1].get("grpc-message", "")
+
+    def applied(self, number: int) -> str | None:
+        """What is said to be known of what the call did."""
+        return self.blocks[number][-1].get("featurestore-applied")
 
     def replies(self, number: int) -> int:
         """Messages that have come whole."""
@@ -436,6 +441,20 @@ def test_a_stream_whose_message_is_too_late_while_another_waits_for_the_disk(
     client.say(asked(1, "IngestStream", streamed(), late, grpc_timeout="1S"))
     assert (client.status(1), client.session.n_parked) == (DEADLINE_EXCEEDED, 0)
     assert client.words(1).startswith(f"applied at position {engine.state.position}, and not on disk")
+    assert client.applied(1) == "unknown"
+
+
+def test_what_is_given_up_behind_a_refusal_is_unknown(
+    connect: Connect, dead_disk: Callable[[], None]
+) -> None:
+    """The refusal says of its own batch that nothing was applied."""
+    client = connect(durable_wait_s=30)
+    dead_disk()
+    wrong = pb.IngestStreamRequest(batch=batch(play(), event_type="plai"))
+    client.say(asked(1, "IngestStream", streamed(), wrong))
+    assert (client.status(1), client.session.n_parked) == (None, 1)
+    client.wait(30)
+    assert (client.replies(1), client.status(1), client.applied(1)) == (0, DEADLINE_EXCEEDED, "unknown")
 
 
 def test_a_write_that_does_not_become_durable(connect: Connect, dead_disk: Callable[[], None]) -> None:
@@ -448,6 +467,7 @@ def test_a_write_that_does_not_become_durable(connect: Connect, dead_disk: Calla
     client.wait(0.1)
     assert client.status(1) == DEADLINE_EXCEEDED
     assert "applied" in client.words(1)
+    assert client.applied(1) == "unknown"
     assert not client.replies(1)
     assert client.session.host.dispatcher.counts()["methods"]["Ingest"]["calls"] == 1
 
@@ -511,6 +531,7 @@ def test_parked_streams_are_ended_even_without_a_call_for_their_words(
         client.drain()
     client.wait(30)
     assert (client.status(1), client.status(3)) == (DEADLINE_EXCEEDED, DEADLINE_EXCEEDED)
+    assert (client.applied(1), client.applied(3)) == ("unknown", "unknown")
     assert client.session.n_streams == 0
 
 
@@ -580,6 +601,18 @@ def test_failures_leave_room_for_others(connect: Connect) -> None:
     assert statuses[0] == INVALID_ARGUMENT
     assert set(statuses) == {INVALID_ARGUMENT, RESOURCE_EXHAUSTED}
     assert client.session.host.dispatcher.counts()["methods"]["GetFeatures"]["calls"] == 11
+
+
+def test_failures_in_doubt_leave_room_for_others_too(connect: Connect) -> None:
+    """Anybody can cause those: a number of an epoch that was fenced off."""
+    client = connect(n_work=4, max_concurrent_calls=4)
+    client.say(asked(1, "Ingest", batch(play(), producer="p", epoch=2, sequence=1, ack=types.ACK_APPLIED)))
+    fenced = batch(play(), producer="p", epoch=1, sequence=1)
+    numbers = range(3, 23, 2)
+    client.say(*(asked(number, "Ingest", fenced) for number in numbers), asked(23, "GetFeatures", GET))
+    assert client.status(23) == OK
+    assert {client.status(number) for number in numbers} == {FAILED_PRECONDITION, RESOURCE_EXHAUSTED}
+    assert {client.applied(number) for number in numbers} == {"unknown"}
 
 
 def test_calls_that_python_has_leave_failures_their_words(connect: Connect) -> None:

@@ -11,13 +11,16 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from house import T0, House, Serving, batch, event, field, keys, observe, play, read, status_of
 
 from featurestore import errors
-from featurestore.server.status import Status, words_of
+from featurestore.server.dispatcher import INGEST, Dispatcher
+from featurestore.server.status import Status, applied_of, words_of
 from featurestore.server.status import status_of as code_of
 from featurestore.storage import failpoint
 from featurestore.v1 import feature_store_service_pb2 as pb
+from featurestore.v1 import registry_service_pb2 as registry
 from featurestore.v1 import types_pb2 as types
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -306,6 +309,59 @@ def test_every_error_of_ours_has_a_status() -> None:
     assert len(kinds) > 10
     for kind in kinds:
         assert (code_of(kind("x")) is Status.INTERNAL) == (kind is errors.FeatureStoreError)
+
+
+def applied(call: Any) -> str | None:
+    """What a call that must fail says of it."""
+    with pytest.raises(grpc.RpcError) as failure:
+        call()
+    return dict(failure.value.trailing_metadata() or ()).get("featurestore-applied")
+
+
+def test_only_who_knows_that_nothing_was_applied_says_so() -> None:
+    """A change of the schema, say, that ran into a limit half way."""
+    for error in (MemoryError(), TimeoutError("x"), ValueError("x"), errors.LimitError("x")):
+        assert applied_of(error) == "unknown"
+    assert "applied" not in words_of(MemoryError())
+    known = errors.LimitError("x")
+    known.applied = False
+    assert applied_of(known) == "no"
+
+
+def test_a_call_too_many_is_known_not_to_be_applied(house: House) -> None:
+    full = Dispatcher(house.engine, max_calls=0)
+    try:
+        with pytest.raises(errors.LimitError, match="0 requests are in work") as told:
+            full.call(INGEST, batch(play()).SerializeToString())
+    finally:
+        full.close()
+    assert applied_of(told.value) == "no"
+
+
+def test_what_is_unknown_stays_so_where_there_are_no_words_for_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is out of memory when it has to say why."""
+    house.hot.Ingest(batch(play(), producer="p", epoch=5, sequence=1))
+
+    def fails(error: BaseException) -> Status:
+        raise MemoryError
+
+    monkeypatch.setattr("featurestore.server.dispatcher.status_of", fails)
+    fenced = batch(play(), producer="p", epoch=4, sequence=1)
+    assert applied(lambda: house.hot.Ingest(fenced)) == "unknown"
+
+
+def test_what_only_reads_says_no_and_what_ends_well_says_nothing(tmp_path: Path, serving: Serving) -> None:
+    with serving(tmp_path, max_watches=1) as house:
+        assert applied(lambda: house.registry.GetSchema(registry.GetSchemaRequest(service="abus"))) == "no"
+        health = health_pb2_grpc.HealthStub(house.channel)
+        held = health.Watch(health_pb2.HealthCheckRequest())
+        next(held)
+        assert applied(lambda: next(health.Watch(health_pb2.HealthCheckRequest(), timeout=30))) == "no"
+        held.cancel()
+        _, call = house.hot.Ingest.with_call(batch(play()))
+        assert "featurestore-applied" not in dict(call.trailing_metadata() or ())
 
 
 def test_the_inside_is_not_told() -> None:

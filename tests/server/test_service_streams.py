@@ -90,6 +90,47 @@ def test_a_wrong_batch_ends_the_stream_and_those_before_stay(house: House) -> No
     until(lambda: house.server.dispatcher.n_busy == 0)
 
 
+def applied_by(stream: Iterator[object]) -> str:
+    """What a stream says of it that ends badly."""
+    with pytest.raises(grpc.RpcError) as failure:
+        for _ in stream:
+            pass
+    return str(dict(failure.value.trailing_metadata())["featurestore-applied"])
+
+
+def test_a_stream_that_has_applied_something_never_says_no_again(house: House) -> None:
+    """It would be said of a batch whose answer is lost behind the error."""
+    wrong = batch(play(), event_type="plai")
+    assert applied_by(house.hot.IngestStream(sending(wrong))) == "no"
+    go_on = threading.Event()
+
+    def requests() -> Iterator[pb.IngestStreamRequest]:
+        yield from sending(batch(play(), sequence=1))
+        go_on.wait(60)
+        yield from sending(wrong)
+
+    stream = house.hot.IngestStream(requests())
+    assert next(stream).batch.sequence == 1
+    go_on.set()
+    assert applied_by(stream) == "unknown"
+
+
+def test_a_drained_stream_that_has_applied_something_does_not_say_no(house: House) -> None:
+    done = threading.Event()
+
+    def requests() -> Iterator[pb.IngestStreamRequest]:
+        yield from sending(batch(play(), sequence=1))
+        done.wait(60)
+
+    stream = house.hot.IngestStream(requests())
+    next(stream)
+    stopping = threading.Thread(target=house.server.stop)
+    stopping.start()
+    assert applied_by(stream) == "unknown"
+    done.set()
+    stopping.join()
+
+
 def test_malformed_messages_end_a_stream(house: House) -> None:
     for method in ("IngestStream", "GetFeaturesStream"):
         stream = house.channel.stream_stream(f"/featurestore.v1.FeatureStoreService/{method}")
