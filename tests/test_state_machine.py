@@ -257,11 +257,20 @@ class TwoStores(RuleBasedStateMachine):
         ids=st.booleans(),
         stated=st.booleans(),
         hidden=st.sets(st.sampled_from(["late", "some", "loud", "all", "pairs", "other"]), max_size=2),
+        server_ahead_ms=st.sampled_from([None, -9_000, 0, 3_600_000]),
     )
     def open(
-        self, clock: str, limits: tuple[int, float, int], ids: bool, stated: bool, hidden: set[str]
+        self,
+        *,
+        clock: str,
+        limits: tuple[int, float, int],
+        ids: bool,
+        stated: bool,
+        hidden: set[str],
+        server_ahead_ms: int | None,
     ) -> None:
         self.clock_ms = START_MS
+        self.server_ahead_ms = server_ahead_ms  # of a store whose clock is another; None: it is not known
         self.ids, self.stated = ids, stated
         self.next_id = self.next_sequence = 0
         self.sent: list[tuple[list[Row], dict[str, Any]]] = []
@@ -283,7 +292,14 @@ class TwoStores(RuleBasedStateMachine):
         self.clock_ms += step_ms
 
     def now(self) -> dict[str, int]:
+        """When something is read."""
         return {"now_ms": self.clock_ms} if self.both.naive.clock == "wall" else {}
+
+    def at(self) -> dict[str, int]:
+        """When something is sent, by the server's clock."""
+        if self.both.naive.clock == "wall" or self.server_ahead_ms is None:
+            return self.now()
+        return {"now_ms": self.clock_ms + self.server_ahead_ms}
 
     # Events
 
@@ -310,20 +326,20 @@ class TwoStores(RuleBasedStateMachine):
 
     @rule(data=st.data(), kind=st.sampled_from("aaab"), n=st.integers(1, 6))
     def ingest(self, data: st.DataObject, kind: str, n: int) -> None:
-        self.both.submit(kind, [self.row(data, kind) for _ in range(n)], **self.now())
+        self.both.submit(kind, [self.row(data, kind) for _ in range(n)], **self.at())
 
     @rule(data=st.data(), kind=st.sampled_from("aaab"), n=st.integers(1, 3))
     def observe(self, data: st.DataObject, kind: str, n: int) -> None:
         rows = [self.row(data, kind) for _ in range(n)]
-        answers, _ = self.both.submit(kind, rows, "everything", **self.now())
+        answers, _ = self.both.submit(kind, rows, "everything", **self.at())
         for answer in answers:
             event(f"observed with outcome {answer.outcome}")
 
     @rule(data=st.data(), kind=st.sampled_from("ab"))
     def peek_then_observe(self, data: st.DataObject, kind: str) -> None:
         row = self.row(data, kind)
-        peeked = self.both.peek(kind, row, "everything", **self.now())
-        _, observed = self.both.submit(kind, [row], "everything", **self.now())
+        peeked = self.both.peek(kind, row, "everything", **self.at())
+        _, observed = self.both.submit(kind, [row], "everything", **self.at())
         assert observed is not None
         assert peeked.bits() == observed.bits()
 
@@ -343,21 +359,21 @@ class TwoStores(RuleBasedStateMachine):
             for i in range(n)
         ]
         self.clock_ms += n * gap_ms
-        self.both.submit("a", rows, **self.now())
+        self.both.submit("a", rows, **self.at())
 
     @rule(data=st.data(), broken=malformed)
     def malformed_among_others(self, data: st.DataObject, broken: dict[str, Any]) -> None:
         good, bad = self.row(data, "a"), self.row(data, "a")
         fields = {**bad.fields, **broken}
         time = fields.pop("ts", bad.time)
-        self.both.submit("a", [Row(time, fields), good], **self.now())
+        self.both.submit("a", [Row(time, fields), good], **self.at())
 
     @rule(data=st.data(), skip=st.sampled_from([1, 1, 1, 2, 500, 1100]), epoch=st.sampled_from([1, 1, 1, 2]))
     def ingest_in_sequence(self, data: st.DataObject, skip: int, epoch: int) -> None:
         self.next_sequence += skip
         rows = [self.row(data, "a") for _ in range(data.draw(st.integers(1, 3)))]
         options = {"producer": b"p", "epoch": epoch, "sequence": self.next_sequence}
-        self.both.submit("a", rows, **options, **self.now())
+        self.both.submit("a", rows, **options, **self.at())
         self.sent.append((rows, options))
 
     @precondition(lambda self: getattr(self, "sent", []))
@@ -365,7 +381,7 @@ class TwoStores(RuleBasedStateMachine):
     def retry(self, data: st.DataObject, same: bool) -> None:
         rows, options = data.draw(st.sampled_from(self.sent))
         rows = rows if same else [replace(row, time=(row.time or 0) + 1) for row in rows]
-        self.both.submit("a", rows, **options, **self.now())
+        self.both.submit("a", rows, **options, **self.at())
 
     @precondition(lambda self: getattr(self, "sent", []))
     @rule(change=st.sampled_from(["drop", "reset", "reset back"]), back=st.integers(0, 1500))

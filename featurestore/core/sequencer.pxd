@@ -22,7 +22,7 @@ cdef enum ClockC:               # plan.CLOCKS; in heads of checkpoints
 
 ctypedef struct Sequencer:
     uint8_t clock                # ClockC
-    int64_t max_future_ms        # wall clock only
+    int64_t max_future_ms        # how far ahead of the server's clock an event may be
     int64_t now_ms               # the latest of all clocks, never decreasing; UNSET_MS at first
     uint64_t position            # of the last event
     uint16_t n_types             # event types in the plan
@@ -48,7 +48,8 @@ ctypedef struct Facts:           # what is known of a batch before it is decided
     ColdIds* cold                # what was read of ids; what is to be read is added
 
 # Fills the outcomes that are still 0, every nows[i]: the clock at event i, and every partly[i]: 1 where it is
-# accepted and something that it matches drops it. 0, or -1 when out of memory; 1 where ids are to be read
+# accepted and something that it matches drops it. wall_ms: the server's clock; 0 where that is not known, and
+# then only a wall clock has a future. 0, or -1 when out of memory; 1 where ids are to be read
 # first: none of them means anything then.
 cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* batch, const Facts* facts,
                           int64_t wall_ms, int64_t* nows, uint8_t* partly) noexcept nogil

@@ -3,7 +3,7 @@
 What it remembers of producers and of event ids is beneath it: producers.pyx, ids.pyx.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -122,7 +122,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
     cdef const IdTable* table = &s.ids.tables[batch.event]
     cdef IdSet in_batch
     cdef Id* id_ = NULL
-    cdef int64_t oldest_ms = 0
+    cdef int64_t oldest_ms = 0, latest_ms = INT64_MAX
     cdef uint64_t new_bytes = 0, others_bytes = 0
     cdef uint32_t i
     cdef int verdict = ID_NEW, status = 0, drops
@@ -131,6 +131,11 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
         ids_bytes(&s.ids) + batch.n_events * <uint64_t>ID_BYTES > s.ids.max_bytes)
     if s.clock == CLOCK_WALL and s.now_ms > now:
         now = s.now_ms
+    # Whichever clock: one that events move would else follow the first of them that is dated years ahead.
+    if s.clock == CLOCK_WALL:
+        latest_ms = now + s.max_future_ms
+    elif wall_ms > 0:
+        latest_ms = wall_ms + s.max_future_ms
     memset(&in_batch, 0, sizeof(in_batch))
     if is_near_cap:
         others_bytes = _bytes_of_others(s, batch.event, now)
@@ -148,7 +153,7 @@ cdef int sequencer_decide(const Sequencer* s, const PlanC* plan, const Batch* ba
             continue
         t = batch.times[i]
         then = t if s.clock != CLOCK_WALL and t > now else now       # the clock, if this event is accepted
-        if s.clock == CLOCK_WALL and t > now + s.max_future_ms:
+        if t > latest_ms:
             batch.outcomes[i] = REFUSED_FUTURE
             continue
         if event.id_field >= 0:

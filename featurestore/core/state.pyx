@@ -1010,9 +1010,9 @@ cdef class State:
     clock: one of CLOCKS (plan.py). secret: 16 bytes that key every fingerprint. n_shards: a power of two;
     with the secret part of the store's identity. threads: how many apply one large batch together.
     cores: how many may be at long work at once (turns.pxd), 1 at least. max_memory_bytes: at it no rows are
-    made, and keys that have none are shed; 0 for no limit. max_future_ms: how far ahead of the wall clock an
-    event may be, MAX_FUTURE_MS at most. dedupe_memory_bytes: of event ids within their horizons; at it events
-    with new ids are refused.
+    made, and keys that have none are shed; 0 for no limit. max_future_ms: how far ahead of the server's
+    clock an event may be, MAX_FUTURE_MS at most. dedupe_memory_bytes: of event ids within their horizons; at
+    it events with new ids are refused.
     """
 
     def __init__(self, plan not None, *, str clock="event", bytes secret=bytes(16), uint32_t n_shards=64,
@@ -1159,8 +1159,8 @@ cdef class State:
         batch.outcomes, batch.partly_late and batch.shed. A duplicate batch is acknowledged: the outcome of
         every event that could be read is DUPLICATE, and its vector the first one again, unless other events
         came between; of lifetimes and decayed sums there may be bounds only.
-        now_ms: the wall clock, ignored by the event clock. Raises SequenceError, InvalidEventError or
-        LimitError where (producer, epoch, sequence) is turned away.
+        now_ms: the server's clock; 0: not known, which only the wall clock needs. Raises SequenceError,
+        InvalidEventError or LimitError where (producer, epoch, sequence) is turned away.
         """
         cdef Batch* b = &batch.batch
         cdef Work work

@@ -71,7 +71,7 @@ class Oracle:
         outcomes = []
         for t, name in zip(times, ids, strict=True):
             then = max(self.now, t) if self.clock == "event" else self.now
-            if self.clock == "wall" and t > then + 10_000:
+            if t > (then if self.clock == "wall" else now_ms) + 10_000:
                 outcomes.append(Outcome.REFUSED_FUTURE)
             elif t < then - self.dedupe_ms:
                 outcomes.append(Outcome.REFUSED_BEYOND_DEDUPE)

@@ -97,7 +97,7 @@ class Schema:
     events: Mapping[str, EventType]
     views: Mapping[str, View]
     services: Mapping[str, Sequence[str]]  # name → features as "view.feature"
-    max_future_ms: int = 10_000  # wall clock only
+    max_future_ms: int = 10_000  # of the server's clock
     derived: Mapping[str, Derived] = field(default_factory=dict)  # by full name
 
 
@@ -183,14 +183,15 @@ class Producer:
 
 
 class Store:
-    """The store. `clock` is "event", "merged" or "wall"; under "wall" calls bring `now_ms`, which never turns
-    back."""
+    """The store. `clock` is "event", "merged" or "wall"; calls bring `now_ms`, the server's clock. Under
+    "wall" it is the store's, and never turns back; else it only bounds how far ahead an event may be."""
 
     def __init__(self, schema: Schema, *, clock: str = "event") -> None:
         self.schema = schema
         self.clock = clock
         self.position = 0
         self.wall_now: int | None = None
+        self.server_ms: int | None = None  # of the batch being taken; None: not known
         self.event_now: dict[str, int] = {}
         self.first_now: dict[str, int] = {}  # event type → the clock when its first event was accepted
         self.ids: dict[tuple[str, str], int] = {}  # (event type, id) → seen_at
@@ -218,6 +219,7 @@ class Store:
         shed: of each event the parts of those keys for which there was no room; memory decides that, and
         nothing here can."""
         self._advance_wall(now_ms)
+        self.server_ms = now_ms
         if producer and self._batch_seen(producer, epoch, sequence, (event, tuple(map(_content, rows)))):
             duplicates = []
             for row in rows:
@@ -454,7 +456,8 @@ class Store:
     def _refused_by_state(self, event: str, time: int, fields: Fields, now: int) -> int:
         """What the clock and the remembered ids refuse. An old event is beyond, known or not."""
         kind = self.schema.events[event]
-        if self.clock == "wall" and time > now + self.schema.max_future_ms:
+        server_ms = now if self.clock == "wall" else self.server_ms
+        if server_ms is not None and time > server_ms + self.schema.max_future_ms:
             return FUTURE
         if kind.id_field is None:
             return 0
