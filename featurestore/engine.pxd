@@ -23,6 +23,7 @@ cdef enum EngineStatus:
     ENGINE_BUSY = 7              # others have what it needs, or the disk, and it was not to wait: nothing was
                                  # done
     ENGINE_UNREAD = 8            # within: ids are to be read first, without the order lock
+    ENGINE_LEAPT = 9             # the wall clock has gone on further than time: nothing was applied
 
 ctypedef struct Sender:          # who sent a batch; name_bytes 0: not deduplicated by sequence
     const uint8_t* name
@@ -55,6 +56,7 @@ ctypedef struct EngineC:
     int blocked                  # checkpoints find no space: writes wait (ENGINE_FULL) until one succeeds
     uint64_t last_position       # behind it, writes wait too: what is held for a checkpoint may hold no more
     int failed                   # see ENGINE_FAILED
+    int64_t lead_ms              # how far ahead of the machine's uptime its wall clock may be; atomic
     uint32_t schema_version
 
 # Applies a batch (or, with peek, only says what it would do) and reads `service` at each event; an
@@ -64,7 +66,7 @@ ctypedef struct EngineC:
 cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender, Work* work, ByteBuffer* body,
                       const ServiceC* service, const Outputs* outputs, bint peek, bint waits,
                       WriteResult* result) noexcept nogil
-# state_read at the wall clock's now; an EngineStatus.
+# state_read at the server's now; an EngineStatus.
 cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n,
                      const int64_t* as_of, bint waits, Work* work, const Outputs* outputs,
                      int64_t* read_at) noexcept nogil

@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.clock cimport clock_wall_ms
+from featurestore.clock cimport clock_boot_ms, clock_wall_ms
 from featurestore.core.batch cimport (
     MAX_PRODUCER_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
     batch_holds,
@@ -68,7 +68,7 @@ from featurestore.storage.journal cimport (
 from featurestore.core.structs import same_structs
 from featurestore.errors import (
     ConfigError, CorruptRecordError, InvalidEventError, LimitError, StaleVersionError, StorageError,
-    UnknownNameError,
+    UnavailableError, UnknownNameError,
 )
 from featurestore.niceness import UPKEEP, give_way
 from featurestore.plan import CLOCKS, Plan
@@ -89,8 +89,12 @@ same_structs(__name__, engine_structs())
 cdef extern from * nogil:
     """
     #define fs_add(counter, n) __atomic_fetch_add((counter), (n), __ATOMIC_RELAXED)
+    #define fs_load_ms(ms) __atomic_load_n((ms), __ATOMIC_RELAXED)
+    #define fs_store_ms(ms, value) __atomic_store_n((ms), (value), __ATOMIC_RELAXED)
     """
     uint64_t fs_add(uint64_t* counter, uint64_t n) noexcept
+    int64_t fs_load_ms(const int64_t* ms) noexcept
+    void fs_store_ms(int64_t* ms, int64_t value) noexcept
 
 cdef enum:
     DEDUPE_MEMORY_BYTES = 360_000_000        # unless told otherwise: 10 million ids
@@ -105,6 +109,7 @@ cdef enum:
     PART_BYTES = 16 << 20        # of changed pages: from so much on, shards that are written are committed
     MIN_MEMORY_BYTES = 16 << 20  # of rows: less holds nothing useful, and is a number without its unit
     SHEDS_S = 60                 # for so long nothing is shed before that is said to be over
+    MOST_LEAP_MS = 60_000        # that a wall clock may gain on the machine's uptime, and be believed
     MAKING_MS = 1000             # what there is on the wall clock between making a plan and serving it
 
 cdef extern from * nogil:
@@ -148,9 +153,26 @@ class Checkpointed:
 
 # -- the hot path --------------------------------------------------------------------------------------------
 
-cdef int64_t _stamp(const StateC* state) noexcept nogil:
+cdef inline int64_t _latest_ms(const EngineC* engine) noexcept nogil:
+    """What the machine's wall clock may say by now."""
+    return clock_boot_ms() + fs_load_ms(&engine.lead_ms)
+
+
+cdef inline int64_t _server_ms(const EngineC* engine) noexcept nogil:
+    """The server's clock. One that is set ahead is followed no further than time has passed: all that is kept
+    would expire at once, and what comes by honest clocks be late."""
+    return min(clock_wall_ms(), _latest_ms(engine))
+
+
+cdef inline int64_t _leap_ms(const EngineC* engine) noexcept nogil:
+    """How much further the wall clock has gone; 0 where it is believed."""
+    return max(<int64_t>0, clock_wall_ms() - _latest_ms(engine))
+
+
+cdef int64_t _stamp(const EngineC* engine) noexcept nogil:
     """The server's clock for a frame; on a wall clock it never goes back. Order lock held."""
-    cdef int64_t now = clock_wall_ms()
+    cdef const StateC* state = engine.state
+    cdef int64_t now = _server_ms(engine)
     if state.sequencer.clock == CLOCK_WALL and state.sequencer.now_ms > now:
         now = state.sequencer.now_ms
     return now
@@ -210,7 +232,7 @@ cdef int _change_in_order(EngineC* engine, int change, const Origin* origin, Fra
     cdef int status
     if engine.journal == NULL:
         return ENGINE_CLOSED
-    frame.now_ms = _stamp(engine.state)
+    frame.now_ms = _stamp(engine)
     known[0] = producers_know(&engine.state.sequencer.producers, origin, frame.now_ms)
     if not known[0]:
         return ENGINE_OK
@@ -265,7 +287,7 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
                          bint peek, WriteResult* result) noexcept nogil:
     """With the order lock held."""
     cdef StateC* state = engine.state
-    cdef int64_t wall_ms = _stamp(state)
+    cdef int64_t wall_ms = _stamp(engine)
     cdef uint64_t first = state.sequencer.position + 1
     cdef int status
     if engine.journal == NULL:
@@ -276,6 +298,8 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
     if result.verdict == VERDICT_DUPLICATE:
         state_repeat(state, batch, work, wall_ms)
     else:
+        if not peek and state.sequencer.clock == CLOCK_WALL and _leap_ms(engine):
+            return ENGINE_LEAPT          # what comes by such a clock is not in the future, nor the rest late
         status = state_decide(state, batch, work, wall_ms)
         if status != 0:
             return ENGINE_NO_MEMORY if status < 0 else ENGINE_UNREAD
@@ -358,7 +382,7 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
 cdef int engine_read(EngineC* engine, const ServiceC* service, const Column* const* parts, uint32_t n,
                      const int64_t* as_of, bint waits, Work* work, const Outputs* outputs,
                      int64_t* read_at) noexcept nogil:
-    cdef int status = state_read(engine.state, service, parts, n, as_of, clock_wall_ms(), waits, work,
+    cdef int status = state_read(engine.state, service, parts, n, as_of, _server_ms(engine), waits, work,
                                  outputs, read_at)
     if status < 0:
         return ENGINE_NO_MEMORY
@@ -497,6 +521,7 @@ cdef class Engine:
         self.c.state = &self.state.c
         self.c.journal = self.journal.state
         self.c.schema_version = self.state.plan.version
+        self.accept_clock()
         self._make_room()
         self.recovered = Recovered(n_rows, self.checkpoint_position, frames, events, self.journal.torn,
                                    time.monotonic() - began)
@@ -670,7 +695,7 @@ cdef class Engine:
         with nogil:
             pthread_rwlock_rdlock(&self.c.state.plan_lock)
         try:
-            vectors = self.state._read(service, parts, n, as_of, clock_wall_ms(), bounds)
+            vectors = self.state._read(service, parts, n, as_of, _server_ms(&self.c), bounds)
         finally:
             pthread_rwlock_unlock(&self.c.state.plan_lock)
         fs_add(&self.c.counters.vectors, n)
@@ -678,7 +703,7 @@ cdef class Engine:
 
     def lists(self, service, parts, *, as_of=None):
         """As State.lists, at the store's now."""
-        return self.state.lists(service, parts, as_of=as_of, now_ms=clock_wall_ms())
+        return self.state.lists(service, parts, as_of=as_of, now_ms=_server_ms(&self.c))
 
     # -- change
 
@@ -749,7 +774,7 @@ cdef class Engine:
                 frame.kind = FRAME_SCHEMA
                 frame.n_positions = 1
                 frame.schema_version = plan.version
-                frame.now_ms = _stamp(self.c.state)
+                frame.now_ms = _stamp(&self.c)
                 piece.iov_base = <void*><const char*>body
                 piece.iov_len = len(body)
                 with nogil:
@@ -778,7 +803,7 @@ cdef class Engine:
 
     def _now_ms(self):
         if self._is_wall():
-            return max(clock_wall_ms(), self.state.now_ms or 0)
+            return max(_server_ms(&self.c), self.state.now_ms or 0)
         return self.state.now_ms
 
     def _nows(self):
@@ -793,6 +818,19 @@ cdef class Engine:
         if not self._is_wall():
             return nows != served
         return nows.keys() != served.keys() or any(self._now_ms() > now for now in nows.values())
+
+    @property
+    def leap_ms(self):
+        """How much further the machine's wall clock has gone than time has passed since the store was opened,
+        but for a minute. While it is not 0 a wall-clock store takes no writes, and its now goes on with time.
+        """
+        return _leap_ms(&self.c)
+
+    def accept_clock(self):
+        """Believes the server's wall clock from now on. Returns how far it had leapt, milliseconds."""
+        cdef int64_t leap_ms = _leap_ms(&self.c)
+        fs_store_ms(&self.c.lead_ms, clock_wall_ms() - clock_boot_ms() + MOST_LEAP_MS)
+        return leap_ms
 
     def _is_wall(self):
         return self.directory.identity.clock == "wall"
@@ -853,7 +891,7 @@ cdef class Engine:
             piece.iov_len = FORGET_BODY_BYTES
             with nogil:
                 pthread_mutex_lock(&self.c.state.order)
-                frame.now_ms = _stamp(self.c.state)
+                frame.now_ms = _stamp(&self.c)
                 status = journal_append(self.c.journal, &frame, &piece, 1)
                 if status == JOURNAL_OK:
                     found = state_forget(self.c.state, fp[0], fp[1])
@@ -875,7 +913,7 @@ cdef class Engine:
 
     def producers(self, uint64_t after=0, *, uint32_t at_least=1000):
         """As State.list_producers, at the store's now."""
-        return self.state.list_producers(after, at_least=at_least, now_ms=clock_wall_ms())
+        return self.state.list_producers(after, at_least=at_least, now_ms=_server_ms(&self.c))
 
     def drop_producer(self, str name not None):
         """Remembers nothing of a producer any more, as if it had never written: what it sends again counts
@@ -1181,7 +1219,8 @@ cdef class Engine:
             return journal.last_position
 
     def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
-                     double sweep_every_s=300.0, on_failure=None, on_filling=None, on_shedding=None):
+                     double sweep_every_s=300.0, on_failure=None, on_filling=None, on_shedding=None,
+                     on_leap=None):
         """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees
         expired rows.
 
@@ -1192,7 +1231,8 @@ cdef class Engine:
 
         on_filling(what, used bytes, cap) is called when memory that refuses events or sheds keys at its cap
         is four fifths full, and again only after it was half empty. on_shedding(whether): events began to
-        find no room at max_memory, or have all found some for a minute.
+        find no room at max_memory, or have all found some for a minute. on_leap(ms): the wall clock has leapt
+        so far ahead (leap_ms), or with 0 is believed again.
         """
         with self.lock:
             if self.upkeep is not None:
@@ -1200,15 +1240,15 @@ cdef class Engine:
             self.upkeep = threading.Thread(
                 target=self._upkeep, name="featurestore-upkeep", daemon=True,
                 args=(checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure, on_filling,
-                      on_shedding))
+                      on_shedding, on_leap))
             self.upkeep.start()
 
     def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure, on_filling,
-                on_shedding):
+                on_shedding, on_leap):
         give_way(UPKEEP)
         began = checked = swept = shed_at = time.monotonic()
         n_shed = self.c.counters.shed
-        sheds = False
+        sheds = leapt = False
         sweep_took = 0.1
         # What a journal just truncated has, and what preallocation adds.
         most_bytes = checkpoint_journal_bytes + 2 * self.segment_bytes
@@ -1245,6 +1285,10 @@ cdef class Engine:
                     sheds = not sheds
                     if on_shedding is not None:
                         on_shedding(sheds)
+                if leapt != (_leap_ms(&self.c) > 0):
+                    leapt = not leapt
+                    if on_leap is not None:
+                        on_leap(_leap_ms(&self.c))
                 for what, (used, cap) in self.state.memories.items():
                     if used * 2 < cap:
                         told.discard(what)
@@ -1286,6 +1330,7 @@ cdef class Engine:
             "checkpoint_room_bytes": self.room_bytes,
             "last_position": None if self.c.last_position == NO_LIMIT else self.c.last_position,
             "journal_bytes": self.journal.total_bytes, "now_ms": self._now_ms(),
+            "server_ms": _server_ms(&self.c), "leap_ms": _leap_ms(&self.c), "clocks_ms": self.state.nows_ms,
         }
 
     def close(self, *, bint checkpoint=False):
@@ -1350,6 +1395,10 @@ def write_error(int status):
         return LimitError(
             "the disk is full, or no file descriptor is left: nothing was applied; writes resume by "
             "themselves when there is")
+    if status == ENGINE_LEAPT:
+        return UnavailableError(
+            "the server's wall clock has leapt ahead of the time that has passed; nothing was applied; "
+            "writes resume when it is set right, or after `featurestore clock accept`")
     if status == ENGINE_TOO_LARGE:
         return LimitError(
             "the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")

@@ -38,6 +38,9 @@ COMMANDS = (
         "featurestore.cli.producers",
         "who is remembered to have written: list them, forget one, reset one",
     ),
+    Command(
+        "clock", "featurestore.cli.clock", "what time it is for a live store; believe a clock that leapt"
+    ),
     Command("stats", "featurestore.cli.stats", "what a live store holds and has done"),
     Command("checkpoint", "featurestore.cli.checkpoint", "have a live store write its rows to disk now"),
     Command("backup", "featurestore.cli.backup", "copy a live store to a directory on its machine"),

@@ -56,6 +56,8 @@ NAMES = (
     "last_position",
     "journal_bytes",
     "now_ms",
+    "server_ms",
+    "leap_ms",
     "uptime_ms",
 )
 
@@ -69,16 +71,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> Exit:
     with admin_of(arguments) as admin:
         reply = admin.stats()
-    numbers = {name: getattr(reply, name) for name in NAMES}
+    numbers: dict[str, Any] = {name: getattr(reply, name) for name in NAMES}
     for name in ("now_ms", "last_position"):  # before the first event; where nothing limits it
         if not reply.HasField(name):
             numbers[name] = None
     if reply.checkpoint_age_ms < 0:
         numbers["checkpoint_age_ms"] = None
+    clocks_ms = dict(sorted(reply.clocks_ms.items()))
     if arguments.output == "json":
-        print_json(numbers)
+        print_json({**numbers, "clocks_ms": clocks_ms})
     else:
-        print("\n".join(columns([row(name, value) for name, value in numbers.items()], right=[1])))
+        rows = [row(name, value) for name, value in numbers.items()]
+        rows += [[f"clock of {event}", row("now_ms", ms)[1]] for event, ms in clocks_ms.items()]
+        print("\n".join(columns(rows, right=[1])))
     return Exit.OK
 
 
@@ -87,7 +92,7 @@ def row(name: str, value: Any) -> list[str]:
     words = name.removesuffix("_ms").replace("_", " ")
     if value is None:
         return [words, "none"]
-    if name == "now_ms":
+    if name in {"now_ms", "server_ms"}:
         now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=value)
         return [words, now.isoformat(" ", "milliseconds")]
     if name.endswith("_ms"):

@@ -119,6 +119,10 @@ class AdminClient:
         request = admin_pb.ResetProducerRequest(name=name, epoch=epoch, sequence=sequence)
         return self._call("ResetProducer", request, admin_pb.ResetProducerResponse)
 
+    def accept_clock(self) -> admin_pb.AcceptClockResponse:
+        """The server's wall clock, which has leapt ahead, is right: writes go on by it."""
+        return self._call("AcceptClock", admin_pb.AcceptClockRequest(), admin_pb.AcceptClockResponse)
+
     def backup(self, directory: str) -> admin_pb.BackupResponse:
         """`directory` is on the server's machine and must not exist yet."""
         request = admin_pb.BackupRequest(directory=directory)

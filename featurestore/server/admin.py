@@ -94,6 +94,11 @@ class Admin(pb_grpc.AdminServiceServicer):
             ),
         )
 
+    def AcceptClock(
+        self, request: pb.AcceptClockRequest, context: grpc.ServicerContext
+    ) -> pb.AcceptClockResponse:
+        return _answer(context, self._accept_clock)
+
     def Backup(self, request: pb.BackupRequest, context: grpc.ServicerContext) -> pb.BackupResponse:
         return _answer(context, lambda: nicely(lambda: self._backup(request)))
 
@@ -150,10 +155,16 @@ class Admin(pb_grpc.AdminServiceServicer):
     def _stats(self) -> pb.StatsResponse:
         stats = {name: n for name, n in self._engine.stats().items() if n is not None}
         names = pb.StatsResponse.DESCRIPTOR.fields_by_name
-        response = pb.StatsResponse(**{name: stats[name] for name in names if name in stats})
+        known: Any = {name: stats[name] for name in names if name in stats}
+        response = pb.StatsResponse(**known)
         response.row_bytes = stats["used_bytes"]
         response.uptime_ms = int((time.monotonic() - self._began) * 1000)
         return response
+
+    def _accept_clock(self) -> pb.AcceptClockResponse:
+        leap_ms = self._engine.accept_clock()
+        _log.info("the wall clock is believed as it is; it had leapt %.1f s ahead", leap_ms / 1000)
+        return pb.AcceptClockResponse(leap_ms=leap_ms)
 
     def _checkpoint(self) -> pb.CheckpointResponse:
         began = time.monotonic()

@@ -226,6 +226,21 @@ class StoreCollector(Collector):
                 max(0, last - stats["position"]),
             )
         yield GaugeMetricFamily(
+            "featurestore_clock_ahead_seconds",
+            "How much further the wall clock has leapt than time has passed: above 0, a store of the wall "
+            "clock takes no writes.",
+            stats["leap_ms"] / 1000,
+        )
+        behind = GaugeMetricFamily(
+            "featurestore_clock_behind_seconds",
+            "How far the clock of an event type is behind the server's: on an event clock, the age of its "
+            "newest event.",
+            labels=["event"],
+        )
+        for event, now_ms in self._engine.state.nows_ms.items():
+            behind.add_metric([event], (stats["server_ms"] - now_ms) / 1000)
+        yield behind
+        yield GaugeMetricFamily(
             "featurestore_failed", "1: writes are over until a restart.", int(self._engine.failed)
         )
         age_ms = stats["checkpoint_age_ms"]  # below 0 where there is none, as when each fails since the start

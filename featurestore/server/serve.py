@@ -266,6 +266,7 @@ def _serve(config: ServeConfig, on_ready: Any) -> int:
                 on_failure=lambda error: _log.error("the store has failed: %s", error),
                 on_filling=_log_filling,
                 on_shedding=_log_shedding,
+                on_leap=lambda leap_ms: _log_leap(leap_ms, engine),
             )
             if config.transport is None and server.front.name != "native":
                 _log.warning(
@@ -316,6 +317,18 @@ def _log_shedding(whether: bool) -> None:
         )
     else:
         _log.info("no key was shed for a minute")
+
+
+def _log_leap(leap_ms: int, engine: Engine) -> None:
+    if leap_ms == 0:
+        _log.info("the wall clock is believed again")
+        return
+    _log.warning(
+        "the wall clock has leapt %.1f s further ahead than time has passed%s, until it is set right or "
+        "`featurestore clock accept`",
+        leap_ms / 1000,
+        ": no event is taken" if engine.directory.identity.clock == "wall" else "",
+    )
 
 
 def _log_recovered(engine: Engine) -> None:

@@ -118,7 +118,14 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("schema_version", "events_accepted", "events_late", "events_partly_late", "events_shed", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms", "sketches", "sketch_bytes", "ids", "id_bytes", "dedupe_memory_bytes", "ids_on_disk", "id_reads", "id_reads_in_vain", "id_reads_failed", "max_memory_bytes", "producers", "producers_made_up", "producer_bytes", "max_producer_bytes", "producers_refused", "producers_forgotten", "producer_bytes_made_up", "checkpoint_room_bytes", "last_position")
+    __slots__ = ("schema_version", "events_accepted", "events_late", "events_partly_late", "events_shed", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms", "sketches", "sketch_bytes", "ids", "id_bytes", "dedupe_memory_bytes", "ids_on_disk", "id_reads", "id_reads_in_vain", "id_reads_failed", "max_memory_bytes", "producers", "producers_made_up", "producer_bytes", "max_producer_bytes", "producers_refused", "producers_forgotten", "producer_bytes_made_up", "checkpoint_room_bytes", "last_position", "server_ms", "leap_ms", "clocks_ms")
+    class ClocksMsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     SCHEMA_VERSION_FIELD_NUMBER: _ClassVar[int]
     EVENTS_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     EVENTS_LATE_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +163,9 @@ class StatsResponse(_message.Message):
     PRODUCER_BYTES_MADE_UP_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_ROOM_BYTES_FIELD_NUMBER: _ClassVar[int]
     LAST_POSITION_FIELD_NUMBER: _ClassVar[int]
+    SERVER_MS_FIELD_NUMBER: _ClassVar[int]
+    LEAP_MS_FIELD_NUMBER: _ClassVar[int]
+    CLOCKS_MS_FIELD_NUMBER: _ClassVar[int]
     schema_version: int
     events_accepted: int
     events_late: int
@@ -193,7 +203,10 @@ class StatsResponse(_message.Message):
     producer_bytes_made_up: int
     checkpoint_room_bytes: int
     last_position: int
-    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_partly_late: _Optional[int] = ..., events_shed: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., sketches: _Optional[int] = ..., sketch_bytes: _Optional[int] = ..., ids: _Optional[int] = ..., id_bytes: _Optional[int] = ..., dedupe_memory_bytes: _Optional[int] = ..., ids_on_disk: _Optional[int] = ..., id_reads: _Optional[int] = ..., id_reads_in_vain: _Optional[int] = ..., id_reads_failed: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., producers: _Optional[int] = ..., producers_made_up: _Optional[int] = ..., producer_bytes: _Optional[int] = ..., max_producer_bytes: _Optional[int] = ..., producers_refused: _Optional[int] = ..., producers_forgotten: _Optional[int] = ..., producer_bytes_made_up: _Optional[int] = ..., checkpoint_room_bytes: _Optional[int] = ..., last_position: _Optional[int] = ...) -> None: ...
+    server_ms: int
+    leap_ms: int
+    clocks_ms: _containers.ScalarMap[str, int]
+    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_partly_late: _Optional[int] = ..., events_shed: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., sketches: _Optional[int] = ..., sketch_bytes: _Optional[int] = ..., ids: _Optional[int] = ..., id_bytes: _Optional[int] = ..., dedupe_memory_bytes: _Optional[int] = ..., ids_on_disk: _Optional[int] = ..., id_reads: _Optional[int] = ..., id_reads_in_vain: _Optional[int] = ..., id_reads_failed: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., producers: _Optional[int] = ..., producers_made_up: _Optional[int] = ..., producer_bytes: _Optional[int] = ..., max_producer_bytes: _Optional[int] = ..., producers_refused: _Optional[int] = ..., producers_forgotten: _Optional[int] = ..., producer_bytes_made_up: _Optional[int] = ..., checkpoint_room_bytes: _Optional[int] = ..., last_position: _Optional[int] = ..., server_ms: _Optional[int] = ..., leap_ms: _Optional[int] = ..., clocks_ms: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class CheckpointRequest(_message.Message):
     __slots__ = ()
@@ -282,6 +295,16 @@ class ResetProducerResponse(_message.Message):
     POSITION_FIELD_NUMBER: _ClassVar[int]
     position: int
     def __init__(self, position: _Optional[int] = ...) -> None: ...
+
+class AcceptClockRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AcceptClockResponse(_message.Message):
+    __slots__ = ("leap_ms",)
+    LEAP_MS_FIELD_NUMBER: _ClassVar[int]
+    leap_ms: int
+    def __init__(self, leap_ms: _Optional[int] = ...) -> None: ...
 
 class BackupRequest(_message.Message):
     __slots__ = ("directory",)

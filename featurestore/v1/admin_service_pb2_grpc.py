@@ -75,6 +75,11 @@ class AdminServiceStub:
                 request_serializer=featurestore_dot_v1_dot_admin__service__pb2.ResetProducerRequest.SerializeToString,
                 response_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ResetProducerResponse.FromString,
                 _registered_method=True)
+        self.AcceptClock = channel.unary_unary(
+                '/featurestore.v1.AdminService/AcceptClock',
+                request_serializer=featurestore_dot_v1_dot_admin__service__pb2.AcceptClockRequest.SerializeToString,
+                response_deserializer=featurestore_dot_v1_dot_admin__service__pb2.AcceptClockResponse.FromString,
+                _registered_method=True)
         self.Backup = channel.unary_unary(
                 '/featurestore.v1.AdminService/Backup',
                 request_serializer=featurestore_dot_v1_dot_admin__service__pb2.BackupRequest.SerializeToString,
@@ -144,6 +149,15 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AcceptClock(self, request, context):
+        """Believes the server's wall clock as it is, where that leapt further ahead than time has passed since the server
+        started, and a minute: until then a store of the wall clock takes no writes (UNAVAILABLE), and its now goes on with
+        the time that passes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Backup(self, request, context):
         """Copies the live store to a directory on the server's machine, consistent at one position.
         """
@@ -193,6 +207,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ResetProducer,
                     request_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ResetProducerRequest.FromString,
                     response_serializer=featurestore_dot_v1_dot_admin__service__pb2.ResetProducerResponse.SerializeToString,
+            ),
+            'AcceptClock': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptClock,
+                    request_deserializer=featurestore_dot_v1_dot_admin__service__pb2.AcceptClockRequest.FromString,
+                    response_serializer=featurestore_dot_v1_dot_admin__service__pb2.AcceptClockResponse.SerializeToString,
             ),
             'Backup': grpc.unary_unary_rpc_method_handler(
                     servicer.Backup,
@@ -417,6 +436,33 @@ class AdminService:
             '/featurestore.v1.AdminService/ResetProducer',
             featurestore_dot_v1_dot_admin__service__pb2.ResetProducerRequest.SerializeToString,
             featurestore_dot_v1_dot_admin__service__pb2.ResetProducerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptClock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featurestore.v1.AdminService/AcceptClock',
+            featurestore_dot_v1_dot_admin__service__pb2.AcceptClockRequest.SerializeToString,
+            featurestore_dot_v1_dot_admin__service__pb2.AcceptClockResponse.FromString,
             options,
             channel_credentials,
             insecure,
