@@ -1330,7 +1330,7 @@ cdef class Engine:
             "checkpoint_room_bytes": self.room_bytes,
             "last_position": None if self.c.last_position == NO_LIMIT else self.c.last_position,
             "journal_bytes": self.journal.total_bytes, "now_ms": self._now_ms(),
-            "server_ms": _server_ms(&self.c), "leap_ms": _leap_ms(&self.c), "clocks_ms": self.state.nows_ms,
+            "server_ms": _server_ms(&self.c), "leap_ms": _leap_ms(&self.c),
         }
 
     def close(self, *, bint checkpoint=False):

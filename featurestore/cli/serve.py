@@ -45,6 +45,8 @@ what time it is:
                    lies beyond a type's clock is WARMING
   --clock merged   the newest event so far of all types: for history and tests whose types come together
                    With both, the same events always say the same
+  Whichever it is, an event more than 10 seconds ahead of the server's clock is refused. Where that leaps more
+  than a minute further ahead than time has passed, --clock wall takes no writes: `featurestore clock --help`
 
 what was before a new store:
   --history none     no event of the schema's types: what it says is certain from the start

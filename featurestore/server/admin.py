@@ -155,8 +155,8 @@ class Admin(pb_grpc.AdminServiceServicer):
     def _stats(self) -> pb.StatsResponse:
         stats = {name: n for name, n in self._engine.stats().items() if n is not None}
         names = pb.StatsResponse.DESCRIPTOR.fields_by_name
-        known: Any = {name: stats[name] for name in names if name in stats}
-        response = pb.StatsResponse(**known)
+        known = {name: stats[name] for name in names if name in stats}
+        response = pb.StatsResponse(clocks_ms=self._engine.state.nows_ms, **known)
         response.row_bytes = stats["used_bytes"]
         response.uptime_ms = int((time.monotonic() - self._began) * 1000)
         return response

@@ -653,6 +653,27 @@ def test_producers_are_listed_dropped_and_reset(house: House, capsys: pytest.Cap
     assert (code, "none" in err) != (0, False), err
 
 
+def test_the_clocks_are_told_and_one_that_has_not_leapt_is_left(
+    house: House, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Client(house.target) as client:
+        client.ingest("transaction", rows(10))
+    before_ms = time.time_ns() // 1_000_000
+    code, out, _ = run("clock", "show", "--admin", house.admin, "-o", "json", capsys=capsys)
+    told = json.loads(out)
+    assert (code, told["leap_ms"], told["now_ms"]) == (0, 0, T0 + 9_000)
+    assert before_ms <= told["server_ms"] <= time.time_ns() // 1_000_000
+    assert told["clocks_ms"] == {"transaction": T0 + 9_000}
+    code, out, _ = run("clock", "show", "--admin", house.admin, capsys=capsys)
+    assert (code, out.count("2018-04-01 00:00:09.000+00:00"), "transaction" in out) == (0, 2, True)
+    code, out, _ = run("clock", "accept", "--admin", house.admin, capsys=capsys)
+    assert (code, out) == (0, "the wall clock had not leapt; nothing has changed\n")
+    code, out, _ = run("clock", "accept", "--admin", house.admin, "-o", "json", capsys=capsys)
+    assert (code, json.loads(out)) == (0, {"leap_ms": 0})
+    code, _, err = run("clock", "show", "--admin", f"unix:{house.directory}/none", capsys=capsys)
+    assert (code, "cannot reach" in err) == (4, True), err
+
+
 def test_forget_stats_checkpoint_and_backup(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     with Client(house.target) as client:
         client.ingest("transaction", rows(100))

@@ -368,6 +368,7 @@ def test_metrics_tell_what_happened(tmp_path: Path, serving: Serving) -> None:
         "featurestore_producers_forgotten_total": 0,
         "featurestore_durable_lag": 0,
         "featurestore_failed": 0,
+        "featurestore_clock_ahead_seconds": 0,
         "featurestore_checkpoint_rows": 3,
         'featurestore_call_seconds_count{method="GetFeatures"}': 4,
         'featurestore_call_seconds_count{method="Ingest"}': 2,
@@ -377,6 +378,7 @@ def test_metrics_tell_what_happened(tmp_path: Path, serving: Serving) -> None:
     assert {name: float(lines[name]) for name in told} == told
     assert float(lines["featurestore_checkpoint_age_seconds"]) >= 0
     assert float(lines["featurestore_row_bytes"]) > 0
+    assert float(lines['featurestore_clock_behind_seconds{event="play"}']) > 0
 
 
 def test_a_server_that_has_made_no_checkpoint_tells_how_long(tmp_path: Path) -> None:
