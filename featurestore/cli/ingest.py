@@ -46,11 +46,13 @@ EPILOG = """\
 what resumes:
   a file       by its content; --batch-events must be the same and so must the schema's fields of the event.
                Where they are not, the server refuses the batch rather than count it twice
-  a pipe (-)   only with --producer NAME, a name that stands for this data and no other
+  a pipe (-)   only with --producer NAME, a name that stands for this data and no other; then batches are cut
+               by their number of events alone, and not by --flush-every
 
 examples:
   featurestore ingest tx.parquet --event transaction --server localhost:50051
   zcat log-*.csv.gz | featurestore ingest - --format csv --event request --producer log-2024-05
+  tail -F access.jsonl | featurestore ingest - --format jsonl --event request
   featurestore ingest tx.csv --event transaction -o json | jq '.refusals[].row'
 
 exit code 3 means that all is in but some events were refused; with --allow-refused it is 0. Rows are
@@ -77,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=32768,
         metavar="N",
         help="events sent and acknowledged together (default: 32768)",
+    )
+    parser.add_argument(
+        "--flush-every",
+        type=float,
+        metavar="S",
+        help="of a pipe: send what has come after S seconds, however few (default: 1, with --producer never)",
     )
     parser.add_argument(
         "--producer", metavar="NAME", help="who sends, instead of a name made from the file's content"
@@ -127,6 +135,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     report = IngestReport()
     if not 0 <= arguments.wait <= 86_400:
         raise ConfigError(f"--wait is {arguments.wait:g}; it must be from 0 to 86400 seconds")
+    flush_s = flush_s_of(arguments)
     with (
         # its producer sends nothing: the batches have that of the source, under the same epoch
         client_of(arguments, producer="cli", epoch=arguments.epoch, retry_s=arguments.wait) as client,
@@ -134,7 +143,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     ):
         waits = _Waits(bar)
         plan = event_plan(client.schema(wait=True, on_wait=waits.tell), arguments.event)
-        with open_events(arguments.file, plan, stated_format=arguments.format) as reader:
+        with open_events(arguments.file, plan, stated_format=arguments.format, flush_s=flush_s) as reader:
             read = _Read(reader, arguments.batch_events)
             if arguments.producer is None:
                 source = source_of(arguments.file, arguments.event)
@@ -171,6 +180,23 @@ def run(arguments: argparse.Namespace) -> Exit:
     if arguments.output == "json":
         print_json(as_dict(report, source, arguments.epoch, seconds))
     return Exit.REFUSED if report.refused and not arguments.allow_refused else Exit.OK
+
+
+def flush_s_of(arguments: argparse.Namespace) -> float | None:
+    """How often what has come through a pipe is sent, however little; None where it is a file, or resumed."""
+    given: float | None = arguments.flush_every
+    if given is not None and not 0.01 <= given <= 86_400:
+        raise ConfigError(f"--flush-every is {given:g}; it must be from 0.01 to 86400 seconds")
+    if given is not None and (arguments.file != "-" or arguments.producer is not None):
+        what = (
+            "a file is read as fast as it goes" if arguments.file != "-" else "with --producer it is resumed"
+        )
+        raise ConfigError(
+            f"--flush-every is of a pipe that is not resumed, and {what}: its batches are cut by their events"
+        )
+    if arguments.file != "-" or arguments.producer is not None:
+        return None
+    return 1.0 if given is None else given
 
 
 class _Waits:

@@ -327,10 +327,10 @@ class _Line:
 
 
 async def _next_batch(upload: Upload, items: AsyncIterator[Any]) -> Batch | None:
-    """The next one to send; None at the source's end, and where it breaks (Upload.broken): with whatever
+    """The next one to send; None where it ends, pauses or breaks (Upload.broken): with whatever
     error, even one that a stream could have ended in.
     """
-    while upload.broken is None:
+    while upload.broken is None and upload.goes_on():
         try:
             batch = await asyncio.to_thread(upload.cut)
             if batch is not None:

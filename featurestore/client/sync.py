@@ -343,8 +343,8 @@ class Client:
 
 
 def _next_batch(upload: Upload, items: Iterator[Any]) -> Batch | None:
-    """The next one to send; None at the source's end, and where it breaks (Upload.broken)."""
-    while upload.broken is None:
+    """The next one to send; None where it ends, pauses or breaks (Upload.broken)."""
+    while upload.broken is None and upload.goes_on():
         try:
             batch = upload.cut()
             if batch is not None:

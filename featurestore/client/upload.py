@@ -109,12 +109,19 @@ class Upload:
         self._ranges: deque[tuple[int, int]] = deque()  # of what was fed, to be cut
         self._unanswered: deque[Batch] = deque()
         self._next_row = 0
+        self._is_paused = False  # nothing is read on before what was sent is answered
         self._is_unknown = False  # whether one of those unanswered was applied
 
     # ---- in
 
     def feed(self, item: Any) -> None:
-        """More events: a mapping, table or frame, or a chunk of a file. What was fed before has been cut."""
+        """More events: a mapping, table or frame, or a chunk of a file. What was fed before has been cut.
+
+        A chunk of no events is a file that more is waited for of: who knows how long, so answers come first.
+        """
+        self._is_paused = getattr(item, "n_events", None) == 0
+        if self._is_paused:
+            return
         if hasattr(item, "event_columns"):
             times, columns, outcomes = item.event_columns(self._event)
         else:
@@ -133,6 +140,11 @@ class Upload:
     def is_idle(self) -> bool:
         """Nothing is waiting for an answer."""
         return not self._unanswered
+
+    def goes_on(self) -> bool:
+        """Whether more may be read: not while something sent before a pause is unanswered."""
+        self._is_paused = self._is_paused and not self.is_idle
+        return not self._is_paused
 
     def cut(self) -> Batch | None:
         """The next batch, now waiting for its answer; None where more must be fed first."""

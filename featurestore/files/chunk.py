@@ -2,7 +2,8 @@
 
 Chunk i of a reader that starts at row s holds the events s + i * batch_events and on, exactly `batch_events`
 of them except in the last: the same file cut the same way gives the same chunks, whatever its row groups or
-blocks, so that an ingester which stopped after batch i starts again at that row with the same batches.
+blocks, so that an ingester which stopped after batch i starts again at that row with the same batches. Of a
+pipe that is read as it fills (`flush_s` of `open_events`) time cuts too, and a chunk of no events says so.
 
 An event that cannot be read (a number that is not one) is refused alone and in its place: its cell is absent
 and `Chunk.refused` says why. A file that cannot be read (a missing column, a broken line, a cut-off archive)
@@ -137,6 +138,12 @@ class EventReader(ABC):
         with arrow_errors(self.name, self.columns_read):
             yield from self._chunks(batch_events, start_row)
 
+    def _pause(self, row: int, stored_bytes: int) -> Chunk:
+        """A chunk of no events: what has come is handed over, and more is waited for."""
+        columns: dict[str, Cells] = {name: [] for name in self.fields}
+        kept = pa.RecordBatch.from_pylist([], schema=self.kept_schema)
+        return Chunk(self.name, row, 0, columns, kept, np.zeros(0, np.uint8), stored_bytes)
+
     def columns_read(self) -> pa.Schema | None:
         """The columns needed and their types, of a format that has types."""
         return None
@@ -172,9 +179,13 @@ class EventReader(ABC):
 
 
 def recut(
-    batches: Iterable[pa.RecordBatch], rows: int, skip: int, too_large: Callable[[int, int, str], Exception]
-) -> Iterator[pa.RecordBatch]:
-    """The rows of `batches` after the first `skip`, cut into batches of exactly `rows` but for the last.
+    batches: Iterable[pa.RecordBatch | None],
+    rows: int,
+    skip: int,
+    too_large: Callable[[int, int, str], Exception],
+) -> Iterator[pa.RecordBatch | None]:
+    """The rows of `batches` after the first `skip`, cut into batches of exactly `rows` but for the last; and
+    where there is a None among them, for the one before it, and it is handed on.
 
     too_large   the error where MAX_CHUNK_BYTES do not suffice for one: of the row, the bytes, and the column
                 that has the most of them
@@ -182,6 +193,12 @@ def recut(
     waiting: list[pa.RecordBatch] = []
     n_waiting = n_bytes = row = 0
     for batch in batches:
+        if batch is None:
+            if waiting:
+                yield _joined(waiting)
+                waiting, n_waiting, n_bytes = [], 0, 0
+            yield None
+            continue
         passed = min(skip, batch.num_rows)
         skip -= passed
         row += passed

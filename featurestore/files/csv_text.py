@@ -34,6 +34,7 @@ BLOCK_BYTES = 1 << 20
 MAX_ROW_BYTES = 16 << 20
 # How pyarrow words it. Its handler of invalid rows would be told more, but not of a row that is not UTF-8.
 WRONG_WIDTH = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", re.DOTALL)
+UTF_8_MARK = b"\xef\xbb\xbf"
 BYTE_ORDER_MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
@@ -60,11 +61,15 @@ class CsvReader(EventReader):
 
     def _read_header(self) -> list[str]:
         """Takes the header off the stream and leaves the first row next."""
-        head = self._stream.read(BLOCK_BYTES)
+        head = b""
+        while len(head) < BLOCK_BYTES and (block := self._stream.read(BLOCK_BYTES - len(head))):
+            head += block
+            if whole_rows(head.removeprefix(UTF_8_MARK).lstrip(b"\r\n")).end:
+                break
         for mark, what in BYTE_ORDER_MARKS.items():
             if head.startswith(mark):
                 raise InvalidEventError(f"{self.name}: this is {what}, not CSV in UTF-8 as its name says")
-        head = head.removeprefix(b"\xef\xbb\xbf").lstrip(b"\r\n")
+        head = head.removeprefix(UTF_8_MARK).lstrip(b"\r\n")
         if not head:
             raise InvalidEventError(
                 f"{self.name}: the file is empty; a header with the column names is needed"
@@ -97,16 +102,22 @@ class CsvReader(EventReader):
             return self.too_large(row, n_bytes, self._header[int(number)])
 
         for batch in recut(self._batches(), batch_events, start_row, too_large):
+            if batch is None:
+                yield self._pause(row, self._stream.stored_bytes)
+                continue
             yield self._chunk(batch, row)
             row += batch.num_rows
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        """The columns needed, as bytes, under their numbers in the header."""
+    def _batches(self) -> Iterator[pa.RecordBatch | None]:
+        """The columns needed, as bytes, under their numbers in the header; None where they are waited for."""
         rest = b""
         n_rows = 0
         is_last = False
         while not is_last:
-            block = self._stream.read(BLOCK_BYTES)
+            block = self._stream.read_in_time(BLOCK_BYTES)
+            if block is None:
+                yield None
+                continue
             is_last = not block
             data = rest + block
             rows = whole_rows(data, is_last=is_last)

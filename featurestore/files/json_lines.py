@@ -58,7 +58,15 @@ class JsonLinesReader(EventReader):
         wanted = (*self.fields, *self.keep)
         names: dict[str, None] | None = {}  # of the first chunk's fields
         row, skip, n_bytes = start_row, start_row, 0
-        for text, parsed in self._rows():
+        for line in self._rows():
+            if line is None:
+                if rows:
+                    yield self._chunk(rows, row, names)
+                    row += len(rows)
+                    rows, names, n_bytes = [], None, 0
+                yield self._pause(row, self._stream.stored_bytes)
+                continue
+            text, parsed = line
             if skip:
                 skip -= 1
                 continue
@@ -99,10 +107,13 @@ class JsonLinesReader(EventReader):
             raise self.too_large(start_row + len(rows), sum(sizes), largest)
         return sum(sizes)
 
-    def _rows(self) -> Iterator[tuple[str, Row]]:
-        """Each line, and the object that it holds."""
+    def _rows(self) -> Iterator[tuple[str, Row] | None]:
+        """Each line, and the object that it holds; None where the next is waited for."""
         number = 0
         for block in self._blocks():
+            if block is None:
+                yield None
+                continue
             for line in block.split("\n"):
                 number += 1
                 text = line.strip(WHITESPACE)
@@ -120,11 +131,14 @@ class JsonLinesReader(EventReader):
                     raise self._malformed(number, text, f"a {type(parsed).__name__} is not an object")
                 yield text, parsed
 
-    def _blocks(self) -> Iterator[str]:
-        """Some whole lines at a time, without the end of the last one."""
+    def _blocks(self) -> Iterator[str | None]:
+        """Some whole lines at a time, without the end of the last one; None where more is waited for."""
         rest = b""
         n_lines = 0
-        while block := self._stream.read(BLOCK_BYTES):
+        while (block := self._stream.read_in_time(BLOCK_BYTES)) != b"":
+            if block is None:
+                yield None
+                continue
             if n_lines == 0 and not rest:
                 block = block.removeprefix(BYTE_ORDER_MARK)
             whole, newline, tail = block.rpartition(b"\n")

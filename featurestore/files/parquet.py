@@ -130,7 +130,7 @@ class ParquetReader(EventReader):
         schema = self.kept_schema
         n_rows = self._file.metadata.num_rows
         row = start_row
-        for batch in recut(*self._batches(batch_events, start_row)):
+        for batch in filter(None, recut(*self._batches(batch_events, start_row))):
             start, row = row, row + batch.num_rows
             yield Chunk(
                 name=self.name,

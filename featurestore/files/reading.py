@@ -24,17 +24,24 @@ __all__ = ["Chunk", "EventReader", "open_events", "read_events"]
 
 
 def open_events(
-    path: str, event: EventPlan, *, keep: Sequence[str] = (), stated_format: str | None = None
+    path: str,
+    event: EventPlan,
+    *,
+    keep: Sequence[str] = (),
+    stated_format: str | None = None,
+    flush_s: float | None = None,
 ) -> EventReader:
     """Opens a file, or standard input for `-`, and checks its header against the event type.
 
     `keep` names columns to hand through beside the event's own; `stated_format` overrules the file's name.
+    `flush_s` is for a pipe that stays open: every so many seconds there is a chunk of what has come, and one
+    of no events behind it, which says that more is waited for. Parquet and compressed bytes are not read so.
     Raises ConfigError for a format that is not known, StorageError where the file cannot be opened,
     InvalidEventError where it lacks a column.
     """
     file_format = format_of(path, stated_format)
     kind = file_format.kind
-    stream = ByteStream(path, file_format.compression)
+    stream = ByteStream(path, file_format.compression, flush_s)
     try:
         with arrow_errors(stream.name, lambda: None):
             if kind == "csv":

@@ -7,11 +7,18 @@ error, not ignored.
 
 `stored_bytes` counts what was taken from the file as it is stored, so that progress over a compressed file is
 linear in the file's size. Everything is read on the caller's thread, so that Ctrl-C ends a read from a pipe.
+
+A pipe may be slow, and what has come through it be wanted at once: with `flush_s` a read ends when there is
+something, and `read_in_time` says when so many seconds have passed. Compressed bytes come when a block of
+them is whole, whoever waits for them.
 """
 
 from __future__ import annotations
 
+import math
+import select
 import sys
+import time
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +29,7 @@ from featurestore.files.names import PIPE, Compression, size_bytes_of
 
 
 class ByteStream:
-    def __init__(self, path: str, compression: Compression | None) -> None:
+    def __init__(self, path: str, compression: Compression | None, flush_s: float | None = None) -> None:
         self.name = "standard input" if path == PIPE else path
         self.size_bytes = size_bytes_of(path)
         self.closed = False
@@ -40,6 +47,8 @@ class ByteStream:
         if compression is not None:
             self._plain = pa.CompressedInputStream(pa.PythonFile(self._counted, mode="r"), compression)
         self._front = b""
+        self._flush_s = flush_s if path == PIPE and compression is None else None
+        self._due_s = time.monotonic() + (flush_s or 0.0)
 
     @property
     def stored_bytes(self) -> int:
@@ -52,9 +61,33 @@ class ByteStream:
             taken, self._front = self._front[:end], self._front[end:]
             return taken
         try:
+            if self._flush_s is not None:
+                return self._counted.read1(n_bytes)
             return self._plain.read(None if n_bytes < 0 else n_bytes)
         except OSError as error:
             raise self._explained(error) from error
+
+    def read_in_time(self, n_bytes: int) -> bytes | None:
+        """The same; or None where `flush_s` have passed since the last time, or since the file was opened."""
+        if self._flush_s is None or self._front:
+            return self.read(n_bytes)
+        pieces: list[bytes] = []
+        n_left = n_bytes
+        while n_left:
+            left_s = self._due_s - time.monotonic()
+            if not pieces and left_s <= 0:
+                self._due_s = time.monotonic() + self._flush_s
+                return None
+            if not self._counted.is_ready(0.0 if pieces else left_s):
+                if pieces:
+                    break
+                continue
+            piece = self.read(n_left)
+            if not piece:
+                break
+            pieces.append(piece)
+            n_left -= len(piece)
+        return b"".join(pieces)
 
     def put_back(self, data: bytes) -> None:
         """What was read last is read again next."""
@@ -88,6 +121,22 @@ class _Counted:
         data = self._file.read(-1 if n_bytes is None else n_bytes)
         self.n_bytes += len(data)
         return data
+
+    def read1(self, n_bytes: int) -> bytes:
+        """What there is, as soon as there is any."""
+        data: bytes = self._file.read1(n_bytes)  # type: ignore[attr-defined]  # of a BufferedReader
+        self.n_bytes += len(data)
+        return data
+
+    def is_ready(self, wait_s: float) -> bool:
+        """Whether a read would end at once, or will within so many seconds."""
+        try:
+            number = self._file.fileno()
+        except (AttributeError, OSError):  # no file of the system's
+            return True
+        poll = select.poll()
+        poll.register(number, select.POLLIN)
+        return bool(poll.poll(math.ceil(wait_s * 1000)))
 
     def readable(self) -> bool:
         return True

@@ -328,6 +328,34 @@ def test_no_more_is_read_from_the_source_than_the_window_holds(server: FakeServe
     assert most_ahead <= 3 + 1  # the window, and the item that the next batch is cut from
 
 
+class Pause:
+    """A chunk of no events, as a pipe has them that stays open."""
+
+    n_events = 0
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_a_pipe_has_brought_is_answered_before_more_of_it_is_waited_for(
+    server: FakeServer, client: Any, lost: bool
+) -> None:
+    reports: list[int] = []
+
+    def source() -> Iterator[Any]:
+        yield events(5)
+        yield Pause()
+        yield Pause()
+        assert (len(server.events), reports) == (5, [5]), "in, and known to be, also if its answer was lost"
+        yield events(1, begin=5)
+        yield Pause()
+        assert (len(server.events), reports) == (6, [5, 6])
+
+    if lost:
+        server.after = failing_once("batch", 1)
+    report = client.ingest("transaction", source(), on_progress=lambda so_far: reports.append(so_far.events))
+    assert report.events == 6
+    assert len(server.events) == 6
+
+
 def test_with_a_source_a_second_run_skips_what_is_in(server: FakeServer, make_client: MakeClient) -> None:
     def script(method: str, n: int) -> None:
         if method == "batch" and n >= 5:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ import transports
 from featurestore import config
 from featurestore.cli import ingest as ingest_command
 from featurestore.cli import main
+from featurestore.cli.progress import Progress
 from featurestore.client import Client, Status, Tls
 from featurestore.columns import event_columns
 from featurestore.config import ServeConfig
@@ -324,6 +327,45 @@ def test_a_file_is_ingested_once_however_often_it_is_sent(
         assert client.get("fraud", {"customer_id": 3})["customer.count_1d"] == 150.0
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("-", "--flush-every", "0"), "--flush-every is 0; it must be from 0.01 to 86400 seconds"),
+        (("-", "--flush-every", "2", "--producer", "p"), "with --producer it is resumed"),
+        (("tx.csv", "--flush-every", "2"), "a file is read as fast as it goes"),
+    ],
+)
+def test_only_a_pipe_that_is_not_resumed_is_cut_by_time(
+    house: House, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], told: str
+) -> None:
+    code, _, err = run("ingest", *words, "--event", "transaction", "--server", house.target, capsys=capsys)
+    assert code == 2
+    assert told in err
+
+
+def test_events_of_a_pipe_are_in_while_it_stays_open(
+    house: House, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is closed by what is told once the first of them are in, and by nothing else."""
+    out, into = os.pipe()
+    os.write(into, csv_of(rows(3)).encode())
+
+    def update(bar: Progress, stored_bytes: int, n_events: int) -> None:
+        if n_events == 3:
+            assert house.engine.stats()["events_accepted"] == 3
+            os.close(into)
+
+    monkeypatch.setattr(Progress, "update", update)
+    with os.fdopen(out, "rb") as file:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+        words = ("-", "--format", "csv", "--flush-every", "0.01")
+        code, _, err = run(
+            "ingest", *words, "--event", "transaction", "--server", house.target, capsys=capsys
+        )
+    assert code == 0, err
+    assert "3 events: 3 accepted" in err
+
+
 def test_other_batches_of_a_file_that_is_in_are_refused_not_counted_again(
     house: House, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -445,6 +487,7 @@ def test_refused_events_are_told_by_their_row_and_by_the_exit_code(
 KILLED = """
 import os, signal, sys
 from featurestore.cli import main
+from featurestore.cli.progress import Progress
 from featurestore.client.upload import Upload
 whole = Upload.answered
 def answered(upload, message):
