@@ -28,9 +28,10 @@ field of any unit; naive means UTC. Null is None, an Arrow null, a masked entry,
 microsecond, so that 1.001 is 1001 ms.
 
 Columns that are not declared are ignored, so that a table with more in it than the schema knows can be handed
-over as it is. A declared `number` or `string` that the data lacks is absent in every event. A `key` may not
-be lacking: no view of that key would count these events, which is what a misspelt name does. Where it is
-meant, the column is given and holds nulls.
+over as it is: where every declared one is there. One that is missing beside one that is not declared may be
+misspelt, and would be absent in every event; that is an error. With no such name beside it, a `number` or
+`string` that the data lacks is absent in every event. A `key` may never be lacking: no view of that key would
+count these events. Where it is meant, the column is given and holds nulls.
 
 numpy only: pyarrow and pandas are used when handed in, never imported, and the compiled core is not needed.
 """
@@ -51,7 +52,7 @@ from numpy.typing import NDArray
 
 from featurestore.errors import InvalidEventError
 from featurestore.outcome import Outcome
-from featurestore.plan import EventPlan, Kind
+from featurestore.plan import EventPlan, FieldPlan, Kind
 
 MAX_TEXT_BYTES = 4096  # the same number as in core/batch.pxd
 EARLIEST_MS = -62135596800000  # 0001-01-01T00:00:00.000Z
@@ -87,7 +88,6 @@ def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[
     Raises InvalidEventError where the time or a key column is missing or columns differ in length.
     """
     columns = _named_columns(event, data)
-    _check_names(event, columns)
     times, outcomes = time_column(
         columns[event.time.field], event.time.unit, what=f"{event.name}.{event.time.field}"
     )
@@ -119,33 +119,40 @@ def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[
     return times, made, outcomes
 
 
-def _check_names(event: EventPlan, columns: Mapping[str, Any]) -> None:
-    """Raises InvalidEventError, saying what may have been meant, unless the time and every key are there."""
+def _check_names(event: EventPlan, given: Sequence[str]) -> None:
+    """Raises InvalidEventError, saying what may have been meant, unless the time and every key are there, and
+    everything that is declared if there is anything that is not."""
     fields = [event.time.field, *(field.name for field in event.fields)]
-    keys = [field.name for field in event.fields if field.is_key]
-    for name in (event.time.field, *keys):
-        if name in columns:
+    kinds = {event.time.field: "time"} | {field.name: kind_of(field) for field in event.fields}
+    undeclared = {one.lower(): one for one in given if one not in kinds}
+    for name, kind in kinds.items():
+        if name in given or (kind not in ("time", "key") and not undeclared):
             continue
-        given = [str(one) for one in columns]
-        undeclared = {one.lower(): one for one in given if one not in fields}
         close = difflib.get_close_matches(name.lower(), undeclared, n=1)
         hint = (
             f"did you mean {undeclared[close[0]]!r}?"
             if close
             else f"columns given: {', '.join(given) or 'none'}"
         )
-        what, meant = "time", ""
-        if name in keys:
-            what = "key"
+        meant = ""
+        if kind != "time":
             meant = (
                 f" (its fields: {', '.join(fields)}; where no event has a {name!r}, give a column of nulls)"
             )
-        raise InvalidEventError(f"event {event.name!r}: its {what} column {name!r} is missing{meant}; {hint}")
+        raise InvalidEventError(f"event {event.name!r}: its {kind} column {name!r} is missing{meant}; {hint}")
+
+
+def kind_of(field: FieldPlan) -> str:
+    """As the schema declares it; a bool is a number."""
+    if field.kind == Kind.NUMBER:
+        return "number"
+    return "key" if field.is_key else "string"
 
 
 def _named_columns(event: EventPlan, data: Any) -> Mapping[str, Any]:
-    """The declared columns that `data` has; all names where the time or a key is not among them."""
+    """The declared columns that `data` has."""
     if isinstance(data, Mapping):
+        _check_names(event, [str(name) for name in data])
         return data
     if _comes_from("pyarrow", data) and hasattr(data, "column_names"):
         names, get = list(data.column_names), data.column
@@ -156,9 +163,7 @@ def _named_columns(event: EventPlan, data: Any) -> Mapping[str, Any]:
             f"event {event.name!r}: expected a mapping of columns, an Arrow table or a DataFrame, "
             f"found {type(data).__name__}"
         )
-    needed = {event.time.field, *(field.name for field in event.fields if field.is_key)}
-    if not needed.issubset(names):
-        return dict.fromkeys(names)
+    _check_names(event, names)
     wanted = [event.time.field, *(field.name for field in event.fields)]
     for name in wanted:
         if names.count(name) > 1:

@@ -573,6 +573,25 @@ def test_a_key_that_is_not_there_is_an_error_and_nulls_are_none(made: Any) -> No
     assert outcomes.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("made", [dict, pa.table, pd.DataFrame])
+@pytest.mark.parametrize(("lacking", "kind"), [("amount", "number"), ("note", "string")])
+def test_what_is_declared_and_not_there_is_an_error_beside_what_is_not_declared(
+    made: Any, lacking: str, kind: str
+) -> None:
+    """It may be misspelt, and would be summed to 0."""
+    data = {"ts": [1], "customer": ["a"], "amount": [5], "note": ["n"]}
+    event_columns(EVENT, made({**data, "other": [1]}))
+    del data[lacking]
+    event_columns(EVENT, made(data))
+    near = lacking[:-1]
+    with pytest.raises(
+        InvalidEventError, match=rf"its {kind} column '{lacking}' is missing .*; did you mean '{near}'\?"
+    ):
+        event_columns(EVENT, made({**data, near: [5]}))
+    with pytest.raises(InvalidEventError, match=rf"'{lacking}' is missing .*; columns given: .*, zz$"):
+        event_columns(EVENT, made({**data, "zz": [5]}))
+
+
 def test_data_that_cannot_be_lined_up_is_an_error() -> None:
     with pytest.raises(InvalidEventError, match="time column 'ts' is missing; did you mean 'tss'"):
         event_columns(EVENT, {"tss": [1]})

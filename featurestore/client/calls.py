@@ -29,6 +29,7 @@ from featurestore.client.requests import (
     Time,
     heaviest_request,
     is_datetime,
+    is_plain,
     mapped,
     observe_request,
     read_request,
@@ -267,7 +268,7 @@ class Calls:
         is_sent = False
         try:
             fields = mapped(fields, "an event's fields map names to values; ingest takes many events")
-            yield from self._check_datetimes(event, fields)
+            fields = yield from self._sendable(event, fields)
             known = None if service is None else (yield from self.service(service, pin))
             is_pinned = service is None or not self._follows(service, pin)
             message = observe_request(
@@ -308,11 +309,20 @@ class Calls:
             if taken is not None:
                 self.sequences.give_back(taken)
 
-    def _check_datetimes(self, event: str, fields: Mapping[str, Any]) -> Call[None]:
-        """A datetime is sent as the event's time, so it must stand under the name of that."""
+    def _sendable(self, event: str, fields: Mapping[str, Any]) -> Call[Mapping[str, Any]]:
+        """Without what is ignored and could not be sent: lists, objects and datetimes under names that are
+        not declared, where everything that is declared is there. A datetime is sent as the event's time, so
+        it must stand under the name of that."""
+        odd = {name for name, value in fields.items() if not is_plain(value)}
+        if not odd:
+            return fields
+        plan = yield from self.event(event)
+        declared = {plan.time.field, *(field.name for field in plan.fields)}
+        if declared <= fields.keys():
+            fields = {name: value for name, value in fields.items() if name in declared or name not in odd}
         given = [name for name, value in fields.items() if is_datetime(value)]
         if not given:
-            return
+            return fields
         time = (yield from self.event(event)).time
         if given != [time.field]:  # perhaps by the schema as it was
             time = event_plan((yield from self.schema()), event).time
@@ -321,6 +331,7 @@ class Calls:
                 raise InvalidEventError(
                     f"{event}.{name}: a datetime; only the event's time, {time.field!r}, may be one"
                 )
+        return fields
 
 
 def _finishable(error: FeatureStoreError, ticket: Ticket) -> FeatureStoreError:

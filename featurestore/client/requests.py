@@ -93,6 +93,13 @@ def is_datetime(value: Any) -> bool:
     return isinstance(value, date | np.datetime64) and not _is_null(value)
 
 
+def is_plain(value: Any) -> bool:
+    """It may be a field's value; the others are a time, or nothing that can be sent."""
+    return isinstance(value, str | int | float | bytes | Decimal) or (
+        _is_null(value) or (isinstance(value, np.generic) and not isinstance(value, np.datetime64))
+    )
+
+
 def mapped(value: Any, what: str) -> Mapping[str, Any]:
     """The value, or InvalidEventError where it does not map names to values."""
     if not isinstance(value, Mapping):

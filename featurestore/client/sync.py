@@ -225,7 +225,8 @@ class Client:
 
         columns       a mapping of arrays by field name, an Arrow table, a data frame, or an iterator of such
                       (each item begins a batch of its own). Columns that the schema does not declare are
-                      ignored; one of a `key` that is not there is an error (InvalidEventError)
+                      ignored where every declared one is there; beside one that is missing, or
+                      where a `key` is, that is an error (InvalidEventError)
         batch_events  events per batch
         window        batches sent and not yet answered: at most that many are held in memory
         source        a name for this data that holds for good. Sent again under the same name, by whatever

@@ -7,8 +7,9 @@ pyarrow's JSON reader is several times faster and is not used: it gives up where
 A line that is not an object is an error that names the line; blank lines are passed over. A field that is
 missing or null is absent; fields the event type does not know are ignored. That a name is wrong can only be
 seen by its absence: where no line of the first chunk has the time field, or a column to keep, that is an
-error too. So it is of a key field, if the lines have a name that is not declared and may be the wrong one: a
-line that means to have no key may well leave it out.
+error too. So it is of any other field, if the lines have a name that is not declared and may be the wrong
+one: lines that mean to have none may well leave it out. A pipe that is read as it fills may have few lines by
+then, so there it must be near to the name that is missing.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import pyarrow as pa
 
+from featurestore.columns import kind_of
 from featurestore.errors import InvalidEventError
 from featurestore.files import cells
 from featurestore.files.chunk import CUT_BYTES, MAX_CHUNK_BYTES, Chunk, EventReader
-from featurestore.files.names import did_you_mean
+from featurestore.files.names import did_you_mean, nearest
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan
 
@@ -61,7 +63,7 @@ class JsonLinesReader(EventReader):
         for line in self._rows():
             if line is None:
                 if rows:
-                    yield self._chunk(rows, row, names)
+                    yield self._chunk(rows, row, names, is_begun=True)
                     row += len(rows)
                     rows, names, n_bytes = [], None, 0
                 yield self._pause(row, self._stream.stored_bytes)
@@ -168,9 +170,16 @@ class JsonLinesReader(EventReader):
             f"{self.name}, line {number} is not a JSON object: {problem}: {line[:100]!r}{hint}"
         )
 
-    def _chunk(self, rows: list[list[Any]], start_row: int, names: dict[str, None] | None) -> Chunk:
+    def _chunk(
+        self,
+        rows: list[list[Any]],
+        start_row: int,
+        names: dict[str, None] | None,
+        *,
+        is_begun: bool = False,
+    ) -> Chunk:
         if names is not None:
-            self._check_first(len(rows), list(names))
+            self._check_first(len(rows), list(names), is_begun)
         columns = list(map(list, zip(*rows, strict=True)))
         kept = zip(columns[len(self.fields) :], self._kept_schema, strict=True)
         return Chunk(
@@ -185,13 +194,18 @@ class JsonLinesReader(EventReader):
             stored_bytes=self._stream.stored_bytes,
         )
 
-    def _check_first(self, n_rows: int, names: list[str]) -> None:
+    def _check_first(self, n_rows: int, names: list[str], is_begun: bool) -> None:
+        """Of the first chunk, which ends where no more had come if it `is_begun`."""
         undeclared = [name for name in names if name not in self.needed]
-        keys = [field.name for field in self.event.fields if field.is_key] if undeclared else []
-        for name in dict.fromkeys((self.event.time.field, *self.keep, *keys)):
+        for name in dict.fromkeys((self.event.time.field, *self.keep, *self.fields)):
             if name in names:
                 continue
-            meant = f" (a key; where no {self.event.name} has one, write null)" if name in keys else ""
+            meant = ""
+            if name != self.event.time.field and name not in self.keep:
+                if not (nearest(name, undeclared) if is_begun else undeclared):
+                    continue
+                kind = next(kind_of(field) for field in self.event.fields if field.name == name)
+                meant = f" (a {kind}; where no {self.event.name} has one, write null)"
             raise InvalidEventError(
                 f"{self.name}: none of the first {n_rows} lines has a field {name!r}{meant}"
                 f"{did_you_mean(name, undeclared or names)}"

@@ -59,12 +59,19 @@ def format_of(path: str, stated: str | None = None) -> Format:
     return Format(KINDS[last], compression)
 
 
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one that may have been meant."""
+    known = list(names)
+    near = difflib.get_close_matches(name, known, n=1) or [n for n in known if n.lower() == name.lower()]
+    return near[0] if near else None
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or the names there are; to end a sentence that says a name is missing."""
     known = list(names)
-    near = difflib.get_close_matches(name, known, n=1) or [n for n in known if n.lower() == name.lower()]
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    near = nearest(name, known)
+    if near is not None:
+        return f"; did you mean {near!r}?"
     if not known:
         return ""
     shown = ", ".join(repr(n) for n in known[:12])

@@ -10,8 +10,10 @@ with a status; nothing outside them is read (see cursor.pxd). The tests hold it 
 kinds of message are refused that the official runtime would take: those larger than max_message_bytes, and
 those whose meaning is ambiguous or wrong for the schema (WireStatus, names.pxd).
 
-A text or number of the wrong type refuses its event only; an unknown name, a field given twice, or columns of
-different lengths are mistakes of the program that sends, and refuse the request.
+A text or number of the wrong type refuses its event only; a field given twice, or columns of different lengths
+are mistakes of the program that sends, and refuse the request. So does a name that is not declared where a
+declared one is in no event of the request, not even as null: it may be misspelt. Where all of them are there,
+what is not declared is passed over.
 """
 
 import sys
@@ -148,6 +150,9 @@ ctypedef struct Rows:                # rows being turned into columns; a column 
     TextPiece** pieces               # [n_fields][n], NULL = not made
     uint8_t** present                # [n_fields][n], made with its pieces
     uint32_t* given_in               # [n_fields] row + 1 in which the field was last given
+    uint8_t* named                   # [n_fields + 1] 1: in some row, with a value or without; last, the time
+    const uint8_t* stranger          # a name that is not declared, in the message; NULL: none
+    size_t stranger_length
     uint8_t* outcomes                # [n]
     uint32_t refused_rank            # which field's reason the outcome of the row at hand is, see refuse_row
 
@@ -205,6 +210,19 @@ cdef int fail_name(Decoder* d, int code, const uint8_t* text, size_t length, uin
     d.error.text_length = length
     d.error.row = row
     return fail(d, code, text if text != NULL else d.message)
+
+
+cdef int check_stranger(Decoder* d, const FieldTable* fields, const uint8_t* named, const uint8_t* stranger,
+                        size_t length) noexcept nogil:
+    """Refuses a name that is not declared where a declared one is missing, whose index is then `row` of the
+    error. NULL: there is none."""
+    cdef uint32_t i
+    if stranger == NULL:
+        return WIRE_OK
+    for i in range(fields.n_fields + 1):
+        if not named[i]:
+            return fail_name(d, WIRE_UNKNOWN_FIELD, stranger, length, i)
+    return WIRE_OK
 
 
 cdef int no_room(Decoder* d) noexcept nogil:
@@ -416,10 +434,14 @@ cdef int rows_begin(Decoder* d, Rows* rows, const FieldTable* fields, uint32_t n
     rows.pieces = <TextPiece**>arena_alloc(d.arena, n_fields, sizeof(TextPiece*))
     rows.present = <uint8_t**>arena_alloc(d.arena, n_fields, sizeof(uint8_t*))
     rows.given_in = <uint32_t*>arena_alloc(d.arena, n_fields, sizeof(uint32_t))
+    rows.named = <uint8_t*>arena_alloc(d.arena, n_fields + 1, 1)
+    rows.stranger = NULL
+    rows.stranger_length = 0
     rows.outcomes = <uint8_t*>arena_alloc(d.arena, n, 1)
     if (rows.numbers == NULL or rows.pieces == NULL or rows.present == NULL or rows.given_in == NULL
-            or rows.outcomes == NULL):
+            or rows.named == NULL or rows.outcomes == NULL):
         return no_room(d)
+    memset(rows.named, 0, n_fields + 1)
     memset(rows.numbers, 0, n_fields * sizeof(double*))
     memset(rows.pieces, 0, n_fields * sizeof(TextPiece*))
     memset(rows.given_in, 0, n_fields * sizeof(uint32_t))
@@ -527,8 +549,13 @@ cdef int take_event(Decoder* d, Cursor body, int depth, Rows* rows, uint32_t row
             if status != WIRE_OK:
                 return status
             field = name_index(&rows.fields.names, name, name_length, <uint32_t>(field + 1))
-            if field < 0:
+            if field < 0 and name_length == 0:
                 return fail_name(d, WIRE_UNKNOWN_FIELD, name, name_length, row)
+            if field < 0:
+                rows.stranger = name
+                rows.stranger_length = name_length
+                continue
+            rows.named[field] = 1
             if <uint32_t>field < n_fields:
                 status = put(d, rows, row, <uint32_t>field, &value)
                 if status != WIRE_OK:
@@ -547,6 +574,7 @@ cdef int take_event(Decoder* d, Cursor body, int depth, Rows* rows, uint32_t row
             if position[0] >= n_fields:
                 d.error.row = row
                 return fail(d, WIRE_TOO_MANY_POSITIONS, slice.at)
+            rows.named[position[0]] = 1
             status = put(d, rows, row, position[0], &value)
             if status != WIRE_OK:
                 return status
@@ -556,6 +584,7 @@ cdef int take_event(Decoder* d, Cursor body, int depth, Rows* rows, uint32_t row
                 return fail(d, WIRE_MALFORMED, body.at)
             time.by_number = True
             time.number_ms = unzigzag(raw)
+            rows.named[n_fields] = 1
         elif not skip(&body, tag, depth):
             return fail(d, WIRE_MALFORMED, body.at)
     return WIRE_OK
@@ -1020,29 +1049,42 @@ cdef int copy_times(Decoder* d, const Chunks* sent, uint32_t n, int64_t* times,
 cdef int fill_columns(Decoder* d, const FieldTable* fields, int unknown, const Chunks* sent_times,
                       const Scans* scans, uint32_t n, int64_t* times, uint8_t* outcomes,
                       const Column** columns) noexcept nogil:
-    """All columns of `fields`, and `times` unless it is NULL. `unknown`: the status for a name not among
-    them."""
+    """All columns of `fields`, and `times` unless it is NULL. `unknown`: the status for a name not among them,
+    which is passed over in events that have all of `fields`."""
     cdef uint32_t field, n_fields = fields.n_fields
     cdef Column* made = <Column*>arena_alloc(d.arena, n_fields, sizeof(Column))
     # By field, the time field last.
     cdef const NamedScan** given = <const NamedScan**>arena_alloc(d.arena, <size_t>n_fields + 1,
                                                                   sizeof(void*))
+    cdef uint8_t* named = <uint8_t*>arena_alloc(d.arena, <size_t>n_fields + 1, 1)
     cdef const NamedScan* scan = scans.first
+    cdef const NamedScan* stranger = NULL
     cdef int32_t found = -1
     cdef int status = WIRE_OK
-    if made == NULL or given == NULL:
+    if made == NULL or given == NULL or named == NULL:
         return no_room(d)
+    memset(named, 0, <size_t>n_fields + 1)
     memset(given, 0, (<size_t>n_fields + 1) * sizeof(void*))
     memset(outcomes, OUTCOME_ACCEPTED, n)
     while scan != NULL:
         found = name_index(&fields.names, scan.name, scan.name_length, <uint32_t>(found + 1))
-        if found < 0:
+        if found < 0 and (times == NULL or scan.name_length == 0):
             return fail_scan(d, unknown, scan, 0)
+        if found < 0:
+            stranger = scan
+            scan = scan.next
+            continue
+        named[found] = 1
         if scan.kind != VALUE_NONE:
             if given[found] != NULL:
                 return fail_scan(d, WIRE_GIVEN_TWICE, scan, 0)
             given[found] = scan
         scan = scan.next
+    if stranger != NULL:
+        named[n_fields] |= sent_times.n_values != 0
+        status = check_stranger(d, fields, named, stranger.name, stranger.name_length)
+        if status != WIRE_OK:
+            return status
     if times != NULL:
         if given[n_fields] != NULL and sent_times.n_values != 0:
             return fail_scan(d, WIRE_TIME_TWICE, given[n_fields], 0)
@@ -1253,6 +1295,8 @@ cdef int wire_decode_observe(const WireTables* tables, Arena* arena, const uint8
             return status
         n_events -= 1
     status = end_event(&d, &rows, 0, &time, times)
+    if status == WIRE_OK:
+        status = check_stranger(&d, rows.fields, rows.named, rows.stranger, rows.stranger_length)
     if status != WIRE_OK:
         return status
     call.write.batch.n_events = 1
@@ -1290,6 +1334,9 @@ cdef int ingest_rows(Decoder* d, Cursor again, int depth, uint32_t n, Batch* bat
         if status != WIRE_OK:
             return status
         row += 1
+    status = check_stranger(d, rows.fields, rows.named, rows.stranger, rows.stranger_length)
+    if status != WIRE_OK:
+        return status
     batch.n_events = n
     batch.times = times
     batch.outcomes = rows.outcomes

@@ -238,8 +238,13 @@ cdef object wire_exception(WireSchema schema, const WireError* error):
     if code == WIRE_UNKNOWN_EVENT:
         return UnknownNameError(f"unknown event type {name!r}{_meant(name, [e.name for e in plan.events])}")
     if code == WIRE_UNKNOWN_FIELD:
+        if not name:
+            return UnknownNameError(f"a field of {where} has no name")
         names = [*(field.name for field in event.fields), event.time.field]
-        return UnknownNameError(f"unknown field {name!r} of {where}{_meant(name, names)}")
+        return UnknownNameError(
+            f"unknown field {name!r} of {where}{_meant(name, names)}; what is not declared is ignored only "
+            f"where every declared field is given, and {names[error.row]!r} is not, nor as null"
+        )
     if code == WIRE_UNKNOWN_SERVICE:
         return UnknownNameError(f"unknown service {name!r}{_meant(name, [s.name for s in plan.services])}")
     if code == WIRE_UNKNOWN_PART:

@@ -98,6 +98,18 @@ def test_a_datetime_is_the_events_time_and_no_other_field(
     assert "observe" not in server.calls
 
 
+def test_what_is_not_declared_and_cannot_be_sent_is_left_out_where_all_that_is_declared_is_there(
+    server: FakeServer, client: Any
+) -> None:
+    declared = {"tx_datetime": NOON_MS, "customer_id": 1, "terminal_id": None, "tx_amount": 2.5}
+    odd = {"headers": {"a": 1}, "tags": ["b"], "received": datetime(2018, 4, 1)}
+    client.observe("transaction", {**declared, **odd, "note": "sent"})
+    assert {field.name for field in server.observed[0].event.fields} == {*declared, "note"}
+    del declared["tx_amount"]
+    with pytest.raises(InvalidEventError, match=r"transaction\.headers: expected a text"):
+        client.observe("transaction", {**declared, "headers": {"a": 1}})
+
+
 def test_what_maps_no_names_to_values_is_said(server: FakeServer, client: Any) -> None:
     for wrong in ([1], None, "ip=1", {1: 2}, {"\udcff": 1}):
         with pytest.raises(InvalidEventError, match="name"):

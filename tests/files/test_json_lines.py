@@ -129,7 +129,7 @@ def test_a_key_that_no_line_has_is_a_wrong_name_if_there_is_another(chunks_of, r
     with pytest.raises(InvalidEventError, match=r"has a field 'k' .*; there is 'page'$"):
         chunks_of("a.jsonl", b'{"ts": "2017-03-30", "page": 1}')
     at = "2017-03-30"
-    assert rows_of("a.jsonl", b'{"ts": "2017-03-30", "page": 1, "k": null}') == [(at, None, None)]
+    assert rows_of("a.jsonl", b'{"ts": "2017-03-30", "page": 1, "k": null, "n": null}') == [(at, None, None)]
     assert rows_of("a.jsonl", b'{"ts": "2017-03-30", "n": 1}') == [(at, None, 1)]  # no name that is wrong
 
 
@@ -174,3 +174,13 @@ def test_chunks_are_the_lines_cut_exactly(event, keys, ascii_only, line_end, cut
     assert [key for chunk in chunks for key in chunk.columns["k"]] == flat[start_row:]
     assert [i for chunk in chunks for i in chunk.columns["ts"]] == list(range(start_row, len(keys)))
     assert all(chunk.n_events == batch_events for chunk in chunks[:-1])
+
+
+def test_a_number_that_no_line_has_is_a_wrong_name_if_there_is_another(chunks_of, rows_of):
+    """It would be summed to 0."""
+    with pytest.raises(InvalidEventError, match=r"field 'n' \(a number; .*write null\); did you mean 'nn'"):
+        chunks_of("a.jsonl", b'{"ts": "2017-03-30", "k": 1, "nn": 5}')
+    lines = b'{"ts": "2017-03-30", "k": "a", "page": 1}\n{"ts": "2017-03-30", "k": "a", "n": 1}\n'
+    at = "2017-03-30"
+    assert rows_of("a.jsonl", lines) == [(at, "a", None), (at, "a", 1)]
+    assert rows_of("a.jsonl", b'{"ts": "2017-03-30", "k": "a"}') == [(at, "a", None)]

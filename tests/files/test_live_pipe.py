@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from featurestore.errors import InvalidEventError
 from featurestore.files import open_events, stream
 
 HEADER = {"csv": b"ts,k,n\n", "jsonl": b""}
@@ -110,3 +111,17 @@ def test_a_pipe_is_read_to_the_batch_where_nothing_is_said_of_time(event, pipe):
     os.close(pipe)
     with open_events("-", event, stated_format="jsonl") as reader:
         assert [chunk.n_events for chunk in reader.chunks(2)] == [2, 1]
+
+
+def test_a_name_is_wrong_in_the_few_lines_of_a_pipe_only_where_one_is_near_it(event, pipe):
+    """Others may still come."""
+    os.write(pipe, b'{"ts":"2020-01-01","k":"a","page":1}\n')
+    with open_events("-", event, stated_format="jsonl", flush_s=0.01) as reader:
+        assert handed(reader.chunks(10))[:2] == (["a"], 0)
+    os.write(pipe, b'{"ts":"2020-01-01","k":"a","nn":1}\n')
+    with (
+        open_events("-", event, stated_format="jsonl", flush_s=0.01) as reader,
+        pytest.raises(InvalidEventError, match=r"'n' .* did you mean 'nn'"),
+    ):
+        handed(reader.chunks(10))
+    os.close(pipe)

@@ -584,6 +584,58 @@ def test_a_mistake_is_named_with_what_was_meant(request_: Any, words: str) -> No
     assert words in str(caught.value)
 
 
+LOGIN = {"ip": types.Field(name="ip", text="a"), "ok": types.Field(name="ok", integer=1)}
+MORE = types.Field(name="port", integer=22)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_names_that_are_not_declared_are_ignored_where_all_that_are_are_there(streamed: bool) -> None:
+    whole = types.Event(time_ms=5, fields=[MORE, *LOGIN.values()])
+    nulls = types.Event(fields=[types.Field(name="ts"), types.Field(name="ip"), types.Field(name="ok"), MORE])
+    positional = types.Event(time_ms=5, values=[types.Value(text="a"), types.Value()], fields=[MORE])
+    elsewhere = types.Event(time_ms=6, fields=[MORE])
+    for rows in ([whole], [nulls], [positional], [whole, elsewhere], [elsewhere, nulls]):
+        data = pb.IngestRequest(event_type="login", rows=rows)
+        expected = oracle.ingest(data)
+        assert isinstance(expected, oracle.Rows)
+        message = pb.IngestStreamRequest(batch=data) if streamed else data
+        same_rows(expected, codec.decode_ingest(message.SerializeToString(), SCHEMA, streamed=streamed))
+
+
+@pytest.mark.parametrize("missing", ["ip", "ok", "ts"])
+def test_a_name_that_is_not_declared_is_refused_where_a_declared_one_is_missing(missing: str) -> None:
+    fields = [MORE, *(field for name, field in LOGIN.items() if name != missing)]
+    row = types.Event(fields=fields) if missing == "ts" else types.Event(time_ms=5, fields=fields)
+    texts = types.TextColumn(data=b"a", lengths=[1])
+    columns = types.EventColumns(
+        times_ms=[] if missing == "ts" else [5],
+        columns=[types.NamedColumn(name=field.name, texts=texts) for field in fields],
+    )
+    for request_ in (
+        pb.IngestRequest(event_type="login", rows=[row]),
+        pb.IngestRequest(event_type="login", columns=columns),
+        pb.ObserveRequest(event_type="login", event=row),
+    ):
+        decode = codec.decode_observe if isinstance(request_, pb.ObserveRequest) else codec.decode_ingest
+        with pytest.raises(errors.UnknownNameError, match=f"unknown field 'port' .* '{missing}' is not, nor"):
+            decode(request_.SerializeToString(), SCHEMA)
+
+
+def test_columns_that_are_not_declared_are_ignored_where_all_that_are_are_there() -> None:
+    columns = types.EventColumns(
+        times_ms=[5, 6],
+        columns=[
+            types.NamedColumn(name="port", texts=types.TextColumn(data=b"x", lengths=[1, 0])),
+            types.NamedColumn(name="ip", integers=types.IntegerColumn(values=[1, 2])),
+            types.NamedColumn(name="ok"),
+        ],
+    )
+    message = pb.IngestRequest(event_type="login", columns=columns)
+    expected = oracle.ingest(message)
+    assert isinstance(expected, oracle.Rows)
+    same_rows(expected, codec.decode_ingest(message.SerializeToString(), SCHEMA))
+
+
 def test_a_stale_fingerprint_is_a_schema_mismatch() -> None:
     message = pb.GetFeaturesRequest(service="fraud", fingerprint=254)
     with pytest.raises(errors.SchemaMismatchError, match="fraud"):

@@ -189,11 +189,29 @@ def _resolve(
     rows.outcomes.append(next((why for why in refused if why), 0))
 
 
-def _named(pairs: list[tuple[str, Sent]], known: set[str], errors: set[str]) -> dict[str, Sent]:
+@dataclass
+class Seen:
+    """The names in all events of a request, with a value or without."""
+
+    declared: set[str] = field(default_factory=set)
+    strangers: set[str] = field(default_factory=set)
+
+    def judge(self, known: set[str], errors: set[str]) -> None:
+        """What is not declared is ignored where all that is declared is there."""
+        if "" in self.strangers or (self.strangers and self.declared < known):
+            errors.add("UnknownNameError")
+
+
+def _named(
+    pairs: list[tuple[str, Sent]], known: set[str], errors: set[str], seen: Seen | None = None
+) -> dict[str, Sent]:
     given: dict[str, Sent] = {}
     for name, sent in pairs:
+        if seen is not None:
+            (seen.declared if name in known else seen.strangers).add(name)
         if name not in known:
-            errors.add("UnknownNameError")
+            if seen is None:
+                errors.add("UnknownNameError")
         elif sent is not None:
             if name in given:
                 errors.add("InvalidEventError")
@@ -201,15 +219,21 @@ def _named(pairs: list[tuple[str, Sent]], known: set[str], errors: set[str]) -> 
     return given
 
 
-def event_row(event: EventPlan, message: Any, rows: Rows, errors: set[str]) -> None:
-    known = {f.name for f in event.fields} | {event.time.field}
+def names_of(event: EventPlan) -> set[str]:
+    return {f.name for f in event.fields} | {event.time.field}
+
+
+def event_row(event: EventPlan, message: Any, rows: Rows, errors: set[str], seen: Seen) -> None:
+    known = names_of(event)
     pairs = [(f.name, _sent(f)) for f in message.fields]
     for position, value in enumerate(message.values):
         if position >= len(event.fields):
             errors.add("InvalidEventError")
         else:
             pairs.append((event.fields[position].name, _sent(value)))
-    given = _named(pairs, known, errors)
+    given = _named(pairs, known, errors, seen)
+    if message.HasField("time_ms"):
+        seen.declared.add(event.time.field)
     _resolve(event, given, rows, errors, message.time_ms if message.HasField("time_ms") else None)
 
 
@@ -246,14 +270,20 @@ def column(message: Any, errors: set[str]) -> list[Sent] | None:
 
 
 def _columns(
-    messages: Any, known: set[str], more: list[int], errors: set[str]
+    messages: Any, known: set[str], more: list[int], errors: set[str], seen: Seen | None = None
 ) -> tuple[dict[str, list[Sent]], int]:
     """The columns by name and the number of rows; `more`: lengths of what else must agree."""
     given: dict[str, list[Sent]] = {}
     lengths = set(more)
     for message in messages:
+        if seen is not None:
+            (seen.declared if message.name in known else seen.strangers).add(message.name)
         if message.name not in known:
-            errors.add("UnknownNameError")
+            if seen is None:
+                errors.add("UnknownNameError")
+            values = column(message, set())  # only how long it is matters
+            lengths |= set() if values is None else {len(values)}
+            continue
         values = column(message, errors)
         if values is not None:
             lengths.add(len(values))
@@ -275,18 +305,22 @@ def ingest(message: Any) -> Rows | Wrong:
         errors.add("InvalidEventError")
     if event is None:
         return Wrong({*errors, "UnknownNameError"})
+    seen = Seen()
     for row in message.rows:
-        event_row(event, row, rows, errors)
+        event_row(event, row, rows, errors, seen)
     if not message.rows:
         times = list(message.columns.times_ms)
-        known = {f.name for f in event.fields} | {event.time.field}
-        given, n = _columns(message.columns.columns, known, [len(times)] if times else [], errors)
+        known = names_of(event)
+        given, n = _columns(message.columns.columns, known, [len(times)] if times else [], errors, seen)
+        if times:
+            seen.declared.add(event.time.field)
         if times and event.time.field in given:
             errors.add("InvalidEventError")
         if not errors:
             for i in range(n):
                 at = {name: values[i] for name, values in given.items()}
                 _resolve(event, at, rows, errors, times[i] if times else None)
+    seen.judge(names_of(event), errors)
     return Wrong(errors) if errors else rows
 
 
@@ -310,7 +344,9 @@ def observe(message: Any) -> tuple[Rows, int] | Wrong:
     service = _service(message, errors) if message.service else -1
     if event is None:
         return Wrong({*errors, "UnknownNameError"})
-    event_row(event, message.event, rows, errors)
+    seen = Seen()
+    event_row(event, message.event, rows, errors, seen)
+    seen.judge(names_of(event), errors)
     return Wrong(errors) if errors else (rows, service)
 
 
