@@ -16,16 +16,19 @@ key         str; bytes that are UTF-8; integers and floats    other floats and N
             that are whole, as decimal text: 596.0 is "596"   (TYPE); more than 4096 bytes (KEY_TOO_LONG)
 string      as key; a text of more than 4096 bytes is cut     as key, but floats that are not whole are TYPE
             to the whole characters of its first 4096
-number      int, float, bool, Decimal                         NaN, infinity (NOT_FINITE); texts, dates (TYPE)
-time, s     int, float, Decimal in the declared unit;         null, NaN (NO_TIME); outside the years 1..9999
-  ms, us    fractions of a millisecond are floored            (TIME_RANGE); bool, texts (TYPE)
+number      int, float, bool, Decimal; texts that say one:    NaN, infinity (NOT_FINITE); other texts, dates
+            "100", " 1e3", and t, true, f, false, of any case (TYPE)
+time, s     int, float, Decimal in the declared unit, or a    null, NaN (NO_TIME); outside the years 1..9999
+  ms, us    text that says it; fractions of a millisecond     (TIME_RANGE); bool, other texts (TYPE)
+  ns        are floored; ns are those that 64 bits hold
 time, iso   texts YYYY-MM-DD[(T| )hh:mm[:ss[(.|,)f...]][zone]],   as above; numbers (TYPE)
-            zone = Z | (+|-)hh[[:]mm], none means UTC
+            zone = Z | (+|-)hh[[:]mm], none means UTC;
+            t and z too, and second 60 is the one after 59
 
 Datetimes that know their own unit (datetime, datetime64, Arrow and pandas timestamps) are taken for a time
 field of any unit; naive means UTC. Null is None, an Arrow null, a masked entry, pandas NA, NaT and NaN
 (pandas writes NaN for null; anywhere else a NaN was sent). A float of seconds is read to the nearest
-microsecond, so that 1.001 is 1001 ms.
+microsecond, so that 1.001 is 1001 ms. An empty text is null too, whatever it is of; "NULL" is a text as any.
 
 Columns that are not declared are ignored, so that a table with more in it than the schema knows can be handed
 over as it is: where every declared one is there. One that is missing beside one that is not declared may be
@@ -39,7 +42,9 @@ numpy only: pyarrow and pandas are used when handed in, never imported, and the 
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +69,9 @@ _LONGEST_ISO_BYTES = 64  # a time with more than 30 digits of fraction
 _MONTH_DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
 _MS_PER_TICK = {"W": 604_800_000, "D": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
 _TICKS_PER_MS = {"us": 10**3, "ns": 10**6, "ps": 10**9, "fs": 10**12, "as": 10**15}
+_FLAGS = {b"true": 1.0, b"t": 1.0, b"false": 0.0, b"f": 0.0}
+_WHOLE = re.compile(rb"-?(?:[0-9]{1,18}|[0-8][0-9]{18})")  # certainly an integer of 64 bits
+_PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
 _ARRAY_TYPES: dict[type, type[np.generic]] = {int: np.int64, float: np.float64, bool: np.bool_}
 
 Codes = NDArray[np.uint8]
@@ -205,6 +213,9 @@ def text_column(values: Any, *, what: str = "values", is_cut: bool = False) -> t
         column = _cut(column)
     codes[_broken_texts(column)] = Outcome.REFUSED_TYPE
     codes[(np.diff(column.offsets) > MAX_TEXT_BYTES) & (codes == 0)] = Outcome.REFUSED_KEY_TOO_LONG
+    empty = (np.diff(column.offsets) == 0) & (codes == Outcome.ACCEPTED)
+    if empty.any():
+        nulls = empty if nulls is None else nulls | empty
     if nulls is None:
         return _blanked(column, codes != 0), codes
     column = _blanked(column, (codes != 0) | nulls)  # an Arrow null may have bytes, of any kind
@@ -382,10 +393,16 @@ def number_column(values: Any, *, what: str = "values") -> tuple[NDArray[np.floa
     array, nulls = _unwrap(values, what)
     n = _length(array)
     codes = np.zeros(n, np.uint8)
+    broken: Mask | None = None
+    if not isinstance(array, TextColumn) and array.dtype.kind in "US":
+        array, codes_of_texts = text_column(array, what=what)
+        broken = codes_of_texts != 0
     if isinstance(array, TextColumn):
         nulls = None if array.present is None else array.present == 0
-        codes[:] = Outcome.REFUSED_TYPE
-        numbers = np.full(n, np.nan)
+        numbers, nulls = _numbers_of_texts(_texts(array), nulls, codes)
+        if broken is not None and nulls is not None:
+            nulls &= ~broken
+            codes[broken] = Outcome.REFUSED_TYPE
     elif array.dtype.kind in "biuf":
         with np.errstate(over="ignore"):
             numbers = array.astype(np.float64)
@@ -394,6 +411,15 @@ def number_column(values: Any, *, what: str = "values") -> tuple[NDArray[np.floa
         numbers = np.fromiter(map(_number_of, array), np.float64, n)
         codes[np.isposinf(numbers)] = Outcome.REFUSED_NOT_FINITE
         codes[np.isnan(numbers)] = Outcome.REFUSED_TYPE
+        is_text = np.fromiter((isinstance(value, str | bytes) for value in array), np.bool_, n)
+        if is_text.any():
+            texts = [value if isinstance(value, bytes) else _encoded(value) for value in array[is_text]]
+            of_texts = np.zeros(len(texts), np.uint8)
+            numbers[is_text], empty = _numbers_of_texts(texts, None, of_texts)
+            codes[is_text] = of_texts
+            if empty is not None:
+                nulls = np.zeros(n, np.bool_) if nulls is None else nulls
+                nulls[is_text] |= empty
     else:
         codes[:] = Outcome.REFUSED_TYPE
         numbers = np.full(n, np.nan)
@@ -402,6 +428,39 @@ def number_column(values: Any, *, what: str = "values") -> tuple[NDArray[np.floa
         numbers[nulls] = np.nan
     numbers[codes != 0] = np.nan
     return numbers, codes
+
+
+def number_in(text: bytes, *, flags: bool = True) -> float | None:
+    """The number that a text says, in decimal notation, inf or nan, with white space around it; with `flags`
+    also t and true, f and false, of any case. None where it says none."""
+    word = text.strip().lower()
+    if flags and word in _FLAGS:
+        return _FLAGS[word]
+    if b"_" in word or len(text) > MAX_TEXT_BYTES:  # Python's digit separator, nobody else's
+        return None
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def _numbers_of_texts(
+    texts: list[bytes], nulls: Mask | None, codes: Codes
+) -> tuple[NDArray[np.float64], Mask | None]:
+    """The numbers that texts say, and which are null: those that are empty, too."""
+    found = [number_in(text) for text in texts]
+    numbers = np.array([math.nan if one is None else one for one in found], np.float64)
+    codes[~np.isfinite(numbers)] = Outcome.REFUSED_NOT_FINITE
+    codes[np.fromiter((one is None for one in found), np.bool_, len(found))] = Outcome.REFUSED_TYPE
+    empty = np.fromiter((not text for text in texts), np.bool_, len(texts))
+    if not empty.any():
+        return numbers, nulls
+    return numbers, empty if nulls is None else nulls | empty
+
+
+def _texts(column: TextColumn) -> list[bytes]:
+    raw, ends = column.data.tobytes(), column.offsets.tolist()
+    return [raw[begin:end] for begin, end in itertools.pairwise(ends)]
 
 
 def _number_of(value: Any) -> float:
@@ -435,6 +494,8 @@ def time_column(values: Any, unit: str, *, what: str = "values") -> tuple[NDArra
         ms = _ms_of_objects(array, nulls, unit, codes)
     elif kind == "T" and unit == "iso":
         ms = _ms_of_iso(array, codes)
+    elif kind == "T":
+        ms = _ms_of_said_numbers(_texts(array), unit, codes)
     elif kind in "iu" and unit != "iso":
         ms = _ms_of_integers(array, unit, codes)
     elif kind == "f" and unit != "iso":
@@ -460,11 +521,13 @@ def _within(values: NDArray[Any], low: int, high: int, codes: Codes) -> NDArray[
 
 def _ms_of_integers(array: NDArray[Any], unit: str, codes: Codes) -> NDArray[np.int64]:
     if array.dtype.kind == "u":
-        array = np.minimum(array, np.iinfo(np.int64).max).astype(np.int64)
+        most = np.iinfo(np.int64).max
+        codes[array > most] = Outcome.REFUSED_TIME_RANGE
+        array = np.minimum(array, most).astype(np.int64)
     array = array.astype(np.int64)
     if unit == "s":
         return _within(array, EARLIEST_MS // 1000, LATEST_MS // 1000, codes) * 1000
-    return array // 1000 if unit == "us" else array
+    return array // _PER_MS[unit]
 
 
 def _ms_of_floats(array: NDArray[Any], unit: str, codes: Codes) -> NDArray[np.int64]:
@@ -475,8 +538,11 @@ def _ms_of_floats(array: NDArray[Any], unit: str, codes: Codes) -> NDArray[np.in
             _within(array, EARLIEST_MS // 1000, LATEST_MS // 1000 + 1, codes) * 1e6
         )
         return microseconds.astype(np.int64) // 1000
-    scale = 1000 if unit == "us" else 1
-    whole: NDArray[np.float64] = np.floor(_within(array, EARLIEST_MS * scale, (LATEST_MS + 1) * scale, codes))
+    scale = _PER_MS[unit]
+    low, high = EARLIEST_MS * scale, (LATEST_MS + 1) * scale
+    if unit == "ns":
+        low, high = -(2**63), 2**63 - 1024  # the last double below 2^63
+    whole: NDArray[np.float64] = np.floor(_within(array, low, high, codes))
     return whole.astype(np.int64) // scale
 
 
@@ -501,13 +567,14 @@ def _ms_of_objects(array: NDArray[Any], nulls: Mask | None, unit: str, codes: Co
     """Values of several types, one by one; only the texts among them are read together."""
     ms = np.zeros(len(array), np.int64)
     texts = np.fromiter((isinstance(value, str | bytes) for value in array), np.bool_, len(array))
-    if texts.any() and unit == "iso":
+    if texts.any():
         column, broken = text_column(array[texts])
         of_texts = np.zeros(len(broken), np.uint8)
-        ms[texts] = _ms_of_iso(column, of_texts)
+        if unit == "iso":
+            ms[texts] = _ms_of_iso(column, of_texts)
+        else:
+            ms[texts] = _ms_of_said_numbers(_texts(column), unit, of_texts)
         codes[texts] = np.where(broken != 0, broken, of_texts)
-    elif texts.any():
-        codes[texts] = Outcome.REFUSED_TYPE
     for i in np.flatnonzero(~texts if nulls is None else ~(texts | nulls)).tolist():
         one = _ms_of(array[i], unit)
         if isinstance(one, Outcome):
@@ -516,6 +583,21 @@ def _ms_of_objects(array: NDArray[Any], nulls: Mask | None, unit: str, codes: Co
             ms[i] = one
         else:
             codes[i] = Outcome.REFUSED_TIME_RANGE
+    return ms
+
+
+def _ms_of_said_numbers(texts: list[bytes], unit: str, codes: Codes) -> NDArray[np.int64]:
+    """Of texts that say a number in this unit."""
+    ms = np.zeros(len(texts), np.int64)
+    for i, text in enumerate(texts):
+        number = int(text) if _WHOLE.fullmatch(text) else number_in(text, flags=False)
+        one = Outcome.REFUSED_TYPE if number is None else _ms_of_number(number, unit)
+        if not text:
+            one = Outcome.REFUSED_NO_TIME
+        if isinstance(one, Outcome):
+            codes[i] = one
+        else:
+            ms[i] = one
     return ms
 
 
@@ -538,11 +620,12 @@ def _ms_of(value: Any, unit: str) -> int | Outcome:
 def _ms_of_number(value: int | float | Decimal, unit: str) -> int | Outcome:
     if (isinstance(value, float) and math.isnan(value)) or (isinstance(value, Decimal) and value.is_nan()):
         return Outcome.REFUSED_NO_TIME
-    if not -(10**18) < value < 10**18:
+    most = 2**63 if unit == "ns" else 10**18
+    if not -most <= value < most:
         return Outcome.REFUSED_TIME_RANGE
     if unit == "s":
         return round(value * 1e6) // 1000 if isinstance(value, float) else math.floor(value * 1000)
-    return math.floor(value) if unit == "ms" else math.floor(value) // 1000
+    return math.floor(value) // _PER_MS[unit]
 
 
 # ---- ISO times: the grammar at the head of this file, read one character position of all texts at a time
@@ -602,12 +685,12 @@ def _iso_date(text: _Characters) -> tuple[NDArray[np.int64], Mask]:
 
 
 def _iso_clock(text: _Characters) -> tuple[NDArray[np.int64], Mask, NDArray[np.int64]]:
-    """(T| )hh:mm[:ss[(.|,)f...]] in milliseconds, which texts go on so, and where it ends in each."""
+    """(T|t| )hh:mm[:ss[(.|,)f...]] in milliseconds, which texts go on so, and where it ends in each."""
     (hour, good), (minute, good_minute) = text.number(11, 2), text.number(14, 2)
-    good &= good_minute & (hour <= 23) & (minute <= 59) & text.are(10, b"T ") & text.are(13, b":")
+    good &= good_minute & (hour <= 23) & (minute <= 59) & text.are(10, b"Tt ") & text.are(13, b":")
     has_seconds = text.are(16, b":")
     second, good_second = text.number(17, 2)
-    good &= ~has_seconds | (good_second & (second <= 59))
+    good &= ~has_seconds | (good_second & (second <= 60))
     in_fraction = has_seconds & text.are(19, b".,")
     good &= ~in_fraction | text.number(20, 1)[1]
     end = np.where(has_seconds, np.where(in_fraction, 20, 19), 16)
@@ -625,7 +708,7 @@ def _iso_clock(text: _Characters) -> tuple[NDArray[np.int64], Mask, NDArray[np.i
 
 
 def _iso_zone(text: _Characters, begin: NDArray[np.int64]) -> tuple[NDArray[np.int64], Mask]:
-    """Nothing, Z or (+|-)hh[[:]mm] up to the end, in milliseconds east of UTC, and which texts end so."""
+    """Nothing, Z, z or (+|-)hh[[:]mm] up to the end, in milliseconds east of UTC, and which texts end so."""
     left = text.lengths - begin
     colon = text.are(begin + 3, b":").astype(np.int64)
     whole_hours = left == len("+hh")
@@ -634,7 +717,7 @@ def _iso_zone(text: _Characters, begin: NDArray[np.int64]) -> tuple[NDArray[np.i
     good = text.are(begin, b"+-") & good_hour & (hour <= 23)
     good &= whole_hours | (good_minute & (minute <= 59) & (left == len("+hhmm") + colon))
     east_ms = np.where(good, (hour * 60 + minute) * 60_000, 0)
-    utc = (left == 0) | ((left == 1) & text.are(begin, b"Z"))
+    utc = (left == 0) | ((left == 1) & text.are(begin, b"Zz"))
     return np.where(text.are(begin, b"-"), -east_ms, east_ms), good | utc
 
 

@@ -185,7 +185,9 @@ class CsvReader(EventReader):
         columns = {time.field: cells.times(raw[time.field], time.unit, refused)}
         for field in self.event.fields:
             cell = raw[field.name]
-            columns[field.name] = cells.numbers(cell, refused) if field.kind == Kind.NUMBER else cell
+            if field.kind == Kind.NUMBER:
+                cell = cells.numbers(cell, refused)
+            columns[field.name] = cells.keys(cell) if field.is_key else cell
         kept = [
             cells.kept(raw[field.name], field.type, f"{self.name}, column {field.name!r}", start_row)
             for field in self._kept_schema

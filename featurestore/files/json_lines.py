@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import pyarrow as pa
 
-from featurestore.columns import kind_of
+from featurestore.columns import kind_of, number_in
 from featurestore.errors import InvalidEventError
 from featurestore.files import cells
 from featurestore.files.chunk import CUT_BYTES, MAX_CHUNK_BYTES, Chunk, EventReader
@@ -225,6 +225,8 @@ def _kept(values: list[object], wanted: pa.DataType) -> pa.Array:
 
 def _number(value: object) -> float | None:
     try:
+        if isinstance(value, str):
+            return number_in(value.encode(errors="replace"))
         return float(value) if isinstance(value, (int, float)) else None
     except OverflowError:
         return None

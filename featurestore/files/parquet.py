@@ -4,8 +4,8 @@ What a page needs once it is decoded is known from its header, and how long a va
 from the dictionary: so as many rows are decoded at a time as have room, whatever the file says.
 
 A kept column keeps its type. Columns of the event go to `featurestore.columns` as they are, dictionaries
-decoded; a type that cannot be what the schema says (a list, a string for a number) is an error before the
-first event.
+decoded; a type that cannot be what the schema says (a list, a date for a number) is an error before the first
+event.
 
 A type that Arrow does not know (integers of 128 bits, say) matters only in a column that is needed: the
 others are taken as what Parquet stores them as.
@@ -115,7 +115,7 @@ class ParquetReader(EventReader):
         self._check_type(time.field, f"time in {time.unit}", _is_iso_time if time.unit == "iso" else _is_time)
         for field in self.event.fields:
             if field.kind == Kind.NUMBER:
-                self._check_type(field.name, "number", _is_number)
+                self._check_type(field.name, "number", _says_number)
             else:
                 self._check_type(field.name, "key" if field.is_key else "string", _is_text)
 
@@ -276,12 +276,17 @@ def _is_number(kind: pa.DataType) -> bool:
     return any(is_a(kind) for is_a in (pt.is_integer, pt.is_floating, pt.is_boolean, pt.is_decimal))
 
 
+def _says_number(kind: pa.DataType) -> bool:
+    """Texts are read one by one."""
+    return _is_number(kind) or _is_string(kind)
+
+
 def _is_datetime(kind: pa.DataType) -> bool:
     return any(is_a(kind) for is_a in (pt.is_timestamp, pt.is_date))
 
 
 def _is_time(kind: pa.DataType) -> bool:
-    return _is_datetime(kind) or (_is_number(kind) and not pt.is_boolean(kind))
+    return _is_datetime(kind) or (_says_number(kind) and not pt.is_boolean(kind))
 
 
 def _is_iso_time(kind: pa.DataType) -> bool:

@@ -63,6 +63,7 @@ from featurestore.server.eventtime cimport (
     Scalar,
     eventtime_structs,
     read_time,
+    text_number,
 )
 from featurestore.server.memory cimport Arena, arena_alloc, arena_free
 from featurestore.server.names cimport (
@@ -453,9 +454,11 @@ cdef int put_number(Decoder* d, Rows* rows, uint32_t row, uint32_t field, const 
     cdef double number
     cdef uint32_t i
     if value.kind == VALUE_TEXT:
-        refuse_row(rows, row, field + 1, REFUSED_TYPE)
-        return WIRE_OK
-    number = value.number if value.kind == VALUE_NUMBER else <double>value.integer
+        if not text_number(value.text, value.length, True, &number):
+            refuse_row(rows, row, field + 1, REFUSED_TYPE)
+            return WIRE_OK
+    else:
+        number = value.number if value.kind == VALUE_NUMBER else <double>value.integer
     if not isfinite(number):
         refuse_row(rows, row, field + 1, REFUSED_NOT_FINITE)
         return WIRE_OK
@@ -490,6 +493,7 @@ cdef int put_text(Decoder* d, Rows* rows, uint32_t row, uint32_t field, const Sc
 
 
 cdef int put(Decoder* d, Rows* rows, uint32_t row, uint32_t field, const Scalar* value) noexcept nogil:
+    """An empty text is absent, whatever it is of."""
     if value.kind == VALUE_NONE:
         return WIRE_OK
     if rows.given_in[field] == row + 1:
@@ -498,6 +502,8 @@ cdef int put(Decoder* d, Rows* rows, uint32_t row, uint32_t field, const Scalar*
         d.error.text_length = rows.fields.names.names[field].length
         return fail(d, WIRE_GIVEN_TWICE, d.message)
     rows.given_in[field] = row + 1
+    if value.kind == VALUE_TEXT and value.length == 0:
+        return WIRE_OK
     if rows.fields.kinds[field] == FIELD_NUMBER:
         return put_number(d, rows, row, field, value)
     return put_text(d, rows, row, field, value)
@@ -940,6 +946,42 @@ cdef int fill_texts(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint3
     return lay_out_texts(d, pieces, n, present, out)
 
 
+cdef int absent_where_empty(Decoder* d, const uint32_t* offsets, uint32_t n, uint8_t** present) noexcept nogil:
+    """Marks empty texts as absent."""
+    cdef uint32_t i
+    for i in range(n):
+        if offsets[i + 1] != offsets[i] or (present[0] != NULL and not present[0][i]):
+            continue
+        if present[0] == NULL:
+            present[0] = <uint8_t*>arena_alloc(d.arena, n, 1)
+            if present[0] == NULL:
+                return no_room(d)
+            memset(present[0], 1, n)
+        present[0][i] = 0
+    return WIRE_OK
+
+
+cdef int fill_said_numbers(Decoder* d, const uint8_t* bytes, const uint32_t* offsets, uint32_t n,
+                           const uint8_t* present, Column* out, uint8_t* outcomes) noexcept nogil:
+    """A number field from texts."""
+    cdef double* numbers = <double*>arena_alloc(d.arena, n, sizeof(double))
+    cdef uint32_t i
+    if numbers == NULL:
+        return no_room(d)
+    for i in range(n):
+        numbers[i] = NAN
+        if present != NULL and not present[i]:
+            continue
+        if not text_number(bytes + offsets[i], offsets[i + 1] - offsets[i], True, &numbers[i]):
+            refuse(&outcomes[i], REFUSED_TYPE)
+        elif not isfinite(numbers[i]):
+            refuse(&outcomes[i], REFUSED_NOT_FINITE)
+    memset(out, 0, sizeof(Column))
+    out.kind = COLUMN_NUMBER
+    out.numbers = numbers
+    return WIRE_OK
+
+
 cdef int cut_texts(Decoder* d, const uint8_t* bytes, const uint32_t* offsets, uint32_t n,
                    const uint8_t* present, Column* out) noexcept nogil:
     """A string field of texts some of which are too long, and cut."""
@@ -967,27 +1009,27 @@ cdef int fill_column(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint
         return status
     if scan.kind == VALUE_TEXT:
         status = read_offsets(d, scan, n, present, &offsets)
+        if status == WIRE_OK:
+            status = absent_where_empty(d, offsets, n, &present)
         if status != WIRE_OK:
             return status
-        if field_kind != FIELD_NUMBER:
-            for i in range(n):
-                if offsets[i + 1] - offsets[i] > MAX_TEXT_BYTES:
-                    if field_kind == FIELD_STRING:
-                        return cut_texts(d, scan.data.at, offsets, n, present, out)
-                    refuse(&outcomes[i], REFUSED_KEY_TOO_LONG)
-            memset(out, 0, sizeof(Column))
-            out.kind = COLUMN_TEXT
-            out.offsets = offsets
-            out.bytes = <const char*>scan.data.at if scan.data.at != NULL else <const char*>offsets
-            out.present = present
-            return WIRE_OK
-    elif field_kind == FIELD_NUMBER:
+        if field_kind == FIELD_NUMBER:
+            return fill_said_numbers(d, scan.data.at, offsets, n, present, out, outcomes)
+        for i in range(n):
+            if offsets[i + 1] - offsets[i] > MAX_TEXT_BYTES:
+                if field_kind == FIELD_STRING:
+                    return cut_texts(d, scan.data.at, offsets, n, present, out)
+                refuse(&outcomes[i], REFUSED_KEY_TOO_LONG)
+        memset(out, 0, sizeof(Column))
+        out.kind = COLUMN_TEXT
+        out.offsets = offsets
+        out.bytes = <const char*>scan.data.at if scan.data.at != NULL else <const char*>offsets
+        out.present = present
+        return WIRE_OK
+    if field_kind == FIELD_NUMBER:
         memset(out, 0, sizeof(Column))
         return fill_numbers(d, scan, n, present, out, outcomes)
-    else:
-        return fill_texts(d, scan, field_kind, n, present, out, outcomes)
-    refuse_given(outcomes, present, n, REFUSED_TYPE)
-    return absent_column(d, True, n, out)
+    return fill_texts(d, scan, field_kind, n, present, out, outcomes)
 
 
 cdef int fill_times(Decoder* d, const NamedScan* scan, uint8_t unit, uint32_t n, int64_t* times,

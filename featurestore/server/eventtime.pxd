@@ -19,6 +19,7 @@ cdef enum TimeUnit:
     TIME_MS = 1
     TIME_US = 2
     TIME_ISO = 3
+    TIME_NS = 4
 
 cdef enum ValueKind:                 # the members of Value.kind, of NamedColumn.kind as far as they go
     VALUE_NONE = 0
@@ -33,6 +34,10 @@ ctypedef struct Scalar:              # one Value
     size_t length                    # bytes of text
     int64_t integer                  # VALUE_INTEGER; VALUE_FLAG: 0 or 1
     double number                    # VALUE_NUMBER
+
+# The number that a text says, as Python's float reads it without underscores: in decimal notation, inf or nan,
+# in any case, with white space around it; with `flags` also t and true, f and false, which are 1 and 0.
+cdef bint text_number(const uint8_t* text, size_t length, bint flags, double* number) noexcept nogil
 
 # 0 and the time in milliseconds, or the Outcome that says why it cannot be read.
 cdef uint8_t read_time(uint8_t unit, const Scalar* value, int64_t* time_ms) noexcept nogil

@@ -24,7 +24,14 @@ from featurestore.core.batch cimport (
     REFUSED_TYPE,
     batch_structs,
 )
-from featurestore.server.eventtime cimport TIME_ISO, TIME_MS, TIME_S, TIME_US, eventtime_structs
+from featurestore.server.eventtime cimport (
+    TIME_ISO,
+    TIME_MS,
+    TIME_NS,
+    TIME_S,
+    TIME_US,
+    eventtime_structs,
+)
 from featurestore.server.memory cimport arena_alloc, arena_free
 
 same_structs(__name__, names_structs(), batch_structs(), eventtime_structs())
@@ -63,7 +70,7 @@ cdef int32_t name_index(const NameTable* table, const uint8_t* text, size_t leng
 cdef enum:
     KEY_HEAD_BYTES = 6               # of a text in a reply: tag and length
 
-_UNITS = {"s": TIME_S, "ms": TIME_MS, "us": TIME_US, "iso": TIME_ISO}
+_UNITS = {"s": TIME_S, "ms": TIME_MS, "us": TIME_US, "ns": TIME_NS, "iso": TIME_ISO}
 
 
 @cython.final

@@ -27,8 +27,15 @@ zstd = functools.partial(pa.compress, codec="zstd", asbytes=True)
 
 
 def test_keys_keep_every_digit_and_every_zero(rows_of):
-    text = f"ts,k,n\n{T},007,1\n{T},12345678901234567890123,2\n{T},1.0,3\n"
-    assert [row[1] for row in rows_of("a.csv", text.encode())] == ["007", "12345678901234567890123", "1.0"]
+    keys = ["007", "12345678901234567890123", "007.0", "1e3", "1.50", "1.", ".0", "1.0.0", "0x1.0"]
+    text = "ts,k,n\n" + "".join(f"{T},{key},1\n" for key in keys)
+    assert [row[1] for row in rows_of("a.csv", text.encode())] == keys
+
+
+def test_a_key_that_is_a_whole_number_is_that_however_a_data_frame_wrote_it(rows_of):
+    keys = {"596.0": "596", "-7.00": "-7", "0.0": "0", "12345678901234567890123.0": "12345678901234567890123"}
+    text = "ts,k,n\n" + "".join(f"{T},{key},1\n" for key in keys)
+    assert [row[1] for row in rows_of("a.csv", text.encode())] == list(keys.values())
 
 
 def test_columns_may_stand_in_any_order_among_others(rows_of):
@@ -286,7 +293,9 @@ def test_what_a_cell_means_does_not_depend_on_its_neighbours(cell, neighbour):
         expected = None if b"_" in cell else float(cell)
     except ValueError:
         expected = None
-    assert repr(one) == repr(expected) or cell.strip().lower() in (b"true", b"false")
+    if cell.strip().lower() in (b"t", b"f", b"true", b"false"):
+        expected = float(cell.strip().lower()[:1] == b"t")
+    assert repr(one) == repr(expected)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=6)

@@ -40,7 +40,7 @@ def test_a_key_may_be_a_number_on_one_line_and_a_string_on_the_next(chunks_of, e
 
 def test_a_value_of_the_wrong_type_refuses_its_event_alone(chunks_of, event):
     lines = (
-        line(k=True) + line(k="a", n="1") + line(k="b") + line(k=[1]) + line(k="c", ts=5) + line(k="\ud800")
+        line(k=True) + line(k="a", n="one") + line(k="b") + line(k=[1]) + line(k="c", ts=5) + line(k="\ud800")
     )
     (chunk,) = chunks_of(
         "a.jsonl", lines + b'{"ts":"2020-01-01","k":1.5}\n{"ts":"2020-01-01","n":NaN}\n{"k":1}'

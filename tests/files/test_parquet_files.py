@@ -89,7 +89,7 @@ def test_a_compressed_file_is_read_too(rows_of):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"n": ["1"]}, ["column 'n' is string", "event click declares it a number"]),
+        ({"n": [[1]]}, ["column 'n' is list", "event click declares it a number"]),
         ({"k": [[1]]}, ["column 'k' is list", "declares it a key"]),
         ({"k": [True]}, ["column 'k' is bool", "declares it a key"]),
         ({"ts": [1]}, ["column 'ts' is int64", "declares it a time in iso"]),

@@ -832,16 +832,32 @@ def key_text(value: object) -> str | None:
     return str(value)
 
 
+def number_in(text: str) -> float | None:
+    """The number that a text of a number field says; None where it says none."""
+    word = text.strip(" \t\r\n\v\f").lower()
+    if word in ("true", "t", "false", "f"):
+        return float(word[0] == "t")
+    if not text.isascii() or "_" in word or len(text) > MAX_TEXT_BYTES:
+        return None
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
 def first_bytes(text: str | None) -> str | None:
     """The whole characters in what a string keeps of a text."""
     return None if text is None else text.encode()[:MAX_TEXT_BYTES].decode(errors="ignore")
 
 
-def _check(declared: str, value: object, *, is_id: bool = False) -> int:
+def _check(declared: str, value: object, *, is_id: bool = False) -> int:  # noqa: PLR0911  # a rule each
     """The refusal that one field's value deserves, or 0."""
-    if value is None:
+    if value is None or value == "":  # an empty text is absent, whatever it is of
         return 0
     if declared in ("number", "bool"):
+        if isinstance(value, str):
+            number = number_in(value)
+            return BAD_TYPE if number is None else 0 if math.isfinite(number) else NOT_FINITE
         if not isinstance(value, bool | int | float):
             return BAD_TYPE
         return 0 if math.isfinite(value) else NOT_FINITE
@@ -860,7 +876,9 @@ def _clean(kind: EventType, fields: Fields) -> dict[str, object]:
         if declared == "key":
             clean[name] = key_text(value)
         elif declared == "string":
-            clean[name] = "" if value == "" else first_bytes(key_text(value))
+            clean[name] = first_bytes(key_text(value))
+        elif isinstance(value, str):
+            clean[name] = number_in(value)
         else:
             clean[name] = float(value) if isinstance(value, bool | int | float) else None
     return clean
@@ -868,7 +886,7 @@ def _clean(kind: EventType, fields: Fields) -> dict[str, object]:
 
 def _content(row: Row) -> object:
     return row.time, tuple(
-        sorted((name, repr(value)) for name, value in row.fields.items() if value is not None)
+        sorted((name, repr(value)) for name, value in row.fields.items() if value not in (None, ""))
     )
 
 

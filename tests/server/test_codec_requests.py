@@ -531,7 +531,7 @@ def test_iso_times_are_read_as_datetime_reads_them(text: str) -> None:
     )
     ms, why = oracle.iso_ms(text)
     assert (decoded["times"][0], decoded["outcomes"][0]) == (ms, why)
-    if not why and text.count(":") == 2 and len(text) == 19:
+    if not why and text.count(":") == 2 and len(text) == 19 and not text.endswith(":60"):
         moment = datetime.fromisoformat(text + "+00:00")
         assert ms == (moment - datetime.fromisoformat("1970-01-01T00:00:00+00:00")).total_seconds() * 1000
 

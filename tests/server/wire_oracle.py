@@ -94,7 +94,8 @@ class Rows:
 
 ISO = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})"
-    r"(?:[T ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]+))?)?(?:Z|([+-])([0-9]{2})(?::?([0-9]{2}))?)?)?"
+    r"(?:[Tt ]([0-9]{2}):([0-9]{2})(?::([0-9]{2})(?:[.,]([0-9]+))?)?"
+    r"(?:[Zz]|([+-])([0-9]{2})(?::?([0-9]{2}))?)?)?"
 )
 
 
@@ -107,7 +108,7 @@ def iso_ms(text: str) -> tuple[int, int]:
         return 0, BAD_TYPE
     year, month, day, hour, minute, second = (int(part or 0) for part in found.groups()[:6])
     zone_h, zone_m = int(found[9] or 0), int(found[10] or 0)
-    if hour > 23 or minute > 59 or second > 59 or zone_h > 23 or zone_m > 59:
+    if hour > 23 or minute > 59 or second > 60 or zone_h > 23 or zone_m > 59:
         return 0, BAD_TYPE
     try:
         days = (date(year or 400, month, day) - date(1970, 1, 1)).days - (0 if year else 146097)
@@ -119,26 +120,59 @@ def iso_ms(text: str) -> tuple[int, int]:
     return (ms, 0) if FIRST_MS <= ms <= LAST_MS else (0, TIME_RANGE)
 
 
-def time_ms(unit: str, kind: str, value: Any) -> tuple[int, int]:
+def time_ms(unit: str, kind: str, value: Any) -> tuple[int, int]:  # noqa: PLR0911  # a rule each
     if unit == "iso":
         return iso_ms(value) if kind == "text" else (0, BAD_TYPE)
+    if kind == "text" and value == "":
+        return 0, NO_TIME
+    if kind == "text":
+        if re.fullmatch(r"-?(?:[0-9]{1,18}|[0-8][0-9]{18})", value):
+            kind, value = "integer", int(value)
+        else:
+            found = NUMBER.fullmatch(value)
+            if found is None or not found[1] or len(value) > 4096:
+                return 0, BAD_TYPE
+            kind, value = "number", float(found[1])
     if kind not in ("integer", "number"):
         return 0, BAD_TYPE
     if math.isnan(value):
         return 0, NO_TIME
-    if abs(value) > 10**18:
+    if abs(value) > 10**19:
         return 0, TIME_RANGE
     if kind == "number" and unit == "s":
         value, unit = round(value * 1e6), "us"
+    if unit == "ns":
+        if not -(2**63) <= value < 2**63:
+            return 0, TIME_RANGE
+        return math.floor(value) // 1_000_000, 0
     ms = {"s": value * 1000, "ms": math.floor(value), "us": math.floor(value) // 1000}[unit]
     return (ms, 0) if FIRST_MS <= ms <= LAST_MS else (0, TIME_RANGE)
 
 
-def kept(declared: FieldPlan, kind: str, value: Any) -> tuple[Any, int]:
+NUMBER = re.compile(
+    r"[ \t\n\r\v\f]*(?:([+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf|infinity|nan))"
+    r"|(t|true)|(f|false))"
+    r"[ \t\n\r\v\f]*",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def number_in(text: str) -> float | None:
+    found = NUMBER.fullmatch(text)
+    if found is None or len(text) > 4096:
+        return None
+    return float(found[1]) if found[1] else float(found[2] is not None)
+
+
+def kept(declared: FieldPlan, kind: str, value: Any) -> tuple[Any, int]:  # noqa: PLR0911  # a rule each
     """(the value as it is kept, 0) or (None, why the event is refused)."""
+    if kind == "text" and value == "":
+        return None, 0
     if declared.kind == Kind.NUMBER:
         if kind == "text":
-            return None, BAD_TYPE
+            value = number_in(value)
+            if value is None:
+                return None, BAD_TYPE
         return (float(value), 0) if math.isfinite(value) else (None, NOT_FINITE)
     if kind == "text":
         encoded = value.encode()
@@ -182,8 +216,10 @@ def _resolve(
     for declared in event.fields:
         sent = given.get(declared.name)
         if sent is not None:
-            values[declared.name], why = kept(declared, *sent)
+            value, why = kept(declared, *sent)
             refused.append(why)
+            if value is not None or why:
+                values[declared.name] = value
     rows.values.append(values)
     rows.times.append(ms)
     rows.outcomes.append(next((why for why in refused if why), 0))
@@ -375,7 +411,8 @@ def read(message: Any) -> tuple[list[dict[str, bytes]], int, list[int] | None] |
                 key, why = kept(_key(name), *value)
                 if why:
                     errors.add("InvalidEventError")
-                key_set[name] = key
+                if key is not None:
+                    key_set[name] = key
         key_sets.append(key_set)
     one = [message.as_of_ms] if message.HasField("as_of_ms") else []
     if (one and each) or any(not FIRST_MS <= ms <= LAST_MS for ms in one + each):
