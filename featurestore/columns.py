@@ -97,7 +97,10 @@ def event_columns(event: EventPlan, data: Any) -> tuple[NDArray[np.int64], list[
     """
     columns = _named_columns(event, data)
     times, outcomes = time_column(
-        columns[event.time.field], event.time.unit, what=f"{event.name}.{event.time.field}"
+        columns[event.time.field],
+        event.time.unit,
+        what=f"{event.name}.{event.time.field}",
+        time_format=event.time_format,
     )
     n = len(times)
     made: list[Column] = []
@@ -479,8 +482,13 @@ def _number_of(value: Any) -> float:
 # ---- times
 
 
-def time_column(values: Any, unit: str, *, what: str = "values") -> tuple[NDArray[np.int64], Codes]:
-    """Milliseconds since the epoch, 0 where refused, and a code per value, 0 or refused."""
+def time_column(
+    values: Any, unit: str, *, what: str = "values", time_format: str | None = None
+) -> tuple[NDArray[np.int64], Codes]:
+    """Milliseconds since the epoch, 0 where refused, and a code per value, 0 or refused.
+
+    `time_format` is one of strptime, which texts of the unit "iso" are in instead of ISO 8601.
+    """
     array, nulls = _unwrap(values, what)
     n = _length(array)
     codes = np.zeros(n, np.uint8)
@@ -491,7 +499,9 @@ def time_column(values: Any, unit: str, *, what: str = "values") -> tuple[NDArra
     if kind == "M":
         ms = _ms_of_datetimes(array, codes)
     elif kind == "O":
-        ms = _ms_of_objects(array, nulls, unit, codes)
+        ms = _ms_of_objects(array, nulls, unit, codes, time_format)
+    elif kind == "T" and time_format is not None:
+        ms = _ms_of_formatted(_texts(array), time_format, codes)
     elif kind == "T" and unit == "iso":
         ms = _ms_of_iso(array, codes)
     elif kind == "T":
@@ -563,14 +573,18 @@ def _ms_of_datetimes(array: NDArray[Any], codes: Codes) -> NDArray[np.int64]:
     return ticks // _TICKS_PER_MS[unit]
 
 
-def _ms_of_objects(array: NDArray[Any], nulls: Mask | None, unit: str, codes: Codes) -> NDArray[np.int64]:
+def _ms_of_objects(
+    array: NDArray[Any], nulls: Mask | None, unit: str, codes: Codes, time_format: str | None
+) -> NDArray[np.int64]:
     """Values of several types, one by one; only the texts among them are read together."""
     ms = np.zeros(len(array), np.int64)
     texts = np.fromiter((isinstance(value, str | bytes) for value in array), np.bool_, len(array))
     if texts.any():
         column, broken = text_column(array[texts])
         of_texts = np.zeros(len(broken), np.uint8)
-        if unit == "iso":
+        if time_format is not None:
+            ms[texts] = _ms_of_formatted(_texts(column), time_format, of_texts)
+        elif unit == "iso":
             ms[texts] = _ms_of_iso(column, of_texts)
         else:
             ms[texts] = _ms_of_said_numbers(_texts(column), unit, of_texts)
@@ -583,6 +597,26 @@ def _ms_of_objects(array: NDArray[Any], nulls: Mask | None, unit: str, codes: Co
             ms[i] = one
         else:
             codes[i] = Outcome.REFUSED_TIME_RANGE
+    return ms
+
+
+def _ms_of_formatted(texts: list[bytes], time_format: str, codes: Codes) -> NDArray[np.int64]:
+    """Of texts in a format of strptime; without an offset they mean UTC."""
+    ms = np.zeros(len(texts), np.int64)
+    known: dict[bytes, int | Outcome] = {}  # neighbours mostly have the same second
+    for i, text in enumerate(texts):
+        one = known.get(text)
+        if one is None:
+            try:
+                moment = datetime.strptime(text.decode(), time_format)
+                one = _ms_of(moment, "iso")
+            except (ValueError, OverflowError):
+                one = Outcome.REFUSED_TYPE if text else Outcome.REFUSED_NO_TIME
+            known[text] = one
+        if isinstance(one, Outcome):
+            codes[i] = one
+        else:
+            ms[i] = one
     return ms
 
 

@@ -88,7 +88,15 @@ class FieldPlan:
 @dataclass(frozen=True)
 class TimePlan:
     field: str
-    unit: str  # "s" | "ms" | "us" | "iso"
+    unit: str  # "s" | "ms" | "us" | "ns" | "iso"
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """Where a field is in files, if not under its own name."""
+
+    field: str  # one of EventPlan.fields, or the time field
+    path: str  # a column of that name, or names of objects within objects, with dots between them
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,13 @@ class EventPlan:
     touches: tuple[TouchPlan, ...]  # each entity at most once
     dedupe_floor_ms: int | None = None  # ids of events before it may have been forgotten, and nobody can tell
     from_beginning: bool = False  # stated of a new store: there was no event of this type before it
+    # How files have it; both are left out of the JSON where there is nothing to say
+    sources: tuple[SourcePlan, ...] = ()
+    time_format: str | None = None  # of strptime; of a unit "iso" only
+
+    def source_of(self, field: str) -> str:
+        """What files call the field."""
+        return next((one.path for one in self.sources if one.field == field), field)
 
 
 @dataclass(frozen=True)
@@ -333,6 +348,10 @@ class Plan:
         for key in ("derived", "pins"):
             if not raw[key]:
                 del raw[key]
+        for event in raw["events"]:
+            for key in ("sources", "time_format"):
+                if not event[key]:
+                    del event[key]
         return json.dumps(raw, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
 
     @classmethod
@@ -383,6 +402,7 @@ def _event(raw: dict[str, Any]) -> EventPlan:
             "time": TimePlan(**raw["time"]),
             "fields": tuple(FieldPlan(**{**f, "kind": Kind(f["kind"])}) for f in raw["fields"]),
             "touches": tuple(TouchPlan(t["entity"], tuple(t["fields"])) for t in raw["touches"]),
+            "sources": tuple(SourcePlan(**s) for s in raw.get("sources", ())),
         }
     )
 

@@ -48,6 +48,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
             event.name: {
                 "time": {"field": event.time.field, "unit": event.time.unit},
                 "fields": {field.name: _kind(field) for field in event.fields},
+                **({"from": {one.field: one.path for one in event.sources}} if event.sources else {}),
+                **({"time_format": event.time_format} if event.time_format else {}),
                 "lateness_ms": event.lateness_ms,
                 "id": None if event.id_field is None else event.fields[event.id_field].name,
             }
@@ -100,7 +102,8 @@ def as_lines(plan: Plan) -> list[str]:
     lines = [f"{plan.name}: the schema is valid"]
     for event in plan.events:
         lines += ["", f"event {event.name}, at {event.time.field} ({event.time.unit}), {_lateness(event)}"]
-        lines += _columns([(field.name, _kind(field)) for field in event.fields])
+        froms = {one.field: f", from {one.path}" for one in event.sources}
+        lines += _columns([(field.name, _kind(field) + froms.get(field.name, "")) for field in event.fields])
     lines += ["", "entities"]
     for index, entity in enumerate(plan.entities):
         fed_by = ", ".join(view.name for view in plan.views if view.entity == index)

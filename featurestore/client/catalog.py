@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from featurestore.client.replies import EventSchema, FeatureSchema, Schema, ServiceSchema
 from featurestore.client.wire import unreadable
 from featurestore.errors import UnknownNameError
-from featurestore.plan import EventPlan, FieldPlan, Kind, TimePlan
+from featurestore.plan import EventPlan, FieldPlan, Kind, SourcePlan, TimePlan
 from featurestore.v1 import registry_service_pb2 as registry
 
 T = TypeVar("T")
@@ -28,6 +28,7 @@ _UNITS: dict[int, str] = {
     registry.TIME_UNIT_MILLISECONDS: "ms",
     registry.TIME_UNIT_MICROSECONDS: "us",
     registry.TIME_UNIT_ISO: "iso",
+    registry.TIME_UNIT_NANOSECONDS: "ns",
 }
 _KINDS: dict[int, str] = {
     registry.FIELD_KIND_NUMBER: "number",
@@ -79,6 +80,9 @@ def _event(event: registry.EventTypeSchema) -> EventSchema:
         raise unreadable(f"{event.name} has no time field of its own")
     if event.id_field and event.id_field not in fields:
         raise unreadable(f"the id of {event.name}, {event.id_field!r}, is none of its fields")
+    sources = {field.name: field.source for field in event.fields if field.source}
+    if event.time_source:
+        sources[event.time_field] = event.time_source
     return EventSchema(
         name=event.name,
         time_field=event.time_field,
@@ -86,6 +90,8 @@ def _event(event: registry.EventTypeSchema) -> EventSchema:
         fields=fields,
         lateness_ms=event.lateness_ms,
         id_field=event.id_field or None,
+        sources=sources,
+        time_format=event.time_format or None,
     )
 
 
@@ -121,7 +127,19 @@ def event_plan(schema: Schema, name: str) -> EventPlan:
     )
     id_field = None if event.id_field is None else list(event.fields).index(event.id_field)
     time = TimePlan(event.time_field, event.time_unit)
-    return EventPlan(0, name, time, fields, event.lateness_ms, id_field, 0, ())
+    sources = tuple(SourcePlan(field, path) for field, path in event.sources.items())
+    return EventPlan(
+        event_id=0,
+        name=name,
+        time=time,
+        fields=fields,
+        lateness_ms=event.lateness_ms,
+        id_field=id_field,
+        dedupe_ms=0,
+        touches=(),
+        sources=sources,
+        time_format=event.time_format,
+    )
 
 
 def named(things: dict[str, T], name: str, what: str) -> T:

@@ -307,10 +307,14 @@ class EventSchema:
 
     name: str
     time_field: str
-    time_unit: str  # "s" | "ms" | "us" | "iso"
+    time_unit: str  # "s" | "ms" | "us" | "ns" | "iso"
     fields: dict[str, str]
     lateness_ms: int
     id_field: str | None
+    sources: dict[str, str] = field(
+        default_factory=dict
+    )  # field → where files have it, if not under its name
+    time_format: str | None = None  # how files write it, a format of strptime
 
 
 @dataclass(frozen=True)

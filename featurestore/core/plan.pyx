@@ -141,7 +141,8 @@ cdef class CompiledPlan:
             event = &self.c.events[i]
             _check(len(spec.fields) <= 0xFFFF and len(compiled_of[i]) <= 0xFFFF,
                    f"event {spec.name}: more than 65,535 fields or filters")
-            _check(spec.time.unit in ("s", "ms", "us", "iso"), f"event {spec.name}: time in {spec.time.unit}")
+            _check(spec.time.unit in ("s", "ms", "us", "ns", "iso"),
+                   f"event {spec.name}: time in {spec.time.unit}")
             event.event_id = spec.event_id
             event.n_fields = len(spec.fields)
             event.kinds = <uint8_t*>self._array(event.n_fields, 1)

@@ -32,7 +32,7 @@ WHOLE_TIME = r"^-?(?:[0-9]{1,18}|[0-8][0-9]{18})$"  # certainly an integer of 64
 
 def kept_type(event: EventPlan, name: str) -> pa.DataType:
     """The type a kept column of a text format is written as."""
-    numeric = {field.name for field in event.fields if field.kind == Kind.NUMBER}
+    numeric = {event.source_of(field.name) for field in event.fields if field.kind == Kind.NUMBER}
     return pa.float64() if name in numeric else pa.string()
 
 

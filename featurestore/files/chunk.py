@@ -106,10 +106,12 @@ class EventReader(ABC):
         self.name = name
         self.event = event
         self.keep = tuple(keep)
-        self.fields = (event.time.field, *(field.name for field in event.fields))
-        texts = {field.name for field in event.fields if field.kind is Kind.TEXT}
+        names = (event.time.field, *(field.name for field in event.fields))
+        self.sources = {name: event.source_of(name) for name in names}  # field → what the file calls it
+        self.columns = tuple(dict.fromkeys(self.sources.values()))
+        texts = {self.sources[field.name] for field in event.fields if field.kind is Kind.TEXT}
         self.texts = texts - set(keep)  # whose length matters up to what an event may have, and no further
-        self.needed = tuple(dict.fromkeys((*self.fields, *self.keep)))
+        self.needed = tuple(dict.fromkeys((*self.columns, *self.keep)))
         self.size_bytes: int | None = None  # of the file as stored; None for a pipe
 
     @property
@@ -140,7 +142,7 @@ class EventReader(ABC):
 
     def _pause(self, row: int, stored_bytes: int) -> Chunk:
         """A chunk of no events: what has come is handed over, and more is waited for."""
-        columns: dict[str, Cells] = {name: [] for name in self.fields}
+        columns: dict[str, Cells] = {name: [] for name in self.sources}
         kept = pa.RecordBatch.from_pylist([], schema=self.kept_schema)
         return Chunk(self.name, row, 0, columns, kept, np.zeros(0, np.uint8), stored_bytes)
 
@@ -159,7 +161,7 @@ class EventReader(ABC):
         """Raises InvalidEventError unless every needed column is there once."""
         for name in self.needed:
             if name not in found:
-                wanted = "is to be kept" if name not in self.fields else f"event {self.event.name} needs it"
+                wanted = "is to be kept" if name not in self.columns else f"event {self.event.name} needs it"
                 raise InvalidEventError(
                     f"{self.name}: no column {name!r} in {what} ({wanted}){did_you_mean(name, found)}"
                 )

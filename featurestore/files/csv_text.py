@@ -182,9 +182,9 @@ class CsvReader(EventReader):
         refused = np.zeros(batch.num_rows, np.uint8)
         raw = {name: batch.column(str(self._header.index(name))) for name in self.needed}
         time = self.event.time
-        columns = {time.field: cells.times(raw[time.field], time.unit, refused)}
+        columns = {time.field: cells.times(raw[self.sources[time.field]], time.unit, refused)}
         for field in self.event.fields:
-            cell = raw[field.name]
+            cell = raw[self.sources[field.name]]
             if field.kind == Kind.NUMBER:
                 cell = cells.numbers(cell, refused)
             columns[field.name] = cells.keys(cell) if field.is_key else cell

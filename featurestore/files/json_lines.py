@@ -47,6 +47,7 @@ class JsonLinesReader(EventReader):
         self._stream = stream
         self.size_bytes = stream.size_bytes
         self._kept_schema = pa.schema([(name, cells.kept_type(event, name)) for name in self.keep])
+        self._deep = [(i, path) for i, path in enumerate(self.columns) if "." in path]
 
     @property
     def kept_schema(self) -> pa.Schema:
@@ -57,7 +58,7 @@ class JsonLinesReader(EventReader):
 
     def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]:
         rows: list[list[Any]] = []  # cells of the fields, then of the columns to keep
-        wanted = (*self.fields, *self.keep)
+        wanted = (*self.columns, *self.keep)
         names: dict[str, None] | None = {}  # of the first chunk's fields
         row, skip, n_bytes = start_row, start_row, 0
         for line in self._rows():
@@ -75,6 +76,11 @@ class JsonLinesReader(EventReader):
             if names is not None and not parsed.keys() <= names.keys() and len(names) < MAX_NAMES:
                 names.update(dict.fromkeys(parsed))
             cells = list(map(parsed.get, wanted))
+            for i, path in self._deep:
+                if path not in parsed:
+                    cells[i], is_there = _within(parsed, path)
+                    if is_there and names is not None:
+                        names[path] = None
             if len(text) > CUT_BYTES or "[" in text or text.find("{", 1) > 0:
                 self._shorten(cells)
             rows.append(cells)
@@ -93,10 +99,10 @@ class JsonLinesReader(EventReader):
         A cell to keep stays, as its text where that takes less.
         """
         for i, cell in enumerate(cells):
-            is_kept = i >= len(self.fields)
+            is_kept = i >= len(self.columns)
             if isinstance(cell, list | dict):
                 cells[i] = _text(cell) if is_kept else []
-            elif isinstance(cell, str) and not is_kept and self.fields[i] in self.texts:
+            elif isinstance(cell, str) and not is_kept and self.columns[i] in self.texts:
                 cells[i] = cell[:CUT_BYTES]
 
     def _checked_size(self, rows: list[list[Any]], start_row: int) -> int:
@@ -105,7 +111,7 @@ class JsonLinesReader(EventReader):
             sum(len(cell) for cell in column if isinstance(cell, str)) for column in zip(*rows, strict=True)
         ]
         if sum(sizes) > MAX_CHUNK_BYTES:
-            largest = (*self.fields, *self.keep)[sizes.index(max(sizes))]
+            largest = (*self.columns, *self.keep)[sizes.index(max(sizes))]
             raise self.too_large(start_row + len(rows), sum(sizes), largest)
         return sum(sizes)
 
@@ -181,12 +187,13 @@ class JsonLinesReader(EventReader):
         if names is not None:
             self._check_first(len(rows), list(names), is_begun)
         columns = list(map(list, zip(*rows, strict=True)))
-        kept = zip(columns[len(self.fields) :], self._kept_schema, strict=True)
+        by_path = dict(zip(self.columns, columns, strict=False))
+        kept = zip(columns[len(self.columns) :], self._kept_schema, strict=True)
         return Chunk(
             name=self.name,
             start_row=start_row,
             n_events=len(rows),
-            columns=dict(zip(self.fields, columns, strict=False)),
+            columns={name: by_path[path] for name, path in self.sources.items()},
             kept=pa.RecordBatch.from_arrays(
                 [_kept(column, field.type) for column, field in kept], schema=self._kept_schema
             ),
@@ -196,20 +203,33 @@ class JsonLinesReader(EventReader):
 
     def _check_first(self, n_rows: int, names: list[str], is_begun: bool) -> None:
         """Of the first chunk, which ends where no more had come if it `is_begun`."""
-        undeclared = [name for name in names if name not in self.needed]
-        for name in dict.fromkeys((self.event.time.field, *self.keep, *self.fields)):
+        roots = {part for path in self.columns for part in (path, path.split(".")[0])}
+        undeclared = [name for name in names if name not in roots and name not in self.keep]
+        time = self.sources[self.event.time.field]
+        kinds = {self.sources[field.name]: kind_of(field) for field in self.event.fields}
+        for name in dict.fromkeys((time, *self.keep, *self.columns)):
             if name in names:
                 continue
             meant = ""
-            if name != self.event.time.field and name not in self.keep:
+            if name != time and name not in self.keep:
                 if not (nearest(name, undeclared) if is_begun else undeclared):
                     continue
-                kind = next(kind_of(field) for field in self.event.fields if field.name == name)
+                kind = kinds[name]
                 meant = f" (a {kind}; where no {self.event.name} has one, write null)"
             raise InvalidEventError(
                 f"{self.name}: none of the first {n_rows} lines has a field {name!r}{meant}"
                 f"{did_you_mean(name, undeclared or names)}"
             )
+
+
+def _within(row: Row, path: str) -> tuple[Any, bool]:
+    """What stands at names with dots between them, in objects within objects; and whether there is anything.
+    A name that has the dot itself comes first."""
+    if path in row:
+        return row[path], True
+    head, dot, rest = path.partition(".")
+    inner = row.get(head) if dot else None
+    return _within(inner, rest) if isinstance(inner, dict) else (None, False)
 
 
 def _kept(values: list[object], wanted: pa.DataType) -> pa.Array:

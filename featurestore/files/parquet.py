@@ -81,8 +81,13 @@ class ParquetReader(EventReader):
         return self._open(pq.read_metadata(pa.BufferReader(footer)))
 
     def columns_read(self) -> pa.Schema:
-        schema = self._file.schema_arrow
-        return pa.schema([schema.field(name) for name in self.needed])
+        return pa.schema([pa.field(name, self._type_of(name)) for name in self.needed])
+
+    def _type_of(self, path: str) -> pa.DataType:
+        field = _field_at(self._file.schema_arrow, path)
+        if field is None:
+            raise AssertionError(f"{path!r} was looked for before")
+        return field.type
 
     @property
     def kept_schema(self) -> pa.Schema:
@@ -110,17 +115,21 @@ class ParquetReader(EventReader):
 
     def _check_types(self) -> None:
         schema = self._file.schema_arrow
-        self.check_names(schema.names, "the file")
+        inside = [name for name in self.columns if name not in schema.names and _field_at(schema, name)]
+        self.check_names([*schema.names, *inside], "the file")
         time = self.event.time
-        self._check_type(time.field, f"time in {time.unit}", _is_iso_time if time.unit == "iso" else _is_time)
+        self._check_type(
+            self.sources[time.field], f"time in {time.unit}", _is_iso_time if time.unit == "iso" else _is_time
+        )
         for field in self.event.fields:
+            source = self.sources[field.name]
             if field.kind == Kind.NUMBER:
-                self._check_type(field.name, "number", _says_number)
+                self._check_type(source, "number", _says_number)
             else:
-                self._check_type(field.name, "key" if field.is_key else "string", _is_text)
+                self._check_type(source, "key" if field.is_key else "string", _is_text)
 
     def _check_type(self, name: str, wanted: str, fits: Callable[[pa.DataType], bool]) -> None:
-        found = _plain(self._file.schema_arrow.field(name).type)
+        found = _plain(self._type_of(name))
         if not (fits(found) or pt.is_null(found)):
             raise InvalidEventError(
                 f"{self.name}: column {name!r} is {found}, but event {self.event.name} declares it a {wanted}"
@@ -136,7 +145,7 @@ class ParquetReader(EventReader):
                 name=self.name,
                 start_row=start,
                 n_events=batch.num_rows,
-                columns={name: batch.column(name) for name in self.fields},
+                columns={name: batch.column(path) for name, path in self.sources.items()},
                 kept=pa.RecordBatch.from_arrays([batch.column(name) for name in self.keep], schema=schema),
                 refused=np.zeros(batch.num_rows, np.uint8),
                 stored_bytes=(self.size_bytes or 0) * row // max(n_rows, 1),
@@ -209,7 +218,7 @@ class ParquetReader(EventReader):
 
     def _decoded(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Without dictionaries, in parts that are not too large."""
-        columns = [self._cut(name, batch.column(name)) for name in self.needed]
+        columns = [self._cut(name, _column_at(batch, name)) for name in self.needed]
         for part in _parts(columns, batch.num_rows):
             whole = [self._whole(*named) for named in zip(self.needed, part, strict=True)]
             yield pa.RecordBatch.from_arrays(whole, list(self.needed))
@@ -226,7 +235,7 @@ class ParquetReader(EventReader):
                 f"{self.name}: column {name!r} has {n_bytes} bytes in {len(column)} rows; the limit is "
                 f"{MAX_CHUNK_BYTES}: read fewer at a time (--batch-events), or leave the column out"
             )
-        return column.cast(self._file.schema_arrow.field(name).type)
+        return column.cast(self._type_of(name))
 
     def _cut(self, name: str, column: pa.Array) -> pa.Array:
         """A text of the event that is too long is cut, here where it may stand for many."""
@@ -235,6 +244,29 @@ class ParquetReader(EventReader):
         if pt.is_dictionary(column.type):
             return pa.DictionaryArray.from_arrays(column.indices, cut(column.dictionary))
         return cut(column)
+
+
+def _field_at(fields: pa.Schema | pa.StructType, path: str) -> pa.Field | None:
+    """The column of this name, or the field that stands at names with dots between them, in structs."""
+    names = [one.name for one in fields]
+    if path in names:
+        return fields.field(path)
+    head, dot, rest = path.partition(".")
+    inner = fields.field(head).type if dot and head in names else None
+    return _field_at(inner, rest) if inner is not None and pt.is_struct(inner) else None
+
+
+def _column_at(batch: pa.RecordBatch, path: str) -> pa.Array:
+    """Its values; null where a struct around it is."""
+    if path in batch.schema.names:
+        return batch.column(path)
+    head, _, rest = path.partition(".")
+    column = batch.column(head)
+    while rest:
+        names = [one.name for one in column.type]
+        head, _, after = (rest, "", "") if rest in names else rest.partition(".")
+        column, rest = pc.struct_field(column, [head]), after
+    return column
 
 
 def _parts(columns: list[pa.Array], n_rows: int) -> Iterator[list[pa.Array]]:

@@ -4,13 +4,15 @@
     name: card-fraud                     # of the store; it may not change later
     events:                              # what is fed in
       transaction:
-        time: tx_datetime                # ISO 8601; a number is {field: ts, unit: ms} (or s, us)
+        time: tx_datetime                # ISO 8601; a number is {field: ts, unit: ms} (or s, us, ns); also
+                                         #   {field: at, from: "@timestamp", format: "%d/%b/%Y:%H:%M:%S %z"}
         lateness: 1h                     # default 1h: an event so late still counts in every window;
                                          #   what comes later counts where it is kept, as in lifetimes
         ids: {id: tx_id, dedupe: 1h}     # optional, dedupe default 1h: so long the same id counts once
         fields:                          # key: text or whole number, to 4096 bytes; string: text for `where`,
                                          #   cut to its first 4096
           {customer_id: key, terminal_id: key, src_ip: key, amount: number, country: string, online: bool}
+                                         #   or {src_ip: {kind: key, from: id.orig_h}}: where files have it
     views:                               # what is kept of each key
       customer:
         event: transaction
@@ -78,6 +80,11 @@ N is what the key's shard counted, about a 64th of all, in the slices of time th
 beginning cuts a slice, a fifth of a window where there are five windows: the value, which is the upper bound,
 has all of that slice in it, `lower` none, and epsilon * N less, at 1 - delta. A counter that is full
 (2^31 - 1 in a slice) says N, which is certain; a sum beyond all numbers is UNAVAILABLE.
+
+Under `from`, files (CSV, JSON lines, Parquet) have the field in a column of that name, or with dots between
+names in an object or struct within others; a column whose own name has the dot comes first. `format` is one
+of Python's strptime, of times in files and of what `client.ingest` is given; without an offset they mean UTC.
+On the wire a field has its own name, and a time its unit.
 
 `where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, min(), max(), numbers,
 true, false and texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in

@@ -152,6 +152,13 @@ def _event(before: EventPlan, after: EventPlan) -> Iterator[Change]:
     subject = f"event type {after.name}"
     if before.time != after.time:
         yield Change(ChangeKind.CLOCK, f"{subject}: time", _time(before), _time(after))
+    for name in (after.time.field, *(field.name for field in after.fields)):
+        was, now = before.source_of(name), after.source_of(name)
+        if was != now:
+            yield Change(ChangeKind.FREE, f"{subject}: {name} in files", was, now)
+    if before.time_format != after.time_format:
+        was, now = before.time_format or "ISO 8601", after.time_format or "ISO 8601"
+        yield Change(ChangeKind.FREE, f"{subject}: format of its time in files", was, now)
     if _ids(before) != _ids(after):
         yield Change(ChangeKind.CLOCK, f"{subject}: ids", _ids(before), _ids(after))
     yield from _length(f"{subject}: lateness", before.lateness_ms, after.lateness_ms)

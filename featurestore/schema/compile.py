@@ -166,6 +166,8 @@ def _event(
         id_field=None if event.id_field is None else order[event.id_field],
         dedupe_ms=event.dedupe_ms,
         touches=tuple(TouchPlan(entity, fields) for entity, fields in sorted(touches.items())),
+        sources=event.sources,
+        time_format=event.time_format,
     )
 
 

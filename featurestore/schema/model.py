@@ -12,10 +12,11 @@ import graphlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TypeVar
 
 from featurestore.errors import SchemaError
-from featurestore.plan import MAX_FUTURE_MS, Aggregate, Part, Structure, TimePlan
+from featurestore.plan import MAX_FUTURE_MS, Aggregate, Part, SourcePlan, Structure, TimePlan
 from featurestore.schema import document
 from featurestore.schema.document import (
     DAY_MS,
@@ -43,6 +44,7 @@ FORMAT_VERSION = 1
 
 MAX_EVENTS = 256
 MAX_FIELDS = 256  # of an event type
+MAX_PATH_BYTES = 256  # of where files have a field, or how they write its times
 MAX_VIEWS = 256
 MAX_VIEWS_OF_A_KEY = 120  # a row counts what it keeps in a byte: two a view, and its raw key (core/plan.pxd)
 MAX_KEYS_OF_AN_EVENT = 64  # the journal tells in a word which of them found no room (core/plan.pxd)
@@ -129,6 +131,8 @@ class EventModel:
     lateness_ms: int
     id_field: str | None
     dedupe_ms: int
+    sources: tuple[SourcePlan, ...] = ()  # of fields that files have elsewhere than under their own names
+    time_format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -351,15 +355,15 @@ def _field_name(node: Node, what: str) -> str:
 def _event(name: str, node: Node, mistakes: Mistakes) -> EventModel | None:
     what = f"event {name}"
     found = document.settings(node, what, ("time", "fields", "lateness", "ids"), ("time",), mistakes)
-    time = _time(found["time"], f"time of {what}")
-    fields = _fields(found["fields"], what, mistakes) if "fields" in found else {}
+    time, time_format, paths = _time(found["time"], f"time of {what}")
+    fields = _fields(found["fields"], what, paths, mistakes) if "fields" in found else {}
     if fields is None:
         return None
     declared = fields.pop(time.field, None)
     misfits = (FieldType.NUMBER, FieldType.BOOL) if time.unit == "iso" else (FieldType.STRING, FieldType.BOOL)
     if declared in misfits:
         hint = (
-            f"where it is a number, write {{field: {time.field}, unit: s}} (or ms, us)"
+            f"where it is a number, write {{field: {time.field}, unit: s}} (or ms, us, ns)"
             if time.unit == "iso"
             else f"with unit {time.unit} it is a number"
         )
@@ -382,27 +386,66 @@ def _event(name: str, node: Node, mistakes: Mistakes) -> EventModel | None:
                 f"ids of {what}: {id_field} is declared {id_type.value}; an id is a key or a string",
                 line=found["ids"].line,
             )
-    return EventModel(name, time, fields, lateness_ms, id_field, dedupe_ms)
+    sources = tuple(SourcePlan(field, path) for field, path in paths.items() if path != field)
+    return EventModel(name, time, fields, lateness_ms, id_field, dedupe_ms, sources, time_format)
 
 
-def _time(node: Node, what: str) -> TimePlan:
+_TIME_SETTINGS = ("field", "unit", "from", "format")
+
+
+def _time(node: Node, what: str) -> tuple[TimePlan, str | None, dict[str, str]]:
+    """The time field, its format in files, and where they have it."""
     if not isinstance(node, Table):
-        return TimePlan(_field_name(node, what), "iso")
+        return TimePlan(_field_name(node, what), "iso"), None, {}
     for key, line in node.lines.items():
-        if key not in ("field", "unit"):
+        if key not in _TIME_SETTINGS:
             raise SchemaError(
-                f"unknown setting {shown(key)} in {what}{suggestion(key, ('field', 'unit'))}", line=line
+                f"unknown setting {shown(key)} in {what}{suggestion(key, _TIME_SETTINGS)}", line=line
             )
     if "field" not in node.entries:
         raise SchemaError(f"{what} has no field; write {{field: ts, unit: ms}}", line=node.line)
     unit = "iso"
     if "unit" in node.entries:
-        unit = document.choice(node.entries["unit"], f"unit of {what}", ("s", "ms", "us", "iso"))
-    return TimePlan(_field_name(node.entries["field"], f"field of {what}"), unit)
+        unit = document.choice(node.entries["unit"], f"unit of {what}", ("s", "ms", "us", "ns", "iso"))
+    time = TimePlan(_field_name(node.entries["field"], f"field of {what}"), unit)
+    time_format = None
+    if "format" in node.entries:
+        time_format = _time_format(node.entries["format"], f"format of {what}", unit)
+    paths = {time.field: _path(node.entries["from"], f"from of {what}")} if "from" in node.entries else {}
+    return time, time_format, paths
 
 
-def _fields(node: Node, what: str, mistakes: Mistakes) -> dict[str, FieldType] | None:
-    """Every field with its type, or None where one is wrong, which the mistakes then tell."""
+def _time_format(node: Node, what: str, unit: str) -> str:
+    """A format of strptime that says at least which day it is."""
+    text = document.word(node, what)
+    if unit != "iso":
+        raise SchemaError(f"{what}: a time in {unit} is a number and has no format", line=node.line)
+    try:
+        datetime.strptime("", text)
+    except ValueError as error:
+        if "does not match" not in str(error):
+            raise SchemaError(f"{what} is none of strptime: {error}", line=node.line) from None
+    if len(text.encode(errors="replace")) > MAX_PATH_BYTES or not re.search(r"%(?:[YyGcxD])", text):
+        raise SchemaError(
+            f"{what} has no year, such as %Y-%m-%d %H:%M:%S; found {described(node)}", line=node.line
+        )
+    return text
+
+
+def _path(node: Node, what: str) -> str:
+    path = document.word(node, what)
+    if not 0 < len(path.encode(errors="replace")) <= MAX_PATH_BYTES or "" in path.split("."):
+        raise SchemaError(
+            f"{what} is a column's name, or names with dots between them, such as id.orig_h; "
+            f"found {described(node)}",
+            line=node.line,
+        )
+    return path
+
+
+def _fields(node: Node, what: str, paths: dict[str, str], mistakes: Mistakes) -> dict[str, FieldType] | None:
+    """Every field with its type, or None where one is wrong, which the mistakes then tell. `paths` gets where
+    files have those that say so."""
     found = document.table(node, f"fields of {what}")
     if len(found.entries) > MAX_FIELDS:
         raise SchemaError(f"more than {MAX_FIELDS} fields in {what}: {len(found.entries)}", line=found.line)
@@ -415,7 +458,14 @@ def _fields(node: Node, what: str, mistakes: Mistakes) -> dict[str, FieldType] |
                     f"field {shown(name)} of {what}: a name is up to 64 {allowed}", line=found.lines[name]
                 )
             kinds = [kind.value for kind in FieldType]
-            fields[name] = FieldType(document.choice(each, f"type of field {name} of {what}", kinds))
+            kind = each
+            if isinstance(each, Table):
+                known = ("kind", "from")
+                settings = document.settings(each, f"field {name} of {what}", known, ("kind",), mistakes)
+                kind = settings["kind"]
+                if "from" in settings:
+                    paths[name] = _path(settings["from"], f"from of field {name} of {what}")
+            fields[name] = FieldType(document.choice(kind, f"type of field {name} of {what}", kinds))
     return fields if len(fields) == len(found.entries) else None
 
 

@@ -25,6 +25,7 @@ _UNITS = {
     "s": pb.TIME_UNIT_SECONDS,
     "ms": pb.TIME_UNIT_MILLISECONDS,
     "us": pb.TIME_UNIT_MICROSECONDS,
+    "ns": pb.TIME_UNIT_NANOSECONDS,
     "iso": pb.TIME_UNIT_ISO,
 }
 
@@ -42,14 +43,20 @@ def describe(plan: Plan) -> pb.GetSchemaResponse:
 
 
 def _event_type(event: EventPlan) -> pb.EventTypeSchema:
+    sources = {one.field: one.path for one in event.sources}
     return pb.EventTypeSchema(
         name=event.name,
         time_field=event.time.field,
         time_unit=_UNITS[event.time.unit],
-        fields=[pb.FieldSchema(name=field.name, kind=_kind(field)) for field in event.fields],
+        fields=[
+            pb.FieldSchema(name=field.name, kind=_kind(field), source=sources.get(field.name, ""))
+            for field in event.fields
+        ],
         lateness_ms=event.lateness_ms,
         id_field="" if event.id_field is None else event.fields[event.id_field].name,
         dedupe_ms=event.dedupe_ms,
+        time_source=sources.get(event.time.field, ""),
+        time_format=event.time_format or "",
     )
 
 

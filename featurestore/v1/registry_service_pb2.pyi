@@ -21,6 +21,7 @@ class TimeUnit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIME_UNIT_MILLISECONDS: _ClassVar[TimeUnit]
     TIME_UNIT_MICROSECONDS: _ClassVar[TimeUnit]
     TIME_UNIT_ISO: _ClassVar[TimeUnit]
+    TIME_UNIT_NANOSECONDS: _ClassVar[TimeUnit]
 
 class Aggregate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -54,6 +55,7 @@ TIME_UNIT_SECONDS: TimeUnit
 TIME_UNIT_MILLISECONDS: TimeUnit
 TIME_UNIT_MICROSECONDS: TimeUnit
 TIME_UNIT_ISO: TimeUnit
+TIME_UNIT_NANOSECONDS: TimeUnit
 AGGREGATE_UNSPECIFIED: Aggregate
 AGGREGATE_COUNT: Aggregate
 AGGREGATE_SUM: Aggregate
@@ -101,7 +103,7 @@ class GetSchemaResponse(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., source: _Optional[str] = ..., event_types: _Optional[_Iterable[_Union[EventTypeSchema, _Mapping]]] = ..., entities: _Optional[_Iterable[_Union[EntitySchema, _Mapping]]] = ..., services: _Optional[_Iterable[_Union[ServiceSchema, _Mapping]]] = ...) -> None: ...
 
 class EventTypeSchema(_message.Message):
-    __slots__ = ("name", "time_field", "time_unit", "fields", "lateness_ms", "id_field", "dedupe_ms")
+    __slots__ = ("name", "time_field", "time_unit", "fields", "lateness_ms", "id_field", "dedupe_ms", "time_source", "time_format")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_FIELD_NUMBER: _ClassVar[int]
     TIME_UNIT_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +111,8 @@ class EventTypeSchema(_message.Message):
     LATENESS_MS_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_FIELD_NUMBER: _ClassVar[int]
     DEDUPE_MS_FIELD_NUMBER: _ClassVar[int]
+    TIME_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TIME_FORMAT_FIELD_NUMBER: _ClassVar[int]
     name: str
     time_field: str
     time_unit: TimeUnit
@@ -116,15 +120,19 @@ class EventTypeSchema(_message.Message):
     lateness_ms: int
     id_field: str
     dedupe_ms: int
-    def __init__(self, name: _Optional[str] = ..., time_field: _Optional[str] = ..., time_unit: _Optional[_Union[TimeUnit, str]] = ..., fields: _Optional[_Iterable[_Union[FieldSchema, _Mapping]]] = ..., lateness_ms: _Optional[int] = ..., id_field: _Optional[str] = ..., dedupe_ms: _Optional[int] = ...) -> None: ...
+    time_source: str
+    time_format: str
+    def __init__(self, name: _Optional[str] = ..., time_field: _Optional[str] = ..., time_unit: _Optional[_Union[TimeUnit, str]] = ..., fields: _Optional[_Iterable[_Union[FieldSchema, _Mapping]]] = ..., lateness_ms: _Optional[int] = ..., id_field: _Optional[str] = ..., dedupe_ms: _Optional[int] = ..., time_source: _Optional[str] = ..., time_format: _Optional[str] = ...) -> None: ...
 
 class FieldSchema(_message.Message):
-    __slots__ = ("name", "kind")
+    __slots__ = ("name", "kind", "source")
     NAME_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     kind: FieldKind
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[FieldKind, str]] = ...) -> None: ...
+    source: str
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[FieldKind, str]] = ..., source: _Optional[str] = ...) -> None: ...
 
 class EntitySchema(_message.Message):
     __slots__ = ("parts",)

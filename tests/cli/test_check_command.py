@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -140,3 +141,19 @@ def test_a_reader_that_goes_away_is_no_traceback(schema, unbuffered):
     os.close(write)
     assert done.stderr == b""
     assert done.returncode == Exit.BROKEN_PIPE
+
+
+def test_where_files_have_a_field_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "zeek.yaml"
+    path.write_text(
+        "version: 1\nname: zeek\nevents:\n  conn:\n"
+        '    time: {field: at, from: "@timestamp", format: "%Y-%m-%d"}\n'
+        "    fields: {ip: {kind: key, from: id.orig_h}}\n"
+        "views: {ip: {event: conn, key: ip, windows: [1h], features: [count]}}\n"
+    )
+    assert main(["check", str(path)]) == Exit.OK
+    assert "key, from id.orig_h" in capsys.readouterr().out
+    assert main(["check", str(path), "-o", "json"]) == Exit.OK
+    conn = json.loads(capsys.readouterr().out)["events"]["conn"]
+    assert conn["from"] == {"at": "@timestamp", "ip": "id.orig_h"}
+    assert conn["time_format"] == "%Y-%m-%d"

@@ -422,9 +422,9 @@ def test_a_plan_survives_json() -> None:
         ("    time: {field: ts, unit: ms}\n", "", 5, "event login has no time"),
         (
             "{field: ts, unit: ms}",
-            "{field: ts, unit: ns}",
+            "{field: ts, unit: min}",
             5,
-            "unit of time of event login must be one of s, ms, us, iso, not ns",
+            "unit of time of event login must be one of s, ms, us, ns, iso, not min",
         ),
         (
             "{field: ts, unit: ms}",
