@@ -6,6 +6,8 @@
         client.observe("transaction", {"customer_id": 596, "tx_amount": 12.5, "tx_datetime": now})
         client.get("fraud", {"customer_id": 596, "terminal_id": 3156}).to_dict()
 
+    featurestore.replay({"transaction": "tx.parquet"}, "card-fraud.yaml", "fraud")  # a training set, in Arrow
+
 The package, from the outside in; each knows only what is below it:
 
     cli        the command `featurestore`
@@ -13,7 +15,7 @@ The package, from the outside in; each knows only what is below it:
     client     Client and AsyncClient: writing and reading over gRPC       (needs numpy, grpcio, protobuf)
     server     the wire and the dispatcher: the only place that knows gRPC's server side
     config     settings and limits of a server, checked before anything is opened
-    replay     history in, training set out, through the engine that serves
+    training   history in, training set out, through the engine that serves
     engine     the store as one: journal, rows and state; observe, read, recover, forget, back up
     storage    the journal's segments and the rows in LMDB: the only place that knows record bytes
     core       the state in memory, compiled: windows, rows, filters, sequencer
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
         UnknownNameError,
     )
     from featurestore.outcome import Outcome
+    from featurestore.training import replay as replay
 
 __all__ = [
     "Ack",
@@ -92,13 +95,16 @@ __all__ = [
     "Vector",
     "Vectors",
 ]
+HISTORY = "replay"  # needs the server's dependencies, so it is none of `from featurestore import *`
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in __all__ and name != HISTORY:
         raise AttributeError(f"module 'featurestore' has no attribute {name!r}")
     if name == "Outcome":
         module = "featurestore.outcome"
+    elif name == HISTORY:
+        module = "featurestore.training"
     else:
         module = "featurestore.errors" if name.endswith("Error") else "featurestore.client"
     value = getattr(importlib.import_module(module), name)
@@ -107,4 +113,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, HISTORY})

@@ -26,8 +26,8 @@ from reference.written import Filter, Formula, features
 
 from featurestore.columns import text_column
 from featurestore.plan import Plan
-from featurestore.replay import replay
 from featurestore.schema import compile_schema
+from featurestore.training import replay
 
 FAILED = Filter("failed", lambda f: None if f["failed"] is None else f["failed"] != 0)
 DERIVED = {
@@ -301,15 +301,15 @@ services: {s: [ip.failed_share_1h]}
     events = tmp_path / "logins.csv"
     events.write_text("at,ip,failed\n1000,a,1\n2000,a,0\n3000,b,1\n4000,a,0\n5000,,0\n")
     out = tmp_path / "out.csv"
-    done = replay(str(events), compile_schema(source), "login", "s", str(out), bounds=True)
+    done = replay({"login": str(events)}, compile_schema(source), "s", out=out, bounds=True)
     assert done.n_features == 1
     with out.open() as file:
         rows = list(csv.reader(file))
-    assert rows[0] == [f"ip.failed_share_1h{end}" for end in ("", ".lower", ".upper")]
-    assert [[float(cell) for cell in row] for row in rows[1:5]] == [
+    assert rows[0][2:5] == [f"ip.failed_share_1h{end}" for end in ("", ".lower", ".upper")]
+    assert [[float(cell) for cell in row[2:5]] for row in rows[1:5]] == [
         [1.0] * 3,
         [0.5] * 3,
         [1.0] * 3,
         [1 / 3] * 3,
     ]
-    assert [math.isnan(float(cell)) for cell in rows[5]] == [True] * 3
+    assert [math.isnan(float(cell)) for cell in rows[5][2:5]] == [True] * 3

@@ -22,7 +22,7 @@ MEANINGS = {
     Exit.OK: "done",
     Exit.ERROR: "it could not be done; one line on standard error says why",
     Exit.USAGE: "the command line or a setting is wrong",
-    Exit.REFUSED: "done, but some events were refused; the summary says which",
+    Exit.REFUSED: "done, but some events were refused, or most were late; the summary says which",
     Exit.UNAVAILABLE: "the server cannot be reached, or does not answer as it should; the message says more",
     Exit.INTERRUPTED: "interrupted (Ctrl-C)",
     Exit.BROKEN_PIPE: "whoever read our output went away",

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> Exit:
     # heavy: numpy, pyarrow
     from featurestore.demo.music import schema_text
     from featurestore.demo.traffic import EVENTS, LABELS
-    from featurestore.files.writing import VectorWriter, open_table
+    from featurestore.files.writing import TableWriter, open_table
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         Progress(str(directory), 24 * traffic.days, arguments.progress, unit="h") as bar,
         contextlib.ExitStack() as stack,
     ):
-        writers: dict[str, VectorWriter] = {}
+        writers: dict[str, TableWriter] = {}
         for chunk in traffic.chunks(WRITTEN_EVENTS):
             for event, some in chunk.events.items():
                 columns = some.labelled_columns()

@@ -11,16 +11,16 @@
         cells     text cells → numbers, texts, times, with the cells that could not be read
         chunk     some events of a file, and the columns they make
       stream      the bytes of a file or a pipe, decompressed, with how far we are
-    writing     open_writer, open_table: vectors beside kept columns, or columns alone, whole or not at all
+    writing     open_writer, open_table: tables, whole or not at all
     names       format from a file's name, and the nearest name to one that was not found
     tally       how many events became what
 
 Arrows point down only. Nothing here knows the engine: `Chunk.event_columns` ends in the canonical columns of
-`featurestore.columns`, and `open_writer` begins with numpy arrays. Only this package imports pyarrow's
-readers.
+`featurestore.columns`, and `open_writer` begins with Arrow's. Only this package imports pyarrow's readers and
+writers of formats.
 """
 
 from featurestore.files.reading import Chunk, EventReader, open_events, read_events
-from featurestore.files.writing import VectorWriter, open_writer
+from featurestore.files.writing import TableWriter, open_writer
 
-__all__ = ["Chunk", "EventReader", "VectorWriter", "open_events", "open_writer", "read_events"]
+__all__ = ["Chunk", "EventReader", "TableWriter", "open_events", "open_writer", "read_events"]

@@ -119,6 +119,11 @@ class EventReader(ABC):
     def kept_schema(self) -> pa.Schema:
         """Names and types of the kept columns, known before the first chunk."""
 
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Of all its columns; None where a format says them row by row."""
+        return None
+
     @abstractmethod
     def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]: ...
 

@@ -56,6 +56,10 @@ class CsvReader(EventReader):
     def kept_schema(self) -> pa.Schema:
         return self._kept_schema
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._header)
+
     def close(self) -> None:
         self._stream.close()
 

@@ -94,6 +94,10 @@ class ParquetReader(EventReader):
         schema = self._file.schema_arrow
         return pa.schema([pa.field(name, _plain(schema.field(name).type)) for name in self.keep])
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._file.schema_arrow.names)
+
     def close(self) -> None:
         self._bytes.close()
         self._stream.close()

@@ -22,9 +22,11 @@ class Tally:
         self.counts: dict[Outcome, int] = {}
         self.first_rows: dict[Outcome, list[int]] = {}
 
-    def add(self, start_row: int, outcomes: NDArray[np.uint8], partly_late: NDArray[np.uint8]) -> None:
-        """Counts the outcomes of events that have `start_row` others before them in the file, and those that
-        were accepted and are partly late."""
+    def add(
+        self, numbers: NDArray[np.int64], outcomes: NDArray[np.uint8], partly_late: NDArray[np.uint8]
+    ) -> None:
+        """Counts the outcomes of events that have so many others before them in the file, each, and those
+        that were accepted and are partly late."""
         self.n_events += len(outcomes)
         self.n_partly_late += int(np.count_nonzero(partly_late))
         for number in np.unique(outcomes):
@@ -32,7 +34,15 @@ class Tally:
             at = np.flatnonzero(outcomes == number)
             self.counts[outcome] = self.counts.get(outcome, 0) + len(at)
             rows = self.first_rows.setdefault(outcome, [])
-            rows += [start_row + int(i) + 1 for i in at[: N_FIRST_ROWS - len(rows)]]
+            rows += [int(numbers[i]) + 1 for i in at[: N_FIRST_ROWS - len(rows)]]
+
+    def merge(self, other: Tally) -> None:
+        """Counts those of another file too; their rows are not listed."""
+        self.n_events += other.n_events
+        self.n_partly_late += other.n_partly_late
+        for outcome, count in other.counts.items():
+            self.counts[outcome] = self.counts.get(outcome, 0) + count
+            self.first_rows.setdefault(outcome, [])
 
     @property
     def n_refused(self) -> int:

@@ -1,10 +1,9 @@
-"""Vectors beside kept columns, to Parquet or CSV: a training set, whole or not at all.
+"""Tables to Parquet or CSV: a training set, or made-up traffic, whole or not at all.
 
-Columns, in this order: the kept ones in their own types (in CSV bytes and UUIDs are text, and lists, structs
-and maps are refused); one float64 per feature by its name, followed with bounds by `<name>.lower` and
-`<name>.upper`; `outcome` as text where asked for. A value that is not there is
-NaN, as it is when served (`nan` in CSV), never null. Parquet is compressed with zstd, a row group per
-`write`; in CSV a number is the shortest text that reads back as the same float64.
+Columns keep their types; in CSV bytes and UUIDs are text, and lists, structs and maps are refused. NaN stays
+NaN (`nan` in CSV) and never becomes null. Parquet is compressed with zstd, a row group per `write`; in CSV a
+number is the shortest text that reads back as the same float64. What describes the table (`describe`) is the
+entry `featurestore` of Parquet's metadata, and beside a CSV file another of its name and `.meta.json`.
 
 Everything goes to a hidden file in the same folder, which is synced and takes the wanted name when the `with`
 block ends without an error; until then the old file, if there is one, stands. After an error nothing is left.
@@ -16,12 +15,11 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
@@ -32,7 +30,7 @@ from featurestore.errors import ConfigError, InvalidEventError, StorageError
 from featurestore.files.names import PIPE, format_of
 from featurestore.stdio import fill_standard_descriptors
 
-OUTCOME = "outcome"
+METADATA = "featurestore"
 
 
 _TEXT_TYPES = (
@@ -67,18 +65,17 @@ class _Table(Protocol):
     def close(self) -> None: ...
 
 
-class VectorWriter:
+class TableWriter:
     """Use in a `with` block: leaving it without an error puts the file in place."""
 
-    def __init__(self, path: str, schema: pa.Schema, n_kept: int, *, bounds: bool, outcome: bool) -> None:
+    def __init__(self, path: str, schema: pa.Schema) -> None:
         self.path = path
         self.schema = schema
         self.n_rows = 0
-        self._n_kept = n_kept
-        self._bounds = bounds
-        self._outcome = outcome
+        self._description: str | None = None
         final = Path(path)
         self._partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
+        self._beside: Path | None = None
         self._close: list[Callable[[], None]] = []  # inmost first
         with self._storage_errors():
             fill_standard_descriptors()
@@ -101,37 +98,23 @@ class VectorWriter:
         if file_format.kind == "csv":
             table = pcsv.CSVWriter(sink, self.schema, write_options=pcsv.WriteOptions(quoting_style="needed"))
         else:
-            texts = [*self.schema.names[: self._n_kept], *([OUTCOME] if self._outcome else [])]
+            texts = [field.name for field in self.schema if not pt.is_floating(field.type)]
             table = pq.ParquetWriter(sink, self.schema, compression="zstd", use_dictionary=texts)
         self._close.insert(0, table.close)
         return table
 
-    def write(
-        self,
-        kept: pa.RecordBatch,
-        values: NDArray[np.float64],
-        lower: NDArray[np.float64] | None = None,
-        upper: NDArray[np.float64] | None = None,
-        outcomes: Iterable[str] | None = None,
-    ) -> None:
-        """Appends n rows; `values`, `lower` and `upper` are (n, F). What was opened for must be given."""
-        given = (lower is not None, upper is not None, outcomes is not None)
-        if given != (self._bounds, self._bounds, self._outcome):
-            raise AssertionError(
-                f"opened for bounds {self._bounds} and outcome {self._outcome}, given {given}"
-            )
-        columns: list[pa.Array] = [
-            self._kept(column, field) for column, field in zip(kept.columns, self.schema, strict=False)
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Appends rows with the columns that it was opened for, in their order."""
+        columns = [
+            self._kept(column, field) for column, field in zip(batch.columns, self.schema, strict=True)
         ]
-        for i in range(values.shape[1]):
-            columns.append(pa.array(values[:, i]))
-            if lower is not None and upper is not None:
-                columns += [pa.array(lower[:, i]), pa.array(upper[:, i])]
-        if outcomes is not None:
-            columns.append(pa.array(outcomes, pa.string()))
         with self._storage_errors():
             self._table.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
-        self.n_rows += len(values)
+        self.n_rows += batch.num_rows
+
+    def describe(self, text: str) -> None:
+        """Says what the table is, in JSON; the last one counts."""
+        self._description = text
 
     def _kept(self, column: pa.Array, field: pa.Field) -> pa.Array:
         if column.type == field.type:
@@ -146,8 +129,7 @@ class VectorWriter:
 
     def write_columns(self, columns: Mapping[str, NDArray[Any]]) -> None:
         """Appends rows of a file that `open_table` opened."""
-        n_rows = len(next(iter(columns.values())))
-        self.write(_batch_of(columns), np.empty((n_rows, 0)))
+        self.write(_batch_of(columns))
 
     @contextlib.contextmanager
     def _storage_errors(self) -> Iterator[None]:
@@ -165,13 +147,31 @@ class VectorWriter:
             ) from error
 
     def _commit(self) -> None:
+        beside = None
         with self._storage_errors():
+            if self._description is not None:
+                beside = self._describe(self._description)
             while self._close:
                 self._close[0]()
                 self._close.pop(0)
             os.fsync(self._fd)
             os.close(self._fd)
+            if beside is not None:
+                beside.replace(f"{self.path}.meta.json")
             self._partial.replace(self.path)
+
+    def _describe(self, text: str) -> Path | None:
+        """Into the file, or into a hidden one that is to stand beside it."""
+        if isinstance(self._table, pq.ParquetWriter):
+            self._table.add_key_value_metadata({METADATA: text})
+            return None
+        beside = self._partial.with_name(f"{self._partial.name}.meta.json")
+        self._beside = beside
+        with beside.open("x", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return beside
 
     def _discard(self) -> None:
         """Closes what is open and removes the file; what fails on the way has been reported already."""
@@ -181,6 +181,8 @@ class VectorWriter:
         with contextlib.suppress(OSError):
             os.close(self._fd)
         self._partial.unlink(missing_ok=True)
+        if self._beside is not None:
+            self._beside.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -198,15 +200,8 @@ class VectorWriter:
         self._discard()
 
 
-def open_writer(
-    path: str,
-    names: Sequence[str],
-    kept_schema: pa.Schema,
-    *,
-    bounds: bool = False,
-    outcome: bool = False,
-) -> VectorWriter:
-    """A writer for the features `names` beside the columns of `kept_schema`.
+def open_writer(path: str, schema: pa.Schema) -> TableWriter:
+    """A writer for a table with these columns.
 
     The format follows from the name: `.parquet`, `.csv`, `.csv.gz` or `.csv.zst`. Raises ConfigError for any
     other and where two columns would have one name, StorageError where the file cannot be made.
@@ -220,25 +215,16 @@ def open_writer(
         raise ConfigError(f"cannot write {path}: there is no folder {str(Path(path).parent)!r}")
     if Path(path).is_dir():
         raise ConfigError(f"cannot write {path}: it is a folder")
-    if file_format.kind == "csv":
-        kept_schema = _csv_schema(path, kept_schema)
-    ends = ("", ".lower", ".upper") if bounds else ("",)
-    fields = [*kept_schema, *(pa.field(name + end, pa.float64()) for name in names for end in ends)]
-    if outcome:
-        fields.append(pa.field(OUTCOME, pa.string()))
-    seen: set[str] = set()
-    for field in fields:
-        if field.name in seen:
-            raise ConfigError(f"two columns of {path} would be named {field.name!r}; do not keep that column")
-        seen.add(field.name)
-    schema = pa.schema(fields)
-    return VectorWriter(path, schema, len(kept_schema), bounds=bounds, outcome=outcome)
+    twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two columns of {path} would be named {twice!r}; do not keep that column")
+    return TableWriter(path, _csv_schema(path, schema) if file_format.kind == "csv" else schema)
 
 
-def _csv_schema(path: str, kept: pa.Schema) -> pa.Schema:
-    """The kept columns as CSV has them."""
+def _csv_schema(path: str, schema: pa.Schema) -> pa.Schema:
+    """The columns as CSV has them."""
     fields = []
-    for field in kept:
+    for field in schema:
         kind = _as_text(field.type)
         if kind is None:
             raise ConfigError(
@@ -249,9 +235,9 @@ def _csv_schema(path: str, kept: pa.Schema) -> pa.Schema:
     return pa.schema(fields)
 
 
-def open_table(path: str, columns: Mapping[str, NDArray[Any]]) -> VectorWriter:
-    """A writer for columns like these and nothing beside them; formats and errors as in open_writer."""
-    return open_writer(path, (), _batch_of(columns).schema)
+def open_table(path: str, columns: Mapping[str, NDArray[Any]]) -> TableWriter:
+    """A writer for columns like these; formats and errors as in open_writer."""
+    return open_writer(path, _batch_of(columns).schema)
 
 
 def _batch_of(columns: Mapping[str, NDArray[Any]]) -> pa.RecordBatch:

@@ -19,9 +19,9 @@ import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 
-from featurestore import replay as replay_module
 from featurestore.cli import main
 from featurestore.cli.exits import Exit
+from featurestore.training import run as run_module
 
 SCHEMA = """\
 version: 1
@@ -92,10 +92,21 @@ def clicks(tmp_path):
 
 
 def test_every_event_has_its_row_with_what_observe_would_say(replay, clicks, tmp_path):
-    code = replay(clicks, "out.parquet", "--keep", "id,label", "--outcome")
+    code = replay(clicks, "out.parquet", "--keep", "id,label")
     assert code == Exit.REFUSED
     table = pq.read_table(tmp_path / "out.parquet")
-    assert table.column_names == ["id", "label", *NAMES, "outcome"]
+    assert table.column_names == ["event", "time", "id", "label", *NAMES, "coverage", "outcome"]
+    assert set(table["event"].to_pylist()) == {"click"}
+    assert [at and at.timestamp() for at in table["time"].to_pylist()] == [
+        100,
+        105,
+        106,
+        106,
+        109,
+        110,
+        20,
+        None,
+    ]
     assert table["id"].to_pylist() == list("abccdefg")
     assert table["label"].to_pylist() == ["x", "y", None, "z", "x", "x", "x", "x"]
     assert table["outcome"].to_pylist() == [row[0] for row in EXPECTED]
@@ -108,7 +119,8 @@ def test_every_event_has_its_row_with_what_observe_would_say(replay, clicks, tmp
 def test_bounds_stand_beside_each_value_and_hold_it(replay, clicks, tmp_path):
     replay(clicks, "out.parquet", "--bounds")
     table = pq.read_table(tmp_path / "out.parquet")
-    assert table.column_names == [name + end for name in NAMES for end in ("", ".lower", ".upper")]
+    names = [name + end for name in NAMES for end in ("", ".lower", ".upper")]
+    assert table.column_names == ["event", "time", *names, "coverage", "outcome"]
     for name in NAMES:
         for value, lower, upper in zip(
             *(table[name + end].to_pylist() for end in ("", ".lower", ".upper")), strict=True
@@ -203,15 +215,15 @@ def written(table, folder):
 
 def test_values_do_not_depend_on_format_batches_or_threads(replay, tmp_path, monkeypatch):
     files = written(history(500), tmp_path)
-    assert replay(files[0], "first.parquet", "--bounds", "--outcome") == Exit.OK
+    assert replay(files[0], "first.parquet", "--bounds", "--statuses") == Exit.OK
     first = pq.read_table(tmp_path / "first.parquet")
     assert len(set(first["outcome"].to_pylist())) == 3
     for i, file in enumerate(files[1:]):
-        replay(file, f"{i}.parquet", "--bounds", "--outcome")
+        replay(file, f"{i}.parquet", "--bounds", "--statuses")
         assert_same(pq.read_table(tmp_path / f"{i}.parquet"), first)
     for batch_events, threads in ((1, 1), (7, 2), (100, 3)):
-        monkeypatch.setattr(replay_module, "_batch_events", lambda n_features, bounds, n=batch_events: n)
-        replay(files[0], "again.parquet", "--bounds", "--outcome", "--threads", str(threads))
+        monkeypatch.setattr(run_module, "batch_events", lambda n_features, bounds, n=batch_events: n)
+        replay(files[0], "again.parquet", "--bounds", "--statuses", "--threads", str(threads))
         assert_same(pq.read_table(tmp_path / "again.parquet"), first)
 
 

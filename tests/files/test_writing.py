@@ -21,6 +21,23 @@ from hypothesis import strategies as st
 from featurestore.errors import ConfigError, InvalidEventError, StorageError
 from featurestore.files import open_writer
 
+
+def columns_of(kept, names, bounds=False, outcome=False):
+    """The columns of a training set."""
+    ends = ("", ".lower", ".upper") if bounds else ("",)
+    fields = [*kept, *(pa.field(name + end, pa.float64()) for name in names for end in ends)]
+    return pa.schema([*fields, *([pa.field("outcome", pa.string())] if outcome else [])])
+
+
+def rows(kept, values, lower=None, upper=None, outcomes=None):
+    """Some rows of it."""
+    arrays = list(kept.columns)
+    for i in range(values.shape[1]):
+        arrays += [pa.array(each[:, i]) for each in (values, lower, upper) if each is not None]
+    arrays += [] if outcomes is None else [pa.array(outcomes)]
+    return pa.RecordBatch.from_arrays(arrays, [str(i) for i in range(len(arrays))])
+
+
 KEPT = pa.record_batch({"id": pa.array([1, None], pa.int16()), "who": pa.array(['a"b,c', "d\ne"])})
 VALUES = np.array([[1.0, 0.1], [np.nan, -np.inf]])
 
@@ -28,9 +45,10 @@ VALUES = np.array([[1.0, 0.1], [np.nan, -np.inf]])
 @pytest.mark.parametrize("name", ["out.parquet", "out.csv", "out.csv.gz", "out.csv.zst"])
 def test_columns_stand_in_their_order(tmp_path, name):
     path = str(tmp_path / name)
-    with open_writer(path, ["v.count", "v.mean"], KEPT.schema, bounds=True, outcome=True) as writer:
-        writer.write(KEPT, VALUES, VALUES - 1, VALUES + 1, ["accepted", "late"])
-        writer.write(KEPT, VALUES, VALUES - 1, VALUES + 1, ["accepted", "late"])
+    columns = columns_of(KEPT.schema, ["v.count", "v.mean"], bounds=True, outcome=True)
+    with open_writer(path, columns) as writer:
+        writer.write(rows(KEPT, VALUES, VALUES - 1, VALUES + 1, ["accepted", "late"]))
+        writer.write(rows(KEPT, VALUES, VALUES - 1, VALUES + 1, ["accepted", "late"]))
     assert writer.n_rows == 4
     table = pq.read_table(path) if name.endswith("parquet") else pcsv.read_csv(path, parse_options=NEWLINES)
     assert table.column_names == [
@@ -51,8 +69,8 @@ NEWLINES = pcsv.ParseOptions(newlines_in_values=True)
 
 def test_parquet_keeps_types_and_writes_nan_not_null(tmp_path):
     path = str(tmp_path / "out.parquet")
-    with open_writer(path, ["a", "b"], KEPT.schema) as writer:
-        writer.write(KEPT, VALUES)
+    with open_writer(path, columns_of(KEPT.schema, ["a", "b"])) as writer:
+        writer.write(rows(KEPT, VALUES))
     table = pq.read_table(path)
     assert table.schema.field("id").type == pa.int16()
     assert table["a"].null_count == 0
@@ -64,8 +82,8 @@ def test_parquet_keeps_types_and_writes_nan_not_null(tmp_path):
 def test_a_number_in_csv_reads_back_as_the_same_bits(values):
     with TemporaryDirectory() as folder:
         path = Path(folder, "out.csv")
-        with open_writer(str(path), ["a"], pa.schema([])) as writer:
-            writer.write(pa.RecordBatch.from_arrays([], names=[]), np.array(values)[:, None])
+        with open_writer(str(path), columns_of(pa.schema([]), ["a"])) as writer:
+            writer.write(rows(pa.RecordBatch.from_arrays([], names=[]), np.array(values)[:, None]))
         with path.open(newline="") as file:
             found = [float(row["a"]) for row in csv.DictReader(file)]
     assert [repr(x) for x in found] == [repr(x) for x in values]
@@ -73,7 +91,7 @@ def test_a_number_in_csv_reads_back_as_the_same_bits(values):
 
 def test_no_rows_leave_a_file_with_its_columns(tmp_path):
     for name in ("out.parquet", "out.csv"):
-        with open_writer(str(tmp_path / name), ["a"], KEPT.schema):
+        with open_writer(str(tmp_path / name), columns_of(KEPT.schema, ["a"])):
             pass
     assert pq.read_schema(tmp_path / "out.parquet").names == ["id", "who", "a"]
     assert (tmp_path / "out.csv").read_text() == '"id","who","a"\n'
@@ -83,8 +101,8 @@ def test_no_rows_leave_a_file_with_its_columns(tmp_path):
 def test_the_name_changes_hands_only_at_the_end(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(b"old")
-    with open_writer(str(path), ["a", "b"], KEPT.schema) as writer:
-        writer.write(KEPT, VALUES)
+    with open_writer(str(path), columns_of(KEPT.schema, ["a", "b"])) as writer:
+        writer.write(rows(KEPT, VALUES))
         assert path.read_bytes() == b"old"
     assert path.read_bytes() != b"old"
     assert names_in(tmp_path) == [name]
@@ -96,8 +114,8 @@ def test_the_name_changes_hands_only_at_the_end(tmp_path, name):
 def test_a_failed_run_leaves_what_was_there(tmp_path, name, error):
     path = tmp_path / name
     path.write_bytes(b"old")
-    with pytest.raises(error), open_writer(str(path), ["a", "b"], KEPT.schema) as writer:
-        writer.write(KEPT, VALUES)
+    with pytest.raises(error), open_writer(str(path), columns_of(KEPT.schema, ["a", "b"])) as writer:
+        writer.write(rows(KEPT, VALUES))
         raise error
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == [name]
@@ -111,9 +129,9 @@ from featurestore.files import open_writer
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:
-    with open_writer(sys.argv[1], ["a"], pa.schema([])) as writer:
+    with open_writer(sys.argv[1], pa.schema([("a", pa.float64())])) as writer:
         for i in range(20):
-            writer.write(pa.RecordBatch.from_arrays([], names=[]), np.random.rand(10000, 1))
+            writer.write(pa.record_batch({"a": np.random.rand(10000)}))
 except StorageError as error:
     print(error)
 """
@@ -138,9 +156,9 @@ def test_an_fsync_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", failing)
     with (
         pytest.raises(StorageError, match="Input/output error"),
-        open_writer(str(tmp_path / "out.csv"), ["a", "b"], KEPT.schema) as writer,
+        open_writer(str(tmp_path / "out.csv"), columns_of(KEPT.schema, ["a", "b"])) as writer,
     ):
-        writer.write(KEPT, VALUES)
+        writer.write(rows(KEPT, VALUES))
     assert names_in(tmp_path) == []
 
 
@@ -157,7 +175,7 @@ def test_an_fsync_that_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, name, words):
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(ConfigError, match=words):
-        open_writer(str(tmp_path / name), ["a"], KEPT.schema)
+        open_writer(str(tmp_path / name), columns_of(KEPT.schema, ["a"]))
 
 
 def test_a_folder_without_permission_is_a_storage_error(tmp_path, monkeypatch):
@@ -166,7 +184,7 @@ def test_a_folder_without_permission_is_a_storage_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(StorageError, match=r"cannot write .*out.csv: Permission denied"):
-        open_writer(str(tmp_path / "out.csv"), ["a"], KEPT.schema)
+        open_writer(str(tmp_path / "out.csv"), columns_of(KEPT.schema, ["a"]))
 
 
 @pytest.mark.parametrize(
@@ -175,13 +193,13 @@ def test_a_folder_without_permission_is_a_storage_error(tmp_path, monkeypatch):
 )
 def test_two_columns_of_one_name_are_refused(tmp_path, names, options):
     with pytest.raises(ConfigError, match=r"two columns of .* would be named"):
-        open_writer(str(tmp_path / "out.csv"), names, KEPT.schema, **options)
+        open_writer(str(tmp_path / "out.csv"), columns_of(KEPT.schema, names, **options))
     assert names_in(tmp_path) == []
 
 
 def test_standard_output_is_refused():
     with pytest.raises(ConfigError, match="must be a file"):
-        open_writer("-", ["a"], KEPT.schema)
+        open_writer("-", columns_of(KEPT.schema, ["a"]))
 
 
 def names_in(folder):
@@ -198,8 +216,8 @@ def written_csv(tmp_path, column):
     """A kept column as it stands in a CSV file, without its header."""
     kept = pa.record_batch({"x": column})
     path = tmp_path / "out.csv"
-    with open_writer(str(path), [], kept.schema) as writer:
-        writer.write(kept, np.empty((len(column), 0)))
+    with open_writer(str(path), kept.schema) as writer:
+        writer.write(kept)
     return [line[0] if line else "" for line in list(csv.reader(path.open()))[1:]]
 
 
@@ -250,8 +268,27 @@ def test_what_arrow_cannot_write_is_one_sentence(tmp_path):
 
     with (
         pytest.raises(InvalidEventError, match=r"cannot write .*out\.csv: no way \(of 'x': int64\)"),
-        open_writer(str(tmp_path / "out.csv"), [], pa.schema([("x", pa.int64())])) as writer,
+        open_writer(str(tmp_path / "out.csv"), pa.schema([("x", pa.int64())])) as writer,
     ):
         writer._table = type("Table", (), {"write_batch": cannot, "close": lambda self: None})()
-        writer.write(pa.record_batch({"x": pa.array([1])}), np.empty((1, 0)))
+        writer.write(pa.record_batch({"x": pa.array([1])}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_describes_a_table_is_in_parquet_and_beside_csv(tmp_path):
+    for name in ("out.parquet", "out.csv.gz"):
+        with open_writer(str(tmp_path / name), KEPT.schema) as writer:
+            writer.write(KEPT)
+            writer.describe('{"a": 1}')
+    assert pq.read_metadata(tmp_path / "out.parquet").metadata[b"featurestore"] == b'{"a": 1}'
+    assert (tmp_path / "out.csv.gz.meta.json").read_text() == '{"a": 1}\n'
+    assert names_in(tmp_path) == ["out.csv.gz", "out.csv.gz.meta.json", "out.parquet"]
+
+
+def test_a_failed_run_leaves_what_described_the_old_one(tmp_path):
+    (tmp_path / "out.csv.meta.json").write_text("old")
+    with pytest.raises(KeyError), open_writer(str(tmp_path / "out.csv"), KEPT.schema) as writer:
+        writer.describe("new")
+        raise KeyError
+    assert names_in(tmp_path) == ["out.csv.meta.json"]
+    assert (tmp_path / "out.csv.meta.json").read_text() == "old"

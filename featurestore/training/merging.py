@@ -1,0 +1,122 @@
+"""Streams that are in order, made one: by key, and among equal keys in the order of the streams.
+
+A stream comes in runs of rows whose keys ascend. One that knows the key of its first row is not asked for
+more before its turn, so that of files that follow each other only one is open at a time. What is held is a
+run of each stream that has begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Run(Protocol):
+    """Some rows of a stream; there is one at least."""
+
+    @property
+    def keys(self) -> NDArray[np.int64]: ...
+
+
+R = TypeVar("R", bound=Run)
+R_co = TypeVar("R_co", bound=Run, covariant=True)
+
+
+class Stream(Protocol[R_co]):
+    @property
+    def first_key(self) -> int | None:
+        """Of the first row; None where there is none, or it is not known before `runs` is asked."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether `first_key` is known, so that it need not begin before it."""
+
+    def runs(self) -> Iterator[R_co]: ...
+
+
+@dataclass
+class Block(Generic[R]):
+    """Rows that come before all that are still to come: `pieces` are (run, begin, end), and `which` and `at`
+    say of each row, in order, its piece and its place in the run. None: the one piece as it stands."""
+
+    pieces: list[tuple[R, int, int]]
+    which: NDArray[np.int64] | None = None
+    at: NDArray[np.int64] | None = None
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        keys = np.concatenate([run.keys[begin:end] for run, begin, end in self.pieces])
+        return keys if self.which is None else np.sort(keys, kind="stable")
+
+
+class _Head(Generic[R]):
+    """A stream that has begun, with the rows of it that wait."""
+
+    def __init__(self, place: int, stream: Stream[R]) -> None:
+        self.place = place
+        self._runs = stream.runs()
+        self.run: R | None = None
+        self.at = 0
+        self.fill()
+
+    def fill(self) -> None:
+        if self.run is None or self.at == len(self.run.keys):
+            self.run, self.at = next(self._runs, None), 0
+
+    @property
+    def last_key(self) -> int:
+        assert self.run is not None  # noqa: S101  # else it is not among the heads
+        return int(self.run.keys[-1])
+
+    def take(self, bound: int, side: str) -> tuple[R, int, int] | None:
+        assert self.run is not None  # noqa: S101  # as above
+        begin = self.at
+        self.at += int(np.searchsorted(self.run.keys[begin:], bound, "left" if side == "left" else "right"))
+        return (self.run, begin, self.at) if self.at > begin else None
+
+
+def merged(streams: Sequence[Stream[R]]) -> Iterator[Block[R]]:
+    """All rows of all streams, a block at a time."""
+    waiting = sorted(
+        ((stream.first_key, place) for place, stream in enumerate(streams) if stream.first_key is not None),
+        reverse=True,
+    )
+    heads = [_Head(place, stream) for place, stream in enumerate(streams) if not stream.waits]
+    while True:
+        heads = [head for head in heads if head.run is not None]
+        bound = min((head.last_key for head in heads), default=None)
+        while waiting and (bound is None or waiting[-1][0] <= bound):
+            place = waiting.pop()[1]
+            head = _Head(place, streams[place])
+            if head.run is not None:
+                heads.append(head)
+                bound = head.last_key if bound is None else min(bound, head.last_key)
+        if bound is None:
+            return
+        heads.sort(key=lambda head: head.place)
+        # The first stream that ends at the bound may have more rows of that key: those behind it wait.
+        pieces, side = [], "right"
+        for head in heads:
+            piece = head.take(bound, side)
+            if piece is not None:
+                pieces.append(piece)
+            if head.last_key == bound:
+                side = "left"
+        yield _block(pieces)
+        for head in heads:
+            head.fill()
+
+
+def _block(pieces: list[tuple[R, int, int]]) -> Block[R]:
+    if len(pieces) == 1:
+        return Block(pieces)
+    sizes = [end - begin for _, begin, end in pieces]
+    which = np.repeat(np.arange(len(pieces)), sizes)
+    at = np.concatenate([np.arange(begin, end) for _, begin, end in pieces])
+    keys = np.concatenate([run.keys[begin:end] for run, begin, end in pieces])
+    order = np.argsort(keys, kind="stable")
+    return Block(pieces, which[order], at[order])

@@ -1,0 +1,471 @@
+"""The replay itself: inputs merged, fed to the engine that serves, and a row for each that is asked for.
+
+The engine is the one of the store, so a row cannot differ from what is served: without an arrival on a clock
+that the events move, all types together (`merged`), so that nothing is late by merging; with one on a `wall`
+clock whose now is the arrival, so that lateness, max_future, ids and expiry are those of live. Values depend
+neither on how the inputs are cut into files and batches, nor on the number of threads. The secret is all
+zero, so that estimates are the same each time, or that of a store.
+
+Memory is the engine's state, a batch of each input that has begun, and one of the output.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from featurestore.columns import time_column
+from featurestore.core.state import State
+from featurestore.errors import ConfigError, InvalidEventError, StorageError
+from featurestore.files.names import PIPE, did_you_mean, format_of
+from featurestore.files.stream import ByteStream
+from featurestore.files.tally import Tally
+from featurestore.outcome import Outcome
+from featurestore.plan import MAX_FUTURE_MS, EventPlan, Plan
+from featurestore.training import served
+from featurestore.training.merging import Block, merged
+from featurestore.training.report import Moved, Replayed, metadata_of
+from featurestore.training.sorting import Sorter
+from featurestore.training.sources import (
+    FileStream,
+    Input,
+    Rows,
+    SortedStream,
+    Source,
+    open_source,
+    sources_of,
+    time_plan,
+)
+from featurestore.training.vectors import Collector, Shape, batch_events, joined_schema
+
+SECRET_BYTES = 16
+
+Progress = Callable[[int, int], None]
+
+
+class Replay:
+    """One replay, checked and ready: `batches` runs it, once, and `report` says what it did."""
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Any],
+        plan: Plan,
+        service: str,
+        *,
+        points: Any = None,
+        points_time: str = "time",
+        emit: str | Sequence[str] = (),
+        emit_from: int | str | None = None,
+        keep: Sequence[str] | None = None,
+        arrival: str | None = None,
+        complete_from: int | str | None = None,
+        unfed: Literal["refuse", "unavailable"] = "refuse",
+        bounds: bool = False,
+        statuses: bool = False,
+        order: Literal["time", "file"] = "time",
+        spill: str | None = None,
+        secret: bytes | str | Path | None = None,
+        limit: int | None = None,
+        threads: int = 1,
+        allow_future: bool = False,
+        stated_format: str | None = None,
+        progress: Progress = lambda stored_bytes, n_events: None,
+    ) -> None:
+        if not inputs:
+            raise ConfigError("a replay needs an input: --input TYPE=FILES")
+        if order not in ("time", "file"):
+            raise ConfigError(f"order is {order!r}; it is time or file")
+        if unfed not in ("refuse", "unavailable"):
+            raise ConfigError(f"unfed is {unfed!r}; it is refuse or unavailable")
+        if spill is not None and not Path(spill).is_dir():
+            raise ConfigError(f"there is no folder {spill!r} to sort in")
+        self._began = time.monotonic()
+        self._secret = _secret_of(secret)
+        self._limit = limit
+        self._progress = progress
+        self._emit_from = None if emit_from is None else ms_of(emit_from, "emit_from")
+        self._is_wall = arrival is not None
+        self._arrival = arrival
+        self.plan = plan
+        if complete_from == served.BEGINNING:
+            self.plan = served.from_beginning(plan)
+        elif complete_from is not None:
+            self.plan = served.complete_from(plan, ms_of(complete_from, "complete_from"))
+        self.service = served.index_of(service, [each.name for each in plan.services], "service")
+        names = [event.name for event in plan.events]
+        fed = {name: served.index_of(name, names, "event type") for name in inputs}
+        self._emit = self._emitted(
+            (emit,) if isinstance(emit, str) else emit, fed, has_points=points is not None
+        )
+        missing = served.unfed(plan, self.service, set(fed.values()))
+        if unfed == "refuse":
+            served.check_fed(plan, self.service, missing)
+        latest_ms = None if allow_future or self._is_wall else time.time_ns() // 1_000_000 + MAX_FUTURE_MS
+        self.inputs = [
+            self._input(
+                data,
+                plan.events[fed[name]],
+                fed[name],
+                keep=tuple(keep or ()),
+                latest_ms=latest_ms,
+                stated_format=stated_format,
+            )
+            for name, data in inputs.items()
+        ]
+        self._check_keep(tuple(keep or ()))
+        if points is not None:
+            self.inputs.append(self._points(points, points_time, keep))
+        self.sources = [source for one in self.inputs for source in one.sources]
+        if order == "file" and len(self.sources) > 1:
+            raise ConfigError(
+                "several inputs, or files of one, are merged by time; one alone is taken as it stands"
+            )
+        wanted = self.plan.services[self.service].features
+        needed = self.plan.needed_for(wanted)
+        n_rows = batch_events(len(needed), bounds or len(needed) > len(wanted))
+        self._streams: list[FileStream | SortedStream] = []
+        kept = self._open(n_rows, "file" if order == "file" else "time", spill)
+        self.shape = Shape(
+            tuple(self.plan.all_features[index].name for index in wanted),
+            kept,
+            () if points is not None else tuple(names),
+            bounds,
+            statuses,
+        )
+        self.schema = self.shape.schema
+        self._spill = spill
+        self._collector = Collector(self.shape, sorted(missing), n_rows)
+        self._state = State(
+            self.plan, clock="wall" if self._is_wall else "merged", secret=self._secret, threads=threads
+        )
+        self._bounds = bounds
+        self._n_events = self._n_rows = 0
+        self._now_ms: int | None = None
+        self._moved: Moved | None = None
+        self._begun: dict[int, tuple[Rows, int]] = {}
+
+    # -- what is asked for
+
+    def _emitted(self, emit: Sequence[str], fed: Mapping[str, int], *, has_points: bool) -> tuple[str, ...]:
+        if has_points:
+            if emit:
+                raise ConfigError("the rows are points, or events of the types to emit; not both")
+            return ()
+        if not emit and len(fed) > 1:
+            raise ConfigError(
+                f"there are inputs of {len(fed)} event types ({', '.join(fed)}): say whose rows are wanted "
+                "(--emit TYPE), or at which points (--points FILE)"
+            )
+        for name in emit:
+            if name not in fed:
+                raise ConfigError(f"{name!r} is to be emitted and has no input{did_you_mean(name, fed)}")
+        return tuple(emit) or tuple(fed)
+
+    def _input(
+        self,
+        data: Any,
+        event: EventPlan,
+        index: int,
+        *,
+        keep: tuple[str, ...],
+        latest_ms: int | None,
+        stated_format: str | None,
+    ) -> Input:
+        emitted = event.name in self._emit
+        made = Input(
+            tuple(sources_of(data, event, index)),
+            event,
+            index,
+            emitted,
+            keep if emitted else (),
+            None if self._arrival is None else time_plan(self._arrival, event.time.unit, "arrival"),
+            latest_ms=latest_ms,
+            stated_format=stated_format,
+        )
+        if emitted and keep and len(self._emit) > 1:  # of several types each has some of them
+            names = names_of(made.sources[0], made)
+            made = replace(made, keep=tuple(name for name in keep if names is None or name in names))
+        return made
+
+    def _check_keep(self, keep: tuple[str, ...]) -> None:
+        """What nobody has is asked of the first, who says what was meant."""
+        of = [one for one in self.inputs if one.emitted]
+        lost = [name for name in keep if not any(name in one.keep for one in of)]
+        if lost and of:
+            place = self.inputs.index(of[0])
+            self.inputs[place] = replace(of[0], keep=(*of[0].keep, *lost))
+
+    def _points(self, points: Any, points_time: str, keep: Sequence[str] | None) -> Input:
+        when = time_plan(points_time, "iso", "points_time")
+        blank = EventPlan(0, served.POINTS, when, (), 0, None, 0, ())
+        sources = tuple(sources_of(points, blank, len(self.plan.events)))
+        if any(source.data == PIPE for source in sources):
+            raise ConfigError("points are read from a file, not from a pipe")
+        names = names_of(sources[0], Input(sources, blank, 0, True))
+        if names is None:
+            names = _names_in_lines(sources[0])
+        if when.field not in names:  # of formats that say so row by row; the others have been asked
+            raise InvalidEventError(
+                f"{sources[0].name}: points have no column {when.field!r} (--points-time FIELD)"
+                + did_you_mean(when.field, names)
+            )
+        parts = {part for entity in self.plan.entities for part in entity.parts}
+        given = sorted(parts & set(names) - {when.field})
+        wanted = self._parts_of_service()
+        if wanted and not wanted & set(given):
+            raise ConfigError(
+                f"{sources[0].name}: points have no key part of the service ({', '.join(sorted(wanted))}); "
+                f"they have {', '.join(map(repr, names))}"
+            )
+        self.plan, event = served.with_points(self.plan, given, when)
+        index = len(self.plan.events) - 1
+        for source in sources:
+            source.event, source.event_index = event, index
+        kept = tuple(name for name in names if name != when.field) if keep is None else tuple(keep)
+        return Input(sources, event, index, True, kept, is_points=True)
+
+    def _parts_of_service(self) -> set[str]:
+        plan = self.plan
+        needed = plan.needed_for(plan.services[self.service].features)
+        views = {plan.features[index].view for index in needed if index < len(plan.features)}
+        return {part for view in views for part in plan.entities[plan.views[view].entity].parts}
+
+    def _open(self, n_rows: int, order: str, spill: str | None) -> pa.Schema:
+        """Checks every file; what is kept of them."""
+        kept: list[tuple[str, pa.Schema]] = []
+        try:
+            for one in self.inputs:
+                is_sorted = spill is not None or one.is_points
+                by = "sort" if is_sorted else order
+                files = [FileStream(one, place, n_rows, by) for place in range(len(one.sources))]
+                for file in files:
+                    file.open(wait=is_sorted or len(self.sources) > 1)
+                    kept.append((one.sources[file.place].name, file.kept_schema))
+                self._streams += [SortedStream(one, files, n_rows, spill)] if is_sorted else files
+            return joined_schema(kept, tuple(dict.fromkeys(name for one in self.inputs for name in one.keep)))
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+
+    # -- the run
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The rows, in batches of one size but for the last."""
+        points = next((one for one in self._streams if isinstance(one, SortedStream) and one.is_points), None)
+        try:
+            made = self._vectors()
+            first = next(made, None)
+            if first is None:
+                return
+            if points is None or points.was_sorted:
+                yield first[1]
+                for _, batch in made:
+                    yield batch
+                return
+            with Sorter(self._spill, self.schema) as sorter:  # back into the order of their files
+                sorter.add(*first)
+                for numbers, batch in made:
+                    sorter.add(numbers, batch)
+                for run in sorter.sorted():
+                    yield run.batch
+        finally:
+            self._close()
+            for rows, end in self._begun.values():
+                rows.settle(end)
+            self._begun = {}
+
+    def _vectors(self) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
+        for block in merged(self._streams):
+            for rows, begin, stop, now_ms in self._runs(block):
+                end = stop
+                if self._limit is not None and not rows.input.is_points:
+                    end = min(end, begin + self._limit - self._n_events)
+                    if end <= begin:
+                        yield from self._rest()
+                        return
+                yield from self._feed(rows, begin, end, now_ms)
+            self._follow_clock(block)
+            self._progress(sum(source.stored_bytes for source in self.sources), self._n_events)
+        yield from self._rest()
+
+    def _rest(self) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
+        if self._collector.n:
+            self._n_rows += self._collector.n
+            yield self._collector.take()
+
+    def _runs(self, block: Block[Rows]) -> Iterator[tuple[Rows, int, int, int]]:
+        """The runs of rows of one input in a block, each at one now where that is the wall's."""
+        n = sum(end - begin for _, begin, end in block.pieces)
+        cuts = np.zeros(n, np.bool_)
+        cuts[0] = True
+        keys = block.keys
+        if self._is_wall:
+            cuts[1:] |= keys[1:] != keys[:-1]
+        if block.which is None or block.at is None:
+            which, at = np.zeros(n, np.int64), np.arange(block.pieces[0][1], block.pieces[0][2])
+        else:
+            which, at = block.which, block.at
+            cuts[1:] |= which[1:] != which[:-1]
+        starts = np.flatnonzero(cuts)
+        sizes = np.diff(np.append(starts, n)).tolist()
+        for place, begin, size, now_ms in zip(
+            which[starts].tolist(), at[starts].tolist(), sizes, keys[starts].tolist(), strict=True
+        ):
+            yield block.pieces[place][0], begin, begin + size, now_ms
+
+    def _feed(
+        self, rows: Rows, begin: int, end: int, now_ms: int
+    ) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
+        is_points = rows.input.is_points
+        first = begin
+        if rows.input.emitted and self._emit_from is not None:
+            first += int(np.searchsorted(rows.keys[begin:end], self._emit_from))
+        service = self.service if rows.input.emitted and first < end else None
+        batch = rows.batch(begin, end)
+        vectors = self._state.observe(
+            batch,
+            service,
+            now_ms=now_ms if self._is_wall else 0,
+            bounds=self._bounds,
+            peek=is_points,
+        )
+        rows.decided(begin, end, batch)
+        self._begun[id(rows)] = (rows, end)
+        if not is_points:
+            self._n_events += end - begin
+        while vectors is not None and first < end:
+            first += self._collector.add(rows, first, end, vectors, first - begin)
+            if self._collector.is_full:
+                self._n_rows += self._collector.n
+                yield self._collector.take()
+        if end == len(rows.keys):
+            rows.settle(end)
+            del self._begun[id(rows)]
+
+    def _follow_clock(self, block: Block[Rows]) -> None:
+        """Remembers the row that moved it most."""
+        pieces = [rows for rows, _, _ in block.pieces]
+        clock = np.concatenate(
+            [(rows.keys if self._is_wall else rows.times)[begin:end] for rows, begin, end in block.pieces]
+        )
+        moves = np.concatenate(
+            [
+                np.full(end - begin, not rows.input.is_points)
+                if self._is_wall
+                else (rows.outcomes[begin:end] == Outcome.ACCEPTED) & (not rows.input.is_points)
+                for rows, begin, end in block.pieces
+            ]
+        )
+        place = np.concatenate([np.full(end - begin, i) for i, (_, begin, end) in enumerate(block.pieces)])
+        at = np.concatenate([np.arange(begin, end) for _, begin, end in block.pieces])
+        if block.which is not None:
+            keys = np.concatenate([rows.keys[begin:end] for rows, begin, end in block.pieces])
+            order = np.argsort(keys, kind="stable")
+            clock, moves, place, at = clock[order], moves[order], place[order], at[order]
+        some = np.flatnonzero(moves)
+        if not len(some):
+            return
+        nows = np.maximum.accumulate(clock[some])
+        before = nows[0] if self._now_ms is None else self._now_ms
+        nows = np.maximum(nows, before)
+        jumps = np.diff(nows, prepend=before)
+        most = int(np.argmax(jumps))
+        if jumps[most] > 0 and (self._moved is None or jumps[most] > self._moved.to_ms - self._moved.from_ms):
+            i = some[most]
+            rows, row = pieces[int(place[i])], int(at[i])
+            self._moved = Moved(
+                rows.source_of(row).name,
+                int(rows.numbers[row]) + 1,
+                int(nows[most] - jumps[most]),
+                int(nows[most]),
+            )
+        self._now_ms = int(nows[-1])
+
+    def report(self) -> Replayed:
+        """What it did, once `batches` is at its end."""
+        tally = Tally()
+        events = [source for one in self.inputs if not one.is_points for source in one.sources]
+        if len(events) == 1:
+            tally = events[0].tally
+        else:
+            for source in events:
+                tally.merge(source.tally)
+        return Replayed(
+            tally,
+            self._n_rows,
+            len(self.shape.names),
+            self._moved,
+            time.monotonic() - self._began,
+            metadata_of(
+                self.plan,
+                self.service,
+                self.sources,
+                clock="wall" if self._is_wall else "merged",
+                secret=self._secret,
+                moved=self._moved,
+            ),
+            self.sources,
+        )
+
+
+def names_of(source: Source, of: Input) -> tuple[str, ...] | None:
+    """Of the columns of a file; None where they are said row by row, or it can be opened only once."""
+    if source.data == PIPE:
+        return None
+    with open_source(source, of, ()) as reader:
+        return reader.names
+
+
+def _names_in_lines(source: Source) -> tuple[str, ...]:
+    """Of the first line."""
+    if not isinstance(source.data, str):
+        return ()
+    stream = ByteStream(source.data, format_of(source.data).compression)
+    try:
+        line = stream.read(1 << 20).lstrip().partition(b"\n")[0]
+        found = json.loads(line or b"{}")
+        return tuple(found) if isinstance(found, dict) else ()
+    except ValueError as error:
+        raise InvalidEventError(f"{source.name}, line 1: {error}") from error
+    finally:
+        stream.close()
+
+
+def ms_of(when: int | str, what: str) -> int:
+    """Milliseconds since the epoch, or a time in ISO 8601."""
+    if isinstance(when, str) and not when.lstrip("-").isdigit():
+        times, codes = time_column([when], "iso")
+        if codes[0]:
+            raise ConfigError(
+                f"{what} is {when!r}; it is a time in ISO 8601, or milliseconds since the epoch"
+            )
+        return int(times[0])
+    return int(when)
+
+
+def _secret_of(secret: bytes | str | Path | None) -> bytes:
+    if secret is None:
+        return bytes(SECRET_BYTES)
+    if isinstance(secret, bytes):
+        found, name = secret, "the secret"
+    else:
+        name = str(secret)
+        try:
+            found = Path(secret).read_bytes()
+        except OSError as error:
+            raise StorageError(f"cannot read the secret {name}: {error.strerror}") from error
+    if len(found) != SECRET_BYTES:
+        raise ConfigError(f"{name} is none of a store: it has {len(found)} bytes, not {SECRET_BYTES}")
+    return found

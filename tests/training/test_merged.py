@@ -1,0 +1,233 @@
+"""Several inputs, merged by time or by arrival: what the store would have answered, bit for bit, however they
+are cut."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import made
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from reference.compare import Got, disagreement
+from reference.engine import Engine
+from reference.naive import Store
+
+from featurestore.errors import ConfigError, InvalidEventError
+from featurestore.outcome import Outcome
+from featurestore.schema import compile_schema
+from featurestore.training import replay, run
+
+WORDS = {outcome.name.lower(): int(outcome) for outcome in Outcome}
+
+
+def got(table: pa.Table, i: int, name: str) -> Got:
+    status, value, lower, upper = (
+        table[f"{name}{end}"][i].as_py() for end in (".status", "", ".lower", ".upper")
+    )
+    return Got(status, value, lower, upper, np.nan)
+
+
+def plan_of(n_types: int):
+    return compile_schema(made.source(made.schema(n_types)))
+
+
+def written(table: pa.Table) -> bytes:
+    """To compare: of NaN, which equals nothing, too."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(None).combine_chunks(), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def merged_rows(events: made.Events, key: str) -> list[tuple[str, dict]]:
+    """As the rules say: by key, then in the order of inputs, then of rows."""
+    return sorted(
+        ((name, row) for name, rows in events.items() for row in rows), key=lambda pair: pair[1][key]
+    )
+
+
+@pytest.mark.parametrize("n_types", [1, 2, 7])
+def test_without_arrival_it_is_the_naive_store_with_one_clock(n_types: int) -> None:
+    events = made.by_time(made.made(1, n_types, 300))
+    table = replay(
+        {name: made.table(rows) for name, rows in events.items()}, plan_of(n_types), "s",
+        emit=list(events), bounds=True, statuses=True, keep=["label"],
+    )  # fmt: skip
+    schema = made.schema(n_types)
+    store = Store(schema, clock="merged")
+    checked = 0
+    for i, (name, row) in enumerate(merged_rows(events, "ts")):
+        (answer,) = store.submit(name, [made.naive_row(row)], "s")
+        assert table["event"][i].as_py() == name
+        assert table["label"][i].as_py() == row["label"]
+        assert table["time"][i].value == row["ts"]
+        assert WORDS[table["outcome"][i].as_py()] == answer.outcome
+        assert answer.vector is not None
+        shares = []
+        for feature, truth in zip(schema.services["s"], answer.vector, strict=True):
+            if "distinct" in feature:
+                continue
+            found = got(table, i, feature)
+            found = Got(
+                *[getattr(found, one) for one in ("status", "value", "lower", "upper")], truth.coverage
+            )
+            assert disagreement(truth, found) is None, (i, feature, truth, found)
+            shares.append(0.0 if truth.status == 4 else truth.coverage if truth.status == 3 else 1.0)
+            checked += 1
+        assert table["coverage"][i].as_py() <= min(shares) + 1e-6
+    assert checked > 1000
+    assert set(table["outcome"].to_pylist()) <= {"accepted", "duplicate"}  # nothing is late by merging
+
+
+def live(events: made.Events, n_types: int) -> list[tuple[str, dict, int, tuple[bytes, ...]]]:
+    """One Observe each on the wall's clock, which is the arrival."""
+    engine = Engine(made.source(made.schema(n_types)), clock="wall", secret=bytes(16), n_shards=64)
+    found = []
+    for name, row in merged_rows(events, "arrived"):
+        data = {field: [row[field]] for field in ("ts", "user", "ip", "x", "eid")}
+        outcomes, vectors = engine.submit(name, data, "s", now_ms=row["arrived"])
+        assert vectors is not None
+        arrays = (
+            vectors.values,
+            vectors.lower,
+            vectors.upper,
+            vectors.statuses,
+            vectors.coverage.min(axis=1),
+        )
+        found.append(
+            (name, row, outcomes[0], tuple(np.ascontiguousarray(one[0]).tobytes() for one in arrays))
+        )
+    return found
+
+
+def bits(table: pa.Table, i: int, names: list[str]) -> tuple[bytes, ...]:
+    parts = [
+        np.array([table[f"{name}{end}"][i].as_py() for name in names]).tobytes()
+        for end in ("", ".lower", ".upper")
+    ]
+    statuses = np.array([table[f"{name}.status"][i].as_py() for name in names], np.uint8).tobytes()
+    return (*parts, statuses, np.float32(table["coverage"][i].as_py()).tobytes())
+
+
+@pytest.mark.parametrize("n_types", [2, 7])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_with_arrival_it_is_the_live_store_bit_for_bit(tmp_path: Path, n_types: int, seed: int) -> None:
+    events = made.made(seed, n_types, 400)
+    draw = random.Random(seed)
+    inputs = {name: made.cut(rows, tmp_path, name, 3, draw) for name, rows in events.items()}
+    table = replay(
+        inputs, plan_of(n_types), "s", arrival="arrived:ms", emit=list(events), bounds=True, statuses=True,
+        keep=["label"],
+    )  # fmt: skip
+    expected = live(events, n_types)
+    names = list(made.schema(n_types).services["s"])
+    assert table.num_rows == len(expected)
+    for i, (name, row, outcome, vector) in enumerate(expected):
+        assert (table["event"][i].as_py(), table["label"][i].as_py()) == (name, row["label"])
+        assert WORDS[table["outcome"][i].as_py()] == outcome
+        assert bits(table, i, names) == vector, (i, name, row)
+    seen = set(table["outcome"].to_pylist())
+    assert {"accepted", "late", "duplicate", "refused_future", "refused_beyond_dedupe"} & seen == seen
+    assert len(seen) >= 4
+
+
+@pytest.mark.parametrize("arrival", [None, "arrived:ms"])
+@pytest.mark.parametrize("n_types", [1, 2, 7])
+def test_cuts_batches_threads_and_sorting_change_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_types: int, arrival: str | None
+) -> None:
+    events = made.made(3, n_types, 300)
+    if arrival is None:
+        events = made.by_time(events)
+    draw = random.Random(n_types)
+    emit = [f"e{n_types - 1}", "e0"][: 1 + (n_types > 1)]
+    options = {"arrival": arrival, "emit": emit, "bounds": True, "statuses": True, "keep": ["label", "x"]}
+    found = []
+    for i, (n_files, threads, n_rows, spill) in enumerate(
+        [(1, 1, 65536, None), (2, 2, 7, None), (7, 4, 50, None), (5, 1, 33, tmp_path), (1, 1, 9, None)]
+    ):
+        (folder := tmp_path / str(i)).mkdir()
+        inputs = {name: made.cut(rows, folder, name, n_files, draw) for name, rows in events.items()}
+        monkeypatch.setattr(run, "batch_events", lambda n_features, bounds, n=n_rows: n)
+        monkeypatch.setattr("featurestore.training.sorting.MAX_RUN_BYTES", 3_000)
+        monkeypatch.setattr("featurestore.training.sorting.BATCH_ROWS", 5)
+        table = replay(inputs, plan_of(n_types), "s", threads=threads, spill=spill and str(spill), **options)
+        found.append(written(table))
+    assert len(set(found)) == 1
+    assert not list(tmp_path.glob("featurestore-sort-*"))
+
+
+def test_what_is_out_of_order_is_named_or_sorted(tmp_path: Path) -> None:
+    events = made.by_time(made.made(4, 2, 200))
+    expected = replay({name: made.table(rows) for name, rows in events.items()}, plan_of(2), "s", emit="e1")
+    mixed = {**events, "e0": sorted(events["e0"], key=lambda row: -row["ts"])}
+    inputs = {name: made.cut(rows, tmp_path, name, 1, random.Random(1)) for name, rows in mixed.items()}
+    with pytest.raises(InvalidEventError, match=r"row \d+: its time .*Z is before .*Z of the row before it"):
+        replay(inputs, plan_of(2), "s", emit="e1")
+    found = replay(inputs, plan_of(2), "s", emit="e1", spill=str(tmp_path))
+    assert written(found) == written(expected)
+    with pytest.raises(ConfigError, match="no folder"):
+        replay(inputs, plan_of(2), "s", emit="e1", spill=str(tmp_path / "none"))
+
+
+def test_equal_times_are_taken_in_the_order_of_inputs_then_files_then_rows() -> None:
+    def rows(*labels: str) -> pa.Table:
+        return made.table(
+            [{"ts": made.T0, "arrived": made.T0, "user": "ann", "label": one} for one in labels]
+        )
+
+    for order in (["e0", "e1"], ["e1", "e0"]):
+        inputs = {name: [rows(f"{name}a", f"{name}b"), rows(f"{name}c")] for name in order}
+        plan = compile_schema(made.source(made.schema(2)).replace("    ids: {id: eid, dedupe: 120s}\n", ""))
+        table = replay(inputs, plan, "s", emit=["e0", "e1"], keep=["label"])
+        assert table["label"].to_pylist() == [f"{name}{end}" for name in order for end in "abc"]
+
+
+def test_files_that_follow_each_other_are_open_one_at_a_time(tmp_path: Path, monkeypatch) -> None:
+    events = made.by_time(made.made(5, 1, 300))
+    paths = made.cut(events["e0"], tmp_path, "e0", 20, random.Random(5))
+    most = n_open = 0
+    opened = run.FileStream._opened
+
+    def counting(self):
+        nonlocal most, n_open
+        reader = opened(self)
+        n_open += 1
+        most = max(most, n_open)
+        close = reader.close
+
+        def closing():
+            nonlocal n_open
+            n_open -= 1
+            close()
+
+        reader.close = closing
+        return reader
+
+    monkeypatch.setattr(run.FileStream, "_opened", counting)
+    monkeypatch.setattr(run, "batch_events", lambda n_features, bounds: 10)
+    assert replay({"e0": paths}, plan_of(1), "s").num_rows == 300
+    assert most <= 3
+    assert n_open == 0
+
+
+def test_rows_before_emit_from_are_fed_and_not_written() -> None:
+    events = made.by_time(made.made(6, 2, 200))
+    inputs = {name: made.table(rows) for name, rows in events.items()}
+    whole = replay(inputs, plan_of(2), "s", emit="e0")
+    since = events["e0"][40]["ts"]
+    n = sum(row["ts"] >= since for row in events["e0"])
+    some = replay(inputs, plan_of(2), "s", emit="e0", emit_from=since)
+    assert written(some) == written(whole.slice(whole.num_rows - n))
+
+
+def test_a_kept_column_is_null_where_an_input_has_none() -> None:
+    events = made.by_time(made.made(7, 2, 60))
+    inputs = {"e0": made.table(events["e0"]), "e1": made.table(events["e1"]).drop_columns(["label"])}
+    table = replay(inputs, plan_of(2), "s", emit=["e0", "e1"], keep=["label"])
+    for event, label in zip(table["event"].to_pylist(), table["label"].to_pylist(), strict=True):
+        assert (label is None) == (event == "e1")
+    with pytest.raises(InvalidEventError, match=r"no column 'lable'.* did you mean 'label'"):
+        replay(inputs, plan_of(2), "s", emit=["e0", "e1"], keep=["lable"])
