@@ -23,6 +23,7 @@ The package, from the outside in; each knows only what is below it:
     files      event files in, vector files out: CSV, JSON lines, Parquet
     columns    people's data → the columns that events travel in
     niceness   which threads give way
+    thrift     the protocol that Parquet's metadata is written in
     stdio      descriptors 0, 1 and 2, which are never a file of ours
     clock      what time it is, for compiled code
     plan, outcome, errors, v1 (the generated proto): what they all speak of

@@ -151,7 +151,8 @@ def run(arguments: argparse.Namespace) -> Exit:
     from featurestore.training.sources import stored_bytes_of
 
     shown = arguments.file or ", ".join(inputs)
-    size = stored_bytes_of([path for paths in inputs.values() for path in paths])
+    files = [path for paths in inputs.values() for path in paths]
+    size = stored_bytes_of(files + ([arguments.points] if arguments.points else []))
     with Progress(shown, size, arguments.progress) as bar:
         done = replay(
             inputs,

@@ -10,10 +10,11 @@
         failures   gRPC status → featurestore.errors, what is tried again and when
         wire       packed columns and vectors, straight from and to numpy
         replies    what comes back
+          parquet    the pin in a training set
       channel    addresses, TLS, what a channel is told
 
 Arrows point down only. It needs numpy, grpcio and protobuf, and of featurestore only the proto's classes,
-columns, outcome, plan and errors: neither the server's dependencies nor the compiled core.
+columns, outcome, plan, thrift and errors: neither the server's dependencies nor the compiled core.
 """
 
 from featurestore.client.admin import AdminClient

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.client.parquet import described
 from featurestore.errors import ConfigError
 from featurestore.outcome import Outcome
 
@@ -65,13 +66,15 @@ class Pin:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Pin:
-        """The pin that `save` wrote. Raises ConfigError where it is none."""
+        """The pin that `save` wrote, or that of a training set: in Parquet the file itself, of CSV the
+        `.meta.json` beside it. Raises ConfigError where it is none."""
         try:
-            raw = json.loads(Path(path).read_bytes())
+            with Path(path).open("rb") as file:
+                raw = json.loads(described(file) or file.read())
         except OSError as error:
             raise ConfigError(f"cannot read the pin {os.fspath(path)}: {error.strerror}") from error
         except ValueError as error:
-            raise ConfigError(f"the pin {os.fspath(path)} is not JSON ({error})") from error
+            raise ConfigError(f"the pin {os.fspath(path)} cannot be read ({error})") from error
         try:
             if raw["format"] != PIN_FORMAT:
                 raise ConfigError(

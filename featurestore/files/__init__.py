@@ -7,7 +7,6 @@
       parquet     Parquet: typed columns
         footer    where the pages of its columns begin
         pages     what they need once they are decoded
-          thrift    the protocol that both are written in
         cells     text cells → numbers, texts, times, with the cells that could not be read
         chunk     some events of a file, and the columns they make
       stream      the bytes of a file or a pipe, decompressed, with how far we are

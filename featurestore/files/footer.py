@@ -14,7 +14,7 @@ import os
 from typing import IO, NamedTuple
 
 from featurestore.errors import InvalidEventError
-from featurestore.files.thrift import NUMBER, Fields, struct_at
+from featurestore.thrift import NUMBER, Fields, struct_at
 
 # parquet.thrift
 ROW_GROUPS = 4  # of FileMetaData

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from featurestore.errors import InvalidEventError
-from featurestore.files.thrift import NUMBER, Fields, struct_at
+from featurestore.thrift import NUMBER, Fields, struct_at
 
 # parquet.thrift
 TYPE, UNCOMPRESSED_SIZE, COMPRESSED_SIZE, DATA_PAGE, DATA_PAGE_V2 = 1, 2, 3, 5, 8

@@ -105,10 +105,10 @@ class TableWriter:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Appends rows with the columns that it was opened for, in their order."""
-        columns = [
-            self._kept(column, field) for column, field in zip(batch.columns, self.schema, strict=True)
-        ]
         with self._storage_errors():
+            columns = [
+                self._kept(column, field) for column, field in zip(batch.columns, self.schema, strict=True)
+            ]
             self._table.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
         self.n_rows += batch.num_rows
 

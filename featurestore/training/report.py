@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from featurestore.files.tally import Tally
@@ -81,6 +82,8 @@ class Replayed:
             for source in self.sources:
                 refusals = source.tally.lines()[1:]
                 found += [f"  {source.name}:", *(f"  {line}" for line in refusals)] if refusals else []
+        for name in twice(self.sources):
+            found.append(f"  {name} is given twice: unless they have ids, its events count twice")
         if self.moved is not None:
             by = (self.moved.to_ms - self.moved.from_ms) / 1000
             found.append(
@@ -93,6 +96,19 @@ class Replayed:
                 "--spill DIR do so), or one row is dated far ahead"
             )
         return found
+
+
+def twice(sources: Sequence[Source]) -> list[str]:
+    """Names of the files that are given again for the same event type, whatever they are called."""
+    seen, found = set(), []
+    for source in sources:
+        if not isinstance(source.data, str) or not Path(source.data).is_file():
+            continue
+        which = (source.event.name, Path(source.data).resolve())
+        if which in seen:
+            found.append(source.name)
+        seen.add(which)
+    return found
 
 
 def metadata_of(

@@ -47,6 +47,7 @@ from featurestore.training.sources import (
 from featurestore.training.vectors import Collector, Shape, batch_events, joined_schema
 
 SECRET_BYTES = 16
+N_NAMED = 12  # columns of points, where they are not what is needed
 
 Progress = Callable[[int, int], None]
 
@@ -81,10 +82,9 @@ class Replay:
     ) -> None:
         if not inputs:
             raise ConfigError("a replay needs an input: --input TYPE=FILES")
-        if order not in ("time", "file"):
-            raise ConfigError(f"order is {order!r}; it is time or file")
-        if unfed not in ("refuse", "unavailable"):
-            raise ConfigError(f"unfed is {unfed!r}; it is refuse or unavailable")
+        _check_words(order, unfed)
+        if limit is not None and points is not None:
+            raise ConfigError("all events before a point are in its answer: a limit would leave some out")
         if spill is not None and not Path(spill).is_dir():
             raise ConfigError(f"there is no folder {spill!r} to sort in")
         self._began = time.monotonic()
@@ -150,7 +150,7 @@ class Replay:
         self._n_events = self._n_rows = 0
         self._now_ms: int | None = None
         self._moved: Moved | None = None
-        self._begun: dict[int, tuple[Rows, int]] = {}
+        self._begun: dict[int, Rows] = {}
 
     # -- what is asked for
 
@@ -223,7 +223,7 @@ class Replay:
         if wanted and not wanted & set(given):
             raise ConfigError(
                 f"{sources[0].name}: points have no key part of the service ({', '.join(sorted(wanted))}); "
-                f"they have {', '.join(map(repr, names))}"
+                f"they have {', '.join(map(repr, names[:N_NAMED]))}" + (", …" if len(names) > N_NAMED else "")
             )
         self.plan, event = served.with_points(self.plan, given, when)
         index = len(self.plan.events) - 1
@@ -282,8 +282,8 @@ class Replay:
                     yield run.batch
         finally:
             self._close()
-            for rows, end in self._begun.values():
-                rows.settle(end)
+            for rows in self._begun.values():
+                rows.settle()
             self._begun = {}
 
     def _vectors(self) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
@@ -293,6 +293,7 @@ class Replay:
                 if self._limit is not None and not rows.input.is_points:
                     end = min(end, begin + self._limit - self._n_events)
                     if end <= begin:
+                        self._follow_clock(block)
                         yield from self._rest()
                         return
                 yield from self._feed(rows, begin, end, now_ms)
@@ -342,7 +343,7 @@ class Replay:
             peek=is_points,
         )
         rows.decided(begin, end, batch)
-        self._begun[id(rows)] = (rows, end)
+        self._begun[id(rows)] = rows
         if not is_points:
             self._n_events += end - begin
         while vectors is not None and first < end:
@@ -351,7 +352,7 @@ class Replay:
                 self._n_rows += self._collector.n
                 yield self._collector.take()
         if end == len(rows.keys):
-            rows.settle(end)
+            rows.settle()
             del self._begun[id(rows)]
 
     def _follow_clock(self, block: Block[Rows]) -> None:
@@ -374,7 +375,8 @@ class Replay:
             keys = np.concatenate([rows.keys[begin:end] for rows, begin, end in block.pieces])
             order = np.argsort(keys, kind="stable")
             clock, moves, place, at = clock[order], moves[order], place[order], at[order]
-        some = np.flatnonzero(moves)
+        fed = np.array([rows.fed for rows in pieces])
+        some = np.flatnonzero(moves & (at < fed[place]))
         if not len(some):
             return
         nows = np.maximum.accumulate(clock[some])
@@ -418,6 +420,13 @@ class Replay:
             ),
             self.sources,
         )
+
+
+def _check_words(order: str, unfed: str) -> None:
+    if order not in ("time", "file"):
+        raise ConfigError(f"order is {order!r}; it is time or file")
+    if unfed not in ("refuse", "unavailable"):
+        raise ConfigError(f"unfed is {unfed!r}; it is refuse or unavailable")
 
 
 def names_of(source: Source, of: Input) -> tuple[str, ...] | None:

@@ -85,12 +85,14 @@ class Rows:
     numbers: NDArray[np.int64]  # of rows, from 0, each in its file
     places: NDArray[np.int64] | None  # of files among the sources of the input; None: all are of `place`
     place: int
-    stored_bytes: int = 0
+    fed: int = 0  # how many of them, from the first, the engine has had
+    timed: NDArray[np.bool_] = field(init=False)  # whether it has a time that can be read
     partly_late: NDArray[np.uint8] = field(init=False)
     _is_ahead: NDArray[np.bool_] = field(init=False)
     _batch: EventBatch | None = None
 
     def __post_init__(self) -> None:
+        self.timed = has_time(self.times, self.outcomes)
         self.partly_late = np.zeros(len(self.keys), np.uint8)
         self._is_ahead = np.zeros(len(self.keys), np.bool_)
         if self.input.latest_ms is not None:
@@ -103,6 +105,7 @@ class Rows:
         self.outcomes[begin:end] = batch.outcomes
         self.outcomes[begin:end][self._is_ahead[begin:end]] = Outcome.REFUSED_FUTURE
         self.partly_late[begin:end] = batch.partly_late
+        self.fed = end
 
     def batch(self, begin: int, end: int) -> EventBatch:
         if self._batch is None:
@@ -114,14 +117,14 @@ class Rows:
     def source_of(self, i: int) -> Source:
         return self.input.sources[self.place if self.places is None else int(self.places[i])]
 
-    def settle(self, end: int) -> None:
-        """Counts what became of the rows before `end`, which are all that there will be."""
-        timed = has_time(self.times, self.outcomes)
+    def settle(self) -> None:
+        """Counts what became of the rows that were fed, which are all that there will be."""
+        end = self.fed
         for place in (self.place,) if self.places is None else np.unique(self.places[:end]):
             own = slice(0, end) if self.places is None else np.flatnonzero(self.places[:end] == place)
             source = self.input.sources[int(place)]
             source.tally.add(self.numbers[own], self.outcomes[own], self.partly_late[own])
-            source.saw(self.times[own][timed[own]])
+            source.saw(self.times[own][self.timed[own]])
 
 
 def has_time(times: NDArray[np.int64], outcomes: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -147,11 +150,15 @@ def expanded(given: str) -> list[str]:
     return [given]  # whoever opens it says what is wrong
 
 
+def paths_of(given: str) -> list[str]:
+    """Of a list with commas between; a name with a comma in it is a name where there is such a file."""
+    parts = [given] if Path(given).exists() else given.split(",")
+    return [path for part in parts if part for path in expanded(part)]
+
+
 def stored_bytes_of(given: Sequence[str]) -> int | None:
     """Of all files that these stand for; None where one has no size."""
-    sizes = [
-        size_bytes_of(path) for one in given for part in one.split(",") if part for path in expanded(part)
-    ]
+    sizes = [size_bytes_of(path) for one in given for path in paths_of(one)]
     return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
@@ -164,7 +171,7 @@ def _is_data(path: Path) -> bool:
 def sources_of(given: Any, event: EventPlan, event_index: int) -> list[Source]:
     """Of a path, a pattern, a table, an iterable of record batches, or a list of such."""
     if isinstance(given, str | Path):
-        paths = [path for part in str(given).split(",") if part for path in expanded(part)]
+        paths = paths_of(str(given))
         if not paths:
             raise ConfigError(f"the input of {event.name!r} names no file")
         return [Source(path, path, event, event_index, size_bytes_of(path)) for path in paths]

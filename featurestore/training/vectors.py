@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from featurestore.core.state import Vectors
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.outcome import Outcome
-from featurestore.training.sources import Rows, has_time
+from featurestore.training.sources import Rows
 
 MAX_BATCH_EVENTS = 65536
 MAX_BATCH_BYTES = 64 << 20  # of values and bounds at once
@@ -32,7 +32,6 @@ UNAVAILABLE = 4
 FILES_APART = 40  # bits between the numbers of rows of one file and of the next
 
 EVENT, TIME, COVERAGE, OUTCOME = "event", "time", "coverage", "outcome"
-MINE = (EVENT, TIME, COVERAGE, OUTCOME)
 
 _WORDS = np.full(256, "", dtype=object)
 for _outcome in Outcome:
@@ -97,11 +96,8 @@ class Collector:
         self._outcomes = np.empty(n_rows, np.uint8)
         self._events = np.empty(n_rows, np.int32)
         self._numbers = np.empty(n_rows, np.int64)
-        self._places = np.empty(n_rows, np.int64)  # in the kept rows of all runs, one after the other
-        self._runs: list[
-            tuple[Rows, int, int]
-        ] = []  # run, the first of its rows that is used, the next unused
-        self._n_before = 0  # rows of all runs but the last
+        self._places = np.empty(n_rows, np.int64)  # run << 32 | row among those of it that are used
+        self._runs: list[tuple[Rows, int, int]] = []  # with the rows from .. to that are used
 
     @property
     def is_full(self) -> bool:
@@ -112,11 +108,11 @@ class Collector:
         n = min(end - begin, self._n_rows - self.n)
         mine, theirs, own = slice(self.n, self.n + n), slice(at, at + n), slice(begin, begin + n)
         self._values[mine] = vectors.values[theirs]
-        coverage, statuses = vectors.coverage[theirs], vectors.statuses[theirs]
+        coverage = vectors.coverage[theirs]
         if self._bounds is not None and vectors.lower is not None and vectors.upper is not None:
             self._bounds[0, mine], self._bounds[1, mine] = vectors.lower[theirs], vectors.upper[theirs]
         if self._statuses is not None:
-            self._statuses[mine] = statuses
+            self._statuses[mine] = vectors.statuses[theirs]
         self._coverage[mine] = coverage.min(axis=1) if coverage.shape[1] else 1.0
         if self._unfed:
             self._values[mine, self._unfed] = np.nan
@@ -127,7 +123,7 @@ class Collector:
                 self._statuses[mine, self._unfed] = UNAVAILABLE
         self._times[mine] = rows.times[own]
         self._outcomes[mine] = rows.outcomes[own]
-        self._timed[mine] = has_time(rows.times[own], rows.outcomes[own])
+        self._timed[mine] = rows.timed[own]
         if rows.input.is_points:
             self._empty(np.flatnonzero(~self._timed[mine]) + self.n)
         self._events[mine] = rows.input.event_index
@@ -153,7 +149,6 @@ class Collector:
         place = next((i for i, (run, _, _) in enumerate(self._runs) if run is rows), len(self._runs))
         first = begin if place == len(self._runs) else self._runs[place][1]
         self._runs[place:] = [(rows, first, end), *self._runs[place + 1 :]]
-        # place in the high half, row in the low: what it becomes is known when all runs are
         self._places[self.n : self.n + end - begin] = (place << 32) + np.arange(begin - first, end - first)
 
     def take(self) -> tuple[NDArray[np.int64], pa.RecordBatch]:

@@ -3,12 +3,14 @@ are cut."""
 
 from __future__ import annotations
 
+import gc
 import random
 from pathlib import Path
 
 import made
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from reference.compare import Got, disagreement
@@ -166,6 +168,8 @@ def test_what_is_out_of_order_is_named_or_sorted(tmp_path: Path) -> None:
     inputs = {name: made.cut(rows, tmp_path, name, 1, random.Random(1)) for name, rows in mixed.items()}
     with pytest.raises(InvalidEventError, match=r"row \d+: its time .*Z is before .*Z of the row before it"):
         replay(inputs, plan_of(2), "s", emit="e1")
+    with pytest.raises(InvalidEventError, match=r"row \d+: its arrival .*; inputs are sorted by arrival"):
+        replay(inputs, plan_of(2), "s", emit="e1", arrival="arrived:ms")
     found = replay(inputs, plan_of(2), "s", emit="e1", spill=str(tmp_path))
     assert written(found) == written(expected)
     with pytest.raises(ConfigError, match="no folder"):
@@ -231,3 +235,44 @@ def test_a_kept_column_is_null_where_an_input_has_none() -> None:
         assert (label is None) == (event == "e1")
     with pytest.raises(InvalidEventError, match=r"no column 'lable'.* did you mean 'label'"):
         replay(inputs, plan_of(2), "s", emit=["e0", "e1"], keep=["lable"])
+
+
+def test_equal_times_keep_that_order_where_a_file_begins_when_another_ends(tmp_path: Path) -> None:
+    def written(name: str, *times: int) -> str:
+        rows = [{"ts": made.T0 + at, "user": "ann", "label": f"{name}{at}"} for at in times]
+        pq.write_table(made.table(rows), tmp_path / f"{name}.parquet")
+        return str(tmp_path / f"{name}.parquet")
+
+    inputs = {"e2": written("late", 5, 6), "e1": [written("early", 0, 5), written("next", 5, 7)]}
+    table = replay(inputs, plan_of(3), "s", emit=["e1", "e2"], keep=["label"], unfed="unavailable")
+    assert table["label"].to_pylist() == ["early0", "late5", "early5", "next5", "late6", "next7"]
+
+
+def test_a_row_without_a_time_stays_behind_the_row_before_it() -> None:
+    def rows(name: str, *times: int | None) -> pa.Table:
+        return made.table(
+            [
+                {"ts": at and made.T0 + at, "arrived": at, "user": "ann", "label": f"{name}{i}"}
+                for i, at in enumerate(times)
+            ]
+        )
+
+    inputs = {"e1": rows("a", None, 10, None, 30, None), "e2": rows("b", 5, 20, 40)}
+    table = replay(inputs, plan_of(3), "s", emit=["e1", "e2"], keep=["label"], unfed="unavailable")
+    assert table["label"].to_pylist() == ["b0", "a0", "a1", "a2", "b1", "a3", "a4", "b2"]
+    lost = table.filter(pc.is_null(table["time"]))
+    assert lost["label"].to_pylist() == ["a0", "a2", "a4"]
+    assert set(lost["outcome"].to_pylist()) == {"refused_no_time"}
+
+
+def test_nothing_is_left_where_a_sort_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featurestore.training.sorting.MAX_RUN_BYTES", 2_000)
+    monkeypatch.setattr(run, "batch_events", lambda n_features, bounds: 10)
+    events = made.by_time(made.made(8, 1, 200))
+    (work := tmp_path / "work").mkdir()
+    reader = replay({"e0": made.table(events["e0"])}, plan_of(1), "s", spill=str(work), stream=True)
+    reader.read_next_batch()
+    assert list(work.iterdir())  # it sorts on the disk
+    del reader
+    gc.collect()
+    assert not list(work.iterdir())

@@ -25,6 +25,7 @@ from featurestore.cli.exits import Exit
 from featurestore.errors import ConfigError
 from featurestore.schema import compile_schema
 from featurestore.training import replay
+from featurestore.training.run import Replay
 
 ENDS = (".status", "", ".lower", ".upper")
 
@@ -149,6 +150,14 @@ def test_many_points_are_sorted_on_the_disk_and_written_back_in_their_order(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_point_leaves_nothing_behind() -> None:
+    events = made.by_time(made.made(6, 1, 50))
+    plan = compile_schema(made.source(made.schema(1)))
+    replayed = Replay({"e0": made.table(events["e0"])}, plan, "s", points=table(points(events, 6, 100)))
+    assert sum(batch.num_rows for batch in replayed.batches()) == 110
+    assert replayed._state.position == 50
+
+
 SCHEMA = """\
 version: 1
 name: web
@@ -221,6 +230,7 @@ def test_a_point_without_a_time_has_no_answer_and_is_refused(ask, capsys) -> Non
     ("text", "words", "says"),
     [
         ("usr,time\na,1\n", [], "no key part of the service (ip, user); they have 'usr', 'time'"),
+        ("user,time\na,1\n", ["--limit", "1"], "a limit would leave some out"),
         ("user,time\na,1\n", ["--emit", "login"], "points, or events of the types to emit"),
         ("user,time,coverage\na,1,2\n", [], "two columns of the output would be named 'coverage'"),
     ],

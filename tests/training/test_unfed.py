@@ -157,6 +157,15 @@ def test_the_row_that_moved_the_clock_most_is_named(files: Path, capsys) -> None
     assert (found["late"], found["accepted"]) == (60, 3)
 
 
+def test_the_row_that_moved_the_clock_is_one_that_was_fed(files: Path, capsys) -> None:
+    path = written(files / "some.csv", [10, 20, 50, 900])
+    words = [str(path), "--event", "login", "--service", "own", "-o", "json"]
+    for limit, row in ((1, None), (2, 2), (3, 3), (4, 4)):
+        assert command(files, *words, "--limit", str(limit)) == Exit.OK
+        moved = json.loads(capsys.readouterr().out)["moved_clock_most"]
+        assert (moved and moved["row"]) == row
+
+
 def test_an_event_of_the_future_is_refused_unless_it_is_allowed(files: Path) -> None:
     path = written(files / "ahead.csv", [10, 20, 4_000_000_000, 30])
     words = [str(path), "--event", "login", "--service", "own"]
@@ -197,6 +206,16 @@ def test_what_is_asked_for_wrongly_is_said(files: Path, capsys, words: list[str]
     assert says in capsys.readouterr().err
 
 
+def test_a_file_that_is_given_twice_is_named(files: Path, capsys) -> None:
+    path = files / "login.parquet"
+    (files / "other.parquet").symlink_to(path)
+    words = ["--input", f"login={path}", "--service", "own"]
+    assert command(files, *words) == Exit.OK
+    assert "twice" not in capsys.readouterr().err
+    assert command(files, *words, "--input", f"login={files / 'other.parquet'}") == Exit.OK
+    assert f"{files / 'other.parquet'} is given twice" in capsys.readouterr().err
+
+
 def test_patterns_folders_and_lists_stand_for_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "in" / "day=2").mkdir(parents=True)
     for name, at in (("in/day=2/b.csv", 2), ("in/a.csv", 1), ("c.csv", 3), ("d.csv", 4)):
@@ -205,5 +224,7 @@ def test_patterns_folders_and_lists_stand_for_files_in_the_order_of_their_names(
     given = [f"{tmp_path}/in,{tmp_path}/[c]*.csv", str(tmp_path / "d.csv")]
     table = replay({"login": given}, PLAN, "own")
     assert [at.timestamp() for at in table["time"].to_pylist()] == [1, 2, 3, 4]
+    comma = written(tmp_path / "e,f.csv", [5])
+    assert replay({"login": str(comma)}, PLAN, "own").num_rows == 1
     names = [one["name"] for one in json.loads(table.schema.metadata[b"featurestore"])["inputs"]]
     assert names == [f"{tmp_path}/{name}" for name in ("in/a.csv", "in/day=2/b.csv", "c.csv", "d.csv")]

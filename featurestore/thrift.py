@@ -1,6 +1,7 @@
 """Thrift's compact protocol, as far as the metadata of a Parquet file needs it.
 
-Of a struct those fields are read that are wanted: integers, structs and lists of structs, by their numbers.
+Of a struct those fields are read that are wanted: integers, bytes, structs and lists of structs, by their
+numbers.
 Everything else is passed over. A wanted field that comes twice is an error: two readers may take either.
 Source: apache/thrift, doc/specs/thrift-compact-protocol.md.
 """
@@ -17,11 +18,12 @@ TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range
 INTEGERS = (I16, I32, I64)
 _SIZES = {TRUE: 1, FALSE: 1, BYTE: 1, DOUBLE: 8}  # of an element of a list
 
-#: What is wanted of fields, by their numbers: NUMBER; of a struct its own fields; of a list of structs those
-#: of each, in a list.
+#: What is wanted of fields, by their numbers: NUMBER or BYTES; of a struct its own fields; of a list of
+#: structs those of each, in a list.
 Wanted = Mapping[int, Any]
 Fields = dict[int, Any]
 NUMBER = None
+BYTES = "bytes"
 
 
 def struct_at(data: bytes, at: int, wanted: Wanted) -> tuple[Fields, int]:
@@ -40,6 +42,9 @@ def struct_at(data: bytes, at: int, wanted: Wanted) -> tuple[Fields, int]:
         of_it = wanted[number]
         if kind in INTEGERS and of_it is NUMBER:
             fields[number], at = _integer(data, at)
+        elif kind == BINARY and of_it is BYTES:
+            size, at = _varint(data, at)
+            fields[number], at = data[at : at + size], _within(data, at + size)
         elif kind == STRUCT and isinstance(of_it, Mapping):
             fields[number], at = struct_at(data, at, of_it)
         elif kind == LIST and isinstance(of_it, list):
