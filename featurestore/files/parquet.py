@@ -84,7 +84,7 @@ class ParquetReader(EventReader):
         return pa.schema([pa.field(name, self._type_of(name)) for name in self.needed])
 
     def _type_of(self, path: str) -> pa.DataType:
-        field = _field_at(self._file.schema_arrow, path)
+        field = field_at(self._file.schema_arrow, path)
         if field is None:
             raise AssertionError(f"{path!r} was looked for before")
         return field.type
@@ -119,7 +119,7 @@ class ParquetReader(EventReader):
 
     def _check_types(self) -> None:
         schema = self._file.schema_arrow
-        inside = [name for name in self.columns if name not in schema.names and _field_at(schema, name)]
+        inside = [name for name in self.columns if name not in schema.names and field_at(schema, name)]
         self.check_names([*schema.names, *inside], "the file")
         time = self.event.time
         self._check_type(
@@ -222,7 +222,7 @@ class ParquetReader(EventReader):
 
     def _decoded(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Without dictionaries, in parts that are not too large."""
-        columns = [self._cut(name, _column_at(batch, name)) for name in self.needed]
+        columns = [self._cut(name, column_at(batch, name)) for name in self.needed]
         for part in _parts(columns, batch.num_rows):
             whole = [self._whole(*named) for named in zip(self.needed, part, strict=True)]
             yield pa.RecordBatch.from_arrays(whole, list(self.needed))
@@ -250,17 +250,17 @@ class ParquetReader(EventReader):
         return cut(column)
 
 
-def _field_at(fields: pa.Schema | pa.StructType, path: str) -> pa.Field | None:
+def field_at(fields: pa.Schema | pa.StructType, path: str) -> pa.Field | None:
     """The column of this name, or the field that stands at names with dots between them, in structs."""
     names = [one.name for one in fields]
     if path in names:
         return fields.field(path)
     head, dot, rest = path.partition(".")
     inner = fields.field(head).type if dot and head in names else None
-    return _field_at(inner, rest) if inner is not None and pt.is_struct(inner) else None
+    return field_at(inner, rest) if inner is not None and pt.is_struct(inner) else None
 
 
-def _column_at(batch: pa.RecordBatch, path: str) -> pa.Array:
+def column_at(batch: pa.RecordBatch, path: str) -> pa.Array:
     """Its values; null where a struct around it is."""
     if path in batch.schema.names:
         return batch.column(path)

@@ -95,7 +95,7 @@ def replay(
     points         instead: a path or table of key parts, times and whatever is to be kept; a row for each, in
                    its order, the vector that GetFeatures would have returned with as_of = now = its time. An
                    event at that time is in it; what has no key is UNAVAILABLE
-    points_time    the column of points that has the time, FIELD or FIELD:UNIT (s, ms, us, iso)
+    points_time    the column of points that has the time, FIELD or FIELD:UNIT (s, ms, us, ns, iso)
     emit_from      no rows of what comes before: ms since the epoch, or a time in ISO 8601
     keep           columns to hand through; of points all, unless some are named
     arrival        FIELD or FIELD:UNIT: when each event came. The clock is then the wall's, and lateness,

@@ -32,7 +32,7 @@ from featurestore.training.sorting import Sorter
 from featurestore.training.tables import Batches, TableReader
 
 FIRST_ROWS = 256  # of a file, among which its first time is looked for before its turn
-UNITS = ("s", "ms", "us", "iso")
+UNITS = ("s", "ms", "us", "ns", "iso")
 
 
 @dataclass

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from featurestore.errors import ConfigError
 from featurestore.files.chunk import Chunk, EventReader, cut, recut
+from featurestore.files.parquet import column_at, field_at
 from featurestore.plan import EventPlan
 
 
@@ -32,7 +33,9 @@ class TableReader(EventReader):
     def __init__(self, name: str, data: Batches, event: EventPlan, keep: Sequence[str]) -> None:
         super().__init__(name, event, keep)
         self._batches, self._schema = data.batches, data.schema
-        self.check_names(self._schema.names, "the table")
+        names = self._schema.names
+        inside = [name for name in self.columns if name not in names and field_at(self._schema, name)]
+        self.check_names([*names, *inside], "the table")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,22 +46,26 @@ class TableReader(EventReader):
         return pa.schema([_plain(self._schema.field(name)) for name in self.keep])
 
     def columns_read(self) -> pa.Schema:
-        return pa.schema([self._schema.field(name) for name in self.needed])
+        fields = ((name, field_at(self._schema, name)) for name in self.needed)
+        return pa.schema([pa.field(name, field.type) for name, field in fields if field is not None])
 
     def close(self) -> None:
         pass
 
     def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]:
         row = start_row
-        needed = (batch.select(list(self.needed)) for batch in self._batches)
-        for batch in recut(needed, batch_events, start_row, self.too_large):
+        needed = (
+            pa.RecordBatch.from_arrays([column_at(batch, name) for name in self.needed], list(self.needed))
+            for batch in self._batches
+        )
+        for batch in filter(None, recut(needed, batch_events, start_row, self.too_large)):
             start, row = row, row + batch.num_rows
             columns = {name: _decoded(batch.column(name)) for name in self.needed}
             yield Chunk(
                 name=self.name,
                 start_row=start,
                 n_events=batch.num_rows,
-                columns={name: self._cut(name, columns[name]) for name in self.fields},
+                columns={name: self._cut(path, columns[path]) for name, path in self.sources.items()},
                 kept=pa.RecordBatch.from_arrays(
                     [columns[name] for name in self.keep], schema=self.kept_schema
                 ),
