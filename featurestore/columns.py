@@ -191,7 +191,7 @@ def text_column(values: Any, *, what: str = "values", is_cut: bool = False) -> t
     """Key texts: strings as they are, whole numbers as decimal text; and a code per value, 0 or refused.
 
     `values` is a sequence, numpy array, Arrow array or pandas Series. Offsets begin at 0 and use all bytes.
-    Texts that are too long are cut, where `is_cut`, and else refused.
+    What comes as text and is too long is cut, where `is_cut`, and else refused.
     """
     array, nulls = _unwrap(values, what)
     n = _length(array)
@@ -255,16 +255,15 @@ def _cut(column: TextColumn) -> TextColumn:
     lengths = np.diff(column.offsets).astype(np.int64)
     if not (lengths > MAX_TEXT_BYTES).any():
         return column
-    begins = column.offsets[:-1].astype(np.int64)
-    shorter = np.minimum(lengths, MAX_TEXT_BYTES)
+    is_kept = np.ones(len(column.data), np.bool_)  # of each byte
     for i in np.flatnonzero(lengths > MAX_TEXT_BYTES).tolist():
+        begin = int(column.offsets[i])
         end = MAX_TEXT_BYTES
-        while end > MAX_TEXT_BYTES - 3 and column.data[begins[i] + end] & 0xC0 == 0x80:
+        while end > MAX_TEXT_BYTES - 3 and column.data[begin + end] & 0xC0 == 0x80:
             end -= 1
-        shorter[i] = end
-    offsets = _offsets(shorter)
-    pieces = [column.data[begin : begin + n] for begin, n in zip(begins, shorter, strict=True)]
-    return TextColumn(offsets, np.concatenate(pieces), column.present)
+        is_kept[begin + end : begin + lengths[i]] = False
+        lengths[i] = end
+    return TextColumn(_offsets(lengths), column.data[is_kept], column.present)
 
 
 def _broken_texts(column: TextColumn) -> Mask:
@@ -370,9 +369,10 @@ def _text_of(value: Any) -> bytes | Outcome:
     number = _whole_number_of(value)
     if isinstance(number, Outcome):
         return number
-    # A digit is worth more than 3.32 bits, and Python refuses to print more than 4300 of them.
-    too_long = number.bit_length() > 3.33 * MAX_TEXT_BYTES
-    return Outcome.REFUSED_KEY_TOO_LONG if too_long else str(number).encode()
+    # A digit is worth more than 3.32 bits, and Python refuses to print more than 4300 of them. A number
+    # that is too long is not cut either: it would be another.
+    digits = b"" if number.bit_length() > 3.33 * MAX_TEXT_BYTES else str(number).encode()
+    return digits if 0 < len(digits) <= MAX_TEXT_BYTES else Outcome.REFUSED_KEY_TOO_LONG
 
 
 def _whole_number_of(value: Any) -> int | Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -583,6 +584,30 @@ def test_a_string_is_cut_to_whole_characters_and_a_key_or_an_id_is_refused(long:
     assert outcomes.tolist() == [0, whole, 0]
     of_ids = replace(EVENT, id_field=2)
     assert event_columns(of_ids, {**data, "customer": ["a", "b", "c"]})[2].tolist() == [whole, 0, 0]
+
+
+def test_a_whole_number_that_is_too_long_is_not_cut_to_another() -> None:
+    numbers = [10**4095, 10**4096, -(10**4095), Decimal(10) ** 4095, "1" * 4097]
+    data = {"ts": [1] * 5, "customer": ["a"] * 5, "note": numbers}
+    _, (_, _, note), outcomes = event_columns(EVENT, data)
+    assert outcomes.tolist() == [0, TOO_LONG, TOO_LONG, 0, 0]
+    assert texts_of(note) == [str(10**4095), "", "", str(10**4095), "1" * 4096]
+
+
+def test_one_long_string_costs_the_others_nothing() -> None:
+    """Not an object for each of them."""
+    n = 200_000
+    offsets = np.arange(n + 2, dtype=np.uint32)
+    offsets[-1] += 4096
+    texts = TextColumn(offsets, np.full(n + 4097, ord("x"), np.uint8), None)
+    tracemalloc.start()
+    try:
+        column, _ = text_column(texts, is_cut=True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert column.offsets[-1] == n + 4096
+    assert peak < 64 * n
 
 
 def test_a_number_or_a_string_that_is_not_there_is_absent() -> None:

@@ -11,7 +11,8 @@ raises InvalidEventError at the first such place: the chunks before are whole an
 is read.
 
 Memory has a bound that no file moves: columns that are not asked for are not kept, a text that is longer than
-an event may have is cut to one that is so too (and a key is refused for it, a string cut again), and a chunk
+an event may have is cut to one that is so too (and a key is refused for it, a string cut again; whether what
+is behind the cut is UTF-8 does not matter then), and a chunk
 whose cells are more than MAX_CHUNK_BYTES together is an error that names the row and the column.
 
 What Arrow cannot do with a file or one of its columns is an error too, and becomes one here, whichever reader
@@ -34,8 +35,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from featurestore.columns import MAX_TEXT_BYTES, TextColumn, event_columns
-from featurestore.errors import ConfigError, InvalidEventError
-from featurestore.files.names import did_you_mean
+from featurestore.errors import ConfigError, InvalidEventError, LimitError
+from featurestore.files.names import did_you_mean, types_told
 from featurestore.plan import EventPlan, Kind
 
 MAX_BATCH_EVENTS = 1 << 20  # of core/batch.pxd
@@ -88,13 +89,18 @@ class Chunk:
 
 @contextlib.contextmanager
 def arrow_errors(name: str, columns: Callable[[], pa.Schema | None]) -> Iterator[None]:
-    """Whatever Arrow raises inside becomes an InvalidEventError with the file and its columns' types."""
+    """What Arrow raises inside becomes an InvalidEventError with the file and its columns' types, or a
+    LimitError where there is no memory. Who interrupts it is heard."""
     try:
         yield
+    except pa.ArrowCancelled:
+        raise
+    except pa.ArrowMemoryError as error:
+        raise LimitError(f"{name} cannot be read: there is no memory for it ({error})") from error
     except pa.ArrowException as error:
-        schema = columns()
-        types = "" if schema is None else f" (of {', '.join(f'{one.name!r}: {one.type}' for one in schema)})"
-        raise InvalidEventError(f"{name} cannot be read: {error}{types}") from error
+        words = str(error)
+        types = types_told(((one.name, one.type) for one in columns() or ()), words)
+        raise InvalidEventError(f"{name} cannot be read: {words}{types}") from error
 
 
 class EventReader(ABC):

@@ -32,7 +32,9 @@ WANTED = {
     ]
 }
 TAIL_BYTES = 8
-ARROW_SCHEMA = b"ARROW:schema"  # a key of the footer's metadata
+# A key of the footer's metadata: a text, the first field of its struct, behind which another text begins, as
+# it does behind no column's name.
+ARROW_SCHEMA = b"\x18\x0cARROW:schema\x18"
 
 
 class ColumnChunk(NamedTuple):

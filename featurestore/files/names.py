@@ -29,6 +29,7 @@ KINDS: dict[str, Kind] = {
     "pq": "parquet",
 }
 COMPRESSIONS: dict[str, Compression] = {"gz": "gzip", "zst": "zstd"}
+MAX_TOLD = 100  # characters of a name or a type in a sentence
 FORMATS = "csv, jsonl or parquet, each also with .gz or .zst behind it"
 
 
@@ -76,6 +77,18 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
         return ""
     shown = ", ".join(repr(n) for n in known[:12])
     return f"; there is {shown}" + (f" and {len(known) - 12} more" if len(known) > 12 else "")
+
+
+def types_told(columns: Iterable[tuple[str, object]], words: str) -> str:
+    """` (of 'x': int64)`, to end a sentence of Arrow's: its columns with their types, those that `words` name
+    if it names any, and no more than a line of them.
+    """
+    every = list(columns)
+    told = [(name, kind) for name, kind in every if name and f"'{name}'" in words] or every
+    if not told:
+        return ""
+    shown = ", ".join(f"{name[:MAX_TOLD]!r}: {str(kind)[:MAX_TOLD]}" for name, kind in told[:6])
+    return f" (of {shown}" + (f" and {len(told) - 6} more)" if len(told) > 6 else ")")
 
 
 def size_bytes_of(path: str) -> int | None:

@@ -26,20 +26,20 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 from numpy.typing import NDArray
 
-from featurestore.errors import ConfigError, InvalidEventError, StorageError
-from featurestore.files.names import PIPE, format_of
+from featurestore.errors import ConfigError, InvalidEventError, LimitError, StorageError
+from featurestore.files.names import PIPE, format_of, types_told
 from featurestore.stdio import fill_standard_descriptors
 
 METADATA = "featurestore"
 
 
-_TEXT_TYPES = (
-    pt.is_string_view,
+_BYTES_TYPES = (
     pt.is_binary,
     pt.is_large_binary,
     pt.is_binary_view,
     pt.is_fixed_size_binary,
 )
+_TEXT_TYPES = (pt.is_string_view, *_BYTES_TYPES)
 
 
 def _as_text(kind: pa.DataType) -> pa.DataType | None:
@@ -122,6 +122,8 @@ class TableWriter:
         try:
             return _text_column(column, field.type)
         except pa.ArrowInvalid as error:
+            if not any(is_a(column.type) for is_a in _BYTES_TYPES):
+                raise
             raise InvalidEventError(
                 f"column {field.name!r} is {column.type} and holds bytes that are not UTF-8, as CSV is; "
                 f"write {self.path} as .parquet, or do not keep it"
@@ -140,10 +142,17 @@ class TableWriter:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 reason = f"no room for it ({reason}); free some space or choose another place"
             raise StorageError(f"cannot write {self.path}: {reason}; nothing is left of it") from error
+        except pa.ArrowCancelled:
+            raise
+        except pa.ArrowMemoryError as error:
+            raise LimitError(
+                f"cannot write {self.path}: there is no memory for it ({error}); nothing is left of it"
+            ) from error
         except pa.ArrowException as error:
-            columns = ", ".join(f"{field.name!r}: {field.type}" for field in self.schema)
+            words = str(error)
+            types = types_told(((field.name, field.type) for field in self.schema), words)
             raise InvalidEventError(
-                f"cannot write {self.path}: {error} (of {columns}); nothing is left of it"
+                f"cannot write {self.path}: {words}{types}; nothing is left of it"
             ) from error
 
     def _commit(self) -> None:

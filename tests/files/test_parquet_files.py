@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurestore.errors import InvalidEventError, StorageError
+from featurestore.errors import InvalidEventError, LimitError, StorageError
 from featurestore.files import parquet as parquet_module
 from featurestore.files import read_events
 from featurestore.files.footer import row_groups
@@ -254,6 +254,34 @@ def test_what_arrow_cannot_do_is_one_sentence_with_file_column_and_type(chunks_o
     monkeypatch.setattr(parquet_module.pq, "ParquetFile", cannot)
     with pytest.raises(InvalidEventError, match=r"a\.parquet cannot be read: no kernel"):
         chunks_of("a.parquet", parquet(clicks(1)))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (
+            pa.ArrowMemoryError("malloc of size 8"),
+            LimitError,
+            r"a\.parquet cannot be read: there is no memory",
+        ),
+        (pa.ArrowCancelled("stop"), pa.ArrowCancelled, "stop"),
+    ],
+)
+def test_too_little_memory_and_an_interruption_are_not_the_files_fault(
+    chunks_of, monkeypatch, error, kind, words
+):
+    def cannot(*_, **__):
+        raise error
+
+    monkeypatch.setattr(parquet_module.ParquetReader, "_batches", cannot)
+    with pytest.raises(kind, match=words):
+        chunks_of("a.parquet", parquet(clicks(1)))
+
+
+def test_a_column_may_have_the_name_under_which_arrow_keeps_its_schema(chunks_of):
+    columns = {**clicks(2), "big": pa.array([1, 2], pa.int16()), "ARROW:schema": pa.array([3, 4])}
+    (chunk,) = chunks_of("a.parquet", of_128_bits(columns), keep=["ARROW:schema"])
+    assert chunk.kept.to_pydict() == {"ARROW:schema": [3, 4]}
 
 
 def test_maps_and_uuids_are_kept(chunks_of):

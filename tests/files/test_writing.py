@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore.errors import ConfigError, InvalidEventError, StorageError
+from featurestore.errors import ConfigError, InvalidEventError, LimitError, StorageError
 from featurestore.files import open_writer
 
 
@@ -260,6 +260,50 @@ def test_bytes_that_are_no_text_are_refused_with_column_and_type(tmp_path):
     with pytest.raises(InvalidEventError, match=r"column 'x' is binary and holds bytes .* UTF-8"):
         written_csv(tmp_path, pa.array([b"a", b"\xff"]))
     assert list(tmp_path.iterdir()) == []
+
+
+def raising(error):
+    def cannot(*_):
+        raise error
+
+    return cannot
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (
+            pa.ArrowNotImplementedError("no kernel"),
+            InvalidEventError,
+            r"out\.csv: no kernel \(of 'x': string\)",
+        ),
+        (pa.ArrowInvalid("too wide"), InvalidEventError, r"out\.csv: too wide"),
+        (pa.ArrowMemoryError("malloc of size 8"), LimitError, r"out\.csv: there is no memory for it"),
+        (pa.ArrowCancelled("stop"), pa.ArrowCancelled, "stop"),
+    ],
+)
+def test_a_kept_column_that_arrow_cannot_make_text_of(tmp_path, monkeypatch, error, kind, words):
+    """Not all that it cannot do is bytes that are no text."""
+    monkeypatch.setattr("featurestore.files.writing._text_column", raising(error))
+    with pytest.raises(kind, match=words):
+        written_csv(tmp_path, pa.array(["a"], pa.string_view()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_many_columns_a_few_are_told(tmp_path):
+    columns = {f"x{i}": pa.array([1]) for i in range(1000)}
+    for words, told in (
+        ("no way", r"no way \(of 'x0': int64, .*'x5': int64 and 994 more\); nothing"),
+        ("column 'x7' is odd", r"odd \(of 'x7': int64\); nothing"),
+    ):
+        with (
+            pytest.raises(InvalidEventError, match=told),
+            open_writer(str(tmp_path / "out.csv"), [], pa.record_batch(columns).schema) as writer,
+        ):
+            writer._table = type(
+                "Table", (), {"write_batch": raising(pa.ArrowInvalid(words)), "close": lambda self: None}
+            )()
+            writer.write(pa.record_batch(columns), np.empty((1, 0)))
 
 
 def test_what_arrow_cannot_write_is_one_sentence(tmp_path):
