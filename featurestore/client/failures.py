@@ -204,10 +204,13 @@ ENDED = Failure(Code.UNAVAILABLE, "the server ended the stream before its last a
 
 
 def _kind_of(trailers: Mapping[str, str | bytes]) -> type[FeatureStoreError] | None:
-    """The class that is named in them, if there is one of that name here."""
+    """The class that is named in them, if there is one of that name here that a server may name: what is
+    unknown is for the client to say."""
     name = trailers.get(ERROR_CLASS)
     kind = getattr(errors, name, None) if isinstance(name, str) else None
-    return kind if isinstance(kind, type) and issubclass(kind, FeatureStoreError) else None
+    if not isinstance(kind, type) or not issubclass(kind, FeatureStoreError):
+        return None
+    return None if kind is OutcomeUnknownError else kind
 
 
 @dataclass(frozen=True)

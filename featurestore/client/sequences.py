@@ -16,7 +16,12 @@ from featurestore.errors import ConfigError
 
 LAST_NUMBER = (1 << 64) - 1
 _TICKET = re.compile(r"(?P<producer>.+)@(?P<epoch>[0-9]{1,20})\.(?P<sequence>[0-9]{1,20})")
+MAX_NAME_BYTES = 255  # of a producer: the server's
 NEAR = 1000  # below the store's 1,024
+
+
+def _is_name(text: str) -> bool:
+    return text.isprintable() and 0 < len(text.encode(errors="surrogatepass")) <= MAX_NAME_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,16 @@ class Ticket:
     epoch: int
     sequence: int
 
+    def __post_init__(self) -> None:
+        numbers = self.epoch, self.sequence
+        if not isinstance(self.producer, str) or not _is_name(self.producer):
+            problem = f"a producer's name is printable text of 1 to {MAX_NAME_BYTES} bytes"
+        elif not all(isinstance(number, int) and 0 <= number <= LAST_NUMBER for number in numbers):
+            problem = "epoch and sequence are from 0 to 2**64 - 1"
+        else:
+            return
+        raise ConfigError(f"{str(self)[:MAX_NAME_BYTES]!r} is no ticket: {problem}", setting="ticket")
+
     def __str__(self) -> str:
         return f"{self.producer}@{self.epoch}.{self.sequence}"
 
@@ -40,10 +55,8 @@ class Ticket:
     def parse(cls, text: str) -> Ticket:
         """The ticket of this text. Raises ConfigError where it is none."""
         found = _TICKET.fullmatch(text) if isinstance(text, str) else None
-        if found is not None and text.isprintable():
-            epoch, sequence = int(found["epoch"]), int(found["sequence"])
-            if epoch <= LAST_NUMBER and sequence <= LAST_NUMBER:
-                return cls(found["producer"], epoch, sequence)
+        if found is not None:
+            return cls(found["producer"], int(found["epoch"]), int(found["sequence"]))
         raise ConfigError(
             f"{text!r} is no ticket; str(ticket) of one of client.ticket() or of an error reads name@1.25",
             setting="ticket",

@@ -65,6 +65,26 @@ def test_text_that_is_no_ticket_is_refused(text: Any, client: Any) -> None:
         client.observe("transaction", EVENT, ticket=text)
 
 
+@pytest.mark.parametrize(
+    ("producer", "epoch", "sequence"),
+    [
+        ("", 1, 1),
+        ("a" * 256, 1, 1),
+        ("ü" * 128, 1, 1),
+        ("a\n", 1, 1),
+        ("a", -1, 1),
+        ("a", 1, 2**64),
+        ("a", 1, 1.0),
+    ],
+)
+def test_what_no_server_takes_is_no_ticket(producer: str, epoch: int, sequence: Any) -> None:
+    with pytest.raises(ConfigError, match="is no ticket"):
+        Ticket(producer, epoch, sequence)
+    with pytest.raises(ConfigError, match="is no ticket"):
+        Ticket.parse(f"{producer}@{epoch}.{sequence}")
+    assert Ticket("ü" * 127 + "a", 1, 1).sequence == 1
+
+
 # ---- what is known
 
 
@@ -155,6 +175,11 @@ def test_a_read_is_never_unknown(server: FakeServer, client: Any) -> None:
     with pytest.raises(UnavailableError) as told:
         client.get("fraud", {"customer_id": 1}, timeout_s=0.5)
     assert (type(told.value), told.value.ticket) == (UnavailableError, None)
+    said = Abort(Code.UNAVAILABLE, applied="unknown", error="OutcomeUnknownError")
+    server.before = failing("get", *[said] * 1000)
+    with pytest.raises(UnavailableError) as told:
+        client.get("fraud", {"customer_id": 1}, timeout_s=0.5)
+    assert type(told.value) is UnavailableError
     server.before = failing("observe", *[Abort(Code.UNAVAILABLE)] * 1000)
     with pytest.raises(UnavailableError) as told:
         client.observe("transaction", EVENT, "fraud", peek=True, timeout_s=0.5)
