@@ -10,10 +10,10 @@ with a status; nothing outside them is read (see cursor.pxd). The tests hold it 
 kinds of message are refused that the official runtime would take: those larger than max_message_bytes, and
 those whose meaning is ambiguous or wrong for the schema (WireStatus, names.pxd).
 
-A text or number of the wrong type refuses its event only; a field given twice, or columns of different lengths
-are mistakes of the program that sends, and refuse the request. So does a name that is not declared where a
-declared one is in no event of the request, not even as null: it may be misspelt. Where all of them are there,
-what is not declared is passed over.
+A text or number of the wrong type refuses its event only; a field given twice, or columns of different
+lengths are mistakes of the program that sends, and refuse the request. So does a name that is not declared
+where a declared one is in no event of the request, not even as null: it may be misspelt. Where all of them
+are there, what is not declared is passed over.
 """
 
 import sys
@@ -946,7 +946,8 @@ cdef int fill_texts(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint3
     return lay_out_texts(d, pieces, n, present, out)
 
 
-cdef int absent_where_empty(Decoder* d, const uint32_t* offsets, uint32_t n, uint8_t** present) noexcept nogil:
+cdef int absent_where_empty(Decoder* d, const uint32_t* offsets, uint32_t n,
+                            uint8_t** present) noexcept nogil:
     """Marks empty texts as absent."""
     cdef uint32_t i
     for i in range(n):
@@ -1091,8 +1092,8 @@ cdef int copy_times(Decoder* d, const Chunks* sent, uint32_t n, int64_t* times,
 cdef int fill_columns(Decoder* d, const FieldTable* fields, int unknown, const Chunks* sent_times,
                       const Scans* scans, uint32_t n, int64_t* times, uint8_t* outcomes,
                       const Column** columns) noexcept nogil:
-    """All columns of `fields`, and `times` unless it is NULL. `unknown`: the status for a name not among them,
-    which is passed over in events that have all of `fields`."""
+    """All columns of `fields`, and `times` unless it is NULL. `unknown`: the status for a name not among
+    them, which is passed over in events that have all of `fields`."""
     cdef uint32_t field, n_fields = fields.n_fields
     cdef Column* made = <Column*>arena_alloc(d.arena, n_fields, sizeof(Column))
     # By field, the time field last.

@@ -35,8 +35,8 @@ ctypedef struct Scalar:              # one Value
     int64_t integer                  # VALUE_INTEGER; VALUE_FLAG: 0 or 1
     double number                    # VALUE_NUMBER
 
-# The number that a text says, as Python's float reads it without underscores: in decimal notation, inf or nan,
-# in any case, with white space around it; with `flags` also t and true, f and false, which are 1 and 0.
+# The number that a text says, as Python's float reads it without underscores: in decimal notation, inf or
+# nan, in any case, with white space around it; with `flags` also t and true, f and false, which are 1 and 0.
 cdef bint text_number(const uint8_t* text, size_t length, bint flags, double* number) noexcept nogil
 
 # 0 and the time in milliseconds, or the Outcome that says why it cannot be read.

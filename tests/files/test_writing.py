@@ -298,12 +298,12 @@ def test_of_many_columns_a_few_are_told(tmp_path):
     ):
         with (
             pytest.raises(InvalidEventError, match=told),
-            open_writer(str(tmp_path / "out.csv"), [], pa.record_batch(columns).schema) as writer,
+            open_writer(str(tmp_path / "out.csv"), pa.record_batch(columns).schema) as writer,
         ):
             writer._table = type(
                 "Table", (), {"write_batch": raising(pa.ArrowInvalid(words)), "close": lambda self: None}
             )()
-            writer.write(pa.record_batch(columns), np.empty((1, 0)))
+            writer.write(pa.record_batch(columns))
 
 
 def test_what_arrow_cannot_write_is_one_sentence(tmp_path):
