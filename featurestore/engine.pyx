@@ -1388,6 +1388,12 @@ def _producer_bytes(stats):
 
 def write_error(int status):
     """The exception for an EngineStatus other than OK and VERDICT."""
+    error = _worded(status)
+    error.applied = None if status == ENGINE_FAILED else False           # the journal may have it
+    return error
+
+
+def _worded(int status):
     if status == ENGINE_NO_MEMORY:
         return LimitError(
             "no memory for this batch; nothing of it was applied; send it again later, or in smaller pieces")
@@ -1404,8 +1410,6 @@ def write_error(int status):
             "the batch is larger than a journal frame may be (1 GiB); send it in smaller pieces")
     if status == ENGINE_CLOSED:
         return StorageError("the store is closed")
-    error = StorageError(
+    return StorageError(
         "the store has failed and takes no more writes; see its log and restart it: nothing acknowledged "
         "is lost")
-    error.applied = None                 # the journal may have it
-    return error

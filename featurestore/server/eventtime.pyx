@@ -1,5 +1,6 @@
 """Times in s, ms, us, ns or ISO 8601, and numbers that are sent as texts, read as featurestore/columns.py
-reads them, so that a model is served what it was trained on. Nothing is guessed: the unit is the schema's, and a time without an offset means UTC.
+reads them, so that a model is served what it was trained on. Nothing is guessed: the unit is the schema's,
+and a time without an offset means UTC.
 """
 
 from libc.math cimport floor, rint
