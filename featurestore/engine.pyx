@@ -30,8 +30,8 @@ from pathlib import Path
 
 from featurestore.clock cimport clock_boot_ms, clock_wall_ms
 from featurestore.core.batch cimport (
-    MAX_PRODUCER_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, Batch, Column, EventBatch,
-    batch_holds,
+    MAX_PRODUCER_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_FUTURE, Batch, Column,
+    EventBatch, batch_holds,
 )
 from featurestore.core.bytes cimport Block
 from featurestore.core.plan cimport CompiledPlan, EventC, ServiceC
@@ -274,10 +274,10 @@ cdef bint _sheds_keys(const EventC* event, const BatchFrame* frame) noexcept nog
     return others == 0
 
 
-cdef bint _any_accepted(const Batch* batch) noexcept nogil:
+cdef bint _any(const Batch* batch, int outcome) noexcept nogil:
     cdef uint32_t i
     for i in range(batch.n_events):
-        if batch.outcomes[i] == OUTCOME_ACCEPTED:
+        if batch.outcomes[i] == outcome:
             return True
     return False
 
@@ -303,7 +303,9 @@ cdef int _write_in_order(EngineC* engine, const Batch* batch, const Sender* send
         status = state_decide(state, batch, work, wall_ms)
         if status != 0:
             return ENGINE_NO_MEMORY if status < 0 else ENGINE_UNREAD
-        if not peek and (origin.given or _any_accepted(batch)):
+        if not peek and _any(batch, REFUSED_FUTURE) and _leap_ms(engine):
+            return ENGINE_LEAPT          # it may be the present, by a clock that is right
+        if not peek and (origin.given or _any(batch, OUTCOME_ACCEPTED)):
             status = _may_write(engine)
             if status != ENGINE_OK:
                 return status

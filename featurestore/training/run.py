@@ -29,7 +29,7 @@ from featurestore.files.names import PIPE, did_you_mean, format_of
 from featurestore.files.stream import ByteStream
 from featurestore.files.tally import Tally
 from featurestore.outcome import Outcome
-from featurestore.plan import MAX_FUTURE_MS, EventPlan, Plan
+from featurestore.plan import MAX_FUTURE_MS, EventPlan, Plan, TimePlan
 from featurestore.training import served
 from featurestore.training.merging import Block, merged
 from featurestore.training.report import Moved, Replayed, metadata_of
@@ -47,6 +47,7 @@ from featurestore.training.sources import (
 from featurestore.training.vectors import Collector, Shape, batch_events, joined_schema
 
 SECRET_BYTES = 16
+FIRST_BYTES = 1 << 20  # of JSON lines, in which the names of points are looked for
 N_NAMED = 12  # columns of points, where they are not what is needed
 
 Progress = Callable[[int, int], None]
@@ -124,10 +125,7 @@ class Replay:
         if points is not None:
             self.inputs.append(self._points(points, points_time, keep))
         self.sources = [source for one in self.inputs for source in one.sources]
-        if order == "file" and len(self.sources) > 1:
-            raise ConfigError(
-                "several inputs, or files of one, are merged by time; one alone is taken as it stands"
-            )
+        _check_sources(self.sources, order)
         wanted = self.plan.services[self.service].features
         needed = self.plan.needed_for(wanted)
         n_rows = batch_events(len(needed), bounds or len(needed) > len(wanted))
@@ -186,7 +184,7 @@ class Replay:
             index,
             emitted,
             keep if emitted else (),
-            None if self._arrival is None else time_plan(self._arrival, event.time.unit, "arrival"),
+            self._arrival_of(event),
             latest_ms=latest_ms,
             stated_format=stated_format,
         )
@@ -194,6 +192,16 @@ class Replay:
             names = names_of(made.sources[0], made)
             made = replace(made, keep=tuple(name for name in keep if names is None or name in names))
         return made
+
+    def _arrival_of(self, event: EventPlan) -> TimePlan | None:
+        if self._arrival is None:
+            return None
+        arrival = time_plan(self._arrival, event.time.unit, "arrival")
+        if arrival.field == event.time.field and arrival.unit != event.time.unit:
+            raise ConfigError(
+                f"arrival is {self._arrival!r}, which is the time of {event.name!r}, in {event.time.unit}"
+            )
+        return arrival
 
     def _check_keep(self, keep: tuple[str, ...]) -> None:
         """What nobody has is asked of the first, who says what was meant."""
@@ -429,6 +437,15 @@ def _check_words(order: str, unfed: str) -> None:
         raise ConfigError(f"unfed is {unfed!r}; it is refuse or unavailable")
 
 
+def _check_sources(sources: Sequence[Source], order: str) -> None:
+    if order == "file" and len(sources) > 1:
+        raise ConfigError(
+            "several inputs, or files of one, are merged by time; one alone is taken as it stands"
+        )
+    if sum(isinstance(source.data, str) and source.data == PIPE for source in sources) > 1:
+        raise ConfigError(f"standard input ({PIPE}) can be one input only")
+
+
 def names_of(source: Source, of: Input) -> tuple[str, ...] | None:
     """Of the columns of a file; None where they are said row by row, or it can be opened only once."""
     if source.data == PIPE:
@@ -438,18 +455,25 @@ def names_of(source: Source, of: Input) -> tuple[str, ...] | None:
 
 
 def _names_in_lines(source: Source) -> tuple[str, ...]:
-    """Of the first line."""
+    """Of the first lines, those of all of them."""
     if not isinstance(source.data, str):
         return ()
     stream = ByteStream(source.data, format_of(source.data).compression)
     try:
-        line = stream.read(1 << 20).lstrip().partition(b"\n")[0]
-        found = json.loads(line or b"{}")
-        return tuple(found) if isinstance(found, dict) else ()
-    except ValueError as error:
-        raise InvalidEventError(f"{source.name}, line 1: {error}") from error
+        text = stream.read(FIRST_BYTES)
     finally:
         stream.close()
+    lines = text.splitlines()
+    if len(text) == FIRST_BYTES:
+        lines = lines[:-1]  # the last may be cut
+    names: dict[str, None] = {}
+    for i, line in enumerate(lines):
+        try:
+            found = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise InvalidEventError(f"{source.name}, line {i + 1}: {error}") from error
+        names.update(dict.fromkeys(found if isinstance(found, dict) else ()))
+    return tuple(names)
 
 
 def ms_of(when: int | str, what: str) -> int:

@@ -97,8 +97,6 @@ class Rows:
         self._is_ahead = np.zeros(len(self.keys), np.bool_)
         if self.input.latest_ms is not None:
             self._is_ahead = (self.times > self.input.latest_ms) & (self.outcomes == Outcome.ACCEPTED)
-            # Refused before the engine sees it, which takes a given REFUSED_FUTURE for one to judge itself.
-            self.outcomes[self._is_ahead] = Outcome.REFUSED_TYPE
 
     def decided(self, begin: int, end: int, batch: EventBatch) -> None:
         """What became of some of them."""
@@ -109,8 +107,10 @@ class Rows:
 
     def batch(self, begin: int, end: int) -> EventBatch:
         if self._batch is None:
+            # Refused before the engine sees it, which takes a given REFUSED_FUTURE for one to judge itself.
+            outcomes = np.where(self._is_ahead, np.uint8(Outcome.REFUSED_TYPE), self.outcomes)
             self._batch = EventBatch(
-                self.input.event, self.input.event_index, self.times, self.columns, self.outcomes
+                self.input.event, self.input.event_index, self.times, self.columns, outcomes
             )
         return self._batch if end - begin == len(self.keys) else self._batch.part(begin, end)
 
@@ -138,12 +138,13 @@ def expanded(given: str) -> list[str]:
     if given == PIPE or Path(given).is_file():
         return [given]
     if Path(given).is_dir():
-        found = [str(path) for path in sorted(Path(given).rglob("*")) if path.is_file() and _is_data(path)]
+        found = [str(path) for path in sorted(Path(given).rglob("*")) if _is_data(path, Path(given))]
         if not found:
             raise ConfigError(f"the folder {given} holds no file of events")
         return found
     if glob.has_magic(given):
-        found = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  as a shell has it
+        names = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  as a shell has it
+        found = [name for name in names if Path(name).is_file()]
         if not found:
             raise ConfigError(f"no file matches {given}")
         return found
@@ -162,10 +163,12 @@ def stored_bytes_of(given: Sequence[str]) -> int | None:
     return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
-def _is_data(path: Path) -> bool:
-    """Hidden files, and those of other programs (`_SUCCESS`), are none of a data set."""
+def _is_data(path: Path, folder: Path) -> bool:
+    """Hidden files and those of other programs (`_SUCCESS`, `_temporary/0/part-0.parquet`) are none of a data
+    set."""
     endings = {ending.lstrip(".") for ending in path.suffixes}
-    return not path.name.startswith((".", "_")) and bool(endings & KINDS.keys())
+    is_ours = not any(name.startswith((".", "_")) for name in path.relative_to(folder).parts)
+    return is_ours and bool(endings & KINDS.keys()) and path.is_file()
 
 
 def sources_of(given: Any, event: EventPlan, event_index: int) -> list[Source]:
@@ -253,10 +256,13 @@ class FileStream:
     def _keys(
         self, chunk: Chunk, times: NDArray[np.int64], outcomes: NDArray[np.uint8]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """When each row came, and whether it says so."""
+        """When each row came, and whether it says so; one that does not is refused."""
         arrival = self._input.arrival
         if arrival is None or arrival.field == self._input.event.time.field:
-            return times, has_time(times, outcomes)
+            valid = has_time(times, outcomes)
+            if self._input.latest_ms is not None:  # what will be refused puts nothing out of order
+                valid &= times <= self._input.latest_ms
+            return times, valid
         column = chunk.kept.column(arrival.field)
         if arrival.unit != "iso" and (
             pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
@@ -266,6 +272,7 @@ class FileStream:
             keys, codes = time_column(column, arrival.unit, what=f"{chunk.name}, {arrival.field}")
         except InvalidEventError as error:
             raise InvalidEventError(f"{chunk.name}: {error}") from error
+        outcomes[(codes != 0) & (outcomes == Outcome.ACCEPTED)] = Outcome.REFUSED_NO_TIME
         return keys, codes == 0
 
     def _in_order(

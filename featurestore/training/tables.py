@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.errors import ConfigError
+from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.files.chunk import Chunk, EventReader, cut, recut
 from featurestore.files.parquet import column_at, field_at
 from featurestore.plan import EventPlan
@@ -54,10 +54,7 @@ class TableReader(EventReader):
 
     def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]:
         row = start_row
-        needed = (
-            pa.RecordBatch.from_arrays([column_at(batch, name) for name in self.needed], list(self.needed))
-            for batch in self._batches
-        )
+        needed = map(self._needed_of, self._batches)
         for batch in filter(None, recut(needed, batch_events, start_row, self.too_large)):
             start, row = row, row + batch.num_rows
             columns = {name: _decoded(batch.column(name)) for name in self.needed}
@@ -72,6 +69,13 @@ class TableReader(EventReader):
                 refused=np.zeros(batch.num_rows, np.uint8),
                 stored_bytes=0,
             )
+
+    def _needed_of(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if not batch.schema.equals(self._schema):
+            raise InvalidEventError(
+                f"{self.name}: a record batch has other columns than the first: {batch.schema.to_string()}"
+            )
+        return pa.RecordBatch.from_arrays([column_at(batch, name) for name in self.needed], list(self.needed))
 
     def _cut(self, name: str, column: pa.Array) -> pa.Array:
         is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)

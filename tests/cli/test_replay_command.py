@@ -329,7 +329,7 @@ def test_sigterm_ends_a_replay_that_waits_for_a_silent_pipe(tmp_path, stated):
     (tmp_path / "clicks.yaml").write_text(SCHEMA)
     command = [
         sys.executable, "-c",
-        "import sys, pyarrow, featurestore.replay; from featurestore.cli import main;"
+        "import sys, pyarrow, featurestore.training; from featurestore.cli import main;"
         "print('ready', flush=True); sys.exit(main())",
         "replay", "-", "--format", stated, "--schema", "clicks.yaml", "--event", "click", "--service", "spam",
         "--out", "out.csv",

@@ -107,7 +107,7 @@ def unary(op: Op, a: Any) -> Any:
 def pushed(op: Op, event: Event) -> Any:
     if op.code in ("load_number", "load_text"):
         value = event[op.field]
-        return None if op.field == ACCOUNT and value == "" else value
+        return None if value == "" else value  # absent, in any field, from where it comes in
     if op.code == "text":
         return op.texts[0]
     return op.number if op.code == "number" else op.code == "true"
@@ -275,10 +275,15 @@ def test_deepest_stack_runs_and_one_deeper_is_refused() -> None:
     assert run(ops, [(1.0, None, None, None), (2.0, None, None, None)]) == [1, 0]
 
 
-def test_empty_key_is_null_and_empty_string_is_a_text() -> None:
+def test_an_empty_text_is_null_and_one_of_an_older_journal_is_what_it_was_then() -> None:
     events: list[Event] = [(None, None, "", "")]
     assert run([Op("load_text", field=ACCOUNT), Op("is_null")], events) == [1]
-    assert run([Op("load_text", field=COUNTRY), Op("is_null")], events) == [0]
+    assert run([Op("load_text", field=COUNTRY), Op("is_null")], events) == [1]
+    empty = TextColumn(np.zeros(2, np.uint32), np.zeros(0, np.uint8), None)
+    batch = EventBatch(EVENT, 0, np.zeros(1, np.int64), [np.zeros(1), np.zeros(1), empty, empty])
+    for field, told in ((ACCOUNT, 1), (COUNTRY, 0)):
+        ops = program(Op("load_text", field=field), Op("is_null"))
+        assert CompiledProgram(ops, EVENT).run(batch).tolist() == [told]
 
 
 def test_a_null_text_has_no_bytes_even_where_its_column_has_some() -> None:
