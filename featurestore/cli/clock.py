@@ -13,7 +13,8 @@ DESCRIPTION = """\
 A wall clock that is set ahead (by hand, or by a broken time server) would expire all that a store holds, and
 make every event by an honest clock late. So the server follows it only as far as time has passed since it
 started, and a minute. Where it leaps further, a store of the wall clock takes no writes until the clock is
-set right; its log says so, and the metric `featurestore_clock_ahead_seconds`.
+set right; its log says so, and the metric `featurestore_clock_ahead_seconds`. A machine whose hypervisor
+paused it for longer, or that started before its clock was set, looks the same: accept it then.
 
   show    says what the server's clock, the store's and that of each event type are
   accept  the leap is right, the clock was wrong before: writes go on, and what is older than its windows by
