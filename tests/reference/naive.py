@@ -385,7 +385,7 @@ class Store:
                 holes[i : i + 2] = [
                     Hole(both[0].first, both[1].last, min(h.position for h in both), max(h.now for h in both))
                 ]
-        elif not self._is_alive(names, key):
+        elif (self.holes or self.born) and not self._is_alive(names, key):
             self.born.pop((names, key), None)
             for of in [of for of in self.holes if of[0] == names]:
                 self._prune(*of)
@@ -436,7 +436,7 @@ class Store:
         where that came after some."""
         names = _entity(view.plan.key)
         holes = self.holes.get((names, view.plan.event), [])
-        if view.plan.sketch is not None:
+        if view.plan.sketch is not None or not holes:
             return []
         if not self._is_alive(names, key):
             return holes
@@ -446,7 +446,7 @@ class Store:
     def _may_lack(self, view: LiveView, key: Key, now: int | None) -> bool:
         """Whether events of a lifetime of that key may have been shed."""
         names = _entity(view.plan.key)
-        if view.plan.sketch is not None:
+        if view.plan.sketch is not None or not (self.holes or self.born):
             return False
         if self._is_alive(names, key):
             return (names, key) in self.born
