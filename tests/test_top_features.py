@@ -41,7 +41,7 @@ def fed(store: Both, field: str, values: list[object], at: int = 1_000_000) -> N
     ("field", "values"),
     [
         ("q", [7, "7", 7.0, "8", "9", None, ""]),  # a key's text, and an empty one is none
-        ("s", ["", "", "", "u", "w", None]),  # an empty string is a value
+        ("s", ["v", "v", "v", "u", "w", "", None]),  # nor is an empty string a value
         ("x", [0, -0.0, 0.0, 1e300, -1, None]),
         ("b", [True, True, True, False, None]),
     ],
