@@ -12,6 +12,7 @@
         replies    what comes back
           parquet    the pin in a training set
       channel    addresses, TLS, what a channel is told
+        forks    what a process that is forked keeps of its parent's clients
 
 Arrows point down only. It needs numpy, grpcio and protobuf, and of featurestore only the proto's classes,
 columns, outcome, plan, thrift and errors: neither the server's dependencies nor the compiled core.

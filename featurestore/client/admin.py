@@ -12,8 +12,8 @@ from typing import Any, Self, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from featurestore.client import wire
-from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Tls, checked_target, options
+from featurestore.client import forks, wire
+from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Line, Tls, checked_target
 from featurestore.client.failures import Code, Failure
 from featurestore.client.requests import mapped, set_value
 from featurestore.errors import ConfigError, ConsentError, SchemaError, StaleVersionError
@@ -40,11 +40,7 @@ class AdminClient:
 
     def __init__(self, target: str, *, timeout_s: float = 600.0, tls: Tls | None = None) -> None:
         self.target, self.timeout_s = checked_target(target), timeout_s
-        made = options(target, MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, tls)
-        if tls is None:
-            self._channel = grpc.insecure_channel(target, made)
-        else:
-            self._channel = grpc.secure_channel(target, tls.credentials(), made)
+        self._line = Line(target, MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, tls)
 
     def apply_schema(
         self,
@@ -129,7 +125,7 @@ class AdminClient:
         return self._call("Backup", request, admin_pb.BackupResponse)
 
     def close(self) -> None:
-        self._channel.close()
+        self._line.close()
 
     def __enter__(self) -> Self:
         return self
@@ -140,9 +136,10 @@ class AdminClient:
         self.close()
 
     def _call(self, method: str, request: Message, reply: type[M], *, about_schema: bool = False) -> M:
-        send: Any = self._channel.unary_unary(SERVICE + method)  # bytes: gRPC would log what it cannot read
+        send = self._line.unary(SERVICE + method)  # bytes: gRPC would log what it cannot read
         try:
-            answer = send(request.SerializeToString(), timeout=self.timeout_s)
+            with forks.CALL:
+                answer = send(request.SerializeToString(), timeout=self.timeout_s)
         except grpc.RpcError as error:
             failure = Failure.of(error)
             if about_schema and failure.code in _OF_SCHEMAS:

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import grpc
 import grpc.aio
 
+from featurestore.client import forks
 from featurestore.client.calls import (
     INGEST_STREAM,
     Call,
@@ -47,7 +48,8 @@ class AsyncClient:
             vector = await client.get("fraud", {"customer_id": 596, "terminal_id": 3156})
 
     It may be made anywhere, also before any event loop runs. It belongs to the loop of its first use: from
-    another one every call and `close` is a ConfigError.
+    another one every call and `close` is a ConfigError. In a process that was forked after any AsyncClient
+    was used none works, nor does a Client: use them in the child only, or spawn it (ConfigError).
     """
 
     def __init__(
@@ -73,6 +75,13 @@ class AsyncClient:
         self._credentials = None if tls is None else tls.credentials()
         self._binding = threading.Lock()
         self._line: _Line | None = None
+        self._of_parent: _Line | None = None
+        forks.watch(self, AsyncClient._forked)
+
+    def _forked(self) -> None:
+        self._of_parent = self._line or self._of_parent  # kept: to close it would be to call gRPC
+        self._line = None
+        self._binding = threading.Lock()
 
     @property
     def producer(self) -> str:
@@ -233,7 +242,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends all calls of this client."""
-        await self._bound().channel.close()
+        if self._line is not None:
+            await self._bound().channel.close()
 
     async def __aenter__(self) -> Self:
         self._bound()
@@ -249,6 +259,7 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         with self._binding:
             if self._line is None:
+                forks.begin(aio=True)
                 self._line = _Line(loop, self.target, self._options, self._credentials)
         if self._line.loop is not loop:
             raise ConfigError(

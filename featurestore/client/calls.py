@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from featurestore.client import wire
+from featurestore.client import forks, wire
 from featurestore.client.catalog import event_plan, named, schema_of
 from featurestore.client.replies import Ack, HeavyList, Observed, Pin, Schema, ServiceSchema, Vector, Vectors
 from featurestore.client.requests import (
@@ -35,7 +35,7 @@ from featurestore.client.requests import (
     read_request,
     read_requests,
 )
-from featurestore.client.sequences import Sequences, Ticket
+from featurestore.client.sequences import NoSequences, Sequences, Ticket
 from featurestore.errors import (
     ConfigError,
     FeatureStoreError,
@@ -96,9 +96,8 @@ class Calls:
     ) -> None:
         if producer is None and epoch is not None:
             raise ConfigError("an epoch without a producer: a producer of random name has no epoch before it")
-        self.producer = (
-            checked_producer(producer) if producer is not None else f"client-{os.urandom(8).hex()}"
-        )
+        self._is_made_up = producer is None
+        self.producer = _made_up() if producer is None else checked_producer(producer)
         self.epoch = 1 if epoch is None else epoch
         if not isinstance(self.epoch, int) or not 0 <= self.epoch < 1 << 64:
             raise ConfigError(f"epoch is {self.epoch}; it must be from 0 to 2**64 - 1", setting="epoch")
@@ -109,6 +108,16 @@ class Calls:
         self._kept: dict[str, ServiceSchema] = {}  # the vector that this client reads of each service
         self._pinned: dict[tuple[str, int], ServiceSchema] = {}  # what was asked for by a pin
         self._lock = threading.Lock()
+        forks.watch(self, Calls._forked)
+
+    def _forked(self) -> None:
+        """What this process numbers is not what its parent does: it has a name of its own, or none."""
+        self._lock = threading.Lock()
+        if self._is_made_up:
+            self.producer = _made_up()
+            self.sequences = Sequences(self.producer, self.epoch)
+        else:
+            self.sequences = NoSequences(self.producer)
 
     # ---- the schema
 
@@ -367,6 +376,10 @@ def _checked_pin(pin: Pin, service: str) -> Pin:
     if pin.service != service:
         raise ConfigError(f"the pin of {service!r} is one of {pin.service!r}")
     return pin
+
+
+def _made_up() -> str:
+    return f"client-{os.urandom(8).hex()}"
 
 
 def checked_producer(name: str) -> str:

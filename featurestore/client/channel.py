@@ -7,17 +7,22 @@ would connect to itself. Anything else goes the way that gRPC takes, and an erro
 
 A connection is pinged every KEEPALIVE_MS in which nothing came, idle or not: routers that translate addresses
 and firewalls forget one that is silent, and tell neither side, so that the next call would wait in vain.
+
+A channel is its process's own: it is made at the first call, and made anew in a process that is forked.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from featurestore.client import forks
 from featurestore.errors import ConfigError
 
 MAX_MESSAGE_BYTES = 16 << 20  # the server's own limit unless it was told another
@@ -139,3 +144,48 @@ def options(
     if tls is not None and tls.server_name is not None:
         given.append(("grpc.ssl_target_name_override", tls.server_name))
     return given
+
+
+class Line:
+    """The channel of a blocking client. Thread-safe."""
+
+    def __init__(self, target: str, max_message_bytes: int, max_reply_bytes: int, tls: Tls | None) -> None:
+        self._target = target
+        self._options = options(target, max_message_bytes, max_reply_bytes, tls)
+        self._credentials = None if tls is None else tls.credentials()
+        self._channel: grpc.Channel | None = None
+        self._of_parent: grpc.Channel | None = None
+        self._unary: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        forks.watch(self, Line._forked)
+
+    def _forked(self) -> None:
+        self._of_parent = self._channel or self._of_parent  # kept: to close it would be to call gRPC
+        self._channel, self._unary = None, {}
+        self._lock = threading.Lock()
+
+    def unary(self, method: str) -> Any:
+        """To be called within forks.CALL, with the message's bytes and a timeout."""
+        found = self._unary.get(method)
+        if found is None:
+            found = self._unary[method] = self._opened().unary_unary(method)
+        return found
+
+    def stream(self, method: str) -> Any:
+        """To be called within forks.LONG_CALL, with an iterator of messages."""
+        return self._opened().stream_stream(method)
+
+    def close(self) -> None:
+        """Ends all its calls. It cannot be used any more, but in a child of this process."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def _opened(self) -> grpc.Channel:
+        with self._lock:
+            if self._channel is None:
+                forks.begin()
+                if self._credentials is None:
+                    self._channel = grpc.insecure_channel(self._target, self._options)
+                else:
+                    self._channel = grpc.secure_channel(self._target, self._credentials, self._options)
+            return self._channel

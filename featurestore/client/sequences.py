@@ -98,6 +98,22 @@ class Sequences:
                     lane.in_flight.pop(ticket.sequence, None)
 
 
+class NoSequences(Sequences):
+    """Of a process that was forked: the name is its parent's, whose numbers it cannot know."""
+
+    def __init__(self, producer: str) -> None:
+        super().__init__(producer, 0)
+
+    def take(self) -> Ticket:
+        error = ConfigError(
+            f"this client was made, as producer {self._producer!r}, before this process was forked: that "
+            "name is its parent's. Make a client in the child, without a name or with one of its own",
+            setting="producer",
+        )
+        error.applied = False
+        raise error
+
+
 class SourceSequences:
     """Numbers for the batches of one source, the same each time it is sent from its beginning.
 

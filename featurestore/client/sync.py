@@ -11,17 +11,17 @@ from typing import Any, Self, TypeVar
 
 import grpc
 
+from featurestore.client import forks
 from featurestore.client.calls import (
     INGEST_STREAM,
     Call,
     Calls,
-    Method,
     Reply,
     Send,
     checked_producer,
     checked_timeout_s,
 )
-from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Tls, checked_target, options
+from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Line, Tls, checked_target
 from featurestore.client.failures import ENDED, Attempts, Backoff, Code, Failure, OnWait, Patience
 from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Pin, Schema, Vector, Vectors
 from featurestore.client.requests import KeySets, Time
@@ -62,6 +62,12 @@ class Client:
     The connection is kept while nothing is asked: it is pinged every 30 s of silence, and made anew where no
     answer comes within 10 s.
 
+    A process that is forked with a client may use it: it connects anew, and writes under a random name of
+    its own. A name that was given is the parent's, and a write of the child's is a ConfigError. So is all
+    that the child asks if an ingest was under way in another thread, if an AsyncClient had been used or if
+    the environment has GRPC_ENABLE_FORK_SUPPORT=0: there gRPC would hang, and the child must be spawned. A
+    fork waits for the calls of other threads, up to 5 s. Where those use gRPC otherwise, spawn, too.
+
     Failures are featurestore.errors: UnavailableError (cannot be reached, too slow, or answers what was not
     asked), LimitError (the server is at a limit), StorageError (its disk or its files failed),
     InvalidEventError, UnknownNameError, SequenceError, each with the server's words. Of a write `applied`
@@ -88,15 +94,7 @@ class Client:
         self.timeout_s, self.retry_s = checked_timeout_s(timeout_s), retry_s
         self._max_message_bytes, self._backoff = max_message_bytes, backoff
         self._calls = Calls(producer, epoch, expect, follow)
-        made = options(target, max_message_bytes, max_reply_bytes, tls)
-        if tls is None:
-            self._channel = grpc.insecure_channel(target, made)
-        else:
-            self._channel = grpc.secure_channel(target, tls.credentials(), made)
-        self._methods: dict[Method, Any] = {
-            method: self._channel.unary_unary(method.value) for method in Method
-        }
-        self._ingest_stream: Any = self._channel.stream_stream(INGEST_STREAM)
+        self._line = Line(target, max_message_bytes, max_reply_bytes, tls)
 
     @property
     def producer(self) -> str:
@@ -267,7 +265,7 @@ class Client:
     def _stream(self, upload: Upload, items: Iterator[Any]) -> Failure | None:
         """Sends and takes answers on one stream until all is done (None) or the stream fails."""
         messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        with _Stream(self._ingest_stream, messages) as stream:
+        with forks.LONG_CALL, _Stream(self._line.stream(INGEST_STREAM), messages) as stream:
             for first in upload.unanswered()[:1]:
                 messages.put(first.message)
                 reply = stream.reply(self.timeout_s)
@@ -290,7 +288,7 @@ class Client:
 
     def close(self) -> None:
         """Ends all calls of this client."""
-        self._channel.close()
+        self._line.close()
 
     def __enter__(self) -> Self:
         return self
@@ -324,10 +322,11 @@ class Client:
             attempts = self._patience(timeout_s, on_wait)
         else:
             attempts = Attempts(timeout_s, self._backoff, wanted.is_numbered)
-        method: Callable[..., bytes] = self._methods[wanted.method]
+        method: Callable[..., bytes] = self._line.unary(wanted.method.value)
         while True:
             try:
-                reply = method(wanted.message, timeout=attempts.begin())
+                with forks.CALL:
+                    reply = method(wanted.message, timeout=attempts.begin())
             except grpc.RpcError as error:
                 failure = Failure.of(error)
                 wait_s = attempts.wait_after(failure)
