@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from featurestore.columns import TextColumn
 from featurestore.core.batch import EventBatch
-from featurestore.core.state import RememberedProducer, State, Vectors
+from featurestore.core.state import RememberedProducer, SeenProducer, State, Vectors
 from featurestore.plan import Plan
 from featurestore.storage.directory import DataDirectory
 from featurestore.storage.journal import Journal
@@ -133,6 +133,7 @@ class Engine:
     def producers(
         self, after: int = 0, *, at_least: int = 1000
     ) -> tuple[list[RememberedProducer], int | None]: ...
+    def producer(self, name: str) -> SeenProducer | None: ...
     def drop_producer(self, name: str) -> int: ...
     def reset_producer(self, name: str, epoch: int, sequence: int) -> int: ...
     def checkpoint(self) -> tuple[int, int]: ...

@@ -917,6 +917,13 @@ cdef class Engine:
         """As State.list_producers, at the store's now."""
         return self.state.list_producers(after, at_least=at_least, now_ms=_server_ms(&self.c))
 
+    def producer(self, str name not None):
+        """As State.producer, at the store's now. What it says is durable: whoever goes on from there loses
+        nothing in a power cut."""
+        found = self.state.producer(name.encode(), now_ms=_server_ms(&self.c))
+        self.journal.sync()
+        return found
+
     def drop_producer(self, str name not None):
         """Remembers nothing of a producer any more, as if it had never written: what it sends again counts
         again. Returns the position of that, once it is durable."""

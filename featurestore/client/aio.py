@@ -32,7 +32,17 @@ from featurestore.client.failures import (
     OnWait,
     Patience,
 )
-from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Pin, Schema, Vector, Vectors
+from featurestore.client.replies import (
+    Ack,
+    HeavyList,
+    IngestReport,
+    Observed,
+    Pin,
+    Producer,
+    Schema,
+    Vector,
+    Vectors,
+)
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences, Ticket
 from featurestore.client.upload import Batch, OnProgress, Upload, items_of
@@ -151,6 +161,10 @@ class AsyncClient:
     ) -> list[HeavyList]:
         """See Client.heaviest."""
         return await self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
+
+    async def get_producer(self, name: str) -> Producer:
+        """See Client.get_producer."""
+        return await self._run(self._calls.get_producer(name), None)
 
     async def refresh(self) -> Schema:
         """See Client.refresh."""

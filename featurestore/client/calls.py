@@ -23,7 +23,17 @@ import numpy as np
 
 from featurestore.client import forks, wire
 from featurestore.client.catalog import event_plan, named, schema_of
-from featurestore.client.replies import Ack, HeavyList, Observed, Pin, Schema, ServiceSchema, Vector, Vectors
+from featurestore.client.replies import (
+    Ack,
+    HeavyList,
+    Observed,
+    Pin,
+    Producer,
+    Schema,
+    ServiceSchema,
+    Vector,
+    Vectors,
+)
 from featurestore.client.requests import (
     KeySets,
     Time,
@@ -32,6 +42,7 @@ from featurestore.client.requests import (
     is_plain,
     mapped,
     observe_request,
+    producer_request,
     read_request,
     read_requests,
 )
@@ -61,6 +72,7 @@ class Method(enum.Enum):
     GET_FEATURES = "/featurestore.v1.FeatureStoreService/GetFeatures"
     GET_HEAVIEST = "/featurestore.v1.FeatureStoreService/GetHeaviest"
     GET_SCHEMA = "/featurestore.v1.RegistryService/GetSchema"
+    GET_PRODUCER = "/featurestore.v1.RegistryService/GetProducer"
 
 
 INGEST_STREAM = "/featurestore.v1.FeatureStoreService/IngestStream"
@@ -247,6 +259,10 @@ class Calls:
     def heaviest(self, service: str, keys: Mapping[str, Any], as_of: Time | None) -> Call[list[HeavyList]]:
         reply = yield Send(Method.GET_HEAVIEST, heaviest_request(service, keys, as_of))
         return wire.decode_heaviest(reply.message)
+
+    def get_producer(self, name: str) -> Call[Producer]:
+        reply = yield Send(Method.GET_PRODUCER, producer_request(name))
+        return wire.decode_producer(reply.message, name)
 
     # ---- writes
 

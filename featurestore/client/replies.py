@@ -151,6 +151,36 @@ class HeavyValue:
 
 
 @dataclass(frozen=True)
+class Producer:
+    """What the store remembers of a producer, all of it on disk: what was seen stays so after a power cut.
+
+    epoch      its newest; the rest is of that
+    sequence   its highest
+    lowest     below it nobody can tell what was seen: 1,024 below the highest, or where an operator reset it
+    seen       the sequences that were seen, from `lowest` on
+    heard_ms   the server's clock at its last write, milliseconds since 1970 UTC; None: not known
+    """
+
+    name: str
+    epoch: int
+    sequence: int
+    lowest: int
+    seen: frozenset[int]
+    heard_ms: int | None
+
+    def resume_at(self, first: int = 0) -> int:
+        """Where to go on: the lowest sequence, from `first` on, that was not seen. What was seen above it is
+        sent again, and answered DUPLICATE.
+
+        first   where it began, such as the offset in a partition that it was told to read from
+        """
+        at = max(first, self.lowest)
+        while at in self.seen:
+            at += 1
+        return at
+
+
+@dataclass(frozen=True)
 class HeavyList:
     """The most frequent values of one field in one window, the most frequent first.
 

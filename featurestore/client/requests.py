@@ -19,6 +19,7 @@ from featurestore.columns import TextColumn
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.outcome import Outcome
 from featurestore.v1 import feature_store_service_pb2 as service_pb
+from featurestore.v1 import registry_service_pb2 as registry_pb
 from featurestore.v1 import types_pb2
 
 Time = int | str | datetime | np.datetime64
@@ -181,6 +182,15 @@ def heaviest_request(service: str, keys: Mapping[str, Any], as_of: Time | None) 
         if not _is_null(value):
             set_value(request.key_set.parts.add(name=name), value, f"key {name}")
     message: bytes = request.SerializeToString()
+    return message
+
+
+def producer_request(name: str) -> bytes:
+    """A GetProducerRequest."""
+    if not isinstance(name, str):
+        raise ConfigError(f"a producer's name is text, not {name!r}")
+    text = _text(name, "a producer's name")
+    message: bytes = registry_pb.GetProducerRequest(name=text).SerializeToString()
     return message
 
 

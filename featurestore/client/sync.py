@@ -23,7 +23,17 @@ from featurestore.client.calls import (
 )
 from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Line, Tls, checked_target
 from featurestore.client.failures import ENDED, Attempts, Backoff, Code, Failure, OnWait, Patience
-from featurestore.client.replies import Ack, HeavyList, IngestReport, Observed, Pin, Schema, Vector, Vectors
+from featurestore.client.replies import (
+    Ack,
+    HeavyList,
+    IngestReport,
+    Observed,
+    Pin,
+    Producer,
+    Schema,
+    Vector,
+    Vectors,
+)
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences, Ticket
 from featurestore.client.upload import MAX_WINDOW, Batch, OnProgress, Upload, items_of
@@ -194,6 +204,25 @@ class Client:
         Those whose key is not given are left out.
         """
         return self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
+
+    def get_producer(self, name: str) -> Producer:
+        """What the store remembers of a producer. Raises UnknownNameError where that has written nothing, or
+        has been silent for so long that it is forgotten (see `Ticket`).
+
+        A consumer of a partition, in Kafka say, whose tickets have the offset as their sequence, need keep no
+        offset itself: however it ended, `get_producer` says where the store is, and each message counts once.
+
+            name = "orders/3"
+            try:
+                at = client.get_producer(name).resume_at()
+            except UnknownNameError:
+                at = 0
+            for message in partition.from_offset(at):
+                client.observe("order", message.value, ticket=Ticket(name, 1, message.offset))
+
+        Two at once count nothing twice either, while both keep to one epoch: an offset is one ticket.
+        """
+        return self._run(self._calls.get_producer(name), None)
 
     def refresh(self) -> Schema:
         """Reads each service as it is now from here on, in its order; those that `expect` names stay as they

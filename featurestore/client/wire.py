@@ -33,6 +33,7 @@ from featurestore.client.replies import (
     HeavyList,
     HeavyValue,
     Observed,
+    Producer,
     ServiceSchema,
     Status,
     Vectors,
@@ -41,6 +42,7 @@ from featurestore.columns import TextColumn
 from featurestore.errors import SchemaMismatchError, UnavailableError
 from featurestore.outcome import Outcome
 from featurestore.v1 import feature_store_service_pb2 as service_pb
+from featurestore.v1 import registry_service_pb2 as registry_pb
 
 M = TypeVar("M", bound=Message)
 
@@ -344,6 +346,23 @@ def decode_read(data: bytes | None, service: ServiceSchema, *, rows: int, bounds
         if not FIRST_MS <= now_ms <= LAST_MS:
             raise unreadable(f"it was read at {now_ms} ms, outside the years 1 to 9999")
     return decode_vectors(data, spans[REPLY_VECTORS], service, rows=rows, bounds=bounds, now_ms=now_ms)
+
+
+def decode_producer(data: bytes | None, name: str) -> Producer:
+    """A GetProducerResponse, of the producer of this name."""
+    reply = message_of(registry_pb.GetProducerResponse, data)
+    bits = np.unpackbits(np.frombuffer(reply.seen, np.uint8), bitorder="little")
+    below = np.flatnonzero(bits).tolist()
+    if not reply.lowest <= reply.sequence + 1 or (below and reply.sequence - below[-1] < reply.lowest):
+        raise unreadable(f"of sequences up to {reply.sequence}, from {reply.lowest} on, others were seen")
+    return Producer(
+        name,
+        reply.epoch,
+        reply.sequence,
+        reply.lowest,
+        frozenset(reply.sequence - each for each in below),
+        reply.heard_ms if reply.HasField("heard_ms") else None,
+    )
 
 
 def decode_heaviest(data: bytes | None) -> list[HeavyList]:

@@ -136,6 +136,10 @@ cdef void producers_copy_end(ProducerTable* table, bint written, Bytes* freed) n
 # and without a head.
 cdef int producers_list(ProducerTable* table, uint64_t* bucket, uint32_t max_buckets, int64_t wall_ms,
                         Bytes* out) noexcept nogil
+# One of them, by the origin's name, at the server's clock: as producers_export has it, without a head. 0, 1
+# it is not known, -1 memory
+cdef int producers_get(const ProducerTable* table, const Origin* origin, int64_t wall_ms,
+                       Bytes* out) noexcept nogil
 # All of them in canonical order. 0, -1 memory
 cdef int producers_export(const ProducerTable* table, Bytes* out) noexcept nogil
 # What producers_export gave, or a checkpoint has as its head: 0, 2 records of them follow, 1 not readable, -1

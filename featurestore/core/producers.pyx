@@ -662,6 +662,14 @@ cdef int producers_list(ProducerTable* table, uint64_t* bucket, uint32_t max_buc
     return _walk(table, bucket, max_buckets, _now(table, wall_ms), False, out)
 
 
+cdef int producers_get(const ProducerTable* table, const Origin* origin, int64_t wall_ms,
+                       Bytes* out) noexcept nogil:
+    cdef const Producer* producer = _find(table, origin.fp0, origin.fp1)
+    if producer == NULL or _is_forgotten(producer, _now(table, wall_ms)):
+        return 1
+    return _put(producer, True, out)
+
+
 cdef int _by_fingerprint(const void* a, const void* b) noexcept nogil:
     return by_words(&(<Producer**>a)[0].fp0, &(<Producer**>b)[0].fp0)
 

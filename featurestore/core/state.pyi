@@ -19,6 +19,13 @@ FREED: Final[bytes]
 
 def split_records(records: Buffer) -> Iterator[bytes]: ...
 
+class SeenProducer(NamedTuple):
+    epoch: int
+    sequence: int
+    lowest: int
+    seen: tuple[int, ...]
+    heard_ms: int | None
+
 class RememberedProducer(NamedTuple):
     name: bytes | None
     epoch: int
@@ -110,6 +117,7 @@ class State:
     def forget(self, entity: int, parts: Sequence[bytes]) -> bool: ...
     def drop_producer(self, name: bytes, *, now_ms: int = 0) -> bool: ...
     def reset_producer(self, name: bytes, epoch: int, sequence: int, *, now_ms: int = 0) -> bool: ...
+    def producer(self, name: bytes, *, now_ms: int = 0) -> SeenProducer | None: ...
     def list_producers(
         self, after: int = 0, *, at_least: int = 1000, now_ms: int = 0, max_places: int = 64
     ) -> tuple[list[RememberedProducer], int | None]: ...

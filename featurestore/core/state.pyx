@@ -17,7 +17,8 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
 from featurestore.core.batch cimport (
-    COLUMN_NUMBER, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE,
+    COLUMN_NUMBER, MAX_PRODUCER_BYTES, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE,
+    REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE,
     REFUSED_MEMORY, REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME,
     REFUSED_NOT_FINITE, REFUSED_TIME_RANGE, REFUSED_TYPE, Batch, Column, EventBatch,
 )
@@ -50,11 +51,11 @@ from featurestore.core.pthread cimport (
     pthread_rwlock_unlock, pthread_rwlock_wrlock, pthread_t,
 )
 from featurestore.core.producers cimport (
-    MADE_UP, N_CLASSES, NAMED, VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_JUMP,
+    MADE_UP, N_CLASSES, NAMED, SEQUENCES, VERDICT_CONFLICT, VERDICT_DUPLICATE, VERDICT_FENCED, VERDICT_JUMP,
     VERDICT_TOO_OLD, Origin, ProducerRecord, ProducerTable, is_unknown, producer_class, producers_bytes,
     producers_change, producers_clear, producers_copy, producers_copy_end, producers_copy_gone, producers_cut,
-    producers_export, producers_import, producers_import_records, producers_judge, producers_know,
-    producers_list,
+    producers_export, producers_get, producers_import, producers_import_records, producers_judge,
+    producers_know, producers_list,
 )
 from featurestore.core.sequencer cimport (
     CLOCK_EVENT, CLOCK_WALL, Sequencer, sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_decide,
@@ -874,6 +875,16 @@ class RememberedProducer(NamedTuple):
     made_up: bool  # the name is one that a client made up for itself
 
 
+class SeenProducer(NamedTuple):
+    """What is remembered of a producer, in its newest epoch."""
+
+    epoch: int
+    sequence: int  # the highest
+    lowest: int  # the first sequence of which can be told whether it was seen
+    seen: tuple[int, ...]  # descending
+    heard_ms: int | None  # the server's clock at its last batch or reset; None: not known
+
+
 class Vectors:
     """Feature vectors, one row per event or key set, columns in the service's order.
 
@@ -1470,6 +1481,39 @@ cdef class State:
             raise InvalidEventError(
                 f"a producer is reset to an epoch and a sequence below 2**63, not {epoch} and {sequence}")
         return self._change_producer(CHANGE_RESET, name, epoch, sequence, now_ms) > 0
+
+    def producer(self, bytes name not None, *, int64_t now_ms=0):
+        """What is remembered of a producer, with the batches that it sent: a SeenProducer, or None."""
+        cdef Bytes out
+        cdef ProducerRecord record
+        cdef Origin origin
+        cdef size_t at
+        cdef uint16_t below, i
+        cdef int status
+        if not 0 < len(name) <= MAX_PRODUCER_BYTES:
+            return None
+        memset(&out, 0, sizeof(out))
+        state_origin(&self.c, name, len(name), 0, 0, 0, &origin)
+        try:
+            with nogil:
+                pthread_mutex_lock(&self.c.order)
+                status = producers_get(&self.c.sequencer.producers, &origin, now_ms, &out)
+                pthread_mutex_unlock(&self.c.order)
+            if status < 0:
+                raise MemoryError
+            if status == 1:
+                return None
+            memcpy(&record, out.data, sizeof(record))
+            at = sizeof(record) + ((record.name_bytes + 7) & ~7)
+            seen = []
+            for i in range(record.n):
+                memcpy(&below, out.data + at + 2 * <size_t>i, sizeof(below))
+                seen.append(record.highest - below)
+            lowest = max(record.lowest, record.highest - min(record.highest, <uint64_t>SEQUENCES - 1))
+            heard_ms = None if record.last_ms == UNSET_MS else record.last_ms
+            return SeenProducer(record.epoch, record.highest, lowest, tuple(seen), heard_ms)
+        finally:
+            bytes_clear(&out)
 
     def list_producers(self, uint64_t after=0, *, size_t at_least=1000, int64_t now_ms=0,
                        uint32_t max_places=64):

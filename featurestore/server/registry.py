@@ -1,4 +1,5 @@
 """What the store serves, in names: the plan as a GetSchemaResponse, made once per schema and sent as bytes.
+And what it remembers of a producer.
 
 It changes with the plan and the dispatcher's names in one step (an Engine plan listener), so a fingerprint
 that is read here is the one that the next reply carries, unless the schema changed in between: then the reply
@@ -156,7 +157,12 @@ class Registry:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "GetSchema": grpc.unary_unary_rpc_method_handler(
                 self._get_schema, request_deserializer=pb.GetSchemaRequest.FromString
-            )
+            ),
+            "GetProducer": grpc.unary_unary_rpc_method_handler(
+                self._get_producer,
+                request_deserializer=pb.GetProducerRequest.FromString,
+                response_serializer=pb.GetProducerResponse.SerializeToString,
+            ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         server.add_registered_method_handlers(SERVICE, handlers)
@@ -179,3 +185,27 @@ class Registry:
             abort(context, another_service(request.service, plan, request.fingerprint))
         was: bytes = _only(prepared.whole, _service(plan, plan.served[vector])).SerializeToString()
         return was
+
+    def _get_producer(
+        self, request: pb.GetProducerRequest, context: grpc.ServicerContext
+    ) -> pb.GetProducerResponse:
+        try:
+            found = self._engine.producer(request.name)
+        except Exception as error:
+            abort(context, error)
+        if found is None:
+            context.set_trailing_metadata([(APPLIED, "no")])
+            context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"no producer {request.name[:100]!r} is remembered: it has written nothing, or nothing for 7 "
+                "days (15 minutes if its name is one that a client made up)",
+            )
+            raise AssertionError("abort returned")
+        seen = sum(1 << (found.sequence - sequence) for sequence in found.seen)
+        return pb.GetProducerResponse(
+            epoch=found.epoch,
+            sequence=found.sequence,
+            lowest=found.lowest,
+            seen=seen.to_bytes((seen.bit_length() + 7) // 8, "little"),
+            heard_ms=found.heard_ms,
+        )

@@ -24,33 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&featurestore/v1/registry_service.proto\x12\x0f\x66\x65\x61turestore.v1\"M\n\x10GetSchemaRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x18\n\x0b\x66ingerprint\x18\x02 \x01(\x06H\x00\x88\x01\x01\x42\x0e\n\x0c_fingerprint\"\xdc\x01\n\x11GetSchemaResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x35\n\x0b\x65vent_types\x18\x04 \x03(\x0b\x32 .featurestore.v1.EventTypeSchema\x12/\n\x08\x65ntities\x18\x05 \x03(\x0b\x32\x1d.featurestore.v1.EntitySchema\x12\x30\n\x08services\x18\x06 \x03(\x0b\x32\x1e.featurestore.v1.ServiceSchema\"\xf3\x01\n\x0f\x45ventTypeSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ntime_field\x18\x02 \x01(\t\x12,\n\ttime_unit\x18\x03 \x01(\x0e\x32\x19.featurestore.v1.TimeUnit\x12,\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1c.featurestore.v1.FieldSchema\x12\x13\n\x0blateness_ms\x18\x05 \x01(\x03\x12\x10\n\x08id_field\x18\x06 \x01(\t\x12\x11\n\tdedupe_ms\x18\x07 \x01(\x03\x12\x13\n\x0btime_source\x18\x08 \x01(\t\x12\x13\n\x0btime_format\x18\t \x01(\t\"U\n\x0b\x46ieldSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.featurestore.v1.FieldKind\x12\x0e\n\x06source\x18\x03 \x01(\t\"\x1d\n\x0c\x45ntitySchema\x12\r\n\x05parts\x18\x01 \x03(\t\"\x8f\x02\n\rFeatureSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\taggregate\x18\x02 \x01(\x0e\x32\x1a.featurestore.v1.Aggregate\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\twindow_ms\x18\x04 \x01(\x03\x12\x11\n\toffset_ms\x18\x05 \x01(\x03\x12\r\n\x05parts\x18\x06 \x03(\t\x12\x15\n\rexcludes_self\x18\x07 \x01(\x08\x12\x0f\n\x07\x66ormula\x18\x08 \x01(\t\x12\x14\n\x07\x62y_zero\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0chalf_life_ms\x18\n \x01(\x03\x12\x12\n\nconfidence\x18\x0b \x01(\x01\x12\t\n\x01k\x18\x0c \x01(\rB\n\n\x08_by_zero\"s\n\rServiceSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x06\x12\x30\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x1e.featurestore.v1.FeatureSchema\x12\r\n\x05parts\x18\x04 \x03(\t*i\n\tFieldKind\x12\x1a\n\x16\x46IELD_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46IELD_KIND_NUMBER\x10\x01\x12\x15\n\x11\x46IELD_KIND_STRING\x10\x02\x12\x12\n\x0e\x46IELD_KIND_KEY\x10\x03*\xa2\x01\n\x08TimeUnit\x12\x19\n\x15TIME_UNIT_UNSPECIFIED\x10\x00\x12\x15\n\x11TIME_UNIT_SECONDS\x10\x01\x12\x1a\n\x16TIME_UNIT_MILLISECONDS\x10\x02\x12\x1a\n\x16TIME_UNIT_MICROSECONDS\x10\x03\x12\x11\n\rTIME_UNIT_ISO\x10\x04\x12\x19\n\x15TIME_UNIT_NANOSECONDS\x10\x05*\x87\x04\n\tAggregate\x12\x19\n\x15\x41GGREGATE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41GGREGATE_COUNT\x10\x01\x12\x11\n\rAGGREGATE_SUM\x10\x02\x12\x12\n\x0e\x41GGREGATE_MEAN\x10\x03\x12\x11\n\rAGGREGATE_MIN\x10\x04\x12\x11\n\rAGGREGATE_MAX\x10\x05\x12\x14\n\x10\x41GGREGATE_STDDEV\x10\x06\x12\x13\n\x0f\x41GGREGATE_FIRST\x10\x07\x12\x12\n\x0e\x41GGREGATE_LAST\x10\x08\x12\x19\n\x15\x41GGREGATE_SINCE_FIRST\x10\t\x12\x18\n\x14\x41GGREGATE_SINCE_LAST\x10\n\x12\x16\n\x12\x41GGREGATE_DISTINCT\x10\x0b\x12\x1b\n\x17\x41GGREGATE_DECAYED_COUNT\x10\x0c\x12\x19\n\x15\x41GGREGATE_DECAYED_SUM\x10\r\x12\x1a\n\x16\x41GGREGATE_DECAYED_MEAN\x10\x0e\x12\x1b\n\x17\x41GGREGATE_INTERVAL_MEAN\x10\x0f\x12\x19\n\x15\x41GGREGATE_INTERVAL_CV\x10\x10\x12\x17\n\x13\x41GGREGATE_TOP_SHARE\x10\x11\x12\x19\n\x15\x41GGREGATE_TOP_ENTROPY\x10\x12\x12\x1a\n\x16\x41GGREGATE_HOUR_ENTROPY\x10\x13\x12\x15\n\x11\x41GGREGATE_DERIVED\x10@2e\n\x0fRegistryService\x12R\n\tGetSchema\x12!.featurestore.v1.GetSchemaRequest\x1a\".featurestore.v1.GetSchemaResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&featurestore/v1/registry_service.proto\x12\x0f\x66\x65\x61turestore.v1\"\"\n\x12GetProducerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"x\n\x13GetProducerResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0e\n\x06lowest\x18\x03 \x01(\x04\x12\x0c\n\x04seen\x18\x04 \x01(\x0c\x12\x15\n\x08heard_ms\x18\x05 \x01(\x12H\x00\x88\x01\x01\x42\x0b\n\t_heard_ms\"M\n\x10GetSchemaRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x18\n\x0b\x66ingerprint\x18\x02 \x01(\x06H\x00\x88\x01\x01\x42\x0e\n\x0c_fingerprint\"\xdc\x01\n\x11GetSchemaResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x35\n\x0b\x65vent_types\x18\x04 \x03(\x0b\x32 .featurestore.v1.EventTypeSchema\x12/\n\x08\x65ntities\x18\x05 \x03(\x0b\x32\x1d.featurestore.v1.EntitySchema\x12\x30\n\x08services\x18\x06 \x03(\x0b\x32\x1e.featurestore.v1.ServiceSchema\"\xf3\x01\n\x0f\x45ventTypeSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ntime_field\x18\x02 \x01(\t\x12,\n\ttime_unit\x18\x03 \x01(\x0e\x32\x19.featurestore.v1.TimeUnit\x12,\n\x06\x66ields\x18\x04 \x03(\x0b\x32\x1c.featurestore.v1.FieldSchema\x12\x13\n\x0blateness_ms\x18\x05 \x01(\x03\x12\x10\n\x08id_field\x18\x06 \x01(\t\x12\x11\n\tdedupe_ms\x18\x07 \x01(\x03\x12\x13\n\x0btime_source\x18\x08 \x01(\t\x12\x13\n\x0btime_format\x18\t \x01(\t\"U\n\x0b\x46ieldSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.featurestore.v1.FieldKind\x12\x0e\n\x06source\x18\x03 \x01(\t\"\x1d\n\x0c\x45ntitySchema\x12\r\n\x05parts\x18\x01 \x03(\t\"\x8f\x02\n\rFeatureSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\taggregate\x18\x02 \x01(\x0e\x32\x1a.featurestore.v1.Aggregate\x12\r\n\x05\x66ield\x18\x03 \x01(\t\x12\x11\n\twindow_ms\x18\x04 \x01(\x03\x12\x11\n\toffset_ms\x18\x05 \x01(\x03\x12\r\n\x05parts\x18\x06 \x03(\t\x12\x15\n\rexcludes_self\x18\x07 \x01(\x08\x12\x0f\n\x07\x66ormula\x18\x08 \x01(\t\x12\x14\n\x07\x62y_zero\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x0chalf_life_ms\x18\n \x01(\x03\x12\x12\n\nconfidence\x18\x0b \x01(\x01\x12\t\n\x01k\x18\x0c \x01(\rB\n\n\x08_by_zero\"s\n\rServiceSchema\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x06\x12\x30\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x1e.featurestore.v1.FeatureSchema\x12\r\n\x05parts\x18\x04 \x03(\t*i\n\tFieldKind\x12\x1a\n\x16\x46IELD_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46IELD_KIND_NUMBER\x10\x01\x12\x15\n\x11\x46IELD_KIND_STRING\x10\x02\x12\x12\n\x0e\x46IELD_KIND_KEY\x10\x03*\xa2\x01\n\x08TimeUnit\x12\x19\n\x15TIME_UNIT_UNSPECIFIED\x10\x00\x12\x15\n\x11TIME_UNIT_SECONDS\x10\x01\x12\x1a\n\x16TIME_UNIT_MILLISECONDS\x10\x02\x12\x1a\n\x16TIME_UNIT_MICROSECONDS\x10\x03\x12\x11\n\rTIME_UNIT_ISO\x10\x04\x12\x19\n\x15TIME_UNIT_NANOSECONDS\x10\x05*\x87\x04\n\tAggregate\x12\x19\n\x15\x41GGREGATE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41GGREGATE_COUNT\x10\x01\x12\x11\n\rAGGREGATE_SUM\x10\x02\x12\x12\n\x0e\x41GGREGATE_MEAN\x10\x03\x12\x11\n\rAGGREGATE_MIN\x10\x04\x12\x11\n\rAGGREGATE_MAX\x10\x05\x12\x14\n\x10\x41GGREGATE_STDDEV\x10\x06\x12\x13\n\x0f\x41GGREGATE_FIRST\x10\x07\x12\x12\n\x0e\x41GGREGATE_LAST\x10\x08\x12\x19\n\x15\x41GGREGATE_SINCE_FIRST\x10\t\x12\x18\n\x14\x41GGREGATE_SINCE_LAST\x10\n\x12\x16\n\x12\x41GGREGATE_DISTINCT\x10\x0b\x12\x1b\n\x17\x41GGREGATE_DECAYED_COUNT\x10\x0c\x12\x19\n\x15\x41GGREGATE_DECAYED_SUM\x10\r\x12\x1a\n\x16\x41GGREGATE_DECAYED_MEAN\x10\x0e\x12\x1b\n\x17\x41GGREGATE_INTERVAL_MEAN\x10\x0f\x12\x19\n\x15\x41GGREGATE_INTERVAL_CV\x10\x10\x12\x17\n\x13\x41GGREGATE_TOP_SHARE\x10\x11\x12\x19\n\x15\x41GGREGATE_TOP_ENTROPY\x10\x12\x12\x1a\n\x16\x41GGREGATE_HOUR_ENTROPY\x10\x13\x12\x15\n\x11\x41GGREGATE_DERIVED\x10@2\xbf\x01\n\x0fRegistryService\x12R\n\tGetSchema\x12!.featurestore.v1.GetSchemaRequest\x1a\".featurestore.v1.GetSchemaResponse\x12X\n\x0bGetProducer\x12#.featurestore.v1.GetProducerRequest\x1a$.featurestore.v1.GetProducerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'featurestore.v1.registry_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FIELDKIND']._serialized_start=1116
-  _globals['_FIELDKIND']._serialized_end=1221
-  _globals['_TIMEUNIT']._serialized_start=1224
-  _globals['_TIMEUNIT']._serialized_end=1386
-  _globals['_AGGREGATE']._serialized_start=1389
-  _globals['_AGGREGATE']._serialized_end=1908
-  _globals['_GETSCHEMAREQUEST']._serialized_start=59
-  _globals['_GETSCHEMAREQUEST']._serialized_end=136
-  _globals['_GETSCHEMARESPONSE']._serialized_start=139
-  _globals['_GETSCHEMARESPONSE']._serialized_end=359
-  _globals['_EVENTTYPESCHEMA']._serialized_start=362
-  _globals['_EVENTTYPESCHEMA']._serialized_end=605
-  _globals['_FIELDSCHEMA']._serialized_start=607
-  _globals['_FIELDSCHEMA']._serialized_end=692
-  _globals['_ENTITYSCHEMA']._serialized_start=694
-  _globals['_ENTITYSCHEMA']._serialized_end=723
-  _globals['_FEATURESCHEMA']._serialized_start=726
-  _globals['_FEATURESCHEMA']._serialized_end=997
-  _globals['_SERVICESCHEMA']._serialized_start=999
-  _globals['_SERVICESCHEMA']._serialized_end=1114
-  _globals['_REGISTRYSERVICE']._serialized_start=1910
-  _globals['_REGISTRYSERVICE']._serialized_end=2011
+  _globals['_FIELDKIND']._serialized_start=1274
+  _globals['_FIELDKIND']._serialized_end=1379
+  _globals['_TIMEUNIT']._serialized_start=1382
+  _globals['_TIMEUNIT']._serialized_end=1544
+  _globals['_AGGREGATE']._serialized_start=1547
+  _globals['_AGGREGATE']._serialized_end=2066
+  _globals['_GETPRODUCERREQUEST']._serialized_start=59
+  _globals['_GETPRODUCERREQUEST']._serialized_end=93
+  _globals['_GETPRODUCERRESPONSE']._serialized_start=95
+  _globals['_GETPRODUCERRESPONSE']._serialized_end=215
+  _globals['_GETSCHEMAREQUEST']._serialized_start=217
+  _globals['_GETSCHEMAREQUEST']._serialized_end=294
+  _globals['_GETSCHEMARESPONSE']._serialized_start=297
+  _globals['_GETSCHEMARESPONSE']._serialized_end=517
+  _globals['_EVENTTYPESCHEMA']._serialized_start=520
+  _globals['_EVENTTYPESCHEMA']._serialized_end=763
+  _globals['_FIELDSCHEMA']._serialized_start=765
+  _globals['_FIELDSCHEMA']._serialized_end=850
+  _globals['_ENTITYSCHEMA']._serialized_start=852
+  _globals['_ENTITYSCHEMA']._serialized_end=881
+  _globals['_FEATURESCHEMA']._serialized_start=884
+  _globals['_FEATURESCHEMA']._serialized_end=1155
+  _globals['_SERVICESCHEMA']._serialized_start=1157
+  _globals['_SERVICESCHEMA']._serialized_end=1272
+  _globals['_REGISTRYSERVICE']._serialized_start=2069
+  _globals['_REGISTRYSERVICE']._serialized_end=2260
 # @@protoc_insertion_point(module_scope)

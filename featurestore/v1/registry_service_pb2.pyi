@@ -78,6 +78,26 @@ AGGREGATE_TOP_ENTROPY: Aggregate
 AGGREGATE_HOUR_ENTROPY: Aggregate
 AGGREGATE_DERIVED: Aggregate
 
+class GetProducerRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetProducerResponse(_message.Message):
+    __slots__ = ("epoch", "sequence", "lowest", "seen", "heard_ms")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    LOWEST_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    HEARD_MS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    sequence: int
+    lowest: int
+    seen: bytes
+    heard_ms: int
+    def __init__(self, epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., lowest: _Optional[int] = ..., seen: _Optional[bytes] = ..., heard_ms: _Optional[int] = ...) -> None: ...
+
 class GetSchemaRequest(_message.Message):
     __slots__ = ("service", "fingerprint")
     SERVICE_FIELD_NUMBER: _ClassVar[int]

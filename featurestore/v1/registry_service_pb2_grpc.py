@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RegistryServiceStub:
-    """Says what the store serves.
+    """Says what the store serves, and what it knows of who writes.
     """
 
     def __init__(self, channel):
@@ -40,14 +40,27 @@ class RegistryServiceStub:
                 request_serializer=featurestore_dot_v1_dot_registry__service__pb2.GetSchemaRequest.SerializeToString,
                 response_deserializer=featurestore_dot_v1_dot_registry__service__pb2.GetSchemaResponse.FromString,
                 _registered_method=True)
+        self.GetProducer = channel.unary_unary(
+                '/featurestore.v1.RegistryService/GetProducer',
+                request_serializer=featurestore_dot_v1_dot_registry__service__pb2.GetProducerRequest.SerializeToString,
+                response_deserializer=featurestore_dot_v1_dot_registry__service__pb2.GetProducerResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
-    """Says what the store serves.
+    """Says what the store serves, and what it knows of who writes.
     """
 
     def GetSchema(self, request, context):
         """The schema being served.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetProducer(self, request, context):
+        """What is remembered of one producer. All that it says is durable: a producer whose sequences are the offsets of a
+        partition goes on where the store is, and needs to keep no offset anywhere else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -61,6 +74,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=featurestore_dot_v1_dot_registry__service__pb2.GetSchemaRequest.FromString,
                     response_serializer=featurestore_dot_v1_dot_registry__service__pb2.GetSchemaResponse.SerializeToString,
             ),
+            'GetProducer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetProducer,
+                    request_deserializer=featurestore_dot_v1_dot_registry__service__pb2.GetProducerRequest.FromString,
+                    response_serializer=featurestore_dot_v1_dot_registry__service__pb2.GetProducerResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'featurestore.v1.RegistryService', rpc_method_handlers)
@@ -70,7 +88,7 @@ def add_RegistryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RegistryService:
-    """Says what the store serves.
+    """Says what the store serves, and what it knows of who writes.
     """
 
     @staticmethod
@@ -90,6 +108,33 @@ class RegistryService:
             '/featurestore.v1.RegistryService/GetSchema',
             featurestore_dot_v1_dot_registry__service__pb2.GetSchemaRequest.SerializeToString,
             featurestore_dot_v1_dot_registry__service__pb2.GetSchemaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetProducer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/featurestore.v1.RegistryService/GetProducer',
+            featurestore_dot_v1_dot_registry__service__pb2.GetProducerRequest.SerializeToString,
+            featurestore_dot_v1_dot_registry__service__pb2.GetProducerResponse.FromString,
             options,
             channel_credentials,
             insecure,

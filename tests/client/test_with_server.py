@@ -26,7 +26,7 @@ from featurestore import config
 from featurestore.cli import ingest as ingest_command
 from featurestore.cli import main
 from featurestore.cli.progress import Progress
-from featurestore.client import Client, Status, Tls
+from featurestore.client import Client, Status, Ticket, Tls
 from featurestore.columns import event_columns
 from featurestore.config import ServeConfig
 from featurestore.core.batch import EventBatch
@@ -739,3 +739,71 @@ def test_forget_stats_checkpoint_and_backup(house: House, capsys: pytest.Capture
         assert (code, copy.is_dir()) == (0, True)
         code, _, err = run("backup", str(copy), *admin, capsys=capsys)
         assert (code, "exists" in err) == (2, True) or code == 1
+
+
+# ---- a consumer that keeps no offset
+
+CONSUMER = """
+import sys
+from featurestore.client import Client, Ticket
+from featurestore.errors import UnknownNameError
+
+with Client(sys.argv[1]) as client:
+    try:
+        at = client.get_producer("orders/3").resume_at(1000)
+    except UnknownNameError:
+        at = 1000
+    print(at, flush=True)
+    for offset in range(at, 1000 + int(sys.argv[2])):
+        message = {"customer_id": offset % 7, "terminal_id": 0, "tx_amount": 1.0}
+        message["tx_datetime"] = f"2018-04-01T00:00:00.{offset - 1000:03}Z"
+        seen = client.observe("transaction", message, ticket=Ticket("orders/3", 1, offset))
+        assert seen.outcome.name in ("ACCEPTED", "DUPLICATE"), seen
+        print(offset, flush=True)
+"""
+
+
+def test_a_consumer_that_is_killed_goes_on_where_the_store_is(house: House) -> None:
+    """Sequence = offset: nothing lost, nothing twice, and no offset kept but in the store."""
+    n, begins = 300, []
+    for n_taken in (1, 60, 120, n):
+        consumer = subprocess.Popen(
+            [sys.executable, "-c", CONSUMER, house.target, str(n)], stdout=subprocess.PIPE, text=True
+        )
+        assert consumer.stdout is not None
+        begins.append(int(consumer.stdout.readline()))
+        for _ in range(n_taken):
+            if not consumer.stdout.readline():
+                break
+        consumer.kill()  # also amid a call
+        consumer.wait()
+        consumer.stdout.close()
+    assert begins[0] == 1000
+    assert begins == sorted(set(begins)), "each went on above the one before"
+    with Client(house.target) as client:
+        seen = client.get_producer("orders/3")
+        assert (seen.epoch, seen.sequence, seen.resume_at(1000)) == (1, 1000 + n - 1, 1000 + n)
+        assert seen.seen == frozenset(range(1000, 1000 + n))
+        for customer in range(7):
+            vector = client.get("fraud", {"customer_id": customer, "terminal_id": 0})
+            assert vector["customer.count_1h"] == len(range((customer - 1000) % 7, n, 7))
+
+
+def test_a_producer_goes_on_at_the_first_that_was_not_seen(house: House, make_client: MakeClient) -> None:
+    client = make_client(house.target)
+    with pytest.raises(UnknownNameError, match="no producer 'orders/3' is remembered"):
+        client.get_producer("orders/3")
+    for offset in (50, 51, 53):
+        event = {"customer_id": 1, "terminal_id": 0, "tx_amount": 1.0}
+        event["tx_datetime"] = "2018-04-01T00:00:00Z"
+        client.observe("transaction", event, ticket=Ticket("orders/3", 2, offset))
+    seen = client.get_producer("orders/3")
+    assert (seen.name, seen.epoch, seen.sequence, seen.lowest) == ("orders/3", 2, 53, 0)
+    assert seen.seen == {50, 51, 53}
+    assert [seen.resume_at(first) for first in (0, 50, 53, 54, 60)] == [0, 52, 54, 54, 60]
+    assert abs(seen.heard_ms / 1000 - time.time()) < 600
+    for wrong in (7, None):
+        with pytest.raises(ConfigError, match="name is text"):
+            client.get_producer(wrong)
+    with pytest.raises(InvalidEventError, match="UTF-8"):
+        client.get_producer("\ud800")

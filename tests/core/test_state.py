@@ -255,6 +255,27 @@ def test_what_was_seen_of_the_last_1025_sequences_is_told_in_any_order(seed: int
         assert (state.position == position) == (sequence in seen)
         seen[sequence] = True
         highest = max(highest, sequence)
+        if step % 50 == 0:
+            known = state.producer(b"p", now_ms=NOW_MS)
+            assert known is not None
+            lowest = max(0, highest - 1_024)
+            assert known[:3] + known[4:] == (epoch, highest, lowest, NOW_MS)
+            assert known.seen == tuple(sorted((each for each in seen if each >= lowest), reverse=True))
+
+
+def test_what_is_known_of_a_producer_is_known_for_as_long_as_it_is_remembered() -> None:
+    state = State(PLAN)
+    write(state, b"p", 5, epoch=3)
+    write(state, b"p", 0, epoch=3)
+    assert state.producer(b"p", now_ms=NOW_MS) == (3, 5, 0, (5, 0), NOW_MS)
+    for unknown in (b"", b"q", b"p" * 256):
+        assert state.producer(unknown, now_ms=NOW_MS) is None
+    assert state.producer(b"p", now_ms=NOW_MS + 7 * DAY_MS) is not None
+    assert state.producer(b"p", now_ms=NOW_MS + 7 * DAY_MS + 1) is None
+    state.reset_producer(b"p", 4, 9, now_ms=NOW_MS)
+    assert state.producer(b"p", now_ms=NOW_MS) == (4, 9, 10, (), NOW_MS)
+    assert write(state, b"p", 12, epoch=4) == Outcome.ACCEPTED
+    assert state.producer(b"p", now_ms=NOW_MS) == (4, 12, 10, (12,), NOW_MS)
 
 
 def test_a_number_out_of_reach_is_refused_and_does_not_fence_its_owner_off() -> None:
