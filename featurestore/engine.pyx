@@ -45,9 +45,9 @@ from featurestore.core.sequencer cimport CLOCK_WALL
 from featurestore.core.shard cimport lock_taken
 from featurestore.core.state cimport (
     READ_BUSY, Reserved, State, StateC, Work, batch_fits, state_apply, state_change_producer, state_commit,
-    state_content, state_cool, state_count_shed, state_decide, state_fetch, state_forget, state_judge,
-    state_origin,
-    state_read, state_repeat, vectors_for, verdict_error, work_clear, work_prepare, work_would_wait,
+    state_content, state_cool, state_count_shed, state_count_untouched, state_decide, state_fetch,
+    state_forget, state_judge, state_origin, state_read, state_repeat, vectors_for, verdict_error, work_clear,
+    work_prepare, work_would_wait,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport (
@@ -376,6 +376,7 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
             _count(&engine.counters, batch)
             fs_add(&engine.state.sequencer.partly_late[batch.event], result.partly_late)
             fs_add(&engine.counters.shed, state_count_shed(engine.state, batch, work))
+            state_count_untouched(engine.state, batch, work)
     if status == ENGINE_OK and service != NULL:
         fs_add(&engine.counters.vectors, batch.n_events)
     return status
@@ -1321,6 +1322,7 @@ cdef class Engine:
             "events_late": counters.late,
             "events_partly_late": sum(self.state.partly_late.values()),
             "events_shed": counters.shed,
+            "events_untouched": sum(self.state.untouched.values()),
             "events_duplicate": counters.duplicate,
             "events_refused": counters.refused,
             "batches_duplicate": counters.batches_duplicate,

@@ -26,7 +26,7 @@ from featurestore.errors import (
 )
 
 if TYPE_CHECKING:
-    from featurestore.client import IngestReport
+    from featurestore.client import IngestReport, Refusal
     from featurestore.files import EventReader
 
 DESCRIPTION = """\
@@ -59,7 +59,6 @@ exit code 3 means that all is in but some events were refused; with --allow-refu
 numbered from 1, the first event of the file; a header is not a row. Those that are refused unsent, because a
 cell cannot be read, are in no count or metric of the server."""
 
-N_FIRST_ROWS = 5
 FLAGS = {"batch_events": "--batch-events", "epoch": "--epoch"}
 
 
@@ -267,7 +266,7 @@ def again(
 
 
 def lines(report: IngestReport, seconds: float) -> list[str]:
-    """For people: one line of counts, one for each reason to refuse, one for how fast."""
+    """For people: one line of counts, one for each field and reason to refuse, one for how fast."""
     parts = [
         f"{count:,} of them {what}"
         for count, what in (
@@ -288,13 +287,15 @@ def lines(report: IngestReport, seconds: float) -> list[str]:
         )
         if count
     ]
-    by_outcome: dict[Any, list[int]] = {}
+    from featurestore.files.tally import also  # heavy: numpy
+
+    by_reason: dict[Any, list[Refusal]] = {}
     for one in report.refusals:
-        by_outcome.setdefault(one.outcome, []).append(one.row + 1)
+        by_reason.setdefault((one.outcome, one.field), []).append(one)
     reasons = [
-        f"  refused, {outcome.reason}: row{'s' if len(rows) > 1 else ''} "
-        f"{', '.join(map(str, rows[:N_FIRST_ROWS]))}{', …' if len(rows) > N_FIRST_ROWS else ''}"
-        for outcome, rows in sorted(by_outcome.items())
+        f"  refused: row {first.row + 1}, {first.reason or first.outcome.reason}"
+        + also([one.row + 1 for one in others])
+        for first, *others in by_reason.values()
     ]
     ack = "" if report.ack is None else f", {report.ack.name.lower()}"
     retries = f", {report.retries} retries" if report.retries else ""

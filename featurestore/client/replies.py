@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from featurestore.client.parquet import described
 from featurestore.errors import ConfigError
 from featurestore.outcome import Outcome
+from featurestore.refusals import Why
 
 PIN_FORMAT = 1
 
@@ -225,6 +226,7 @@ class Observed:
                values miss it
     shed       keys of it (their parts, joined with commas) that have no row and found no room for one, at the
                store's memory limit: their values miss it, and are WARMING
+    why        of one that was refused: the field, its value and what to do; else None
     """
 
     outcome: Outcome
@@ -234,14 +236,37 @@ class Observed:
     attempts: int = 1
     partly_late: bool = False
     shed: tuple[str, ...] = ()
+    why: Why | None = None
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One event that was refused: `row` counts the caller's events from 0, in the order given to `ingest`."""
+    """One event that was refused: `row` counts the caller's events from 0, in the order given to `ingest`.
+
+    field    the one whose value, or want of one, is why; None where it is not known
+    value    that value, as Python writes it, cut; None where it is not known or there is none
+    reason   one sentence with both in it, and what to do
+    """
 
     row: int
     outcome: Outcome
+    field: str | None = None
+    value: str | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, row: int, why: Why) -> Refusal:
+        return cls(row, why.outcome, why.field, why.value, why.reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "row": self.row,
+            "outcome": self.outcome.name.lower(),
+            "field": self.field,
+            "value": self.value,
+            "reason": self.reason or self.outcome.reason,
+        }
 
 
 @dataclass
@@ -293,10 +318,7 @@ class IngestReport:
         )
         return {
             **{name: getattr(self, name) for name in counts},
-            "refusals": [
-                {"row": one.row, "outcome": one.outcome.name.lower(), "reason": one.outcome.reason}
-                for one in self.refusals
-            ],
+            "refusals": [one.to_dict() for one in self.refusals],
             "batches": self.batches,
             "retries": self.retries,
             "position": self.position,

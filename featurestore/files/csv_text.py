@@ -204,4 +204,5 @@ class CsvReader(EventReader):
             kept=pa.RecordBatch.from_arrays(kept, schema=self._kept_schema),
             refused=refused,
             stored_bytes=self._stream.stored_bytes,
+            as_written={name: raw[path] for name, path in self.sources.items()},
         )

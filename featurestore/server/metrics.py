@@ -33,7 +33,11 @@ _COUNTERS = (
         "Events that every view they match had already dropped; they changed nothing.",
     ),
     ("events_duplicate", "events_duplicate", "Events whose id had been accepted before."),
-    ("events_refused", "events_refused", "Events refused, for whatever reason."),
+    (
+        "events_refused",
+        "events_refused",
+        "Events that came and were refused, for whatever reason; not those that clients turned away unsent.",
+    ),
     (
         "batches_duplicate",
         "batches_duplicate",
@@ -185,6 +189,14 @@ class StoreCollector(Collector):
         for event, n in self._engine.state.partly_late.items():
             partly_late.add_metric([event], n)
         yield partly_late
+        untouched = CounterMetricFamily(
+            "featurestore_events_untouched",
+            "Accepted events that no view took: their keys are absent, or no filter let them pass.",
+            labels=["event"],
+        )
+        for event, n in self._engine.state.untouched.items():
+            untouched.add_metric([event], n)
+        yield untouched
         shed = CounterMetricFamily(
             "featurestore_shed",
             "Accepted events whose key of that entity has no row and found no room for one, at max_memory.",
@@ -194,7 +206,9 @@ class StoreCollector(Collector):
             shed.add_metric([entity], n)
         yield shed
         refused = CounterMetricFamily(
-            "featurestore_refusals", "Events refused in this server's calls.", labels=["reason"]
+            "featurestore_refusals",
+            "Events refused in this server's calls, by reason; not those that clients turned away unsent.",
+            labels=["reason"],
         )
         for code, n in counts["refused"].items():
             refused.add_metric([Outcome(code).name.removeprefix("REFUSED_").lower()], n)

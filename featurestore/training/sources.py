@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from featurestore.files import cells
 from featurestore.files.chunk import Chunk, EventReader
 from featurestore.files.names import KINDS, PIPE, size_bytes_of
 from featurestore.files.reading import open_events
-from featurestore.files.tally import Tally
+from featurestore.files.tally import N_FIRST_ROWS, Tally
 from featurestore.outcome import Outcome
 from featurestore.plan import EventPlan, Kind, TimePlan
+from featurestore.refusals import OF_THE_TIME, Why, why
 from featurestore.training.sorting import Sorter
 from featurestore.training.tables import Batches, TableReader
 
@@ -48,6 +50,9 @@ class Source:
     tally: Tally = field(default_factory=Tally)
     first_ms: int | None = None
     last_ms: int | None = None
+    unread: dict[int, tuple[str | None, Any]] = field(
+        default_factory=dict
+    )  # row → field and value, of the first
 
     def saw(self, times: NDArray[np.int64]) -> None:
         """Some times of events in it."""
@@ -123,8 +128,19 @@ class Rows:
         for place in (self.place,) if self.places is None else np.unique(self.places[:end]):
             own = slice(0, end) if self.places is None else np.flatnonzero(self.places[:end] == place)
             source = self.input.sources[int(place)]
-            source.tally.add(self.numbers[own], self.outcomes[own], self.partly_late[own])
+            source.tally.add(
+                self.numbers[own], self.outcomes[own], self.partly_late[own], partial(self._why, source, own)
+            )
             source.saw(self.times[own][self.timed[own]])
+
+    def _why(self, source: Source, own: slice | NDArray[np.intp], i: int) -> Why:
+        """Of the i-th of its own rows, which was refused."""
+        row = i if isinstance(own, slice) else int(own[i])
+        outcome = Outcome(int(self.outcomes[row]))
+        name, value = source.unread.get(int(self.numbers[row]), (None, None))
+        if name is None and outcome in OF_THE_TIME and self.timed[row]:
+            value = iso(int(self.times[row]))
+        return why(outcome, source.event, name, value)
 
 
 def has_time(times: NDArray[np.int64], outcomes: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -200,6 +216,7 @@ class FileStream:
         self._batch_events = batch_events
         self._order = order
         self._reader: EventReader | None = None
+        self._n_unread: dict[int, int] = {}
         self.kept_schema: pa.Schema = pa.schema([])
         self.first_key: int | None = None
         self.waits = False
@@ -237,6 +254,7 @@ class FileStream:
         with reader:
             for chunk in reader.chunks(self._batch_events):
                 times, columns, outcomes = chunk.event_columns(self._input.event)
+                self._note_unread(chunk, outcomes)
                 keys, valid = self._keys(chunk, times, outcomes)
                 keys = self._in_order(keys, valid, before, chunk)
                 before = int(keys[-1])
@@ -252,6 +270,15 @@ class FileStream:
                     None,
                     self.place,
                 )
+
+    def _note_unread(self, chunk: Chunk, outcomes: NDArray[np.uint8]) -> None:
+        """Of the first rows of each reason, which field cannot be read and what is there: the report says."""
+        for outcome in np.unique(outcomes[outcomes != 0]).tolist():
+            n_known = self._n_unread.get(outcome, 0)
+            rows = np.flatnonzero(outcomes == outcome)[: N_FIRST_ROWS - n_known].tolist()
+            self._n_unread[outcome] = n_known + len(rows)
+            for row in rows:
+                self._source.unread[chunk.start_row + row] = chunk.why_refused(self._input.event, row)
 
     def _keys(
         self, chunk: Chunk, times: NDArray[np.int64], outcomes: NDArray[np.uint8]

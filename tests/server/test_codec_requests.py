@@ -256,7 +256,11 @@ def plain(column: Any, n: int) -> list[Any]:
 def same_rows(expected: oracle.Rows, decoded: Any) -> None:
     n = len(expected.times)
     assert decoded["outcomes"].tolist() == expected.outcomes
-    fields = [f.name for f in oracle.PLAN.events[decoded["event"]].fields]
+    event = oracle.PLAN.events[decoded["event"]]
+    fields = [f.name for f in event.fields]
+    names = [*fields, event.time.field]
+    refused_by = zip(decoded["refused_by"].tolist(), decoded["outcomes"].tolist(), strict=True)
+    assert [names[field] if outcome else None for field, outcome in refused_by] == expected.refused_by
     columns = dict(zip(fields, (plain(c, n) for c in decoded["columns"]), strict=True))
     for i in range(n):
         if expected.outcomes[i] == 0:

@@ -360,6 +360,7 @@ def test_metrics_tell_what_happened(tmp_path: Path, serving: Serving) -> None:
         "featurestore_events_refused_total": 1,
         "featurestore_batches_duplicate_total": 1,
         'featurestore_refusals_total{reason="no_time"}': 1,
+        'featurestore_events_untouched_total{event="play"}': 0,
         "featurestore_vectors_read_total": 3,
         "featurestore_rows": 3,
         "featurestore_remembered_producers": 1,
