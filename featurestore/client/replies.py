@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,19 @@ class Refusal:
         }
 
 
+_COUNTS = (
+    "events",
+    "accepted",
+    "partly_late",
+    "shed",
+    "late",
+    "duplicate",
+    "refused",
+    "unsent",
+    "already_applied",
+)
+
+
 @dataclass
 class IngestReport:
     """What became of the events of one `ingest`.
@@ -303,21 +316,23 @@ class IngestReport:
     position: int = 0
     ack: Ack | None = None
 
+    @classmethod
+    def together(cls, reports: Sequence[IngestReport]) -> IngestReport:
+        """The sum of several, one after the other; rows of each are counted from its own first."""
+        made = cls()
+        for one in reports:
+            for name in (*_COUNTS, "batches", "retries"):
+                setattr(made, name, getattr(made, name) + getattr(one, name))
+            made.refusals += one.refusals
+            made.position = max(made.position, one.position)
+            if one.ack is not None:
+                made.ack = one.ack if made.ack is None else min(made.ack, one.ack)
+        return made
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        counts = (
-            "events",
-            "accepted",
-            "partly_late",
-            "shed",
-            "late",
-            "duplicate",
-            "refused",
-            "unsent",
-            "already_applied",
-        )
         return {
-            **{name: getattr(self, name) for name in counts},
+            **{name: getattr(self, name) for name in _COUNTS},
             "refusals": [one.to_dict() for one in self.refusals],
             "batches": self.batches,
             "retries": self.retries,

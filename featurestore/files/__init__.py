@@ -1,5 +1,7 @@
 """Event files in, training sets out: CSV, JSON lines and Parquet, in constant memory whatever is in them.
 
+    rejects     the rows that were refused, to be corrected and fed again
+    paths       which files a pattern, a folder or a list stands for
     reading     open_events, read_events: a file as chunks of exactly `batch_events` events
       csv_text    CSV: cells as text, then converted column by column
         quotes    where rows end, and quotes that stand where none may

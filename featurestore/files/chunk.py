@@ -61,6 +61,9 @@ class Chunk:
     refused: NDArray[np.uint8]  # Outcome.REFUSED_TYPE where a cell could not be read, else 0
     stored_bytes: int  # of the file, as stored, read up to the end of this chunk (Parquet: by share of rows)
     as_written: Mapping[str, Cells] | None = None  # `columns` before they were read; None: they are so
+    rows: pa.RecordBatch | list[str] | None = (
+        None  # whole, where they are asked for: CSV's cells, JSON's lines
+    )
 
     def event_columns(
         self, event: EventPlan
@@ -91,6 +94,7 @@ class Chunk:
             as_written=None if self.as_written is None else _heads(self.as_written, n_events),
             kept=self.kept[:n_events],
             refused=self.refused[:n_events],
+            rows=None if self.rows is None else self.rows[:n_events],
         )
 
 
@@ -117,7 +121,7 @@ def arrow_errors(name: str, columns: Callable[[], pa.Schema | None]) -> Iterator
 class EventReader(ABC):
     """One open file of events of one type. Iterate `chunks` once, then close; or use it in a `with`."""
 
-    def __init__(self, name: str, event: EventPlan, keep: Sequence[str]) -> None:
+    def __init__(self, name: str, event: EventPlan, keep: Sequence[str], *, whole: bool = False) -> None:
         if len(set(keep)) != len(keep):
             raise ConfigError(f"a column to keep is named twice: {', '.join(keep)}")
         self.name = name
@@ -127,7 +131,9 @@ class EventReader(ABC):
         self.sources = {name: event.source_of(name) for name in names}  # field → what the file calls it
         self.columns = tuple(dict.fromkeys(self.sources.values()))
         texts = {self.sources[field.name] for field in event.fields if field.kind is Kind.TEXT}
-        self.texts = texts - set(keep)  # whose length matters up to what an event may have, and no further
+        # whose length matters up to what an event may have, and no further
+        self.texts: set[str] = set() if whole else texts - set(keep)
+        self.whole = whole
         self.needed = tuple(dict.fromkeys((*self.columns, *self.keep)))
         self.size_bytes: int | None = None  # of the file as stored; None for a pipe
 

@@ -41,8 +41,16 @@ FREE_BYTES = 256 << 20  # that a copy leaves on its disk
 
 
 class ParquetReader(EventReader):
-    def __init__(self, stream: ByteStream, event: EventPlan, keep: Sequence[str], *, seekable: bool) -> None:
-        super().__init__(stream.name, event, keep)
+    def __init__(
+        self,
+        stream: ByteStream,
+        event: EventPlan,
+        keep: Sequence[str],
+        *,
+        seekable: bool,
+        whole: bool = False,
+    ) -> None:
+        super().__init__(stream.name, event, keep, whole=whole)
         self._stream = stream
         self.size_bytes = stream.size_bytes
         self._copy: IO[bytes] | None = None
@@ -59,6 +67,8 @@ class ParquetReader(EventReader):
         except OSError as error:
             raise self._unreadable(error) from error
         self._check_types()
+        if whole:
+            self.needed = tuple(dict.fromkeys((*self.needed, *self.names)))
         # Not the accessors of Arrow's metadata: see footer.py.
         self._groups = row_groups(self._bytes, len(self._file.schema), self.name)
 
@@ -153,6 +163,7 @@ class ParquetReader(EventReader):
                 kept=pa.RecordBatch.from_arrays([batch.column(name) for name in self.keep], schema=schema),
                 refused=np.zeros(batch.num_rows, np.uint8),
                 stored_bytes=(self.size_bytes or 0) * row // max(n_rows, 1),
+                rows=batch.select(list(self.names)) if self.whole else None,
             )
 
     def _batches(

@@ -8,7 +8,6 @@ it is taken as it stands.
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +23,8 @@ from featurestore.core.batch import EventBatch
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.files import cells
 from featurestore.files.chunk import Chunk, EventReader
-from featurestore.files.names import KINDS, PIPE, size_bytes_of
+from featurestore.files.names import PIPE, size_bytes_of
+from featurestore.files.paths import paths_of
 from featurestore.files.reading import open_events
 from featurestore.files.tally import N_FIRST_ROWS, Tally
 from featurestore.outcome import Outcome
@@ -75,6 +75,7 @@ class Input:
     is_points: bool = False
     latest_ms: int | None = None  # what is dated later is refused
     stated_format: str | None = None
+    delimiter: str = ","
 
 
 @dataclass
@@ -149,44 +150,6 @@ def has_time(times: NDArray[np.int64], outcomes: NDArray[np.uint8]) -> NDArray[n
     return timed
 
 
-def expanded(given: str) -> list[str]:
-    """The files that a path, a pattern or a folder stands for, in the order of their names."""
-    if given == PIPE or Path(given).is_file():
-        return [given]
-    if Path(given).is_dir():
-        found = [str(path) for path in sorted(Path(given).rglob("*")) if _is_data(path, Path(given))]
-        if not found:
-            raise ConfigError(f"the folder {given} holds no file of events")
-        return found
-    if glob.has_magic(given):
-        names = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  as a shell has it
-        found = [name for name in names if Path(name).is_file()]
-        if not found:
-            raise ConfigError(f"no file matches {given}")
-        return found
-    return [given]  # whoever opens it says what is wrong
-
-
-def paths_of(given: str) -> list[str]:
-    """Of a list with commas between; a name with a comma in it is a name where there is such a file."""
-    parts = [given] if Path(given).exists() else given.split(",")
-    return [path for part in parts if part for path in expanded(part)]
-
-
-def stored_bytes_of(given: Sequence[str]) -> int | None:
-    """Of all files that these stand for; None where one has no size."""
-    sizes = [size_bytes_of(path) for one in given for path in paths_of(one)]
-    return None if None in sizes else sum(size for size in sizes if size is not None)
-
-
-def _is_data(path: Path, folder: Path) -> bool:
-    """Hidden files and those of other programs (`_SUCCESS`, `_temporary/0/part-0.parquet`) are none of a data
-    set."""
-    endings = {ending.lstrip(".") for ending in path.suffixes}
-    is_ours = not any(name.startswith((".", "_")) for name in path.relative_to(folder).parts)
-    return is_ours and bool(endings & KINDS.keys()) and path.is_file()
-
-
 def sources_of(given: Any, event: EventPlan, event_index: int) -> list[Source]:
     """Of a path, a pattern, a table, an iterable of record batches, or a list of such."""
     if isinstance(given, str | Path):
@@ -202,7 +165,9 @@ def sources_of(given: Any, event: EventPlan, event_index: int) -> list[Source]:
 
 def open_source(source: Source, of: Input, keep: Sequence[str]) -> EventReader:
     if isinstance(source.data, str):
-        return open_events(source.data, of.event, keep=keep, stated_format=of.stated_format)
+        return open_events(
+            source.data, of.event, keep=keep, stated_format=of.stated_format, delimiter=of.delimiter
+        )
     return TableReader(source.name, source.data, of.event, keep)
 
 

@@ -414,3 +414,10 @@ def test_replay_of_the_card_data_gives_the_published_features(data_file, measure
         n = found[f"customer.count_{days}d"].to_numpy()[~free]
         off = published[f"customer_id_nb_tx_{days}day_window"].to_numpy()[~free] - n
         assert np.isin(off, (0, -1, 1)).all()
+
+
+def test_inputs_may_be_separated_by_tabs(replay, clicks, tmp_path):
+    path = tmp_path / "tabs.csv"
+    path.write_text(clicks.read_text().replace(",", "\t"))
+    assert replay(clicks, "out.csv") == replay(path, "same.csv", "--delimiter", "\\t") == Exit.REFUSED
+    assert (tmp_path / "out.csv").read_text() == (tmp_path / "same.csv").read_text()

@@ -458,7 +458,7 @@ def again_of(words: list[str], error: Exception) -> str:
     parser = argparse.ArgumentParser()
     ingest_command.add_arguments(parser)
     arguments = parser.parse_args([*words, "--event", "transaction"])
-    return ingest_command.again(arguments, "file-1", error, is_broken=False, is_begun=True)
+    return ingest_command.again(arguments, words[0], "file-1", error, is_broken=False, is_begun=True)
 
 
 def test_an_observe_that_is_refused_says_why(house: House, make_client: MakeClient) -> None:
