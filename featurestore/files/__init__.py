@@ -7,6 +7,7 @@
         quotes    where rows end, and quotes that stand where none may
       json_lines  JSON lines: one object a line
       parquet     Parquet: typed columns
+        arrow_words  what an Arrow writer said of their types, where Arrow cannot read it
         footer    where the pages of its columns begin
         pages     what they need once they are decoded
         cells     text cells → numbers, texts, times, with the cells that could not be read

@@ -209,7 +209,9 @@ class JsonLinesReader(EventReader):
 
     def _check_first(self, n_rows: int, names: list[str], is_begun: bool) -> None:
         """Of the first chunk, which ends where no more had come if it `is_begun`."""
-        roots = {part for path in self.columns for part in (path, path.split(".")[0])}
+        roots = {
+            ".".join(path.split(".")[:n]) for path in self.columns for n in range(1, path.count(".") + 2)
+        }
         undeclared = [name for name in names if name not in {*roots, *self.keep, *OURS}]
         time = self.sources[self.event.time.field]
         kinds = {self.sources[field.name]: kind_of(field) for field in self.event.fields}
@@ -230,12 +232,18 @@ class JsonLinesReader(EventReader):
 
 def _within(row: Row, path: str) -> tuple[Any, bool]:
     """What stands at names with dots between them, in objects within objects; and whether there is anything.
-    A name that has the dot itself comes first."""
+    Names may have dots themselves: in each object the longest that leads there comes first."""
     if path in row:
         return row[path], True
-    head, dot, rest = path.partition(".")
-    inner = row.get(head) if dot else None
-    return _within(inner, rest) if isinstance(inner, dict) else (None, False)
+    end = path.rfind(".")
+    while end >= 0:
+        inner = row.get(path[:end])
+        if isinstance(inner, dict):
+            found = _within(inner, path[end + 1 :])
+            if found[1]:
+                return found
+        end = path.rfind(".", 0, end)
+    return None, False
 
 
 def _kept(values: list[object], wanted: pa.DataType) -> pa.Array:
