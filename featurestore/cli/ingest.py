@@ -65,8 +65,8 @@ cell cannot be read, are in no count or metric of the server.
 
 rejects: FILE is of the format of the input and must not exist. CSV and JSON lines are written as rows are
 refused, Parquet at the end. refused_row and refused_reason stand behind the columns of the input; FILE itself
-is an input again, and these two are passed over. What an earlier run had refused, whose batches are in, is in
-the file of that run only."""
+is an input again, and these two are passed over. A run that goes on where another stopped has all rows that
+are refused unsent once more, but of those that the server refused only its own."""
 
 FLAGS = {"batch_events": "--batch-events", "epoch": "--epoch"}
 
@@ -466,13 +466,22 @@ def as_dict(
         "producer": done[0].source if len(done) == 1 else None,
         "epoch": epoch,
         "files": [
-            {**_rows_from_one(file.report), "file": file.path, "producer": file.source, "error": file.error}
+            {
+                **_counts_of(file.report),
+                "file": file.path,
+                "producer": file.source or None,
+                "error": file.error,
+            }
             for file in done
         ],
         "rejects": None if rejects is None else {"file": rejects.path, "rows": rejects.n_rows},
         "seconds": round(seconds, 3),
         "events_per_second": round(report.events / max(seconds, 1e-9)),
     }
+
+
+def _counts_of(report: IngestReport) -> dict[str, Any]:
+    return {name: value for name, value in report.to_dict().items() if name != "refusals"}
 
 
 def _rows_from_one(report: IngestReport) -> dict[str, Any]:

@@ -68,9 +68,9 @@ class ParquetReader(EventReader):
             raise InvalidEventError(f"{self.name}: this is not a whole Parquet file: {error}") from error
         except OSError as error:
             raise self._unreadable(error) from error
-        self._check_types()
         if whole:
             self.needed = tuple(dict.fromkeys((*self.needed, *self.names)))
+        self._check_types()
         # Not the accessors of Arrow's metadata: see footer.py.
         self._groups = row_groups(self._bytes, len(self._file.schema), self.name)
 

@@ -82,10 +82,11 @@ class Rejects:
     def _append(self, line: bytes) -> None:
         try:
             if self._file is None:
-                self._file = Path(self.path).open("xb", buffering=0)  # noqa: SIM115  closed by close()
+                self._file = Path(self.path).open("xb")  # noqa: SIM115  closed by close()
                 if self._format.kind == "csv":
                     self._file.write(self._line([name.encode() for name in (*self._names, *OURS)]))
             self._file.write(line)
+            self._file.flush()  # it is there if this process is killed next
         except OSError as error:
             raise StorageError(
                 f"cannot write {self.path}: {error.strerror}; rows are missing in it"
