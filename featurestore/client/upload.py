@@ -82,7 +82,7 @@ class _Canonical:
     times: NDArray[np.int64]
     columns: list[Column]
     outcomes: NDArray[np.uint8]
-    item: Any
+    item: Any  # that they are of; None where nothing of it will be told
 
 
 class Upload:
@@ -136,7 +136,8 @@ class Upload:
             times, columns, outcomes = item.event_columns(self._event)
         else:
             times, columns, outcomes = event_columns(self._event, item)
-        self._fed = _Canonical(self._next_row, times, columns, outcomes, item)
+        is_needed = self._on_refused is not None or bool(outcomes.any())
+        self._fed = _Canonical(self._next_row, times, columns, outcomes, item if is_needed else None)
         n = len(times)
         step = self._batch_events
         self._ranges.extend((begin, min(begin + step, n)) for begin in range(0, n, step))
