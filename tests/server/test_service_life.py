@@ -414,6 +414,18 @@ def test_a_failed_store_ends_it_with_exit_1_and_keeps_what_was_acknowledged(
         assert engine.state.position >= acknowledged > 0
 
 
+def test_a_checkpoint_without_space_is_logged_and_does_not_end_it(tmp_path: Path, program: object) -> None:
+    child, address = program(FEATURESTORE_FAILPOINT="checkpoint.mid=enospc")
+    with grpc.insecure_channel(address) as channel:
+        hot = pb_grpc.FeatureStoreServiceStub(channel)
+        hot.Observe(observe(play()))
+        said = child.stderr.readline()  # the checkpoint comes by itself
+    assert "No space left on device" in said
+    assert "until it is over writes are refused" in said
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(30) == 0, child.stderr.read()
+
+
 def test_killed_and_started_again_it_answers_as_before(tmp_path: Path, program: object) -> None:
     child, address = program()
     with grpc.insecure_channel(address) as channel:
