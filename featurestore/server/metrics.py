@@ -257,6 +257,16 @@ class StoreCollector(Collector):
         yield GaugeMetricFamily(
             "featurestore_failed", "1: writes are over until a restart.", int(self._engine.failed)
         )
+        yield GaugeMetricFamily(
+            "featurestore_writes_refused",
+            "1: for want of space, a descriptor or memory, until there is some; then writes go on.",
+            int(self._engine.refuses_writes),
+        )
+        yield CounterMetricFamily(
+            "featurestore_checkpoints_failed",
+            "Checkpoints not written for want of space, a descriptor or memory; each is tried again.",
+            self._engine.checkpoints_failed,
+        )
         age_ms = stats["checkpoint_age_ms"]  # below 0 where there is none, as when each fails since the start
         yield GaugeMetricFamily(
             "featurestore_checkpoint_age_seconds",
