@@ -21,6 +21,7 @@ The package, from the outside in; each knows only what is below it:
     core       the state in memory, compiled: windows, rows, filters, sequencer
     schema     the file people write → plan
     files      event files in, vector files out: CSV, JSON lines, Parquet
+    refusals   why an event was refused: which field, its value, what to do
     columns    people's data → the columns that events travel in
     niceness   which threads give way
     thrift     the protocol that Parquet's metadata is written in

@@ -16,8 +16,8 @@ key         str; bytes that are UTF-8; integers and floats    other floats and N
             that are whole, as decimal text: 596.0 is "596"   (TYPE); more than 4096 bytes (KEY_TOO_LONG)
 string      as key; a text of more than 4096 bytes is cut     as key, but floats that are not whole are TYPE
             to the whole characters of its first 4096
-number      int, float, bool, Decimal; texts that say one:    NaN, infinity (NOT_FINITE); other texts, dates
-            "100", " 1e3", and t, true, f, false, of any case (TYPE)
+number      int, float, bool, Decimal; texts that say one:    NaN, infinity (NOT_FINITE); other texts, dates,
+            "100", " 1e3", and t, true, f, false, of any case durations (TYPE)
 time, s     int, float, Decimal in the declared unit, or a    null, NaN (NO_TIME); outside the years 1..9999
   ms, us    text that says it; fractions of a millisecond     (TIME_RANGE); bool, other texts (TYPE)
   ns        are floored; ns are those that 64 bits hold

@@ -80,6 +80,8 @@ cdef class Engine:
     cdef readonly uint64_t checkpoint_position
     cdef readonly object checkpointed_at     # time.monotonic() of this process's last checkpoint, None before
     cdef readonly object last_checkpoint     # Checkpointed: that checkpoint, None before
+    cdef readonly uint64_t checkpoints_failed    # of this process, for want of space, descriptors or memory
+    cdef object unwritten                    # what the last one said if it failed so, else None
     cdef readonly uint64_t schema_position   # of the last schema change of this process, 0 before
     cdef readonly object failure         # the exception that ended writes, where one did
     cdef readonly object recovered       # Recovered: what opening found

@@ -45,9 +45,9 @@ from featurestore.core.sequencer cimport CLOCK_WALL
 from featurestore.core.shard cimport lock_taken
 from featurestore.core.state cimport (
     READ_BUSY, Reserved, State, StateC, Work, batch_fits, state_apply, state_change_producer, state_commit,
-    state_content, state_cool, state_count_shed, state_decide, state_fetch, state_forget, state_judge,
-    state_origin,
-    state_read, state_repeat, vectors_for, verdict_error, work_clear, work_prepare, work_would_wait,
+    state_content, state_cool, state_count_shed, state_count_untouched, state_decide, state_fetch,
+    state_forget, state_judge, state_origin, state_read, state_repeat, vectors_for, verdict_error, work_clear,
+    work_prepare, work_would_wait,
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport (
@@ -108,7 +108,7 @@ cdef enum:
     TRIM_BYTES = 8 << 20         # of a checkpoint: from so much on, what it took goes back to the system
     PART_BYTES = 16 << 20        # of changed pages: from so much on, shards that are written are committed
     MIN_MEMORY_BYTES = 16 << 20  # of rows: less holds nothing useful, and is a number without its unit
-    SHEDS_S = 60                 # for so long nothing is shed before that is said to be over
+    QUIET_S = 60                 # for so long nothing is shed, or short, before that is said to be over
     MOST_LEAP_MS = 60_000        # that a wall clock may gain on the machine's uptime, and be believed
     MAKING_MS = 1000             # what there is on the wall clock between making a plan and serving it
 
@@ -376,6 +376,7 @@ cdef int engine_write(EngineC* engine, const Batch* batch, const Sender* sender,
             _count(&engine.counters, batch)
             fs_add(&engine.state.sequencer.partly_late[batch.event], result.partly_late)
             fs_add(&engine.counters.shed, state_count_shed(engine.state, batch, work))
+            state_count_untouched(engine.state, batch, work)
     if status == ENGINE_OK and service != NULL:
         fs_add(&engine.counters.vectors, batch.n_events)
     return status
@@ -1027,33 +1028,43 @@ cdef class Engine:
         with self.lock:
             self._check_writable()
             try:
-                if self.rows.given_up:
-                    self.rows.reopen()
-                try:
-                    # Before the cut: what is written meanwhile goes to a segment of its own, and all before
-                    # it can be deleted.
-                    self._roll()
-                except LimitError:
-                    pass  # the segment in use stays; deleting older ones may be what makes space
-                while True:
-                    try:
-                        written = self._checkpoint()
-                        break
-                    except MapGrownError:
-                        pass              # until it is as large as it may be
-                self.journal.truncate_before(written[0] + 1)
-            except LimitError:
-                self.c.blocked = self.upkeep is not None          # which tries again, and lets go
+                written = self._checkpoint_and_trim()
+            except LimitError as error:
+                self.checkpoints_failed += 1
+                self.unwritten = str(error)
                 raise
-            except MemoryError as error:
-                raise LimitError("no memory for a checkpoint; it is tried again with the next") from error
-            except StorageError as error:
-                self._judge(error, "checkpoint")
             if written[1] >= TRIM_BYTES:
                 self._trim()
             self._make_room()
             self.c.blocked = 0
+            self.unwritten = None
             return written
+
+    def _checkpoint_and_trim(self):
+        try:
+            if self.rows.given_up:
+                self.rows.reopen()
+            try:
+                # Before the cut: what is written meanwhile goes to a segment of its own, and all before it
+                # can be deleted.
+                self._roll()
+            except LimitError:
+                pass  # the segment in use stays; deleting older ones may be what makes space
+            while True:
+                try:
+                    written = self._checkpoint()
+                    break
+                except MapGrownError:
+                    pass                  # until it is as large as it may be
+            self.journal.truncate_before(written[0] + 1)
+        except LimitError:
+            self.c.blocked = self.upkeep is not None          # which tries again, and lets go
+            raise
+        except MemoryError as error:
+            raise LimitError("no memory for a checkpoint; it is tried again with the next") from error
+        except StorageError as error:
+            self._judge(error, "checkpoint")
+        return written
 
     def _trim(self):
         """Gives back what writing a checkpoint took: as much again as what it wrote, and more in LMDB."""
@@ -1229,7 +1240,7 @@ cdef class Engine:
 
     def start_upkeep(self, *, double checkpoint_every_s=60.0, uint64_t checkpoint_journal_bytes=1 << 30,
                      double sweep_every_s=300.0, on_failure=None, on_filling=None, on_shedding=None,
-                     on_leap=None):
+                     on_shortage=None, on_leap=None):
         """Starts the thread that writes checkpoints (by time, or when the journal has grown) and frees
         expired rows.
 
@@ -1240,8 +1251,9 @@ cdef class Engine:
 
         on_filling(what, used bytes, cap) is called when memory that refuses events or sheds keys at its cap
         is four fifths full, and again only after it was half empty. on_shedding(whether): events began to
-        find no room at max_memory, or have all found some for a minute. on_leap(ms): the wall clock has leapt
-        so far ahead (leap_ms), or with 0 is believed again.
+        find no room at max_memory, or have all found some for a minute. on_shortage(why): there began to be
+        one, in words, or with None there has been none for a minute. on_leap(ms): the wall clock has leapt so
+        far ahead (leap_ms), or with 0 is believed again.
         """
         with self.lock:
             if self.upkeep is not None:
@@ -1249,21 +1261,28 @@ cdef class Engine:
             self.upkeep = threading.Thread(
                 target=self._upkeep, name="featurestore-upkeep", daemon=True,
                 args=(checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure, on_filling,
-                      on_shedding, on_leap))
+                      on_shedding, on_shortage, on_leap))
             self.upkeep.start()
 
     def _upkeep(self, checkpoint_every_s, checkpoint_journal_bytes, sweep_every_s, on_failure, on_filling,
-                on_shedding, on_leap):
+                on_shedding, on_shortage, on_leap):
         give_way(UPKEEP)
-        began = checked = swept = shed_at = time.monotonic()
+        began = checked = swept = shed_at = short_at = time.monotonic()
         n_shed = self.c.counters.shed
-        sheds = leapt = False
+        sheds = is_short = leapt = False
         sweep_took = 0.1
         # What a journal just truncated has, and what preallocation adds.
         most_bytes = checkpoint_journal_bytes + 2 * self.segment_bytes
         told = set()
         while not self.stop.wait(0.2):
             now = time.monotonic()
+            why = self.shortage
+            if why is not None:
+                short_at = now
+            if is_short != (short_at > began and now - short_at < QUIET_S):
+                is_short = not is_short
+                if on_shortage is not None:
+                    on_shortage(why)
             try:
                 if self.failed:
                     raise self.failure or write_error(ENGINE_FAILED)
@@ -1290,7 +1309,7 @@ cdef class Engine:
                 if self.c.counters.shed != n_shed:
                     n_shed = self.c.counters.shed
                     shed_at = now
-                if sheds != (shed_at > began and now - shed_at < SHEDS_S):
+                if sheds != (shed_at > began and now - shed_at < QUIET_S):
                     sheds = not sheds
                     if on_shedding is not None:
                         on_shedding(sheds)
@@ -1314,6 +1333,23 @@ cdef class Engine:
                 return
 
     @property
+    def refuses_writes(self):
+        """Whether writes wait for a checkpoint, or the last one found no room in the journal: they resume by
+        themselves."""
+        return bool(self.c.blocked or self.state.position >= self.c.last_position
+                    or self.journal.status == "full")
+
+    @property
+    def shortage(self):
+        """Of space, descriptors or memory, in words: why writes are refused, or why the last checkpoint was
+        not written. None: there is none."""
+        if self.journal.status == "full":
+            return str(self.journal.problem(JOURNAL_FULL))
+        if self.unwritten is not None:
+            return self.unwritten
+        return str(_worded(ENGINE_FULL)) if self.refuses_writes else None
+
+    @property
     def failed(self):
         """Writes are over until a restart: a disk failed, or memory ran out half-way. Reads go on."""
         return bool(self.c.failed or self.c.state.broken or self.journal.status == "failed")
@@ -1328,6 +1364,7 @@ cdef class Engine:
             "events_late": counters.late,
             "events_partly_late": sum(self.state.partly_late.values()),
             "events_shed": counters.shed,
+            "events_untouched": sum(self.state.untouched.values()),
             "events_duplicate": counters.duplicate,
             "events_refused": counters.refused,
             "batches_duplicate": counters.batches_duplicate,

@@ -677,3 +677,19 @@ def test_nothing_compiled_and_neither_arrow_nor_pandas_is_imported() -> None:
         "sys.exit(int(not {'pyarrow', 'pandas', 'featurestore.core'}.isdisjoint(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1, 2], pa.duration("us")),
+        np.array([1, 2], "m8[us]"),
+        pd.Series(np.array([1, 2], "m8[us]")),
+        [timedelta(1), timedelta(2)],
+    ],
+)
+def test_a_duration_is_no_number_no_key_and_no_time(column):
+    for codes in (number_column(column)[1], text_column(column)[1], *(
+        time_column(column, unit)[1] for unit in ("s", "ms", "us", "ns", "iso")
+    )):  # fmt: skip
+        assert codes.tolist() == [Outcome.REFUSED_TYPE] * 2

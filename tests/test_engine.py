@@ -236,6 +236,34 @@ class TestNoSpace:
             until(lambda: writes(engine, 3))
             assert not engine.failed
 
+    def test_a_checkpoint_that_was_not_written_is_told_once(self, path: Path) -> None:
+        told: list[str | None] = []
+        with Engine.open(path) as engine:
+            failpoint.arm("checkpoint.mid=enospc")
+            engine.start_upkeep(checkpoint_every_s=0.0, on_shortage=told.append)
+            store_v1.send(engine, 3, ["bert"])
+            until(lambda: bool(told))
+            until(lambda: engine.checkpoint_position == engine.state.position)
+            until(lambda: writes(engine, 4))
+            until(lambda: engine.checkpoint_position == engine.state.position)
+            assert engine.checkpoints_failed == 1
+            assert engine.shortage is None
+            assert not engine.refuses_writes
+        assert len(told) == 1  # that it is over is said after a minute
+        assert "No space left" in str(told[0])
+
+    def test_a_journal_without_space_says_so_for_as_long_as_it_has_none(self, path: Path) -> None:
+        with Engine.open(path, segment_bytes=4096) as engine:
+            failpoint.arm("journal.allocate=enospc")
+            sequence = 3
+            while writes(engine, sequence):
+                sequence += 1
+            assert engine.refuses_writes
+            assert "no space left for the journal" in str(engine.shortage)
+            until(lambda: writes(engine, sequence))
+            assert not engine.refuses_writes
+            assert engine.shortage is None
+
     def test_rows_that_cannot_grow_are_told_and_nothing_is_lost(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

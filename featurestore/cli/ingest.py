@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import secrets
 import shlex
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,11 +26,13 @@ from featurestore.errors import (
 )
 
 if TYPE_CHECKING:
-    from featurestore.client import IngestReport
+    from featurestore.client import Client, IngestReport, Refusal
     from featurestore.files import EventReader
+    from featurestore.files.rejects import Rejects
+    from featurestore.plan import EventPlan
 
 DESCRIPTION = """\
-Streams a file of events to a server. Each event is counted once: a batch whose answer got lost is sent again
+Streams files of events to a server. Each event is counted once: a batch whose answer got lost is sent again
 under the same number, and the server applies a number once. A server that cannot be reached is waited for,
 before the first batch as between any two.
 
@@ -40,7 +42,8 @@ under whatever name, is not counted a second time, unless --epoch is raised.
 
 A file that was changed is another file to the server. One that stopped at a broken line is repaired and sent
 again with the --producer that the message names. Of one that has grown send only what is new, or declare ids
-in the schema."""
+in the schema. Of several files each goes by itself: one that cannot be read to its end is told, and does not
+keep the others from being sent."""
 
 EPILOG = """\
 what resumes:
@@ -52,26 +55,45 @@ what resumes:
 examples:
   featurestore ingest tx.parquet --event transaction --server localhost:50051
   zcat log-*.csv.gz | featurestore ingest - --format csv --event request --producer log-2024-05
+  featurestore ingest 'logs/*.csv.zst' more.csv --event request --delimiter ';' --rejects refused.csv
   tail -F access.jsonl | featurestore ingest - --format jsonl --event request
   featurestore ingest tx.csv --event transaction -o json | jq '.refusals[].row'
 
 exit code 3 means that all is in but some events were refused; with --allow-refused it is 0. Rows are
 numbered from 1, the first event of the file; a header is not a row. Those that are refused unsent, because a
-cell cannot be read, are in no count or metric of the server."""
+cell cannot be read, are in no count or metric of the server.
 
-N_FIRST_ROWS = 5
+rejects: FILE is of the format of the input and must not exist. CSV and JSON lines are written as rows are
+refused, Parquet at the end. refused_row and refused_reason stand behind the columns of the input; FILE itself
+is an input again, and these two are passed over. A run that goes on where another stopped has all rows that
+are refused unsent once more, but of those that the server refused only its own."""
+
 FLAGS = {"batch_events": "--batch-events", "epoch": "--epoch"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.add_argument(
-        "file", metavar="FILE", help="CSV, JSON lines or Parquet, also .gz or .zst; - for a pipe"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="CSV, JSON lines or Parquet, also .gz or .zst; a pattern in quotes, a folder; - for a pipe",
     )
-    parser.add_argument("--event", required=True, metavar="E", help="the event type the file holds")
+    parser.add_argument("--event", required=True, metavar="E", help="the event type that they hold")
     add_server_arguments(parser)
     parser.add_argument(
         "--format", metavar="FMT", help="csv, jsonl or parquet (.gz, .zst), where the name does not say"
+    )
+    parser.add_argument(
+        "--delimiter",
+        default=",",
+        metavar="C",
+        help="what separates the cells of CSV: one character, or \\t for a tab (default: a comma)",
+    )
+    parser.add_argument(
+        "--rejects",
+        metavar="FILE",
+        help="write refused rows there as they were, with number and reason, to be corrected and sent",
     )
     parser.add_argument(
         "--batch-events",
@@ -125,76 +147,197 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> Exit:
     # heavy: numpy, grpc, pyarrow
-    from featurestore.client import Ack, IngestReport
     from featurestore.client.catalog import event_plan
-    from featurestore.files import open_events
-    from featurestore.files.names import size_bytes_of
+    from featurestore.files.paths import paths_of, stored_bytes_of
+    from featurestore.files.rejects import Rejects
 
-    began_s = time.monotonic()
-    ack = None if arguments.ack is None else Ack[arguments.ack.upper()]
-    report = IngestReport()
     if not 0 <= arguments.wait <= 86_400:
         raise ConfigError(f"--wait is {arguments.wait:g}; it must be from 0 to 86400 seconds")
-    flush_s = flush_s_of(arguments)
+    paths = [path for given in arguments.files for path in paths_of(given)]
+    check_paths(arguments, paths)
+    flush_s = flush_s_of(arguments, paths[0])
+    done: list[_File] = []
+    broken: list[FeatureStoreError] = []
     with (
         # its producer sends nothing: the batches have that of the source, under the same epoch
         client_of(arguments, producer="cli", epoch=arguments.epoch, retry_s=arguments.wait) as client,
-        Progress(arguments.file, size_bytes_of(arguments.file), arguments.progress) as bar,
+        Progress(
+            paths[0] if len(paths) == 1 else f"{len(paths)} files",
+            stored_bytes_of(paths),
+            arguments.progress,
+        ) as bar,
+        contextlib.ExitStack() as stack,
     ):
+        rejects = None
+        if arguments.rejects is not None:
+            rejects = stack.enter_context(Rejects(arguments.rejects, arguments.delimiter))
         waits = _Waits(bar)
         plan = event_plan(client.schema(wait=True, on_wait=waits.tell), arguments.event)
-        with open_events(arguments.file, plan, stated_format=arguments.format, flush_s=flush_s) as reader:
+        for path in paths:
+            file = _File(path, done, bar)
+            try:
+                file.send(arguments, client, plan, waits=waits, flush_s=flush_s, rejects=rejects)
+            except FeatureStoreError as error:
+                file.error = str(error)
+                if len(paths) == 1 or not file.is_broken:  # else the others may well be sound
+                    tell(arguments, done, rejects, bar)
+                    raise
+                bar.say(f"{path}: {error}")
+                broken.append(error)
+            except BaseException:
+                tell(arguments, done, rejects, bar)
+                raise
+            if len(paths) > 1 and not file.error:
+                bar.say(f"{path}: " + "\n".join(lines(file.report, file.seconds, rate=False)))
+    tell(arguments, done, rejects, bar)
+    if broken:
+        raise type(broken[0])(
+            f"{len(broken)} of {len(paths)} files could not be read to their end, the first: {broken[0]}"
+        )
+    is_refused = any(file.report.refused for file in done)
+    return Exit.REFUSED if is_refused and not arguments.allow_refused else Exit.OK
+
+
+def check_paths(arguments: argparse.Namespace, paths: list[str]) -> None:
+    if not paths:
+        raise ConfigError("no file is named")
+    if len(paths) == 1:
+        return
+    if "-" in paths:
+        raise ConfigError("a pipe (-) is ingested alone")
+    if arguments.producer is not None:
+        raise ConfigError(
+            f"--producer stands for one file, and these are {len(paths)}: each has a name of its content"
+        )
+
+
+def tell(arguments: argparse.Namespace, done: list[_File], rejects: Rejects | None, bar: Progress) -> None:
+    """What became of all files, on both outputs."""
+    from featurestore.client import IngestReport
+
+    if not done or (len(done) == 1 and done[0].error):
+        return  # it has said where it stopped
+    report = done[0].report if len(done) == 1 else IngestReport.together([file.report for file in done])
+    seconds = sum(file.seconds for file in done)
+    told = lines(report, seconds)
+    if len(done) > 1:
+        told[0] = f"{len(done)} files: {told[0]}"
+    if rejects is not None and report.refused:
+        rejects.close()
+        missing = report.refused - rejects.n_rows
+        told.insert(
+            -1,
+            f"  {rejects.n_rows:,} refused rows are in {rejects.path}"
+            + (f", {missing:,} are not: the server did not list them" if missing else ""),
+        )
+    for line in told:
+        bar.say(line)
+    if arguments.output == "json":
+        print_json(as_dict(report, done, arguments.epoch, seconds, rejects))
+
+
+class _File:
+    """One of the files, and what became of its events."""
+
+    def __init__(self, path: str, done: list[_File], bar: Progress) -> None:
+        from featurestore.client import IngestReport
+        from featurestore.files.names import size_bytes_of
+
+        self.path = path
+        self.source = ""
+        self.report = IngestReport()
+        self.seconds = 0.0
+        self.error: str | None = None
+        self.is_broken = False  # it cannot be read to its end
+        self._bar = bar
+        self._before = (
+            sum(size_bytes_of(file.path) or 0 for file in done),
+            sum(file.report.events for file in done),
+        )
+        done.append(self)
+
+    def send(
+        self,
+        arguments: argparse.Namespace,
+        client: Client,
+        plan: EventPlan,
+        *,
+        waits: _Waits,
+        flush_s: float | None,
+        rejects: Rejects | None,
+    ) -> None:
+        """Raises what ended it."""
+        from featurestore.client import Ack
+        from featurestore.files import open_events
+
+        began_s = time.monotonic()
+        self.is_broken = True
+        with open_events(
+            self.path,
+            plan,
+            stated_format=arguments.format,
+            flush_s=flush_s,
+            delimiter=arguments.delimiter,
+            whole=rejects is not None,
+        ) as reader:
+            if rejects is not None:
+                rejects.check(self.path, arguments.format, reader.names)
+            self.source = arguments.producer
+            if self.source is None:
+                self.source = source_of(self.path, arguments.event)
+            self.is_broken = False
             read = _Read(reader, arguments.batch_events)
-            if arguments.producer is None:
-                source = source_of(arguments.file, arguments.event)
-            else:
-                source = arguments.producer
 
             def show(so_far: IngestReport) -> None:
-                nonlocal report
-                report = so_far
+                self.report = so_far
                 waits.are_over()
-                bar.update(read.stored_bytes, so_far.events)
+                n_bytes, n_events = self._before
+                self._bar.update(n_bytes + read.stored_bytes, n_events + so_far.events)
+
+            def reject(refusal: Refusal, chunk: Any, at: int) -> None:
+                rejects.add(chunk.rows, at, refusal.row + 1, refusal.reason)  # type: ignore[union-attr]
 
             try:
                 client.ingest(
                     arguments.event,
                     read,
                     batch_events=arguments.batch_events,
-                    ack=ack,
-                    source=source,
+                    ack=None if arguments.ack is None else Ack[arguments.ack.upper()],
+                    source=self.source,
                     on_progress=show,
+                    on_refused=None if rejects is None else reject,
                     on_wait=waits.tell,
                 )
             except ConfigError:
                 raise
             except BaseException as error:
+                self.is_broken = error is read.broken
+                self.error = str(error) or type(error).__name__
                 how = again(
-                    arguments, source, error, is_broken=error is read.broken, is_begun=report.events > 0
+                    arguments,
+                    self.path,
+                    self.source,
+                    error,
+                    is_broken=self.is_broken,
+                    is_begun=self.report.events > 0,
                 )
-                print(f"stopped after {report.events:,} events{how}", file=sys.stderr)
+                self._bar.say(f"stopped after {self.report.events:,} events{how}")
                 raise
-    seconds = time.monotonic() - began_s
-    for line in lines(report, seconds):
-        print(line, file=sys.stderr)
-    if arguments.output == "json":
-        print_json(as_dict(report, source, arguments.epoch, seconds))
-    return Exit.REFUSED if report.refused and not arguments.allow_refused else Exit.OK
+            finally:
+                self.seconds = time.monotonic() - began_s
 
 
-def flush_s_of(arguments: argparse.Namespace) -> float | None:
+def flush_s_of(arguments: argparse.Namespace, path: str) -> float | None:
     """How often what has come through a pipe is sent, however little; None where it is a file, or resumed."""
     given: float | None = arguments.flush_every
     if given is not None and not 0.01 <= given <= 86_400:
         raise ConfigError(f"--flush-every is {given:g}; it must be from 0.01 to 86400 seconds")
-    if given is not None and (arguments.file != "-" or arguments.producer is not None):
-        what = (
-            "a file is read as fast as it goes" if arguments.file != "-" else "with --producer it is resumed"
-        )
+    if given is not None and (path != "-" or arguments.producer is not None):
+        what = "a file is read as fast as it goes" if path != "-" else "with --producer it is resumed"
         raise ConfigError(
             f"--flush-every is of a pipe that is not resumed, and {what}: its batches are cut by their events"
         )
-    if arguments.file != "-" or arguments.producer is not None:
+    if path != "-" or arguments.producer is not None:
         return None
     return 1.0 if given is None else given
 
@@ -249,12 +392,18 @@ def source_of(path: str, event: str) -> str:
 
 
 def again(
-    arguments: argparse.Namespace, source: str, error: BaseException, *, is_broken: bool, is_begun: bool
+    arguments: argparse.Namespace,
+    path: str,
+    source: str,
+    error: BaseException,
+    *,
+    is_broken: bool,
+    is_begun: bool,
 ) -> str:
     """How to go on, as the end of a sentence."""
     if is_broken and not is_begun:
         return ", none is in: repair the file and run the command again"
-    if arguments.file == "-" and arguments.producer is None:
+    if path == "-" and arguments.producer is None:
         return ", they are in: a pipe without --producer cannot be resumed"
     if is_broken:
         return (
@@ -266,8 +415,8 @@ def again(
     return ": run the same command again to go on; what is in is not counted twice"
 
 
-def lines(report: IngestReport, seconds: float) -> list[str]:
-    """For people: one line of counts, one for each reason to refuse, one for how fast."""
+def lines(report: IngestReport, seconds: float, *, rate: bool = True) -> list[str]:
+    """For people: one line of counts, one for each field and reason to refuse, one for how fast."""
     parts = [
         f"{count:,} of them {what}"
         for count, what in (
@@ -288,30 +437,54 @@ def lines(report: IngestReport, seconds: float) -> list[str]:
         )
         if count
     ]
-    by_outcome: dict[Any, list[int]] = {}
+    from featurestore.files.tally import also  # heavy: numpy
+
+    by_reason: dict[Any, list[Refusal]] = {}
     for one in report.refusals:
-        by_outcome.setdefault(one.outcome, []).append(one.row + 1)
+        by_reason.setdefault((one.outcome, one.field), []).append(one)
     reasons = [
-        f"  refused, {outcome.reason}: row{'s' if len(rows) > 1 else ''} "
-        f"{', '.join(map(str, rows[:N_FIRST_ROWS]))}{', …' if len(rows) > N_FIRST_ROWS else ''}"
-        for outcome, rows in sorted(by_outcome.items())
+        f"  refused: row {first.row + 1}, {first.reason or first.outcome.reason}"
+        + also([one.row + 1 for one in others])
+        for first, *others in by_reason.values()
     ]
     ack = "" if report.ack is None else f", {report.ack.name.lower()}"
     retries = f", {report.retries} retries" if report.retries else ""
-    return [
-        ", ".join(counts),
-        *reasons,
-        f"{seconds:.1f} s, {report.events / max(seconds, 1e-9):,.0f} events/s{ack}{retries}",
-    ]
+    speed = f"{seconds:.1f} s, {report.events / max(seconds, 1e-9):,.0f} events/s{ack}{retries}"
+    return [", ".join(counts), *reasons, *([speed] if rate else [])]
 
 
-def as_dict(report: IngestReport, source: str, epoch: int, seconds: float) -> dict[str, Any]:
-    made = report.to_dict()
-    made["refusals"] = [{**one, "row": one["row"] + 1} for one in made["refusals"]]
+def as_dict(
+    report: IngestReport, done: list[_File], epoch: int, seconds: float, rejects: Rejects | None
+) -> dict[str, Any]:
+    made = _rows_from_one(report)
+    if len(done) > 1:
+        made["refusals"] = [
+            {"file": file.path, **one} for file in done for one in _rows_from_one(file.report)["refusals"]
+        ]
     return {
         **made,
-        "producer": source,
+        "producer": done[0].source if len(done) == 1 else None,
         "epoch": epoch,
+        "files": [
+            {
+                **_counts_of(file.report),
+                "file": file.path,
+                "producer": file.source or None,
+                "error": file.error,
+            }
+            for file in done
+        ],
+        "rejects": None if rejects is None else {"file": rejects.path, "rows": rejects.n_rows},
         "seconds": round(seconds, 3),
         "events_per_second": round(report.events / max(seconds, 1e-9)),
     }
+
+
+def _counts_of(report: IngestReport) -> dict[str, Any]:
+    return {name: value for name, value in report.to_dict().items() if name != "refusals"}
+
+
+def _rows_from_one(report: IngestReport) -> dict[str, Any]:
+    made = report.to_dict()
+    made["refusals"] = [{**one, "row": one["row"] + 1} for one in made["refusals"]]
+    return made

@@ -126,6 +126,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", metavar="FMT", help="csv, jsonl or parquet (.gz, .zst), where the name does not say"
     )
     parser.add_argument(
+        "--delimiter",
+        default=",",
+        metavar="C",
+        help="what separates the cells of CSV inputs: one character, or \\t for a tab (default: a comma)",
+    )
+    parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="threads of the engine (default: 1)"
     )
     parser.add_argument(
@@ -147,8 +153,8 @@ def run(arguments: argparse.Namespace) -> Exit:
         raise ConfigError(f"--threads is {arguments.threads}; it must be from 1 to 1024")
     inputs = _inputs(arguments)
     # heavy: numpy, pyarrow, the engine
+    from featurestore.files.paths import stored_bytes_of
     from featurestore.training import replay
-    from featurestore.training.sources import stored_bytes_of
 
     shown = arguments.file or ", ".join(inputs)
     files = [path for paths in inputs.values() for path in paths]
@@ -176,6 +182,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             threads=arguments.threads,
             allow_future=arguments.allow_future,
             stated_format=arguments.format,
+            delimiter=arguments.delimiter,
             progress=bar.update,
         )
     for line in done.lines():

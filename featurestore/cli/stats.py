@@ -24,6 +24,7 @@ NAMES = (
     "events_accepted",
     "events_partly_late",
     "events_shed",
+    "events_untouched",
     "events_late",
     "events_duplicate",
     "events_refused",

@@ -45,7 +45,7 @@ from featurestore.client.replies import (
 )
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences, Ticket
-from featurestore.client.upload import Batch, OnProgress, Upload, items_of
+from featurestore.client.upload import Batch, OnProgress, OnRefused, Upload, items_of
 from featurestore.errors import ConfigError, FeatureStoreError
 
 R = TypeVar("R")
@@ -184,6 +184,7 @@ class AsyncClient:
         ack: Ack | None = None,
         source: str | None = None,
         on_progress: OnProgress | None = None,
+        on_refused: OnRefused | None = None,
         on_wait: OnWait | None = None,
     ) -> IngestReport:
         """See Client.ingest; `columns` may also be an asynchronous iterator.
@@ -201,6 +202,7 @@ class AsyncClient:
             max_message_bytes=self._max_message_bytes,
             patience=self._patience(self.timeout_s, on_wait),
             on_progress=on_progress,
+            on_refused=on_refused,
         )
         items = _items(columns, batch_events)
         try:

@@ -55,7 +55,9 @@ from featurestore.errors import (
     SchemaMismatchError,
     UnavailableError,
 )
+from featurestore.outcome import Outcome
 from featurestore.plan import EventPlan
+from featurestore.refusals import Why, why
 from featurestore.v1 import registry_service_pb2 as registry
 
 R = TypeVar("R")
@@ -306,9 +308,14 @@ class Calls:
                 raise _kept_its_vector(error) from error
             is_unknown = not peek  # until its answer is read
 
+            def told(outcome: Outcome, field: str | None) -> Why:
+                known = self._schema  # nothing is asked for words only
+                plan = event_plan(known, event) if known is not None and event in known.events else None
+                return why(outcome, plan, field, None if field is None else fields.get(field), is_sent=True)
+
             def seen(known: ServiceSchema | None) -> Observed:
                 return wire.decode_observed(
-                    reply.message, known, reply.attempts, peek=peek, bounds=bounds, ack=ack
+                    reply.message, known, reply.attempts, peek=peek, bounds=bounds, ack=ack, why=told
                 )
 
             try:

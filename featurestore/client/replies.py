@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from featurestore.client.parquet import described
 from featurestore.errors import ConfigError
 from featurestore.outcome import Outcome
+from featurestore.refusals import Why
 
 PIN_FORMAT = 1
 
@@ -255,6 +256,7 @@ class Observed:
                values miss it
     shed       keys of it (their parts, joined with commas) that have no row and found no room for one, at the
                store's memory limit: their values miss it, and are WARMING
+    why        of one that was refused: the field, its value and what to do; else None
     """
 
     outcome: Outcome
@@ -264,14 +266,50 @@ class Observed:
     attempts: int = 1
     partly_late: bool = False
     shed: tuple[str, ...] = ()
+    why: Why | None = None
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """One event that was refused: `row` counts the caller's events from 0, in the order given to `ingest`."""
+    """One event that was refused: `row` counts the caller's events from 0, in the order given to `ingest`.
+
+    field    the one whose value, or want of one, is why; None where it is not known
+    value    that value, as Python writes it, cut; None where it is not known or there is none
+    reason   one sentence with both in it, and what to do
+    """
 
     row: int
     outcome: Outcome
+    field: str | None = None
+    value: str | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(cls, row: int, why: Why) -> Refusal:
+        return cls(row, why.outcome, why.field, why.value, why.reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "row": self.row,
+            "outcome": self.outcome.name.lower(),
+            "field": self.field,
+            "value": self.value,
+            "reason": self.reason or self.outcome.reason,
+        }
+
+
+_COUNTS = (
+    "events",
+    "accepted",
+    "partly_late",
+    "shed",
+    "late",
+    "duplicate",
+    "refused",
+    "unsent",
+    "already_applied",
+)
 
 
 @dataclass
@@ -308,25 +346,24 @@ class IngestReport:
     position: int = 0
     ack: Ack | None = None
 
+    @classmethod
+    def together(cls, reports: Sequence[IngestReport]) -> IngestReport:
+        """The sum of several, one after the other; rows of each are counted from its own first."""
+        made = cls()
+        for one in reports:
+            for name in (*_COUNTS, "batches", "retries"):
+                setattr(made, name, getattr(made, name) + getattr(one, name))
+            made.refusals += one.refusals
+            made.position = max(made.position, one.position)
+            if one.ack is not None:
+                made.ack = one.ack if made.ack is None else min(made.ack, one.ack)
+        return made
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        counts = (
-            "events",
-            "accepted",
-            "partly_late",
-            "shed",
-            "late",
-            "duplicate",
-            "refused",
-            "unsent",
-            "already_applied",
-        )
         return {
-            **{name: getattr(self, name) for name in counts},
-            "refusals": [
-                {"row": one.row, "outcome": one.outcome.name.lower(), "reason": one.outcome.reason}
-                for one in self.refusals
-            ],
+            **{name: getattr(self, name) for name in _COUNTS},
+            "refusals": [one.to_dict() for one in self.refusals],
             "batches": self.batches,
             "retries": self.retries,
             "position": self.position,

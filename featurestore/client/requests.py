@@ -259,7 +259,7 @@ def _times_of_each(as_of: Any, n: int) -> NDArray[np.int64]:
 def key_columns(keys: KeySets) -> list[tuple[str, TextColumn]]:
     """One text column per key part, of rows (dicts) or of columns (mapping, Arrow table, data frame)."""
     made = []
-    for name, values in _named(keys):
+    for name, values in named_columns(keys):
         column, codes = canonical.text_column(values, what=f"key {name}")
         if codes.any():
             row = int(np.flatnonzero(codes)[0])
@@ -271,7 +271,7 @@ def key_columns(keys: KeySets) -> list[tuple[str, TextColumn]]:
     return made
 
 
-def _named(keys: Any) -> Iterable[tuple[str, Any]]:
+def named_columns(keys: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(keys, Mapping):
         return keys.items()
     if is_arrow(keys):

@@ -36,7 +36,7 @@ from featurestore.client.replies import (
 )
 from featurestore.client.requests import KeySets, Time
 from featurestore.client.sequences import SourceSequences, Ticket
-from featurestore.client.upload import MAX_WINDOW, Batch, OnProgress, Upload, items_of
+from featurestore.client.upload import MAX_WINDOW, Batch, OnProgress, OnRefused, Upload, items_of
 from featurestore.errors import FeatureStoreError
 
 R = TypeVar("R")
@@ -246,6 +246,7 @@ class Client:
         ack: Ack | None = None,
         source: str | None = None,
         on_progress: OnProgress | None = None,
+        on_refused: OnRefused | None = None,
         on_wait: OnWait | None = None,
     ) -> IngestReport:
         """Streams many events, each counted once however often a batch must be sent again.
@@ -262,6 +263,8 @@ class Client:
                       must be the same; where a batch differs it is refused (InvalidEventError), not counted
                       twice
         on_progress   called with the report so far after each answer
+        on_refused    called with each refused event: its Refusal, the item of `columns` that it came in, and
+                      its row in that; items are held until they are answered
         on_wait       called with the error and the seconds left before each wait for a server that cannot be
                       reached, or does not answer: `retry_s` after the first it is raised
 
@@ -280,6 +283,7 @@ class Client:
             max_message_bytes=self._max_message_bytes,
             patience=self._patience(self.timeout_s, on_wait),
             on_progress=on_progress,
+            on_refused=on_refused,
         )
         items = items_of(columns, batch_events)
         try:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from featurestore.client import wire
 from featurestore.client.failures import Code, Failure, Patience
 from featurestore.client.replies import Ack, IngestReport, Refusal
-from featurestore.client.requests import is_arrow, is_pandas, sliced, wire_ack
+from featurestore.client.requests import is_arrow, is_pandas, named_columns, sliced, wire_ack
 from featurestore.client.sequences import SourceSequences, Ticket
 from featurestore.columns import Column, TextColumn, event_columns
 from featurestore.errors import (
@@ -40,14 +40,17 @@ from featurestore.errors import (
 )
 from featurestore.outcome import Outcome
 from featurestore.plan import EventPlan
+from featurestore.refusals import OF_THE_TIME, refused_field, why
 from featurestore.v1 import feature_store_service_pb2 as service_pb
 
 MAX_BATCH_EVENTS = 1 << 20  # the server's
 MAX_WINDOW = 512
-MAX_REFUSALS = 1000  # kept in the report
+MAX_REFUSALS = 1000  # kept in the report, and told in words
 ANEW = "; they may be in too: sent anew without a source, which would tell, they count again"
 
 OnProgress = Callable[[IngestReport], None]
+# One refused event, the item of the source that it came in, and its row there.
+OnRefused = Callable[[Refusal, Any, int], None]
 
 
 class Numbers(Protocol):
@@ -67,6 +70,8 @@ class Batch:
     end: int
     rows: NDArray[np.int64]  # of each event sent
     refused: list[Refusal]  # the others, refused here
+    item: Any  # they are of, and the row of its first: only where refused events are handed on
+    item_begin: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class _Canonical:
     times: NDArray[np.int64]
     columns: list[Column]
     outcomes: NDArray[np.uint8]
+    item: Any  # that they are of; None where nothing of it will be told
 
 
 class Upload:
@@ -91,6 +97,7 @@ class Upload:
         max_message_bytes: int,
         patience: Patience,
         on_progress: OnProgress | None,
+        on_refused: OnRefused | None = None,
     ) -> None:
         if not 1 <= batch_events <= MAX_BATCH_EVENTS:
             raise ConfigError(
@@ -104,7 +111,10 @@ class Upload:
         self._event, self._numbers = event, numbers
         self._batch_events, self._window = batch_events, window
         self._ack, self._max_message_bytes = ack, max_message_bytes
-        self._patience, self._on_progress = patience, on_progress
+        self._patience, self._on_progress, self._on_refused = patience, on_progress, on_refused
+        # Unless each is handed on, those behind are only counted.
+        self._max_listed = wire.MAX_REFUSALS if on_refused is None else batch_events
+        self._n_told = 0
         self._fed: _Canonical | None = None
         self._ranges: deque[tuple[int, int]] = deque()  # of what was fed, to be cut
         self._unanswered: deque[Batch] = deque()
@@ -126,7 +136,8 @@ class Upload:
             times, columns, outcomes = item.event_columns(self._event)
         else:
             times, columns, outcomes = event_columns(self._event, item)
-        self._fed = _Canonical(self._next_row, times, columns, outcomes)
+        is_needed = self._on_refused is not None or bool(outcomes.any())
+        self._fed = _Canonical(self._next_row, times, columns, outcomes, item if is_needed else None)
         n = len(times)
         step = self._batch_events
         self._ranges.extend((begin, min(begin + step, n)) for begin in range(0, n, step))
@@ -161,10 +172,7 @@ class Upload:
             if len(columns) + 1024 > self._max_message_bytes:
                 row, most = self._fed.begin + begin, self._max_message_bytes
                 raise LimitError(f"row {row} alone is larger than max_message_bytes ({most})")
-            refusals = [
-                Refusal(self._fed.begin + begin + i, Outcome(int(self._fed.outcomes[begin + i])))
-                for i in refused.tolist()
-            ]
+            refusals = [self._refusal(self._fed, begin + i) for i in refused.tolist()]
             ticket = (
                 self._numbers.take()
             )  # also for a batch without events: numbers follow from the rows only
@@ -176,6 +184,8 @@ class Upload:
                 self._fed.begin + end,
                 rows,
                 refusals,
+                None if self._on_refused is None else self._fed.item,
+                self._fed.begin,
             )
             if not n_kept:
                 self._numbers.give_back(ticket)
@@ -186,6 +196,27 @@ class Upload:
         self._fed = None
         return None
 
+    def _refusal(self, fed: _Canonical, i: int) -> Refusal:
+        """Of event i, which cannot be sent."""
+        outcome = Outcome(int(fed.outcomes[i]))
+        if self._n_told >= MAX_REFUSALS and self._on_refused is None:
+            return Refusal(fed.begin + i, outcome, reason=outcome.reason)
+        self._n_told += 1
+        if hasattr(fed.item, "why_refused"):
+            field, value = fed.item.why_refused(self._event, i)
+        else:
+            field, value = refused_field(self._event, dict(named_columns(fed.item)), i)
+        return Refusal.of(fed.begin + i, why(outcome, self._event, field, value))
+
+    def _refusal_there(self, batch: Batch, sent: service_pb.Refusal) -> Refusal:
+        """Of an event that the server refused."""
+        outcome = wire.outcome_of(sent.reason)
+        value = None
+        if sent.field in ("", self._event.time.field) and outcome in OF_THE_TIME:
+            times = wire.message_of(service_pb.IngestStreamRequest, batch.message).batch.columns.times_ms
+            value = str(np.datetime64(times[sent.index], "ms")) + "Z"
+        return Refusal.of(int(batch.rows[sent.index]), why(outcome, self._event, sent.field or None, value))
+
     def _message(self, ticket: Ticket, columns: bytes) -> bytes:
         head = service_pb.IngestRequest(
             event_type=self._event.name,
@@ -193,6 +224,7 @@ class Upload:
             epoch=ticket.epoch,
             sequence=ticket.sequence,
             ack=wire_ack(self._ack),
+            max_refusals=0 if self._on_refused is None else self._max_listed,
         ).SerializeToString()
         return wire.length_field(wire.STREAMED_BATCH, head, columns)
 
@@ -229,6 +261,7 @@ class Upload:
                 n_events=0 if waiting is None else len(waiting.rows),
                 ack=self._ack,
                 position=self.report.position,
+                max_refusals=self._max_listed,
             )
         except UnavailableError as error:
             raise self._explained(OutcomeUnknownError(str(error))) from error
@@ -247,9 +280,7 @@ class Upload:
             report.shed += reply.shed
             report.duplicate += reply.duplicate
             report.refused += reply.refused
-            refused_there = [
-                Refusal(int(batch.rows[one.index]), wire.outcome_of(one.reason)) for one in reply.refusals
-            ]
+            refused_there = [self._refusal_there(batch, one) for one in reply.refusals]
         report.position = reply.position
         ack = wire.ack_of(reply.ack)
         if ack is not None:
@@ -264,6 +295,9 @@ class Upload:
         report.unsent += len(batch.refused)
         refusals = sorted(batch.refused + refused_there, key=lambda one: one.row)
         report.refusals += refusals[: MAX_REFUSALS - len(report.refusals)]
+        if self._on_refused is not None:
+            for one in refusals:
+                self._on_refused(one, batch.item, one.row - batch.item_begin)
         if self._on_progress is not None:
             self._on_progress(self.report)
 

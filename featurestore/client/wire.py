@@ -18,7 +18,7 @@ of another type, or one that comes twice, is no message of ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ from featurestore.client.replies import (
 from featurestore.columns import TextColumn
 from featurestore.errors import SchemaMismatchError, UnavailableError
 from featurestore.outcome import Outcome
+from featurestore.refusals import Why
 from featurestore.v1 import feature_store_service_pb2 as service_pb
 from featurestore.v1 import registry_service_pb2 as registry_pb
 
@@ -60,6 +61,7 @@ READ_KEY_COLUMNS, READ_AS_OF_EACH = 3, 5
 REPLY_VECTORS, REPLY_NOW = 1, 2
 OBSERVED_OUTCOME, OBSERVED_ACK, OBSERVED_POSITION, OBSERVED_VECTORS, OBSERVED_PARTLY_LATE = 1, 2, 3, 4, 5
 OBSERVED_SHED = 6  # repeated
+OBSERVED_FIELD = 7
 VECTORS_FINGERPRINT, VECTORS_ROWS, VECTORS_WIDTH, VECTORS_VALUES, VECTORS_STATUSES = 1, 2, 3, 4, 5
 VECTORS_BOUNDS, VECTORS_LOWER, VECTORS_UPPER, VECTORS_CONFIDENCE, VECTORS_COVERAGE = 6, 7, 8, 9, 10
 BOUNDS_UNSPECIFIED, BOUNDS_EXACT, BOUNDS_CERTAIN, BOUNDS_CONFIDENCE = range(4)
@@ -73,6 +75,7 @@ OBSERVED_TYPES = {
     OBSERVED_POSITION: VARINT,
     OBSERVED_VECTORS: LENGTH,
     OBSERVED_PARTLY_LATE: VARINT,
+    OBSERVED_FIELD: LENGTH,
 }
 VECTORS_TYPES = {
     VECTORS_FINGERPRINT: FIXED64,
@@ -412,8 +415,10 @@ def decode_observed(
     peek: bool,
     bounds: bool,
     ack: Ack | None,
+    why: Callable[[Outcome, str | None], Why] | None = None,
 ) -> Observed:
-    """An ObserveResponse; the rest is what was asked for."""
+    """An ObserveResponse; the rest is what was asked for. `why` is asked of an event that was refused, for
+    the field that the server names."""
     if data is None:
         raise unreadable("the call ended without one")
     keys: list[Span] = []
@@ -439,14 +444,24 @@ def decode_observed(
         shed = tuple(data[begin:end].decode() for begin, end in keys)
     except UnicodeDecodeError:
         raise unreadable("the name of a key is not UTF-8") from None
-    return Observed(outcome, position, acknowledged, vector, attempts, partly_late=partly_late, shed=shed)
+    told = None
+    if outcome.refused and why is not None:
+        begin, end = spans.get(OBSERVED_FIELD, (0, 0))
+        told = why(outcome, data[begin:end].decode(errors="replace") or None)
+    return Observed(outcome, position, acknowledged, vector, attempts, partly_late, shed, told)
 
 
 def decode_ingested(
-    message: bytes, *, sequence: int | None, n_events: int, ack: Ack | None, position: int
+    message: bytes,
+    *,
+    sequence: int | None,
+    n_events: int,
+    ack: Ack | None,
+    position: int,
+    max_refusals: int = MAX_REFUSALS,
 ) -> service_pb.IngestResponse:
     """The answer on a stream to a batch of so many events under this number (None: none is waited for), after
-    one at `position`.
+    one at `position`. It lists `max_refusals`, or as many as a server that cannot be asked.
     """
     streamed = message_of(service_pb.IngestStreamResponse, message)
     reply = streamed.batch
@@ -466,7 +481,7 @@ def decode_ingested(
         raise unreadable(
             f"it counts {reply.shed} of the {reply.accepted} accepted events of batch {sequence} as shed"
         )
-    if len(listed) != min(reply.refused, MAX_REFUSALS):
+    if len(listed) not in (min(reply.refused, max_refusals), min(reply.refused, MAX_REFUSALS)):
         raise unreadable(f"it lists {len(listed)} of the {reply.refused} events refused of batch {sequence}")
     if any(a >= b for a, b in pairwise([*listed, n_events])):
         raise unreadable(f"it refuses events that are not in batch {sequence}, or not in their order")

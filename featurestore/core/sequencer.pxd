@@ -31,6 +31,7 @@ ctypedef struct Sequencer:
     int64_t* dedupe_floors       # [n_types] ids of events before it may have been forgotten; UNSET_MS: none
     uint64_t* partly_late        # [n_types] accepted since this process began, and dropped by something that
                                  # they match; only ever added to, atomically, as are
+    uint64_t* untouched          # [n_types] of the accepted, those that no view took
     uint64_t* shed               # [n_entities] keys of accepted events that found no room, since then
     uint16_t n_entities
     Ids ids

@@ -44,10 +44,11 @@ cdef int sequencer_init(Sequencer* s, const PlanC* plan, uint8_t clock, int64_t 
     s.first_nows = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     s.dedupe_floors = <int64_t*>malloc((n_types + 1) * sizeof(int64_t))
     s.partly_late = <uint64_t*>calloc(n_types + 1, sizeof(uint64_t))
+    s.untouched = <uint64_t*>calloc(n_types + 1, sizeof(uint64_t))
     s.n_entities = plan.n_entities
     s.shed = <uint64_t*>calloc(<size_t>plan.n_entities + 1, sizeof(uint64_t))
     if (producers_init(&s.producers, max_producer_bytes) < 0 or s.type_nows == NULL or s.first_nows == NULL
-            or s.dedupe_floors == NULL or s.partly_late == NULL or s.shed == NULL
+            or s.dedupe_floors == NULL or s.partly_late == NULL or s.untouched == NULL or s.shed == NULL
             or ids_init(&s.ids, plan, max_id_bytes) < 0):
         sequencer_clear(s)
         return -1
@@ -62,6 +63,7 @@ cdef void sequencer_clear(Sequencer* s) noexcept nogil:
     free(s.first_nows)
     free(s.dedupe_floors)
     free(s.partly_late)
+    free(s.untouched)
     free(s.shed)
     ids_clear(&s.ids)
     memset(s, 0, sizeof(Sequencer))
@@ -249,6 +251,7 @@ cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t
     s.type_nows[type_] = now
     s.first_nows[type_] = old.first_nows[old_type]
     s.partly_late[type_] = old.partly_late[old_type]
+    s.untouched[type_] = old.untouched[old_type]
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------

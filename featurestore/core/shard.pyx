@@ -727,9 +727,9 @@ cdef int _shed(Shard* shard, const Job* job, const Part* part, const TouchC* tou
                      job.first_position + part.event, job.nows[part.event])
 
 
-cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* place,
-                     uint64_t applied) noexcept nogil:
-    """`place`: of the row's handle in the table, NULL if there is no such row."""
+cdef int _apply_and_read(Shard* shard, const Job* job, const Part* part, uint32_t* place,
+                         uint64_t applied) noexcept nogil:
+    """As _apply_part, whatever the job asks for and however short memory is."""
     cdef const TouchC* touch = &job.event.touches[part.touch]
     cdef const SlotC* slot = NULL
     cdef Arena* arena = &shard.arena
@@ -808,6 +808,24 @@ cdef int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* p
     if shed and job.peek:
         holes_clear(&shard.holes)
         shard.holes = untouched
+    return status
+
+
+cdef inline int _apply_part(Shard* shard, const Job* job, const Part* part, uint32_t* place,
+                            uint64_t applied) noexcept nogil:
+    """`place`: of the row's handle in the table, NULL if there is no such row."""
+    cdef const TouchC* touch
+    cdef int status
+    if (job.service != NULL or job.peek or job.shed != NULL or shard.holes.n
+            or (place != NULL and _came_later(<Row*>arena_at(&shard.arena, place[0])))):
+        return _apply_and_read(shard, job, part, place, applied)
+    # Where nothing is read, and nothing was shed, an event is counted with no more than that takes.
+    if job.batch.outcomes[part.event] != OUTCOME_ACCEPTED or job.first_position + part.event <= applied:
+        return 0                         # refused, or a checkpoint already holds it
+    touch = &job.event.touches[part.touch]
+    status = _apply_views(shard, job, part, touch, NULL, &place)
+    if status == 0 and touch.n_all > touch.n_views:
+        status = _count(shard, job, part, touch)
     return status
 
 

@@ -94,6 +94,8 @@ cdef void state_repeat(StateC* state, const Batch* batch, Work* work, int64_t wa
 # any more (ids.pxd). How many segments.
 cdef uint64_t state_cool(StateC* state, bint all_) noexcept nogil
 # Adds up what a decided batch has shed, by entity, and says of how many events.
+# Counts the accepted events of a batch that no view took, also by their type.
+cdef uint32_t state_count_untouched(StateC* state, const Batch* batch, const Work* work) noexcept nogil
 cdef uint32_t state_count_shed(StateC* state, const Batch* batch, const Work* work) noexcept nogil
 cdef int state_commit(StateC* state, const Batch* batch, Work* work, const Origin* origin,
                       int64_t wall_ms) noexcept nogil

@@ -458,6 +458,34 @@ cdef uint32_t state_count_shed(StateC* state, const Batch* batch, const Work* wo
     return n
 
 
+cdef bint _is_taken_by_a_view(const PlanC* plan, const Batch* batch, const Facts* facts,
+                              uint32_t i) noexcept nogil:
+    """Some view of the event's keys has it pass its filter."""
+    cdef const EventC* event = &plan.events[batch.event]
+    cdef const TouchC* touch
+    cdef int where
+    cdef uint16_t j, k
+    for j in range(event.n_touches):
+        if facts.missing[<size_t>j * batch.n_events + i]:
+            continue
+        touch = &event.touches[j]
+        for k in range(touch.n_all):
+            where = plan.views[touch.views[k]].where
+            if where < 0 or facts.masks[<size_t>where * batch.n_events + i]:
+                return True
+    return False
+
+
+cdef uint32_t state_count_untouched(StateC* state, const Batch* batch, const Work* work) noexcept nogil:
+    cdef uint32_t i, n = 0
+    for i in range(batch.n_events):
+        if batch.outcomes[i] == OUTCOME_ACCEPTED:
+            n += not _is_taken_by_a_view(state.plan, batch, &work.facts, i)
+    if n:
+        fs_add(&state.sequencer.untouched[batch.event], n)
+    return n
+
+
 ctypedef struct Crew:            # one thread's share of a batch: the shards congruent to `first`
     StateC* state
     const Job* job
@@ -1125,6 +1153,13 @@ cdef class State:
     def partly_late(self):
         """Of each event type, how many that were accepted since this process began were partly late."""
         return {event.name: self.c.sequencer.partly_late[i]
+                for i, event in enumerate(self.compiled.plan.events) if i < self.c.sequencer.n_types}
+
+    @property
+    def untouched(self):
+        """Of each event type, how many that were accepted since this process began no view took: their keys
+        were absent, or no filter let them pass."""
+        return {event.name: self.c.sequencer.untouched[i]
                 for i, event in enumerate(self.compiled.plan.events) if i < self.c.sequencer.n_types}
 
     @property

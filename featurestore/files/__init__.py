@@ -1,10 +1,13 @@
 """Event files in, training sets out: CSV, JSON lines and Parquet, in constant memory whatever is in them.
 
+    rejects     the rows that were refused, to be corrected and fed again
+    paths       which files a pattern, a folder or a list stands for
     reading     open_events, read_events: a file as chunks of exactly `batch_events` events
       csv_text    CSV: cells as text, then converted column by column
         quotes    where rows end, and quotes that stand where none may
       json_lines  JSON lines: one object a line
       parquet     Parquet: typed columns
+        arrow_words  what an Arrow writer said of their types, where Arrow cannot read it
         footer    where the pages of its columns begin
         pages     what they need once they are decoded
         cells     text cells → numbers, texts, times, with the cells that could not be read

@@ -38,6 +38,7 @@ from featurestore.columns import MAX_TEXT_BYTES, TextColumn, event_columns
 from featurestore.errors import ConfigError, InvalidEventError, LimitError
 from featurestore.files.names import did_you_mean, types_told
 from featurestore.plan import EventPlan, Kind
+from featurestore.refusals import refused_field
 
 MAX_BATCH_EVENTS = 1 << 20  # of core/batch.pxd
 MAX_CHUNK_BYTES = 256 << 20  # of the cells of one chunk; 65,536 rows of 4,096 bytes
@@ -59,6 +60,10 @@ class Chunk:
     kept: pa.RecordBatch  # the columns asked to keep, in `EventReader.kept_schema`
     refused: NDArray[np.uint8]  # Outcome.REFUSED_TYPE where a cell could not be read, else 0
     stored_bytes: int  # of the file, as stored, read up to the end of this chunk (Parquet: by share of rows)
+    as_written: Mapping[str, Cells] | None = None  # `columns` before they were read; None: they are so
+    rows: pa.RecordBatch | list[str] | None = (
+        None  # whole, where they are asked for: CSV's cells, JSON's lines
+    )
 
     def event_columns(
         self, event: EventPlan
@@ -74,6 +79,10 @@ class Chunk:
         # a cell that could not be read looks absent to event_columns: the reader knows better
         return times, columns, np.where(self.refused != 0, self.refused, outcomes).astype(np.uint8)
 
+    def why_refused(self, event: EventPlan, row: int) -> tuple[str | None, Any]:
+        """The field for which an event of this chunk cannot be read, and what is written there."""
+        return refused_field(event, self.as_written or self.columns, row)
+
     def head(self, n_events: int) -> Chunk:
         """The first `n_events` of them, or all where there are fewer."""
         if n_events >= self.n_events:
@@ -81,10 +90,16 @@ class Chunk:
         return dataclasses.replace(
             self,
             n_events=n_events,
-            columns={name: cells[:n_events] for name, cells in self.columns.items()},
+            columns=_heads(self.columns, n_events),
+            as_written=None if self.as_written is None else _heads(self.as_written, n_events),
             kept=self.kept[:n_events],
             refused=self.refused[:n_events],
+            rows=None if self.rows is None else self.rows[:n_events],
         )
+
+
+def _heads(columns: Mapping[str, Cells], n_events: int) -> dict[str, Cells]:
+    return {name: cells[:n_events] for name, cells in columns.items()}
 
 
 @contextlib.contextmanager
@@ -106,7 +121,7 @@ def arrow_errors(name: str, columns: Callable[[], pa.Schema | None]) -> Iterator
 class EventReader(ABC):
     """One open file of events of one type. Iterate `chunks` once, then close; or use it in a `with`."""
 
-    def __init__(self, name: str, event: EventPlan, keep: Sequence[str]) -> None:
+    def __init__(self, name: str, event: EventPlan, keep: Sequence[str], *, whole: bool = False) -> None:
         if len(set(keep)) != len(keep):
             raise ConfigError(f"a column to keep is named twice: {', '.join(keep)}")
         self.name = name
@@ -116,7 +131,9 @@ class EventReader(ABC):
         self.sources = {name: event.source_of(name) for name in names}  # field → what the file calls it
         self.columns = tuple(dict.fromkeys(self.sources.values()))
         texts = {self.sources[field.name] for field in event.fields if field.kind is Kind.TEXT}
-        self.texts = texts - set(keep)  # whose length matters up to what an event may have, and no further
+        # whose length matters up to what an event may have, and no further
+        self.texts: set[str] = set() if whole else texts - set(keep)
+        self.whole = whole
         self.needed = tuple(dict.fromkeys((*self.columns, *self.keep)))
         self.size_bytes: int | None = None  # of the file as stored; None for a pipe
 

@@ -1,10 +1,11 @@
 """CSV (RFC 4180) read by pyarrow as text and converted here, so that one bad cell costs one event and no
 more.
 
-Comma-separated, UTF-8 with or without a byte order mark, lines ended by LF or CRLF, quoted values may hold
-commas, line ends and doubled quotes; blank lines are passed over. The header is required; only the columns
-needed are kept in memory. A row with the wrong number of values is an error that names the row: what shifted
-its columns is unknown. So is a quote where none may be (`featurestore.files.quotes`), with its column.
+Cells are separated by commas, or by what is stated; UTF-8 with or without a byte order mark, lines ended by
+LF or CRLF, quoted values may hold commas, line ends and doubled quotes; blank lines are passed over. The
+header is required; only the columns needed are kept in memory. A row with the wrong number of values is an
+error that names the row: what shifted its columns is unknown. So is a quote where none may be
+(`featurestore.files.quotes`), with its column.
 
 Blocks are cut between rows here and parsed one at a time, instead of handing pyarrow the stream: its own
 reader takes a stray quote for a value that runs to the next one, or to the end of the file, losing the events
@@ -23,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pcsv
 
-from featurestore.errors import InvalidEventError
+from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.files import cells
 from featurestore.files.chunk import Chunk, EventReader, cut, recut
-from featurestore.files.quotes import Fault, whole_rows
+from featurestore.files.quotes import Fault, quotes_of
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan, Kind
 
@@ -43,13 +44,41 @@ BYTE_ORDER_MARKS = {
 }
 
 
+def delimiter_of(stated: str) -> str:
+    """The one byte that separates cells, stated as it is or as \\t. Raises ConfigError where it cannot be."""
+    delimiter = "\t" if stated == "\\t" else stated
+    if len(delimiter) != 1 or not delimiter.isascii():
+        raise ConfigError(
+            f"the delimiter is {stated!r}; it must be one character of ASCII, such as ';', or \\t for a tab"
+        )
+    if delimiter in '"\\\r\n\0':
+        raise ConfigError(
+            f"the delimiter is {stated!r}, which has another meaning in CSV; take ';' or \\t, say"
+        )
+    return delimiter
+
+
+def delimiter_told(delimiter: str) -> str:
+    return "'\\t'" if delimiter == "\t" else f"'{delimiter}'"
+
+
 class CsvReader(EventReader):
-    def __init__(self, stream: ByteStream, event: EventPlan, keep: Sequence[str]) -> None:
-        super().__init__(stream.name, event, keep)
+    def __init__(
+        self,
+        stream: ByteStream,
+        event: EventPlan,
+        keep: Sequence[str],
+        *,
+        whole: bool = False,
+        delimiter: str = ",",
+    ) -> None:
+        super().__init__(stream.name, event, keep, whole=whole)
+        self._delimiter = delimiter
+        self._quotes = quotes_of(delimiter)
         self._stream = stream
         self.size_bytes = stream.size_bytes
         self._header = self._read_header()
-        self.check_names(self._header, "the header")
+        self.check_names(self._header, self._header_told())
         self._kept_schema = pa.schema([(name, cells.kept_type(event, name)) for name in self.keep])
 
     @property
@@ -63,12 +92,20 @@ class CsvReader(EventReader):
     def close(self) -> None:
         self._stream.close()
 
+    def _header_told(self) -> str:
+        """Its name in an error; of one column that looks like several, with what may be missing."""
+        (one, *more) = self._header
+        other = next((mark for mark in ";\t|," if mark in one and mark != self._delimiter), None)
+        if more or other is None:
+            return "the header"
+        return f"the header, which is one column (separated otherwise? --delimiter {delimiter_told(other)})"
+
     def _read_header(self) -> list[str]:
         """Takes the header off the stream and leaves the first row next."""
         head = b""
         while len(head) < BLOCK_BYTES and (block := self._stream.read(BLOCK_BYTES - len(head))):
             head += block
-            if whole_rows(head.removeprefix(UTF_8_MARK).lstrip(b"\r\n")).end:
+            if self._quotes.whole_rows(head.removeprefix(UTF_8_MARK).lstrip(b"\r\n")).end:
                 break
         for mark, what in BYTE_ORDER_MARKS.items():
             if head.startswith(mark):
@@ -87,7 +124,7 @@ class CsvReader(EventReader):
                 yield line
 
         try:
-            names = next(csv.reader(lines(), strict=True))
+            names = next(csv.reader(lines(), delimiter=self._delimiter, strict=True))
             "".join(names).encode()
         except (csv.Error, UnicodeEncodeError) as error:
             raise InvalidEventError(
@@ -124,7 +161,7 @@ class CsvReader(EventReader):
                 continue
             is_last = not block
             data = rest + block
-            rows = whole_rows(data, is_last=is_last)
+            rows = self._quotes.whole_rows(data, is_last=is_last)
             rest = data[rows.end :]
             for batch in self._parsed(data[: rows.fault.row_begin if rows.fault else rows.end], n_rows):
                 n_rows += batch.num_rows
@@ -132,7 +169,7 @@ class CsvReader(EventReader):
             if rows.fault:
                 raise InvalidEventError(f"{self.name}, row {n_rows + 1}, {self._told(rows.fault)}")
             if len(rest) > MAX_ROW_BYTES:
-                fault = whole_rows(rest, is_last=True).fault
+                fault = self._quotes.whole_rows(rest, is_last=True).fault
                 raise InvalidEventError(
                     f"{self.name}, behind row {n_rows}: a row is longer than {MAX_ROW_BYTES} bytes; "
                     + (self._told(fault) if fault else f"it begins {rest[:60]!r}")
@@ -148,6 +185,8 @@ class CsvReader(EventReader):
         if not rows.strip(b"\r\n"):  # pyarrow takes blank lines alone for a mistake
             return []
         wanted = [str(i) for i in sorted({self._header.index(name) for name in self.needed})]
+        if self.whole:
+            wanted = [str(i) for i in range(len(self._header))]
         try:
             table = pcsv.read_csv(
                 pa.BufferReader(rows),
@@ -156,7 +195,7 @@ class CsvReader(EventReader):
                     block_size=len(rows) + 1,
                     column_names=[str(i) for i in range(len(self._header))],
                 ),
-                pcsv.ParseOptions(newlines_in_values=True),
+                pcsv.ParseOptions(delimiter=self._delimiter, newlines_in_values=True),
                 pcsv.ConvertOptions(
                     include_columns=wanted,
                     column_types=dict.fromkeys(wanted, pa.binary()),
@@ -204,4 +243,6 @@ class CsvReader(EventReader):
             kept=pa.RecordBatch.from_arrays(kept, schema=self._kept_schema),
             refused=refused,
             stored_bytes=self._stream.stored_bytes,
+            as_written={name: raw[path] for name, path in self.sources.items()},
+            rows=batch if self.whole else None,
         )

@@ -37,6 +37,9 @@ TAIL_BYTES = 8
 ARROW_SCHEMA = b"\x18\x0cARROW:schema\x18"
 
 
+UNREAD_ARROW_SCHEMA = b"arrow:schema"  # what it is called then: see without_arrow_schema
+
+
 class ColumnChunk(NamedTuple):
     """One leaf column of one row group."""
 

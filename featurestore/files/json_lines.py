@@ -25,7 +25,7 @@ from featurestore.columns import kind_of, number_in
 from featurestore.errors import InvalidEventError
 from featurestore.files import cells
 from featurestore.files.chunk import CUT_BYTES, MAX_CHUNK_BYTES, Chunk, EventReader
-from featurestore.files.names import did_you_mean, nearest
+from featurestore.files.names import OURS, did_you_mean, nearest
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan
 
@@ -42,8 +42,10 @@ Row: TypeAlias = dict[str, Any]
 
 
 class JsonLinesReader(EventReader):
-    def __init__(self, stream: ByteStream, event: EventPlan, keep: Sequence[str]) -> None:
-        super().__init__(stream.name, event, keep)
+    def __init__(
+        self, stream: ByteStream, event: EventPlan, keep: Sequence[str], *, whole: bool = False
+    ) -> None:
+        super().__init__(stream.name, event, keep, whole=whole)
         self._stream = stream
         self.size_bytes = stream.size_bytes
         self._kept_schema = pa.schema([(name, cells.kept_type(event, name)) for name in self.keep])
@@ -58,15 +60,16 @@ class JsonLinesReader(EventReader):
 
     def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]:
         rows: list[list[Any]] = []  # cells of the fields, then of the columns to keep
+        lines: list[str] = []  # the same as they are written, where they are wanted
         wanted = (*self.columns, *self.keep)
         names: dict[str, None] | None = {}  # of the first chunk's fields
         row, skip, n_bytes = start_row, start_row, 0
         for line in self._rows():
             if line is None:
                 if rows:
-                    yield self._chunk(rows, row, names, is_begun=True)
+                    yield self._chunk(rows, lines, row, names, is_begun=True)
                     row += len(rows)
-                    rows, names, n_bytes = [], None, 0
+                    rows, lines, names, n_bytes = [], [], None, 0
                 yield self._pause(row, self._stream.stored_bytes)
                 continue
             text, parsed = line
@@ -84,15 +87,16 @@ class JsonLinesReader(EventReader):
             if len(text) > CUT_BYTES or "[" in text or text.find("{", 1) > 0:
                 self._shorten(cells)
             rows.append(cells)
+            lines += [text] * self.whole
             n_bytes += len(text)  # the cells have less
             if n_bytes > MAX_CHUNK_BYTES:
                 n_bytes = self._checked_size(rows, row)
             if len(rows) == batch_events:
-                yield self._chunk(rows, row, names)
+                yield self._chunk(rows, lines, row, names)
                 row += len(rows)
-                rows, names, n_bytes = [], None, 0
+                rows, lines, names, n_bytes = [], [], None, 0
         if rows:
-            yield self._chunk(rows, row, names)
+            yield self._chunk(rows, lines, row, names)
 
     def _shorten(self, cells: list[Any]) -> None:
         """Leaves as much of each cell of an event as says what it is: a list or an object is nothing there.
@@ -179,6 +183,7 @@ class JsonLinesReader(EventReader):
     def _chunk(
         self,
         rows: list[list[Any]],
+        lines: list[str],
         start_row: int,
         names: dict[str, None] | None,
         *,
@@ -199,12 +204,15 @@ class JsonLinesReader(EventReader):
             ),
             refused=np.zeros(len(rows), np.uint8),
             stored_bytes=self._stream.stored_bytes,
+            rows=lines if self.whole else None,
         )
 
     def _check_first(self, n_rows: int, names: list[str], is_begun: bool) -> None:
         """Of the first chunk, which ends where no more had come if it `is_begun`."""
-        roots = {part for path in self.columns for part in (path, path.split(".")[0])}
-        undeclared = [name for name in names if name not in roots and name not in self.keep]
+        roots = {
+            ".".join(path.split(".")[:n]) for path in self.columns for n in range(1, path.count(".") + 2)
+        }
+        undeclared = [name for name in names if name not in {*roots, *self.keep, *OURS}]
         time = self.sources[self.event.time.field]
         kinds = {self.sources[field.name]: kind_of(field) for field in self.event.fields}
         for name in dict.fromkeys((time, *self.keep, *self.columns)):
@@ -224,12 +232,18 @@ class JsonLinesReader(EventReader):
 
 def _within(row: Row, path: str) -> tuple[Any, bool]:
     """What stands at names with dots between them, in objects within objects; and whether there is anything.
-    A name that has the dot itself comes first."""
+    Names may have dots themselves: in each object the longest that leads there comes first."""
     if path in row:
         return row[path], True
-    head, dot, rest = path.partition(".")
-    inner = row.get(head) if dot else None
-    return _within(inner, rest) if isinstance(inner, dict) else (None, False)
+    end = path.rfind(".")
+    while end >= 0:
+        inner = row.get(path[:end])
+        if isinstance(inner, dict):
+            found = _within(inner, path[end + 1 :])
+            if found[1]:
+                return found
+        end = path.rfind(".", 0, end)
+    return None, False
 
 
 def _kept(values: list[object], wanted: pa.DataType) -> pa.Array:

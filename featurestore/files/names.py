@@ -30,6 +30,7 @@ KINDS: dict[str, Kind] = {
 }
 COMPRESSIONS: dict[str, Compression] = {"gz": "gzip", "zst": "zstd"}
 MAX_TOLD = 100  # characters of a name or a type in a sentence
+OURS = ("refused_row", "refused_reason")  # columns that rejects have more: see rejects.py
 FORMATS = "csv, jsonl or parquet, each also with .gz or .zst behind it"
 
 

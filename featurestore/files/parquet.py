@@ -5,7 +5,7 @@ from the dictionary: so as many rows are decoded at a time as have room, whateve
 
 A kept column keeps its type. Columns of the event go to `featurestore.columns` as they are, dictionaries
 decoded; a type that cannot be what the schema says (a list, a date for a number) is an error before the first
-event.
+event. So is a duration: nothing declares the unit of one.
 
 A type that Arrow does not know (integers of 128 bits, say) matters only in a column that is needed: the
 others are taken as what Parquet stores them as.
@@ -29,8 +29,9 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from featurestore.errors import InvalidEventError, StorageError
+from featurestore.files.arrow_words import durations_in
 from featurestore.files.chunk import MAX_CHUNK_BYTES, Chunk, EventReader, cut, recut
-from featurestore.files.footer import row_groups, without_arrow_schema
+from featurestore.files.footer import UNREAD_ARROW_SCHEMA, row_groups, without_arrow_schema
 from featurestore.files.pages import needs_of
 from featurestore.files.stream import ByteStream
 from featurestore.plan import EventPlan, Kind
@@ -41,8 +42,16 @@ FREE_BYTES = 256 << 20  # that a copy leaves on its disk
 
 
 class ParquetReader(EventReader):
-    def __init__(self, stream: ByteStream, event: EventPlan, keep: Sequence[str], *, seekable: bool) -> None:
-        super().__init__(stream.name, event, keep)
+    def __init__(
+        self,
+        stream: ByteStream,
+        event: EventPlan,
+        keep: Sequence[str],
+        *,
+        seekable: bool,
+        whole: bool = False,
+    ) -> None:
+        super().__init__(stream.name, event, keep, whole=whole)
         self._stream = stream
         self.size_bytes = stream.size_bytes
         self._copy: IO[bytes] | None = None
@@ -53,11 +62,14 @@ class ParquetReader(EventReader):
                 self._fill(self._copy)
                 self._source = self._copy
             self._bytes = self._copy or Path(stream.name).open("rb")  # noqa: SIM115  closed by close()
+            self._unsaid: list[str] = []  # durations that only the writer's words tell from integers
             self._file = self._open()
         except ValueError as error:  # ArrowInvalid, or a name of a column that is not UTF-8
             raise InvalidEventError(f"{self.name}: this is not a whole Parquet file: {error}") from error
         except OSError as error:
             raise self._unreadable(error) from error
+        if whole:
+            self.needed = tuple(dict.fromkeys((*self.needed, *self.names)))
         self._check_types()
         # Not the accessors of Arrow's metadata: see footer.py.
         self._groups = row_groups(self._bytes, len(self._file.schema), self.name)
@@ -78,7 +90,9 @@ class ParquetReader(EventReader):
         footer = without_arrow_schema(self._bytes, self.name)
         if self._copy is not None:
             self._copy.seek(0)
-        return self._open(pq.read_metadata(pa.BufferReader(footer)))
+        read = pq.read_metadata(pa.BufferReader(footer))
+        self._unsaid = durations_in((read.metadata or {}).get(UNREAD_ARROW_SCHEMA, b""))
+        return self._open(read)
 
     def columns_read(self) -> pa.Schema:
         return pa.schema([pa.field(name, self._type_of(name)) for name in self.needed])
@@ -121,6 +135,12 @@ class ParquetReader(EventReader):
         schema = self._file.schema_arrow
         inside = [name for name in self.columns if name not in schema.names and field_at(schema, name)]
         self.check_names([*schema.names, *inside], "the file")
+        for name in self.needed:
+            if any(name == one or one.startswith(f"{name}.") for one in self._unsaid):
+                raise InvalidEventError(
+                    f"{self.name}: column {name!r} is a duration, of which only the integers can be read, "
+                    "because Arrow does not know another column's type; write it as a number, or leave it out"
+                )
         time = self.event.time
         self._check_type(
             self.sources[time.field], f"time in {time.unit}", _is_iso_time if time.unit == "iso" else _is_time
@@ -135,8 +155,10 @@ class ParquetReader(EventReader):
     def _check_type(self, name: str, wanted: str, fits: Callable[[pa.DataType], bool]) -> None:
         found = _plain(self._type_of(name))
         if not (fits(found) or pt.is_null(found)):
+            advice = "; write it as a number, in a unit that you choose" if pt.is_duration(found) else ""
             raise InvalidEventError(
                 f"{self.name}: column {name!r} is {found}, but event {self.event.name} declares it a {wanted}"
+                + advice
             )
 
     def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]:
@@ -153,6 +175,7 @@ class ParquetReader(EventReader):
                 kept=pa.RecordBatch.from_arrays([batch.column(name) for name in self.keep], schema=schema),
                 refused=np.zeros(batch.num_rows, np.uint8),
                 stored_bytes=(self.size_bytes or 0) * row // max(n_rows, 1),
+                rows=batch.select(list(self.names)) if self.whole else None,
             )
 
     def _batches(
@@ -252,25 +275,40 @@ class ParquetReader(EventReader):
 
 def field_at(fields: pa.Schema | pa.StructType, path: str) -> pa.Field | None:
     """The column of this name, or the field that stands at names with dots between them, in structs."""
-    names = [one.name for one in fields]
-    if path in names:
-        return fields.field(path)
-    head, dot, rest = path.partition(".")
-    inner = fields.field(head).type if dot and head in names else None
-    return field_at(inner, rest) if inner is not None and pt.is_struct(inner) else None
+    steps = _steps(fields, path)
+    if steps is None:
+        return None
+    found = fields.field(steps[0])
+    for name in steps[1:]:
+        found = found.type.field(name)
+    return found
 
 
 def column_at(batch: pa.RecordBatch, path: str) -> pa.Array:
     """Its values; null where a struct around it is."""
-    if path in batch.schema.names:
-        return batch.column(path)
-    head, _, rest = path.partition(".")
-    column = batch.column(head)
-    while rest:
-        names = [one.name for one in column.type]
-        head, _, after = (rest, "", "") if rest in names else rest.partition(".")
-        column, rest = pc.struct_field(column, [head]), after
+    steps = _steps(batch.schema, path)
+    if steps is None:
+        raise AssertionError(f"{path!r} was looked for before")
+    column = batch.column(steps[0])
+    for name in steps[1:]:
+        column = pc.struct_field(column, [name])
     return column
+
+
+def _steps(fields: pa.Schema | pa.StructType, path: str) -> list[str] | None:
+    """The names that lead there, which may have dots themselves: in each struct the longest comes first."""
+    names = {one.name for one in fields}
+    if path in names:
+        return [path]
+    end = path.rfind(".")
+    while end >= 0:
+        head = path[:end]
+        inner = fields.field(head).type if head in names else None
+        rest = _steps(inner, path[end + 1 :]) if inner is not None and pt.is_struct(inner) else None
+        if rest is not None:
+            return [head, *rest]
+        end = path.rfind(".", 0, end)
+    return None
 
 
 def _parts(columns: list[pa.Array], n_rows: int) -> Iterator[list[pa.Array]]:

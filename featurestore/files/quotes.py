@@ -2,7 +2,8 @@
 not.
 
     cell    = unquoted | '"' (any byte but a quote | '""')* '"'
-    what follows a quoted cell is a comma, the end of a line (LF, CRLF or CR) or the end of the file
+    what follows a quoted cell is a comma (or what separates cells instead), the end of a line (LF, CRLF or
+    CR) or the end of the file
 
 This is what Python's csv reader takes when it is strict; a quote inside an unquoted cell (`5" disk`) is a
 character like others there and here. Two things that it takes are refused, because they are how other
@@ -19,22 +20,14 @@ other quotes are walked through cell by cell, in a regular expression.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 QUOTE = b'"'
-# May stand before a quote that opens a cell and behind one that closes it (a quote: they are two for one).
-BESIDE: Final[NDArray[np.bool_]] = np.isin(np.arange(256), list(b',\r\n"'))
-# A quoted cell, or a quote inside an unquoted one. A group is there only where something is or may be wrong.
-TOKEN = re.compile(
-    rb'"(?:(?<![^,\r\n]")[^"]*+(?:""[^"]*+)*+(?:"(?:(?![^,\r\n])|(?P<more>))|(?P<open>))'
-    rb'|(?<![\\ \t]")|(?P<behind>))'
-)
-NEXT = re.compile(rb"[^,\r\n]{1,20}")
 SHOWN_BYTES = 60
 
 # What is wrong with a cell as far as it is shown, and what to do.
@@ -42,7 +35,7 @@ TWICE = "put the value in quotes and write each quote in it twice"
 NOT_CLOSED = "a quote is opened and never closed: {shown!r}; where it is part of the value, " + TWICE
 MORE_BEHIND = (
     "behind the quote that closes {shown!r}{lines} comes {found!r}, "
-    "and only a comma or the end of the line may; where a quote is part of the value, " + TWICE
+    "and only {delimiter} or the end of the line may; where a quote is part of the value, " + TWICE
 )
 BLANK_BEFORE = (
     "blanks before the quote: {shown!r}; take them out, or where they are part of the value, " + TWICE
@@ -65,89 +58,109 @@ class Rows:
     fault: Fault | None  # the first in the whole rows
 
 
-def whole_rows(data: bytes, *, is_last: bool = False) -> Rows:
-    """The whole rows in `data`, which begins with a row: up to an LF outside of quotes, or up to the end
-    where nothing comes behind it (`is_last`). A row is judged once it is whole, wherever blocks are cut.
-    """
-    if QUOTE not in data:
-        return Rows(len(data) if is_last else data.rfind(b"\n") + 1, None)
-    text = np.frombuffer(data, np.uint8)
-    quotes = np.flatnonzero(text == ord(QUOTE))
-    # clip: before the first byte and behind the last one it is the quote itself, and nothing is wrong
-    is_regular = (
-        BESIDE[text.take(quotes[0::2] - 1, mode="clip")].all()
-        and BESIDE[text.take(quotes[1::2] + 1, mode="clip")].all()
-    )
-    if is_regular and not (is_last and len(quotes) % 2):
-        return Rows(len(data) if is_last else _end_of_rows(data, text, quotes), None)
-    return _walk(data, is_last)
+class Quotes:
+    """Those of CSV with one delimiter."""
+
+    def __init__(self, delimiter: str) -> None:
+        self._mark = mark = delimiter.encode()
+        self._told_as = "a comma" if delimiter == "," else "a tab" if delimiter == "\t" else repr(delimiter)
+        self._blanks = b" \t".replace(mark, b"")
+        # May stand before a quote that opens a cell and behind one that closes it (a quote: two are one).
+        self._beside: NDArray[np.bool_] = np.isin(np.arange(256), list(mark + b'\r\n"'))
+        # A quoted cell, or a quote inside an unquoted one. A group is there only where something is or may be
+        # wrong.
+        end = b"[^" + re.escape(mark) + rb"\r\n]"
+        blank = b"[" + re.escape(b"\\" + self._blanks) + b"]"
+        self._token = re.compile(
+            rb'"(?:(?<!' + end + rb'")[^"]*+(?:""[^"]*+)*+(?:"(?:(?!' + end + rb")|(?P<more>))|(?P<open>))"
+            rb"|(?<!" + blank + rb'")|(?P<behind>))'
+        )
+        self._next = re.compile(end + b"{1,20}")
+
+    def whole_rows(self, data: bytes, *, is_last: bool = False) -> Rows:
+        """The whole rows in `data`, which begins with a row: up to an LF outside of quotes, or up to the end
+        where nothing comes behind it (`is_last`). A row is judged once it is whole, wherever blocks are cut.
+        """
+        if QUOTE not in data:
+            return Rows(len(data) if is_last else data.rfind(b"\n") + 1, None)
+        text = np.frombuffer(data, np.uint8)
+        quotes = np.flatnonzero(text == ord(QUOTE))
+        # clip: before the first byte and behind the last one it is the quote itself, and nothing is wrong
+        is_regular = (
+            self._beside[text.take(quotes[0::2] - 1, mode="clip")].all()
+            and self._beside[text.take(quotes[1::2] + 1, mode="clip")].all()
+        )
+        if is_regular and not (is_last and len(quotes) % 2):
+            return Rows(len(data) if is_last else self._end_of_rows(data, text, quotes), None)
+        return self._walk(data, is_last)
+
+    def _end_of_rows(self, data: bytes, text: NDArray[np.uint8], quotes: NDArray[np.intp]) -> int:
+        """Behind the last LF that has an even number of quotes before it."""
+        newline = data.rfind(b"\n")
+        if np.searchsorted(quotes, newline) % 2 == 0:
+            return newline + 1
+        newlines = np.flatnonzero(text == ord(b"\n"))
+        outside = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
+        return int(outside[-1]) + 1 if len(outside) else 0
+
+    def _walk(self, data: bytes, is_last: bool) -> Rows:
+        """`whole_rows` of any text, from quote to quote."""
+        newline = data.rfind(b"\n")
+        is_quoted = False  # that newline
+        fault: tuple[int, int, str] | None = None
+        before = 0
+        for token in self._token.finditer(data):
+            start, stop = token.span()
+            if start < newline < stop:
+                is_quoted = True
+            if token.lastgroup is not None and fault is None:
+                words = self._wrong(data, before, token, is_last)
+                fault = (start, stop, words) if words else None
+            before = stop
+        end = len(data) if is_last else self._end_outside(data) if is_quoted else newline + 1
+        return Rows(end, self._told(data, *fault) if fault is not None and fault[0] < end else None)
+
+    def _wrong(self, data: bytes, before: int, token: re.Match[bytes], is_last: bool) -> str:
+        """What is wrong with a token that has a group; the token in front of it ends at `before`."""
+        if token.lastgroup == "more":
+            return MORE_BEHIND
+        if token.lastgroup == "open":
+            return NOT_CLOSED if is_last else ""
+        quote = token.start()
+        if data[quote - 1] == ord(b"\\"):
+            return BACKSLASH_BEFORE
+        text = data[before:quote].rstrip(self._blanks)
+        is_first = text[-1:] in (self._mark, b"\r", b"\n") if text else before == 0
+        return BLANK_BEFORE if is_first else ""
+
+    def _end_outside(self, data: bytes) -> int:
+        """Behind the last LF that is in no token."""
+        before = end = 0
+        for token in self._token.finditer(data):
+            end = data.rfind(b"\n", before, token.start()) + 1 or end
+            before = token.end()
+        return data.rfind(b"\n", before) + 1 or end
+
+    def _told(self, data: bytes, start: int, stop: int, words: str) -> Fault:
+        """The fault of the token at [start, stop), with its place."""
+        # a comma or a line end in quotes is none
+        outside = self._token.sub(lambda token: b"x" * len(token[0]), data[:start])
+        row_begin = max(outside.rfind(b"\n"), outside.rfind(b"\r")) + 1
+        cell = data[max(row_begin, outside.rfind(self._mark) + 1) : stop]
+        found = self._next.match(data, stop)
+        n_lines = cell.count(b"\n")
+        what = words.format(
+            delimiter=self._told_as,
+            shown=_shown(cell),
+            lines=f" {n_lines} line{'s' * (n_lines > 1)} below" if n_lines else "",
+            found=found[0].decode(errors="backslashreplace") if found else "",
+        )
+        return Fault(row_begin, outside.count(self._mark, row_begin), what)
 
 
-def _end_of_rows(data: bytes, text: NDArray[np.uint8], quotes: NDArray[np.intp]) -> int:
-    """Behind the last LF that has an even number of quotes before it."""
-    newline = data.rfind(b"\n")
-    if np.searchsorted(quotes, newline) % 2 == 0:
-        return newline + 1
-    newlines = np.flatnonzero(text == ord(b"\n"))
-    outside = newlines[np.searchsorted(quotes, newlines) % 2 == 0]
-    return int(outside[-1]) + 1 if len(outside) else 0
-
-
-def _walk(data: bytes, is_last: bool) -> Rows:
-    """`whole_rows` of any text, from quote to quote."""
-    newline = data.rfind(b"\n")
-    is_quoted = False  # that newline
-    fault: tuple[int, int, str] | None = None
-    before = 0
-    for token in TOKEN.finditer(data):
-        start, stop = token.span()
-        if start < newline < stop:
-            is_quoted = True
-        if token.lastgroup is not None and fault is None:
-            words = _wrong(data, before, token, is_last)
-            fault = (start, stop, words) if words else None
-        before = stop
-    end = len(data) if is_last else _end_outside(data) if is_quoted else newline + 1
-    return Rows(end, _told(data, *fault) if fault is not None and fault[0] < end else None)
-
-
-def _wrong(data: bytes, before: int, token: re.Match[bytes], is_last: bool) -> str:
-    """What is wrong with a token that has a group; the token in front of it ends at `before`."""
-    if token.lastgroup == "more":
-        return MORE_BEHIND
-    if token.lastgroup == "open":
-        return NOT_CLOSED if is_last else ""
-    quote = token.start()
-    if data[quote - 1] == ord(b"\\"):
-        return BACKSLASH_BEFORE
-    text = data[before:quote].rstrip(b" \t")
-    is_first = text[-1:] in (b",", b"\r", b"\n") if text else before == 0
-    return BLANK_BEFORE if is_first else ""
-
-
-def _end_outside(data: bytes) -> int:
-    """Behind the last LF that is in no token."""
-    before = end = 0
-    for token in TOKEN.finditer(data):
-        end = data.rfind(b"\n", before, token.start()) + 1 or end
-        before = token.end()
-    return data.rfind(b"\n", before) + 1 or end
-
-
-def _told(data: bytes, start: int, stop: int, words: str) -> Fault:
-    """The fault of the token at [start, stop), with its place."""
-    # a comma or a line end in quotes is none
-    outside = TOKEN.sub(lambda token: b"x" * len(token[0]), data[:start])
-    row_begin = max(outside.rfind(b"\n"), outside.rfind(b"\r")) + 1
-    cell = data[max(row_begin, outside.rfind(b",") + 1) : stop]
-    found = NEXT.match(data, stop)
-    n_lines = cell.count(b"\n")
-    what = words.format(
-        shown=_shown(cell),
-        lines=f" {n_lines} line{'s' * (n_lines > 1)} below" if n_lines else "",
-        found=found[0].decode(errors="backslashreplace") if found else "",
-    )
-    return Fault(row_begin, outside.count(b",", row_begin), what)
+@functools.cache
+def quotes_of(delimiter: str) -> Quotes:
+    return Quotes(delimiter)
 
 
 def _shown(cell: bytes) -> str:

@@ -1,17 +1,19 @@
 """What became of the events of a file: how many of each outcome, and the first rows that were refused for
-each reason.
+each reason, the first of them with what is wrong in it.
 
 Rows are numbered from 1, the first event of the file, as a person counts them; a header is not a row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.outcome import Outcome
+from featurestore.refusals import Why
 
 N_FIRST_ROWS = 5
 
@@ -21,12 +23,18 @@ class Tally:
         self.n_events = self.n_partly_late = 0
         self.counts: dict[Outcome, int] = {}
         self.first_rows: dict[Outcome, list[int]] = {}
+        self.first_whys: dict[Outcome, Why] = {}
 
     def add(
-        self, numbers: NDArray[np.int64], outcomes: NDArray[np.uint8], partly_late: NDArray[np.uint8]
+        self,
+        numbers: NDArray[np.int64],
+        outcomes: NDArray[np.uint8],
+        partly_late: NDArray[np.uint8],
+        why: Callable[[int], Why] | None = None,
     ) -> None:
         """Counts the outcomes of events that have so many others before them in the file, each, and those
-        that were accepted and are partly late."""
+        that were accepted and are partly late. `why` is asked of the first of these that was refused for a
+        reason."""
         self.n_events += len(outcomes)
         self.n_partly_late += int(np.count_nonzero(partly_late))
         for number in np.unique(outcomes):
@@ -34,15 +42,25 @@ class Tally:
             at = np.flatnonzero(outcomes == number)
             self.counts[outcome] = self.counts.get(outcome, 0) + len(at)
             rows = self.first_rows.setdefault(outcome, [])
+            if outcome.refused and not rows and why is not None:
+                self.first_whys[outcome] = why(int(at[0]))
             rows += [int(numbers[i]) + 1 for i in at[: N_FIRST_ROWS - len(rows)]]
 
     def merge(self, other: Tally) -> None:
-        """Counts those of another file too; their rows are not listed."""
+        """Counts those of another file too; their rows are not listed, but what is wrong in the first is."""
         self.n_events += other.n_events
         self.n_partly_late += other.n_partly_late
         for outcome, count in other.counts.items():
             self.counts[outcome] = self.counts.get(outcome, 0) + count
             self.first_rows.setdefault(outcome, [])
+        self.first_whys = other.first_whys | self.first_whys
+
+    def _told(self, outcome: Outcome) -> dict[str, Any]:
+        """What is wrong in the first row that was refused so."""
+        first = self.first_whys.get(outcome)
+        if first is None:
+            return {"reason": outcome.reason}
+        return {"field": first.field, "value": first.value, "reason": first.reason}
 
     @property
     def n_refused(self) -> int:
@@ -60,7 +78,7 @@ class Tally:
             "refused": {
                 outcome.name.removeprefix("REFUSED_").lower(): {
                     "count": self.counts[outcome],
-                    "reason": outcome.reason,
+                    **self._told(outcome),
                     "first_rows": self.first_rows[outcome],
                 }
                 for outcome in sorted(self.counts)
@@ -77,9 +95,18 @@ class Tally:
         counts += [f"{numbers[name]:,} {name}" for name in ("late", "duplicate") if numbers[name]]
         counts += [f"{self.n_refused:,} refused"] if refused else []
         return [", ".join(counts)] + [
-            f"  {one['count']:,} refused, {one['reason']}: "
-            + ("row " if one["count"] == 1 else "rows ")
-            + ", ".join(map(str, one["first_rows"]))
-            + (", …" if one["count"] > len(one["first_rows"]) else "")
+            f"  {one['count']:,} refused: "
+            + (f"row {one['first_rows'][0]}, " if one["first_rows"] else "")
+            + one["reason"]
+            + also(one["first_rows"][1:], one["count"] - 1)
             for one in refused.values()
         ]
+
+
+def also(rows: Sequence[int], count: int | None = None) -> str:
+    """The others, at most a few, to end a sentence on the first of them; `count` is how many there are."""
+    if not rows:
+        return ""
+    shown = ", ".join(map(str, rows[:N_FIRST_ROWS]))
+    more = ", …" if (len(rows) if count is None else count) > len(rows[:N_FIRST_ROWS]) else ""
+    return f" (and row{'s' if len(rows) > 1 or more else ''} {shown}{more})"

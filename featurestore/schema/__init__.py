@@ -82,13 +82,15 @@ has all of that slice in it, `lower` none, and epsilon * N less, at 1 - delta. A
 (2^31 - 1 in a slice) says N, which is certain; a sum beyond all numbers is UNAVAILABLE.
 
 Under `from`, files (CSV, JSON lines, Parquet) have the field in a column of that name, or with dots between
-names in an object or struct within others; a column whose own name has the dot comes first. `format` is one
-of Python's strptime, of times in files and of what `client.ingest` is given; without an offset they mean UTC.
+names in an object or struct within others. Names may have dots themselves: at each step the longest that
+leads there comes first, `a.b.c` before `a.b` with `c` in it before `a` with `b.c`. `format` is one of
+Python's strptime, of times in files and of what `client.ingest` is given; without an offset they mean UTC.
 On the wire a field has its own name, and a time its unit.
 
 `where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, min(), max(), numbers,
 true, false and texts in quotes. A key or string field knows ==, != and in, with texts or whole numbers. As in
-SQL, what touches an absent field is unknown, and only what is true matches.
+SQL, what touches an absent field is unknown, and only what is true matches. An empty text is absent: it is
+asked for by `is null`, and `== ""`, which would match nothing, is a mistake.
 
 A change to a store that has state may add and remove views, services and fields, do anything to derived
 features, and change windows, lateness, ids, lifetime_idle and keep_keys; what it takes away by that somebody

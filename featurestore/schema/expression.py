@@ -384,6 +384,12 @@ class _Compiler:
             n_bytes = len(value.encode())
         except UnicodeEncodeError:
             self._fail("this text holds a lone surrogate, which is no character", token.at)
+        if not value:
+            self._fail(
+                "an empty text is absent, so nothing equals it or differs from it; write `field is null` or "
+                "`field is not null`",
+                token.at,
+            )
         if n_bytes > MAX_TEXT_BYTES:
             self._fail(f"this text is longer than the {MAX_TEXT_BYTES} bytes that a field can hold", token.at)
         return self._text_piece(value, token.at)

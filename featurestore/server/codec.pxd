@@ -21,10 +21,13 @@ cdef enum Ack:                       # featurestore.v1.Ack
 
 ctypedef struct IngestCall:          # also the part of an ObserveCall that writes
     Batch batch
+    const uint16_t* refused_by       # [n_events] of those refused here: index of the field whose value is
+                                     # why; that of the time is behind the others
     const uint8_t* producer          # UTF-8
     size_t producer_length           # bytes; 0 = the batch is not deduplicated by sequence
     uint64_t epoch
     uint64_t sequence
+    uint64_t max_refusals            # to list in the reply; 0: MAX_REFUSALS
     uint8_t ack                      # Ack
 
 ctypedef struct ObserveCall:

@@ -155,7 +155,13 @@ ctypedef struct Rows:                # rows being turned into columns; a column 
     const uint8_t* stranger          # a name that is not declared, in the message; NULL: none
     size_t stranger_length
     uint8_t* outcomes                # [n]
+    uint16_t* refused_by             # [n] as in an IngestCall
     uint32_t refused_rank            # which field's reason the outcome of the row at hand is, see refuse_row
+
+ctypedef struct Verdicts:            # the same of columns
+    uint8_t* outcomes                # [n]
+    uint16_t* refused_by             # [n]
+    uint16_t field                   # whose column is being read
 
 ctypedef struct EventTime:           # what one event says of its time
     bint by_number                   # time_ms was given
@@ -230,16 +236,18 @@ cdef int no_room(Decoder* d) noexcept nogil:
     return fail(d, WIRE_NO_ROOM, d.message)
 
 
-cdef inline void refuse(uint8_t* outcome, uint8_t reason) noexcept nogil:
+cdef inline void refuse(const Verdicts* verdicts, uint32_t row, uint8_t reason) noexcept nogil:
     """The first reason stays: of the time, then of the fields in the schema's order."""
-    if outcome[0] == OUTCOME_ACCEPTED:
-        outcome[0] = reason
+    if verdicts.outcomes[row] == OUTCOME_ACCEPTED:
+        verdicts.outcomes[row] = reason
+        verdicts.refused_by[row] = verdicts.field
 
 
 cdef inline void refuse_row(Rows* rows, uint32_t row, uint32_t rank, uint8_t reason) noexcept nogil:
     """The same for fields that come in any order: the time has rank 0, field i has rank i + 1."""
     if rows.outcomes[row] == OUTCOME_ACCEPTED or rank < rows.refused_rank:
         rows.outcomes[row] = reason
+        rows.refused_by[row] = <uint16_t>(rank - 1 if rank else rows.fields.n_fields)
         rows.refused_rank = rank
 
 
@@ -439,8 +447,9 @@ cdef int rows_begin(Decoder* d, Rows* rows, const FieldTable* fields, uint32_t n
     rows.stranger = NULL
     rows.stranger_length = 0
     rows.outcomes = <uint8_t*>arena_alloc(d.arena, n, 1)
+    rows.refused_by = <uint16_t*>arena_alloc(d.arena, n, sizeof(uint16_t))
     if (rows.numbers == NULL or rows.pieces == NULL or rows.present == NULL or rows.given_in == NULL
-            or rows.named == NULL or rows.outcomes == NULL):
+            or rows.named == NULL or rows.outcomes == NULL or rows.refused_by == NULL):
         return no_room(d)
     memset(rows.named, 0, n_fields + 1)
     memset(rows.numbers, 0, n_fields * sizeof(double*))
@@ -885,15 +894,8 @@ cdef int read_offsets(Decoder* d, const NamedScan* scan, uint32_t n, const uint8
     return WIRE_OK
 
 
-cdef void refuse_given(uint8_t* outcomes, const uint8_t* present, uint32_t n, uint8_t reason) noexcept nogil:
-    cdef uint32_t i
-    for i in range(n):
-        if present == NULL or present[i]:
-            refuse(&outcomes[i], reason)
-
-
 cdef int fill_numbers(Decoder* d, const NamedScan* scan, uint32_t n, const uint8_t* present, Column* out,
-                      uint8_t* outcomes) noexcept nogil:
+                      const Verdicts* verdicts) noexcept nogil:
     """A number field from numbers or integers."""
     cdef const uint8_t* raw = joined(d, &scan.values)
     cdef double* numbers = <double*>arena_alloc(d.arena, n, sizeof(double))
@@ -907,7 +909,7 @@ cdef int fill_numbers(Decoder* d, const NamedScan* scan, uint32_t n, const uint8
             if present != NULL and not present[i]:
                 numbers[i] = NAN
             elif not isfinite(numbers[i]):
-                refuse(&outcomes[i], REFUSED_NOT_FINITE)
+                refuse(verdicts, i, REFUSED_NOT_FINITE)
     else:
         for i in range(n):
             memcpy(&integer, raw + <size_t>i * 8, 8)
@@ -918,7 +920,7 @@ cdef int fill_numbers(Decoder* d, const NamedScan* scan, uint32_t n, const uint8
 
 
 cdef int fill_texts(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint32_t n, const uint8_t* present,
-                    Column* out, uint8_t* outcomes) noexcept nogil:
+                    Column* out, const Verdicts* verdicts) noexcept nogil:
     """A key or string field from numbers or integers: their decimal texts."""
     cdef const uint8_t* raw = joined(d, &scan.values)
     cdef TextPiece* pieces = <TextPiece*>arena_alloc(d.arena, n, sizeof(TextPiece))
@@ -941,7 +943,7 @@ cdef int fill_texts(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint3
         if status != WIRE_OK:
             return status
         if refused:
-            refuse(&outcomes[i], refused)
+            refuse(verdicts, i, refused)
             pieces[i].number = 0
     return lay_out_texts(d, pieces, n, present, out)
 
@@ -963,7 +965,7 @@ cdef int absent_where_empty(Decoder* d, const uint32_t* offsets, uint32_t n,
 
 
 cdef int fill_said_numbers(Decoder* d, const uint8_t* bytes, const uint32_t* offsets, uint32_t n,
-                           const uint8_t* present, Column* out, uint8_t* outcomes) noexcept nogil:
+                           const uint8_t* present, Column* out, const Verdicts* verdicts) noexcept nogil:
     """A number field from texts."""
     cdef double* numbers = <double*>arena_alloc(d.arena, n, sizeof(double))
     cdef uint32_t i
@@ -974,9 +976,9 @@ cdef int fill_said_numbers(Decoder* d, const uint8_t* bytes, const uint32_t* off
         if present != NULL and not present[i]:
             continue
         if not text_number(bytes + offsets[i], offsets[i + 1] - offsets[i], True, &numbers[i]):
-            refuse(&outcomes[i], REFUSED_TYPE)
+            refuse(verdicts, i, REFUSED_TYPE)
         elif not isfinite(numbers[i]):
-            refuse(&outcomes[i], REFUSED_NOT_FINITE)
+            refuse(verdicts, i, REFUSED_NOT_FINITE)
     memset(out, 0, sizeof(Column))
     out.kind = COLUMN_NUMBER
     out.numbers = numbers
@@ -999,7 +1001,7 @@ cdef int cut_texts(Decoder* d, const uint8_t* bytes, const uint32_t* offsets, ui
 
 
 cdef int fill_column(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint32_t n, Column* out,
-                     uint8_t* outcomes) noexcept nogil:
+                     const Verdicts* verdicts) noexcept nogil:
     """Column `out` of a field of `field_kind` from what was sent for it; values that do not suit refuse their
     row."""
     cdef uint8_t* present = NULL
@@ -1015,12 +1017,12 @@ cdef int fill_column(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint
         if status != WIRE_OK:
             return status
         if field_kind == FIELD_NUMBER:
-            return fill_said_numbers(d, scan.data.at, offsets, n, present, out, outcomes)
+            return fill_said_numbers(d, scan.data.at, offsets, n, present, out, verdicts)
         for i in range(n):
             if offsets[i + 1] - offsets[i] > MAX_TEXT_BYTES:
                 if field_kind == FIELD_STRING:
                     return cut_texts(d, scan.data.at, offsets, n, present, out)
-                refuse(&outcomes[i], REFUSED_KEY_TOO_LONG)
+                refuse(verdicts, i, REFUSED_KEY_TOO_LONG)
         memset(out, 0, sizeof(Column))
         out.kind = COLUMN_TEXT
         out.offsets = offsets
@@ -1029,12 +1031,12 @@ cdef int fill_column(Decoder* d, const NamedScan* scan, uint8_t field_kind, uint
         return WIRE_OK
     if field_kind == FIELD_NUMBER:
         memset(out, 0, sizeof(Column))
-        return fill_numbers(d, scan, n, present, out, outcomes)
-    return fill_texts(d, scan, field_kind, n, present, out, outcomes)
+        return fill_numbers(d, scan, n, present, out, verdicts)
+    return fill_texts(d, scan, field_kind, n, present, out, verdicts)
 
 
 cdef int fill_times(Decoder* d, const NamedScan* scan, uint8_t unit, uint32_t n, int64_t* times,
-                    uint8_t* outcomes) noexcept nogil:
+                    const Verdicts* verdicts) noexcept nogil:
     """Times from the column of the event type's time field."""
     cdef uint8_t* present = NULL
     cdef const uint32_t* offsets = NULL
@@ -1058,7 +1060,7 @@ cdef int fill_times(Decoder* d, const NamedScan* scan, uint8_t unit, uint32_t n,
     for i in range(n):
         times[i] = 0
         if present != NULL and not present[i]:
-            refuse(&outcomes[i], REFUSED_NO_TIME)
+            refuse(verdicts, i, REFUSED_NO_TIME)
             continue
         if scan.kind == VALUE_TEXT:
             value.text = scan.data.at + offsets[i] if scan.data.at != NULL else NULL
@@ -1070,12 +1072,12 @@ cdef int fill_times(Decoder* d, const NamedScan* scan, uint8_t unit, uint32_t n,
         refused = read_time(unit, &value, &times[i])
         if refused:
             times[i] = 0
-            refuse(&outcomes[i], refused)
+            refuse(verdicts, i, refused)
     return WIRE_OK
 
 
 cdef int copy_times(Decoder* d, const Chunks* sent, uint32_t n, int64_t* times,
-                    uint8_t* outcomes) noexcept nogil:
+                    const Verdicts* verdicts) noexcept nogil:
     """Times from times_ms."""
     cdef const uint8_t* raw = joined(d, sent)
     cdef uint32_t i
@@ -1085,16 +1087,17 @@ cdef int copy_times(Decoder* d, const Chunks* sent, uint32_t n, int64_t* times,
     for i in range(n):
         if not TIME_MIN_MS <= times[i] <= TIME_MAX_MS:
             times[i] = 0
-            refuse(&outcomes[i], REFUSED_TIME_RANGE)
+            refuse(verdicts, i, REFUSED_TIME_RANGE)
     return WIRE_OK
 
 
 cdef int fill_columns(Decoder* d, const FieldTable* fields, int unknown, const Chunks* sent_times,
-                      const Scans* scans, uint32_t n, int64_t* times, uint8_t* outcomes,
+                      const Scans* scans, uint32_t n, int64_t* times, uint8_t* outcomes, uint16_t* refused_by,
                       const Column** columns) noexcept nogil:
     """All columns of `fields`, and `times` unless it is NULL. `unknown`: the status for a name not among
     them, which is passed over in events that have all of `fields`."""
     cdef uint32_t field, n_fields = fields.n_fields
+    cdef Verdicts verdicts
     cdef Column* made = <Column*>arena_alloc(d.arena, n_fields, sizeof(Column))
     # By field, the time field last.
     cdef const NamedScan** given = <const NamedScan**>arena_alloc(d.arena, <size_t>n_fields + 1,
@@ -1109,6 +1112,9 @@ cdef int fill_columns(Decoder* d, const FieldTable* fields, int unknown, const C
     memset(named, 0, <size_t>n_fields + 1)
     memset(given, 0, (<size_t>n_fields + 1) * sizeof(void*))
     memset(outcomes, OUTCOME_ACCEPTED, n)
+    verdicts.outcomes = outcomes
+    verdicts.refused_by = refused_by
+    verdicts.field = <uint16_t>n_fields
     while scan != NULL:
         found = name_index(&fields.names, scan.name, scan.name_length, <uint32_t>(found + 1))
         if found < 0 and (times == NULL or scan.name_length == 0):
@@ -1132,17 +1138,19 @@ cdef int fill_columns(Decoder* d, const FieldTable* fields, int unknown, const C
         if given[n_fields] != NULL and sent_times.n_values != 0:
             return fail_scan(d, WIRE_TIME_TWICE, given[n_fields], 0)
         if given[n_fields] != NULL:
-            status = fill_times(d, given[n_fields], fields.time_unit, n, times, outcomes)
+            status = fill_times(d, given[n_fields], fields.time_unit, n, times, &verdicts)
         elif sent_times.n_values != 0:
-            status = copy_times(d, sent_times, n, times, outcomes)
+            status = copy_times(d, sent_times, n, times, &verdicts)
         else:
             memset(times, 0, <size_t>n * 8)
-            refuse_given(outcomes, NULL, n, REFUSED_NO_TIME)
+            for field in range(n):
+                refuse(&verdicts, field, REFUSED_NO_TIME)
     for field in range(n_fields):
         if status != WIRE_OK:
             return status
         if given[field] != NULL:
-            status = fill_column(d, given[field], fields.kinds[field], n, &made[field], outcomes)
+            verdicts.field = <uint16_t>field
+            status = fill_column(d, given[field], fields.kinds[field], n, &made[field], &verdicts)
         else:
             status = absent_column(d, fields.kinds[field] == FIELD_NUMBER, n, &made[field])
     columns[0] = made
@@ -1345,15 +1353,17 @@ cdef int wire_decode_observe(const WireTables* tables, Arena* arena, const uint8
     call.write.batch.n_events = 1
     call.write.batch.times = times
     call.write.batch.outcomes = rows.outcomes
+    call.write.refused_by = rows.refused_by
     return rows_end(&d, &rows, &call.write.batch.columns)
 
 
-cdef int ingest_rows(Decoder* d, Cursor again, int depth, uint32_t n, Batch* batch) noexcept nogil:
+cdef int ingest_rows(Decoder* d, Cursor again, int depth, uint32_t n, IngestCall* call) noexcept nogil:
     """The n rows of an IngestRequest of which `again` is what follows from the first row on."""
     cdef Rows rows
     cdef EventTime time
     cdef Cursor slice
     cdef uint32_t tag, position, row = 0
+    cdef Batch* batch = &call.batch
     cdef int64_t* times = <int64_t*>arena_alloc(d.arena, n, sizeof(int64_t))
     cdef int status = rows_begin(d, &rows, &d.tables.events[batch.event], n)
     if status != WIRE_OK:
@@ -1383,11 +1393,14 @@ cdef int ingest_rows(Decoder* d, Cursor again, int depth, uint32_t n, Batch* bat
     batch.n_events = n
     batch.times = times
     batch.outcomes = rows.outcomes
+    call.refused_by = rows.refused_by
     return rows_end(d, &rows, &batch.columns)
 
 
 cdef int ingest_columns(Decoder* d, const Chunks* sent_times, const Scans* scans,
-                        Batch* batch) noexcept nogil:
+                        IngestCall* call) noexcept nogil:
+    cdef Batch* batch = &call.batch
+    cdef uint16_t* refused_by
     cdef uint32_t n = 0
     cdef int64_t* times
     cdef int status = count_rows(d, sent_times, scans, &n)
@@ -1395,12 +1408,14 @@ cdef int ingest_columns(Decoder* d, const Chunks* sent_times, const Scans* scans
         return status
     times = <int64_t*>arena_alloc(d.arena, n, sizeof(int64_t))
     batch.outcomes = <uint8_t*>arena_alloc(d.arena, n, 1)
-    if times == NULL or batch.outcomes == NULL:
+    refused_by = <uint16_t*>arena_alloc(d.arena, n, sizeof(uint16_t))
+    if times == NULL or batch.outcomes == NULL or refused_by == NULL:
         return no_room(d)
+    call.refused_by = refused_by
     batch.n_events = n
     batch.times = times
     return fill_columns(d, &d.tables.events[batch.event], WIRE_UNKNOWN_FIELD, sent_times, scans, n, times,
-                        batch.outcomes, &batch.columns)
+                        batch.outcomes, refused_by, &batch.columns)
 
 
 cdef int wire_decode_ingest(const WireTables* tables, Arena* arena, const uint8_t* message, size_t size,
@@ -1445,8 +1460,9 @@ cdef int wire_decode_ingest(const WireTables* tables, Arena* arena, const uint8_
             status = take_text(&d, &c, &event_name, &event_name_length)
         elif tag == LENGTH_2:
             status = take_text(&d, &c, &call.producer, &call.producer_length)
-        elif tag == VARINT_3 or tag == VARINT_4 or tag == VARINT_5:
-            number = &call.epoch if tag == VARINT_3 else &call.sequence if tag == VARINT_4 else &ack
+        elif tag == VARINT_3 or tag == VARINT_4 or tag == VARINT_5 or tag == VARINT_8:
+            number = (&call.epoch if tag == VARINT_3 else &call.sequence if tag == VARINT_4
+                      else &ack if tag == VARINT_5 else &call.max_refusals)
             if not take_varint(&c, number):
                 return fail(&d, WIRE_MALFORMED, c.at)
         elif not skip(&c, tag, depth):
@@ -1464,8 +1480,8 @@ cdef int wire_decode_ingest(const WireTables* tables, Arena* arena, const uint8_
     if n_rows > tables.max_rows:
         return fail(&d, WIRE_TOO_MANY_ROWS, again.at)
     if n_rows != 0:
-        return ingest_rows(&d, again, depth, <uint32_t>n_rows, &call.batch)
-    return ingest_columns(&d, &times, &scans, &call.batch)
+        return ingest_rows(&d, again, depth, <uint32_t>n_rows, call)
+    return ingest_columns(&d, &times, &scans, call)
 
 
 cdef int read_key_sets(Decoder* d, Cursor again, int depth, uint32_t n, uint8_t** outcomes,
@@ -1541,6 +1557,7 @@ cdef int wire_decode_read(const WireTables* tables, Arena* arena, const uint8_t*
     cdef Chunks none
     cdef Scans scans
     cdef uint8_t* outcomes = NULL
+    cdef uint16_t* refused_by
     cdef int status
     memset(call, 0, sizeof(ReadCall))
     memset(&each, 0, sizeof(Chunks))
@@ -1612,10 +1629,11 @@ cdef int wire_decode_read(const WireTables* tables, Arena* arena, const uint8_t*
         status = read_key_sets(&d, again, depth, call.n, &outcomes, &call.parts)
     else:
         outcomes = <uint8_t*>arena_alloc(arena, call.n, 1)
-        if outcomes == NULL:
+        refused_by = <uint16_t*>arena_alloc(arena, call.n, sizeof(uint16_t))
+        if outcomes == NULL or refused_by == NULL:
             return no_room(&d)
         status = fill_columns(&d, &tables.parts, WIRE_UNKNOWN_PART, &none, &scans, call.n, NULL, outcomes,
-                              &call.parts)
+                              refused_by, &call.parts)
     if status != WIRE_OK:
         return status
     for i in range(call.n):
@@ -1647,9 +1665,11 @@ cdef dict _write(const IngestCall* call):
         "times": _copied(batch.times, batch.n_events, 8, "<i8"),
         "columns": [_column(&batch.columns[i], batch.n_events) for i in range(batch.n_columns)],
         "outcomes": _copied(batch.outcomes, batch.n_events, 1, "u1"),
+        "refused_by": _copied(call.refused_by, batch.n_events, 2, "<u2"),
         "producer": b"" if call.producer_length == 0 else call.producer[:call.producer_length],
         "epoch": call.epoch,
         "sequence": call.sequence,
+        "max_refusals": call.max_refusals,
         "ack": call.ack,
     }
 

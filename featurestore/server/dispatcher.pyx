@@ -45,7 +45,7 @@ from featurestore.server.codec cimport (
 from featurestore.server.memory cimport (
     Arena, Buffer, arena_alloc, arena_free, arena_reset, buffer_extend, buffer_free,
 )
-from featurestore.server.names cimport WIRE_OK, WireSchema, wire_exception
+from featurestore.server.names cimport WIRE_OK, FieldTable, WireSchema, wire_exception
 from featurestore.server.replies cimport (
     MAX_REFUSALS, VectorsView, replies_structs, wire_encode_ingest, wire_encode_observe, wire_encode_read,
 )
@@ -83,7 +83,7 @@ cdef enum:
     # What a reply takes at most:
     HEAD_BYTES = 256                 # everything but the next two
     VALUE_BYTES = 29                 # per value: itself, lower, upper, status, coverage
-    REFUSAL_BYTES = 10               # per refusal listed
+    REFUSAL_BYTES = 20               # per refusal listed, but for the name of its field
     SHORT_READ_BYTES = 4096          # a shorter read takes less time than giving the GIL away and back
 
 #: What a client calls each method, by its number.
@@ -297,6 +297,7 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
                       bint waits) noexcept nogil:
     cdef Edition* edition = d.edition
     cdef ObserveCall request
+    cdef const FieldTable* fields
     cdef Outputs outputs
     cdef VectorsView view
     cdef const ServiceC* service = NULL
@@ -307,7 +308,8 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
     if wire_decode_observe(edition.tables, &call.arena, message, size, &request, &call.wire) != WIRE_OK:
         return _unreadable(call, edition)
     _sender_of(&request.write, &call.sender)
-    n_bytes += edition.tables.events[request.write.batch.event].keys_bytes
+    fields = &edition.tables.events[request.write.batch.event]
+    n_bytes += fields.keys_bytes + fields.name_bytes
     cost = _event_cost(&d.engine.state.plan.events[request.write.batch.event])
     if request.service >= 0:
         service = &d.engine.state.plan.services[request.service]
@@ -337,8 +339,7 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
     if not wire_encode_observe(&call.reply, request.write.batch.outcomes[0], call.result.partly_late != 0,
                                ack, call.result.position, NULL if service == NULL else &view, fingerprint,
                                1.0 if service == NULL else service.confidence,
-                               &edition.tables.events[request.write.batch.event].keys,
-                               call.result.first_shed):
+                               &fields.keys, call.result.first_shed, fields, request.write.refused_by):
         return _failed(call, FAULT_UNANSWERED)
     return answer
 
@@ -347,6 +348,8 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
                      bint streamed, bint waits) noexcept nogil:
     cdef Edition* edition = d.edition
     cdef IngestCall request
+    cdef const FieldTable* fields
+    cdef uint64_t n_listed
     cdef uint8_t ack = ACK_DEFAULT
     cdef bint duplicate
     cdef int answer
@@ -357,7 +360,10 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
                  _event_cost(&d.engine.state.plan.events[request.batch.event]), waits):
         return ANSWER_LARGE
     _sender_of(&request, &call.sender)
-    call.fault = _make_sure(&call.reply, HEAD_BYTES + MAX_REFUSALS * REFUSAL_BYTES)
+    fields = &edition.tables.events[request.batch.event]
+    n_listed = request.max_refusals if request.max_refusals else <uint64_t>MAX_REFUSALS
+    n_listed = min(n_listed, <uint64_t>request.batch.n_events)
+    call.fault = _make_sure(&call.reply, HEAD_BYTES + n_listed * (REFUSAL_BYTES + fields.name_bytes))
     if call.fault != FAULT_NONE:
         return ANSWER_ERROR
     call.engine_status = engine_write(d.engine, &request.batch, &call.sender, &call.work, &call.body,
@@ -372,7 +378,8 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
         return answer
     if not wire_encode_ingest(&call.reply, streamed, request.batch.outcomes,
                               0 if duplicate else request.batch.n_events, call.result.partly_late,
-                              call.result.shed, ack, call.result.position, request.sequence, duplicate):
+                              call.result.shed, ack, call.result.position, request.sequence, duplicate,
+                              request.max_refusals, fields, request.refused_by):
         return _failed(call, FAULT_UNANSWERED)
     return answer
 

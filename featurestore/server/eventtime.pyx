@@ -5,7 +5,6 @@ and a time without an offset means UTC.
 
 from libc.math cimport floor, rint
 from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport strtod
 from libc.string cimport memcmp
 
 from featurestore.core.batch cimport (
@@ -20,6 +19,24 @@ from featurestore.server.cursor cimport Cursor, cursor_structs
 from featurestore.core.structs import same_structs
 
 same_structs(__name__, eventtime_structs(), batch_structs(), cursor_structs())
+
+cdef extern from *:
+    """
+    #include <locale.h>
+    #include <stdlib.h>
+    /* strtod alone reads the decimal point of the process's locale, which whoever embeds us may have set. */
+    static locale_t fs_c_locale;
+    static int fs_make_locale(void) {
+        if (fs_c_locale == (locale_t)0) fs_c_locale = newlocale(LC_ALL_MASK, "C", (locale_t)0);
+        return fs_c_locale != (locale_t)0;
+    }
+    #define fs_strtod(word) strtod_l(word, NULL, fs_c_locale)
+    """
+    bint fs_make_locale()
+    double fs_strtod(const char* word) noexcept nogil
+
+if not fs_make_locale():
+    raise MemoryError("no memory for the C locale")
 
 cdef enum:
     LONGEST_ISO_BYTES = 64           # a time with more than 30 digits of fraction
@@ -190,7 +207,7 @@ cdef bint text_number(const uint8_t* text, size_t length, bint flags, double* nu
             or is_word(word + signed_by, n - signed_by, b"infinity", 8)
             or is_word(word + signed_by, n - signed_by, b"nan", 3)):
         return False
-    number[0] = strtod(word, NULL)
+    number[0] = fs_strtod(word)
     return True
 
 

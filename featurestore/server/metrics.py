@@ -33,7 +33,11 @@ _COUNTERS = (
         "Events that every view they match had already dropped; they changed nothing.",
     ),
     ("events_duplicate", "events_duplicate", "Events whose id had been accepted before."),
-    ("events_refused", "events_refused", "Events refused, for whatever reason."),
+    (
+        "events_refused",
+        "events_refused",
+        "Events that came and were refused, for whatever reason; not those that clients turned away unsent.",
+    ),
     (
         "batches_duplicate",
         "batches_duplicate",
@@ -185,6 +189,14 @@ class StoreCollector(Collector):
         for event, n in self._engine.state.partly_late.items():
             partly_late.add_metric([event], n)
         yield partly_late
+        untouched = CounterMetricFamily(
+            "featurestore_events_untouched",
+            "Accepted events that no view took: their keys are absent, or no filter let them pass.",
+            labels=["event"],
+        )
+        for event, n in self._engine.state.untouched.items():
+            untouched.add_metric([event], n)
+        yield untouched
         shed = CounterMetricFamily(
             "featurestore_shed",
             "Accepted events whose key of that entity has no row and found no room for one, at max_memory.",
@@ -194,7 +206,9 @@ class StoreCollector(Collector):
             shed.add_metric([entity], n)
         yield shed
         refused = CounterMetricFamily(
-            "featurestore_refusals", "Events refused in this server's calls.", labels=["reason"]
+            "featurestore_refusals",
+            "Events refused in this server's calls, by reason; not those that clients turned away unsent.",
+            labels=["reason"],
         )
         for code, n in counts["refused"].items():
             refused.add_metric([Outcome(code).name.removeprefix("REFUSED_").lower()], n)
@@ -242,6 +256,16 @@ class StoreCollector(Collector):
         yield behind
         yield GaugeMetricFamily(
             "featurestore_failed", "1: writes are over until a restart.", int(self._engine.failed)
+        )
+        yield GaugeMetricFamily(
+            "featurestore_writes_refused",
+            "1: for want of space, a descriptor or memory, until there is some; then writes go on.",
+            int(self._engine.refuses_writes),
+        )
+        yield CounterMetricFamily(
+            "featurestore_checkpoints_failed",
+            "Checkpoints not written for want of space, a descriptor or memory; each is tried again.",
+            self._engine.checkpoints_failed,
         )
         age_ms = stats["checkpoint_age_ms"]  # below 0 where there is none, as when each fails since the start
         yield GaugeMetricFamily(

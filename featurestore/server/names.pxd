@@ -31,6 +31,8 @@ ctypedef struct FieldTable:          # the fields of an event type, or the key p
     uint32_t n_fields
     const uint8_t* kinds             # [n_fields] FieldKind
     uint8_t time_unit                # TimeUnit; event types only
+    int32_t id_field                 # index of the field that holds ids, -1: none; event types only
+    uint32_t name_bytes              # of the longest name
     NameTable keys                   # of the event type's touches, their parts joined with commas
     uint32_t keys_bytes              # that they take in a reply, at most
 

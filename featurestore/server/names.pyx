@@ -124,6 +124,7 @@ cdef class WireSchema:
             ]
             self._fill_fields(&events[i], [*(field.name for field in event.fields), event.time.field], kinds)
             events[i].time_unit = _UNITS[event.time.unit]
+            events[i].id_field = -1 if event.id_field is None else event.id_field
             self._fill_names(
                 &events[i].keys, [",".join(plan.entities[touch.entity].parts) for touch in event.touches]
             )
@@ -181,6 +182,8 @@ cdef class WireSchema:
             made[i] = kind
         self._fill_names(&table.names, names)
         table.n_fields = len(kinds)
+        table.id_field = -1
+        table.name_bytes = max((len(name.encode()) for name in names), default=0)
         table.kinds = made
         return 0
 

@@ -17,6 +17,7 @@ def encode_observe(
     coverage: NDArray[float32] | None = None,
     fingerprint: int = 0,
     confidence: float = 1.0,
+    field: bytes | None = None,
     max_bytes: int = ...,
 ) -> bytes: ...
 def encode_ingest(
@@ -29,6 +30,8 @@ def encode_ingest(
     shed: int = 0,
     duplicate_batch: bool = False,
     streamed: bool = False,
+    max_refusals: int = 0,
+    field: bytes | None = None,
     max_bytes: int = ...,
 ) -> bytes: ...
 def encode_read(

@@ -14,14 +14,15 @@ from featurestore.errors import LimitError
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from featurestore.core.batch cimport (
-    MAX_BATCH_EVENTS, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, batch_structs,
+    MAX_BATCH_EVENTS, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE, OUTCOME_LATE, REFUSED_KEY, REFUSED_KEY_TOO_LONG,
+    REFUSED_MEMORY, REFUSED_NO_ID, REFUSED_NOT_FINITE, REFUSED_TYPE, batch_structs,
 )
 from featurestore.server.memory cimport Buffer, buffer_extend, buffer_free
-from featurestore.server.names cimport Name, NameTable
+from featurestore.server.names cimport FieldTable, Name, NameTable
 
 same_structs(__name__, replies_structs(), batch_structs())
 
@@ -54,6 +55,7 @@ cdef enum:
     FIXED64_1 = 0x09
     FIXED64_9 = 0x49
     LENGTH_1 = 0x0A
+    LENGTH_3 = 0x1A
     LENGTH_4 = 0x22
     LENGTH_5 = 0x2A
     LENGTH_6 = 0x32
@@ -181,12 +183,27 @@ cdef inline uint8_t on_wire(uint8_t outcome) noexcept nogil:
     return WIRE_ACCEPTED if outcome == OUTCOME_ACCEPTED else outcome
 
 
+cdef const Name* refused_field(const FieldTable* fields, uint8_t outcome,
+                               const uint16_t* refused_by) noexcept nogil:
+    """The field whose value, or want of one, refused the event; NULL where it was not, or `fields` is."""
+    if fields == NULL or outcome <= OUTCOME_DUPLICATE:
+        return NULL
+    if outcome == REFUSED_NO_ID or outcome == REFUSED_MEMORY:
+        return NULL if fields.id_field < 0 else &fields.names.names[fields.id_field]
+    if (outcome == REFUSED_TYPE or outcome == REFUSED_NOT_FINITE or outcome == REFUSED_KEY
+            or outcome == REFUSED_KEY_TOO_LONG):
+        return &fields.names.names[refused_by[0]]
+    return &fields.names.names[fields.n_fields]
+
+
 cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, bint partly_late, uint8_t ack, uint64_t position,
                               const VectorsView* vectors, uint64_t fingerprint, double confidence,
-                              const NameTable* keys, uint64_t shed) noexcept nogil:
+                              const NameTable* keys, uint64_t shed, const FieldTable* fields,
+                              const uint16_t* refused_by) noexcept nogil:
     cdef VectorsLayout layout
+    cdef const Name* field = refused_field(fields, outcome, refused_by)
     cdef uint64_t size = (number_size(on_wire(outcome)) + number_size(ack) + number_size(position)
-                          + number_size(partly_late))
+                          + number_size(partly_late) + (0 if field == NULL else bytes_size(field.length)))
     cdef uint8_t* at
     cdef uint32_t i
     if shed != 0:
@@ -211,13 +228,21 @@ cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, bint partly_late, ui
         for i in range(keys.n):
             if (shed >> i) & 1:
                 at = put_bytes_field(at, LENGTH_6, keys.names[i].text, keys.names[i].length)
+    if field != NULL:
+        put_bytes_field(at, LENGTH_7, field.text, field.length)
     return True
+
+
+cdef inline uint64_t refusal_size(uint32_t index, uint8_t outcome, const Name* field) noexcept nogil:
+    return number_size(index) + number_size(outcome) + (0 if field == NULL else bytes_size(field.length))
 
 
 cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events,
                              uint32_t partly_late, uint32_t shed, uint8_t ack, uint64_t position,
-                             uint64_t sequence, bint duplicate_batch) noexcept nogil:
+                             uint64_t sequence, bint duplicate_batch, uint64_t max_refusals,
+                             const FieldTable* fields, const uint16_t* refused_by) noexcept nogil:
     cdef uint64_t accepted = 0, late = 0, duplicate = 0, refused = 0, size, refusals_size = 0
+    cdef const Name* field
     cdef uint32_t i
     cdef uint8_t* at
     for i in range(n_events):
@@ -229,8 +254,9 @@ cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes
             duplicate += 1
         else:
             refused += 1
-            if refused <= MAX_REFUSALS:
-                refusals_size += 2 + number_size(i) + number_size(outcomes[i])
+            if refused <= (max_refusals if max_refusals else <uint64_t>MAX_REFUSALS):
+                size = refusal_size(i, outcomes[i], refused_field(fields, outcomes[i], &refused_by[i]))
+                refusals_size += 1 + varint_size(size) + size
     size = (number_size(accepted) + number_size(late) + number_size(duplicate) + number_size(refused)
             + refusals_size + number_size(position) + number_size(ack) + number_size(duplicate_batch)
             + number_size(sequence) + number_size(partly_late) + number_size(shed))
@@ -247,13 +273,15 @@ cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes
     i = 0
     while refusals_size != 0:
         if outcomes[i] > OUTCOME_DUPLICATE:
-            # A refusal takes at most 8 bytes, so its length is one.
-            size = number_size(i) + number_size(outcomes[i])
+            field = refused_field(fields, outcomes[i], &refused_by[i])
+            size = refusal_size(i, outcomes[i], field)
             at[0] = LENGTH_5
-            at[1] = <uint8_t>size
-            at = put_number_field(at + 2, VARINT_1, i)
+            at = put_varint(at + 1, size)
+            at = put_number_field(at, VARINT_1, i)
             at = put_number_field(at, VARINT_2, outcomes[i])
-            refusals_size -= 2 + size
+            if field != NULL:
+                at = put_bytes_field(at, LENGTH_3, field.text, field.length)
+            refusals_size -= 1 + varint_size(size) + size
         i += 1
     at = put_number_field(at, VARINT_6, position)
     at = put_number_field(at, VARINT_7, ack)
@@ -338,6 +366,17 @@ cdef class _Reply:
         buffer_free(&self.buffer)
 
 
+cdef void _one_field(bytes name, Name* names, FieldTable* fields) noexcept:
+    """A table of two fields of this name, the second the time; the first has ids."""
+    memset(fields, 0, sizeof(FieldTable))
+    memset(names, 0, 2 * sizeof(Name))
+    names[0].text = names[1].text = <const uint8_t*>PyBytes_AS_STRING(name)
+    names[0].length = names[1].length = len(name)
+    fields.names.n = 2
+    fields.names.names = names
+    fields.n_fields = 1
+
+
 def encode_observe(
     uint8_t outcome,
     uint8_t ack,
@@ -352,9 +391,14 @@ def encode_observe(
     coverage=None,
     uint64_t fingerprint=0,
     double confidence=1.0,
+    bytes field=None,
     size_t max_bytes=1 << 28,
 ):
+    """`field` is the name of one of the type's fields, which is its id too, and its time's."""
     cdef _Reply reply = _Reply(max_bytes)
+    cdef Name field_names[2]
+    cdef FieldTable fields
+    cdef uint16_t refused_by = 0
     cdef Name names[MAX_SHED]
     cdef NameTable keys
     cdef uint32_t n_shed = len(shed), i
@@ -366,6 +410,8 @@ def encode_observe(
         names[i].length = len(shed[i])
     keys.n = n_shed
     keys.names = names
+    if field is not None:
+        _one_field(field, field_names, &fields)
     if values is not None:
         reply.take(values, lower, upper, statuses, coverage)
     return reply.bytes(
@@ -380,6 +426,8 @@ def encode_observe(
             confidence,
             &keys,
             (<uint64_t>1 << n_shed) - 1,
+            NULL if field is None else &fields,
+            &refused_by,
         )
     )
 
@@ -394,13 +442,21 @@ def encode_ingest(
     uint32_t shed=0,
     bint duplicate_batch=False,
     bint streamed=False,
+    uint64_t max_refusals=0,
+    bytes field=None,
     size_t max_bytes=1 << 28,
 ):
+    """`field` as in encode_observe, of every refused event."""
     cdef _Reply reply = _Reply(max_bytes)
+    cdef Name field_names[2]
+    cdef FieldTable fields
+    cdef uint16_t[::1] refused_by = np.zeros(outcomes.shape[0] + 1, np.uint16)
     cdef uint32_t n_events
     if outcomes.shape[0] > MAX_BATCH_EVENTS:
         raise ValueError(f"a batch has at most {MAX_BATCH_EVENTS} events, not {outcomes.shape[0]}")
     n_events = outcomes.shape[0]
+    if field is not None:
+        _one_field(field, field_names, &fields)
     return reply.bytes(
         wire_encode_ingest(
             &reply.buffer,
@@ -413,6 +469,9 @@ def encode_ingest(
             position,
             sequence,
             duplicate_batch,
+            max_refusals,
+            NULL if field is None else &fields,
+            &refused_by[0],
         )
     )
 

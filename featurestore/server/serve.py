@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -266,6 +267,7 @@ def _serve(config: ServeConfig, on_ready: Any) -> int:
                 on_failure=lambda error: _log.error("the store has failed: %s", error),
                 on_filling=_log_filling,
                 on_shedding=_log_shedding,
+                on_shortage=lambda why: _log_shortage(why, engine),
                 on_leap=lambda leap_ms: _log_leap(leap_ms, engine),
             )
             if config.transport is None and server.front.name != "native":
@@ -317,6 +319,20 @@ def _log_shedding(whether: bool) -> None:
         )
     else:
         _log.info("no key was shed for a minute")
+
+
+def _log_shortage(why: str | None, engine: Engine) -> None:
+    if why is None:
+        _log.info("no shortage of space, descriptors or memory for a minute; writes and checkpoints go on")
+        return
+    space = os.statvfs(engine.directory.path)
+    _log.warning(
+        "%s; %d MiB are free in %s; until it is over writes %s",
+        why,
+        space.f_bavail * space.f_frsize >> 20,
+        engine.directory.path,
+        "are refused" if engine.refuses_writes else "go on and the journal grows",
+    )
 
 
 def _log_leap(leap_ms: int, engine: Engine) -> None:

@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
     threads: int
     allow_future: bool
     stated_format: str | None
+    delimiter: str
     progress: Callable[[int, int], None]
 
 
@@ -108,6 +109,7 @@ def replay(
     spill          a folder where inputs that are out of order are sorted
     secret         of a store, or the file that holds it: estimates are then those of that store
     limit          stop after so many events
+    delimiter      what separates the cells of CSV inputs: one character, or \\t for a tab
     allow_future   take events that are dated later than today
     out            write it to this file, whole or not at all, and return what was done (Replayed)
     stream         return a RecordBatchReader, which does the work as it is read

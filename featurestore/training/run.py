@@ -79,6 +79,7 @@ class Replay:
         threads: int = 1,
         allow_future: bool = False,
         stated_format: str | None = None,
+        delimiter: str = ",",
         progress: Progress = lambda stored_bytes, n_events: None,
     ) -> None:
         if not inputs:
@@ -118,6 +119,7 @@ class Replay:
                 keep=tuple(keep or ()),
                 latest_ms=latest_ms,
                 stated_format=stated_format,
+                delimiter=delimiter,
             )
             for name, data in inputs.items()
         ]
@@ -176,6 +178,7 @@ class Replay:
         keep: tuple[str, ...],
         latest_ms: int | None,
         stated_format: str | None,
+        delimiter: str,
     ) -> Input:
         emitted = event.name in self._emit
         made = Input(
@@ -187,6 +190,7 @@ class Replay:
             self._arrival_of(event),
             latest_ms=latest_ms,
             stated_format=stated_format,
+            delimiter=delimiter,
         )
         if emitted and keep and len(self._emit) > 1:  # of several types each has some of them
             names = names_of(made.sources[0], made)

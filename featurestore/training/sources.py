@@ -8,9 +8,9 @@ it is taken as it stands.
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from featurestore.core.batch import EventBatch
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.files import cells
 from featurestore.files.chunk import Chunk, EventReader
-from featurestore.files.names import KINDS, PIPE, size_bytes_of
+from featurestore.files.names import PIPE, size_bytes_of
+from featurestore.files.paths import paths_of
 from featurestore.files.reading import open_events
-from featurestore.files.tally import Tally
+from featurestore.files.tally import N_FIRST_ROWS, Tally
 from featurestore.outcome import Outcome
 from featurestore.plan import EventPlan, Kind, TimePlan
+from featurestore.refusals import OF_THE_TIME, Why, why
 from featurestore.training.sorting import Sorter
 from featurestore.training.tables import Batches, TableReader
 
@@ -48,6 +50,9 @@ class Source:
     tally: Tally = field(default_factory=Tally)
     first_ms: int | None = None
     last_ms: int | None = None
+    unread: dict[int, tuple[str | None, Any]] = field(
+        default_factory=dict
+    )  # row → field and value, of the first
 
     def saw(self, times: NDArray[np.int64]) -> None:
         """Some times of events in it."""
@@ -70,6 +75,7 @@ class Input:
     is_points: bool = False
     latest_ms: int | None = None  # what is dated later is refused
     stated_format: str | None = None
+    delimiter: str = ","
 
 
 @dataclass
@@ -123,52 +129,25 @@ class Rows:
         for place in (self.place,) if self.places is None else np.unique(self.places[:end]):
             own = slice(0, end) if self.places is None else np.flatnonzero(self.places[:end] == place)
             source = self.input.sources[int(place)]
-            source.tally.add(self.numbers[own], self.outcomes[own], self.partly_late[own])
+            source.tally.add(
+                self.numbers[own], self.outcomes[own], self.partly_late[own], partial(self._why, source, own)
+            )
             source.saw(self.times[own][self.timed[own]])
+
+    def _why(self, source: Source, own: slice | NDArray[np.intp], i: int) -> Why:
+        """Of the i-th of its own rows, which was refused."""
+        row = i if isinstance(own, slice) else int(own[i])
+        outcome = Outcome(int(self.outcomes[row]))
+        name, value = source.unread.get(int(self.numbers[row]), (None, None))
+        if name is None and outcome in OF_THE_TIME and self.timed[row]:
+            value = iso(int(self.times[row]))
+        return why(outcome, source.event, name, value)
 
 
 def has_time(times: NDArray[np.int64], outcomes: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Which events have one: what could not be read is 0."""
     timed: NDArray[np.bool_] = (times != 0) | (outcomes < Outcome.REFUSED_NO_TIME)
     return timed
-
-
-def expanded(given: str) -> list[str]:
-    """The files that a path, a pattern or a folder stands for, in the order of their names."""
-    if given == PIPE or Path(given).is_file():
-        return [given]
-    if Path(given).is_dir():
-        found = [str(path) for path in sorted(Path(given).rglob("*")) if _is_data(path, Path(given))]
-        if not found:
-            raise ConfigError(f"the folder {given} holds no file of events")
-        return found
-    if glob.has_magic(given):
-        names = sorted(glob.glob(given, recursive=True))  # noqa: PTH207  as a shell has it
-        found = [name for name in names if Path(name).is_file()]
-        if not found:
-            raise ConfigError(f"no file matches {given}")
-        return found
-    return [given]  # whoever opens it says what is wrong
-
-
-def paths_of(given: str) -> list[str]:
-    """Of a list with commas between; a name with a comma in it is a name where there is such a file."""
-    parts = [given] if Path(given).exists() else given.split(",")
-    return [path for part in parts if part for path in expanded(part)]
-
-
-def stored_bytes_of(given: Sequence[str]) -> int | None:
-    """Of all files that these stand for; None where one has no size."""
-    sizes = [size_bytes_of(path) for one in given for path in paths_of(one)]
-    return None if None in sizes else sum(size for size in sizes if size is not None)
-
-
-def _is_data(path: Path, folder: Path) -> bool:
-    """Hidden files and those of other programs (`_SUCCESS`, `_temporary/0/part-0.parquet`) are none of a data
-    set."""
-    endings = {ending.lstrip(".") for ending in path.suffixes}
-    is_ours = not any(name.startswith((".", "_")) for name in path.relative_to(folder).parts)
-    return is_ours and bool(endings & KINDS.keys()) and path.is_file()
 
 
 def sources_of(given: Any, event: EventPlan, event_index: int) -> list[Source]:
@@ -186,7 +165,9 @@ def sources_of(given: Any, event: EventPlan, event_index: int) -> list[Source]:
 
 def open_source(source: Source, of: Input, keep: Sequence[str]) -> EventReader:
     if isinstance(source.data, str):
-        return open_events(source.data, of.event, keep=keep, stated_format=of.stated_format)
+        return open_events(
+            source.data, of.event, keep=keep, stated_format=of.stated_format, delimiter=of.delimiter
+        )
     return TableReader(source.name, source.data, of.event, keep)
 
 
@@ -200,6 +181,7 @@ class FileStream:
         self._batch_events = batch_events
         self._order = order
         self._reader: EventReader | None = None
+        self._n_unread: dict[int, int] = {}
         self.kept_schema: pa.Schema = pa.schema([])
         self.first_key: int | None = None
         self.waits = False
@@ -237,6 +219,7 @@ class FileStream:
         with reader:
             for chunk in reader.chunks(self._batch_events):
                 times, columns, outcomes = chunk.event_columns(self._input.event)
+                self._note_unread(chunk, outcomes)
                 keys, valid = self._keys(chunk, times, outcomes)
                 keys = self._in_order(keys, valid, before, chunk)
                 before = int(keys[-1])
@@ -252,6 +235,15 @@ class FileStream:
                     None,
                     self.place,
                 )
+
+    def _note_unread(self, chunk: Chunk, outcomes: NDArray[np.uint8]) -> None:
+        """Of the first rows of each reason, which field cannot be read and what is there: the report says."""
+        for outcome in np.unique(outcomes[outcomes != 0]).tolist():
+            n_known = self._n_unread.get(outcome, 0)
+            rows = np.flatnonzero(outcomes == outcome)[: N_FIRST_ROWS - n_known].tolist()
+            self._n_unread[outcome] = n_known + len(rows)
+            for row in rows:
+                self._source.unread[chunk.start_row + row] = chunk.why_refused(self._input.event, row)
 
     def _keys(
         self, chunk: Chunk, times: NDArray[np.int64], outcomes: NDArray[np.uint8]

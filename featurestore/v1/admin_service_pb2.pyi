@@ -118,7 +118,7 @@ class StatsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatsResponse(_message.Message):
-    __slots__ = ("schema_version", "events_accepted", "events_late", "events_partly_late", "events_shed", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms", "sketches", "sketch_bytes", "ids", "id_bytes", "dedupe_memory_bytes", "ids_on_disk", "id_reads", "id_reads_in_vain", "id_reads_failed", "max_memory_bytes", "producers", "producers_made_up", "producer_bytes", "max_producer_bytes", "producers_refused", "producers_forgotten", "producer_bytes_made_up", "checkpoint_room_bytes", "last_position", "server_ms", "leap_ms", "clocks_ms")
+    __slots__ = ("schema_version", "events_accepted", "events_late", "events_partly_late", "events_shed", "events_untouched", "events_duplicate", "events_refused", "batches_duplicate", "vectors_read", "rows", "row_bytes", "position", "durable_position", "checkpoint_position", "checkpoint_age_ms", "journal_bytes", "now_ms", "uptime_ms", "sketches", "sketch_bytes", "ids", "id_bytes", "dedupe_memory_bytes", "ids_on_disk", "id_reads", "id_reads_in_vain", "id_reads_failed", "max_memory_bytes", "producers", "producers_made_up", "producer_bytes", "max_producer_bytes", "producers_refused", "producers_forgotten", "producer_bytes_made_up", "checkpoint_room_bytes", "last_position", "server_ms", "leap_ms", "clocks_ms")
     class ClocksMsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +131,7 @@ class StatsResponse(_message.Message):
     EVENTS_LATE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_PARTLY_LATE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_SHED_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_UNTOUCHED_FIELD_NUMBER: _ClassVar[int]
     EVENTS_DUPLICATE_FIELD_NUMBER: _ClassVar[int]
     EVENTS_REFUSED_FIELD_NUMBER: _ClassVar[int]
     BATCHES_DUPLICATE_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +172,7 @@ class StatsResponse(_message.Message):
     events_late: int
     events_partly_late: int
     events_shed: int
+    events_untouched: int
     events_duplicate: int
     events_refused: int
     batches_duplicate: int
@@ -206,7 +208,7 @@ class StatsResponse(_message.Message):
     server_ms: int
     leap_ms: int
     clocks_ms: _containers.ScalarMap[str, int]
-    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_partly_late: _Optional[int] = ..., events_shed: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., sketches: _Optional[int] = ..., sketch_bytes: _Optional[int] = ..., ids: _Optional[int] = ..., id_bytes: _Optional[int] = ..., dedupe_memory_bytes: _Optional[int] = ..., ids_on_disk: _Optional[int] = ..., id_reads: _Optional[int] = ..., id_reads_in_vain: _Optional[int] = ..., id_reads_failed: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., producers: _Optional[int] = ..., producers_made_up: _Optional[int] = ..., producer_bytes: _Optional[int] = ..., max_producer_bytes: _Optional[int] = ..., producers_refused: _Optional[int] = ..., producers_forgotten: _Optional[int] = ..., producer_bytes_made_up: _Optional[int] = ..., checkpoint_room_bytes: _Optional[int] = ..., last_position: _Optional[int] = ..., server_ms: _Optional[int] = ..., leap_ms: _Optional[int] = ..., clocks_ms: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    def __init__(self, schema_version: _Optional[int] = ..., events_accepted: _Optional[int] = ..., events_late: _Optional[int] = ..., events_partly_late: _Optional[int] = ..., events_shed: _Optional[int] = ..., events_untouched: _Optional[int] = ..., events_duplicate: _Optional[int] = ..., events_refused: _Optional[int] = ..., batches_duplicate: _Optional[int] = ..., vectors_read: _Optional[int] = ..., rows: _Optional[int] = ..., row_bytes: _Optional[int] = ..., position: _Optional[int] = ..., durable_position: _Optional[int] = ..., checkpoint_position: _Optional[int] = ..., checkpoint_age_ms: _Optional[int] = ..., journal_bytes: _Optional[int] = ..., now_ms: _Optional[int] = ..., uptime_ms: _Optional[int] = ..., sketches: _Optional[int] = ..., sketch_bytes: _Optional[int] = ..., ids: _Optional[int] = ..., id_bytes: _Optional[int] = ..., dedupe_memory_bytes: _Optional[int] = ..., ids_on_disk: _Optional[int] = ..., id_reads: _Optional[int] = ..., id_reads_in_vain: _Optional[int] = ..., id_reads_failed: _Optional[int] = ..., max_memory_bytes: _Optional[int] = ..., producers: _Optional[int] = ..., producers_made_up: _Optional[int] = ..., producer_bytes: _Optional[int] = ..., max_producer_bytes: _Optional[int] = ..., producers_refused: _Optional[int] = ..., producers_forgotten: _Optional[int] = ..., producer_bytes_made_up: _Optional[int] = ..., checkpoint_room_bytes: _Optional[int] = ..., last_position: _Optional[int] = ..., server_ms: _Optional[int] = ..., leap_ms: _Optional[int] = ..., clocks_ms: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class CheckpointRequest(_message.Message):
     __slots__ = ()

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from featurestore.v1 import types_pb2 as featurestore_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+featurestore/v1/feature_store_service.proto\x12\x0f\x66\x65\x61turestore.v1\x1a\x1b\x66\x65\x61turestore/v1/types.proto\"\x8c\x02\n\x0eObserveRequest\x12\x12\n\nevent_type\x18\x01 \x01(\t\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.featurestore.v1.Event\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x0c\n\x04peek\x18\x04 \x01(\x08\x12!\n\x03\x61\x63k\x18\x05 \x01(\x0e\x32\x14.featurestore.v1.Ack\x12\x0e\n\x06\x62ounds\x18\x06 \x01(\x08\x12\x10\n\x08\x63overage\x18\x07 \x01(\x08\x12\x18\n\x0b\x66ingerprint\x18\x08 \x01(\x06H\x00\x88\x01\x01\x12\x10\n\x08producer\x18\t \x01(\t\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x10\n\x08sequence\x18\x0b \x01(\x04\x42\x0e\n\x0c_fingerprint\"\xbf\x01\n\x0fObserveResponse\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.featurestore.v1.Outcome\x12!\n\x03\x61\x63k\x18\x02 \x01(\x0e\x32\x14.featurestore.v1.Ack\x12\x10\n\x08position\x18\x03 \x01(\x04\x12\x13\n\x0bpartly_late\x18\x05 \x01(\x08\x12\x0c\n\x04shed\x18\x06 \x03(\t\x12)\n\x07vectors\x18\x04 \x01(\x0b\x32\x18.featurestore.v1.Vectors\"\xcf\x01\n\rIngestRequest\x12\x12\n\nevent_type\x18\x01 \x01(\t\x12\x10\n\x08producer\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12!\n\x03\x61\x63k\x18\x05 \x01(\x0e\x32\x14.featurestore.v1.Ack\x12$\n\x04rows\x18\x06 \x03(\x0b\x32\x16.featurestore.v1.Event\x12.\n\x07\x63olumns\x18\x07 \x01(\x0b\x32\x1d.featurestore.v1.EventColumns\"\x83\x02\n\x0eIngestResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x04\x12\x0c\n\x04late\x18\x02 \x01(\x04\x12\x11\n\tduplicate\x18\x03 \x01(\x04\x12\x0f\n\x07refused\x18\x04 \x01(\x04\x12*\n\x08refusals\x18\x05 \x03(\x0b\x32\x18.featurestore.v1.Refusal\x12\x10\n\x08position\x18\x06 \x01(\x04\x12!\n\x03\x61\x63k\x18\x07 \x01(\x0e\x32\x14.featurestore.v1.Ack\x12\x17\n\x0f\x64uplicate_batch\x18\x08 \x01(\x08\x12\x10\n\x08sequence\x18\t \x01(\x04\x12\x13\n\x0bpartly_late\x18\n \x01(\x04\x12\x0c\n\x04shed\x18\x0b \x01(\x04\"B\n\x07Refusal\x12\r\n\x05index\x18\x01 \x01(\r\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.featurestore.v1.Outcome\"D\n\x13IngestStreamRequest\x12-\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1e.featurestore.v1.IngestRequest\"F\n\x14IngestStreamResponse\x12.\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1f.featurestore.v1.IngestResponse\"\x89\x02\n\x12GetFeaturesRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12)\n\x08key_sets\x18\x02 \x03(\x0b\x32\x17.featurestore.v1.KeySet\x12\x30\n\x0bkey_columns\x18\x03 \x01(\x0b\x32\x1b.featurestore.v1.KeyColumns\x12\x15\n\x08\x61s_of_ms\x18\x04 \x01(\x12H\x00\x88\x01\x01\x12\x15\n\ras_of_each_ms\x18\x05 \x03(\x10\x12\x0e\n\x06\x62ounds\x18\x06 \x01(\x08\x12\x10\n\x08\x63overage\x18\x07 \x01(\x08\x12\x18\n\x0b\x66ingerprint\x18\x08 \x01(\x06H\x01\x88\x01\x01\x42\x0b\n\t_as_of_msB\x0e\n\x0c_fingerprint\"`\n\x13GetFeaturesResponse\x12)\n\x07vectors\x18\x01 \x01(\x0b\x32\x18.featurestore.v1.Vectors\x12\x13\n\x06now_ms\x18\x02 \x01(\x12H\x00\x88\x01\x01\x42\t\n\x07_now_ms\"M\n\x18GetFeaturesStreamRequest\x12\x31\n\x04read\x18\x01 \x01(\x0b\x32#.featurestore.v1.GetFeaturesRequest\"O\n\x19GetFeaturesStreamResponse\x12\x32\n\x04read\x18\x01 \x01(\x0b\x32$.featurestore.v1.GetFeaturesResponse\"\x9d\x01\n\x12GetHeaviestRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12(\n\x07key_set\x18\x02 \x01(\x0b\x32\x17.featurestore.v1.KeySet\x12\x15\n\x08\x61s_of_ms\x18\x03 \x01(\x12H\x00\x88\x01\x01\x12\x18\n\x0b\x66ingerprint\x18\x04 \x01(\x06H\x01\x88\x01\x01\x42\x0b\n\t_as_of_msB\x0e\n\x0c_fingerprint\"W\n\x13GetHeaviestResponse\x12,\n\x05lists\x18\x01 \x03(\x0b\x32\x1d.featurestore.v1.HeaviestList\x12\x12\n\nread_at_ms\x18\x02 \x01(\x12\"\xdb\x01\n\x0cHeaviestList\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.featurestore.v1.FeatureStatus\x12\x10\n\x08\x63overage\x18\x03 \x01(\x02\x12.\n\x06values\x18\x04 \x03(\x0b\x32\x1e.featurestore.v1.HeaviestValue\x12\x12\n\nrest_upper\x18\x05 \x01(\x04\x12\r\n\x05total\x18\x06 \x01(\x01\x12\x13\n\x0btotal_lower\x18\x07 \x01(\x04\x12\x13\n\x0btotal_upper\x18\x08 \x01(\x04\"t\n\rHeaviestValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\r\n\x05\x63ount\x18\x03 \x01(\x01\x12\r\n\x05lower\x18\x04 \x01(\x04\x12\r\n\x05upper\x18\x05 \x01(\x04\x12\x0c\n\x04hash\x18\x06 \x01(\x06\x42\x06\n\x04kind2\xb3\x04\n\x13\x46\x65\x61tureStoreService\x12L\n\x07Observe\x12\x1f.featurestore.v1.ObserveRequest\x1a .featurestore.v1.ObserveResponse\x12I\n\x06Ingest\x12\x1e.featurestore.v1.IngestRequest\x1a\x1f.featurestore.v1.IngestResponse\x12_\n\x0cIngestStream\x12$.featurestore.v1.IngestStreamRequest\x1a%.featurestore.v1.IngestStreamResponse(\x01\x30\x01\x12X\n\x0bGetFeatures\x12#.featurestore.v1.GetFeaturesRequest\x1a$.featurestore.v1.GetFeaturesResponse\x12n\n\x11GetFeaturesStream\x12).featurestore.v1.GetFeaturesStreamRequest\x1a*.featurestore.v1.GetFeaturesStreamResponse(\x01\x30\x01\x12X\n\x0bGetHeaviest\x12#.featurestore.v1.GetHeaviestRequest\x1a$.featurestore.v1.GetHeaviestResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+featurestore/v1/feature_store_service.proto\x12\x0f\x66\x65\x61turestore.v1\x1a\x1b\x66\x65\x61turestore/v1/types.proto\"\x8c\x02\n\x0eObserveRequest\x12\x12\n\nevent_type\x18\x01 \x01(\t\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x16.featurestore.v1.Event\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x0c\n\x04peek\x18\x04 \x01(\x08\x12!\n\x03\x61\x63k\x18\x05 \x01(\x0e\x32\x14.featurestore.v1.Ack\x12\x0e\n\x06\x62ounds\x18\x06 \x01(\x08\x12\x10\n\x08\x63overage\x18\x07 \x01(\x08\x12\x18\n\x0b\x66ingerprint\x18\x08 \x01(\x06H\x00\x88\x01\x01\x12\x10\n\x08producer\x18\t \x01(\t\x12\r\n\x05\x65poch\x18\n \x01(\x04\x12\x10\n\x08sequence\x18\x0b \x01(\x04\x42\x0e\n\x0c_fingerprint\"\xce\x01\n\x0fObserveResponse\x12)\n\x07outcome\x18\x01 \x01(\x0e\x32\x18.featurestore.v1.Outcome\x12!\n\x03\x61\x63k\x18\x02 \x01(\x0e\x32\x14.featurestore.v1.Ack\x12\x10\n\x08position\x18\x03 \x01(\x04\x12\x13\n\x0bpartly_late\x18\x05 \x01(\x08\x12\x0c\n\x04shed\x18\x06 \x03(\t\x12\r\n\x05\x66ield\x18\x07 \x01(\t\x12)\n\x07vectors\x18\x04 \x01(\x0b\x32\x18.featurestore.v1.Vectors\"\xe5\x01\n\rIngestRequest\x12\x12\n\nevent_type\x18\x01 \x01(\t\x12\x10\n\x08producer\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12!\n\x03\x61\x63k\x18\x05 \x01(\x0e\x32\x14.featurestore.v1.Ack\x12$\n\x04rows\x18\x06 \x03(\x0b\x32\x16.featurestore.v1.Event\x12.\n\x07\x63olumns\x18\x07 \x01(\x0b\x32\x1d.featurestore.v1.EventColumns\x12\x14\n\x0cmax_refusals\x18\x08 \x01(\x04\"\x83\x02\n\x0eIngestResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x04\x12\x0c\n\x04late\x18\x02 \x01(\x04\x12\x11\n\tduplicate\x18\x03 \x01(\x04\x12\x0f\n\x07refused\x18\x04 \x01(\x04\x12*\n\x08refusals\x18\x05 \x03(\x0b\x32\x18.featurestore.v1.Refusal\x12\x10\n\x08position\x18\x06 \x01(\x04\x12!\n\x03\x61\x63k\x18\x07 \x01(\x0e\x32\x14.featurestore.v1.Ack\x12\x17\n\x0f\x64uplicate_batch\x18\x08 \x01(\x08\x12\x10\n\x08sequence\x18\t \x01(\x04\x12\x13\n\x0bpartly_late\x18\n \x01(\x04\x12\x0c\n\x04shed\x18\x0b \x01(\x04\"Q\n\x07Refusal\x12\r\n\x05index\x18\x01 \x01(\r\x12(\n\x06reason\x18\x02 \x01(\x0e\x32\x18.featurestore.v1.Outcome\x12\r\n\x05\x66ield\x18\x03 \x01(\t\"D\n\x13IngestStreamRequest\x12-\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1e.featurestore.v1.IngestRequest\"F\n\x14IngestStreamResponse\x12.\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1f.featurestore.v1.IngestResponse\"\x89\x02\n\x12GetFeaturesRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12)\n\x08key_sets\x18\x02 \x03(\x0b\x32\x17.featurestore.v1.KeySet\x12\x30\n\x0bkey_columns\x18\x03 \x01(\x0b\x32\x1b.featurestore.v1.KeyColumns\x12\x15\n\x08\x61s_of_ms\x18\x04 \x01(\x12H\x00\x88\x01\x01\x12\x15\n\ras_of_each_ms\x18\x05 \x03(\x10\x12\x0e\n\x06\x62ounds\x18\x06 \x01(\x08\x12\x10\n\x08\x63overage\x18\x07 \x01(\x08\x12\x18\n\x0b\x66ingerprint\x18\x08 \x01(\x06H\x01\x88\x01\x01\x42\x0b\n\t_as_of_msB\x0e\n\x0c_fingerprint\"`\n\x13GetFeaturesResponse\x12)\n\x07vectors\x18\x01 \x01(\x0b\x32\x18.featurestore.v1.Vectors\x12\x13\n\x06now_ms\x18\x02 \x01(\x12H\x00\x88\x01\x01\x42\t\n\x07_now_ms\"M\n\x18GetFeaturesStreamRequest\x12\x31\n\x04read\x18\x01 \x01(\x0b\x32#.featurestore.v1.GetFeaturesRequest\"O\n\x19GetFeaturesStreamResponse\x12\x32\n\x04read\x18\x01 \x01(\x0b\x32$.featurestore.v1.GetFeaturesResponse\"\x9d\x01\n\x12GetHeaviestRequest\x12\x0f\n\x07service\x18\x01 \x01(\t\x12(\n\x07key_set\x18\x02 \x01(\x0b\x32\x17.featurestore.v1.KeySet\x12\x15\n\x08\x61s_of_ms\x18\x03 \x01(\x12H\x00\x88\x01\x01\x12\x18\n\x0b\x66ingerprint\x18\x04 \x01(\x06H\x01\x88\x01\x01\x42\x0b\n\t_as_of_msB\x0e\n\x0c_fingerprint\"W\n\x13GetHeaviestResponse\x12,\n\x05lists\x18\x01 \x03(\x0b\x32\x1d.featurestore.v1.HeaviestList\x12\x12\n\nread_at_ms\x18\x02 \x01(\x12\"\xdb\x01\n\x0cHeaviestList\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x06status\x18\x02 \x01(\x0e\x32\x1e.featurestore.v1.FeatureStatus\x12\x10\n\x08\x63overage\x18\x03 \x01(\x02\x12.\n\x06values\x18\x04 \x03(\x0b\x32\x1e.featurestore.v1.HeaviestValue\x12\x12\n\nrest_upper\x18\x05 \x01(\x04\x12\r\n\x05total\x18\x06 \x01(\x01\x12\x13\n\x0btotal_lower\x18\x07 \x01(\x04\x12\x13\n\x0btotal_upper\x18\x08 \x01(\x04\"t\n\rHeaviestValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\r\n\x05\x63ount\x18\x03 \x01(\x01\x12\r\n\x05lower\x18\x04 \x01(\x04\x12\r\n\x05upper\x18\x05 \x01(\x04\x12\x0c\n\x04hash\x18\x06 \x01(\x06\x42\x06\n\x04kind2\xb3\x04\n\x13\x46\x65\x61tureStoreService\x12L\n\x07Observe\x12\x1f.featurestore.v1.ObserveRequest\x1a .featurestore.v1.ObserveResponse\x12I\n\x06Ingest\x12\x1e.featurestore.v1.IngestRequest\x1a\x1f.featurestore.v1.IngestResponse\x12_\n\x0cIngestStream\x12$.featurestore.v1.IngestStreamRequest\x1a%.featurestore.v1.IngestStreamResponse(\x01\x30\x01\x12X\n\x0bGetFeatures\x12#.featurestore.v1.GetFeaturesRequest\x1a$.featurestore.v1.GetFeaturesResponse\x12n\n\x11GetFeaturesStream\x12).featurestore.v1.GetFeaturesStreamRequest\x1a*.featurestore.v1.GetFeaturesStreamResponse(\x01\x30\x01\x12X\n\x0bGetHeaviest\x12#.featurestore.v1.GetHeaviestRequest\x1a$.featurestore.v1.GetHeaviestResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OBSERVEREQUEST']._serialized_start=94
   _globals['_OBSERVEREQUEST']._serialized_end=362
   _globals['_OBSERVERESPONSE']._serialized_start=365
-  _globals['_OBSERVERESPONSE']._serialized_end=556
-  _globals['_INGESTREQUEST']._serialized_start=559
-  _globals['_INGESTREQUEST']._serialized_end=766
-  _globals['_INGESTRESPONSE']._serialized_start=769
-  _globals['_INGESTRESPONSE']._serialized_end=1028
-  _globals['_REFUSAL']._serialized_start=1030
-  _globals['_REFUSAL']._serialized_end=1096
-  _globals['_INGESTSTREAMREQUEST']._serialized_start=1098
-  _globals['_INGESTSTREAMREQUEST']._serialized_end=1166
-  _globals['_INGESTSTREAMRESPONSE']._serialized_start=1168
-  _globals['_INGESTSTREAMRESPONSE']._serialized_end=1238
-  _globals['_GETFEATURESREQUEST']._serialized_start=1241
-  _globals['_GETFEATURESREQUEST']._serialized_end=1506
-  _globals['_GETFEATURESRESPONSE']._serialized_start=1508
-  _globals['_GETFEATURESRESPONSE']._serialized_end=1604
-  _globals['_GETFEATURESSTREAMREQUEST']._serialized_start=1606
-  _globals['_GETFEATURESSTREAMREQUEST']._serialized_end=1683
-  _globals['_GETFEATURESSTREAMRESPONSE']._serialized_start=1685
-  _globals['_GETFEATURESSTREAMRESPONSE']._serialized_end=1764
-  _globals['_GETHEAVIESTREQUEST']._serialized_start=1767
-  _globals['_GETHEAVIESTREQUEST']._serialized_end=1924
-  _globals['_GETHEAVIESTRESPONSE']._serialized_start=1926
-  _globals['_GETHEAVIESTRESPONSE']._serialized_end=2013
-  _globals['_HEAVIESTLIST']._serialized_start=2016
-  _globals['_HEAVIESTLIST']._serialized_end=2235
-  _globals['_HEAVIESTVALUE']._serialized_start=2237
-  _globals['_HEAVIESTVALUE']._serialized_end=2353
-  _globals['_FEATURESTORESERVICE']._serialized_start=2356
-  _globals['_FEATURESTORESERVICE']._serialized_end=2919
+  _globals['_OBSERVERESPONSE']._serialized_end=571
+  _globals['_INGESTREQUEST']._serialized_start=574
+  _globals['_INGESTREQUEST']._serialized_end=803
+  _globals['_INGESTRESPONSE']._serialized_start=806
+  _globals['_INGESTRESPONSE']._serialized_end=1065
+  _globals['_REFUSAL']._serialized_start=1067
+  _globals['_REFUSAL']._serialized_end=1148
+  _globals['_INGESTSTREAMREQUEST']._serialized_start=1150
+  _globals['_INGESTSTREAMREQUEST']._serialized_end=1218
+  _globals['_INGESTSTREAMRESPONSE']._serialized_start=1220
+  _globals['_INGESTSTREAMRESPONSE']._serialized_end=1290
+  _globals['_GETFEATURESREQUEST']._serialized_start=1293
+  _globals['_GETFEATURESREQUEST']._serialized_end=1558
+  _globals['_GETFEATURESRESPONSE']._serialized_start=1560
+  _globals['_GETFEATURESRESPONSE']._serialized_end=1656
+  _globals['_GETFEATURESSTREAMREQUEST']._serialized_start=1658
+  _globals['_GETFEATURESSTREAMREQUEST']._serialized_end=1735
+  _globals['_GETFEATURESSTREAMRESPONSE']._serialized_start=1737
+  _globals['_GETFEATURESSTREAMRESPONSE']._serialized_end=1816
+  _globals['_GETHEAVIESTREQUEST']._serialized_start=1819
+  _globals['_GETHEAVIESTREQUEST']._serialized_end=1976
+  _globals['_GETHEAVIESTRESPONSE']._serialized_start=1978
+  _globals['_GETHEAVIESTRESPONSE']._serialized_end=2065
+  _globals['_HEAVIESTLIST']._serialized_start=2068
+  _globals['_HEAVIESTLIST']._serialized_end=2287
+  _globals['_HEAVIESTVALUE']._serialized_start=2289
+  _globals['_HEAVIESTVALUE']._serialized_end=2405
+  _globals['_FEATURESTORESERVICE']._serialized_start=2408
+  _globals['_FEATURESTORESERVICE']._serialized_end=2971
 # @@protoc_insertion_point(module_scope)

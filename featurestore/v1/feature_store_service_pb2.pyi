@@ -34,23 +34,25 @@ class ObserveRequest(_message.Message):
     def __init__(self, event_type: _Optional[str] = ..., event: _Optional[_Union[_types_pb2.Event, _Mapping]] = ..., service: _Optional[str] = ..., peek: _Optional[bool] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., bounds: _Optional[bool] = ..., coverage: _Optional[bool] = ..., fingerprint: _Optional[int] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class ObserveResponse(_message.Message):
-    __slots__ = ("outcome", "ack", "position", "partly_late", "shed", "vectors")
+    __slots__ = ("outcome", "ack", "position", "partly_late", "shed", "field", "vectors")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     PARTLY_LATE_FIELD_NUMBER: _ClassVar[int]
     SHED_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     outcome: _types_pb2.Outcome
     ack: _types_pb2.Ack
     position: int
     partly_late: bool
     shed: _containers.RepeatedScalarFieldContainer[str]
+    field: str
     vectors: _types_pb2.Vectors
-    def __init__(self, outcome: _Optional[_Union[_types_pb2.Outcome, str]] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., position: _Optional[int] = ..., partly_late: _Optional[bool] = ..., shed: _Optional[_Iterable[str]] = ..., vectors: _Optional[_Union[_types_pb2.Vectors, _Mapping]] = ...) -> None: ...
+    def __init__(self, outcome: _Optional[_Union[_types_pb2.Outcome, str]] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., position: _Optional[int] = ..., partly_late: _Optional[bool] = ..., shed: _Optional[_Iterable[str]] = ..., field: _Optional[str] = ..., vectors: _Optional[_Union[_types_pb2.Vectors, _Mapping]] = ...) -> None: ...
 
 class IngestRequest(_message.Message):
-    __slots__ = ("event_type", "producer", "epoch", "sequence", "ack", "rows", "columns")
+    __slots__ = ("event_type", "producer", "epoch", "sequence", "ack", "rows", "columns", "max_refusals")
     EVENT_TYPE_FIELD_NUMBER: _ClassVar[int]
     PRODUCER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -58,6 +60,7 @@ class IngestRequest(_message.Message):
     ACK_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REFUSALS_FIELD_NUMBER: _ClassVar[int]
     event_type: str
     producer: str
     epoch: int
@@ -65,7 +68,8 @@ class IngestRequest(_message.Message):
     ack: _types_pb2.Ack
     rows: _containers.RepeatedCompositeFieldContainer[_types_pb2.Event]
     columns: _types_pb2.EventColumns
-    def __init__(self, event_type: _Optional[str] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., rows: _Optional[_Iterable[_Union[_types_pb2.Event, _Mapping]]] = ..., columns: _Optional[_Union[_types_pb2.EventColumns, _Mapping]] = ...) -> None: ...
+    max_refusals: int
+    def __init__(self, event_type: _Optional[str] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., rows: _Optional[_Iterable[_Union[_types_pb2.Event, _Mapping]]] = ..., columns: _Optional[_Union[_types_pb2.EventColumns, _Mapping]] = ..., max_refusals: _Optional[int] = ...) -> None: ...
 
 class IngestResponse(_message.Message):
     __slots__ = ("accepted", "late", "duplicate", "refused", "refusals", "position", "ack", "duplicate_batch", "sequence", "partly_late", "shed")
@@ -94,12 +98,14 @@ class IngestResponse(_message.Message):
     def __init__(self, accepted: _Optional[int] = ..., late: _Optional[int] = ..., duplicate: _Optional[int] = ..., refused: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., position: _Optional[int] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., duplicate_batch: _Optional[bool] = ..., sequence: _Optional[int] = ..., partly_late: _Optional[int] = ..., shed: _Optional[int] = ...) -> None: ...
 
 class Refusal(_message.Message):
-    __slots__ = ("index", "reason")
+    __slots__ = ("index", "reason", "field")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
     index: int
     reason: _types_pb2.Outcome
-    def __init__(self, index: _Optional[int] = ..., reason: _Optional[_Union[_types_pb2.Outcome, str]] = ...) -> None: ...
+    field: str
+    def __init__(self, index: _Optional[int] = ..., reason: _Optional[_Union[_types_pb2.Outcome, str]] = ..., field: _Optional[str] = ...) -> None: ...
 
 class IngestStreamRequest(_message.Message):
     __slots__ = ("batch",)

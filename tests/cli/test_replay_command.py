@@ -159,8 +159,10 @@ def test_the_summary_counts_what_became_of_the_events(replay, clicks, capsys):
     assert {reason: (one["count"], one["first_rows"]) for reason, one in found["refused"].items()} == {
         "type": (1, [5]), "no_time": (1, [8]),
     }  # fmt: skip
+    one = found["refused"]["type"]
+    assert (one["field"], one["value"]) == ("price", "'oops'")
     assert "8 events: 4 accepted, 1 late, 1 duplicate, 2 refused" in captured.err
-    assert "  1 refused, the time field is absent: row 8" in captured.err
+    assert "  1 refused: row 8, at: no time, and every event needs one\n" in captured.err
 
 
 def test_only_the_first_rows_of_a_reason_are_listed(replay, tmp_path, capsys):
@@ -168,8 +170,8 @@ def test_only_the_first_rows_of_a_reason_are_listed(replay, tmp_path, capsys):
     path.write_text("at,id,user,price\n" + "1,x,a,b\n" * 9)
     replay(path, "out.csv")
     assert (
-        "9 refused, a value has the wrong type for its field: rows 1, 2, 3, 4, 5, …"
-        in capsys.readouterr().err
+        "9 refused: row 1, price: 'b' is no number; correct it, or declare the field a string "
+        "(and rows 2, 3, 4, 5, …)\n" in capsys.readouterr().err
     )
 
 
@@ -412,3 +414,10 @@ def test_replay_of_the_card_data_gives_the_published_features(data_file, measure
         n = found[f"customer.count_{days}d"].to_numpy()[~free]
         off = published[f"customer_id_nb_tx_{days}day_window"].to_numpy()[~free] - n
         assert np.isin(off, (0, -1, 1)).all()
+
+
+def test_inputs_may_be_separated_by_tabs(replay, clicks, tmp_path):
+    path = tmp_path / "tabs.csv"
+    path.write_text(clicks.read_text().replace(",", "\t"))
+    assert replay(clicks, "out.csv") == replay(path, "same.csv", "--delimiter", "\\t") == Exit.REFUSED
+    assert (tmp_path / "out.csv").read_text() == (tmp_path / "same.csv").read_text()

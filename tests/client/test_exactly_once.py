@@ -401,6 +401,12 @@ def test_refusals_name_the_callers_rows(server: FakeServer, client: Any) -> None
         (21, Outcome.REFUSED_NO_TIME),
         (23, Outcome.REFUSED_FUTURE),
     ]
+    assert [(one.field, one.value) for one in report.refusals] == [
+        ("tx_amount", "inf"),
+        (None, None),  # an older server, which does not say
+        ("tx_datetime", None),
+        ("tx_datetime", f"'{np.datetime64(T0 + 23, 'ms')}Z'"),
+    ]
     assert (report.events, report.accepted, report.refused) == (30, 26, 4)
     assert seen == [(10, 2), (20, 2), (30, 4)]
 

@@ -458,7 +458,30 @@ def again_of(words: list[str], error: Exception) -> str:
     parser = argparse.ArgumentParser()
     ingest_command.add_arguments(parser)
     arguments = parser.parse_args([*words, "--event", "transaction"])
-    return ingest_command.again(arguments, "file-1", error, is_broken=False, is_begun=True)
+    return ingest_command.again(arguments, words[0], "file-1", error, is_broken=False, is_begun=True)
+
+
+def test_an_observe_that_is_refused_says_why(house: House, make_client: MakeClient) -> None:
+    client = make_client(house.target)
+    client.schema()
+    row = {"customer_id": 1, "terminal_id": 2, "tx_amount": 1.0, "tx_datetime": "2018-04-01T00:00:00Z"}
+    assert client.observe("transaction", row).why is None
+    for change, field, value, reason in (
+        ({"tx_amount": "much"}, "tx_amount", "'much'", "is no number; correct it"),
+        (
+            {"tx_datetime": "01/04/2018"},
+            "tx_datetime",
+            "'01/04/2018'",
+            "no ISO 8601 time; send that, or a datetime",
+        ),
+        ({"tx_datetime": None}, "tx_datetime", None, "no time, and every event needs one"),
+        ({"customer_id": 1.5, "tx_amount": "x"}, "customer_id", "1.5", "no key; write it as text"),
+    ):
+        seen = client.observe("transaction", row | change)
+        assert seen.outcome.refused
+        assert (seen.why.outcome, seen.why.field, seen.why.value) == (seen.outcome, field, value)
+        assert seen.why.reason.startswith(f"{field}: {value or ''}")
+        assert reason in seen.why.reason
 
 
 def test_refused_events_are_told_by_their_row_and_by_the_exit_code(
@@ -476,7 +499,14 @@ def test_refused_events_are_told_by_their_row_and_by_the_exit_code(
         (5, "refused_type"),
         (8, "refused_type"),
     ]
-    assert "rows 5, 8" in err
+    assert (
+        "  refused: row 5, tx_amount: 'much' is no number; correct it, or declare the field a string\n" in err
+    )
+    assert "  refused: row 8, tx_datetime: 'yesterday' is no ISO 8601 time; declare format: " in err
+    assert [(one["field"], one["value"]) for one in json.loads(out)["refusals"]] == [
+        ("tx_amount", "'much'"),
+        ("tx_datetime", "'yesterday'"),
+    ]
     assert "20 events: 18 accepted, 2 refused (2 of them unsent)" in err
     counts = {name: json.loads(out)[name] for name in ("events", "accepted", "refused", "unsent")}
     assert counts == {"events": 20, "accepted": 18, "refused": 2, "unsent": 2}

@@ -339,14 +339,20 @@ def test_chunks_are_the_rows_of_the_standard_library_cut_exactly(event, rows, st
     assert all(chunk.n_events == batch_events for chunk in chunks[:-1])
 
 
-def strictly(text):
+def strictly(text, delimiter=","):
     """The rows of Python's reader; None where it errs, or takes a quote of other dialects for a value's."""
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        rows = [
+            row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row
+        ]
     except csv.Error:
         return None
-    cells = [cell for cell, _ in re.findall(r'("(?:[^"]|"")*"|[^,\r\n]*)(,|\r\n|\r|\n|\Z)', text)]
-    if any(re.match(r'[ \t]+"|[^"].*\\"|\\"', cell) for cell in cells):
+    cells = [
+        cell
+        for cell, _ in re.findall(rf'("(?:[^"]|"")*"|[^{delimiter}\r\n]*)([{delimiter}]|\r\n|\r|\n|\Z)', text)
+    ]
+    blanks = " \t".replace(delimiter, "")
+    if any(re.match(rf'[{blanks}]+"|[^"].*\\"|\\"', cell) for cell in cells):
         return None
     return rows
 
@@ -368,17 +374,21 @@ lines = st.tuples(cell_texts, cell_texts, st.sampled_from(["\n", "\r\n", "\n\n",
     text=st.lists(lines, max_size=8).map(lambda all: "".join(f"1,{a},{b},2{end}" for a, b, end in all)),
     block_bytes=st.one_of(st.integers(1, 40), st.just(1 << 20)),
     is_packed=st.booleans(),
+    delimiter=st.sampled_from(",,;|\t "),
 )
-def test_where_the_strict_reader_of_the_standard_library_errs_so_do_we(event, text, block_bytes, is_packed):
-    expected = strictly(text)
+def test_where_the_strict_reader_of_the_standard_library_errs_so_do_we(
+    event, text, block_bytes, is_packed, delimiter
+):
+    text = text.replace(",", delimiter)
+    expected = strictly(text, delimiter)
     if expected is not None and any(len(row) != 4 for row in expected):
         expected = None
-    content = b"ts,k,z,n\n" + text.encode()
+    content = delimiter.join(["ts", "k", "z", "n"]).encode() + b"\n" + text.encode()
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder, "a.csv.gz" if is_packed else "a.csv")
         path.write_bytes(gzip.compress(content, 1) if is_packed else content)
         try:
-            with open_events(str(path), event, keep=["ts", "k", "z"]) as reader:
+            with open_events(str(path), event, keep=["ts", "k", "z"], delimiter=delimiter) as reader:
                 patch.setattr(csv_text, "BLOCK_BYTES", block_bytes)
                 chunks = list(reader.chunks(3))
         except InvalidEventError:
@@ -406,3 +416,37 @@ def test_blocks_make_no_difference_to_any_text(event, text, block_bytes):
                     return str(error).partition(path.name)[2]
 
     assert read(block_bytes) == read(1000)
+
+
+@pytest.mark.parametrize("delimiter", ['"', "\n", "\r", "\0", "\\", "", ",,", "é", "\\n"])
+def test_what_separates_nothing_is_refused(chunks_of, delimiter):
+    with pytest.raises(ConfigError, match="the delimiter is"):
+        chunks_of("a.csv", b"ts,k,n\n", delimiter=delimiter)
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "stated"), [(";", ";"), ("\t", "\\t"), ("\t", "\t"), ("|", "|"), (" ", " ")]
+)
+def test_other_delimiters_separate_and_a_comma_is_part_of_a_value(rows_of, delimiter, stated):
+    text = f'ts;k;n\n{T};a,b;1\n{T};"x;""y""";2\n'.replace(";", delimiter)
+    assert rows_of("a.csv", text.encode(), delimiter=stated) == [
+        (T, "a,b", 1.0),
+        (T, f'x{delimiter}"y"', 2.0),
+    ]
+
+
+def test_the_delimiter_that_is_missing_is_advised(chunks_of):
+    for mark, told in ((";", "';'"), ("\t", r"'\\t'"), ("|", r"'\|'")):
+        with pytest.raises(
+            InvalidEventError, match=f"which is one column .separated otherwise. --delimiter {told}"
+        ):
+            chunks_of("a.csv", f"ts{mark}k{mark}n\n".encode())
+
+
+def test_a_bad_quote_between_other_delimiters_is_told_with_them(chunks_of):
+    with pytest.raises(
+        InvalidEventError, match=r"row 1, column 'k': .* and only ';' or the end of the line may"
+    ):
+        chunks_of("a.csv", b'ts;k;n\n1;"a"b;2\n', delimiter=";")
+    with pytest.raises(InvalidEventError, match="and only a tab or the end"):
+        chunks_of("a.csv", b'ts\tk\tn\n1\t"a"b\t2\n', delimiter="\\t")

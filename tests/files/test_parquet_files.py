@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import gzip
 import io
 import subprocess
@@ -22,7 +23,9 @@ from hypothesis import strategies as st
 from featurestore.errors import InvalidEventError, LimitError, StorageError
 from featurestore.files import parquet as parquet_module
 from featurestore.files import read_events
+from featurestore.files.arrow_words import durations_in
 from featurestore.files.footer import row_groups
+from featurestore.plan import SourcePlan
 
 TS = datetime(2020, 1, 1)
 
@@ -292,3 +295,42 @@ def test_maps_and_uuids_are_kept(chunks_of):
     }
     (chunk,) = chunks_of("a.parquet", parquet(clicks(2, **kept)), keep=list(kept))
     assert chunk.kept.to_pydict() == {name: array.to_pylist() for name, array in kept.items()}
+
+
+@pytest.mark.parametrize("field", ["ts", "k", "n"])
+def test_a_duration_is_no_time_no_key_and_no_number(chunks_of, event, field):
+    columns = {**clicks(2), field: pa.array([1, 2], pa.duration("us"))}
+    with pytest.raises(InvalidEventError, match=rf"'{field}' is duration\[us\], .* write it as a number"):
+        chunks_of("a.parquet", parquet(columns), event=event)
+
+
+def test_a_duration_is_not_read_as_integers_beside_a_type_that_arrow_does_not_know(chunks_of, event):
+    big = {"big": pa.array([1, 2], pa.int16())}
+    took = pa.array([1, 2], pa.duration("us"))
+    inner = pa.array([{"took": 1}, None], pa.struct([("took", pa.duration("ms"))]))
+    said = "is a duration, of which only the integers can be read"
+    for columns, keep in (({"n": took}, []), ({"took": took}, ["took"]), ({"s": inner}, ["s"])):
+        with pytest.raises(InvalidEventError, match=said):
+            chunks_of("a.parquet", of_128_bits({**clicks(2), **columns, **big}), event=event, keep=keep)
+    path = dataclasses.replace(event, sources=(SourcePlan("n", "s.took"),))
+    with pytest.raises(InvalidEventError, match=rf"'s\.took' {said}"):
+        chunks_of("a.parquet", of_128_bits({**clicks(2), "s": inner, **big}), event=path)
+    (chunk,) = chunks_of("a.parquet", of_128_bits({**clicks(2), "took": took, **big}), event=event)
+    assert chunk.n_events == 2, "it does not matter where it is not used"
+
+
+@pytest.mark.parametrize("cut", range(0, 400, 7))
+def test_words_that_are_cut_or_none_say_nothing_and_do_not_fail(cut):
+    content = parquet({"took": pa.array([1], pa.duration("us"))})
+    said = pq.read_metadata(io.BytesIO(content)).metadata[b"ARROW:schema"]
+    assert durations_in(said) == ["took"]
+    assert "".join(durations_in(base64.b64encode(base64.b64decode(said)[:cut]))) in (
+        "",
+        "t",
+        "to",
+        "too",
+        "took",
+    )
+    raw = bytearray(base64.b64decode(said))
+    raw[cut % len(raw)] ^= 0xFF
+    assert isinstance(durations_in(base64.b64encode(raw)), list)

@@ -75,22 +75,30 @@ def test_a_read_reply_is_what_the_official_runtime_writes(
     assert replies.encode_read(values, now_ms=now_ms, streamed=streamed, **rest) == reply.SerializeToString()
 
 
+names = st.one_of(st.none(), st.text(min_size=1, max_size=200))
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     st.one_of(st.none(), vectors()),
-    st.sampled_from([0, 1, 2, 16, 25]),
+    st.sampled_from([0, 1, 2, 16, 22, 25]),
     st.booleans(),
     st.lists(st.text(min_size=1, max_size=200), max_size=16),
-    st.tuples(acks, u64),
+    st.tuples(acks, u64, names),
 )
 def test_an_observe_reply_is_what_the_official_runtime_writes(
-    made: Any, outcome: int, partly_late: bool, shed: list[str], numbers: tuple[int, int]
+    made: Any, outcome: int, partly_late: bool, shed: list[str], rest_of: tuple[int, int, str | None]
 ) -> None:
-    ack, position = numbers
+    ack, position, field = rest_of
     on_wire = types.OUTCOME_ACCEPTED if outcome == ACCEPTED else outcome
     reply = pb.ObserveResponse(outcome=on_wire, ack=ack, position=position, partly_late=partly_late)
     reply.shed.extend(shed)
-    more = {"partly_late": partly_late, "shed": [name.encode() for name in shed]}
+    reply.field = field if field and outcome >= 16 else ""
+    more = {
+        "partly_late": partly_late,
+        "shed": [name.encode() for name in shed],
+        "field": field and field.encode(),
+    }
     if made is None:
         encoded = replies.encode_observe(outcome, ack, position, **more)
         assert encoded == reply.SerializeToString()
@@ -111,6 +119,8 @@ def test_an_observe_reply_is_what_the_official_runtime_writes(
     shed=st.integers(0, 2**32 - 1),
     duplicate_batch=st.booleans(),
     streamed=st.booleans(),
+    max_refusals=st.sampled_from([0, 0, 1, 7, 100, 2**64 - 1]),
+    field=names,
 )
 def test_an_ingest_reply_is_what_the_official_runtime_writes(
     outcomes: Any,
@@ -122,6 +132,8 @@ def test_an_ingest_reply_is_what_the_official_runtime_writes(
     shed: int,
     duplicate_batch: bool,
     streamed: bool,
+    max_refusals: int,
+    field: str | None,
 ) -> None:
     refused = [(i, code) for i, code in enumerate(outcomes.tolist()) if code >= 16]
     reply: Any = pb.IngestResponse(
@@ -129,7 +141,9 @@ def test_an_ingest_reply_is_what_the_official_runtime_writes(
         late=int((outcomes == LATE).sum()),
         duplicate=int((outcomes == DUPLICATE).sum()),
         refused=len(refused),
-        refusals=[pb.Refusal(index=i, reason=code) for i, code in refused[:100]],
+        refusals=[
+            pb.Refusal(index=i, reason=code, field=field) for i, code in refused[: max_refusals or 100]
+        ],
         position=position,
         ack=ack,
         duplicate_batch=duplicate_batch,
@@ -144,6 +158,8 @@ def test_an_ingest_reply_is_what_the_official_runtime_writes(
         "shed": shed,
         "duplicate_batch": duplicate_batch,
         "streamed": streamed,
+        "max_refusals": max_refusals,
+        "field": field and field.encode(),
     }
     encoded = replies.encode_ingest(outcomes, ack, position, sequence, **more)
     assert encoded == reply.SerializeToString()

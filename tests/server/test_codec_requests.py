@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from datetime import datetime
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore import errors
+from featurestore.schema import compile_schema
 from featurestore.server import codec, names
 from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import types_pb2 as types
@@ -256,7 +258,11 @@ def plain(column: Any, n: int) -> list[Any]:
 def same_rows(expected: oracle.Rows, decoded: Any) -> None:
     n = len(expected.times)
     assert decoded["outcomes"].tolist() == expected.outcomes
-    fields = [f.name for f in oracle.PLAN.events[decoded["event"]].fields]
+    event = oracle.PLAN.events[decoded["event"]]
+    fields = [f.name for f in event.fields]
+    names = [*fields, event.time.field]
+    refused_by = zip(decoded["refused_by"].tolist(), decoded["outcomes"].tolist(), strict=True)
+    assert [names[field] if outcome else None for field, outcome in refused_by] == expected.refused_by
     columns = dict(zip(fields, (plain(c, n) for c in decoded["columns"]), strict=True))
     for i in range(n):
         if expected.outcomes[i] == 0:
@@ -719,3 +725,45 @@ def test_lengths_keep_their_lowest_32_bits_as_in_the_official_runtime() -> None:
     expected = oracle.ingest(pb.IngestRequest.FromString(data))
     assert isinstance(expected, oracle.Rows) and expected.values == [{"ip": b"a"}, {"ip": b"bc"}]
     same_rows(expected, codec.decode_ingest(data, SCHEMA))
+
+
+COLUMNS = names.WireSchema(
+    compile_schema("""\
+version: 1
+name: s
+events: {e: {time: {field: ts, unit: s}, fields: {k: key, s: string, n: number, m: number}}}
+views: {v: {event: e, key: k, windows: [1h], features: [count]}}
+""")
+)
+
+
+def a_column(name: str, values: list[Any]) -> Any:
+    if isinstance(values[0], str):
+        raw = [value.encode() for value in values]
+        texts = types.TextColumn(data=b"".join(raw), lengths=[len(one) for one in raw])
+        return types.NamedColumn(name=name, texts=texts)
+    return types.NamedColumn(name=name, numbers=types.NumberColumn(values=values))
+
+
+@pytest.mark.parametrize("by_number", [False, True])
+def test_of_columns_too_the_field_is_named_for_which_each_row_is_refused(by_number: bool) -> None:
+    """One bad value a row, by every way that a column is read, and one row with two."""
+    inf = math.inf
+    data = {
+        "ts": [1.0, 1e18, 1.0, 1.0, 1.0, 1.0, 1.0],
+        "n": [1.0, 1.0, inf, 1.0, 1.0, 1.0, 1.0],
+        "m": ["1", "1", "1", "one", "1", "1", "one"],
+        "k": ["a", "a", "a", "a", "a" * 4097, "a", "a"],
+        "s": [1.0, 1.0, 1.0, 1.0, 1.0, 1.5, 1.5],
+    }
+    expected = [None, "ts", "n", "m", "k", "s", "s"]
+    request = pb.IngestRequest(event_type="e")
+    for name, values in data.items():
+        if name == "ts" and by_number:
+            request.columns.times_ms.extend(10**18 if at > 1 else 1000 for at in map(int, values))
+        else:
+            request.columns.columns.append(a_column(name, values))
+    decoded = codec.decode_ingest(request.SerializeToString(), COLUMNS)
+    fields = ["k", "s", "n", "m", "ts"]
+    found = zip(decoded["refused_by"].tolist(), decoded["outcomes"].tolist(), strict=True)
+    assert [fields[field] if outcome else None for field, outcome in found] == expected

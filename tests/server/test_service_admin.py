@@ -29,6 +29,7 @@ from house import (
 )
 
 from featurestore.engine import Engine
+from featurestore.storage import failpoint
 from featurestore.v1 import admin_service_pb2 as admin_pb
 from featurestore.v1 import admin_service_pb2_grpc as admin_grpc
 from featurestore.v1 import feature_store_service_pb2 as pb
@@ -101,6 +102,23 @@ def test_checkpoint_says_what_it_wrote(house: House) -> None:
     assert second.rows_written == 0, "nothing has changed"
     assert stats.checkpoint_position == first.position
     assert stats.checkpoint_age_ms >= 0
+
+
+def test_metrics_count_the_checkpoints_that_found_no_space(tmp_path: Path, serving: Serving) -> None:
+    def metric(name: str) -> float:
+        with urllib.request.urlopen(f"http://{house.server.metrics_address}/metrics") as reply:
+            lines = dict(line.rsplit(" ", 1) for line in reply.read().decode().splitlines() if line[0] != "#")
+        return float(lines[f"featurestore_{name}"])
+
+    with serving(tmp_path, metrics="localhost:0") as house, house.admin() as admin:
+        house.hot.Observe(observe(play()))
+        assert (metric("checkpoints_failed_total"), metric("writes_refused")) == (0, 0)
+        failpoint.arm("checkpoint.mid=enospc")
+        with pytest.raises(grpc.RpcError, match="No space left"):
+            admin.Checkpoint(admin_pb.CheckpointRequest())
+        assert metric("checkpoints_failed_total") == 1
+        admin.Checkpoint(admin_pb.CheckpointRequest())
+        assert (metric("checkpoints_failed_total"), metric("writes_refused")) == (1, 0)
 
 
 def test_forget_takes_a_key_by_its_parts(house: House) -> None:
@@ -360,6 +378,7 @@ def test_metrics_tell_what_happened(tmp_path: Path, serving: Serving) -> None:
         "featurestore_events_refused_total": 1,
         "featurestore_batches_duplicate_total": 1,
         'featurestore_refusals_total{reason="no_time"}': 1,
+        'featurestore_events_untouched_total{event="play"}': 0,
         "featurestore_vectors_read_total": 3,
         "featurestore_rows": 3,
         "featurestore_remembered_producers": 1,

@@ -128,6 +128,7 @@ def test_refused_late_and_duplicate_events_are_told_apart_by_index_and_reason(ho
         (6, types.OUTCOME_REFUSED_TYPE),
         (7, types.OUTCOME_REFUSED_TIME_RANGE),
     ]
+    assert [r.field for r in reply.refusals] == ["ts", "ms_played", "ip", "ip", "ip", "ts"]
     late = house.hot.Observe(observe(play(T0)))
     assert late.outcome == types.OUTCOME_LATE
     assert late.ack == types.ACK_UNSPECIFIED

@@ -90,6 +90,7 @@ class Rows:
     values: list[dict[str, Any]] = field(default_factory=list)
     times: list[int] = field(default_factory=list)
     outcomes: list[int] = field(default_factory=list)
+    refused_by: list[str | None] = field(default_factory=list)
 
 
 ISO = re.compile(
@@ -201,6 +202,7 @@ def _resolve(
     """Adds one row from the values given by name; the time field is one of the names."""
     values: dict[str, Any] = {}
     refused = []
+    judged = [event.time.field]
     ms = 0
     by_field = given.get(event.time.field)
     if number_ms is not None and by_field is not None:
@@ -218,11 +220,13 @@ def _resolve(
         if sent is not None:
             value, why = kept(declared, *sent)
             refused.append(why)
+            judged.append(declared.name)
             if value is not None or why:
                 values[declared.name] = value
     rows.values.append(values)
     rows.times.append(ms)
     rows.outcomes.append(next((why for why in refused if why), 0))
+    rows.refused_by.append(next((name for name, why in zip(judged, refused, strict=True) if why), None))
 
 
 @dataclass

@@ -20,15 +20,16 @@ from source import tree
 PARTS = {
     "cli": "client config demo errors files plan schema server stdio storage training",
     "demo": "client config errors server storage",
-    "client": "columns errors outcome plan thrift v1",
+    "client": "columns errors outcome plan refusals thrift v1",
     "server": "clock config core engine errors niceness outcome plan schema storage v1",
     "config": "errors",
-    "training": "columns core errors files outcome plan schema",
+    "training": "columns core errors files outcome plan refusals schema",
     "engine": "clock core errors niceness plan schema storage",
     "storage": "clock core errors plan stdio",
     "core": "columns errors plan",
     "schema": "errors plan",
-    "files": "columns errors outcome plan stdio thrift",
+    "files": "columns errors outcome plan refusals stdio thrift",
+    "refusals": "columns outcome plan",
     "columns": "errors outcome plan",
     "niceness": "",
     "thrift": "",
@@ -44,7 +45,7 @@ NAMES = {"featurestore": {"client", "errors", "outcome", "training"}, "featurest
 
 # Packages from elsewhere, and the only parts that know them. The first four are what a client needs.
 OUTSIDE = {
-    "numpy": "client columns core demo files server storage training",
+    "numpy": "client columns core demo files refusals server storage training",
     "grpc": "client server v1",
     "google": "client server v1",
     "typing_extensions": "",
