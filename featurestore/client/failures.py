@@ -120,7 +120,7 @@ class Failure:
         cls, code: grpc.StatusCode, details: str | None, metadata: Iterable[tuple[str, str | bytes]] | None
     ) -> Failure:
         """Of a call's end, with what is in its trailers."""
-        trailers = dict(metadata or ())
+        trailers = dict(iter(metadata or ()))  # some of grpcio's metadata have keys, and no item of a key
         said = trailers.get(APPLIED)
         kind = _kind_of(trailers)
         return cls(code, details or "", kind, said if isinstance(said, str) else None, not trailers)

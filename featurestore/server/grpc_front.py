@@ -31,7 +31,7 @@ from featurestore.errors import FeatureStoreError, LimitError, UnavailableError
 from featurestore.server import dispatcher as hot
 from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
-from featurestore.server.handlers import OnGrpcio, abort
+from featurestore.server.handlers import OnGrpcio, abort, add_methods
 from featurestore.server.health import Health
 
 SERVICE = "featurestore.v1.FeatureStoreService"
@@ -216,7 +216,7 @@ class _Read:
 
 
 class GrpcioFront:
-    """The public port on grpcio. `add_registered_method_handlers` first, as with a grpc.Server; then `bind`,
+    """The public port on grpcio. `add_generic_rpc_handlers` first, as with a grpc.Server; then `bind`,
     `start`, `stop`, and `close` when its end has come.
     """
 
@@ -240,7 +240,6 @@ class GrpcioFront:
         self._add_hot()
 
     def _add_hot(self) -> None:
-        server = self._server
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "Observe": grpc.unary_unary_rpc_method_handler(self._writing(hot.OBSERVE)),
             "Ingest": grpc.unary_unary_rpc_method_handler(self._writing(hot.INGEST)),
@@ -248,8 +247,7 @@ class GrpcioFront:
             "IngestStream": grpc.stream_stream_rpc_method_handler(self._ingest_stream),
             "GetFeaturesStream": grpc.stream_stream_rpc_method_handler(self._read_stream),
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        server.add_registered_method_handlers(SERVICE, handlers)
+        add_methods(self._server, SERVICE, handlers)
 
     def serve_health(self, services: tuple[str, ...]) -> None:
         """Before `start`: of these, and of the server as a whole."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 import logging
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeAlias
 
 import grpc
+from google.protobuf import descriptor_pool
 from google.protobuf.message import DecodeError
 
 from featurestore.errors import FeatureStoreError, InvalidEventError
@@ -31,9 +33,11 @@ class Aborted(Exception):
 
 
 class Handlers(Protocol):
-    """What methods are added to: a transport, or a grpc.Server."""
+    """What methods are added to: a transport. Generated code of newer compilers gives the same handlers
+    a second time, by `add_registered_method_handlers`, which every transport lets pass.
+    """
 
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None: ...
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[Any]) -> None: ...
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, Handler]
     ) -> None: ...
@@ -45,15 +49,37 @@ class OnGrpcio:
     def __init__(self, server: grpc.Server) -> None:
         self._server = server
 
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
-        pass  # the same handlers come by name
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[Any]) -> None:
+        for service, handlers in methods_of(generic_rpc_handlers):
+            add_methods(self._server, service, handlers)
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, Handler]
     ) -> None:
-        made = {name: guarded(handler) for name, handler in method_handlers.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service_name, made),))
-        self._server.add_registered_method_handlers(service_name, made)
+        pass
+
+
+@dataclass(frozen=True)
+class _CallOf(grpc.HandlerCallDetails):  # type: ignore[misc,unused-ignore]
+    """By what a generic handler is asked for one of its methods."""
+
+    method: str
+    invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
+
+
+def methods_of(generic_rpc_handlers: Iterable[Any]) -> Iterator[tuple[str, dict[str, Handler]]]:
+    """Of each its service and the handlers of those of its methods that it has, guarded."""
+    for each in generic_rpc_handlers:
+        service = each.service_name()
+        methods = descriptor_pool.Default().FindServiceByName(service).methods
+        found = {method.name: each.service(_CallOf(f"/{service}/{method.name}")) for method in methods}
+        yield service, {name: guarded(handler) for name, handler in found.items() if handler is not None}
+
+
+def add_methods(server: grpc.Server, service: str, handlers: Mapping[str, Handler]) -> None:
+    """To grpcio, also by name, which it finds faster."""
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    server.add_registered_method_handlers(service, dict(handlers))
 
 
 def abort(context: grpc.ServicerContext, error: BaseException) -> NoReturn:

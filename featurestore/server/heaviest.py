@@ -37,7 +37,6 @@ class Heaviest:
             )
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        server.add_registered_method_handlers(SERVICE, handlers)
 
     def _get(self, request: pb.GetHeaviestRequest, context: grpc.ServicerContext) -> pb.GetHeaviestResponse:
         began_ns = time.monotonic_ns()

@@ -11,7 +11,7 @@ needs Python: words for failures, and calls of all other methods, which it hands
     Health.Check and Health.Watch                               loop_threads; they take no place of others
     everything else: registry, reflection, lists                a pool of read_threads + MOST_REFLECTIONS
 
-Handlers are those of grpcio, found through `add_registered_method_handlers`, and know no difference: a
+Handlers are those of grpcio, found through `add_generic_rpc_handlers`, and know no difference: a
 context has what they use of grpc.ServicerContext.
 """
 
@@ -24,7 +24,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 
@@ -37,7 +37,7 @@ from featurestore.server import dispatcher as hot
 from featurestore.server import listener
 from featurestore.server.dispatcher import Dispatcher
 from featurestore.server.grpc_front import HEALTH, SERVICE, Streams
-from featurestore.server.handlers import Aborted, guarded, log_unexpected
+from featurestore.server.handlers import Aborted, log_unexpected, methods_of
 from featurestore.server.host import (
     CANCEL,
     CHECK,
@@ -275,7 +275,7 @@ class _Call(_Context):
 
 
 class NativeFront:
-    """The public port on our own transport. `add_registered_method_handlers` first, as with a grpc.Server;
+    """The public port on our own transport. `add_generic_rpc_handlers` first, as with a grpc.Server;
     then `bind`, `start`, `stop`, and `close` when its end has come.
     """
 
@@ -301,17 +301,18 @@ class NativeFront:
 
     # -- what grpcio's generated code calls
 
-    def add_generic_rpc_handlers(self, generic_rpc_handlers: Any) -> None:
-        pass  # the same handlers come by name
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Iterable[Any]) -> None:
+        for service, handlers in methods_of(generic_rpc_handlers):
+            for name, handler in handlers.items():
+                self._handlers.append(handler)
+                self._targets.append(
+                    (f"/{service}/{name}", PYTHON, handler.request_streaming, handler.response_streaming)
+                )
 
     def add_registered_method_handlers(
         self, service_name: str, method_handlers: Mapping[str, grpc.RpcMethodHandler[Any, Any]]
     ) -> None:
-        for name, handler in method_handlers.items():
-            self._handlers.append(guarded(handler))
-            self._targets.append(
-                (f"/{service_name}/{name}", PYTHON, handler.request_streaming, handler.response_streaming)
-            )
+        pass  # they are those that came before
 
     def serve_health(self, services: tuple[str, ...]) -> None:
         """Before `start`: of these, and of the server as a whole."""

@@ -165,7 +165,6 @@ class Registry:
             ),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-        server.add_registered_method_handlers(SERVICE, handlers)
 
     def _get_schema(self, request: pb.GetSchemaRequest, context: grpc.ServicerContext) -> bytes:
         prepared = self._prepared

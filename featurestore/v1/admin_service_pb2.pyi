@@ -3,8 +3,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -41,7 +40,7 @@ class ApplySchemaRequest(_message.Message):
     allow: _containers.RepeatedScalarFieldContainer[ChangeKind]
     expect_version: int
     note: str
-    def __init__(self, source: _Optional[str] = ..., path: _Optional[str] = ..., dry_run: _Optional[bool] = ..., allow: _Optional[_Iterable[_Union[ChangeKind, str]]] = ..., expect_version: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
+    def __init__(self, source: _Optional[str] = ..., path: _Optional[str] = ..., dry_run: bool = ..., allow: _Optional[_Iterable[_Union[ChangeKind, str]]] = ..., expect_version: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("kind", "subject", "before", "after", "consent", "line")
@@ -57,7 +56,7 @@ class Change(_message.Message):
     after: str
     consent: bool
     line: str
-    def __init__(self, kind: _Optional[_Union[ChangeKind, str]] = ..., subject: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., consent: _Optional[bool] = ..., line: _Optional[str] = ...) -> None: ...
+    def __init__(self, kind: _Optional[_Union[ChangeKind, str]] = ..., subject: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., consent: bool = ..., line: _Optional[str] = ...) -> None: ...
 
 class ApplySchemaResponse(_message.Message):
     __slots__ = ("version", "position", "added_features", "removed_features", "changes", "pins_broken")
@@ -111,7 +110,7 @@ class PinnedVector(_message.Message):
     missing: str
     calls: int
     asked_ms_ago: int
-    def __init__(self, service: _Optional[str] = ..., fingerprint: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., current: _Optional[bool] = ..., missing: _Optional[str] = ..., calls: _Optional[int] = ..., asked_ms_ago: _Optional[int] = ...) -> None: ...
+    def __init__(self, service: _Optional[str] = ..., fingerprint: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., current: bool = ..., missing: _Optional[str] = ..., calls: _Optional[int] = ..., asked_ms_ago: _Optional[int] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()
@@ -238,7 +237,7 @@ class ForgetResponse(_message.Message):
     POSITION_FIELD_NUMBER: _ClassVar[int]
     found: bool
     position: int
-    def __init__(self, found: _Optional[bool] = ..., position: _Optional[int] = ...) -> None: ...
+    def __init__(self, found: bool = ..., position: _Optional[int] = ...) -> None: ...
 
 class ListProducersRequest(_message.Message):
     __slots__ = ("after", "page_size")
@@ -260,7 +259,7 @@ class RememberedProducer(_message.Message):
     sequence: int
     heard_ms: int
     made_up: bool
-    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., heard_ms: _Optional[int] = ..., made_up: _Optional[bool] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., heard_ms: _Optional[int] = ..., made_up: bool = ...) -> None: ...
 
 class ListProducersResponse(_message.Message):
     __slots__ = ("producers", "next")

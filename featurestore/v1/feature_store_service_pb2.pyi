@@ -2,8 +2,7 @@ from featurestore.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -31,7 +30,7 @@ class ObserveRequest(_message.Message):
     producer: str
     epoch: int
     sequence: int
-    def __init__(self, event_type: _Optional[str] = ..., event: _Optional[_Union[_types_pb2.Event, _Mapping]] = ..., service: _Optional[str] = ..., peek: _Optional[bool] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., bounds: _Optional[bool] = ..., coverage: _Optional[bool] = ..., fingerprint: _Optional[int] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+    def __init__(self, event_type: _Optional[str] = ..., event: _Optional[_Union[_types_pb2.Event, _Mapping]] = ..., service: _Optional[str] = ..., peek: bool = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., bounds: bool = ..., coverage: bool = ..., fingerprint: _Optional[int] = ..., producer: _Optional[str] = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class ObserveResponse(_message.Message):
     __slots__ = ("outcome", "ack", "position", "partly_late", "shed", "field", "vectors")
@@ -49,7 +48,7 @@ class ObserveResponse(_message.Message):
     shed: _containers.RepeatedScalarFieldContainer[str]
     field: str
     vectors: _types_pb2.Vectors
-    def __init__(self, outcome: _Optional[_Union[_types_pb2.Outcome, str]] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., position: _Optional[int] = ..., partly_late: _Optional[bool] = ..., shed: _Optional[_Iterable[str]] = ..., field: _Optional[str] = ..., vectors: _Optional[_Union[_types_pb2.Vectors, _Mapping]] = ...) -> None: ...
+    def __init__(self, outcome: _Optional[_Union[_types_pb2.Outcome, str]] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., position: _Optional[int] = ..., partly_late: bool = ..., shed: _Optional[_Iterable[str]] = ..., field: _Optional[str] = ..., vectors: _Optional[_Union[_types_pb2.Vectors, _Mapping]] = ...) -> None: ...
 
 class IngestRequest(_message.Message):
     __slots__ = ("event_type", "producer", "epoch", "sequence", "ack", "rows", "columns", "max_refusals")
@@ -95,7 +94,7 @@ class IngestResponse(_message.Message):
     sequence: int
     partly_late: int
     shed: int
-    def __init__(self, accepted: _Optional[int] = ..., late: _Optional[int] = ..., duplicate: _Optional[int] = ..., refused: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., position: _Optional[int] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., duplicate_batch: _Optional[bool] = ..., sequence: _Optional[int] = ..., partly_late: _Optional[int] = ..., shed: _Optional[int] = ...) -> None: ...
+    def __init__(self, accepted: _Optional[int] = ..., late: _Optional[int] = ..., duplicate: _Optional[int] = ..., refused: _Optional[int] = ..., refusals: _Optional[_Iterable[_Union[Refusal, _Mapping]]] = ..., position: _Optional[int] = ..., ack: _Optional[_Union[_types_pb2.Ack, str]] = ..., duplicate_batch: bool = ..., sequence: _Optional[int] = ..., partly_late: _Optional[int] = ..., shed: _Optional[int] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("index", "reason", "field")
@@ -137,7 +136,7 @@ class GetFeaturesRequest(_message.Message):
     bounds: bool
     coverage: bool
     fingerprint: int
-    def __init__(self, service: _Optional[str] = ..., key_sets: _Optional[_Iterable[_Union[_types_pb2.KeySet, _Mapping]]] = ..., key_columns: _Optional[_Union[_types_pb2.KeyColumns, _Mapping]] = ..., as_of_ms: _Optional[int] = ..., as_of_each_ms: _Optional[_Iterable[int]] = ..., bounds: _Optional[bool] = ..., coverage: _Optional[bool] = ..., fingerprint: _Optional[int] = ...) -> None: ...
+    def __init__(self, service: _Optional[str] = ..., key_sets: _Optional[_Iterable[_Union[_types_pb2.KeySet, _Mapping]]] = ..., key_columns: _Optional[_Union[_types_pb2.KeyColumns, _Mapping]] = ..., as_of_ms: _Optional[int] = ..., as_of_each_ms: _Optional[_Iterable[int]] = ..., bounds: bool = ..., coverage: bool = ..., fingerprint: _Optional[int] = ...) -> None: ...
 
 class GetFeaturesResponse(_message.Message):
     __slots__ = ("vectors", "now_ms")

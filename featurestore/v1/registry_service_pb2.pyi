@@ -2,8 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -186,7 +185,7 @@ class FeatureSchema(_message.Message):
     half_life_ms: int
     confidence: float
     k: int
-    def __init__(self, name: _Optional[str] = ..., aggregate: _Optional[_Union[Aggregate, str]] = ..., field: _Optional[str] = ..., window_ms: _Optional[int] = ..., offset_ms: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., excludes_self: _Optional[bool] = ..., formula: _Optional[str] = ..., by_zero: _Optional[float] = ..., half_life_ms: _Optional[int] = ..., confidence: _Optional[float] = ..., k: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., aggregate: _Optional[_Union[Aggregate, str]] = ..., field: _Optional[str] = ..., window_ms: _Optional[int] = ..., offset_ms: _Optional[int] = ..., parts: _Optional[_Iterable[str]] = ..., excludes_self: bool = ..., formula: _Optional[str] = ..., by_zero: _Optional[float] = ..., half_life_ms: _Optional[int] = ..., confidence: _Optional[float] = ..., k: _Optional[int] = ...) -> None: ...
 
 class ServiceSchema(_message.Message):
     __slots__ = ("name", "fingerprint", "features", "parts")

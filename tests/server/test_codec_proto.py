@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,15 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet, SourceCodeInfo
 from featurestore.v1 import types_pb2 as types
 
 ROOT = Path(__file__).resolve().parents[2]
-protoc = pytest.importorskip(
-    "grpc_tools.protoc", reason="grpcio-tools is not installed: proto files are not checked"
-)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Any:
     target = tmp_path_factory.mktemp("proto") / "all.pb"
     sources = [str(path.relative_to(ROOT / "proto")) for path in (ROOT / "proto").rglob("*.proto")]
-    options = ["-Iproto", "--include_source_info", f"--descriptor_set_out={target}"]
-    subprocess.run([sys.executable, "-m", "grpc_tools.protoc", *options, *sources], cwd=ROOT, check=True)
+    options = ["--include_source_info", f"--descriptor_set_out={target}"]
+    protoc = runpy.run_path(str(ROOT / "proto/generate.py"))["compiler"]()
+    subprocess.run([*protoc, *options, *sources], check=True)
     return FileDescriptorSet.FromString(target.read_bytes()).file
 
 
