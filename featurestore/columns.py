@@ -136,8 +136,9 @@ def _check_names(event: EventPlan, given: Sequence[str]) -> None:
     fields = [event.time.field, *(field.name for field in event.fields)]
     kinds = {event.time.field: "time"} | {field.name: kind_of(field) for field in event.fields}
     undeclared = {one.lower(): one for one in given if one not in kinds}
+    retired = {field.name for field in event.fields if field.retired_ms is not None}
     for name, kind in kinds.items():
-        if name in given or (kind not in ("time", "key") and not undeclared):
+        if name in given or name in retired or (kind not in ("time", "key") and not undeclared):
             continue
         close = difflib.get_close_matches(name.lower(), undeclared, n=1)
         hint = (

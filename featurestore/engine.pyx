@@ -20,6 +20,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+import logging
 import os
 import shutil
 import threading
@@ -74,6 +75,7 @@ from featurestore.niceness import UPKEEP, give_way
 from featurestore.plan import CLOCKS, Plan
 from featurestore.schema import compile_schema
 from featurestore.schema.changes import changes_of, kinds_of, require_consent
+from featurestore.schema.retired import without_the_past
 from featurestore.storage.checkpoint import (
     HEAD, HOLES, IDS, IDS_SHARD, PLAN, PRODUCERS, PRODUCERS_SHARD, SKETCHES, holes_record, load_rows,
     mark_behind, mark_shed, parse_plan, stored_plan,
@@ -85,6 +87,8 @@ from featurestore.storage.failpoint import reach
 from featurestore.storage.rows import MapGrownError, RowStore
 
 same_structs(__name__, engine_structs())
+
+_log = logging.getLogger("featurestore.engine")
 
 cdef extern from * nogil:
     """
@@ -110,6 +114,7 @@ cdef enum:
     MIN_MEMORY_BYTES = 16 << 20  # of rows: less holds nothing useful, and is a number without its unit
     QUIET_S = 60                 # for so long nothing is shed, or short, before that is said to be over
     MOST_LEAP_MS = 60_000        # that a wall clock may gain on the machine's uptime, and be believed
+    MOST_GRACE_MS = 2_592_000_000  # 30 days, that what a schema lets go may be kept
     MAKING_MS = 1000             # what there is on the wall clock between making a plan and serving it
 
 cdef extern from * nogil:
@@ -457,7 +462,7 @@ cdef class Engine:
             self._recover(is_new, durability, threads, max_memory_bytes, dedupe_memory_bytes,
                           producer_memory_bytes)
             if is_new:
-                self._apply_schema(schema, schema_path, False, history == "none", frozenset(), None)
+                self._apply_schema(schema, schema_path, False, history == "none", frozenset(), None, 0)
                 self.directory.publish()
             else:
                 self._require_history(history)
@@ -722,17 +727,45 @@ cdef class Engine:
         with self.lock:
             self.listeners.remove(listener)
 
-    def apply_schema(self, str text, *, path=None, bint dry_run=False, allow=(), expect_version=None):
+    def apply_schema(self, str text, *, path=None, bint dry_run=False, allow=(), expect_version=None,
+                     int64_t grace_ms=0):
         """Checks a schema against the one being served and serves it from now on. Returns the plan (with
         dry_run: the one it would be).
 
         allow: the kinds of change that may be made beside FREE, of "drop", "reset", "narrow", "order",
         "erase" and "clock" (schema/changes.py says what each is); ConsentError names those that are not
         allowed, and nothing is changed. dry_run needs none. expect_version: StaleVersionError where the store
-        serves another version."""
-        return self._apply_schema(text, path, dry_run, False, kinds_of(allow), expect_version)
+        serves another version. grace_ms: for how long what is not declared any more is kept as it was, fed,
+        and served to who asks for a vector by its fingerprint (at most 30 days); so long the schema before
+        takes back everything. Upkeep lets it go then (`let_go`)."""
+        if not 0 <= grace_ms <= MOST_GRACE_MS:
+            raise ConfigError(f"grace is {grace_ms} ms; it is from 0 to 30 days", setting="grace")
+        return self._apply_schema(text, path, dry_run, False, kinds_of(allow), expect_version, grace_ms)
 
-    def _apply_schema(self, str text, path, bint dry_run, bint from_beginning, allowed, expect_version):
+    def let_go(self):
+        """Lets what is retired go where its time has come. Returns whether there was any."""
+        if not self._is_over():
+            return False
+        with self.lock:
+            previous = self.state.plan
+            plan = self._apply_schema(None, None, False, False, (), None, 0)
+        _log.info("schema version %d: %d features that were kept for their grace are gone", plan.version,
+                  len(previous.all_features) - len(plan.all_features))
+        return True
+
+    def _is_over(self):
+        ends_ms = self.state.plan.retired_ms
+        return ends_ms is not None and ends_ms <= _server_ms(&self.c)
+
+    def _made(self, str text, path, previous, nows, int64_t server_ms, int64_t grace_ms, bint from_beginning):
+        """The plan of a schema; of None that which is left of the one before."""
+        if text is None:
+            return without_the_past(previous, server_ms)
+        return compile_schema(text, path=path, previous=previous, now_ms=nows, ahead_ms=self.state.ahead_ms,
+                              server_ms=server_ms, until_ms=server_ms + grace_ms, from_beginning=from_beginning)
+
+    def _apply_schema(self, str text, path, bint dry_run, bint from_beginning, allowed, expect_version,
+                      int64_t grace_ms):
         cdef CompiledPlan compiled
         cdef Reserved reserved
         cdef Frame frame
@@ -747,8 +780,8 @@ cdef class Engine:
                     f"the store serves version {self.state.plan.version} of its schema, not "
                     f"{expect_version}; nothing was changed: look at what it is now", path=path)
             nows = self._nows()
-            plan = compile_schema(text, path=path, previous=previous, now_ms=nows,
-                                  ahead_ms=self.state.ahead_ms, from_beginning=from_beginning)
+            server_ms = _server_ms(&self.c)
+            plan = self._made(text, path, previous, nows, server_ms, grace_ms, from_beginning)
             if previous is not None and plan is previous:
                 return plan
             if previous is not None and not dry_run:
@@ -768,8 +801,7 @@ cdef class Engine:
                 if self._is_past(nows):
                     # Batches were accepted meanwhile: what they made the views drop must not be promised, nor
                     # that a new view has seen them.
-                    plan = compile_schema(text, path=path, previous=previous, now_ms=self._nows(),
-                                          ahead_ms=self.state.ahead_ms, from_beginning=from_beginning)
+                    plan = self._made(text, path, previous, self._nows(), server_ms, grace_ms, from_beginning)
                     compiled = CompiledPlan(plan, self.state.compiled)
                     prepared = [listener.prepare(plan) for listener in self.listeners]
                     body = plan.to_json().encode()
@@ -1300,6 +1332,7 @@ cdef class Engine:
                     checked = now
                     self.checkpoint()
                 self.state.cool_ids()
+                self.let_go()
                 # Full, rows that have expired are in the way of new ones; a tenth of the time goes into it.
                 sweep_after_s = min(sweep_every_s, 10 * sweep_took) if self.c.state.full else sweep_every_s
                 if now - swept >= sweep_after_s:

@@ -7,6 +7,10 @@ into C structs; the journal stores it as JSON in every schema frame, so that rep
 Order inside each tuple is the index used everywhere else: `ViewPlan.event` indexes `Plan.events`,
 `ColumnPlan.value` indexes `ViewPlan.values`, and so on. Ids (`*_id`) are given once, never used again, and
 survive schema changes.
+
+What the schema does not declare any more is kept for a time, as it was: fed, and served to pins. In each
+tuple it stands behind what is declared, with the time of the server's clock at which it goes (`retired_ms`);
+`Plan.declared` is the plan without it.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import functools
 import json
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 CONFIDENCE = 0.95  # with which the bounds of an estimate hold; core/plan.pyx has it in standard errors
 # What *now* is (design §2.2): the server's time, the greatest time accepted of an event type, or of any.
@@ -83,6 +87,7 @@ class FieldPlan:
     name: str
     kind: Kind
     is_key: bool  # declared `key`: a float is refused unless integral, an integer means its decimal text
+    retired_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class EventPlan:
     # How files have it; both are left out of the JSON where there is nothing to say
     sources: tuple[SourcePlan, ...] = ()
     time_format: str | None = None  # of strptime; of a unit "iso" only
+    retired_ms: int | None = None
 
     def source_of(self, field: str) -> str:
         """What files call the field."""
@@ -134,6 +140,7 @@ class EntityPlan:
     parts: tuple[str, ...]  # names of the key's parts, sorted; () is one row for everything
     keep_keys: bool
     key_epoch: int = 0  # counts how often keeping keys was begun again: those kept before then are not kept
+    retired_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -210,6 +217,9 @@ class ViewPlan:
     # It has applied every event from then on (2.14). None, of views that are older than the first event of
     # their type: since the clock at that event, or always, where EventPlan.from_beginning says so
     since_ms: int | None = None
+    # What keep_ms is declared as, where features that were let go make it longer
+    declared_keep_ms: int | None = None
+    retired_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -221,6 +231,7 @@ class FeaturePlan:
     window_ms: int  # 0 = lifetime
     exclude_self: bool
     meaning: str | None = None  # 16 hex digits over all that says what number it is; None in older plans
+    retired_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +244,7 @@ class DerivedPlan:
     ops: tuple[Op, ...]  # leave one number
     by_zero: float | None  # its value where it divides by zero; None: it has none
     meaning: str | None = None  # as of a feature
+    retired_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +263,7 @@ class PinPlan:
     fingerprint: str  # as of a ServicePlan
     names: tuple[str, ...]  # of its features, in the order of the vector
     meanings: tuple[str, ...]  # of each
+    retired_ms: int | None = None  # of a service that is gone
 
 
 @dataclass(frozen=True)
@@ -268,7 +281,70 @@ class Plan:
     next_entity_id: int
     next_view_id: int
     derived: tuple[DerivedPlan, ...] = ()  # operands first; plans from before there were any have no such key
-    pins: tuple[PinPlan, ...] = ()  # of services that there are, of each the newest first; the key as above
+    pins: tuple[PinPlan, ...] = ()  # of each service the newest first; the key as above
+
+    @functools.cached_property
+    def declared(self) -> Plan:
+        """What the schema says, and nothing that is retired."""
+        if self.retired_ms is None:
+            return self
+        features, entities = _declared(self.features), _declared(self.entities)
+        moved = len(self.features) - len(features)  # indexes of derived features in all_features
+
+        def event_of(event: EventPlan) -> EventPlan:
+            fields = _declared(event.fields)
+            touches = tuple(
+                touch
+                for touch in event.touches
+                if touch.entity < len(entities) and max(touch.fields, default=0) < max(len(fields), 1)
+            )
+            return dataclasses.replace(event, fields=fields, touches=touches)
+
+        def places(indexes: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(index if index < len(features) else index - moved for index in indexes)
+
+        views = _declared(self.views)
+        used = {number for view in views for number in (view.where, *view.filters) if number is not None}
+        programs = {number: place for place, number in enumerate(sorted(used))}
+
+        def view_of(view: ViewPlan) -> ViewPlan:
+            return dataclasses.replace(
+                view,
+                where=None if view.where is None else programs[view.where],
+                filters=tuple(programs[number] for number in view.filters),
+                keep_ms=view.keep_ms if view.declared_keep_ms is None else view.declared_keep_ms,
+                declared_keep_ms=None,
+            )
+
+        return dataclasses.replace(
+            self,
+            entities=entities,
+            events=tuple(event_of(event) for event in _declared(self.events)),
+            programs=tuple(self.programs[number] for number in programs),
+            views=tuple(view_of(view) for view in views),
+            features=features,
+            services=tuple(
+                dataclasses.replace(each, features=places(each.features)) for each in self.services
+            ),
+            derived=tuple(
+                dataclasses.replace(each, operands=places(each.operands)) for each in _declared(self.derived)
+            ),
+            pins=_declared(self.pins),
+        )
+
+    @functools.cached_property
+    def retired_ms(self) -> int | None:
+        """When the next of what is retired goes; None where nothing is."""
+        marked: list[Any] = [
+            *self.entities,
+            *self.events,
+            *self.views,
+            *self.features,
+            *self.derived,
+            *self.pins,
+        ]
+        marked += [field for event in self.events for field in event.fields]
+        return min((each.retired_ms for each in marked if each.retired_ms is not None), default=None)
 
     @property
     def all_features(self) -> tuple[FeaturePlan | DerivedPlan, ...]:
@@ -287,18 +363,20 @@ class Plan:
 
     @functools.cached_property
     def served(self) -> tuple[ServicePlan, ...]:
-        """All vectors that can be asked for: the services, then their pins that are still served, in order.
-        A vector's number is its place here."""
+        """All vectors that can be asked for: the services, then the newest of each that is gone, then all
+        other pins that are still served, in order. A vector's number is its place here."""
         known = self._by_meaning
+        pins = [pin for pin in self.pins if self.missing(pin) is None]
+        gone = {pin.service: pin for pin in reversed(pins) if pin.retired_ms is not None}
+        pins = [*reversed(gone.values()), *(pin for pin in pins if gone.get(pin.service) is not pin)]
         return self.services + tuple(
             ServicePlan(pin.service, tuple(known[meaning] for meaning in pin.meanings), pin.fingerprint)
-            for pin in self.pins
-            if self.missing(pin) is None
+            for pin in pins
         )
 
     def vector(self, service: str, fingerprint: int | None = None) -> int | None:
         """The number of a service's vector: of the one with this fingerprint, else of the current one."""
-        for number, each in enumerate(self.served):
+        for number, each in enumerate(self.services if fingerprint is None else self.served):
             if each.name == service and fingerprint in (None, int(each.fingerprint, 16)):
                 return number
         return None
@@ -349,9 +427,14 @@ class Plan:
             if not raw[key]:
                 del raw[key]
         for event in raw["events"]:
-            for key in ("sources", "time_format"):
-                if not event[key]:
-                    del event[key]
+            _leave_out(event, "sources", "time_format", "retired_ms")
+            for field in event["fields"]:
+                _leave_out(field, "retired_ms")
+        for view in raw["views"]:
+            _leave_out(view, "declared_keep_ms", "retired_ms")
+        for key in ("entities", "features", "derived", "pins"):
+            for each in raw.get(key, ()):
+                _leave_out(each, "retired_ms")
         return json.dumps(raw, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
 
     @classmethod
@@ -381,6 +464,20 @@ class Plan:
         )
         _check_types(plan, cls, "plan")
         return plan
+
+
+_Marked = TypeVar("_Marked")
+
+
+def _declared(items: tuple[_Marked, ...]) -> tuple[_Marked, ...]:
+    return tuple(each for each in items if getattr(each, "retired_ms", None) is None)
+
+
+def _leave_out(raw: dict[str, Any], *keys: str) -> None:
+    """What plans were written without while they had no such thing, where there is nothing to say."""
+    for key in keys:
+        if raw[key] is None or raw[key] == ():
+            del raw[key]
 
 
 def _move_since(raw: dict[str, Any]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime
 from pathlib import Path
 
 from featurestore.cli.exits import Exit
 from featurestore.cli.frame import add_output_argument, print_json
+from featurestore.cli.quantities import seconds_of
 from featurestore.cli.reaching import add_admin_arguments, admin_of
 from featurestore.errors import StorageError
 
@@ -21,6 +23,9 @@ Has a live store serve another schema from now on, and says all that it changes,
   ORDER    other values at the same places of a service's vector, or of events sent by position
   ERASE    kept keys are erased
   CLOCK    time is read, or events are told apart, by something else
+
+What goes is kept for --grace as it was: its events are counted, vectors that list it are served to who asks
+by their fingerprint, and the file before, applied again, takes all of it back. Then it is freed.
 
 Everything but FREE needs --allow: without it the change is refused, and nothing is changed. What a view's
 state consists of (key, filter, columns, offset, error settings) cannot be changed under its name: declare a
@@ -55,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="change nothing unless the store serves version N: another may have been applied meanwhile",
     )
+    parser.add_argument(
+        "--grace",
+        metavar="TIME",
+        help="for so long what is not declared any more is kept as it was (default: 1h; at most 30d)",
+    )
     parser.add_argument("--note", default="", metavar="TEXT", help="who and why, for the server's log")
     add_admin_arguments(parser)
     add_output_argument(parser)
@@ -77,6 +87,12 @@ def run(arguments: argparse.Namespace) -> Exit:
             allow=[kind for kind in arguments.allow.split(",") if kind],
             expect_version=arguments.expect_version,
             note=arguments.note,
+            grace_s=None if arguments.grace is None else seconds_of(arguments.grace, "--grace"),
+        )
+    kept_until = None
+    if reply.HasField("kept_until_ms"):
+        kept_until = (
+            datetime.fromtimestamp(reply.kept_until_ms // 1000, UTC).isoformat().replace("+00:00", "Z")
         )
     needed = [kind_word(kind) for kind in sorted({each.kind for each in reply.changes if each.consent})]
     if arguments.output == "json":
@@ -98,6 +114,7 @@ def run(arguments: argparse.Namespace) -> Exit:
                     for change in reply.changes
                 ],
                 "needs_allow": needed,
+                "kept_until": kept_until,
                 "pins_broken": [
                     {
                         "service": each.service,
@@ -113,7 +130,13 @@ def run(arguments: argparse.Namespace) -> Exit:
         print(change.line)
     for each in reply.pins_broken:
         why = f": {each.missing}" if each.missing else ""
-        print(f"pin {each.service} {each.fingerprint:016x} breaks{why}")
+        when = "" if kept_until is None else f" at {kept_until}"
+        print(f"pin {each.service} {each.fingerprint:016x} breaks{when}{why}")
+    if kept_until is not None:
+        print(
+            f"what is not declared any more is kept until {kept_until} at least: so long the schema before "
+            "takes it back"
+        )
     if arguments.dry_run and needed:
         print(f"needs --allow {','.join(needed)}")
     would = "would be" if arguments.dry_run else "is"

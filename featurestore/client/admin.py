@@ -22,6 +22,7 @@ from featurestore.v1 import admin_service_pb2 as admin_pb
 M = TypeVar("M", bound=Message)
 
 SERVICE = "/featurestore.v1.AdminService/"
+MOST_GRACE_S = 30 * 86_400
 
 _OF_SCHEMAS = {
     Code.INVALID_ARGUMENT: SchemaError,
@@ -51,13 +52,18 @@ class AdminClient:
         allow: Iterable[str] = (),
         expect_version: int | None = None,
         note: str = "",
+        grace_s: float | None = None,
     ) -> admin_pb.ApplySchemaResponse:
         """Serves this schema from now on, or only says what it would change. SchemaError where it may not:
         ConsentError where it takes something away, of a kind that `allow` does not name (drop, reset, narrow,
         order, erase, clock); StaleVersionError where the store serves another version than expect_version.
 
-        note   who changes it and why, for the server's log
+        note      who changes it and why, for the server's log
+        grace_s   for so long what it does not declare any more is kept as it was, fed, and served to who asks
+                  for a vector by its fingerprint; the schema before takes it back. At most 30 days; None: 1 h
         """
+        if grace_s is not None and not 0 <= grace_s <= MOST_GRACE_S:
+            raise ConfigError(f"grace is {grace_s:g} s; it is from 0 to 30 days", setting="grace")
         request = admin_pb.ApplySchemaRequest(
             source=source,
             path=path,
@@ -65,6 +71,7 @@ class AdminClient:
             allow=[_change_kind(word) for word in allow],
             expect_version=expect_version,
             note=note,
+            grace_ms=None if grace_s is None else round(grace_s * 1000),
         )
         reply = self._call("ApplySchema", request, admin_pb.ApplySchemaResponse, about_schema=True)
         if not reply.version:

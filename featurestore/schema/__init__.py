@@ -148,15 +148,18 @@ def compile_schema(
     previous: Plan | None = None,
     now_ms: int | Mapping[str, int] | None = None,
     ahead_ms: int = 0,
+    server_ms: int = 0,
+    until_ms: int = 0,
     from_beginning: bool = False,
 ) -> Plan:
     """The plan of the schema `text`, as the successor of `previous` where a store already has one.
 
     Then `now_ms` is the clock: one of all event types, or that of each that has accepted an event, by its
-    name; and `ahead_ms` is how far ahead of it such an event may have been. Views that are new have seen what
-    comes after. `from_beginning` states of a new store that there was no event of its types before it. Where
-    nothing but comments and layout has changed, `previous` itself is returned. Raises SchemaError, which
-    names every independent mistake with `path` and line.
+    name; and `ahead_ms` is how far ahead of it such an event may have been. Views that are new have seen
+    what comes after. What is not declared any more is kept until `until_ms`, and what was kept so goes
+    where `server_ms`, the server's clock, has come to its time. `from_beginning` states of a new store that
+    there was no event of its types before it. Where nothing but comments and layout has changed, `previous`
+    itself is returned. Raises SchemaError, which names every independent mistake with `path` and line.
     """
     mistakes = Mistakes(path)
     plan = None
@@ -168,7 +171,7 @@ def compile_schema(
             plan = compile_plan(schema, text)
             if previous is not None:
                 known = _with_meanings(previous)
-                made = succeed(plan, known, Moment(now_ms, ahead_ms), lines, mistakes)
+                made = succeed(plan, known, Moment(now_ms, ahead_ms, server_ms, until_ms), lines, mistakes)
                 plan = previous if made is known else made
             elif from_beginning:
                 plan = replace(plan, events=tuple(replace(e, from_beginning=True) for e in plan.events))

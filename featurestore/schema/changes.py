@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from featurestore.errors import ConfigError, ConsentError
@@ -122,11 +122,14 @@ def require_consent(changes: Sequence[Change], allowed: Iterable[ChangeKind], pa
 
 
 def changes_of(previous: Plan, plan: Plan) -> tuple[Change, ...]:
-    """All that `plan` changes of `previous`: event types, keys, views with their features, services."""
+    """All that `plan` changes of what `previous` declares: event types, keys, views with their features,
+    services."""
+    retired = {view.view_id for view in previous.views if view.retired_ms is not None}
+    previous, plan = previous.declared, plan.declared
     return (
         *_events(previous, plan),
         *_keys(previous, plan),
-        *_views(previous, plan),
+        *_views(previous, plan, retired),
         *_derived(previous, plan),
         *_services(previous, plan),
     )
@@ -220,13 +223,14 @@ def _keys(previous: Plan, plan: Plan) -> Iterator[Change]:
 # -- views and their features
 
 
-def _views(previous: Plan, plan: Plan) -> Iterator[Change]:
+def _views(previous: Plan, plan: Plan, retired: Set[int]) -> Iterator[Change]:
     before, after = _by_view(previous), _by_view(plan)
     for name, (structures, features) in after.items():
         if name in before:
             yield from _view(name, previous, plan, before[name], (structures, features))
             continue
-        yield Change(ChangeKind.FREE, f"view {name}", after="new")
+        is_back = any(structure.view_id in retired for structure in structures.values())
+        yield Change(ChangeKind.FREE, f"view {name}", after="as it was" if is_back else "new")
         for feature, what in features.items():
             yield Change(ChangeKind.FREE, feature, after=_text(what))
     for name, (_, features) in before.items():

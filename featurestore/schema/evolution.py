@@ -3,8 +3,8 @@
 Ids are how state finds its view again, so this file decides what survives:
 
 - A view of the same name goes on with its id if its `identity` is equal; else the change is refused,
-  because its state would answer for something it never counted. A view that is gone takes its state with
-  it; its name starts empty when used again.
+  because its state would answer for something it never counted. A view that is gone keeps its state for a
+  grace (`retired`), and goes on where it is declared as it was; after that its name starts empty.
 - A window log keeps the columns, and the lifetimes, that no feature of it needs any more: features may go,
   and come back to what was counted meanwhile.
 - Event types go on by name, entities by the parts of their key. No id is given twice.
@@ -24,7 +24,8 @@ Ids are how state finds its view again, so this file decides what survives:
   of its operands. What it means is part of the fingerprint of each service that lists it, so that a client
   which asks for the old meaning is told.
 - A service that becomes another vector is remembered as it was (`pins`), the last MOST_VECTORS of each, the
-  current one counted: who asks for it by its fingerprint is answered in its order.
+  current one counted: who asks for it by its fingerprint is answered in its order, as long as all that it
+  lists is declared or in its grace. A service that is gone is remembered for that grace.
 - A view keeps its `exact_events` where the text does not say, whatever the default has become since: a store
   goes on with the schema that it was made with.
 - The schema's name may not change: another name is another schema, given to the wrong store.
@@ -33,13 +34,14 @@ Ids are how state finds its view again, so this file decides what survives:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from featurestore.errors import SchemaError
 from featurestore.plan import ColumnPlan, EventPlan, PinPlan, Plan, ServicePlan, Structure, ViewPlan
 from featurestore.schema.changes import differences, value_text
 from featurestore.schema.document import Mistakes, shown
+from featurestore.schema.retired import is_same_field, with_retired
 
 MOST_VECTORS = 8  # of a service, that are remembered
 MAX_ID = 65535  # an id is a u16 in the journal, in rows and in fingerprints
@@ -48,10 +50,13 @@ MAX_ID = 65535  # an id is a u16 in the journal, in rows and in fingerprints
 @dataclass(frozen=True)
 class Moment:
     """When a schema takes effect. now_ms: the clock of each event type that has accepted an event, or of all.
-    ahead_ms: how far ahead of it such an event may have been."""
+    ahead_ms: how far ahead of it such an event may have been. server_ms: what the server's clock says, and
+    until when is kept what this schema does not declare any more."""
 
     now_ms: int | Mapping[str, int] | None
     ahead_ms: int = 0
+    server_ms: int = 0
+    until_ms: int = 0
 
     def of(self, event: str) -> int | None:
         return self.now_ms.get(event) if isinstance(self.now_ms, Mapping) else self.now_ms
@@ -76,7 +81,9 @@ def succeed(plan: Plan, previous: Plan, moment: Moment, lines: Mapping[str, int]
     event_ids = {event.name: event.event_id for event in previous.events}
     events_before = {event.name: event for event in previous.events}
     entities_before = {entity.parts: entity for entity in previous.entities}
-    views_before = {view.name: view for view in previous.views}
+    views_before: dict[str, list[ViewPlan]] = {}  # the one that is declared first
+    for each in previous.views:
+        views_before.setdefault(each.name, []).append(each)
     next_event_id, next_entity_id, next_view_id = (
         previous.next_event_id,
         previous.next_entity_id,
@@ -109,16 +116,13 @@ def succeed(plan: Plan, previous: Plan, moment: Moment, lines: Mapping[str, int]
     views = []
     kept = _Kept(previous, plan)
     for index, declared in enumerate(plan.views):
-        view = declared
-        before = views_before.get(view.name)
+        before, view = kept.predecessor(index, declared, views_before.get(declared.name, []))
         now = moment.of(plan.events[view.event].name)
         if before is None:
             since = None if now is None else now + moment.ahead_ms + 1
             views.append(replace(view, view_id=next_view_id, since_ms=since))
             next_view_id += 1
             continue
-        if before.identity != view.identity:
-            view = kept.widened(index, before, view)
         if before.identity != view.identity:
             mistakes.add(_refusal(before, view), lines.get(view.name.partition(".")[0]))
         views.append(
@@ -148,8 +152,9 @@ def succeed(plan: Plan, previous: Plan, moment: Moment, lines: Mapping[str, int]
         next_event_id=next_event_id,
         next_entity_id=next_entity_id,
         next_view_id=next_view_id,
-        pins=_pins(previous, plan),
+        pins=_pins(previous, plan, moment),
     )
+    changed = with_retired(changed, previous, moment.server_ms, moment.until_ms)
     same = replace(changed, version=previous.version, source=previous.source) == previous
     return previous if same else changed
 
@@ -165,6 +170,17 @@ class _Kept:
     def plan(self, plan: Plan) -> Plan:
         """With the programs and the features' columns as they are in the logs that were widened."""
         return replace(plan, programs=tuple(self._programs), features=tuple(self._features))
+
+    def predecessor(
+        self, index: int, view: ViewPlan, known: Sequence[ViewPlan]
+    ) -> tuple[ViewPlan | None, ViewPlan]:
+        """Which of those that had its name the view goes on from, and the view with all that it keeps then:
+        one that counted the same, else the one that is declared, which it does not fit."""
+        for before in known:
+            fitting = view if before.identity == view.identity else self.widened(index, before, view)
+            if before.identity == fitting.identity:
+                return before, fitting
+        return next((each for each in known if each.retired_ms is None), None), view
 
     def widened(self, index: int, before: ViewPlan, view: ViewPlan) -> ViewPlan:
         """The view with all that it kept before; as it is, where that is not all that it is to keep now, or
@@ -211,7 +227,7 @@ class _Kept:
         read = set(before.values)
         for each in before.filters:
             read |= {op.field for op in self._previous.programs[each].ops if op.field >= 0}
-        if any(has.get(had[field].name, (0, None))[1] != had[field] for field in read):
+        if any(not is_same_field(had[field], has.get(had[field].name, (0, None))[1]) for field in read):
             return None
         return {field: has[had[field].name][0] for field in read}
 
@@ -234,19 +250,25 @@ class _Kept:
         )
 
 
-def _pins(previous: Plan, plan: Plan) -> tuple[PinPlan, ...]:
-    """What each service has been, the newest first, without what it is."""
-    before = {service.name: service for service in previous.services}
-    pins: list[PinPlan] = []
+def _pins(previous: Plan, plan: Plan, moment: Moment) -> tuple[PinPlan, ...]:
+    """What each service has been, the newest first, without what it is; then those that are gone."""
+    is_declared = {service.name for service in plan.services}
+    known: dict[str, dict[str, PinPlan]] = {service.name: {} for service in plan.services}
+    for service in previous.services:
+        pin = _pin(previous, service)
+        if pin is not None:
+            known.setdefault(service.name, {})[pin.fingerprint] = pin
+    for pin in previous.pins:
+        known.setdefault(pin.service, {}).setdefault(pin.fingerprint, pin)
     for service in plan.services:
-        had = before.get(service.name)
-        newest = None if had is None else _pin(previous, had)
-        known = {} if newest is None else {newest.fingerprint: newest}
-        for pin in previous.pins:
-            if pin.service == service.name:
-                known.setdefault(pin.fingerprint, pin)
-        known.pop(service.fingerprint, None)
-        pins += list(known.values())[: MOST_VECTORS - 1]
+        known[service.name].pop(service.fingerprint, None)
+    pins: list[PinPlan] = []
+    for name, of_service in known.items():
+        for pin in list(of_service.values())[: MOST_VECTORS - 1]:
+            if name in is_declared:
+                pins.append(replace(pin, retired_ms=None))
+            elif (ends_ms := pin.retired_ms or moment.until_ms) > moment.server_ms:
+                pins.append(replace(pin, retired_ms=ends_ms))
     return tuple(pins)
 
 

@@ -33,6 +33,7 @@ SERVICE = "featurestore.v1.AdminService"
 THREADS = 2
 MOST_CALLS = 8
 MOST_CONNECTIONS = 64
+DEFAULT_GRACE_MS = 3_600_000  # that what a schema does not declare any more is kept
 MOST_LOGGED = 100  # changes of a schema, in one line
 PRODUCERS, MOST_PRODUCERS = 1_000, 10_000  # of a page
 
@@ -111,9 +112,10 @@ class Admin(pb_grpc.AdminServiceServicer):
                 dry_run=request.dry_run,
                 allow=[_words(kind) for kind in request.allow],
                 expect_version=request.expect_version if request.HasField("expect_version") else None,
+                grace_ms=request.grace_ms if request.HasField("grace_ms") else DEFAULT_GRACE_MS,
             )
             changes = changes_of(before, plan)
-            had, has = ([feature.name for feature in p.all_features] for p in (before, plan))
+            had, has = ([feature.name for feature in p.declared.all_features] for p in (before, plan))
             is_changed = plan.version != before.version and not request.dry_run
             if is_changed:
                 _log_applied(plan.version, changes, request.note)
@@ -123,13 +125,14 @@ class Admin(pb_grpc.AdminServiceServicer):
                 added_features=[name for name in has if name not in set(had)],
                 removed_features=[name for name in had if name not in set(has)],
                 changes=[_change(each) for each in changes],
-                pins_broken=_broken(before, plan),
+                pins_broken=_broken(before.declared, plan.declared),
+                kept_until_ms=plan.retired_ms,
             )
 
     def _list_pins(self) -> pb.ListPinsResponse:
         plan = self._engine.state.plan
         current = {
-            service: PinPlan(
+            service.name: PinPlan(
                 service.name,
                 service.fingerprint,
                 tuple(plan.all_features[index].name for index in service.features),
@@ -138,8 +141,11 @@ class Admin(pb_grpc.AdminServiceServicer):
             for service in plan.services
         }
         response = pb.ListPinsResponse()
-        for service, now in current.items():
-            for pin in (now, *(each for each in plan.pins if each.service == service.name)):
+        for name in dict.fromkeys([*current, *(pin.service for pin in plan.pins)]):
+            now = current.get(name)
+            for pin in (now, *(each for each in plan.pins if each.service == name)):
+                if pin is None:
+                    continue
                 calls, ago_s = self._dispatcher.asked_of(pin.service, pin.fingerprint)
                 response.pins.add(
                     service=pin.service,

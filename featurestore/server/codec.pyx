@@ -227,7 +227,7 @@ cdef int check_stranger(Decoder* d, const FieldTable* fields, const uint8_t* nam
     if stranger == NULL:
         return WIRE_OK
     for i in range(fields.n_fields + 1):
-        if not named[i]:
+        if not named[i] and (i < fields.n_declared or i == fields.n_fields):
             return fail_name(d, WIRE_UNKNOWN_FIELD, stranger, length, i)
     return WIRE_OK
 
@@ -1240,7 +1240,7 @@ cdef int find_service(Decoder* d, const uint8_t* name, size_t length, bint has_f
                       uint64_t fingerprint, int32_t* service) noexcept nogil:
     """The service as it is, or as it was where the request has the fingerprint of that."""
     service[0] = name_index(&d.tables.service_names, name, length, 0)
-    if service[0] < 0:
+    if service[0] < 0 or (d.tables.services[service[0]].is_gone and not has_fingerprint):
         return fail_name(d, WIRE_UNKNOWN_SERVICE, name, length, 0)
     while has_fingerprint and d.tables.services[service[0]].fingerprint != fingerprint:
         service[0] = <int32_t>d.tables.services[service[0]].older

@@ -29,6 +29,7 @@ cdef enum FieldKind:
 ctypedef struct FieldTable:          # the fields of an event type, or the key parts of the whole plan
     NameTable names                  # for an event type, index n_fields is its time field
     uint32_t n_fields
+    uint32_t n_declared              # of them, the first; the others are retired, and nobody has to name them
     const uint8_t* kinds             # [n_fields] FieldKind
     uint8_t time_unit                # TimeUnit; event types only
     int32_t id_field                 # index of the field that holds ids, -1: none; event types only
@@ -40,6 +41,7 @@ ctypedef struct ServiceEntry:
     uint64_t fingerprint
     uint32_t width                   # number of its features
     uint32_t older                   # index of what the service was before; 0: nothing that is still served
+    uint8_t is_gone                  # no service any more: only whoever has the fingerprint is answered
 
 ctypedef struct WireTables:
     NameTable event_names

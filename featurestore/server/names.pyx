@@ -123,6 +123,7 @@ cdef class WireSchema:
                 for k, field in enumerate(event.fields)
             ]
             self._fill_fields(&events[i], [*(field.name for field in event.fields), event.time.field], kinds)
+            events[i].n_declared = sum(field.retired_ms is None for field in event.fields)
             events[i].time_unit = _UNITS[event.time.unit]
             events[i].id_field = -1 if event.id_field is None else event.id_field
             self._fill_names(
@@ -132,12 +133,14 @@ cdef class WireSchema:
             for j in range(events[i].keys.n):
                 events[i].keys_bytes += events[i].keys.names[j].length + KEY_HEAD_BYTES
         self.tables.events = events
-        self._fill_names(&self.tables.service_names, [service.name for service in plan.services])
+        self._fill_names(&self.tables.service_names,
+                         list(dict.fromkeys(service.name for service in plan.served)))
         newest = {}
         for i, service in enumerate(plan.served):
             services[i].fingerprint = int(service.fingerprint, 16)
             services[i].width = len(service.features)
             services[i].older = 0
+            services[i].is_gone = i >= len(plan.services)
             if service.name in newest:
                 services[<uint32_t>newest[service.name]].older = i
             newest[service.name] = i
@@ -182,6 +185,7 @@ cdef class WireSchema:
             made[i] = kind
         self._fill_names(&table.names, names)
         table.n_fields = len(kinds)
+        table.n_declared = len(kinds)
         table.id_field = -1
         table.name_bytes = max((len(name.encode()) for name in names), default=0)
         table.kinds = made

@@ -144,7 +144,7 @@ class Registry:
         self._engine.remove_plan_listener(self)
 
     def prepare(self, plan: Plan) -> _Prepared:
-        whole = describe(plan)
+        whole = describe(plan.declared)
         replies = {"": whole.SerializeToString()}
         for service in whole.services:
             replies[service.name] = _only(whole, service).SerializeToString()
@@ -169,7 +169,11 @@ class Registry:
     def _get_schema(self, request: pb.GetSchemaRequest, context: grpc.ServicerContext) -> bytes:
         prepared = self._prepared
         replies = prepared.replies
-        if request.service not in replies:
+        plan = prepared.plan
+        vector = None
+        if request.service and request.HasField("fingerprint"):
+            vector = plan.vector(request.service, request.fingerprint)
+        if request.service not in replies and vector is None:
             known = ", ".join(sorted(name for name in replies if name)) or "none"
             context.set_trailing_metadata([(APPLIED, "no")])
             context.abort(
@@ -178,8 +182,6 @@ class Registry:
             )
         if not request.HasField("fingerprint"):
             return replies[request.service]
-        plan = prepared.plan
-        vector = plan.vector(request.service, request.fingerprint) if request.service else None
         if vector is None:
             abort(context, another_service(request.service, plan, request.fingerprint))
         was: bytes = _only(prepared.whole, _service(plan, plan.served[vector])).SerializeToString()

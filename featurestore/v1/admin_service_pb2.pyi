@@ -27,20 +27,22 @@ CHANGE_KIND_ERASE: ChangeKind
 CHANGE_KIND_CLOCK: ChangeKind
 
 class ApplySchemaRequest(_message.Message):
-    __slots__ = ("source", "path", "dry_run", "allow", "expect_version", "note")
+    __slots__ = ("source", "path", "dry_run", "allow", "expect_version", "note", "grace_ms")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     ALLOW_FIELD_NUMBER: _ClassVar[int]
     EXPECT_VERSION_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    GRACE_MS_FIELD_NUMBER: _ClassVar[int]
     source: str
     path: str
     dry_run: bool
     allow: _containers.RepeatedScalarFieldContainer[ChangeKind]
     expect_version: int
     note: str
-    def __init__(self, source: _Optional[str] = ..., path: _Optional[str] = ..., dry_run: bool = ..., allow: _Optional[_Iterable[_Union[ChangeKind, str]]] = ..., expect_version: _Optional[int] = ..., note: _Optional[str] = ...) -> None: ...
+    grace_ms: int
+    def __init__(self, source: _Optional[str] = ..., path: _Optional[str] = ..., dry_run: bool = ..., allow: _Optional[_Iterable[_Union[ChangeKind, str]]] = ..., expect_version: _Optional[int] = ..., note: _Optional[str] = ..., grace_ms: _Optional[int] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("kind", "subject", "before", "after", "consent", "line")
@@ -59,20 +61,22 @@ class Change(_message.Message):
     def __init__(self, kind: _Optional[_Union[ChangeKind, str]] = ..., subject: _Optional[str] = ..., before: _Optional[str] = ..., after: _Optional[str] = ..., consent: bool = ..., line: _Optional[str] = ...) -> None: ...
 
 class ApplySchemaResponse(_message.Message):
-    __slots__ = ("version", "position", "added_features", "removed_features", "changes", "pins_broken")
+    __slots__ = ("version", "position", "added_features", "removed_features", "changes", "pins_broken", "kept_until_ms")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     ADDED_FEATURES_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FEATURES_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     PINS_BROKEN_FIELD_NUMBER: _ClassVar[int]
+    KEPT_UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
     version: int
     position: int
     added_features: _containers.RepeatedScalarFieldContainer[str]
     removed_features: _containers.RepeatedScalarFieldContainer[str]
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     pins_broken: _containers.RepeatedCompositeFieldContainer[BrokenPin]
-    def __init__(self, version: _Optional[int] = ..., position: _Optional[int] = ..., added_features: _Optional[_Iterable[str]] = ..., removed_features: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., pins_broken: _Optional[_Iterable[_Union[BrokenPin, _Mapping]]] = ...) -> None: ...
+    kept_until_ms: int
+    def __init__(self, version: _Optional[int] = ..., position: _Optional[int] = ..., added_features: _Optional[_Iterable[str]] = ..., removed_features: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., pins_broken: _Optional[_Iterable[_Union[BrokenPin, _Mapping]]] = ..., kept_until_ms: _Optional[int] = ...) -> None: ...
 
 class BrokenPin(_message.Message):
     __slots__ = ("service", "fingerprint", "missing")
