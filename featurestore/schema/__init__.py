@@ -96,12 +96,14 @@ A change to a store that has state may add and remove views, services and fields
 features, and change windows, lateness, ids, lifetime_idle and keep_keys; what it takes away by that somebody
 must allow, by kind (`changes`). What a view keeps (event, key, where, offset, error settings, the fields and
 filters of its features, whether it has lifetimes) stays: a changed view is a second one beside it, which
-starts empty. Features may go; those of a log come back to what was counted meanwhile, while distinct, top and
-decayed ones start empty again, as they do with another number of values or half-life. Of a sketch also
-windows, lateness, epsilon and delta stay.
+starts empty. What goes is kept for the grace of its apply: counted, and served to whoever asks for a vector
+by its fingerprint; the text before takes it back whole. After that features may come back too; those of a log
+come back to what was counted meanwhile, while distinct, top and decayed ones start empty again, as they do
+with another number of values or half-life. Of a sketch also windows, lateness, epsilon and delta stay.
 
 Text flows one way: `document` reads YAML with its lines, `model` checks it (with `expression` for formulas),
-`compile` numbers it, `evolution` fits it to the plan before, and `changes` says what it changes of that.
+`compile` numbers it, `evolution` fits it to the plan before, `retired` keeps what it lets go of that for a
+grace, and `changes` says what it changes.
 Every mistake is a SchemaError with file, line, what is wrong and what was meant.
 """
 

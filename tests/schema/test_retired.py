@@ -7,6 +7,7 @@ every vector that is still served. The schemas and their readings are those of r
 from __future__ import annotations
 
 import copy
+import json
 import random
 import shutil
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from reference import schema_pairs
+from storage import store_retired
 
 from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
@@ -28,6 +30,7 @@ from featurestore.schema import compile_schema
 from featurestore.schema.changes import changes_of
 from featurestore.schema.retired import without_the_past
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 ALL = ("drop", "reset", "narrow", "order", "erase", "clock")
 HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000
@@ -305,3 +308,60 @@ def test_a_field_that_is_gone_is_taken_while_what_reads_it_is_kept() -> None:
 def test_a_grace_out_of_range_is_refused(tmp_path: Path, grace_ms: int) -> None:
     with opened(tmp_path, SCHEMA) as engine, pytest.raises(ConfigError, match="from 0 to 30 days"):
         engine.apply_schema(SMALL, allow=ALL, grace_ms=grace_ms)
+
+
+class TestFormats:
+    """The plan of a store says what is retired, and until when."""
+
+    def test_the_golden_store_serves_what_was_let_go_until_its_time(self, tmp_path: Path) -> None:
+        path = tmp_path / "store"
+        shutil.copytree(GOLDEN / "store_retired_v1", path)
+        all_, some = (int(each.fingerprint, 16) for each in compile_schema(store_retired.SCHEMA).services)
+        with Engine.open(path) as engine:
+            plan = engine.state.plan
+            assert [view.name for view in plan.views] == ["plays", "ips"]
+            keys = {"account": text_column(["anna"])[0], "ip": text_column(["::1"])[0]}
+            found = {}
+            for name, fingerprint in (("all", all_), ("some", some)):
+                number = plan.vector(name, fingerprint)
+                assert number is not None
+                at = np.array([store_retired.START_MS + 3], np.int64)
+                found[name] = engine.read(number, keys, 1, as_of=at).values[0].tolist()
+            assert found == {"all": [3.0, 3.0], "some": [2.0]}
+            ends_ms = plan.retired_ms
+            assert ends_ms is not None
+            assert engine.let_go() == (ends_ms <= time.time() * 1000)
+
+    def test_an_independent_reader_finds_it_in_the_journal(self) -> None:
+        segments = sorted((GOLDEN / "store_retired_v1" / "journal").iterdir())
+        data = b"".join(segment.read_bytes() for segment in segments)
+        plans = [
+            json.JSONDecoder().raw_decode(data[at:].decode("utf-8", "replace"))[0]
+            for at in range(len(data))
+            if data.startswith(b'{"entities"', at) or data.startswith(b'{"derived"', at)
+        ]
+        first, newest = plans[0], plans[-1]
+        assert "retired_ms" not in json.dumps(first) and "declared_keep_ms" not in json.dumps(first)
+        plays, ips = newest["views"]
+        assert (plays["keep_ms"], plays["declared_keep_ms"]) == (3_660_000, 3_610_000)
+        ends_ms = ips["retired_ms"]
+        marked = {
+            (kind, each.get("name") or each.get("service") or tuple(each["parts"]))
+            for kind in ("events", "entities", "views", "features", "pins")
+            for each in newest[kind]
+            if each.get("retired_ms") == ends_ms
+        }
+        assert marked == {
+            ("entities", ("ip",)),
+            ("views", "ips"),
+            ("features", "ips.long_10s"),
+            ("features", "plays.count_1m"),
+            ("features", "plays.sum_ms_1m"),
+            ("pins", "some"),
+        }
+        fields = newest["events"][0]["fields"]
+        assert [(each["name"], each.get("retired_ms")) for each in fields] == [
+            ("account", None),
+            ("ms", None),
+            ("ip", ends_ms),
+        ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from house import SCHEMA, T0, House, batch, field, keys, observe, play, read, status_of
+from house import SCHEMA, T0, House, batch, event, field, keys, observe, play, read, status_of
 
 from featurestore.cli import main
 from featurestore.client import AdminClient, Client, Pin
@@ -178,3 +178,53 @@ def test_lists_are_of_a_vector_too(house: House) -> None:
     house.hot.GetHeaviest(request)
     request.fingerprint = 7
     assert status_of(lambda: house.hot.GetHeaviest(request))[0] is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_what_goes_is_served_to_its_pins_for_the_grace(
+    house: House, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A view, an event type and a service: unlisted at once, and refused to whoever has no fingerprint."""
+    fewer = tmp_path / "fewer.yaml"
+    fewer.write_text(
+        SCHEMA[: SCHEMA.index("  like:\n")]
+        + SCHEMA[SCHEMA.index("views:\n") : SCHEMA.index("  likes:\n    event")].replace("[10m, 1h]", "[1h]")
+        + "services:\n  abuse: [ip.*, account.*, pair.*]\n"
+    )
+    (likes,) = house.registry.GetSchema(registry_pb.GetSchemaRequest(service="likes")).services
+    first = get_schema(house)
+    like = batch(event(T0, like_id="a", ip="a"), event_type="like")
+    assert house.hot.Ingest(like).accepted == 1
+    house.hot.Ingest(batch(*(play(T0 + i) for i in range(5))))
+    apply = ["apply", str(fewer), "--admin", str(house.server.admin_address), "--allow", "drop,order,narrow"]
+    assert main([*apply, "--grace", "31d"]) == 2
+    assert "from 0 to 30 days" in capsys.readouterr().err
+    assert main([*apply, "--grace", "2h", "-o", "json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert {each["service"] for each in said["pins_broken"]} == {"abuse", "likes"}
+    assert "ip.count_10m" in said["removed_features"] and said["kept_until"].endswith("Z")
+
+    whole = house.registry.GetSchema(registry_pb.GetSchemaRequest())
+    assert [each.name for each in whole.event_types] == ["play"]
+    assert [each.name for each in whole.services] == ["abuse"]
+    code, words = status_of(lambda: house.hot.GetFeatures(read(keys(ip="a"), service="likes")))
+    assert (code, "unknown service 'likes'" in words) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+    code, _ = status_of(lambda: house.registry.GetSchema(registry_pb.GetSchemaRequest(service="likes")))
+    assert code is grpc.StatusCode.NOT_FOUND
+
+    assert house.hot.Ingest(like).duplicate == 1, "its ids are known as before"
+    asked = read(keys(ip="a"), service="likes", fingerprint=likes.fingerprint)
+    assert list(house.hot.GetFeatures(asked).vectors.values) == [1.0]
+    request = registry_pb.GetSchemaRequest(service="likes", fingerprint=likes.fingerprint)
+    assert house.registry.GetSchema(request).services[0] == likes
+    assert house.hot.GetFeatures(read(keys(**KEYS), fingerprint=first.fingerprint)).vectors.width == len(
+        first.features
+    )
+    with AdminClient(str(house.server.admin_address)) as admin:
+        pins = [(each.service, each.current, each.missing) for each in admin.pins().pins]
+    assert pins == [("abuse", True, ""), ("abuse", False, ""), ("likes", False, "")]
+
+    back = tmp_path / "back.yaml"
+    back.write_text(SCHEMA)
+    assert main(["apply", str(back), "--admin", str(house.server.admin_address), "--allow", "order"]) == 0
+    assert "as it was" in capsys.readouterr().out
+    assert list(house.hot.GetFeatures(read(keys(ip="a"), service="likes")).vectors.values) == [1.0]
