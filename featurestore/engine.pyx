@@ -762,8 +762,8 @@ cdef class Engine:
         if text is None:
             return without_the_past(previous, server_ms)
         return compile_schema(
-            text, path=path, previous=previous, now_ms=nows, ahead_ms=self.state.ahead_ms, server_ms=server_ms,
-            until_ms=server_ms + grace_ms, from_beginning=from_beginning)
+            text, path=path, previous=previous, now_ms=nows, ahead_ms=self.state.ahead_ms,
+            server_ms=server_ms, until_ms=server_ms + grace_ms, from_beginning=from_beginning)
 
     def _apply_schema(self, str text, path, bint dry_run, bint from_beginning, allowed, expect_version,
                       int64_t grace_ms):
