@@ -83,7 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--points-time",
         default="time",
         metavar="FIELD",
-        help="their column of times: FIELD or FIELD:UNIT, with s, ms, us or iso (default: time:iso)",
+        help="their column of times: FIELD or FIELD:UNIT, with s, ms, us, ns or iso (default: time:iso)",
+    )
+    parser.add_argument(
+        "--points-delimiter",
+        default=",",
+        metavar="C",
+        help="what separates their cells, of CSV: one character, or \\t for a tab (default: a comma)",
     )
     parser.add_argument(
         "--emit-from", metavar="T", help="no rows of what comes before T: ISO 8601, or ms since the epoch"
@@ -147,10 +153,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    if arguments.limit is not None and arguments.limit < 0:
-        raise ConfigError(f"--limit is {arguments.limit}; it must not be negative")
-    if not 1 <= arguments.threads <= 1024:
-        raise ConfigError(f"--threads is {arguments.threads}; it must be from 1 to 1024")
     inputs = _inputs(arguments)
     # heavy: numpy, pyarrow, the engine
     from featurestore.files.paths import stored_bytes_of
@@ -167,6 +169,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             out=arguments.out,
             points=arguments.points,
             points_time=arguments.points_time,
+            points_delimiter=arguments.points_delimiter,
             emit=arguments.emit,
             emit_from=arguments.emit_from,
             keep=None if arguments.keep is None else [name for name in arguments.keep.split(",") if name],

@@ -38,6 +38,7 @@ class Options(TypedDict, total=False):
 
     points: Any
     points_time: str
+    points_delimiter: str
     emit: str | Sequence[str]
     emit_from: int | str | None
     keep: Sequence[str] | None
@@ -109,7 +110,8 @@ def replay(
     spill          a folder where inputs that are out of order are sorted
     secret         of a store, or the file that holds it: estimates are then those of that store
     limit          stop after so many events
-    delimiter      what separates the cells of CSV inputs: one character, or \\t for a tab
+    delimiter      what separates the cells of CSV inputs: one character, or \\t for a tab;
+    points_delimiter  the same of points
     allow_future   take events that are dated later than today
     out            write it to this file, whole or not at all, and return what was done (Replayed)
     stream         return a RecordBatchReader, which does the work as it is read

@@ -11,7 +11,6 @@ Memory is the engine's state, a batch of each input that has begun, and one of t
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,8 +24,7 @@ from numpy.typing import NDArray
 from featurestore.columns import time_column
 from featurestore.core.state import State
 from featurestore.errors import ConfigError, InvalidEventError, StorageError
-from featurestore.files.names import PIPE, did_you_mean, format_of
-from featurestore.files.stream import ByteStream
+from featurestore.files.names import PIPE, did_you_mean
 from featurestore.files.tally import Tally
 from featurestore.outcome import Outcome
 from featurestore.plan import MAX_FUTURE_MS, EventPlan, Plan, TimePlan
@@ -47,7 +45,6 @@ from featurestore.training.sources import (
 from featurestore.training.vectors import Collector, Shape, batch_events, joined_schema
 
 SECRET_BYTES = 16
-FIRST_BYTES = 1 << 20  # of JSON lines, in which the names of points are looked for
 N_NAMED = 12  # columns of points, where they are not what is needed
 
 Progress = Callable[[int, int], None]
@@ -64,6 +61,7 @@ class Replay:
         *,
         points: Any = None,
         points_time: str = "time",
+        points_delimiter: str = ",",
         emit: str | Sequence[str] = (),
         emit_from: int | str | None = None,
         keep: Sequence[str] | None = None,
@@ -85,10 +83,9 @@ class Replay:
         if not inputs:
             raise ConfigError("a replay needs an input: --input TYPE=FILES")
         _check_words(order, unfed)
-        if limit is not None and points is not None:
-            raise ConfigError("all events before a point are in its answer: a limit would leave some out")
-        if spill is not None and not Path(spill).is_dir():
-            raise ConfigError(f"there is no folder {spill!r} to sort in")
+        _check_limit(limit, has_points=points is not None)
+        _check_twice(keep or ())
+        _check_folder(spill)
         self._began = time.monotonic()
         self._secret = _secret_of(secret)
         self._limit = limit
@@ -125,7 +122,7 @@ class Replay:
         ]
         self._check_keep(tuple(keep or ()))
         if points is not None:
-            self.inputs.append(self._points(points, points_time, keep))
+            self.inputs.append(self._points(points, points_time, keep, points_delimiter))
         self.sources = [source for one in self.inputs for source in one.sources]
         _check_sources(self.sources, order)
         wanted = self.plan.services[self.service].features
@@ -143,9 +140,7 @@ class Replay:
         self.schema = self.shape.schema
         self._spill = spill
         self._collector = Collector(self.shape, sorted(missing), n_rows)
-        self._state = State(
-            self.plan, clock="wall" if self._is_wall else "merged", secret=self._secret, threads=threads
-        )
+        self._state = self._made_state(threads)
         self._bounds = bounds
         self._n_events = self._n_rows = 0
         self._now_ms: int | None = None
@@ -193,7 +188,7 @@ class Replay:
             delimiter=delimiter,
         )
         if emitted and keep and len(self._emit) > 1:  # of several types each has some of them
-            names = names_of(made.sources[0], made)
+            names = _names_in_any(made)
             made = replace(made, keep=tuple(name for name in keep if names is None or name in names))
         return made
 
@@ -215,20 +210,16 @@ class Replay:
             place = self.inputs.index(of[0])
             self.inputs[place] = replace(of[0], keep=(*of[0].keep, *lost))
 
-    def _points(self, points: Any, points_time: str, keep: Sequence[str] | None) -> Input:
+    def _points(self, points: Any, points_time: str, keep: Sequence[str] | None, delimiter: str) -> Input:
         when = time_plan(points_time, "iso", "points_time")
         blank = EventPlan(0, served.POINTS, when, (), 0, None, 0, ())
         sources = tuple(sources_of(points, blank, len(self.plan.events)))
         if any(source.data == PIPE for source in sources):
             raise ConfigError("points are read from a file, not from a pipe")
-        names = names_of(sources[0], Input(sources, blank, 0, True))
-        if names is None:
-            names = _names_in_lines(sources[0])
-        if when.field not in names:  # of formats that say so row by row; the others have been asked
-            raise InvalidEventError(
-                f"{sources[0].name}: points have no column {when.field!r} (--points-time FIELD)"
-                + did_you_mean(when.field, names)
-            )
+        asked = Input(sources, blank, 0, True, is_points=True, delimiter=delimiter)
+        of_files = [_names_in_rows(source, asked) for source in sources]
+        names = tuple(dict.fromkeys(name for some in of_files for name in some))
+        _check_has(sources, of_files, (when.field,), names, " (--points-time FIELD)")
         parts = {part for entity in self.plan.entities for part in entity.parts}
         given = sorted(parts & set(names) - {when.field})
         wanted = self._parts_of_service()
@@ -242,7 +233,9 @@ class Replay:
         for source in sources:
             source.event, source.event_index = event, index
         kept = tuple(name for name in names if name != when.field) if keep is None else tuple(keep)
-        return Input(sources, event, index, True, kept, is_points=True)
+        deep = [name for name in kept if "." in name and name not in names]  # readers find them
+        _check_has(sources, of_files, [name for name in (*given, *kept) if name not in deep], names)
+        return replace(asked, event=event, event_index=index, keep=kept)
 
     def _parts_of_service(self) -> set[str]:
         plan = self.plan
@@ -266,6 +259,14 @@ class Replay:
         except BaseException:
             self._close()
             raise
+
+    def _made_state(self, threads: int) -> State:
+        clock = "wall" if self._is_wall else "merged"
+        try:
+            return State(self.plan, clock=clock, secret=self._secret, threads=threads)
+        except ValueError as error:  # threads: how many are too many is for the engine to say
+            self._close()
+            raise ConfigError(str(error)) from error
 
     def _close(self) -> None:
         for stream in self._streams:
@@ -441,6 +442,24 @@ def _check_words(order: str, unfed: str) -> None:
         raise ConfigError(f"unfed is {unfed!r}; it is refuse or unavailable")
 
 
+def _check_limit(limit: int | None, *, has_points: bool) -> None:
+    if limit is not None and limit < 0:
+        raise ConfigError(f"limit is {limit}; it must not be negative")
+    if limit is not None and has_points:
+        raise ConfigError("all events before a point are in its answer: a limit would leave some out")
+
+
+def _check_folder(spill: str | None) -> None:
+    if spill is not None and not Path(spill).is_dir():
+        raise ConfigError(f"there is no folder {spill!r} to sort in")
+
+
+def _check_twice(keep: Sequence[str]) -> None:
+    twice = next((name for name in keep if list(keep).count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{twice!r} is to be kept twice")
+
+
 def _check_sources(sources: Sequence[Source], order: str) -> None:
     if order == "file" and len(sources) > 1:
         raise ConfigError(
@@ -450,34 +469,43 @@ def _check_sources(sources: Sequence[Source], order: str) -> None:
         raise ConfigError(f"standard input ({PIPE}) can be one input only")
 
 
-def names_of(source: Source, of: Input) -> tuple[str, ...] | None:
-    """Of the columns of a file; None where they are said row by row, or it can be opened only once."""
-    if source.data == PIPE:
-        return None
+def _names_in_any(of: Input) -> tuple[str, ...] | None:
+    """Of the columns that files of an input have; None where some say them row by row, or can be opened only
+    once."""
+    found: dict[str, None] = {}
+    for source in of.sources:
+        if source.data == PIPE:
+            return None
+        with open_source(source, of, ()) as reader:
+            if reader.names is None:
+                return None
+            found.update(dict.fromkeys(reader.names))
+    return tuple(found)
+
+
+def _names_in_rows(source: Source, of: Input) -> tuple[str, ...]:
     with open_source(source, of, ()) as reader:
-        return reader.names
+        return reader.names_of_all_rows()
 
 
-def _names_in_lines(source: Source) -> tuple[str, ...]:
-    """Of the first lines, those of all of them."""
-    if not isinstance(source.data, str):
-        return ()
-    stream = ByteStream(source.data, format_of(source.data).compression)
-    try:
-        text = stream.read(FIRST_BYTES)
-    finally:
-        stream.close()
-    lines = text.splitlines()
-    if len(text) == FIRST_BYTES:
-        lines = lines[:-1]  # the last may be cut
-    names: dict[str, None] = {}
-    for i, line in enumerate(lines):
-        try:
-            found = json.loads(line) if line.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise InvalidEventError(f"{source.name}, line {i + 1}: {error}") from error
-        names.update(dict.fromkeys(found if isinstance(found, dict) else ()))
-    return tuple(names)
+def _check_has(
+    sources: Sequence[Source],
+    of_files: Sequence[Sequence[str]],
+    wanted: Sequence[str],
+    names: Sequence[str],
+    remedy: str = "",
+) -> None:
+    """All files of points have the same columns, but for those of JSON lines without a line."""
+    for source, has in zip(sources, of_files, strict=True):
+        lost = next((name for name in wanted if name not in has), None)
+        if lost is None or (not has and names):
+            continue
+        others = [other.name for other, some in zip(sources, of_files, strict=True) if lost in some]
+        raise InvalidEventError(
+            f"{source.name}: points have no column {lost!r}{remedy}"
+            + (f", which {others[0]} has" if others else "")
+            + did_you_mean(lost, [name for name in has if name not in wanted] or has)
+        )
 
 
 def ms_of(when: int | str, what: str) -> int:

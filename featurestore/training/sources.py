@@ -193,6 +193,7 @@ class FileStream:
         if not wait or self._source.data == PIPE or not isinstance(self._source.data, str):
             self._reader = reader
             return
+        reader.must_begin_with_names = False  # that is for the first chunk to say, which has more rows
         with reader:
             first = next(reader.chunks(FIRST_ROWS), None)
         if first is not None:
@@ -211,7 +212,9 @@ class FileStream:
         extra = (
             [of.arrival.field] if of.arrival is not None and of.arrival.field != of.event.time.field else []
         )
-        return open_source(self._source, of, [*dict.fromkeys([*of.keep, *extra])])
+        reader = open_source(self._source, of, [*dict.fromkeys([*of.keep, *extra])])
+        reader.must_begin_with_names = not of.is_points  # of which all rows have been asked
+        return reader
 
     def runs(self) -> Iterator[Rows]:
         reader = self._reader if self._reader is not None else self._opened()
