@@ -18,6 +18,10 @@ theirs, so the same inputs and options give the same bytes every time.
 With --arrival FIELD, when each event came, they are merged by that, and it is the wall's clock: lateness,
 max_future, duplicates and expiry are then those of a live store.
 
+Behind the last event of an input its features count none, as a store would that is sent none. Where rows go
+on for a window of it or longer it is said: nobody knows whether there were none or they are missing. What is
+not to be learnt from, --emit-until leaves out.
+
 FILE with --event E is short for --input E=FILE --emit E, but one file is taken as it stands, in order or not,
 and its rows are those of the output: of a duplicate what Observe answers when it is repeated, of events that
 are late or refused the plain read at their time. Values that are not there are NaN."""
@@ -49,7 +53,7 @@ examples:
       --service abuse --bounds --out vectors.csv.gz
 
 exit code 3 means that the output is whole but some events were refused (with --allow-refused it is 0), or
-more were late than accepted."""
+more were late, or refused for their time, than accepted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,6 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--emit-from", metavar="T", help="no rows of what comes before T: ISO 8601, or ms since the epoch"
     )
     parser.add_argument(
+        "--emit-until", metavar="T", help="no rows of what comes from T on: where an input ends before others"
+    )
+    parser.add_argument(
         "--arrival",
         metavar="FIELD",
         help="when each event came: FIELD or FIELD:UNIT (default: its time's unit)",
@@ -126,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the secret of a store (DIR/secret), for its estimates (default: all zero)",
     )
     parser.add_argument(
-        "--allow-future", action="store_true", help="take events that are dated later than today"
+        "--allow-future", action="store_true", help="take events that are dated, or came, later than today"
     )
     parser.add_argument(
         "--format", metavar="FMT", help="csv, jsonl or parquet (.gz, .zst), where the name does not say"
@@ -172,6 +179,7 @@ def run(arguments: argparse.Namespace) -> Exit:
             points_delimiter=arguments.points_delimiter,
             emit=arguments.emit,
             emit_from=arguments.emit_from,
+            emit_until=arguments.emit_until,
             keep=None if arguments.keep is None else [name for name in arguments.keep.split(",") if name],
             arrival=arguments.arrival,
             complete_from=arguments.complete_from,

@@ -18,6 +18,7 @@ out, or the one that GetFeatures would have at points in time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
 
@@ -40,10 +41,11 @@ class Options(TypedDict, total=False):
     points_time: str
     points_delimiter: str
     emit: str | Sequence[str]
-    emit_from: int | str | None
+    emit_from: int | str | date | None
+    emit_until: int | str | date | None
     keep: Sequence[str] | None
     arrival: str | None
-    complete_from: int | str | None
+    complete_from: int | str | date | None
     unfed: Literal["refuse", "unavailable"]
     bounds: bool
     statuses: bool
@@ -98,12 +100,15 @@ def replay(
                    its order, the vector that GetFeatures would have returned with as_of = now = its time. An
                    event at that time is in it; what has no key is UNAVAILABLE
     points_time    the column of points that has the time, FIELD or FIELD:UNIT (s, ms, us, ns, iso)
-    emit_from      no rows of what comes before: ms since the epoch, or a time in ISO 8601
+    emit_from, emit_until  no rows of what comes before, or from then on: a time in ISO 8601, a datetime, or
+                   ms since the epoch
     keep           columns to hand through; of points all, unless some are named
     arrival        FIELD or FIELD:UNIT: when each event came. The clock is then the wall's, and lateness,
                    max_future, duplicates and expiry are those of live. Without it: at their time
     complete_from  from when on the inputs have every event: a time, or "beginning": there was none before
-                   them. Unstated, features are WARMING until they have seen their window
+                   them. Unstated, features are WARMING until they have seen their window. Behind the last
+                   event of an input they count none of it, as the store would: it is said of one that ends
+                   before the rows do (`ended_early`), for which there is emit_until
     unfed          "unavailable": features that no input feeds are NaN. Else they are a ConfigError
     bounds, statuses  also the bounds, and the status, of every value
     order          "file": one file alone, taken as it stands, in order or not
@@ -112,7 +117,7 @@ def replay(
     limit          stop after so many events
     delimiter      what separates the cells of CSV inputs: one character, or \\t for a tab;
     points_delimiter  the same of points
-    allow_future   take events that are dated later than today
+    allow_future   take events that are dated, or came, later than today
     out            write it to this file, whole or not at all, and return what was done (Replayed)
     stream         return a RecordBatchReader, which does the work as it is read
 

@@ -11,9 +11,11 @@ Memory is the engine's state, a batch of each input that has begun, and one of t
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from featurestore.columns import time_column
+from featurestore.columns import EARLIEST_MS, LATEST_MS, time_column
 from featurestore.core.state import State
 from featurestore.errors import ConfigError, InvalidEventError, StorageError
 from featurestore.files.names import PIPE, did_you_mean
@@ -30,7 +32,7 @@ from featurestore.outcome import Outcome
 from featurestore.plan import MAX_FUTURE_MS, EventPlan, Plan, TimePlan
 from featurestore.training import served
 from featurestore.training.merging import Block, merged
-from featurestore.training.report import Moved, Replayed, metadata_of
+from featurestore.training.report import Ended, Moved, Replayed, metadata_of
 from featurestore.training.sorting import Sorter
 from featurestore.training.sources import (
     FileStream,
@@ -38,6 +40,7 @@ from featurestore.training.sources import (
     Rows,
     SortedStream,
     Source,
+    iso,
     open_source,
     sources_of,
     time_plan,
@@ -45,6 +48,9 @@ from featurestore.training.sources import (
 from featurestore.training.vectors import Collector, Shape, batch_events, joined_schema
 
 SECRET_BYTES = 16
+LEAST_MS = 100_000_000_000  # in 1973: a time that is less, as a number, is in seconds, or a year
+DAY_MS = 86_400_000  # a lifetime misses what came in a day
+LONG_MS = 1 << 59
 N_NAMED = 12  # columns of points, where they are not what is needed
 
 Progress = Callable[[int, int], None]
@@ -63,10 +69,11 @@ class Replay:
         points_time: str = "time",
         points_delimiter: str = ",",
         emit: str | Sequence[str] = (),
-        emit_from: int | str | None = None,
+        emit_from: int | str | date | None = None,
+        emit_until: int | str | date | None = None,
         keep: Sequence[str] | None = None,
         arrival: str | None = None,
-        complete_from: int | str | None = None,
+        complete_from: int | str | date | None = None,
         unfed: Literal["refuse", "unavailable"] = "refuse",
         bounds: bool = False,
         statuses: bool = False,
@@ -91,6 +98,7 @@ class Replay:
         self._limit = limit
         self._progress = progress
         self._emit_from = None if emit_from is None else ms_of(emit_from, "emit_from")
+        self._emit_until = None if emit_until is None else ms_of(emit_until, "emit_until")
         self._is_wall = arrival is not None
         self._arrival = arrival
         self.plan = plan
@@ -107,7 +115,7 @@ class Replay:
         missing = served.unfed(plan, self.service, set(fed.values()))
         if unfed == "refuse":
             served.check_fed(plan, self.service, missing)
-        latest_ms = None if allow_future or self._is_wall else time.time_ns() // 1_000_000 + MAX_FUTURE_MS
+        latest_ms = None if allow_future else time.time_ns() // 1_000_000 + MAX_FUTURE_MS
         self.inputs = [
             self._input(
                 data,
@@ -346,7 +354,10 @@ class Replay:
         first = begin
         if rows.input.emitted and self._emit_from is not None:
             first += int(np.searchsorted(rows.keys[begin:end], self._emit_from))
-        service = self.service if rows.input.emitted and first < end else None
+        last = end
+        if self._emit_until is not None:
+            last = begin + int(np.searchsorted(rows.keys[begin:end], self._emit_until))
+        service = self.service if rows.input.emitted and first < last else None
         batch = rows.batch(begin, end)
         vectors = self._state.observe(
             batch,
@@ -359,8 +370,8 @@ class Replay:
         self._begun[id(rows)] = rows
         if not is_points:
             self._n_events += end - begin
-        while vectors is not None and first < end:
-            first += self._collector.add(rows, first, end, vectors, first - begin)
+        while vectors is not None and first < last:
+            first += self._collector.add(rows, first, last, vectors, first - begin)
             if self._collector.is_full:
                 self._n_rows += self._collector.n
                 yield self._collector.take()
@@ -417,6 +428,7 @@ class Replay:
         else:
             for source in events:
                 tally.merge(source.tally)
+        ended = self._ended()
         return Replayed(
             tally,
             self._n_rows,
@@ -430,9 +442,29 @@ class Replay:
                 clock="wall" if self._is_wall else "merged",
                 secret=self._secret,
                 moved=self._moved,
+                ended=ended,
             ),
             self.sources,
+            ended,
         )
+
+    def _ended(self) -> list[Ended]:
+        """Inputs behind whose last event there are rows with a window that has seen nothing."""
+        shortest: dict[int, int] = {}
+        for index in self.plan.needed_for(self.plan.services[self.service].features):
+            if index < len(self.plan.features):
+                feature = self.plan.features[index]
+                event = self.plan.views[feature.view].event
+                shortest[event] = min(shortest.get(event, LONG_MS), feature.window_ms or DAY_MS)
+        found = []
+        last_ms = self._collector.last_ms
+        for one in self.inputs:
+            if one.is_points or one.event_index not in shortest or last_ms is None:
+                continue
+            end_ms = max((each.end_ms for each in one.sources if each.end_ms is not None), default=None)
+            if end_ms is None or last_ms - end_ms >= shortest[one.event_index]:
+                found.append(Ended(one.event.name, end_ms, last_ms))
+        return found
 
 
 def _check_words(order: str, unfed: str) -> None:
@@ -508,16 +540,28 @@ def _check_has(
         )
 
 
-def ms_of(when: int | str, what: str) -> int:
-    """Milliseconds since the epoch, or a time in ISO 8601."""
-    if isinstance(when, str) and not when.lstrip("-").isdigit():
-        times, codes = time_column([when], "iso")
-        if codes[0]:
+def ms_of(when: Any, what: str) -> int:
+    """Of a time in ISO 8601, a datetime (naive means UTC), or milliseconds since the epoch."""
+    if isinstance(when, str) and re.fullmatch("[+-]?[0-9]{1,40}", when):
+        when = int(when)
+    if isinstance(when, int | np.integer) and not isinstance(when, bool):
+        ms = int(when)
+        if not EARLIEST_MS <= ms <= LATEST_MS:
+            raise ConfigError(f"{what} is {ms}; in milliseconds that is outside the years 1 to 9999")
+        if abs(ms) < LEAST_MS:
             raise ConfigError(
-                f"{what} is {when!r}; it is a time in ISO 8601, or milliseconds since the epoch"
+                f"{what} is {ms}, which in milliseconds since the epoch is {iso(ms)}; write it in ISO 8601 "
+                "(2024-01-31T00:00:00Z), also if that is meant"
             )
-        return int(times[0])
-    return int(when)
+        return ms
+    times, codes = np.zeros(1, np.int64), np.ones(1, np.uint8)
+    if isinstance(when, str | date | np.datetime64):
+        times, codes = time_column([when], "iso")
+    if codes[0]:
+        raise ConfigError(
+            f"{what} is {when!r}; it is a time in ISO 8601, a datetime, or milliseconds since the epoch"
+        )
+    return int(times[0])
 
 
 def _secret_of(secret: bytes | str | Path | None) -> bytes:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from featurestore.columns import EARLIEST_MS
 from featurestore.core.state import Vectors
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.outcome import Outcome
@@ -86,6 +87,7 @@ class Collector:
         self._unfed = list(unfed)
         self._n_rows = n_rows
         self.n = 0
+        self.last_ms: int | None = None  # the latest time of a row that was taken, but for the refused
         width = len(shape.names)
         self._values = np.empty((n_rows, width))
         self._bounds = np.empty((2, n_rows, width)) if shape.bounds else None
@@ -154,6 +156,9 @@ class Collector:
     def take(self) -> tuple[NDArray[np.int64], pa.RecordBatch]:
         """The rows that are here, with their numbers in the input; none are, then."""
         n, shape = self.n, self.shape  # copies: Arrow would go on to refer to what is filled anew
+        seen = self._times[:n][self._timed[:n] & (self._outcomes[:n] != Outcome.REFUSED_FUTURE)]
+        if len(seen):
+            self.last_ms = max(int(seen.max()), EARLIEST_MS if self.last_ms is None else self.last_ms)
         columns: list[pa.Array] = []
         if shape.events:
             columns.append(
