@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from featurestore import schema as schemas
 from featurestore.errors import ConfigError
-from featurestore.files.writing import METADATA, open_writer
+from featurestore.files.writing import BESIDE, METADATA, open_writer
 from featurestore.plan import Plan
 from featurestore.training.report import Replayed, to_json
 from featurestore.training.run import Replay
@@ -129,6 +129,9 @@ def replay(
     plan = schema if isinstance(schema, Plan) else schemas.load(schema)
     run = Replay(inputs, plan, service, **options)
     if out is not None:
+        read: list[tuple[str, Any]] = [("the input", source.data) for source in run.sources]
+        read += [("the schema", schema), ("the secret", options.get("secret"))]
+        _check_overwrites_none(str(out), read)
         return _write(run, str(out))
     if stream:
         return pa.RecordBatchReader.from_batches(run.schema, run.batches())
@@ -136,11 +139,15 @@ def replay(
     return table.replace_schema_metadata({METADATA: to_json(run.report().metadata)})
 
 
+def _check_overwrites_none(out: str, read: Sequence[tuple[str, Any]]) -> None:
+    """Neither the output nor what may stand beside it is a file that is read."""
+    for path in filter(Path.exists, (Path(out), Path(f"{out}{BESIDE}"))):
+        for what, other in read:
+            if isinstance(other, str | Path) and Path(other).exists() and path.samefile(other):
+                raise ConfigError(f"{path} is {what}; choose another output")
+
+
 def _write(run: Replay, out: str) -> Replayed:
-    for source in run.sources:
-        paths = (Path(out), Path(source.data)) if isinstance(source.data, str) else ()
-        if paths and all(path.exists() for path in paths) and paths[0].samefile(paths[1]):
-            raise ConfigError(f"{out} is the input; choose another output")
     with open_writer(out, run.schema) as writer:
         for batch in run.batches():
             writer.write(batch)

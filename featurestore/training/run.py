@@ -228,15 +228,15 @@ class Replay:
         of_files = [_names_in_rows(source, asked) for source in sources]
         names = tuple(dict.fromkeys(name for some in of_files for name in some))
         _check_has(sources, of_files, (when.field,), names, " (--points-time FIELD)")
-        parts = {part for entity in self.plan.entities for part in entity.parts}
-        given = sorted(parts & set(names) - {when.field})
-        wanted = self._parts_of_service()
+        read = served.entities_of(self.plan, self.service)
+        wanted = {part for entity in read for part in self.plan.entities[entity].parts}
+        given = sorted(wanted & set(names) - {when.field})
         if wanted and not wanted & set(given):
             raise ConfigError(
                 f"{sources[0].name}: points have no key part of the service ({', '.join(sorted(wanted))}); "
                 f"they have {', '.join(map(repr, names[:N_NAMED]))}" + (", …" if len(names) > N_NAMED else "")
             )
-        self.plan, event = served.with_points(self.plan, given, when)
+        self.plan, event = served.with_points(self.plan, self.service, given, when)
         index = len(self.plan.events) - 1
         for source in sources:
             source.event, source.event_index = event, index
@@ -244,12 +244,6 @@ class Replay:
         deep = [name for name in kept if "." in name and name not in names]  # readers find them
         _check_has(sources, of_files, [name for name in (*given, *kept) if name not in deep], names)
         return replace(asked, event=event, event_index=index, keep=kept)
-
-    def _parts_of_service(self) -> set[str]:
-        plan = self.plan
-        needed = plan.needed_for(plan.services[self.service].features)
-        views = {plan.features[index].view for index in needed if index < len(plan.features)}
-        return {part for view in views for part in plan.entities[plan.views[view].entity].parts}
 
     def _open(self, n_rows: int, order: str, spill: str | None) -> pa.Schema:
         """Checks every file; what is kept of them."""

@@ -32,8 +32,8 @@ def got(table: pa.Table, i: int, name: str) -> Got:
     return Got(status, value, lower, upper, np.nan)
 
 
-def plan_of(n_types: int):
-    return compile_schema(made.source(made.schema(n_types)))
+def plan_of(n_types: int, *, lifetimes: bool = True):
+    return compile_schema(made.source(made.schema(n_types, lifetimes=lifetimes)))
 
 
 def written(table: pa.Table) -> bytes:
@@ -51,15 +51,19 @@ def merged_rows(events: made.Events, key: str) -> list[tuple[str, dict]]:
 
 
 @pytest.mark.parametrize("n_types", [1, 2, 7])
-def test_without_arrival_it_is_the_naive_store_with_one_clock(n_types: int) -> None:
+@pytest.mark.parametrize(("lifetimes", "complete_from"), [(True, None), (False, None), (True, "beginning")])
+def test_without_arrival_it_is_the_naive_store_with_one_clock(
+    n_types: int, lifetimes: bool, complete_from: str | None
+) -> None:
     events = made.by_time(made.made(1, n_types, 300))
     table = replay(
-        {name: made.table(rows) for name, rows in events.items()}, plan_of(n_types), "s",
-        emit=list(events), bounds=True, statuses=True, keep=["label"],
+        {name: made.table(rows) for name, rows in events.items()}, plan_of(n_types, lifetimes=lifetimes), "s",
+        emit=list(events), bounds=True, statuses=True, keep=["label"], complete_from=complete_from,
     )  # fmt: skip
-    schema = made.schema(n_types)
+    schema = made.schema(n_types, from_beginning=complete_from is not None, lifetimes=lifetimes)
     store = Store(schema, clock="merged")
     checked = 0
+    found_shares = set()
     for i, (name, row) in enumerate(merged_rows(events, "ts")):
         (answer,) = store.submit(name, [made.naive_row(row)], "s")
         assert table["event"][i].as_py() == name
@@ -69,6 +73,7 @@ def test_without_arrival_it_is_the_naive_store_with_one_clock(n_types: int) -> N
         assert answer.vector is not None
         shares = []
         for feature, truth in zip(schema.services["s"], answer.vector, strict=True):
+            shares.append(0.0 if truth.status == 4 else truth.coverage if truth.status == 3 else 1.0)
             if "distinct" in feature:
                 continue
             found = got(table, i, feature)
@@ -76,10 +81,12 @@ def test_without_arrival_it_is_the_naive_store_with_one_clock(n_types: int) -> N
                 *[getattr(found, one) for one in ("status", "value", "lower", "upper")], truth.coverage
             )
             assert disagreement(truth, found) is None, (i, feature, truth, found)
-            shares.append(0.0 if truth.status == 4 else truth.coverage if truth.status == 3 else 1.0)
             checked += 1
-        assert table["coverage"][i].as_py() <= min(shares) + 1e-6
+        assert table["coverage"][i].as_py() == pytest.approx(min(shares), abs=1e-6)
+        found_shares.add(min(shares))
     assert checked > 1000
+    if not lifetimes:  # some share, which nothing else hides
+        assert len(found_shares) > (10 if n_types == 1 else 3)
     assert set(table["outcome"].to_pylist()) <= {"accepted", "duplicate"}  # nothing is late by merging
 
 

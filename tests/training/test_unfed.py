@@ -206,6 +206,28 @@ def test_what_is_asked_for_wrongly_is_said(files: Path, capsys, words: list[str]
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("out", ["login.csv", "web.yaml", "secret.csv", "train.csv"])
+def test_the_output_is_no_file_that_is_read(files: Path, capsys, out: str) -> None:
+    """Nor is what stands beside it: of the last, the points."""
+    written(files / "login.csv", [1])
+    points = files / "train.csv.meta.json"
+    points.write_text('{"user": "a", "time": "1970-01-01T00:00:20Z"}\n')
+    (files / "secret.csv").write_bytes(bytes(16))
+    if (files / out).exists():
+        (files / "link.csv").symlink_to(files / out)
+    before = {path: path.read_bytes() for path in files.iterdir()}
+    words = ["replay", "--schema", str(files / "web.yaml"), "--service", "own"]
+    words += ["--input", f"login={files / 'login.csv'}", "--points", str(points)]
+    words += ["--secret", str(files / "secret.csv")]
+    for name in (out,) if out == "train.csv" else (out, "link.csv"):
+        if name.endswith(".csv"):
+            assert main([*words, "--out", str(files / name)]) == Exit.USAGE
+            assert "choose another output" in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        replay({"login": LOGINS}, files / "web.yaml", "own", out=files / "web.yaml")
+    assert {path: path.read_bytes() for path in files.iterdir()} == before
+
+
 def test_a_file_that_is_given_twice_is_named(files: Path, capsys) -> None:
     path = files / "login.parquet"
     (files / "other.parquet").symlink_to(path)
