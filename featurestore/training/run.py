@@ -6,7 +6,7 @@ clock whose now is the arrival, so that lateness, max_future, ids and expiry are
 neither on how the inputs are cut into files and batches, nor on the number of threads. The secret is all
 zero, so that estimates are the same each time, or that of a store.
 
-Memory is the engine's state, a batch of each input that has begun, and one of the output.
+Memory is the engine's state, which is swept, a batch of each input that has begun, and one of the output.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ SECRET_BYTES = 16
 LEAST_MS = 100_000_000_000  # in 1973: a time that is less, as a number, is in seconds, or a year
 DAY_MS = 86_400_000  # a lifetime misses what came in a day
 LONG_MS = 1 << 59
+SWEEP_EVENTS = 1 << 20  # between two sweeps at least,
+SWEEP_PAUSE = 10  # and so many times as long as the last one took
 N_NAMED = 12  # columns of points, where they are not what is needed
 
 Progress = Callable[[int, int], None]
@@ -150,7 +152,8 @@ class Replay:
         self._collector = Collector(self.shape, sorted(missing), n_rows)
         self._state = self._made_state(threads)
         self._bounds = bounds
-        self._n_events = self._n_rows = 0
+        self._n_events = self._n_rows = self._n_swept = 0
+        self._sweep_after = 0.0
         self._now_ms: int | None = None
         self._moved: Moved | None = None
         self._begun: dict[int, Rows] = {}
@@ -314,7 +317,18 @@ class Replay:
                 yield from self._feed(rows, begin, end, now_ms)
             self._follow_clock(block)
             self._progress(sum(source.stored_bytes for source in self.sources), self._n_events)
+            self._sweep()
         yield from self._rest()
+
+    def _sweep(self) -> None:
+        """Frees what holds nothing any more, which changes no answer: as a store does in passing."""
+        began = time.monotonic()
+        if self._n_events - self._n_swept < SWEEP_EVENTS or began < self._sweep_after:
+            return
+        self._state.sweep()
+        self._n_swept = self._n_events
+        ended = time.monotonic()
+        self._sweep_after = ended + SWEEP_PAUSE * (ended - began)
 
     def _rest(self) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
         if self._collector.n:

@@ -95,6 +95,7 @@ class Rows:
     numbers: NDArray[np.int64]  # of rows, from 0, each in its file
     places: NDArray[np.int64] | None  # of files among the sources of the input; None: all are of `place`
     place: int
+    is_last: bool = False  # of its file, which is closed
     fed: int = 0  # how many of them, from the first, the engine has had
     timed: NDArray[np.bool_] = field(init=False)  # whether it has a time that can be read
     partly_late: NDArray[np.uint8] = field(init=False)
@@ -230,6 +231,9 @@ class FileStream:
                 keys = self._in_order(keys, valid, before, chunk)
                 before = int(keys[-1])
                 self._source.stored_bytes = chunk.stored_bytes
+                is_last = chunk.n_events < self._batch_events
+                if is_last:  # before it waits for its turn, as others may
+                    reader.close()
                 yield Rows(
                     self._input,
                     keys,
@@ -240,7 +244,10 @@ class FileStream:
                     np.arange(chunk.start_row, chunk.start_row + chunk.n_events),
                     None,
                     self.place,
+                    is_last,
                 )
+                if is_last:
+                    return
 
     def _note_unread(self, chunk: Chunk, outcomes: NDArray[np.uint8]) -> None:
         """Of the first rows of each reason, which field cannot be read and what is there: the report says."""

@@ -100,6 +100,7 @@ class Collector:
         self._numbers = np.empty(n_rows, np.int64)
         self._places = np.empty(n_rows, np.int64)  # run << 32 | row among those of it that are used
         self._runs: list[tuple[Rows, int, int]] = []  # with the rows from .. to that are used
+        self._place_of: dict[int, int] = {}  # of each among them, by its id
 
     @property
     def is_full(self) -> bool:
@@ -148,9 +149,9 @@ class Collector:
     def _keep(self, rows: Rows, begin: int, end: int) -> None:
         if not len(self.shape.kept):
             return
-        place = next((i for i, (run, _, _) in enumerate(self._runs) if run is rows), len(self._runs))
+        place = self._place_of.setdefault(id(rows), len(self._runs))
         first = begin if place == len(self._runs) else self._runs[place][1]
-        self._runs[place:] = [(rows, first, end), *self._runs[place + 1 :]]
+        self._runs[place : place + 1] = [(rows, first, end)]
         self._places[self.n : self.n + end - begin] = (place << 32) + np.arange(begin - first, end - first)
 
     def take(self) -> tuple[NDArray[np.int64], pa.RecordBatch]:
@@ -176,7 +177,7 @@ class Collector:
         if shape.events:
             columns.append(pa.array(_WORDS[self._outcomes[:n]], pa.string()))
         numbers = self._numbers[:n].copy()
-        self.n, self._runs = 0, []
+        self.n, self._runs, self._place_of = 0, [], {}
         return numbers, pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _kept(self, n: int) -> list[pa.Array]:

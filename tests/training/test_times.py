@@ -18,7 +18,7 @@ from featurestore.cli import main
 from featurestore.cli.exits import Exit
 from featurestore.errors import ConfigError
 from featurestore.schema import compile_schema
-from featurestore.training import replay
+from featurestore.training import replay, run
 from featurestore.training.run import ms_of
 
 SCHEMA = """\
@@ -87,6 +87,25 @@ def test_rows_end_where_it_is_said_and_all_events_are_fed() -> None:
 
 
 AHEAD = 4_000_000_000 - T0  # in the year 2096
+
+
+def test_keys_that_hold_nothing_any_more_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 2000
+    logins = pa.table({"at": [T0 + 60 * i for i in range(n)], "user": [str(i // 2 % 900) for i in range(n)]})
+    monkeypatch.setattr(run, "batch_events", lambda n_features, bounds: 50)
+    found = []
+    for sweep_events in (1 << 40, 1):
+        monkeypatch.setattr(run, "SWEEP_EVENTS", sweep_events)
+        monkeypatch.setattr(run, "SWEEP_PAUSE", 0)
+        replayed = run.Replay(
+            {"login": logins}, PLAN, "both", unfed="unavailable", bounds=True, statuses=True
+        )
+        table = pa.Table.from_batches(replayed.batches(), replayed.schema)
+        found.append((replayed._state.stats()["rows"], [str(column) for column in table.columns]))
+    (kept, before), (swept, after) = found
+    assert kept == 900
+    assert swept < 120  # an hour of them, and a batch
+    assert before == after
 
 
 @pytest.mark.parametrize("place", range(4))
