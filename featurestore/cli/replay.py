@@ -22,9 +22,11 @@ Behind the last event of an input its features count none, as a store would that
 on for a window of it or longer it is said: nobody knows whether there were none or they are missing. What is
 not to be learnt from, --emit-until leaves out.
 
-FILE with --event E is short for --input E=FILE --emit E, but one file is taken as it stands, in order or not,
-and its rows are those of the output: of a duplicate what Observe answers when it is repeated, of events that
-are late or refused the plain read at their time. Values that are not there are NaN."""
+FILE with --event E is short for --input E=FILE --emit E, but one file is taken as it stands, in order or not
+(unless --spill sorts it), and its rows are those of the output: of a duplicate what Observe answers when it
+is repeated, of events that are late or refused the plain read at their time. Values that are not there are
+NaN; those that are WARMING are what was seen so far, be it 0, as the store answers: coverage, or --statuses,
+tells them."""
 
 EPILOG = """\
 columns of the output, in this order:

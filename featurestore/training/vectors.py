@@ -8,8 +8,9 @@
     coverage   float32, the least over the row's features: 1 where all that they say was surely seen
     outcome    what became of the event: accepted, late, duplicate, refused_type, …; not of points
 
-A value that is not there is NaN, never null and never 0. Rows come in batches of one size, however the inputs
-were cut: the same rows make the same bytes.
+A value that is not there is NaN, never null and never 0. One that is WARMING is what was seen so far, as the
+store would answer it, and may be 0: coverage, and the status, say so. Rows come in batches of one size,
+however the inputs were cut: the same rows make the same bytes.
 """
 
 from __future__ import annotations

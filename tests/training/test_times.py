@@ -101,7 +101,7 @@ def test_keys_that_hold_nothing_any_more_take_no_memory(monkeypatch: pytest.Monk
             {"login": logins}, PLAN, "both", unfed="unavailable", bounds=True, statuses=True
         )
         table = pa.Table.from_batches(replayed.batches(), replayed.schema)
-        found.append((replayed._state.stats()["rows"], [str(column) for column in table.columns]))
+        found.append((replayed._state.stats()["rows"], str(table.to_pydict())))
     (kept, before), (swept, after) = found
     assert kept == 900
     assert swept < 120  # an hour of them, and a batch
