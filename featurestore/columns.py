@@ -49,7 +49,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation, localcontext
 from typing import Any
 
 import numpy as np
@@ -859,12 +859,18 @@ def _numpy_of_arrow(array: Any, filler: Any) -> NDArray[Any]:
     return made
 
 
+def nulls_of_pandas(values: Any) -> Mask:
+    with localcontext() as context:  # pandas compares a signalling NaN, too
+        context.traps[InvalidOperation] = False
+        return np.asarray(values.isna(), np.bool_)
+
+
 def _unwrap_pandas(values: Any, what: str) -> tuple[Any, Mask | None]:
     if getattr(values, "ndim", 1) != 1:
         raise InvalidEventError(
             f"{what}: a column has one dimension, this {type(values).__name__} has {values.ndim}"
         )
-    nulls = np.asarray(values.isna(), np.bool_)
+    nulls = nulls_of_pandas(values)
     some_nulls = nulls if nulls.any() else None
     dtype = values.dtype
     if hasattr(dtype, "pyarrow_dtype") and "pyarrow" in sys.modules:

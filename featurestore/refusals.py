@@ -22,6 +22,7 @@ from featurestore.columns import (
     MAX_TEXT_BYTES,
     TextColumn,
     kind_of,
+    nulls_of_pandas,
     number_column,
     number_in,
     text_column,
@@ -138,7 +139,7 @@ def value_in(column: Any) -> Any:
         return column.data[column.offsets[0] : column.offsets[1]].tobytes()
     if hasattr(column, "to_pylist"):
         return column.to_pylist()[0]
-    if hasattr(column, "isna") and column.isna().any():
+    if hasattr(column, "isna") and nulls_of_pandas(column).any():
         return None
     values = column.tolist() if hasattr(column, "tolist") else list(column)
     return values[0]

@@ -18,9 +18,15 @@ theirs, so the same inputs and options give the same bytes every time.
 With --arrival FIELD, when each event came, they are merged by that, and it is the wall's clock: lateness,
 max_future, duplicates and expiry are then those of a live store.
 
-FILE with --event E is short for --input E=FILE --emit E, but one file is taken as it stands, in order or not,
-and its rows are those of the output: of a duplicate what Observe answers when it is repeated, of events that
-are late or refused the plain read at their time. Values that are not there are NaN."""
+Behind the last event of an input its features count none, as a store would that is sent none. Where rows go
+on for a window of it or longer it is said: nobody knows whether there were none or they are missing. What is
+not to be learnt from, --emit-until leaves out.
+
+FILE with --event E is short for --input E=FILE --emit E, but one file is taken as it stands, in order or not
+(unless --spill sorts it), and its rows are those of the output: of a duplicate what Observe answers when it
+is repeated, of events that are late or refused the plain read at their time. Values that are not there are
+NaN; those that are WARMING are what was seen so far, be it 0, as the store answers: coverage, or --statuses,
+tells them."""
 
 EPILOG = """\
 columns of the output, in this order:
@@ -49,7 +55,7 @@ examples:
       --service abuse --bounds --out vectors.csv.gz
 
 exit code 3 means that the output is whole but some events were refused (with --allow-refused it is 0), or
-more were late than accepted."""
+more were late, or refused for their time, than accepted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,10 +89,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--points-time",
         default="time",
         metavar="FIELD",
-        help="their column of times: FIELD or FIELD:UNIT, with s, ms, us or iso (default: time:iso)",
+        help="their column of times: FIELD or FIELD:UNIT, with s, ms, us, ns or iso (default: time:iso)",
+    )
+    parser.add_argument(
+        "--points-delimiter",
+        default=",",
+        metavar="C",
+        help="what separates their cells, of CSV: one character, or \\t for a tab (default: a comma)",
     )
     parser.add_argument(
         "--emit-from", metavar="T", help="no rows of what comes before T: ISO 8601, or ms since the epoch"
+    )
+    parser.add_argument(
+        "--emit-until", metavar="T", help="no rows of what comes from T on: where an input ends before others"
     )
     parser.add_argument(
         "--arrival",
@@ -120,7 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the secret of a store (DIR/secret), for its estimates (default: all zero)",
     )
     parser.add_argument(
-        "--allow-future", action="store_true", help="take events that are dated later than today"
+        "--allow-future", action="store_true", help="take events that are dated, or came, later than today"
     )
     parser.add_argument(
         "--format", metavar="FMT", help="csv, jsonl or parquet (.gz, .zst), where the name does not say"
@@ -147,10 +162,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> Exit:
-    if arguments.limit is not None and arguments.limit < 0:
-        raise ConfigError(f"--limit is {arguments.limit}; it must not be negative")
-    if not 1 <= arguments.threads <= 1024:
-        raise ConfigError(f"--threads is {arguments.threads}; it must be from 1 to 1024")
     inputs = _inputs(arguments)
     # heavy: numpy, pyarrow, the engine
     from featurestore.files.paths import stored_bytes_of
@@ -167,8 +178,10 @@ def run(arguments: argparse.Namespace) -> Exit:
             out=arguments.out,
             points=arguments.points,
             points_time=arguments.points_time,
+            points_delimiter=arguments.points_delimiter,
             emit=arguments.emit,
             emit_from=arguments.emit_from,
+            emit_until=arguments.emit_until,
             keep=None if arguments.keep is None else [name for name in arguments.keep.split(",") if name],
             arrival=arguments.arrival,
             complete_from=arguments.complete_from,

@@ -134,6 +134,7 @@ class EventReader(ABC):
         # whose length matters up to what an event may have, and no further
         self.texts: set[str] = set() if whole else texts - set(keep)
         self.whole = whole
+        self.must_begin_with_names = True  # of formats that say them row by row: the first chunk has them
         self.needed = tuple(dict.fromkeys((*self.columns, *self.keep)))
         self.size_bytes: int | None = None  # of the file as stored; None for a pipe
 
@@ -146,6 +147,10 @@ class EventReader(ABC):
     def names(self) -> tuple[str, ...] | None:
         """Of all its columns; None where a format says them row by row."""
         return None
+
+    def names_of_all_rows(self) -> tuple[str, ...]:
+        """The same; where a format says them row by row, it is read to its end."""
+        return self.names or ()
 
     @abstractmethod
     def _chunks(self, batch_events: int, start_row: int) -> Iterator[Chunk]: ...

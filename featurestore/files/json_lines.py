@@ -55,6 +55,13 @@ class JsonLinesReader(EventReader):
     def kept_schema(self) -> pa.Schema:
         return self._kept_schema
 
+    def names_of_all_rows(self) -> tuple[str, ...]:
+        names: dict[str, None] = {}
+        for line in self._rows():
+            if line is not None and not line[1].keys() <= names.keys():
+                names.update(dict.fromkeys(line[1]))
+        return tuple(names)
+
     def close(self) -> None:
         self._stream.close()
 
@@ -189,7 +196,7 @@ class JsonLinesReader(EventReader):
         *,
         is_begun: bool = False,
     ) -> Chunk:
-        if names is not None:
+        if names is not None and self.must_begin_with_names:
             self._check_first(len(rows), list(names), is_begun)
         columns = list(map(list, zip(*rows, strict=True)))
         by_path = dict(zip(self.columns, columns, strict=False))

@@ -31,6 +31,7 @@ from featurestore.files.names import PIPE, format_of, types_told
 from featurestore.stdio import fill_standard_descriptors
 
 METADATA = "featurestore"
+BESIDE = ".meta.json"  # what the description of a CSV file has behind the name of that
 
 
 _BYTES_TYPES = (
@@ -165,16 +166,20 @@ class TableWriter:
                 self._close.pop(0)
             os.fsync(self._fd)
             os.close(self._fd)
-            if beside is not None:
-                beside.replace(f"{self.path}.meta.json")
+            if beside is None:
+                self._partial.replace(self.path)
+                return
+            # At no moment does a description stand beside a table that it is not of.
+            Path(f"{self.path}{BESIDE}").unlink(missing_ok=True)
             self._partial.replace(self.path)
+            beside.replace(f"{self.path}{BESIDE}")
 
     def _describe(self, text: str) -> Path | None:
         """Into the file, or into a hidden one that is to stand beside it."""
         if isinstance(self._table, pq.ParquetWriter):
             self._table.add_key_value_metadata({METADATA: text})
             return None
-        beside = self._partial.with_name(f"{self._partial.name}.meta.json")
+        beside = self._partial.with_name(f"{self._partial.name}{BESIDE}")
         self._beside = beside
         with beside.open("x", encoding="utf-8") as file:
             file.write(text + "\n")

@@ -18,6 +18,7 @@ out, or the one that GetFeatures would have at points in time.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack, overload
 
@@ -25,7 +26,7 @@ import pyarrow as pa
 
 from featurestore import schema as schemas
 from featurestore.errors import ConfigError
-from featurestore.files.writing import METADATA, open_writer
+from featurestore.files.writing import BESIDE, METADATA, open_writer
 from featurestore.plan import Plan
 from featurestore.training.report import Replayed, to_json
 from featurestore.training.run import Replay
@@ -38,11 +39,13 @@ class Options(TypedDict, total=False):
 
     points: Any
     points_time: str
+    points_delimiter: str
     emit: str | Sequence[str]
-    emit_from: int | str | None
+    emit_from: int | str | date | None
+    emit_until: int | str | date | None
     keep: Sequence[str] | None
     arrival: str | None
-    complete_from: int | str | None
+    complete_from: int | str | date | None
     unfed: Literal["refuse", "unavailable"]
     bounds: bool
     statuses: bool
@@ -97,20 +100,24 @@ def replay(
                    its order, the vector that GetFeatures would have returned with as_of = now = its time. An
                    event at that time is in it; what has no key is UNAVAILABLE
     points_time    the column of points that has the time, FIELD or FIELD:UNIT (s, ms, us, ns, iso)
-    emit_from      no rows of what comes before: ms since the epoch, or a time in ISO 8601
+    emit_from, emit_until  no rows of what comes before, or from then on: a time in ISO 8601, a datetime, or
+                   ms since the epoch
     keep           columns to hand through; of points all, unless some are named
     arrival        FIELD or FIELD:UNIT: when each event came. The clock is then the wall's, and lateness,
                    max_future, duplicates and expiry are those of live. Without it: at their time
     complete_from  from when on the inputs have every event: a time, or "beginning": there was none before
-                   them. Unstated, features are WARMING until they have seen their window
+                   them. Unstated, features are WARMING until they have seen their window. Behind the last
+                   event of an input they count none of it, as the store would: it is said of one that ends
+                   before the rows do (`ended_early`), for which there is emit_until
     unfed          "unavailable": features that no input feeds are NaN. Else they are a ConfigError
     bounds, statuses  also the bounds, and the status, of every value
     order          "file": one file alone, taken as it stands, in order or not
     spill          a folder where inputs that are out of order are sorted
     secret         of a store, or the file that holds it: estimates are then those of that store
     limit          stop after so many events
-    delimiter      what separates the cells of CSV inputs: one character, or \\t for a tab
-    allow_future   take events that are dated later than today
+    delimiter      what separates the cells of CSV inputs: one character, or \\t for a tab;
+    points_delimiter  the same of points
+    allow_future   take events that are dated, or came, later than today
     out            write it to this file, whole or not at all, and return what was done (Replayed)
     stream         return a RecordBatchReader, which does the work as it is read
 
@@ -122,6 +129,9 @@ def replay(
     plan = schema if isinstance(schema, Plan) else schemas.load(schema)
     run = Replay(inputs, plan, service, **options)
     if out is not None:
+        read: list[tuple[str, Any]] = [("the input", source.data) for source in run.sources]
+        read += [("the schema", schema), ("the secret", options.get("secret"))]
+        _check_overwrites_none(str(out), read)
         return _write(run, str(out))
     if stream:
         return pa.RecordBatchReader.from_batches(run.schema, run.batches())
@@ -129,11 +139,15 @@ def replay(
     return table.replace_schema_metadata({METADATA: to_json(run.report().metadata)})
 
 
+def _check_overwrites_none(out: str, read: Sequence[tuple[str, Any]]) -> None:
+    """Neither the output nor what may stand beside it is a file that is read."""
+    for path in filter(Path.exists, (Path(out), Path(f"{out}{BESIDE}"))):
+        for what, other in read:
+            if isinstance(other, str | Path) and Path(other).exists() and path.samefile(other):
+                raise ConfigError(f"{path} is {what}; choose another output")
+
+
 def _write(run: Replay, out: str) -> Replayed:
-    for source in run.sources:
-        paths = (Path(out), Path(source.data)) if isinstance(source.data, str) else ()
-        if paths and all(path.exists() for path in paths) and paths[0].samefile(paths[1]):
-            raise ConfigError(f"{out} is the input; choose another output")
     with open_writer(out, run.schema) as writer:
         for batch in run.batches():
             writer.write(batch)

@@ -2,7 +2,8 @@
 
 A stream comes in runs of rows whose keys ascend. One that knows the key of its first row is not asked for
 more before its turn, so that of files that follow each other only one is open at a time. What is held is a
-run of each stream that has begun.
+run of each stream that has begun. Of streams whose last run has come many are taken in one block, so that
+thousands of short files that overlap are not gone through once for each.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+BLOCK_ROWS = 1 << 18  # of streams that end, taken together
+
 
 class Run(Protocol):
     """Some rows of a stream; there is one at least."""
 
     @property
     def keys(self) -> NDArray[np.int64]: ...
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the stream is surely at its end behind it."""
 
 
 R = TypeVar("R", bound=Run)
@@ -72,6 +79,14 @@ class _Head(Generic[R]):
         assert self.run is not None  # noqa: S101  # else it is not among the heads
         return int(self.run.keys[-1])
 
+    @property
+    def is_last(self) -> bool:
+        return self.run is None or self.run.is_last
+
+    @property
+    def n_left(self) -> int:
+        return 0 if self.run is None else len(self.run.keys) - self.at
+
     def take(self, bound: int, side: str) -> tuple[R, int, int] | None:
         assert self.run is not None  # noqa: S101  # as above
         begin = self.at
@@ -97,6 +112,7 @@ def merged(streams: Sequence[Stream[R]]) -> Iterator[Block[R]]:
                 bound = head.last_key if bound is None else min(bound, head.last_key)
         if bound is None:
             return
+        bound = _further(bound, heads, waiting[-1][0] if waiting else None)
         heads.sort(key=lambda head: head.place)
         # The first stream that ends at the bound may have more rows of that key: those behind it wait.
         pieces, side = [], "right"
@@ -104,11 +120,28 @@ def merged(streams: Sequence[Stream[R]]) -> Iterator[Block[R]]:
             piece = head.take(bound, side)
             if piece is not None:
                 pieces.append(piece)
-            if head.last_key == bound:
+            if head.last_key == bound and not head.is_last:
                 side = "left"
         yield _block(pieces)
         for head in heads:
             head.fill()
+
+
+def _further(bound: int, heads: Sequence[_Head[R]], next_key: int | None) -> int:
+    """A later bound: at streams that end nothing need stop, so that many short ones are few blocks."""
+    limits = [head.last_key for head in heads if not head.is_last]
+    if next_key is not None:
+        limits.append(next_key - 1)
+    limit = min(limits, default=None)
+    n = 0
+    for last_key, n_left in sorted((head.last_key, head.n_left) for head in heads if head.is_last):
+        n += n_left
+        if n > BLOCK_ROWS or (limit is not None and last_key > limit):
+            break
+        bound = max(bound, last_key)
+    else:
+        bound = max(bound, limit) if limit is not None else bound
+    return bound
 
 
 def _block(pieces: list[tuple[R, int, int]]) -> Block[R]:

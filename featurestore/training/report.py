@@ -15,6 +15,7 @@ from featurestore.outcome import Outcome
 from featurestore.plan import DerivedPlan, Plan
 from featurestore.training.sources import Source, iso
 
+BY_THE_CLOCK = (Outcome.LATE, Outcome.REFUSED_FUTURE, Outcome.REFUSED_BEYOND_DEDUPE)
 FORMAT = 1  # of the metadata; of pins, too, which it holds
 
 
@@ -38,6 +39,30 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """An input that ends before the rows do: nobody knows whether there was nothing, or it is missing."""
+
+    event: str
+    end_ms: int | None  # of its newest event; None: it has none
+    last_row_ms: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "event": self.event,
+            "end": None if self.end_ms is None else iso(self.end_ms),
+            "last_row": iso(self.last_row_ms),
+        }
+
+    def line(self) -> str:
+        if self.end_ms is None:
+            return f"  no event of {self.event} was read: windows that it feeds count none"
+        return (
+            f"  {self.event} ends at {iso(self.end_ms)}, the rows at {iso(self.last_row_ms)}: between them "
+            "windows count none of it; if there were more, give them, or --emit-until there"
+        )
+
+
+@dataclass(frozen=True)
 class Replayed:
     """What a replay did. `metadata`: what stands in its output as `featurestore`, of Parquet's metadata."""
 
@@ -48,6 +73,7 @@ class Replayed:
     seconds: float
     metadata: dict[str, Any]
     sources: list[Source]
+    ended: list[Ended]
 
     @property
     def events_per_second(self) -> float:
@@ -60,8 +86,10 @@ class Replayed:
 
     @property
     def is_mostly_late(self) -> bool:
-        """More events were late than accepted: a file is out of order, or a row moved the clock too far."""
-        return self.tally.counts.get(Outcome.LATE, 0) > self.tally.counts.get(Outcome.ACCEPTED, 0)
+        """The clock turned away more events than were accepted: a file is out of order, a row moved the clock
+        too far, or arrivals are in another unit than the times."""
+        counts = self.tally.counts
+        return sum(counts.get(one, 0) for one in BY_THE_CLOCK) > counts.get(Outcome.ACCEPTED, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as plain JSON: of all events, then of each input."""
@@ -72,6 +100,7 @@ class Replayed:
             "inputs": self.metadata["inputs"],
             "clock": self.metadata["clock"],
             "moved_clock_most": self.metadata["moved_clock_most"],
+            "ended_early": self.metadata["ended_early"],
         }
 
     def lines(self) -> list[str]:
@@ -90,10 +119,12 @@ class Replayed:
                 f"  the clock moved most at row {self.moved.row} of {self.moved.source}: by {by:,.0f} s, "
                 f"from {iso(self.moved.from_ms)} to {iso(self.moved.to_ms)}"
             )
+        found += [one.line() for one in self.ended]
         if self.is_mostly_late:
             found.append(
-                "  more events are late than accepted: a file is not in order of time (sort it, or let "
-                "--spill DIR do so), or one row is dated far ahead"
+                "  more events are late, or refused for their time, than accepted: a file is not in order of "
+                "time (sort it, or let --spill DIR do so), one row is dated far ahead, or times or arrivals "
+                "are in another unit"
             )
         return found
 
@@ -112,7 +143,14 @@ def twice(sources: Sequence[Source]) -> list[str]:
 
 
 def metadata_of(
-    plan: Plan, service: int, sources: Sequence[Source], *, clock: str, secret: bytes, moved: Moved | None
+    plan: Plan,
+    service: int,
+    sources: Sequence[Source],
+    *,
+    clock: str,
+    secret: bytes,
+    moved: Moved | None,
+    ended: Sequence[Ended],
 ) -> dict[str, Any]:
     wanted = plan.services[service]
     features = [plan.all_features[index] for index in wanted.features]
@@ -134,6 +172,7 @@ def metadata_of(
         # of a store's secret only what its `store.json` has of it
         "seed": "zero" if not any(secret) else hashlib.sha256(secret).hexdigest()[:16],
         "moved_clock_most": None if moved is None else moved.to_dict(),
+        "ended_early": [one.to_dict() for one in ended],
     }
 
 

@@ -6,15 +6,16 @@ clock whose now is the arrival, so that lateness, max_future, ids and expiry are
 neither on how the inputs are cut into files and batches, nor on the number of threads. The secret is all
 zero, so that estimates are the same each time, or that of a store.
 
-Memory is the engine's state, a batch of each input that has begun, and one of the output.
+Memory is the engine's state, which is swept, a batch of each input that has begun, and one of the output.
 """
 
 from __future__ import annotations
 
-import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,17 +23,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from featurestore.columns import time_column
+from featurestore.columns import EARLIEST_MS, LATEST_MS, time_column
 from featurestore.core.state import State
 from featurestore.errors import ConfigError, InvalidEventError, StorageError
-from featurestore.files.names import PIPE, did_you_mean, format_of
-from featurestore.files.stream import ByteStream
+from featurestore.files.names import PIPE, did_you_mean
 from featurestore.files.tally import Tally
 from featurestore.outcome import Outcome
 from featurestore.plan import MAX_FUTURE_MS, EventPlan, Plan, TimePlan
 from featurestore.training import served
 from featurestore.training.merging import Block, merged
-from featurestore.training.report import Moved, Replayed, metadata_of
+from featurestore.training.report import Ended, Moved, Replayed, metadata_of
 from featurestore.training.sorting import Sorter
 from featurestore.training.sources import (
     FileStream,
@@ -40,6 +40,7 @@ from featurestore.training.sources import (
     Rows,
     SortedStream,
     Source,
+    iso,
     open_source,
     sources_of,
     time_plan,
@@ -47,7 +48,11 @@ from featurestore.training.sources import (
 from featurestore.training.vectors import Collector, Shape, batch_events, joined_schema
 
 SECRET_BYTES = 16
-FIRST_BYTES = 1 << 20  # of JSON lines, in which the names of points are looked for
+LEAST_MS = 100_000_000_000  # in 1973: a time that is less, as a number, is in seconds, or a year
+DAY_MS = 86_400_000  # a lifetime misses what came in a day
+LONG_MS = 1 << 59
+SWEEP_EVENTS = 1 << 20  # between two sweeps at least,
+SWEEP_PAUSE = 10  # and so many times as long as the last one took
 N_NAMED = 12  # columns of points, where they are not what is needed
 
 Progress = Callable[[int, int], None]
@@ -64,11 +69,13 @@ class Replay:
         *,
         points: Any = None,
         points_time: str = "time",
+        points_delimiter: str = ",",
         emit: str | Sequence[str] = (),
-        emit_from: int | str | None = None,
+        emit_from: int | str | date | None = None,
+        emit_until: int | str | date | None = None,
         keep: Sequence[str] | None = None,
         arrival: str | None = None,
-        complete_from: int | str | None = None,
+        complete_from: int | str | date | None = None,
         unfed: Literal["refuse", "unavailable"] = "refuse",
         bounds: bool = False,
         statuses: bool = False,
@@ -85,15 +92,15 @@ class Replay:
         if not inputs:
             raise ConfigError("a replay needs an input: --input TYPE=FILES")
         _check_words(order, unfed)
-        if limit is not None and points is not None:
-            raise ConfigError("all events before a point are in its answer: a limit would leave some out")
-        if spill is not None and not Path(spill).is_dir():
-            raise ConfigError(f"there is no folder {spill!r} to sort in")
+        _check_limit(limit, has_points=points is not None)
+        _check_twice(keep or ())
+        _check_folder(spill)
         self._began = time.monotonic()
         self._secret = _secret_of(secret)
         self._limit = limit
         self._progress = progress
         self._emit_from = None if emit_from is None else ms_of(emit_from, "emit_from")
+        self._emit_until = None if emit_until is None else ms_of(emit_until, "emit_until")
         self._is_wall = arrival is not None
         self._arrival = arrival
         self.plan = plan
@@ -110,7 +117,7 @@ class Replay:
         missing = served.unfed(plan, self.service, set(fed.values()))
         if unfed == "refuse":
             served.check_fed(plan, self.service, missing)
-        latest_ms = None if allow_future or self._is_wall else time.time_ns() // 1_000_000 + MAX_FUTURE_MS
+        latest_ms = None if allow_future else time.time_ns() // 1_000_000 + MAX_FUTURE_MS
         self.inputs = [
             self._input(
                 data,
@@ -125,7 +132,7 @@ class Replay:
         ]
         self._check_keep(tuple(keep or ()))
         if points is not None:
-            self.inputs.append(self._points(points, points_time, keep))
+            self.inputs.append(self._points(points, points_time, keep, points_delimiter))
         self.sources = [source for one in self.inputs for source in one.sources]
         _check_sources(self.sources, order)
         wanted = self.plan.services[self.service].features
@@ -143,11 +150,10 @@ class Replay:
         self.schema = self.shape.schema
         self._spill = spill
         self._collector = Collector(self.shape, sorted(missing), n_rows)
-        self._state = State(
-            self.plan, clock="wall" if self._is_wall else "merged", secret=self._secret, threads=threads
-        )
+        self._state = self._made_state(threads)
         self._bounds = bounds
-        self._n_events = self._n_rows = 0
+        self._n_events = self._n_rows = self._n_swept = 0
+        self._sweep_after = 0.0
         self._now_ms: int | None = None
         self._moved: Moved | None = None
         self._begun: dict[int, Rows] = {}
@@ -193,7 +199,7 @@ class Replay:
             delimiter=delimiter,
         )
         if emitted and keep and len(self._emit) > 1:  # of several types each has some of them
-            names = names_of(made.sources[0], made)
+            names = _names_in_any(made)
             made = replace(made, keep=tuple(name for name in keep if names is None or name in names))
         return made
 
@@ -215,40 +221,32 @@ class Replay:
             place = self.inputs.index(of[0])
             self.inputs[place] = replace(of[0], keep=(*of[0].keep, *lost))
 
-    def _points(self, points: Any, points_time: str, keep: Sequence[str] | None) -> Input:
+    def _points(self, points: Any, points_time: str, keep: Sequence[str] | None, delimiter: str) -> Input:
         when = time_plan(points_time, "iso", "points_time")
         blank = EventPlan(0, served.POINTS, when, (), 0, None, 0, ())
         sources = tuple(sources_of(points, blank, len(self.plan.events)))
         if any(source.data == PIPE for source in sources):
             raise ConfigError("points are read from a file, not from a pipe")
-        names = names_of(sources[0], Input(sources, blank, 0, True))
-        if names is None:
-            names = _names_in_lines(sources[0])
-        if when.field not in names:  # of formats that say so row by row; the others have been asked
-            raise InvalidEventError(
-                f"{sources[0].name}: points have no column {when.field!r} (--points-time FIELD)"
-                + did_you_mean(when.field, names)
-            )
-        parts = {part for entity in self.plan.entities for part in entity.parts}
-        given = sorted(parts & set(names) - {when.field})
-        wanted = self._parts_of_service()
+        asked = Input(sources, blank, 0, True, is_points=True, delimiter=delimiter)
+        of_files = [_names_in_rows(source, asked) for source in sources]
+        names = tuple(dict.fromkeys(name for some in of_files for name in some))
+        _check_has(sources, of_files, (when.field,), names, " (--points-time FIELD)")
+        read = served.entities_of(self.plan, self.service)
+        wanted = {part for entity in read for part in self.plan.entities[entity].parts}
+        given = sorted(wanted & set(names) - {when.field})
         if wanted and not wanted & set(given):
             raise ConfigError(
                 f"{sources[0].name}: points have no key part of the service ({', '.join(sorted(wanted))}); "
                 f"they have {', '.join(map(repr, names[:N_NAMED]))}" + (", …" if len(names) > N_NAMED else "")
             )
-        self.plan, event = served.with_points(self.plan, given, when)
+        self.plan, event = served.with_points(self.plan, self.service, given, when)
         index = len(self.plan.events) - 1
         for source in sources:
             source.event, source.event_index = event, index
         kept = tuple(name for name in names if name != when.field) if keep is None else tuple(keep)
-        return Input(sources, event, index, True, kept, is_points=True)
-
-    def _parts_of_service(self) -> set[str]:
-        plan = self.plan
-        needed = plan.needed_for(plan.services[self.service].features)
-        views = {plan.features[index].view for index in needed if index < len(plan.features)}
-        return {part for view in views for part in plan.entities[plan.views[view].entity].parts}
+        deep = [name for name in kept if "." in name and name not in names]  # readers find them
+        _check_has(sources, of_files, [name for name in (*given, *kept) if name not in deep], names)
+        return replace(asked, event=event, event_index=index, keep=kept)
 
     def _open(self, n_rows: int, order: str, spill: str | None) -> pa.Schema:
         """Checks every file; what is kept of them."""
@@ -266,6 +264,14 @@ class Replay:
         except BaseException:
             self._close()
             raise
+
+    def _made_state(self, threads: int) -> State:
+        clock = "wall" if self._is_wall else "merged"
+        try:
+            return State(self.plan, clock=clock, secret=self._secret, threads=threads)
+        except ValueError as error:  # threads: how many are too many is for the engine to say
+            self._close()
+            raise ConfigError(str(error)) from error
 
     def _close(self) -> None:
         for stream in self._streams:
@@ -311,7 +317,18 @@ class Replay:
                 yield from self._feed(rows, begin, end, now_ms)
             self._follow_clock(block)
             self._progress(sum(source.stored_bytes for source in self.sources), self._n_events)
+            self._sweep()
         yield from self._rest()
+
+    def _sweep(self) -> None:
+        """Frees what holds nothing any more, which changes no answer: as a store does in passing."""
+        began = time.monotonic()
+        if self._n_events - self._n_swept < SWEEP_EVENTS or began < self._sweep_after:
+            return
+        self._state.sweep()
+        self._n_swept = self._n_events
+        ended = time.monotonic()
+        self._sweep_after = ended + SWEEP_PAUSE * (ended - began)
 
     def _rest(self) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
         if self._collector.n:
@@ -345,7 +362,10 @@ class Replay:
         first = begin
         if rows.input.emitted and self._emit_from is not None:
             first += int(np.searchsorted(rows.keys[begin:end], self._emit_from))
-        service = self.service if rows.input.emitted and first < end else None
+        last = end
+        if self._emit_until is not None:
+            last = begin + int(np.searchsorted(rows.keys[begin:end], self._emit_until))
+        service = self.service if rows.input.emitted and first < last else None
         batch = rows.batch(begin, end)
         vectors = self._state.observe(
             batch,
@@ -358,8 +378,8 @@ class Replay:
         self._begun[id(rows)] = rows
         if not is_points:
             self._n_events += end - begin
-        while vectors is not None and first < end:
-            first += self._collector.add(rows, first, end, vectors, first - begin)
+        while vectors is not None and first < last:
+            first += self._collector.add(rows, first, last, vectors, first - begin)
             if self._collector.is_full:
                 self._n_rows += self._collector.n
                 yield self._collector.take()
@@ -416,6 +436,7 @@ class Replay:
         else:
             for source in events:
                 tally.merge(source.tally)
+        ended = self._ended()
         return Replayed(
             tally,
             self._n_rows,
@@ -429,9 +450,29 @@ class Replay:
                 clock="wall" if self._is_wall else "merged",
                 secret=self._secret,
                 moved=self._moved,
+                ended=ended,
             ),
             self.sources,
+            ended,
         )
+
+    def _ended(self) -> list[Ended]:
+        """Inputs behind whose last event there are rows with a window that has seen nothing."""
+        shortest: dict[int, int] = {}
+        for index in self.plan.needed_for(self.plan.services[self.service].features):
+            if index < len(self.plan.features):
+                feature = self.plan.features[index]
+                event = self.plan.views[feature.view].event
+                shortest[event] = min(shortest.get(event, LONG_MS), feature.window_ms or DAY_MS)
+        found = []
+        last_ms = self._collector.last_ms
+        for one in self.inputs:
+            if one.is_points or one.event_index not in shortest or last_ms is None:
+                continue
+            end_ms = max((each.end_ms for each in one.sources if each.end_ms is not None), default=None)
+            if end_ms is None or last_ms - end_ms >= shortest[one.event_index]:
+                found.append(Ended(one.event.name, end_ms, last_ms))
+        return found
 
 
 def _check_words(order: str, unfed: str) -> None:
@@ -439,6 +480,24 @@ def _check_words(order: str, unfed: str) -> None:
         raise ConfigError(f"order is {order!r}; it is time or file")
     if unfed not in ("refuse", "unavailable"):
         raise ConfigError(f"unfed is {unfed!r}; it is refuse or unavailable")
+
+
+def _check_limit(limit: int | None, *, has_points: bool) -> None:
+    if limit is not None and limit < 0:
+        raise ConfigError(f"limit is {limit}; it must not be negative")
+    if limit is not None and has_points:
+        raise ConfigError("all events before a point are in its answer: a limit would leave some out")
+
+
+def _check_folder(spill: str | None) -> None:
+    if spill is not None and not Path(spill).is_dir():
+        raise ConfigError(f"there is no folder {spill!r} to sort in")
+
+
+def _check_twice(keep: Sequence[str]) -> None:
+    twice = next((name for name in keep if list(keep).count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{twice!r} is to be kept twice")
 
 
 def _check_sources(sources: Sequence[Source], order: str) -> None:
@@ -450,46 +509,67 @@ def _check_sources(sources: Sequence[Source], order: str) -> None:
         raise ConfigError(f"standard input ({PIPE}) can be one input only")
 
 
-def names_of(source: Source, of: Input) -> tuple[str, ...] | None:
-    """Of the columns of a file; None where they are said row by row, or it can be opened only once."""
-    if source.data == PIPE:
-        return None
+def _names_in_any(of: Input) -> tuple[str, ...] | None:
+    """Of the columns that files of an input have; None where some say them row by row, or can be opened only
+    once."""
+    found: dict[str, None] = {}
+    for source in of.sources:
+        if source.data == PIPE:
+            return None
+        with open_source(source, of, ()) as reader:
+            if reader.names is None:
+                return None
+            found.update(dict.fromkeys(reader.names))
+    return tuple(found)
+
+
+def _names_in_rows(source: Source, of: Input) -> tuple[str, ...]:
     with open_source(source, of, ()) as reader:
-        return reader.names
+        return reader.names_of_all_rows()
 
 
-def _names_in_lines(source: Source) -> tuple[str, ...]:
-    """Of the first lines, those of all of them."""
-    if not isinstance(source.data, str):
-        return ()
-    stream = ByteStream(source.data, format_of(source.data).compression)
-    try:
-        text = stream.read(FIRST_BYTES)
-    finally:
-        stream.close()
-    lines = text.splitlines()
-    if len(text) == FIRST_BYTES:
-        lines = lines[:-1]  # the last may be cut
-    names: dict[str, None] = {}
-    for i, line in enumerate(lines):
-        try:
-            found = json.loads(line) if line.strip() else {}
-        except (ValueError, RecursionError) as error:
-            raise InvalidEventError(f"{source.name}, line {i + 1}: {error}") from error
-        names.update(dict.fromkeys(found if isinstance(found, dict) else ()))
-    return tuple(names)
+def _check_has(
+    sources: Sequence[Source],
+    of_files: Sequence[Sequence[str]],
+    wanted: Sequence[str],
+    names: Sequence[str],
+    remedy: str = "",
+) -> None:
+    """All files of points have the same columns, but for those of JSON lines without a line."""
+    for source, has in zip(sources, of_files, strict=True):
+        lost = next((name for name in wanted if name not in has), None)
+        if lost is None or (not has and names):
+            continue
+        others = [other.name for other, some in zip(sources, of_files, strict=True) if lost in some]
+        raise InvalidEventError(
+            f"{source.name}: points have no column {lost!r}{remedy}"
+            + (f", which {others[0]} has" if others else "")
+            + did_you_mean(lost, [name for name in has if name not in wanted] or has)
+        )
 
 
-def ms_of(when: int | str, what: str) -> int:
-    """Milliseconds since the epoch, or a time in ISO 8601."""
-    if isinstance(when, str) and not when.lstrip("-").isdigit():
-        times, codes = time_column([when], "iso")
-        if codes[0]:
+def ms_of(when: Any, what: str) -> int:
+    """Of a time in ISO 8601, a datetime (naive means UTC), or milliseconds since the epoch."""
+    if isinstance(when, str) and re.fullmatch("[+-]?[0-9]{1,40}", when):
+        when = int(when)
+    if isinstance(when, int | np.integer) and not isinstance(when, bool):
+        ms = int(when)
+        if not EARLIEST_MS <= ms <= LATEST_MS:
+            raise ConfigError(f"{what} is {ms}; in milliseconds that is outside the years 1 to 9999")
+        if abs(ms) < LEAST_MS:
             raise ConfigError(
-                f"{what} is {when!r}; it is a time in ISO 8601, or milliseconds since the epoch"
+                f"{what} is {ms}, which in milliseconds since the epoch is {iso(ms)}; write it in ISO 8601 "
+                "(2024-01-31T00:00:00Z), also if that is meant"
             )
-        return int(times[0])
-    return int(when)
+        return ms
+    times, codes = np.zeros(1, np.int64), np.ones(1, np.uint8)
+    if isinstance(when, str | date | np.datetime64):
+        times, codes = time_column([when], "iso")
+    if codes[0]:
+        raise ConfigError(
+            f"{what} is {when!r}; it is a time in ISO 8601, a datetime, or milliseconds since the epoch"
+        )
+    return int(times[0])
 
 
 def _secret_of(secret: bytes | str | Path | None) -> bytes:

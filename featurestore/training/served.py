@@ -12,6 +12,7 @@ from dataclasses import replace
 from featurestore.errors import ConfigError, UnknownNameError
 from featurestore.files.names import did_you_mean
 from featurestore.plan import EventPlan, FieldPlan, Kind, Plan, TimePlan, TouchPlan
+from featurestore.schema.model import MAX_KEYS_OF_AN_EVENT
 
 BEGINNING = "beginning"
 POINTS = "(points)"  # no name of an event type in a schema
@@ -62,14 +63,26 @@ def check_fed(plan: Plan, service: int, missing: dict[int, set[str]]) -> None:
     )
 
 
-def with_points(plan: Plan, parts: Collection[str], time: TimePlan) -> tuple[Plan, EventPlan]:
-    """The plan with one more event type, its last: points with these key parts."""
+def entities_of(plan: Plan, service: int) -> set[int]:
+    """Those whose rows a service reads."""
+    needed = plan.needed_for(plan.services[service].features)
+    return {plan.views[plan.features[i].view].entity for i in needed if i < len(plan.features)}
+
+
+def with_points(plan: Plan, service: int, parts: Collection[str], time: TimePlan) -> tuple[Plan, EventPlan]:
+    """The plan with one more event type, its last: points with these key parts, of what a service reads."""
+    read = entities_of(plan, service)
     fields = tuple(FieldPlan(part, Kind.TEXT, True) for part in sorted(parts))
     places = {field.name: place for place, field in enumerate(fields)}
     touches = tuple(
         TouchPlan(entity, tuple(places[part] for part in each.parts))
         for entity, each in enumerate(plan.entities)
-        if all(part in places for part in each.parts)
+        if entity in read and all(part in places for part in each.parts)
     )
+    if len(touches) > MAX_KEYS_OF_AN_EVENT:
+        raise ConfigError(
+            f"points have keys of {len(touches)} entities of service {plan.services[service].name!r}; at "
+            f"most {MAX_KEYS_OF_AN_EVENT} are read at once: make two services of it"
+        )
     event = EventPlan(plan.next_event_id, POINTS, time, fields, 0, None, 0, touches)
     return replace(plan, events=(*plan.events, event), next_event_id=plan.next_event_id + 1), event

@@ -50,12 +50,16 @@ class Source:
     tally: Tally = field(default_factory=Tally)
     first_ms: int | None = None
     last_ms: int | None = None
+    end_ms: int | None = None  # of its newest event that is not dated too far ahead
     unread: dict[int, tuple[str | None, Any]] = field(
         default_factory=dict
     )  # row → field and value, of the first
 
-    def saw(self, times: NDArray[np.int64]) -> None:
-        """Some times of events in it."""
+    def saw(self, times: NDArray[np.int64], outcomes: NDArray[np.uint8]) -> None:
+        """Some times of events in it, and what became of these."""
+        past = times[outcomes != Outcome.REFUSED_FUTURE]
+        if len(past):
+            self.end_ms = max(int(past.max()), EARLIEST_MS if self.end_ms is None else self.end_ms)
         if len(times):
             low, high = int(times.min()), int(times.max())
             self.first_ms = low if self.first_ms is None else min(low, self.first_ms)
@@ -73,7 +77,7 @@ class Input:
     keep: tuple[str, ...] = ()
     arrival: TimePlan | None = None  # where a row says when it came; None: at its time
     is_points: bool = False
-    latest_ms: int | None = None  # what is dated later is refused
+    latest_ms: int | None = None  # what came later, as it says, is refused
     stated_format: str | None = None
     delimiter: str = ","
 
@@ -91,6 +95,7 @@ class Rows:
     numbers: NDArray[np.int64]  # of rows, from 0, each in its file
     places: NDArray[np.int64] | None  # of files among the sources of the input; None: all are of `place`
     place: int
+    is_last: bool = False  # of its file, which is closed
     fed: int = 0  # how many of them, from the first, the engine has had
     timed: NDArray[np.bool_] = field(init=False)  # whether it has a time that can be read
     partly_late: NDArray[np.uint8] = field(init=False)
@@ -100,9 +105,7 @@ class Rows:
     def __post_init__(self) -> None:
         self.timed = has_time(self.times, self.outcomes)
         self.partly_late = np.zeros(len(self.keys), np.uint8)
-        self._is_ahead = np.zeros(len(self.keys), np.bool_)
-        if self.input.latest_ms is not None:
-            self._is_ahead = (self.times > self.input.latest_ms) & (self.outcomes == Outcome.ACCEPTED)
+        self._is_ahead = self.outcomes == Outcome.REFUSED_FUTURE
 
     def decided(self, begin: int, end: int, batch: EventBatch) -> None:
         """What became of some of them."""
@@ -132,7 +135,8 @@ class Rows:
             source.tally.add(
                 self.numbers[own], self.outcomes[own], self.partly_late[own], partial(self._why, source, own)
             )
-            source.saw(self.times[own][self.timed[own]])
+            timed = self.timed[own]
+            source.saw(self.times[own][timed], self.outcomes[own][timed])
 
     def _why(self, source: Source, own: slice | NDArray[np.intp], i: int) -> Why:
         """Of the i-th of its own rows, which was refused."""
@@ -193,6 +197,7 @@ class FileStream:
         if not wait or self._source.data == PIPE or not isinstance(self._source.data, str):
             self._reader = reader
             return
+        reader.must_begin_with_names = False  # that is for the first chunk to say, which has more rows
         with reader:
             first = next(reader.chunks(FIRST_ROWS), None)
         if first is not None:
@@ -211,7 +216,9 @@ class FileStream:
         extra = (
             [of.arrival.field] if of.arrival is not None and of.arrival.field != of.event.time.field else []
         )
-        return open_source(self._source, of, [*dict.fromkeys([*of.keep, *extra])])
+        reader = open_source(self._source, of, [*dict.fromkeys([*of.keep, *extra])])
+        reader.must_begin_with_names = not of.is_points  # of which all rows have been asked
+        return reader
 
     def runs(self) -> Iterator[Rows]:
         reader = self._reader if self._reader is not None else self._opened()
@@ -224,6 +231,9 @@ class FileStream:
                 keys = self._in_order(keys, valid, before, chunk)
                 before = int(keys[-1])
                 self._source.stored_bytes = chunk.stored_bytes
+                is_last = chunk.n_events < self._batch_events
+                if is_last:  # before it waits for its turn, as others may
+                    reader.close()
                 yield Rows(
                     self._input,
                     keys,
@@ -234,7 +244,10 @@ class FileStream:
                     np.arange(chunk.start_row, chunk.start_row + chunk.n_events),
                     None,
                     self.place,
+                    is_last,
                 )
+                if is_last:
+                    return
 
     def _note_unread(self, chunk: Chunk, outcomes: NDArray[np.uint8]) -> None:
         """Of the first rows of each reason, which field cannot be read and what is there: the report says."""
@@ -248,13 +261,22 @@ class FileStream:
     def _keys(
         self, chunk: Chunk, times: NDArray[np.int64], outcomes: NDArray[np.uint8]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """When each row came, and whether it says so; one that does not is refused."""
+        """When each row came, and whether it says so; one that does not, or not yet, is refused: so it puts
+        nothing out of order."""
         arrival = self._input.arrival
         if arrival is None or arrival.field == self._input.event.time.field:
-            valid = has_time(times, outcomes)
-            if self._input.latest_ms is not None:  # what will be refused puts nothing out of order
-                valid &= times <= self._input.latest_ms
-            return times, valid
+            keys, valid = times, has_time(times, outcomes)
+        else:
+            keys, valid = self._arrivals(arrival, chunk, outcomes)
+        if self._input.latest_ms is not None:
+            is_ahead = valid & (keys > self._input.latest_ms)
+            self._refuse(is_ahead, Outcome.REFUSED_FUTURE, outcomes, chunk, keys)
+            valid &= ~is_ahead
+        return keys, valid
+
+    def _arrivals(
+        self, arrival: TimePlan, chunk: Chunk, outcomes: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         column = chunk.kept.column(arrival.field)
         if arrival.unit != "iso" and (
             pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
@@ -264,8 +286,27 @@ class FileStream:
             keys, codes = time_column(column, arrival.unit, what=f"{chunk.name}, {arrival.field}")
         except InvalidEventError as error:
             raise InvalidEventError(f"{chunk.name}: {error}") from error
-        outcomes[(codes != 0) & (outcomes == Outcome.ACCEPTED)] = Outcome.REFUSED_NO_TIME
+        self._refuse(codes != 0, Outcome.REFUSED_NO_TIME, outcomes, chunk, None)
         return keys, codes == 0
+
+    def _refuse(
+        self,
+        which: NDArray[np.bool_],
+        outcome: Outcome,
+        outcomes: NDArray[np.uint8],
+        chunk: Chunk,
+        keys: NDArray[np.int64] | None,
+    ) -> None:
+        """For when they came; the report says so of the first of them."""
+        rows = np.flatnonzero(which & (outcomes == Outcome.ACCEPTED))
+        outcomes[rows] = outcome
+        arrival = self._input.arrival
+        if arrival is None:
+            return
+        n_known = self._n_unread.get(outcome, 0)
+        for row in rows[: N_FIRST_ROWS - n_known].tolist():
+            value = None if keys is None else iso(int(keys[row]))
+            self._source.unread.setdefault(chunk.start_row + row, (arrival.field, value))
 
     def _in_order(
         self, keys: NDArray[np.int64], valid: NDArray[np.bool_], before: int | None, chunk: Chunk

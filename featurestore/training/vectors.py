@@ -8,8 +8,9 @@
     coverage   float32, the least over the row's features: 1 where all that they say was surely seen
     outcome    what became of the event: accepted, late, duplicate, refused_type, …; not of points
 
-A value that is not there is NaN, never null and never 0. Rows come in batches of one size, however the inputs
-were cut: the same rows make the same bytes.
+A value that is not there is NaN, never null and never 0. One that is WARMING is what was seen so far, as the
+store would answer it, and may be 0: coverage, and the status, say so. Rows come in batches of one size,
+however the inputs were cut: the same rows make the same bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from featurestore.columns import EARLIEST_MS
 from featurestore.core.state import Vectors
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.outcome import Outcome
@@ -86,6 +88,7 @@ class Collector:
         self._unfed = list(unfed)
         self._n_rows = n_rows
         self.n = 0
+        self.last_ms: int | None = None  # the latest time of a row that was taken, but for the refused
         width = len(shape.names)
         self._values = np.empty((n_rows, width))
         self._bounds = np.empty((2, n_rows, width)) if shape.bounds else None
@@ -98,6 +101,7 @@ class Collector:
         self._numbers = np.empty(n_rows, np.int64)
         self._places = np.empty(n_rows, np.int64)  # run << 32 | row among those of it that are used
         self._runs: list[tuple[Rows, int, int]] = []  # with the rows from .. to that are used
+        self._place_of: dict[int, int] = {}  # of each among them, by its id
 
     @property
     def is_full(self) -> bool:
@@ -146,14 +150,17 @@ class Collector:
     def _keep(self, rows: Rows, begin: int, end: int) -> None:
         if not len(self.shape.kept):
             return
-        place = next((i for i, (run, _, _) in enumerate(self._runs) if run is rows), len(self._runs))
+        place = self._place_of.setdefault(id(rows), len(self._runs))
         first = begin if place == len(self._runs) else self._runs[place][1]
-        self._runs[place:] = [(rows, first, end), *self._runs[place + 1 :]]
+        self._runs[place : place + 1] = [(rows, first, end)]
         self._places[self.n : self.n + end - begin] = (place << 32) + np.arange(begin - first, end - first)
 
     def take(self) -> tuple[NDArray[np.int64], pa.RecordBatch]:
         """The rows that are here, with their numbers in the input; none are, then."""
         n, shape = self.n, self.shape  # copies: Arrow would go on to refer to what is filled anew
+        seen = self._times[:n][self._timed[:n] & (self._outcomes[:n] != Outcome.REFUSED_FUTURE)]
+        if len(seen):
+            self.last_ms = max(int(seen.max()), EARLIEST_MS if self.last_ms is None else self.last_ms)
         columns: list[pa.Array] = []
         if shape.events:
             columns.append(
@@ -171,7 +178,7 @@ class Collector:
         if shape.events:
             columns.append(pa.array(_WORDS[self._outcomes[:n]], pa.string()))
         numbers = self._numbers[:n].copy()
-        self.n, self._runs = 0, []
+        self.n, self._runs, self._place_of = 0, [], {}
         return numbers, pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
     def _kept(self, n: int) -> list[pa.Array]:

@@ -329,6 +329,26 @@ def test_what_describes_a_table_is_in_parquet_and_beside_csv(tmp_path):
     assert names_in(tmp_path) == ["out.csv.gz", "out.csv.gz.meta.json", "out.parquet"]
 
 
+def test_no_description_ever_stands_beside_a_table_that_it_is_not_of(tmp_path, monkeypatch):
+    """Wherever it ends between two names."""
+    path, beside = tmp_path / "out.csv", tmp_path / "out.csv.meta.json"
+    path.write_text("old")
+    beside.write_text("old")
+    replaced = Path.replace
+    seen = []
+
+    def look(self, target):
+        seen.append((path.read_text() == "old", beside.read_text() if beside.exists() else None))
+        replaced(self, target)
+
+    monkeypatch.setattr(Path, "replace", look)
+    with open_writer(str(path), KEPT.schema) as writer:
+        writer.write(KEPT)
+        writer.describe("new")
+    assert seen == [(True, None), (False, None)]
+    assert beside.read_text() == "new\n"
+
+
 def test_a_failed_run_leaves_what_described_the_old_one(tmp_path):
     (tmp_path / "out.csv.meta.json").write_text("old")
     with pytest.raises(KeyError), open_writer(str(tmp_path / "out.csv"), KEPT.schema) as writer:

@@ -21,7 +21,7 @@ KINDS = pa.schema(
 Events = dict[str, list[dict[str, Any]]]
 
 
-def schema(n_types: int, *, from_beginning: bool = False) -> Schema:
+def schema(n_types: int, *, from_beginning: bool = False, lifetimes: bool = True) -> Schema:
     """Each type feeds a view of users, every other one also of ips; one service reads them all."""
     events, views, members = {}, {}, []
     for i in range(n_types):
@@ -33,7 +33,7 @@ def schema(n_types: int, *, from_beginning: bool = False) -> Schema:
             from_beginning=from_beginning,
         )
         items: tuple[Feature, ...] = (
-            *features("count", "60s 600s" if i == 1 else "60s 600s lifetime"),
+            *features("count", "60s 600s lifetime" if lifetimes and i != 1 else "60s 600s"),
             *features("sum", "600s", value="x"),
             *features("since_last", "600s"),
             *features("distinct", "600s", value="ip"),

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import gc
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import made
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 import pytest
 from reference.compare import Got, disagreement
@@ -20,7 +23,7 @@ from reference.naive import Store
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.outcome import Outcome
 from featurestore.schema import compile_schema
-from featurestore.training import replay, run
+from featurestore.training import merging, replay, run, sorting
 
 WORDS = {outcome.name.lower(): int(outcome) for outcome in Outcome}
 
@@ -32,8 +35,8 @@ def got(table: pa.Table, i: int, name: str) -> Got:
     return Got(status, value, lower, upper, np.nan)
 
 
-def plan_of(n_types: int):
-    return compile_schema(made.source(made.schema(n_types)))
+def plan_of(n_types: int, *, lifetimes: bool = True):
+    return compile_schema(made.source(made.schema(n_types, lifetimes=lifetimes)))
 
 
 def written(table: pa.Table) -> bytes:
@@ -51,15 +54,19 @@ def merged_rows(events: made.Events, key: str) -> list[tuple[str, dict]]:
 
 
 @pytest.mark.parametrize("n_types", [1, 2, 7])
-def test_without_arrival_it_is_the_naive_store_with_one_clock(n_types: int) -> None:
+@pytest.mark.parametrize(("lifetimes", "complete_from"), [(True, None), (False, None), (True, "beginning")])
+def test_without_arrival_it_is_the_naive_store_with_one_clock(
+    n_types: int, lifetimes: bool, complete_from: str | None
+) -> None:
     events = made.by_time(made.made(1, n_types, 300))
     table = replay(
-        {name: made.table(rows) for name, rows in events.items()}, plan_of(n_types), "s",
-        emit=list(events), bounds=True, statuses=True, keep=["label"],
+        {name: made.table(rows) for name, rows in events.items()}, plan_of(n_types, lifetimes=lifetimes), "s",
+        emit=list(events), bounds=True, statuses=True, keep=["label"], complete_from=complete_from,
     )  # fmt: skip
-    schema = made.schema(n_types)
+    schema = made.schema(n_types, from_beginning=complete_from is not None, lifetimes=lifetimes)
     store = Store(schema, clock="merged")
     checked = 0
+    found_shares = set()
     for i, (name, row) in enumerate(merged_rows(events, "ts")):
         (answer,) = store.submit(name, [made.naive_row(row)], "s")
         assert table["event"][i].as_py() == name
@@ -69,6 +76,7 @@ def test_without_arrival_it_is_the_naive_store_with_one_clock(n_types: int) -> N
         assert answer.vector is not None
         shares = []
         for feature, truth in zip(schema.services["s"], answer.vector, strict=True):
+            shares.append(0.0 if truth.status == 4 else truth.coverage if truth.status == 3 else 1.0)
             if "distinct" in feature:
                 continue
             found = got(table, i, feature)
@@ -76,10 +84,12 @@ def test_without_arrival_it_is_the_naive_store_with_one_clock(n_types: int) -> N
                 *[getattr(found, one) for one in ("status", "value", "lower", "upper")], truth.coverage
             )
             assert disagreement(truth, found) is None, (i, feature, truth, found)
-            shares.append(0.0 if truth.status == 4 else truth.coverage if truth.status == 3 else 1.0)
             checked += 1
-        assert table["coverage"][i].as_py() <= min(shares) + 1e-6
+        assert table["coverage"][i].as_py() == pytest.approx(min(shares), abs=1e-6)
+        found_shares.add(min(shares))
     assert checked > 1000
+    if not lifetimes:  # some share, which nothing else hides
+        assert len(found_shares) > (10 if n_types == 1 else 3)
     assert set(table["outcome"].to_pylist()) <= {"accepted", "duplicate"}  # nothing is late by merging
 
 
@@ -189,32 +199,131 @@ def test_equal_times_are_taken_in_the_order_of_inputs_then_files_then_rows() -> 
         assert table["label"].to_pylist() == [f"{name}{end}" for name in order for end in "abc"]
 
 
-def test_files_that_follow_each_other_are_open_one_at_a_time(tmp_path: Path, monkeypatch) -> None:
-    events = made.by_time(made.made(5, 1, 300))
-    paths = made.cut(events["e0"], tmp_path, "e0", 20, random.Random(5))
-    most = n_open = 0
+@pytest.fixture
+def most_open(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """Counts the inputs that are open at once."""
+    now_open: set[int] = set()
+    most = 0
     opened = run.FileStream._opened
 
     def counting(self):
-        nonlocal most, n_open
+        nonlocal most
         reader = opened(self)
-        n_open += 1
-        most = max(most, n_open)
+        now_open.add(id(reader))
+        most = max(most, len(now_open))
         close = reader.close
 
         def closing():
-            nonlocal n_open
-            n_open -= 1
+            now_open.discard(id(reader))
             close()
 
         reader.close = closing
         return reader
 
     monkeypatch.setattr(run.FileStream, "_opened", counting)
+    yield lambda: most
+    assert not now_open
+
+
+def test_files_that_follow_each_other_are_open_one_at_a_time(tmp_path: Path, monkeypatch, most_open) -> None:
+    events = made.by_time(made.made(5, 1, 300))
+    paths = made.cut(events["e0"], tmp_path, "e0", 20, random.Random(5))
     monkeypatch.setattr(run, "batch_events", lambda n_features, bounds: 10)
     assert replay({"e0": paths}, plan_of(1), "s").num_rows == 300
-    assert most <= 3
-    assert n_open == 0
+    assert most_open() <= 3
+
+
+@pytest.mark.parametrize("spill", [False, True])
+def test_small_files_of_the_same_days_are_open_one_at_a_time(
+    tmp_path: Path, monkeypatch, most_open, spill: bool
+) -> None:
+    events = made.by_time(made.made(5, 1, 400))["e0"]
+    order = sorted(range(400), key=lambda i: (events[i]["ts"], i % 100, i))
+    expected = replay({"e0": made.table([events[i] for i in order])}, plan_of(1), "s")
+    paths = []
+    for i in range(100):
+        paths.append(str(tmp_path / f"{i:03}.csv"))
+        pcsv.write_csv(made.table(events[i::100]), paths[i])
+    monkeypatch.setattr(run, "batch_events", lambda n_features, bounds: 10)
+    found = replay({"e0": paths}, plan_of(1), "s", spill=str(tmp_path) if spill else None)
+    assert written(found) == written(expected)
+    assert most_open() == 1
+
+
+class Made:
+    """A stream of sorted keys in runs of some sizes; it says of its last that it is, or does not."""
+
+    def __init__(self, keys: list[int], size: int, *, waits: bool, tells: bool) -> None:
+        self.waits = waits and bool(keys)
+        self.first_key = keys[0] if self.waits else None
+        self._runs = [keys[i : i + size] for i in range(0, len(keys), size)]
+        self._tells = tells
+
+    def runs(self) -> Iterator[SimpleNamespace]:
+        for i, keys in enumerate(self._runs):
+            is_last = self._tells and i == len(self._runs) - 1
+            yield SimpleNamespace(keys=np.array(keys, np.int64), is_last=is_last, of=self)
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_streams_are_merged_as_sorted_would(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    draw = random.Random(seed)
+    monkeypatch.setattr(merging, "BLOCK_ROWS", draw.choice([1, 7, 1000]))
+    parts = []
+    for _ in range(draw.randrange(1, 8)):
+        begin, end = draw.choice([(0, 3), (0, 40), (20, 40), (35, 60)])
+        parts.append(sorted(draw.randrange(begin, end) for _ in range(draw.randrange(30))))
+    streams = [
+        Made(keys, draw.choice([1, 4, 100]), waits=draw.random() < 0.6, tells=draw.random() < 0.7)
+        for keys in parts
+    ]
+    found = []
+    for block in merging.merged(streams):
+        rows = [(key, streams.index(one.of)) for one, a, z in block.pieces for key in one.keys[a:z].tolist()]
+        if block.which is not None:
+            starts = np.cumsum([0, *(z - a for _, a, z in block.pieces)])
+            begins = np.array([a for _, a, _ in block.pieces])
+            places = starts[block.which] + block.at - begins[block.which]
+            rows = [rows[i] for i in places.tolist()]
+        assert [key for key, _ in rows] == block.keys.tolist()
+        found += rows
+    assert found == sorted((key, place) for place, keys in enumerate(parts) for key in keys)
+
+
+def test_a_thousand_short_streams_are_few_blocks() -> None:
+    streams = [Made(list(range(i, 10_000, 1000)), 100, waits=True, tells=True) for i in range(1000)]
+    assert sum(1 for _ in merging.merged(streams)) < 5
+
+
+@pytest.mark.parametrize("n_runs", [2, 3, 4, 9, 10, 28])
+def test_no_more_runs_are_open_at_once_than_the_fan_in(tmp_path: Path, monkeypatch, n_runs: int) -> None:
+    monkeypatch.setattr(sorting, "FAN_IN", 3)
+    monkeypatch.setattr(sorting, "MAX_RUN_BYTES", 1)
+    most = 0
+    merge = sorting._merged
+
+    def counting(files):
+        nonlocal most
+        most = max(most, len(files))
+        return merge(files)
+
+    monkeypatch.setattr(sorting, "_merged", counting)
+    draw = random.Random(n_runs)
+    keys = [[draw.randrange(9) for _ in range(5)] for _ in range(n_runs)]
+    with sorting.Sorter(str(tmp_path), pa.schema([("row", pa.int64())])) as sorter:
+        for i, some in enumerate(keys):
+            batch = pa.record_batch({"row": pa.array(range(5 * i, 5 * i + 5), pa.int64())})
+            sorter.add(np.array(some, np.int64), batch)
+        found = [
+            pair
+            for rows in sorter.sorted()
+            for pair in zip(rows.keys.tolist(), rows.batch["row"].to_pylist(), strict=True)
+        ]
+        (folder,) = tmp_path.iterdir()
+        assert len(list(folder.iterdir())) <= 3
+    flat = [key for some in keys for key in some]
+    assert found == sorted((key, row) for row, key in enumerate(flat))
+    assert 1 < most <= 3
 
 
 def test_rows_before_emit_from_are_fed_and_not_written() -> None:

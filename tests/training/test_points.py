@@ -150,6 +150,53 @@ def test_many_points_are_sorted_on_the_disk_and_written_back_in_their_order(
     assert not list(tmp_path.iterdir())
 
 
+def test_points_of_several_files_come_back_in_the_order_of_files_then_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = made.by_time(made.made(4, 2, 100))
+    rows = points(events, 7, 90)
+    expected = asked(events, rows, 2)
+    monkeypatch.setattr("featurestore.training.run.batch_events", lambda n_features, bounds: 11)
+    files = []
+    for i, (begin, end) in enumerate([(0, 40), (40, 41), (41, len(rows))]):
+        files.append(str(tmp_path / f"{9 - i}.parquet"))  # not in the order of their names
+        pq.write_table(table(rows[begin:end]), files[i])
+    plan = compile_schema(made.source(made.schema(2)))
+    found = replay({name: made.table(some) for name, some in events.items()}, plan, "s", points=files)
+    assert found["label"].to_pylist() == [row["label"] for row in rows]
+    for name in expected.column_names:
+        np.testing.assert_array_equal(found[name].to_numpy(), expected[name].to_numpy(), err_msg=name)
+
+
+def many_keys(n: int) -> str:
+    """A schema of two event types, of whose keys there are n altogether, and a service that reads one."""
+    fields = [", ".join(f"k{i}: key" for i in range(kind, n, 2)) for kind in (0, 1)]
+    views = "\n".join(
+        f"  v{i}: {{event: e{i % 2}, key: k{i}, windows: [1m], features: [count]}}" for i in range(n)
+    )
+    return (
+        "version: 1\nname: many\nevents:\n"
+        + "".join(
+            f"  e{kind}: {{time: {{field: at, unit: s}}, fields: {{{some}}}}}\n"
+            for kind, some in enumerate(fields)
+        )
+        + f"views:\n{views}\nservices: {{one: [v0.*], all: [{', '.join(f'v{i}.*' for i in range(n))}]}}\n"
+    )
+
+
+def test_points_have_the_keys_of_their_service_however_many_others_there_are() -> None:
+    n = 80
+    plan = compile_schema(many_keys(n))
+    rows = {
+        f"e{kind}": pa.table({"at": [10], **{f"k{i}": ["a"] for i in range(kind, n, 2)}}) for kind in (0, 1)
+    }
+    asked_for = pa.table({**{f"k{i}": ["a"] for i in range(n)}, "time": [10]})
+    found = replay(rows, plan, "one", points=asked_for, points_time="time:s")
+    assert found["v0.count_1m"].to_pylist() == [1]
+    with pytest.raises(ConfigError, match="keys of 80 entities of service 'all'; at most 64"):
+        replay(rows, plan, "all", points=asked_for, points_time="time:s")
+
+
 def test_a_point_leaves_nothing_behind() -> None:
     events = made.by_time(made.made(6, 1, 50))
     plan = compile_schema(made.source(made.schema(1)))

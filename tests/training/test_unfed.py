@@ -84,7 +84,7 @@ def test_no_value_is_zero_where_its_status_is_unavailable() -> None:
         (None, [3, 3, 1, 1], [1 / 60_000, 0.166683]),
         ("beginning", [1, 1, 1, 1], [1, 1]),
         ("1969-12-31T23:59:30Z", [3, 3, 1, 1], [0.500017, 0.666683]),
-        (-3_600_000, [1, 1, 1, 1], [1, 1]),
+        ("1969-12-31T23:00:00Z", [1, 1, 1, 1], [1, 1]),
     ],
 )
 def test_coverage_is_what_is_stated(complete_from, statuses, coverage) -> None:
@@ -97,7 +97,7 @@ def test_coverage_is_what_is_stated(complete_from, statuses, coverage) -> None:
 
 
 def test_a_lifetime_is_covered_from_the_beginning_only() -> None:
-    for complete_from, status in ((None, 3), (0, 3), ("beginning", 1)):
+    for complete_from, status in ((None, 3), ("1970-01-01T00:00:00Z", 3), ("beginning", 1)):
         table = replay({"login": LOGINS}, PLAN, "own", statuses=True, complete_from=complete_from)
         assert table["logins.count_lifetime.status"].to_pylist() == [status] * 4
 
@@ -130,7 +130,7 @@ def test_a_newest_first_file_is_mostly_late_and_says_so(files: Path, capsys) -> 
     words = [str(path), "--event", "login", "--service", "own"]
     assert command(files, *words, "-o", "json") == Exit.REFUSED
     captured = capsys.readouterr()
-    assert "more events are late than accepted" in captured.err
+    assert "more events are late, or refused for their time, than accepted" in captured.err
     assert json.loads(captured.out)["late"] == 99
     assert command(files, *words, "--allow-refused") == Exit.REFUSED
     words = ["--input", f"login={path}", "--service", "own"]
@@ -204,6 +204,28 @@ def test_with_arrival_the_clock_is_moved_by_it_and_by_refused_events_too() -> No
 def test_what_is_asked_for_wrongly_is_said(files: Path, capsys, words: list[str], says: str) -> None:
     assert command(files, *words) == Exit.USAGE or "event type" in says
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["login.csv", "web.yaml", "secret.csv", "train.csv"])
+def test_the_output_is_no_file_that_is_read(files: Path, capsys, out: str) -> None:
+    """Nor is what stands beside it: of the last, the points."""
+    written(files / "login.csv", [1])
+    points = files / "train.csv.meta.json"
+    points.write_text('{"user": "a", "time": "1970-01-01T00:00:20Z"}\n')
+    (files / "secret.csv").write_bytes(bytes(16))
+    if (files / out).exists():
+        (files / "link.csv").symlink_to(files / out)
+    before = {path: path.read_bytes() for path in files.iterdir()}
+    words = ["replay", "--schema", str(files / "web.yaml"), "--service", "own"]
+    words += ["--input", f"login={files / 'login.csv'}", "--points", str(points)]
+    words += ["--secret", str(files / "secret.csv")]
+    for name in (out,) if out == "train.csv" else (out, "link.csv"):
+        if name.endswith(".csv"):
+            assert main([*words, "--out", str(files / name)]) == Exit.USAGE
+            assert "choose another output" in capsys.readouterr().err
+    with pytest.raises(ConfigError):
+        replay({"login": LOGINS}, files / "web.yaml", "own", out=files / "web.yaml")
+    assert {path: path.read_bytes() for path in files.iterdir()} == before
 
 
 def test_a_file_that_is_given_twice_is_named(files: Path, capsys) -> None:
