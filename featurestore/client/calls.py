@@ -288,7 +288,12 @@ class Calls:
     ) -> Call[Observed]:
         given = ticket_of(ticket)
         if peek and given is not None:
-            raise ConfigError("a peek writes nothing, so it has no ticket", setting="ticket")
+            error = ConfigError(
+                "a peek writes nothing, so it has no ticket: leave out one of them",
+                setting="ticket",
+            )
+            error.ticket = given  # what was sent under it before may have been applied, or not
+            raise error
         taken = None if peek or given is not None else self.sequences.take()
         used = given or taken
         is_unknown = given is not None  # what was sent under it before may have been applied

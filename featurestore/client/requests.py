@@ -17,6 +17,7 @@ from featurestore.client.replies import Ack, ServiceSchema
 from featurestore.client.sequences import Ticket
 from featurestore.columns import TextColumn
 from featurestore.errors import ConfigError, InvalidEventError
+from featurestore.exported import is_exported, table_of
 from featurestore.outcome import Outcome
 from featurestore.v1 import feature_store_service_pb2 as service_pb
 from featurestore.v1 import registry_service_pb2 as registry_pb
@@ -278,6 +279,8 @@ def named_columns(keys: Any) -> Iterable[tuple[str, Any]]:
         return [(name, keys.column(name)) for name in keys.column_names]
     if is_pandas(keys):
         return [(str(name), keys[name]) for name in keys.columns]
+    if is_exported(keys):
+        return named_columns(table_of(keys))
     if isinstance(keys, Sequence) and all(isinstance(row, Mapping) for row in keys):
         names = dict.fromkeys(name for row in keys for name in row)
         return [(name, [row.get(name) for row in keys]) for name in names]

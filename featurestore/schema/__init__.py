@@ -84,7 +84,8 @@ has all of that slice in it, `lower` none, and epsilon * N less, at 1 - delta. A
 Under `from`, files (CSV, JSON lines, Parquet) have the field in a column of that name, or with dots between
 names in an object or struct within others. Names may have dots themselves: at each step the longest that
 leads there comes first, `a.b.c` before `a.b` with `c` in it before `a` with `b.c`. `format` is one of
-Python's strptime, of times in files and of what `client.ingest` is given; without an offset they mean UTC.
+Python's strptime that says the day, of times in files and of what `client.ingest` is given; without an offset
+they mean UTC.
 On the wire a field has its own name, and a time its unit.
 
 `where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, min(), max(), numbers,
