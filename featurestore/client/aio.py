@@ -158,10 +158,11 @@ class AsyncClient:
         keys: Mapping[str, Any],
         as_of: Time | None = None,
         *,
+        pin: Pin | None = None,
         timeout_s: float | None = None,
     ) -> list[HeavyList]:
         """See Client.heaviest."""
-        return await self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
+        return await self._run(self._calls.heaviest(service, keys, as_of, pin), timeout_s)
 
     async def get_producer(self, name: str) -> Producer:
         """See Client.get_producer."""

@@ -258,8 +258,14 @@ class Calls:
         reply = yield Send(Method.GET_FEATURES, message, of_a_vector=True)
         return wire.decode_read(reply.message, service, rows=rows, bounds=bounds)
 
-    def heaviest(self, service: str, keys: Mapping[str, Any], as_of: Time | None) -> Call[list[HeavyList]]:
-        reply = yield Send(Method.GET_HEAVIEST, heaviest_request(service, keys, as_of))
+    def heaviest(
+        self, service: str, keys: Mapping[str, Any], as_of: Time | None, pin: Pin | None = None
+    ) -> Call[list[HeavyList]]:
+        """Lists have names and no order to keep: without a pin they are of what the service is."""
+        pin = pin or self._expect.get(service)
+        fingerprint = None if pin is None else _checked_pin(pin, service).fingerprint
+        request = heaviest_request(service, keys, as_of, fingerprint)
+        reply = yield Send(Method.GET_HEAVIEST, request, of_a_vector=pin is not None)
         return wire.decode_heaviest(reply.message)
 
     def get_producer(self, name: str) -> Call[Producer]:

@@ -173,9 +173,11 @@ def read_request(
     return message
 
 
-def heaviest_request(service: str, keys: Mapping[str, Any], as_of: Time | None) -> bytes:
-    """A GetHeaviestRequest."""
-    request = service_pb.GetHeaviestRequest(service=service)
+def heaviest_request(
+    service: str, keys: Mapping[str, Any], as_of: Time | None, fingerprint: int | None = None
+) -> bytes:
+    """A GetHeaviestRequest, of this vector of the service; None: of the one that it is now."""
+    request = service_pb.GetHeaviestRequest(service=service, fingerprint=fingerprint)
     if as_of is not None:
         request.as_of_ms = time_ms(as_of, "as_of")
     keys = mapped(keys, "keys are a mapping of names to values, such as {'ip': '10.0.0.1'}")

@@ -206,13 +206,16 @@ class Client:
         keys: Mapping[str, Any],
         as_of: Time | None = None,
         *,
+        pin: Pin | None = None,
         timeout_s: float | None = None,
     ) -> list[HeavyList]:
         """The lists that a service's shares and entropies of top(...) are of: raw values, with their counts.
 
         Those whose key is not given are left out.
+
+        pin     of this vector of the service, or of the one that is expected; else of what the service is now
         """
-        return self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
+        return self._run(self._calls.heaviest(service, keys, as_of, pin), timeout_s)
 
     def get_producer(self, name: str) -> Producer:
         """What the store remembers of a producer. Raises UnknownNameError where that has written nothing, or
