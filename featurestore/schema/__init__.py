@@ -156,8 +156,9 @@ def compile_schema(
     Then `now_ms` is the clock: one of all event types, or that of each that has accepted an event, by its
     name; and `ahead_ms` is how far ahead of it such an event may have been. Views that are new have seen what
     comes after. `from_beginning` states of a new store that there was no event of its types before it. Where
-    nothing but comments and layout has changed, `previous` itself is returned. Raises SchemaError, which
-    names every independent mistake with `path` and line.
+    nothing but comments and layout has changed, `previous` itself is returned; and where nothing at all has,
+    though today's rules would refuse it: a store goes on with the schema that it has. Raises SchemaError,
+    which names every independent mistake with `path` and line.
     """
     mistakes = Mistakes(path)
     plan = None
@@ -173,6 +174,8 @@ def compile_schema(
                 plan = previous if made is known else made
             elif from_beginning:
                 plan = replace(plan, events=tuple(replace(e, from_beginning=True) for e in plan.events))
+    if mistakes and previous is not None and text == previous.source:
+        return previous
     mistakes.report()
     assert plan is not None  # noqa: S101  # else there was a mistake
     return plan
