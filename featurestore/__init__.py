@@ -23,6 +23,7 @@ The package, from the outside in; each knows only what is below it:
     files      event files in, vector files out: CSV, JSON lines, Parquet
     refusals   why an event was refused: which field, its value, what to do
     columns    people's data → the columns that events travel in
+    exported   frames of any library, by Arrow's PyCapsule interface
     niceness   which threads give way
     thrift     the protocol that Parquet's metadata is written in
     stdio      descriptors 0, 1 and 2, which are never a file of ours

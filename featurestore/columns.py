@@ -36,7 +36,8 @@ misspelt, and would be absent in every event; that is an error. With no such nam
 `string` that the data lacks is absent in every event. A `key` may never be lacking: no view of that key would
 count these events. Where it is meant, the column is given and holds nulls.
 
-numpy only: pyarrow and pandas are used when handed in, never imported, and the compiled core is not needed.
+numpy only: pandas is used when handed in, pyarrow too, or for what is handed in that only it can read
+(`featurestore.exported`); and the compiled core is not needed.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.errors import InvalidEventError
+from featurestore.exported import array_of, is_exported, table_of
 from featurestore.outcome import Outcome
 from featurestore.plan import EventPlan, FieldPlan, Kind
 
@@ -170,6 +172,9 @@ def _named_columns(event: EventPlan, data: Any) -> Mapping[str, Any]:
         names, get = list(data.column_names), data.column
     elif _comes_from("pandas", data) and hasattr(data, "columns"):
         names, get = [str(name) for name in data.columns], data.__getitem__
+    elif is_exported(data):
+        table = table_of(data)
+        names, get = table.column_names, table.column
     else:
         raise InvalidEventError(
             f"event {event.name!r}: expected a mapping of columns, an Arrow table or a DataFrame, "
@@ -655,7 +660,8 @@ def _ms_of(value: Any, unit: str) -> int | Outcome:
 def _ms_of_number(value: int | float | Decimal, unit: str) -> int | Outcome:
     if (isinstance(value, float) and math.isnan(value)) or (isinstance(value, Decimal) and value.is_nan()):
         return Outcome.REFUSED_NO_TIME
-    most = 2**63 if unit == "ns" else 10**18
+    # Those of all ms that 64 bits hold; the caller sees to the years.
+    most = 10**15 if unit == "s" else 2**63 if unit == "ns" else 10**18
     if not -most <= value < most:
         return Outcome.REFUSED_TIME_RANGE
     if unit == "s":
@@ -780,6 +786,8 @@ def _unwrap(values: Any, what: str) -> tuple[Any, Mask | None]:
     """A 1-d numpy array, or a TextColumn for Arrow texts; and which entries are null (None: none)."""
     if isinstance(values, TextColumn):
         return values, None
+    if is_exported(values):
+        values = array_of(values, what)
     if _comes_from("pyarrow", values) and hasattr(values, "null_count"):
         return _unwrap_arrow(values, what)
     if _comes_from("pandas", values) and hasattr(values, "isna"):

@@ -137,7 +137,7 @@ def value_in(column: Any) -> Any:
         if column.present is not None and not column.present[0]:
             return None
         return column.data[column.offsets[0] : column.offsets[1]].tobytes()
-    if hasattr(column, "to_pylist"):
+    if hasattr(type(column), "to_pylist"):  # of the type: a Series has its labels as attributes, too
         return column.to_pylist()[0]
     if hasattr(column, "isna") and nulls_of_pandas(column).any():
         return None

@@ -693,3 +693,19 @@ def test_a_duration_is_no_number_no_key_and_no_time(column):
         time_column(column, unit)[1] for unit in ("s", "ms", "us", "ns", "iso")
     )):  # fmt: skip
         assert codes.tolist() == [Outcome.REFUSED_TYPE] * 2
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("digits", [15, 16, 17, 18, 19, 20, 25, 300, 4000])
+def test_a_time_far_beyond_64_bits_is_out_of_range_however_it_is_given(unit: str, digits: int) -> None:
+    """`99999999999999999` with unit s was an OverflowError."""
+    for number in (int("9" * digits), -int("9" * digits)):
+        ms = number * 1000 if unit == "s" else number // {"ms": 1, "us": 10**3, "ns": 10**6}[unit]
+        fits = abs(number) < 2**63 if unit == "ns" else -62135596800000 <= ms <= 253402300799999
+        expected = [ms if fits else RANGE]
+        forms: list[Any] = [number, Decimal(number)]
+        if digits < 300:  # of so long a text nothing is read
+            forms += [str(number)] if fits else [str(number), f"{number}.0"]
+        for value in forms:
+            for values in ([value], [value, datetime(2020, 1, 1, tzinfo=UTC)]):
+                assert times(values, unit)[0] == expected[0], (value, unit)

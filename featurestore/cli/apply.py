@@ -16,7 +16,8 @@ DESCRIPTION = """\
 Has a live store serve another schema from now on, and says all that it changes, by kind:
 
   FREE     adds, or takes nothing away: anything new (its windows are WARMING until full, its lifetimes for
-           good), longer windows, derived features
+           good), longer windows, derived features. A new field of an event type is judged from now on:
+           whoever sends that name with another type, or leaves it out beside undeclared ones, is refused
   DROP     a view goes with its state, a feature, a member of a service, a service, an event type, a field
   RESET    state begins anew
   NARROW   less is kept: shorter windows, lateness or lifetime_idle

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         if arguments.keys_from is None:
             keys = keys_of(arguments.keys)
             vector = client.get(service, keys, as_of, arguments.bounds, pin=pin)
-            lists = client.heaviest(service, keys, as_of) if arguments.lists else None
+            lists = client.heaviest(service, keys, as_of, pin=pin) if arguments.lists else None
             if arguments.output == "json":
                 print(json.dumps(as_dict(keys, vector, lists), indent=2, ensure_ascii=False, allow_nan=False))
             else:
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> Exit:
         for some in _together(key_sets(arguments.keys_from)):
             vectors = client.get_many(service, some, as_of, arguments.bounds, pin=pin)
             for keys, vector in zip(some, vectors, strict=True):
-                lists = client.heaviest(service, keys, as_of) if arguments.lists else None
+                lists = client.heaviest(service, keys, as_of, pin=pin) if arguments.lists else None
                 if arguments.output == "json":
                     print(json.dumps(as_dict(keys, vector, lists), ensure_ascii=False, allow_nan=False))
                     continue

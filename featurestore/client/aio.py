@@ -31,6 +31,7 @@ from featurestore.client.failures import (
     Failure,
     OnWait,
     Patience,
+    nothing_sent,
 )
 from featurestore.client.replies import (
     Ack,
@@ -157,10 +158,11 @@ class AsyncClient:
         keys: Mapping[str, Any],
         as_of: Time | None = None,
         *,
+        pin: Pin | None = None,
         timeout_s: float | None = None,
     ) -> list[HeavyList]:
         """See Client.heaviest."""
-        return await self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
+        return await self._run(self._calls.heaviest(service, keys, as_of, pin), timeout_s)
 
     async def get_producer(self, name: str) -> Producer:
         """See Client.get_producer."""
@@ -191,27 +193,24 @@ class AsyncClient:
 
         Batches are read and packed in a thread, one at a time, so that the event loop goes on.
         """
-        plan = await self._run(self._calls.event(event, is_patient=True), None, on_wait)
-        numbers = self._calls.sequences
-        upload = Upload(
-            plan,
-            numbers if source is None else SourceSequences(checked_producer(source), self._calls.epoch),
-            batch_events=batch_events,
-            window=window,
-            ack=ack,
-            max_message_bytes=self._max_message_bytes,
-            patience=self._patience(self.timeout_s, on_wait),
-            on_progress=on_progress,
-            on_refused=on_refused,
-        )
+        with nothing_sent():
+            plan = await self._run(self._calls.event(event, is_patient=True), None, on_wait)
+            numbers = self._calls.sequences
+            upload = Upload(
+                plan,
+                numbers if source is None else SourceSequences(checked_producer(source), self._calls.epoch),
+                batch_events=batch_events,
+                window=window,
+                ack=ack,
+                max_message_bytes=self._max_message_bytes,
+                patience=self._patience(self.timeout_s, on_wait),
+                on_progress=on_progress,
+                on_refused=on_refused,
+            )
         items = _items(columns, batch_events)
-        try:
+        with upload.until_its_end():
             while (failure := await self._stream(upload, items)) is not None:
                 await asyncio.sleep(upload.wait_after(failure, self.target))
-        finally:
-            upload.abandon()
-        if upload.broken is not None:
-            raise upload.broken
         return upload.report
 
     async def _stream(self, upload: Upload, items: AsyncIterator[Any]) -> Failure | None:

@@ -258,8 +258,14 @@ class Calls:
         reply = yield Send(Method.GET_FEATURES, message, of_a_vector=True)
         return wire.decode_read(reply.message, service, rows=rows, bounds=bounds)
 
-    def heaviest(self, service: str, keys: Mapping[str, Any], as_of: Time | None) -> Call[list[HeavyList]]:
-        reply = yield Send(Method.GET_HEAVIEST, heaviest_request(service, keys, as_of))
+    def heaviest(
+        self, service: str, keys: Mapping[str, Any], as_of: Time | None, pin: Pin | None = None
+    ) -> Call[list[HeavyList]]:
+        """Lists have names and no order to keep: without a pin they are of what the service is."""
+        pin = pin or self._expect.get(service)
+        fingerprint = None if pin is None else _checked_pin(pin, service).fingerprint
+        request = heaviest_request(service, keys, as_of, fingerprint)
+        reply = yield Send(Method.GET_HEAVIEST, request, of_a_vector=pin is not None)
         return wire.decode_heaviest(reply.message)
 
     def get_producer(self, name: str) -> Call[Producer]:
@@ -288,7 +294,12 @@ class Calls:
     ) -> Call[Observed]:
         given = ticket_of(ticket)
         if peek and given is not None:
-            raise ConfigError("a peek writes nothing, so it has no ticket", setting="ticket")
+            error = ConfigError(
+                "a peek writes nothing, so it has no ticket: leave out one of them",
+                setting="ticket",
+            )
+            error.ticket = given  # what was sent under it before may have been applied, or not
+            raise error
         taken = None if peek or given is not None else self.sequences.take()
         used = given or taken
         is_unknown = given is not None  # what was sent under it before may have been applied

@@ -14,9 +14,10 @@ was sent, or the status and its words are only of requests that were turned away
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import grpc
@@ -99,6 +100,18 @@ _CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")
 _TOO_LARGE = "larger than"
 # One that comes in: gRPC's words. Requests are not compressed, so no server says the second.
 _REPLY_TOO_LARGE = ("CLIENT: Received message larger than", "Decompressed message larger than")
+
+
+@contextlib.contextmanager
+def nothing_sent() -> Iterator[None]:
+    """An error that is raised inside is of a write of which nothing was sent; but for that of a write of the
+    caller's own, as one of what feeds an ingest may be."""
+    try:
+        yield
+    except FeatureStoreError as error:
+        if error.ticket is None:
+            error.applied = False
+        raise
 
 
 @dataclass(frozen=True)

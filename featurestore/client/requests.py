@@ -17,6 +17,7 @@ from featurestore.client.replies import Ack, ServiceSchema
 from featurestore.client.sequences import Ticket
 from featurestore.columns import TextColumn
 from featurestore.errors import ConfigError, InvalidEventError
+from featurestore.exported import is_exported, table_of
 from featurestore.outcome import Outcome
 from featurestore.v1 import feature_store_service_pb2 as service_pb
 from featurestore.v1 import registry_service_pb2 as registry_pb
@@ -172,9 +173,11 @@ def read_request(
     return message
 
 
-def heaviest_request(service: str, keys: Mapping[str, Any], as_of: Time | None) -> bytes:
-    """A GetHeaviestRequest."""
-    request = service_pb.GetHeaviestRequest(service=service)
+def heaviest_request(
+    service: str, keys: Mapping[str, Any], as_of: Time | None, fingerprint: int | None = None
+) -> bytes:
+    """A GetHeaviestRequest, of this vector of the service; None: of the one that it is now."""
+    request = service_pb.GetHeaviestRequest(service=service, fingerprint=fingerprint)
     if as_of is not None:
         request.as_of_ms = time_ms(as_of, "as_of")
     keys = mapped(keys, "keys are a mapping of names to values, such as {'ip': '10.0.0.1'}")
@@ -278,6 +281,8 @@ def named_columns(keys: Any) -> Iterable[tuple[str, Any]]:
         return [(name, keys.column(name)) for name in keys.column_names]
     if is_pandas(keys):
         return [(str(name), keys[name]) for name in keys.columns]
+    if is_exported(keys):
+        return named_columns(table_of(keys))
     if isinstance(keys, Sequence) and all(isinstance(row, Mapping) for row in keys):
         names = dict.fromkeys(name for row in keys for name in row)
         return [(name, [row.get(name) for row in keys]) for name in names]

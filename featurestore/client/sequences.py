@@ -58,7 +58,8 @@ class Ticket:
         if found is not None:
             return cls(found["producer"], int(found["epoch"]), int(found["sequence"]))
         raise ConfigError(
-            f"{text!r} is no ticket; str(ticket) of one of client.ticket() or of an error reads name@1.25",
+            f"{text!r} is no ticket: that is what client.ticket() gives or an error has (error.ticket), or "
+            "str() of one, such as name@1.25",
             setting="ticket",
         )
 

@@ -22,7 +22,16 @@ from featurestore.client.calls import (
     checked_timeout_s,
 )
 from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Line, Tls, checked_target
-from featurestore.client.failures import ENDED, Attempts, Backoff, Code, Failure, OnWait, Patience
+from featurestore.client.failures import (
+    ENDED,
+    Attempts,
+    Backoff,
+    Code,
+    Failure,
+    OnWait,
+    Patience,
+    nothing_sent,
+)
 from featurestore.client.replies import (
     Ack,
     HeavyList,
@@ -197,13 +206,16 @@ class Client:
         keys: Mapping[str, Any],
         as_of: Time | None = None,
         *,
+        pin: Pin | None = None,
         timeout_s: float | None = None,
     ) -> list[HeavyList]:
         """The lists that a service's shares and entropies of top(...) are of: raw values, with their counts.
 
         Those whose key is not given are left out.
+
+        pin     of this vector of the service, or of the one that is expected; else of what the service is now
         """
-        return self._run(self._calls.heaviest(service, keys, as_of), timeout_s)
+        return self._run(self._calls.heaviest(service, keys, as_of, pin), timeout_s)
 
     def get_producer(self, name: str) -> Producer:
         """What the store remembers of a producer. Raises UnknownNameError where that has written nothing, or
@@ -251,9 +263,10 @@ class Client:
     ) -> IngestReport:
         """Streams many events, each counted once however often a batch must be sent again.
 
-        columns       a mapping of arrays by field name, an Arrow table, a data frame, or an iterator of such
-                      (each item begins a batch of its own). Columns that the schema does not declare are
-                      ignored where every declared one is there; beside one that is missing, or
+        columns       a mapping of arrays by field name, an Arrow table, a data frame (pandas; with pyarrow
+                      also polars, a DuckDB relation, and whatever has Arrow's PyCapsule interface), or an
+                      iterator of such (each item begins a batch of its own). Columns that the schema does not
+                      declare are ignored where every declared one is there; beside one that is missing, or
                       where a `key` is, that is an error (InvalidEventError)
         batch_events  events per batch
         window        batches sent and not yet answered: at most that many are held in memory
@@ -272,27 +285,24 @@ class Client:
         as it was. An error whose `applied` is None is finished by the same data under the same `source`; its
         `ticket` is the batch's, not one for `observe`.
         """
-        plan = self._run(self._calls.event(event, is_patient=True), None, on_wait)
-        numbers = self._calls.sequences
-        upload = Upload(
-            plan,
-            numbers if source is None else SourceSequences(checked_producer(source), self._calls.epoch),
-            batch_events=batch_events,
-            window=window,
-            ack=ack,
-            max_message_bytes=self._max_message_bytes,
-            patience=self._patience(self.timeout_s, on_wait),
-            on_progress=on_progress,
-            on_refused=on_refused,
-        )
+        with nothing_sent():
+            plan = self._run(self._calls.event(event, is_patient=True), None, on_wait)
+            numbers = self._calls.sequences
+            upload = Upload(
+                plan,
+                numbers if source is None else SourceSequences(checked_producer(source), self._calls.epoch),
+                batch_events=batch_events,
+                window=window,
+                ack=ack,
+                max_message_bytes=self._max_message_bytes,
+                patience=self._patience(self.timeout_s, on_wait),
+                on_progress=on_progress,
+                on_refused=on_refused,
+            )
         items = items_of(columns, batch_events)
-        try:
+        with upload.until_its_end():
             while (failure := self._stream(upload, items)) is not None:
                 time.sleep(upload.wait_after(failure, self.target))
-        finally:
-            upload.abandon()
-        if upload.broken is not None:
-            raise upload.broken
         return upload.report
 
     def _stream(self, upload: Upload, items: Iterator[Any]) -> Failure | None:

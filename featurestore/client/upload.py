@@ -16,6 +16,7 @@ source for one that has ended.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.client import wire
-from featurestore.client.failures import Code, Failure, Patience
+from featurestore.client.failures import Code, Failure, Patience, nothing_sent
 from featurestore.client.replies import Ack, IngestReport, Refusal
 from featurestore.client.requests import is_arrow, is_pandas, named_columns, sliced, wire_ack
 from featurestore.client.sequences import SourceSequences, Ticket
@@ -38,6 +39,7 @@ from featurestore.errors import (
     OutcomeUnknownError,
     UnavailableError,
 )
+from featurestore.exported import is_exported, tables_of
 from featurestore.outcome import Outcome
 from featurestore.plan import EventPlan
 from featurestore.refusals import OF_THE_TIME, refused_field, why
@@ -121,6 +123,7 @@ class Upload:
         self._next_row = 0
         self._is_paused = False  # nothing is read on before what was sent is answered
         self._is_unknown = False  # whether one of those unanswered was applied
+        self._is_begun = False  # whether any was sent
 
     # ---- in
 
@@ -129,10 +132,11 @@ class Upload:
 
         A chunk of no events is a file that more is waited for of: who knows how long, so answers come first.
         """
-        self._is_paused = getattr(item, "n_events", None) == 0
+        is_chunk = _is_chunk(item)
+        self._is_paused = is_chunk and item.n_events == 0
         if self._is_paused:
             return
-        if hasattr(item, "event_columns"):
+        if is_chunk:
             times, columns, outcomes = item.event_columns(self._event)
         else:
             times, columns, outcomes = event_columns(self._event, item)
@@ -192,6 +196,7 @@ class Upload:
                 self._count(batch, [])
                 continue
             self._unanswered.append(batch)
+            self._is_begun = True
             return batch
         self._fed = None
         return None
@@ -202,7 +207,7 @@ class Upload:
         if self._n_told >= MAX_REFUSALS and self._on_refused is None:
             return Refusal(fed.begin + i, outcome, reason=outcome.reason)
         self._n_told += 1
-        if hasattr(fed.item, "why_refused"):
+        if _is_chunk(fed.item):
             field, value = fed.item.why_refused(self._event, i)
         else:
             field, value = refused_field(self._event, dict(named_columns(fed.item)), i)
@@ -338,11 +343,23 @@ class Upload:
         made.applied, made.ticket = error.applied, None if is_known else ticket
         return made
 
-    def abandon(self) -> None:
-        """Gives the numbers back of what will not be sent again."""
-        for batch in self._unanswered:
-            self._numbers.give_back(batch.ticket)
-        self._unanswered.clear()
+    @contextlib.contextmanager
+    def until_its_end(self) -> Iterator[None]:
+        """Sending and taking answers happens inside. Raises what the source ended in, and gives the numbers
+        back of what will not be sent again."""
+        try:
+            yield
+            if self.broken is not None:
+                raise self.broken
+        except FeatureStoreError as error:
+            if self._is_begun:
+                raise
+            with nothing_sent():
+                raise error
+        finally:
+            for batch in self._unanswered:
+                self._numbers.give_back(batch.ticket)
+            self._unanswered.clear()
 
 
 def items_of(columns: Any, batch_events: int) -> Iterator[Any]:
@@ -356,11 +373,13 @@ def items_of(columns: Any, batch_events: int) -> Iterator[Any]:
     elif is_pandas(columns):
         for begin in range(0, len(columns), batch_events):
             yield columns.iloc[begin : begin + batch_events]
-    elif isinstance(columns, Mapping) or hasattr(columns, "event_columns"):
+    elif isinstance(columns, Mapping) or _is_chunk(columns):
         yield columns
+    elif is_exported(columns) and not isinstance(columns, Iterator):
+        yield from tables_of(columns, batch_events)
     elif isinstance(columns, Iterable) and not isinstance(columns, str | bytes):
         for item in columns:
-            if is_arrow(item) or is_pandas(item):
+            if is_arrow(item) or is_pandas(item) or is_exported(item):
                 yield from items_of(item, batch_events)
             else:
                 yield item
@@ -369,6 +388,11 @@ def items_of(columns: Any, batch_events: int) -> Iterator[Any]:
             "events are columns: a mapping of arrays, an Arrow table, a data frame, or an iterator of such; "
             f"found {type(columns).__name__}"
         )
+
+
+def _is_chunk(item: Any) -> bool:
+    """Of a file (featurestore.files). By its type: a frame's columns may be its attributes, too."""
+    return hasattr(type(item), "event_columns")
 
 
 def _chosen(column: TextColumn, rows: NDArray[np.int64]) -> TextColumn:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featurestore.errors import ConfigError
-from featurestore.files.names import KINDS, PIPE, size_bytes_of
+from featurestore.files.names import PIPE, format_of, size_bytes_of
 
 
 def expanded(given: str) -> list[str]:
@@ -41,8 +41,12 @@ def stored_bytes_of(given: Sequence[str]) -> int | None:
 
 
 def _is_data(path: Path, folder: Path) -> bool:
-    """Hidden files and those of other programs (`_SUCCESS`, `_temporary/0/part-0.parquet`) are none of a data
-    set."""
-    endings = {ending.lstrip(".") for ending in path.suffixes}
-    is_ours = not any(name.startswith((".", "_")) for name in path.relative_to(folder).parts)
-    return is_ours and bool(endings & KINDS.keys()) and path.is_file()
+    """Whether it is named like a file of events. Hidden files and those of other programs (`_SUCCESS`,
+    `_temporary/0/part-0.parquet`) are none of a data set, nor is `in.csv.bak`."""
+    if any(name.startswith((".", "_")) for name in path.relative_to(folder).parts) or not path.is_file():
+        return False
+    try:
+        format_of(str(path))
+    except ConfigError:
+        return False
+    return True

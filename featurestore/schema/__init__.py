@@ -84,7 +84,8 @@ has all of that slice in it, `lower` none, and epsilon * N less, at 1 - delta. A
 Under `from`, files (CSV, JSON lines, Parquet) have the field in a column of that name, or with dots between
 names in an object or struct within others. Names may have dots themselves: at each step the longest that
 leads there comes first, `a.b.c` before `a.b` with `c` in it before `a` with `b.c`. `format` is one of
-Python's strptime, of times in files and of what `client.ingest` is given; without an offset they mean UTC.
+Python's strptime that says the day, of times in files and of what `client.ingest` is given; without an offset
+they mean UTC.
 On the wire a field has its own name, and a time its unit.
 
 `where` knows == != < <= > >=, and, or, not, in (...), is null, is not null, + - * /, min(), max(), numbers,
@@ -161,7 +162,9 @@ def compile_schema(
     what comes after. What is not declared any more is kept until `until_ms`, and what was kept so goes
     where `server_ms`, the server's clock, has come to its time. `from_beginning` states of a new store that
     there was no event of its types before it. Where nothing but comments and layout has changed, `previous`
-    itself is returned. Raises SchemaError, which names every independent mistake with `path` and line.
+    itself is returned; and where nothing at all has, though today's rules would refuse it: a store goes on
+    with the schema that it has. Raises SchemaError, which names every independent mistake with `path` and
+    line.
     """
     mistakes = Mistakes(path)
     plan = None
@@ -177,6 +180,8 @@ def compile_schema(
                 plan = previous if made is known else made
             elif from_beginning:
                 plan = replace(plan, events=tuple(replace(e, from_beginning=True) for e in plan.events))
+    if mistakes and previous is not None and text == previous.source:
+        return previous
     mistakes.report()
     assert plan is not None  # noqa: S101  # else there was a mistake
     return plan

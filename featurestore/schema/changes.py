@@ -168,7 +168,9 @@ def _event(before: EventPlan, after: EventPlan) -> Iterator[Change]:
     had, has = ({field.name: field for field in event.fields} for event in (before, after))
     for name, field in has.items():
         if name not in had:
-            yield Change(ChangeKind.FREE, f"{subject}: field {name}", after=_kind(field))
+            # Free, as no state changes; but what was nobody's business is now judged with the event.
+            now = f"{_kind(field)}; refused from now on: another type, or undeclared names without it"
+            yield Change(ChangeKind.FREE, f"{subject}: field {name}", after=now)
         elif _kind(had[name]) != _kind(field):
             yield Change(ChangeKind.RESET, f"{subject}: field {name}", _kind(had[name]), _kind(field))
     for name, field in had.items():

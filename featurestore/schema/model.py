@@ -12,7 +12,7 @@ import graphlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from featurestore.errors import SchemaError
@@ -390,6 +390,7 @@ def _event(name: str, node: Node, mistakes: Mistakes) -> EventModel | None:
     return EventModel(name, time, fields, lateness_ms, id_field, dedupe_ms, sources, time_format)
 
 
+_A_TIME = datetime(2019, 11, 28, 21, 43, 56, 789_012, UTC)
 _TIME_SETTINGS = ("field", "unit", "from", "format")
 
 
@@ -416,18 +417,38 @@ def _time(node: Node, what: str) -> tuple[TimePlan, str | None, dict[str, str]]:
 
 
 def _time_format(node: Node, what: str, unit: str) -> str:
-    """A format of strptime that says at least which day it is."""
+    """A format of strptime that says which day it is: it reads what it writes."""
     text = document.word(node, what)
     if unit != "iso":
         raise SchemaError(f"{what}: a time in {unit} is a number and has no format", line=node.line)
     try:
         datetime.strptime("", text)
+    except re.error as error:
+        raise SchemaError(
+            f"{what} has a directive twice ({error}); found {shown(text)}", line=node.line
+        ) from None
     except ValueError as error:
         if "does not match" not in str(error):
             raise SchemaError(f"{what} is none of strptime: {error}", line=node.line) from None
-    if len(text.encode(errors="replace")) > MAX_PATH_BYTES or not re.search(r"%(?:[YyGcxD])", text):
+    directives = set(re.findall(r"%(.)", text, re.DOTALL))
+    if len(text.encode(errors="replace")) > MAX_PATH_BYTES or not directives & set("YyGcx"):
         raise SchemaError(
             f"{what} has no year, such as %Y-%m-%d %H:%M:%S; found {described(node)}", line=node.line
+        )
+    try:
+        read = datetime.strptime(_A_TIME.strftime(text), text)
+    except ValueError as error:
+        raise SchemaError(f"{what} reads no time: {error}; found {shown(text)}", line=node.line) from None
+    if read.date() != _A_TIME.date():
+        raise SchemaError(
+            f"{what} does not say which day it is, as %Y-%m-%d does (%m is the month, %M the minute); "
+            f"found {described(node)}",
+            line=node.line,
+        )
+    if "I" in directives and "p" not in directives:
+        raise SchemaError(
+            f"{what} has hours of a half day, %I, and no %p; write %H; found {described(node)}",
+            line=node.line,
         )
     return text
 
@@ -464,7 +485,13 @@ def _fields(node: Node, what: str, paths: dict[str, str], mistakes: Mistakes) ->
                 settings = document.settings(each, f"field {name} of {what}", known, ("kind",), mistakes)
                 kind = settings["kind"]
                 if "from" in settings:
-                    paths[name] = _path(settings["from"], f"from of field {name} of {what}")
+                    path = _path(settings["from"], f"from of field {name} of {what}")
+                    if paths.setdefault(name, path) != path:  # the time's, which stand there already
+                        raise SchemaError(
+                            f"the time field {name} of {what} is from {shown(paths[name])}, and from "
+                            f"{shown(path)} among the fields; say it once",
+                            line=each.line,
+                        )
             fields[name] = FieldType(document.choice(kind, f"type of field {name} of {what}", kinds))
     return fields if len(fields) == len(found.entries) else None
 

@@ -609,7 +609,7 @@ cdef int end_event(Decoder* d, Rows* rows, uint32_t row, const EventTime* time,
                    int64_t* time_ms) noexcept nogil:
     cdef uint8_t refused = 0
     time_ms[0] = 0
-    if time.by_number and time.by_field:
+    if time.by_number and time.by_field and time.refused != REFUSED_NO_TIME:   # which "" is, and null
         d.error.row = row
         return fail(d, WIRE_TIME_TWICE, d.message)
     if time.by_number:
@@ -1129,7 +1129,7 @@ cdef int fill_columns(Decoder* d, const FieldTable* fields, int unknown, const C
                 return fail_scan(d, WIRE_GIVEN_TWICE, scan, 0)
             given[found] = scan
         scan = scan.next
-    if stranger != NULL:
+    if stranger != NULL and n != 0:  # of no events, there is none that could lack a field
         named[n_fields] |= sent_times.n_values != 0
         status = check_stranger(d, fields, named, stranger.name, stranger.name_length)
         if status != WIRE_OK:

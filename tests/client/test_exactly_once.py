@@ -14,9 +14,12 @@ import pytest
 
 from featurestore.client.failures import Attempts, Backoff, Failure
 from featurestore.client.replies import Ack
+from featurestore.client.sequences import Ticket
 from featurestore.errors import (
+    FeatureStoreError,
     InvalidEventError,
     LimitError,
+    OutcomeUnknownError,
     SequenceError,
     UnavailableError,
     UnknownNameError,
@@ -333,6 +336,9 @@ class Pause:
 
     n_events = 0
 
+    def event_columns(self, event: Any) -> Any:
+        raise AssertionError("there are none")
+
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_what_a_pipe_has_brought_is_answered_before_more_of_it_is_waited_for(
@@ -482,6 +488,42 @@ def test_a_key_column_that_is_misspelt_ends_the_ingest_before_any_event_loses_it
     with pytest.raises(InvalidEventError, match=r"'customer_id' is missing .* did you mean 'customerid'"):
         client.ingest("transaction", data)
     assert server.events == []
+
+
+def nothing(given: Any) -> Iterator[Any]:
+    raise given
+    yield
+
+
+@pytest.mark.parametrize(
+    ("event", "columns", "settings"),
+    [
+        ("transactions", {}, {}),
+        ("transaction", {}, {"window": 0}),
+        ("transaction", {}, {"source": ""}),
+        ("transaction", {}, {"ack": "durable"}),
+        ("transaction", 7, {}),
+        ("transaction", {"tx_datetime": [T0]}, {}),
+        ("transaction", LimitError("too much"), {}),
+    ],
+)
+def test_of_an_ingest_that_sent_nothing_it_is_known_that_nothing_was_applied(
+    server: FakeServer, client: Any, event: str, columns: Any, settings: dict[str, Any]
+) -> None:
+    if isinstance(columns, Exception):
+        columns = nothing(columns)
+    with pytest.raises(FeatureStoreError) as caught:
+        client.ingest(event, columns or events(1), **settings)
+    assert caught.value.applied is False
+    assert server.batches == []
+
+
+def test_what_another_write_of_the_caller_ended_in_stays_unknown(server: FakeServer, client: Any) -> None:
+    error = OutcomeUnknownError("of the client that feeds this one")
+    error.ticket = Ticket("a", 1, 1)
+    with pytest.raises(OutcomeUnknownError) as caught:
+        client.ingest("transaction", nothing(error))
+    assert caught.value.applied is None
 
 
 @pytest.mark.parametrize("settings", [{"batch_events": 0}, {"window": 0}, {"batch_events": 1 << 21}])

@@ -40,6 +40,7 @@ from featurestore.errors import (
     UnknownNameError,
 )
 from featurestore.outcome import Outcome
+from featurestore.schema.changes import changes_of
 from featurestore.server.serve import Server, open_store
 
 from .conftest import FAST, MakeClient
@@ -837,3 +838,26 @@ def test_a_producer_goes_on_at_the_first_that_was_not_seen(house: House, make_cl
             client.get_producer(wrong)
     with pytest.raises(InvalidEventError, match="UTF-8"):
         client.get_producer("\ud800")
+
+
+def test_a_field_that_is_added_is_free_and_says_whom_it_refuses(
+    house: House, make_client: MakeClient
+) -> None:
+    """A name that was nobody's business is judged from then on."""
+    client = make_client(house.target)
+    whole = {"customer_id": 1, "terminal_id": 0, "tx_amount": 1.0, "tx_datetime": "2018-04-01T00:00:00Z"}
+    for more in ({"country": "FR"}, {"channel": "web"}):
+        assert client.observe("transaction", {**whole, **more}).outcome is Outcome.ACCEPTED
+    changed = SCHEMA.replace("tx_amount: number}", "tx_amount: number, country: number}")
+    before = house.engine.state.plan
+    (added,) = changes_of(before, house.engine.apply_schema(changed))
+    assert added.line.startswith(
+        "+ event type transaction: field country FREE   number; refused from now on:"
+    )
+    assert added.line.endswith("another type, or undeclared names without it")
+    seen = client.observe("transaction", {**whole, "country": "FR"})
+    assert (seen.outcome, seen.why.field) == (Outcome.REFUSED_TYPE, "country")
+    with pytest.raises(UnknownNameError, match="unknown field 'channel'"):
+        client.observe("transaction", {**whole, "channel": "web"})
+    for more in ({}, {"country": 33}, {"country": None, "channel": "web"}):
+        assert client.observe("transaction", {**whole, **more}).outcome is Outcome.ACCEPTED

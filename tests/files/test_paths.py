@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurestore.errors import InvalidEventError
+from featurestore.files.paths import expanded
 from featurestore.plan import SourcePlan
 
 T = "2020-01-01"
@@ -99,3 +101,12 @@ def test_both_formats_find_what_is_found_by_hand(chunks_of, event, row, path, ki
         assert expected is MISSING
     else:
         assert found == (None if expected is MISSING else expected)
+
+
+def test_a_folder_stands_for_the_files_whose_names_end_as_files_of_events_do(tmp_path):
+    ours = ["a.csv", "b.json.gz", "c.d.parquet", "in/e.NDJSON", "f.csv.zst"]
+    others = ["a.csv.bak", "b.json.tmp", "c.parquet.crc", "d.csv.gz.part", ".g.csv", "_h/i.csv", "j", "k.gz"]
+    for name in ours + others:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert expanded(str(tmp_path)) == sorted((str(tmp_path / name) for name in ours), key=Path)

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from featurestore.engine import Engine
 from featurestore.errors import SchemaError
 from featurestore.plan import Plan, ViewPlan
-from featurestore.schema import compile_schema
+from featurestore.schema import compile_schema, expression, model
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -415,3 +418,41 @@ def test_keys_that_are_kept_again_are_learned_anew() -> None:
         entity = next(each for each in plan.entities if each.parts == ("ip",))
         epochs.append((entity.keep_keys, entity.key_epoch))
     assert epochs == [(True, 1), (True, 1), (False, 1), (True, 2)]
+
+
+STRICTER = """\
+version: 1
+name: made-before
+events:
+  tx: {time: {field: at, format: "%Y-%m"}, fields: {ip: key, c: string}}
+views:
+  ip:
+    event: tx
+    key: ip
+    windows: [1h]
+    features: [count, {name: empty, aggregate: count, where: 'c == ""'}]
+services: {s: [ip.*]}
+"""
+
+
+def test_a_store_goes_on_with_a_schema_that_would_be_refused_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`serve --schema` with the file that the store was made with, after the rules became stricter."""
+
+    def unchecked(self: Any, token: Any) -> Any:
+        return self._text_piece(token.text[1:-1], token.at)
+
+    path = tmp_path / "store"
+    with monkeypatch.context() as before:
+        before.setattr(expression._Compiler, "_text", unchecked)
+        before.setattr(model, "_time_format", lambda node, what, unit: node.text)
+        with Engine.open(path, schema=STRICTER) as engine:
+            plan = engine.state.plan
+    with pytest.raises(SchemaError, match="an empty text is absent"):
+        compile_schema(STRICTER.replace('"%Y-%m"', '"%Y-%m-%d"'))
+    for schema in (None, STRICTER):
+        with Engine.open(path, schema=schema) as engine:
+            assert engine.state.plan == plan
+    with pytest.raises(SchemaError, match="does not say which day it is"):
+        Engine.open(path, schema=STRICTER + "# touched\n")

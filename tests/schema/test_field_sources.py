@@ -9,6 +9,7 @@ import pytest
 from featurestore.client.catalog import event_plan, schema_of
 from featurestore.errors import SchemaError
 from featurestore.plan import Plan, SourcePlan
+from featurestore.refusals import TIME_FORMATS
 from featurestore.schema import compile_schema
 from featurestore.schema.changes import Change, ChangeKind, changes_of
 from featurestore.server.registry import describe
@@ -28,6 +29,9 @@ PLAIN = TEXT.replace('{field: at, from: "@timestamp", format: "%d/%b/%Y:%H:%M:%S
     "{ip: {kind: key, from: id.orig_h}, bytes: {kind: number}, port: key}",
     "{ip: key, bytes: number, port: key}",
 )
+
+
+FORMAT = "%d/%b/%Y:%H:%M:%S %z"
 
 
 def test_what_is_declared_is_in_the_plan_and_in_its_json() -> None:
@@ -99,6 +103,17 @@ def test_a_client_reads_files_as_the_schema_says(text: str) -> None:
         ),
         ("%d/%b/%Y:%H:%M:%S %z", "%b %d %H:%M:%S", "format of time of event conn has no year"),
         ("field: at,", "field: at, unit: s,", "a time in s is a number and has no format"),
+        (FORMAT, "%Y %Y", "format of time of event conn has a directive twice"),
+        (FORMAT, "%G-%V", "reads no time: ISO year directive '%G' must be used with"),
+        (FORMAT, "%%Y", "format of time of event conn has no year"),
+        (FORMAT, "%Y-%M-%d", "does not say which day it is"),
+        (FORMAT, "%Y-%m", "does not say which day it is"),
+        (FORMAT, "%Y-%m-%d %I:%M", "hours of a half day, %I, and no %p"),
+        (
+            "port: key}",
+            "port: key, at: {kind: key, from: when}}",
+            "is from @timestamp, and from when among the fields",
+        ),
     ],
 )
 def test_a_mistake_is_named(old: str, new: str, problem: str) -> None:
@@ -106,3 +121,43 @@ def test_a_mistake_is_named(old: str, new: str, problem: str) -> None:
     with pytest.raises(SchemaError) as caught:
         compile_schema(TEXT.replace(old, new))
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *TIME_FORMATS,
+        "%Y-%m-%d %I:%M %p",
+        "%G-W%V-%u",
+        "%Y %j",
+        "%U %w %Y",
+        "%c",
+        "%x",
+        "%y%m%d",
+        "%Y%%%m%%%d",
+    ],
+)
+def test_a_format_that_says_the_day_is_taken(form: str) -> None:
+    (event,) = compile_schema(TEXT.replace(FORMAT, form)).events
+    assert event.time_format == form
+
+
+def test_the_time_field_may_be_a_field_whose_place_is_said_once() -> None:
+    for old, new in (
+        ("port: key}", 'port: key, at: {kind: key, from: "@timestamp"}}'),
+        ("port: key}", "port: key, at: key}"),
+    ):
+        assert compile_schema(TEXT.replace(old, new)).events == compile_schema(TEXT).events
+
+
+def test_a_column_may_be_that_of_several_fields() -> None:
+    text = TEXT.replace(
+        "port: key}", 'port: {kind: key, from: id.orig_h}, "when": {kind: string, from: "@timestamp"}}'
+    )
+    (event,) = compile_schema(text).events
+    assert [event.source_of(name) for name in ("at", "when", "ip", "port")] == [
+        "@timestamp",
+        "@timestamp",
+        "id.orig_h",
+        "id.orig_h",
+    ]

@@ -642,6 +642,43 @@ def test_columns_that_are_not_declared_are_ignored_where_all_that_are_are_there(
     same_rows(expected, codec.decode_ingest(message.SerializeToString(), SCHEMA))
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_time_field_that_holds_no_time_is_absent_beside_time_ms(streamed: bool) -> None:
+    empty, nan = types.Field(name="ts", text=""), types.Field(name="ts", number=math.nan)
+    for rows in (
+        [types.Event(time_ms=5, fields=[empty])],  # refused the whole request
+        [types.Event(time_ms=5, fields=[nan])],
+        [types.Event(fields=[empty]), types.Event(time_ms=6, fields=[types.Field(name="ts"), LOGIN["ip"]])],
+        [types.Event(time_ms=5, fields=[types.Field(name="ts", text="soon")])],
+        [types.Event(time_ms=5, fields=[types.Field(name="ts", integer=5)])],
+        [types.Event(time_ms=5, fields=[empty, empty])],
+    ):
+        data = pb.IngestRequest(event_type="login", rows=rows)
+        expected = oracle.ingest(data)
+        message = pb.IngestStreamRequest(batch=data) if streamed else data
+        if isinstance(expected, oracle.Rows):
+            same_rows(expected, codec.decode_ingest(message.SerializeToString(), SCHEMA, streamed=streamed))
+        else:
+            with pytest.raises(errors.InvalidEventError):
+                codec.decode_ingest(message.SerializeToString(), SCHEMA, streamed=streamed)
+    assert isinstance(oracle.ingest(pb.IngestRequest(event_type="login", rows=[rows[0]])), oracle.Wrong)
+    row = types.Event(time_ms=5, fields=[empty])
+    assert isinstance(oracle.ingest(pb.IngestRequest(event_type="login", rows=[row])), oracle.Rows)
+
+
+def test_of_no_events_none_lacks_a_field_beside_one_that_is_not_declared() -> None:
+    for name in ("port", ""):
+        columns = types.EventColumns(columns=[types.NamedColumn(name=name, texts=types.TextColumn())])
+        message = pb.IngestRequest(event_type="login", columns=columns)
+        expected = oracle.ingest(message)
+        assert isinstance(expected, oracle.Rows) == bool(name)
+        if name:
+            same_rows(expected, codec.decode_ingest(message.SerializeToString(), SCHEMA))
+        else:
+            with pytest.raises(errors.UnknownNameError):
+                codec.decode_ingest(message.SerializeToString(), SCHEMA)
+
+
 def test_a_stale_fingerprint_is_a_schema_mismatch() -> None:
     message = pb.GetFeaturesRequest(service="fraud", fingerprint=254)
     with pytest.raises(errors.SchemaMismatchError, match="fraud"):

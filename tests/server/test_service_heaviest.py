@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -13,6 +14,7 @@ from house import HOUR_MS, SCHEMA, T0, House, Serving, batch, event, keys, statu
 
 from featurestore.cli import main
 from featurestore.client import AsyncClient, Client, HeavyList, Status
+from featurestore.errors import ConfigError, SchemaMismatchError
 from featurestore.v1 import admin_service_pb2 as admin
 from featurestore.v1 import feature_store_service_pb2 as pb
 from featurestore.v1 import registry_service_pb2 as registry
@@ -194,3 +196,39 @@ def test_values_do_not_speak_to_the_terminal(
         assert main(["get", "--server", target, "--service", "heavy", "ip=1.2.3.4", "--lists"]) == 0
         shown = capsys.readouterr().out
         assert "\x1b" not in shown and "\\x1b[31mred\\x07" in shown
+
+
+def test_lists_are_those_of_the_pin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], serving: Serving
+) -> None:
+    """`get --pin F --lists` showed those of the service as it was by then."""
+    with serving(tmp_path, schema=SOURCE) as house:
+        fed(house)
+        target, keys = str(house.server.address), {"ip": "1.2.3.4", "account": 1}
+        with Client(target) as client:
+            pin = client.get("first", keys).pin
+            there = client.heaviest("first", keys)
+        assert [one.name for one in there] == ["heavy.top_track_1h"]
+        pinned = "first: [heavy.top_track_share_1h, account.count_1h]"
+        assert pinned in SOURCE
+        after = SOURCE.replace(pinned, "first: [account.count_1h]")
+        house.engine.apply_schema(after, allow=["drop", "order"])
+        with Client(target) as client, Client(target, expect={"first": pin}) as expecting:
+            assert client.heaviest("first", keys) == []
+            assert client.heaviest("first", keys, pin=pin) == expecting.heaviest("first", keys) == there
+            with pytest.raises(SchemaMismatchError):
+                client.heaviest("first", keys, pin=replace(pin, fingerprint=7))
+            with pytest.raises(ConfigError, match="the pin of 'heavy' is one of 'first'"):
+                client.heaviest("heavy", keys, pin=pin)
+
+        async def ask() -> list[HeavyList]:
+            async with AsyncClient(target) as client:
+                return await client.heaviest("first", keys, pin=pin)
+
+        assert asyncio.run(ask()) == there
+        file = tmp_path / "model.pin.json"
+        pin.save(file)
+        command = ["get", "--server", target, "--pin", str(file), "ip=1.2.3.4", "--lists", "-o", "json"]
+        assert main(command) == 0
+        (found,) = json.loads(capsys.readouterr().out)["lists"]
+        assert found["name"] == "heavy.top_track_1h"

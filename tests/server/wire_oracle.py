@@ -197,7 +197,13 @@ def _sent(message: Any) -> Sent:
 
 
 def _resolve(
-    event: EventPlan, given: dict[str, Sent], rows: Rows, errors: set[str], number_ms: int | None
+    event: EventPlan,
+    given: dict[str, Sent],
+    rows: Rows,
+    errors: set[str],
+    number_ms: int | None,
+    *,
+    in_columns: bool = False,
 ) -> None:
     """Adds one row from the values given by name; the time field is one of the names."""
     values: dict[str, Any] = {}
@@ -205,6 +211,8 @@ def _resolve(
     judged = [event.time.field]
     ms = 0
     by_field = given.get(event.time.field)
+    if number_ms is not None and by_field is not None and not in_columns:
+        by_field = None if time_ms(event.time.unit, *by_field)[1] == NO_TIME else by_field
     if number_ms is not None and by_field is not None:
         errors.add("InvalidEventError")
     if number_ms is not None:
@@ -359,7 +367,9 @@ def ingest(message: Any) -> Rows | Wrong:
         if not errors:
             for i in range(n):
                 at = {name: values[i] for name, values in given.items()}
-                _resolve(event, at, rows, errors, times[i] if times else None)
+                _resolve(event, at, rows, errors, times[i] if times else None, in_columns=True)
+        if not n:  # of no events, there is none that could lack a field
+            seen.strangers &= {""}
     seen.judge(names_of(event), errors)
     return Wrong(errors) if errors else rows
 
