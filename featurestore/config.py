@@ -25,6 +25,7 @@ from featurestore.errors import ConfigError
 DEFAULT_LISTEN = "localhost:50051"
 ADMIN_SOCKET = "admin.sock"
 TRANSPORTS = ("native", "grpcio")
+OBSERVE_ACKS = ("applied", "durable")
 SOCKET_MODE = 0o600  # of a Unix socket's file: its owner's alone
 # sockaddr_un.sun_path, its ending zero not counted.
 MAX_SOCKET_PATH_BYTES = 107
@@ -92,7 +93,7 @@ class Limits:
     max_message_bytes: int = 16 << 20  # of one request and of one reply
     max_batch_events: int = 1 << 20  # events of a batch, key sets of a read
     max_call_bytes: int = 256 << 20  # memory that one request may take when decoded
-    durable_wait_s: float = 60.0  # a call without a deadline waits so long for the disk
+    durable_wait_s: float = 60.0  # a write waits so long for the disk, and is answered without it then
     # Of one connection. Whoever uses it up waits (HTTP/2 has it so) or is refused alone.
     max_streams_per_connection: int = 100  # HTTP/2 streams, that is calls at once
     stream_window: int = 8  # batches of one IngestStream that are applied and not answered yet
@@ -199,6 +200,7 @@ class ServeConfig:
     clock: str | None = None  # of a new store: "wall", "event" or "merged"
     history: str | None = None  # of a new store: "none" or "unknown"
     durability: str = "group"
+    observe_ack: str = "applied"  # of an Observe that asks for none: see OBSERVE_ACKS
     engine_threads: int = 1  # that apply one large batch together
     max_memory_bytes: int = 0  # of rows; 0: no limit
     dedupe_memory_bytes: int = 0  # of event ids; 0: see dedupe_bytes
@@ -221,6 +223,11 @@ class ServeConfig:
         if self.transport not in (None, *TRANSPORTS):
             raise ConfigError(
                 f"transport is {self.transport!r}; it is {' or '.join(TRANSPORTS)}", setting="transport"
+            )
+        if self.observe_ack not in OBSERVE_ACKS:
+            raise ConfigError(
+                f"observe_ack is {self.observe_ack!r}; it is {' or '.join(OBSERVE_ACKS)}",
+                setting="observe_ack",
             )
         for tls, name in ((self.tls, "tls"), (self.admin_tls, "admin_tls")):
             if tls is not None:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 from featurestore.cli.exits import Exit
 from featurestore.cli.frame import add_output_argument
 from featurestore.cli.quantities import bytes_of, bytes_text, mode_of, seconds_of
-from featurestore.config import ADMIN_SOCKET, DEFAULT_LISTEN, TRANSPORTS, Limits, ServeConfig, Tls
+from featurestore.config import (
+    ADMIN_SOCKET,
+    DEFAULT_LISTEN,
+    OBSERVE_ACKS,
+    TRANSPORTS,
+    Limits,
+    ServeConfig,
+    Tls,
+)
 from featurestore.errors import ConfigError, StorageError
 from featurestore.plan import CLOCKS
 
@@ -36,8 +44,15 @@ which it also does by itself when their files change; SIGUSR1 and SIGUSR2 do not
 
 EPILOG = """\
 what is promised to whoever writes:
-  --durability group     acknowledged when on disk: survives kill -9 and a power cut (many batches, one sync)
-  --durability process   acknowledged when written: survives kill -9; a power cut loses at most 1 s
+  --durability group     Ingest is acknowledged when on disk: survives kill -9 and a power cut (many batches,
+                         one sync)
+  --durability process   Ingest is acknowledged when written: survives kill -9; a power cut loses at most 1 s
+  --observe-ack applied  Observe is answered when written, in either: survives kill -9. A power cut loses what
+                         was written within 500 ms of it (group) or 1 s (process), the newest first, and the
+                         tickets with it: sent again, each counts once
+  --observe-ack durable  Observe is answered when on disk
+  A call may ask for either. One that is to be durable, and is not just before its deadline (1 ms, or 5 % of
+  its time if that is more), is answered as applied, which the answer says
 
 what time it is:
   --clock wall     the server's clock: for live traffic
@@ -126,6 +141,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("group", "process"),
         default=ServeConfig.durability,
         help="when a write is acknowledged: see below (default: group)",
+    )
+    parser.add_argument(
+        "--observe-ack",
+        choices=OBSERVE_ACKS,
+        default=ServeConfig.observe_ack,
+        help="when an Observe is, that does not ask for either: see below (default: applied)",
     )
     parser.add_argument(
         "--log-level",
@@ -356,7 +377,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "--durable-wait",
         default=f"{_LIMITS.durable_wait_s:g}s",
         metavar="TIME",
-        help="a write without a deadline waits so long for the disk (default: %(default)s)",
+        help="a write waits so long for the disk, and is then answered as applied (default: %(default)s)",
     )
 
 
@@ -396,6 +417,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         clock=arguments.clock,
         history=arguments.history,
         durability=arguments.durability,
+        observe_ack=arguments.observe_ack,
         engine_threads=arguments.threads,
         transport=arguments.transport,
         loop_threads=arguments.loop_threads,
@@ -483,6 +505,7 @@ def as_dict(server: Server, config: ServeConfig) -> dict[str, Any]:
         "clock": engine.directory.identity.clock,
         "history": engine.history,
         "durability": config.durability,
+        "observe_ack": config.observe_ack,
         "rows": stats["rows"],
         "position": stats["position"],
         "recovered": {

@@ -219,7 +219,7 @@ class AsyncClient:
         try:
             for first in upload.unanswered()[:1]:
                 await self._in_time(call.write(first.message))
-                upload.answered(await self._answer(call))
+                await self._take_answer(call, upload)
             for batch in upload.unanswered():
                 await self._in_time(call.write(batch.message))
             while True:
@@ -230,9 +230,9 @@ class AsyncClient:
                     while (more := await self._in_time(call.read())) is not grpc.aio.EOF:
                         upload.answered(more)
                     return None
-                upload.answered(await self._answer(call))
-        except _Ended:
-            return ENDED
+                await self._take_answer(call, upload)
+        except _Ended as end:
+            return end.failure
         except TimeoutError:
             return Failure(Code.DEADLINE_EXCEEDED, f"no answer to a batch within {self.timeout_s:g} s")
         except grpc.RpcError as error:
@@ -245,12 +245,11 @@ class AsyncClient:
         finally:
             call.cancel()
 
-    async def _answer(self, call: Any) -> bytes:
+    async def _take_answer(self, call: Any, upload: Upload) -> None:
         reply = await self._in_time(call.read())
-        if reply is grpc.aio.EOF:
-            raise _Ended
-        answer: bytes = reply
-        return answer
+        failure = ENDED if reply is grpc.aio.EOF else upload.answered(reply)
+        if failure is not None:
+            raise _Ended(failure)
 
     async def _in_time(self, what: Any) -> Any:
         return await asyncio.wait_for(what, self.timeout_s)
@@ -371,7 +370,11 @@ async def _next_batch(upload: Upload, items: AsyncIterator[Any]) -> Batch | None
 
 
 class _Ended(Exception):
-    """The server ended a stream, without an error, that answers were waited for on."""
+    """A stream is over that answers were waited for on, without an error of gRPC's."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__()
+        self.failure = failure
 
 
 async def _items(columns: Any, batch_events: int) -> AsyncIterator[Any]:

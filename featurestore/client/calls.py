@@ -115,7 +115,7 @@ class Calls:
         self.epoch = 1 if epoch is None else epoch
         if not isinstance(self.epoch, int) or not 0 <= self.epoch < 1 << 64:
             raise ConfigError(f"epoch is {self.epoch}; it must be from 0 to 2**64 - 1", setting="epoch")
-        self.sequences = Sequences(self.producer, self.epoch)
+        self.sequences = Sequences(self.producer, self.epoch, holds=self._is_made_up)
         self._expect = _checked_pins(expect or {})
         self._follow = follow
         self._schema: Schema | None = None
@@ -129,7 +129,7 @@ class Calls:
         self._lock = threading.Lock()
         if self._is_made_up:
             self.producer = _made_up()
-            self.sequences = Sequences(self.producer, self.epoch)
+            self.sequences = Sequences(self.producer, self.epoch, holds=True)
         else:
             self.sequences = NoSequences(self.producer)
 
@@ -277,7 +277,7 @@ class Calls:
     def ticket(self) -> Ticket:
         """One that nothing was sent under yet."""
         ticket = self.sequences.take()
-        self.sequences.give_back(ticket)  # what is not sent holds nothing back
+        self.sequences.hold(ticket)
         return ticket
 
     def observe(
@@ -303,6 +303,7 @@ class Calls:
         taken = None if peek or given is not None else self.sequences.take()
         used = given or taken
         is_unknown = given is not None  # what was sent under it before may have been applied
+        is_held = given is not None  # until it is answered, its caller may send it again
         is_sent = False
         try:
             fields = mapped(fields, "an event's fields map names to values; ingest takes many events")
@@ -326,31 +327,34 @@ class Calls:
 
             def seen(known: ServiceSchema | None) -> Observed:
                 return wire.decode_observed(
-                    reply.message, known, reply.attempts, peek=peek, bounds=bounds, ack=ack, why=told
+                    reply.message, known, reply.attempts, peek=peek, bounds=bounds, why=told
                 )
 
             try:
                 try:
-                    return seen(known)
+                    observed = seen(known)
                 except SchemaMismatchError:  # applied, and answered as the service is by now
                     after = None if known is None or is_pinned else (yield from self._changed(known))
                     if after is None:
                         raise
-                    return seen(after)
+                    observed = seen(after)
             except SchemaMismatchError as error:  # it judged the request by this schema
                 raise UnavailableError(str(error)) from error
+            is_held = False
+            return observed
         except FeatureStoreError as error:
             if not is_sent:
                 error.applied = False
             if used is None or (error.applied is False and not is_unknown):
                 raise
+            is_held = True
             finishable = _finishable(error, used)
             if finishable is error:
                 raise
             raise finishable from error
         finally:
-            if taken is not None:
-                self.sequences.give_back(taken)
+            if used is not None:
+                (self.sequences.hold if is_held else self.sequences.give_back)(used)
 
     def _sendable(self, event: str, fields: Mapping[str, Any]) -> Call[Mapping[str, Any]]:
         """Without what is ignored and could not be sent: lists, objects and datetimes under names that are

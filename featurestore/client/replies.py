@@ -247,7 +247,8 @@ class Observed:
 
     outcome    when peeking, what would have become of it
     position   of the event in the journal, from 1; of the last one when nothing was written
-    ack        None when nothing was written
+    ack        what it had survived when it was answered: less than was asked for where the disk did not
+               have it in time. None when nothing was written
     vector     None when no service was named. For an event that was not accepted it is a plain read,
                in which a duplicate does not find itself where features exclude the event
     attempts   how often the event was sent. DUPLICATE with more than one means that an earlier try was

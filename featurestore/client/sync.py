@@ -123,7 +123,7 @@ class Client:
     def ticket(self) -> Ticket:
         """A ticket for one `observe`, to be kept before anything is sent: whoever has it, or its text, can
         finish that write, from this client or another, in this process or another: as long as the store
-        knows it, see `Ticket`.
+        knows it and, under a name of one's own, before 1,024 later writes: see `Ticket`.
         """
         return self._calls.ticket()
 
@@ -146,14 +146,15 @@ class Client:
         peek     answer as if it had been applied, and apply nothing
         bounds   also read the bounds of each value
         pin      read this vector of the service, whatever it is by now
-        ack      when to answer; None: what the store's durability mode promises
+        ack      when to answer: once it is applied, which a power cut may undo, or once it is on disk; None:
+                 as `serve --observe-ack` says, by default when applied. Where it is to be on disk and is
+                 not just before the deadline, it is answered as applied: see Observed.ack
         ticket   of `ticket()` or of an error, or the text of one: with the same event it is applied once,
                  however often and from wherever it is sent, and answered DUPLICATE from the second time on;
                  what became of it the first time (late, refused) is not kept. Another event under it is an
-                 InvalidEventError; once its producer has used a number more than 1,024 above, or a newer
-                 epoch, a SequenceError; once the store has forgotten its producer, 15 minutes after the
-                 client's last write or 7 days if that has a name, it is applied again. By default each call
-                 has one of its own
+                 InvalidEventError; once its number or its epoch cannot be judged any more (see `Ticket`) a
+                 SequenceError; once the store has forgotten it, 15 minutes after it was sent or 7 days if
+                 its client has a name, it is applied again. By default each call has one of its own
 
         An error whose `applied` is None has a `ticket`: whether the event was applied is not known, and
         `observe(..., ticket=error.ticket)` finishes it. To send it without, or with another, is safe only
@@ -314,7 +315,8 @@ class Client:
                 reply = stream.reply(self.timeout_s)
                 if isinstance(reply, Failure):
                     return reply
-                upload.answered(reply)
+                if (failure := upload.answered(reply)) is not None:
+                    return failure
             for batch in upload.unanswered():
                 messages.put(batch.message)
             while True:
@@ -327,7 +329,8 @@ class Client:
                 reply = stream.reply(self.timeout_s)
                 if isinstance(reply, Failure):
                     return reply
-                upload.answered(reply)
+                if (failure := upload.answered(reply)) is not None:
+                    return failure
 
     def close(self) -> None:
         """Ends all calls of this client."""

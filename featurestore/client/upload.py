@@ -256,20 +256,28 @@ class Upload:
         """
         return list(self._unanswered)
 
-    def answered(self, message: bytes) -> None:
-        """One IngestStreamResponse: it answers the oldest batch that is unanswered."""
+    def answered(self, message: bytes) -> Failure | None:
+        """One IngestStreamResponse: it answers the oldest batch that is unanswered. A Failure where that is
+        applied and not durable, as it was to be: sent again, it is answered once the disk has it.
+        """
         waiting = self._unanswered[0] if self._unanswered else None
         try:
             reply = wire.decode_ingested(
                 message,
                 sequence=None if waiting is None else waiting.ticket.sequence,
                 n_events=0 if waiting is None else len(waiting.rows),
-                ack=self._ack,
                 position=self.report.position,
                 max_refusals=self._max_listed,
             )
         except UnavailableError as error:
             raise self._explained(OutcomeUnknownError(str(error))) from error
+        ack = wire.ack_of(reply.ack)
+        if ack is not None and self._ack is not None and ack < self._ack:
+            return Failure(
+                Code.UNAVAILABLE,
+                "a batch was applied and not on disk when its time was over",
+                said="unknown",
+            )
         batch = self._unanswered.popleft()
         self._numbers.give_back(batch.ticket)
         self._is_unknown &= bool(self._unanswered)
@@ -287,11 +295,11 @@ class Upload:
             report.refused += reply.refused
             refused_there = [self._refusal_there(batch, one) for one in reply.refusals]
         report.position = reply.position
-        ack = wire.ack_of(reply.ack)
         if ack is not None:
             report.ack = ack if report.ack is None else min(report.ack, ack)
         report.batches += 1
         self._count(batch, refused_there)
+        return None
 
     def _count(self, batch: Batch, refused_there: list[Refusal]) -> None:
         report = self.report

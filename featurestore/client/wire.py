@@ -414,7 +414,6 @@ def decode_observed(
     *,
     peek: bool,
     bounds: bool,
-    ack: Ack | None,
     why: Callable[[Outcome, str | None], Why] | None = None,
 ) -> Observed:
     """An ObserveResponse; the rest is what was asked for. `why` is asked of an event that was refused, for
@@ -426,7 +425,7 @@ def decode_observed(
     outcome = outcome_of(numbers.get(OBSERVED_OUTCOME, 0))
     acknowledged = ack_of(numbers.get(OBSERVED_ACK, 0))
     if not peek:
-        check_ack(acknowledged, ack, is_needed=outcome is Outcome.ACCEPTED)
+        check_ack(acknowledged, is_needed=outcome is Outcome.ACCEPTED)
     position = numbers.get(OBSERVED_POSITION, 0)
     if outcome is Outcome.ACCEPTED and not peek and not position:
         raise unreadable("no position of an event that it says was applied")
@@ -456,7 +455,6 @@ def decode_ingested(
     *,
     sequence: int | None,
     n_events: int,
-    ack: Ack | None,
     position: int,
     max_refusals: int = MAX_REFUSALS,
 ) -> service_pb.IngestResponse:
@@ -493,16 +491,14 @@ def decode_ingested(
             f"batch {sequence} is at position {reply.position} of the journal, behind {position} that was "
             "answered before: has the store lost its end, or become another?"
         )
-    check_ack(ack_of(reply.ack), ack, is_needed=reply.accepted > 0)
+    check_ack(ack_of(reply.ack), is_needed=reply.accepted > 0)
     return reply
 
 
-def check_ack(given: Ack | None, wanted: Ack | None, *, is_needed: bool) -> None:
-    """What was written survived what it was asked to."""
+def check_ack(given: Ack | None, *, is_needed: bool) -> None:
+    """It is said what survives what was written; less than was asked for, where that was not had in time."""
     if given is None and is_needed:
         raise unreadable("it does not say what was written survives")
-    if given is not None and wanted is not None and given < wanted:
-        raise unreadable(f"it is acknowledged as {given.name}, where {wanted.name} was asked for")
 
 
 def outcome_of(number: int) -> Outcome:

@@ -140,6 +140,7 @@ ctypedef struct HostC:
 ctypedef struct Parked:              # a reply that waits for the disk
     uint64_t position
     uint64_t end                     # logical offset of its last byte in `out`, plus 1
+    uint64_t ack_at                  # that of its ack
     uint64_t began_ns                # when its message was run, by the dispatcher's clock
     int64_t since_ns                 # when it was parked, by the loop's
 
@@ -151,6 +152,7 @@ ctypedef struct Stream:
     int32_t id
     int target                       # -1: not known yet
     int64_t deadline_ns              # 0: none
+    int64_t answer_ns                # a write that waits for the disk is answered by then
     int64_t began_ns
     size_t header_bytes
     bint is_post
@@ -344,8 +346,11 @@ cdef void loop_free(LoopC* loop) noexcept nogil
 cdef void loop_inbox(LoopC* loop) noexcept nogil
 # Replies whose positions are on disk by now.
 cdef void loop_unpark(LoopC* loop) noexcept nogil
-# Ends the calls whose time is over, and those whose request's is.
+# Ends the calls whose time is over, and those whose request's is; answers what has waited for the disk until
+# just before that.
 cdef void loop_deadlines(LoopC* loop) noexcept nogil
+# Answers what has waited for the disk for as long as the server lets anything wait.
+cdef void loop_waits(LoopC* loop) noexcept nogil
 # Begins a round, with what waits for its turn from the one before.
 cdef void loop_turns(LoopC* loop) noexcept nogil
 # When a call's time may be over, the first of them; 0: no call's is bounded.

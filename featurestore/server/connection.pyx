@@ -31,9 +31,9 @@ from libc.string cimport memcmp, memcpy, memmove, memset, strlen
 from featurestore.core.sanitizer cimport GAP_BYTES
 from featurestore.server.cursor cimport Cursor, cursor_structs, is_utf8, skip, take_slice, take_tag
 from featurestore.server.dispatcher cimport (
-    ANSWER_BUSY, ANSWER_DONE, ANSWER_ERROR, ANSWER_LARGE, ANSWER_PARKED, FAULT_LOST, FAULT_TIMEOUT,
+    ANSWER_BUSY, ANSWER_DONE, ANSWER_ERROR, ANSWER_LARGE, ANSWER_PARKED, FAULT_LOST,
     FAULT_UNANSWERED, METHOD_READ, METHOD_READ_STREAM, Call, dispatcher_check, dispatcher_finish,
-    dispatcher_give, dispatcher_is_unknown, dispatcher_run, dispatcher_take, dispatcher_try,
+    dispatcher_give, dispatcher_is_unknown, dispatcher_run, dispatcher_take, dispatcher_try, say_applied,
 )
 from featurestore.server.errands cimport (
     ERRAND_CANCEL, ERRAND_END, ERRAND_HALF_CLOSE, ERRAND_MESSAGE, ERRAND_NEXT, ERRAND_RUN, ERRAND_SHAKE,
@@ -89,6 +89,8 @@ cdef enum:
     MOST_MOVED_BYTES = 256 << 10     # at once: moving more would hold others up
     ADOPT_BYTES = 16 << 10           # a reply of so much is not copied
     MOST_STATUS_HEADERS = 4          # of a call that has ended
+    ANSWER_PART = 20                 # of a call's time, one is left for the way of an answer that waited for
+    ANSWER_NS = 1_000_000            # the disk in vain; this at least
     TURN_COST = 1 << 10              # of what one connection has run in a round; see Call.cost
     CALL_COST = 16                   # of a message, whatever is in it
     BYTES_A_COST = 64
@@ -409,7 +411,7 @@ cdef int64_t _due_ns(const Stream* stream) noexcept nogil:
     """
     cdef const HostC* host = stream.connection.loop.host
     cdef int64_t since = stream.partial_ns
-    cdef int64_t due = 0
+    cdef int64_t due = 0, deadline
     cdef uint64_t given_s
     if not _target(stream).streams_requests:
         since = 0 if stream.is_half_closed else stream.began_ns
@@ -418,7 +420,10 @@ cdef int64_t _due_ns(const Stream* stream) noexcept nogil:
             since = stream.connection.loop.now_ns
         given_s = min(<uint64_t>_unread(stream) // host.min_rate, <uint64_t>MOST_GIVEN_S)
         due = since + host.request_ns + <int64_t>given_s * NS_PER_S + 1
-    return stream.deadline_ns if stream.deadline_ns and (due == 0 or stream.deadline_ns < due) else due
+    if stream.deadline_ns == 0:
+        return due
+    deadline = stream.answer_ns if stream.n_parked else stream.deadline_ns
+    return deadline if due == 0 or deadline < due else due
 
 
 cdef bint _time(Stream* stream) noexcept nogil:
@@ -811,6 +816,7 @@ cdef bint _park(Stream* stream, const Call* call) noexcept nogil:
     parked = &stream.ring[(stream.ring_first + stream.n_parked) % window if stream.ring != &stream.one else 0]
     parked.position = call.position
     parked.end = _out_end(stream)
+    parked.ack_at = parked.end - call.ack_back
     parked.began_ns = call.began_ns
     parked.since_ns = loop.now_ns
     stream.n_parked += 1
@@ -821,6 +827,8 @@ cdef bint _park(Stream* stream, const Call* call) noexcept nogil:
             loop.parked.parked_previous = stream
         loop.parked = stream
         fs_store(&loop.n_parked, loop.n_parked + 1)
+    if stream.timer and stream.deadline_ns:
+        _time(stream)
     return True
 
 
@@ -829,7 +837,7 @@ cdef bint _goes_without_words(const HostC* host, const Call* call) noexcept nogi
     already. What a client cannot cause at will has its words: what was applied, and is in doubt.
     """
     cdef uint64_t most = min(<uint64_t>MOST_WORDLESS, <uint64_t>host.dispatcher.max_calls // 2)
-    return (fs_load(&host.n_wordless) >= most and call.fault != FAULT_LOST and call.fault != FAULT_TIMEOUT
+    return (fs_load(&host.n_wordless) >= most and call.fault != FAULT_LOST
             and call.fault != FAULT_UNANSWERED)
 
 
@@ -874,9 +882,7 @@ cdef void _settle(Stream* stream, Call* call, int answer) noexcept nogil:
     is_appended = (is_write or _has_room(stream.connection, size)) and _take_reply(stream, call)
     if is_appended and answer == ANSWER_PARKED and _park(stream, call):
         dispatcher_give(host.dispatcher, call)
-        # It may have become durable before the sync thread could see that somebody waits.
-        if journal_durable(host.dispatcher.engine.journal) >= stream.ring[stream.ring_first].position:
-            _unpark(stream)
+        _unpark(stream)  # it may have become durable before the sync thread could see that somebody waits
         return
     dispatcher_finish(host.dispatcher, call.method, call.began_ns,
                       0 if is_appended and answer == ANSWER_DONE
@@ -907,8 +913,17 @@ cdef void _after_answer(Stream* stream) noexcept nogil:
         _end(stream, 0, NULL, 0, NULL, 0)
 
 
+cdef bint _has_waited(const Stream* stream, const Parked* parked) noexcept nogil:
+    """Whether a reply has waited for the disk for as long as it may."""
+    cdef const LoopC* loop = stream.connection.loop
+    return (stream.deadline_ns != 0 and loop.now_ns >= stream.answer_ns
+            or loop.now_ns - parked.since_ns >= loop.host.durable_wait_ns)
+
+
 cdef void _unpark(Stream* stream) noexcept nogil:
-    """Lets go what is durable of a stream's parked replies."""
+    """Lets go what is durable of a stream's parked replies; and what has no more time to become so, as no
+    more than applied. Once the disk has failed that is not certain either: see loop_unpark.
+    """
     cdef LoopC* loop = stream.connection.loop
     cdef HostC* host = loop.host
     cdef uint64_t durable = journal_durable(host.dispatcher.engine.journal)
@@ -917,7 +932,9 @@ cdef void _unpark(Stream* stream) noexcept nogil:
     while stream.n_parked:
         parked = &stream.ring[stream.ring_first]
         if parked.position > durable:
-            break
+            if fs_load(&host.has_failed) or not _has_waited(stream, parked):
+                break
+            say_applied(stream.outward.data + (parked.ack_at - stream.out_base))
         _make_ready(stream, parked.end)
         dispatcher_finish(host.dispatcher, _target(stream).method, parked.began_ns, 0)
         stream.n_parked -= 1
@@ -936,19 +953,15 @@ cdef void _unpark(Stream* stream) noexcept nogil:
 
 
 cdef void _give_up_parked(Stream* stream, Call* call) noexcept nogil:
-    """The first parked reply will not be sent, for the reason in `call`: nor will those behind it. Without a
-    Call there are no words of its own for that.
-    """
+    """The first parked reply will not be sent, because the disk has failed: nor will those behind it."""
     cdef LoopC* loop = stream.connection.loop
-    cdef bint has_words = call != NULL and not stream.is_ended  # drained, or ended by a message behind
-    cdef bint is_lost = call != NULL and call.fault == FAULT_LOST
+    cdef bint has_words = not stream.is_ended  # drained, or ended by a message behind
     stream.is_unknown = True
-    _drop_parked(loop, stream, 14 if is_lost else 4, has_words)
+    _drop_parked(loop, stream, 14, has_words)
     if not has_words:
-        if call != NULL:
-            dispatcher_give(loop.host.dispatcher, call)
+        dispatcher_give(loop.host.dispatcher, call)
         stream.is_ended = False
-        _refuse(stream, REFUSE_LOST if is_lost else REFUSE_DEADLINE)
+        _refuse(stream, REFUSE_LOST)
         return
     stream.is_ending = True
     _time_no_more(stream)
@@ -1478,6 +1491,7 @@ cdef int _on_header(nghttp2_session* session, const nghttp2_frame* frame, const 
             stream.has_bad_timeout = True
         elif stream.deadline_ns == 0:
             stream.deadline_ns = stream.connection.loop.now_ns + timeout
+            stream.answer_ns = stream.deadline_ns - max(timeout // ANSWER_PART, <int64_t>ANSWER_NS)
     return 0
 
 
@@ -2158,24 +2172,18 @@ cdef void loop_unpark(LoopC* loop) noexcept nogil:
 
 
 cdef void _too_late(Stream* stream) noexcept nogil:
-    cdef HostC* host = stream.connection.loop.host
-    cdef Call* call
-    if stream.n_parked == 0:
-        _refuse(stream, REFUSE_DEADLINE)
-        return
-    call = dispatcher_take(host.dispatcher)
-    if call != NULL:
-        call.method = _target(stream).method
-        call.began_ns = stream.ring[stream.ring_first].began_ns
-        call.position = stream.ring[stream.ring_first].position
-        call.fault = FAULT_TIMEOUT
-    _give_up_parked(stream, call)
+    _unpark(stream)
+    _refuse(stream, REFUSE_DEADLINE)
 
 
 cdef void _come_due(Stream* stream) noexcept nogil:
     """Its time was to be over by now. If it is not any more, it is looked at again when it will be."""
     cdef LoopC* loop = stream.connection.loop
-    cdef int64_t due = _due_ns(stream)
+    cdef int64_t due
+    _let_go_parked(stream)
+    if stream.timer == 0:
+        return
+    due = _due_ns(stream)
     if due > loop.now_ns:
         stream.due_ns = due
         _sift(loop, stream.timer - 1, stream)
@@ -2183,21 +2191,30 @@ cdef void _come_due(Stream* stream) noexcept nogil:
     _time_no_more(stream)
     if stream.deadline_ns and loop.now_ns >= stream.deadline_ns:
         _too_late(stream)
-    elif due:
+    elif due and stream.n_parked == 0:  # else the disk has failed, and loop_unpark ends it
         _refuse(stream, REFUSE_SLOW)
 
 
 cdef void loop_deadlines(LoopC* loop) noexcept nogil:
-    cdef Stream* stream
-    cdef Stream* following
-    cdef int64_t now = loop.now_ns
-    while loop.n_timers and now >= loop.timers[0].due_ns:
+    while loop.n_timers and loop.now_ns >= loop.timers[0].due_ns:
         _come_due(loop.timers[0])
-    stream = loop.parked
+
+
+cdef void _let_go_parked(Stream* stream) noexcept nogil:
+    """What may be; and runs what waited behind it."""
+    if stream.n_parked:
+        _unpark(stream)
+        if not stream.is_ended:
+            _advance(stream)
+
+
+cdef void loop_waits(LoopC* loop) noexcept nogil:
+    cdef Stream* stream = loop.parked
+    cdef Stream* following
     while stream != NULL:
         following = stream.parked_next
-        if now - stream.ring[stream.ring_first].since_ns >= loop.host.durable_wait_ns:
-            _too_late(stream)
+        if _has_waited(stream, &stream.ring[stream.ring_first]):
+            _let_go_parked(stream)
         stream = following
 
 

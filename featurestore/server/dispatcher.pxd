@@ -2,7 +2,8 @@
 # waiting.
 #
 #   take ──► try ──► DONE                      send reply
-#                ├─► PARKED                    keep reply and position, until `check` or `wait` says DONE
+#                ├─► PARKED                    keep reply and position, until `check` or `wait` says DONE; or
+#                │                             until time is over: `say_applied`, and send it
 #                ├─► ERROR ──► exception       with the GIL: the words; then its status
 #                └─► BUSY, LARGE ──► run       the same but these two
 #   finish                                     counts the call and its time
@@ -50,8 +51,7 @@ cdef enum Fault:
     FAULT_REPLY = 3                  # the reply would exceed the limit on messages; nothing was written
     FAULT_MEMORY = 4                 # no memory for the reply; nothing was written
     FAULT_LOST = 5                   # written, then the journal failed: a restart shows whether it is kept
-    FAULT_TIMEOUT = 6                # written, and not durable in the time that the caller had
-    FAULT_UNANSWERED = 7             # written, and no memory for the reply after all
+    FAULT_UNANSWERED = 6             # written, and no memory for the reply after all
 
 cdef enum:
     MOST_COST = 1 << 10              # of a Call that `try` runs: some 100 µs
@@ -72,6 +72,7 @@ ctypedef struct Call:
     int method                       # Method
     int fault                        # Fault
     uint64_t position                # PARKED: what the reply waits for
+    uint64_t ack_back                # PARKED: how far from the reply's end its ack stands; see say_applied
     Buffer reply
     uint64_t began_ns                # CLOCK_MONOTONIC
     uint32_t cost                    # what it takes to run: rows × what is computed or kept of each
@@ -98,6 +99,7 @@ ctypedef struct DispatcherC:
     Edition* edition                 # read with the plan lock held; replaced while it is held exclusively
     size_t max_reply_bytes
     size_t max_arena_bytes
+    uint8_t observe_ack              # Ack: what an Observe that asks for none waits for
     pthread_mutex_t pool_lock        # the next three
     Call* idle                       # a stack: the warmest first
     uint32_t n_calls                 # made
@@ -114,9 +116,13 @@ cdef int dispatcher_run(DispatcherC* d, Call* call, int method, const uint8_t* m
 # The same, or BUSY, or LARGE: for a caller that must not be held up.
 cdef int dispatcher_try(DispatcherC* d, Call* call, int method, const uint8_t* message,
                         size_t size) noexcept nogil
-# What has become of a PARKED call, an Answer. `wait` blocks, for ever with timeout_ns < 0.
+# What has become of a PARKED call, an Answer: PARKED where nothing has. `wait` blocks, for ever with
+# timeout_ns < 0.
 cdef int dispatcher_check(DispatcherC* d, Call* call) noexcept nogil
 cdef int dispatcher_wait(DispatcherC* d, Call* call, int64_t timeout_ns) noexcept nogil
+# Has a PARKED reply say of its write that it is applied, which is all that is known of it when its time is
+# over: `ack` is where it stands in the reply.
+cdef void say_applied(uint8_t* ack) noexcept nogil
 # Whether a call that has failed may have applied something, or one before it of the same producer, epoch and
 # sequence: that is not known. A read never has.
 cdef bint dispatcher_is_unknown(const Call* call) noexcept nogil

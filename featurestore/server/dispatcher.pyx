@@ -5,14 +5,13 @@ What it promises:
 
 - A call is of one schema from its first byte to its last: names, plan and reply change together, under the
 plan lock.
-- Nothing is acknowledged that the store may still lose in the mode that the caller asked for. A duplicate
-waits for
-  what it repeats.
+- A reply says which ack its write has, and that is true. One that is to be durable and is not when its
+  caller's time is over says that it is applied. A duplicate waits for what it repeats.
 - Whatever the bytes are, the answer is a reply or a named fault, memory stays within its limits, and a call
 that is
-  answered with a fault has changed nothing. (Three exceptions, all named: FAULT_LOST, FAULT_TIMEOUT and
-  FAULT_UNANSWERED were written, and of the first two only whether a power cut would spare them is not known.
-  A retry with the same sequence finds out.)
+  answered with a fault has changed nothing. (Two exceptions, both named: FAULT_LOST and FAULT_UNANSWERED were
+  written, and of the first only whether a power cut would spare it is not known. A retry with the same
+  sequence finds out.)
 - In the steady state a call allocates nothing: its memory is that of a call before it.
 
 Words are made outside: `Dispatcher.exception` takes the GIL after every lock has been let go.
@@ -269,19 +268,20 @@ cdef bint _is_kept(const Batch* batch) noexcept nogil:
     return False
 
 
+cdef uint8_t _ack_of_mode(const DispatcherC* d) noexcept nogil:
+    return ACK_APPLIED if d.engine.journal.mode == MODE_PROCESS else ACK_DURABLE
+
+
 cdef int _settle(DispatcherC* d, Call* call, const Batch* batch, uint8_t wanted, uint8_t* ack) noexcept nogil:
     """What a write that the engine took may be answered with, and when: an Answer. `ack` is what will then be
     true.
 
     A write that kept nothing has nothing to survive: its ack stays unspecified and it waits for nothing.
     """
-    cdef bint by_mode = wanted == ACK_DEFAULT
     ack[0] = ACK_DEFAULT
     call.position = call.result.position
     if not call.result.written and call.result.verdict != VERDICT_DUPLICATE and not _is_kept(batch):
         return ANSWER_DONE
-    if by_mode:
-        wanted = ACK_APPLIED if d.engine.journal.mode == MODE_PROCESS else ACK_DURABLE
     ack[0] = wanted
     if wanted == ACK_DURABLE:
         if journal_durable(d.engine.journal) >= call.position:
@@ -307,6 +307,8 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
     cdef int answer = ANSWER_DONE
     if wire_decode_observe(edition.tables, &call.arena, message, size, &request, &call.wire) != WIRE_OK:
         return _unreadable(call, edition)
+    if request.write.ack == ACK_DEFAULT:
+        request.write.ack = d.observe_ack
     _sender_of(&request.write, &call.sender)
     fields = &edition.tables.events[request.write.batch.event]
     n_bytes += fields.keys_bytes + fields.name_bytes
@@ -337,7 +339,8 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
         _count_asked(edition, request.service, call.began_ns)
         view = _view(&outputs, 1, service.width, request.coverage)
     if not wire_encode_observe(&call.reply, request.write.batch.outcomes[0], call.result.partly_late != 0,
-                               ack, call.result.position, NULL if service == NULL else &view, fingerprint,
+                               ack, call.result.position, &call.ack_back,
+                               NULL if service == NULL else &view, fingerprint,
                                1.0 if service == NULL else service.confidence,
                                &fields.keys, call.result.first_shed, fields, request.write.refused_by):
         return _failed(call, FAULT_UNANSWERED)
@@ -359,6 +362,8 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
     if _is_large(call, request.batch.n_events,
                  _event_cost(&d.engine.state.plan.events[request.batch.event]), waits):
         return ANSWER_LARGE
+    if request.ack == ACK_DEFAULT:
+        request.ack = _ack_of_mode(d)
     _sender_of(&request, &call.sender)
     fields = &edition.tables.events[request.batch.event]
     n_listed = request.max_refusals if request.max_refusals else <uint64_t>MAX_REFUSALS
@@ -378,8 +383,8 @@ cdef int _run_ingest(DispatcherC* d, Call* call, const uint8_t* message, size_t 
         return answer
     if not wire_encode_ingest(&call.reply, streamed, request.batch.outcomes,
                               0 if duplicate else request.batch.n_events, call.result.partly_late,
-                              call.result.shed, ack, call.result.position, request.sequence, duplicate,
-                              request.max_refusals, fields, request.refused_by):
+                              call.result.shed, ack, call.result.position, &call.ack_back,
+                              request.sequence, duplicate, request.max_refusals, fields, request.refused_by):
         return _failed(call, FAULT_UNANSWERED)
     return answer
 
@@ -465,15 +470,15 @@ cdef int dispatcher_wait(DispatcherC* d, Call* call, int64_t timeout_ns) noexcep
     cdef int status = journal_wait(d.engine.journal, call.position, timeout_ns)
     if status == JOURNAL_OK:
         return ANSWER_DONE
-    return _failed(call, FAULT_TIMEOUT if status == JOURNAL_TIMEOUT else FAULT_LOST)
+    return ANSWER_PARKED if status == JOURNAL_TIMEOUT else _failed(call, FAULT_LOST)
 
 
 cdef int dispatcher_check(DispatcherC* d, Call* call) noexcept nogil:
-    cdef int answer = dispatcher_wait(d, call, 0)
-    if answer == ANSWER_ERROR and call.fault == FAULT_TIMEOUT:
-        call.fault = FAULT_NONE
-        return ANSWER_PARKED
-    return answer
+    return dispatcher_wait(d, call, 0)
+
+
+cdef void say_applied(uint8_t* ack) noexcept nogil:
+    ack[0] = ACK_APPLIED
 
 
 cdef bint dispatcher_is_unknown(const Call* call) noexcept nogil:
@@ -482,7 +487,7 @@ cdef bint dispatcher_is_unknown(const Call* call) noexcept nogil:
     if call.fault == FAULT_ENGINE:
         return call.engine_status == ENGINE_FAILED or (
             call.engine_status == ENGINE_VERDICT and is_unknown(call.result.verdict))
-    return call.fault == FAULT_LOST or call.fault == FAULT_TIMEOUT or call.fault == FAULT_UNANSWERED
+    return call.fault == FAULT_LOST or call.fault == FAULT_UNANSWERED
 
 
 cdef void dispatcher_finish(DispatcherC* d, int method, uint64_t began_ns, int status) noexcept nogil:
@@ -540,8 +545,8 @@ cdef class Dispatcher:
 
     max_calls: requests in work at once; further ones are a LimitError. max_message_bytes: of a request and of
     a reply. max_rows: events of a batch, key sets of a read. max_call_bytes: memory that one request may take
-    when decoded. Close it before the store: `close` ends its part in schema changes. Any thread may call any
-    method.
+    when decoded. observe_ack: "applied" or "durable", what an Observe waits for that asks for neither.
+    Close it before the store: `close` ends its part in schema changes. Any thread may call any method.
     """
 
     def __cinit__(self):
@@ -550,7 +555,7 @@ cdef class Dispatcher:
             raise MemoryError
 
     def __init__(self, Engine engine not None, *, uint32_t max_calls=256, size_t max_message_bytes=16 << 20,
-                 size_t max_rows=1 << 20, size_t max_call_bytes=256 << 20):
+                 size_t max_rows=1 << 20, size_t max_call_bytes=256 << 20, str observe_ack="applied"):
         if self.engine is not None:
             raise ValueError("a Dispatcher is made once")
         self.engine = engine
@@ -563,6 +568,7 @@ cdef class Dispatcher:
         self.c.max_calls = max_calls
         self.c.max_reply_bytes = max_message_bytes
         self.c.max_arena_bytes = max_call_bytes
+        self.c.observe_ack = ACK_DURABLE if observe_ack == "durable" else ACK_APPLIED
         self.served = []
         self.asked = {}
         engine.add_plan_listener(self)
@@ -623,10 +629,6 @@ cdef class Dispatcher:
         if call.fault == FAULT_MEMORY:
             return LimitError(
                 "the request would take more memory than one request may; ask for less at a time")
-        if call.fault == FAULT_TIMEOUT:
-            return TimeoutError(
-                f"applied at position {call.position}, and not on disk in the time given; send it again with "
-                "the same producer, epoch and sequence to wait for it")
         if call.fault == FAULT_UNANSWERED:
             return UnavailableError(
                 "applied, and there was no memory for the answer; send it again, with the same producer, "
@@ -658,12 +660,12 @@ cdef class Dispatcher:
     # -- calls
 
     def call(self, int method, bytes message not None, timeout_s=None):
-        """The reply to one message, when it may be sent. Raises the errors that featurestore.server.status
-        names.
+        """The reply to one message, when it may be sent: of a write timeout_s after it was asked for at the
+        latest, then with the ack that it has. Raises the errors that featurestore.server.status names.
         """
         cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(message)
         cdef size_t size = len(message)
-        cdef int64_t timeout_ns = -1 if timeout_s is None else max(0, int(timeout_s * 1e9))
+        cdef int64_t until_ns = 0 if timeout_s is None else clock_monotonic_ns() + int(timeout_s * 1e9)
         cdef Call* call = self.taken(method)
         cdef int answer = ANSWER_BUSY
         if method == METHOD_READ and size <= SHORT_READ_BYTES:
@@ -672,7 +674,10 @@ cdef class Dispatcher:
             with nogil:
                 answer = dispatcher_run(&self.c, call, method, data, size)
                 if answer == ANSWER_PARKED:
-                    answer = dispatcher_wait(&self.c, call, timeout_ns)
+                    answer = dispatcher_wait(&self.c, call,
+                                             max(until_ns - clock_monotonic_ns(), 0) if until_ns else -1)
+        if answer == ANSWER_PARKED:
+            say_applied(call.reply.data + call.reply.size - call.ack_back)
         if answer == ANSWER_ERROR:
             raise self.refusal(call)
         try:
@@ -682,7 +687,9 @@ cdef class Dispatcher:
             dispatcher_give(&self.c, call)
 
     def begin(self, int method, bytes message not None):
-        """As `call` without waiting: (reply, position to wait for or 0, when it began). Then `end`."""
+        """As `call` without waiting: (reply, position to wait for or 0, when it began, where its ack stands).
+        Then `end`.
+        """
         cdef const uint8_t* data = <const uint8_t*>PyBytes_AS_STRING(message)
         cdef size_t size = len(message)
         cdef Call* call = self.taken(method)
@@ -693,12 +700,14 @@ cdef class Dispatcher:
             raise self.refusal(call)
         try:
             reply = PyBytes_FromStringAndSize(<const char*>call.reply.data, call.reply.size)
-            return reply, call.position if answer == ANSWER_PARKED else 0, call.began_ns
+            position = call.position if answer == ANSWER_PARKED else 0
+            return reply, position, call.began_ns, call.reply.size - call.ack_back
         finally:
             dispatcher_give(&self.c, call)
 
-    def end(self, int method, uint64_t position, uint64_t began_ns, timeout_s=None):
-        """Waits until what `begin` gave may be sent, and counts the call."""
+    def end(self, int method, bytes reply not None, uint64_t position, uint64_t began_ns, uint64_t ack_at,
+            timeout_s=None):
+        """Waits until what `begin` gave may be sent, at most timeout_s, and counts the call: the reply."""
         cdef Call call
         cdef int64_t timeout_ns = -1 if timeout_s is None else max(0, int(timeout_s * 1e9))
         cdef int answer = ANSWER_DONE
@@ -713,6 +722,11 @@ cdef class Dispatcher:
             dispatcher_finish(&self.c, method, began_ns, <int>status_of(error))
             raise error
         dispatcher_finish(&self.c, method, began_ns, 0)
+        if answer == ANSWER_PARKED:
+            said = bytearray(reply)
+            said[ack_at] = <int>ACK_APPLIED
+            return bytes(said)
+        return reply
 
     def count_heaviest(self, uint64_t began_ns, int status):
         """Counts a GetHeaviest that began at began_ns (monotonic) and ends now with a gRPC status code."""

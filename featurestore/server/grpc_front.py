@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,7 +37,9 @@ from featurestore.server.health import Health
 
 SERVICE = "featurestore.v1.FeatureStoreService"
 HEALTH = "grpc.health.v1.Health"
+Begun = tuple[bytes, int, int, int]  # of Dispatcher.begin
 MOST_MS = (1 << 31) - 1  # that an option may have
+ANSWER_S, ANSWER_SHARE = 0.001, 0.05  # of a call's time, whichever is more: left for the way of its answer
 
 
 def options(limits: Limits) -> list[tuple[str, int]]:
@@ -131,7 +134,7 @@ class _Ingest:
 
     def __init__(self, dispatcher: Dispatcher, requests: Iterator[bytes], window: int) -> None:
         self._dispatcher, self._requests = dispatcher, requests
-        self._answers: queue.SimpleQueue[tuple[bytes, int, int] | BaseException | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Begun | BaseException | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(window)
         self._lock = (
             threading.Lock()
@@ -172,7 +175,7 @@ class _Ingest:
                 self._answers.put(self._dispatcher.begin(hot.INGEST_STREAM, message))
             return not self._ended
 
-    def answers(self, context: grpc.ServicerContext, wait_s: float) -> Iterator[bytes]:
+    def answers(self, context: grpc.ServicerContext, wait_s: Callable[[], float]) -> Iterator[bytes]:
         has_answered = False
         while True:
             answer = self._answers.get()
@@ -182,9 +185,8 @@ class _Ingest:
                 if has_answered and isinstance(answer, FeatureStoreError):
                     answer.applied = None  # clients drop what they have not read for an error
                 abort(context, answer)
-            reply, position, began_ns = answer
             try:
-                self._dispatcher.end(hot.INGEST_STREAM, position, began_ns, wait_s)
+                reply = self._dispatcher.end(hot.INGEST_STREAM, *answer, timeout_s=wait_s())
             except Exception as error:
                 abort(context, error)
             has_answered = True
@@ -305,23 +307,29 @@ class GrpcioFront:
 
         def write(message: bytes, context: grpc.ServicerContext) -> bytes:
             try:
-                return call(method, message, self._wait_s(context))
+                return call(method, message, self._waits(context)())
             except Exception as error:
                 abort(context, error)
 
         return _on(self._writers, write)
 
-    def _wait_s(self, context: grpc.ServicerContext) -> float:
-        """How long to wait for the disk: as long as the client does."""
+    def _waits(self, context: grpc.ServicerContext) -> Callable[[], float]:
+        """How long to wait for the disk, whenever it is asked: as long as the client does, less what an
+        answer needs to be there in time.
+        """
+        most_s = self._limits.durable_wait_s
         left_s = context.time_remaining()
-        return self._limits.durable_wait_s if left_s is None else min(left_s, self._limits.durable_wait_s)
+        if left_s is None:
+            return lambda: most_s
+        until_s = time.monotonic() + left_s - max(ANSWER_S, ANSWER_SHARE * left_s)
+        return lambda: min(max(until_s - time.monotonic(), 0.0), most_s)
 
     def _ingest_stream(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         stream = _Ingest(self._dispatcher, requests, self._limits.stream_window)
         with self.streams.slot(context, stream.drain):
             stream.start()
             try:
-                yield from stream.answers(context, self._limits.durable_wait_s)
+                yield from stream.answers(context, self._waits(context))
             finally:
                 stream.stop()
 

@@ -19,7 +19,7 @@ from featurestore.server.connection cimport (
     N_BENCHES, N_REFUSALS, HealthService, HostC, LoopC, Target, TransportCounts, connection_close,
     connection_is_over, connection_open, connection_receive, connection_send, connection_tick, host_free,
     host_init, host_run, loop_deadlines, loop_drain, loop_free, loop_inbox, loop_init, loop_post, loop_turns,
-    loop_unpark, throw_away,
+    loop_unpark, loop_waits, throw_away,
 )
 from featurestore.server.dispatcher cimport Dispatcher, dispatcher_is_unknown
 from featurestore.server.errands cimport (
@@ -436,6 +436,7 @@ cdef class Session:
             return None
         self.loop.now_ns += <int64_t>(seconds * 1e9)
         loop_deadlines(&self.loop)
+        loop_waits(&self.loop)
         if connection_tick(self.connection) != 0:
             self.close()
             return None

@@ -16,6 +16,7 @@ sees the last words rather than a reset.
 """
 
 cimport cython
+from posix.time cimport timespec
 from libc.errno cimport EAGAIN, ECONNABORTED, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -27,7 +28,7 @@ from featurestore.server.connection cimport (
     LoopC, connection_close, connection_dirty, connection_hears_no_more, connection_hold, connection_is_over,
     connection_let_go, connection_open, connection_receive, connection_send, connection_shake,
     connection_tick, loop_deadlines, loop_drain, loop_free, loop_inbox, loop_init, loop_next_deadline_ns,
-    loop_turns, loop_unpark,
+    loop_turns, loop_unpark, loop_waits,
 )
 from featurestore.server.host cimport Host
 from featurestore.server.memory cimport buffer_extend, buffer_free
@@ -69,6 +70,14 @@ cdef extern from "<sys/eventfd.h>" nogil:
     int eventfd_write(int fd, uint64_t value)
     int eventfd_read(int fd, uint64_t* value)
 
+cdef extern from "<poll.h>" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    enum: POLLIN
+    int ppoll(pollfd* fds, size_t n, const timespec* timeout, const void* sigmask) noexcept
+
 cdef extern from "<sys/epoll.h>" nogil:
     uint32_t EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP, EPOLLRDHUP, EPOLLEXCLUSIVE, EPOLLONESHOT
     int EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
@@ -108,7 +117,7 @@ cdef enum:
     ROUND_BYTES = 64 << 10           # of one connection
     ROUND_NS = 100_000               # for one connection, when there is more to read
     WRITE_BYTES = 64 << 10
-    LOOK_MS = 5                      # at deadlines, while there are some
+    LOOK_MS = 5                      # at deadlines, while there are some; those of what is parked are exact
     TICK_MS = 200
     CONNECTION_BYTES = 20 << 10      # about: what nghttp2 and we keep of one that says nothing
     TRIM_BYTES = 16 << 20
@@ -473,13 +482,31 @@ cdef void _handle(Sockets* s, epoll_event* event) noexcept nogil:
         connection_dirty(connection)
 
 
+cdef void _sleep(Sockets* s, int64_t ns) noexcept nogil:
+    """Until somebody has something to say, or so long to the nanosecond: epoll_wait counts milliseconds."""
+    cdef pollfd polled
+    cdef timespec longest
+    if ns <= 0:
+        return
+    polled.fd = s.epoll_fd
+    polled.events = POLLIN
+    longest.tv_sec = 0
+    longest.tv_nsec = ns
+    ppoll(&polled, 1, &longest, NULL)
+
+
 cdef int _may_sleep_ms(Sockets* s) noexcept nogil:
-    """Until somebody has something to say: not at all while there is something to go on with."""
+    """Until somebody has something to say: not at all while there is something to go on with, or when it has
+    slept already.
+    """
     cdef LoopC* loop = &s.loop
     cdef int64_t next_ns = loop_next_deadline_ns(loop)
     if loop.turns != NULL or loop.dirty != NULL:
         return 0
     if loop.n_parked:
+        if next_ns and next_ns - loop.now_ns < LOOK_MS * 1_000_000:
+            _sleep(s, next_ns - loop.now_ns)
+            return 0
         return LOOK_MS
     if next_ns and next_ns - loop.now_ns < TICK_MS * 1_000_000:
         return max(<int>LOOK_MS, <int>((next_ns - loop.now_ns) // 1_000_000 + 1))
@@ -500,9 +527,11 @@ cdef void _run(Sockets* s) noexcept nogil:
         loop_inbox(loop)
         if loop.n_parked:
             loop_unpark(loop)
+            loop_deadlines(loop)
         if loop.now_ns - s.looked_ns >= LOOK_MS * 1_000_000:
             s.looked_ns = loop.now_ns
             loop_deadlines(loop)
+            loop_waits(loop)
         if fs_load(&s.wants_drain) and not loop.is_draining:
             loop.is_draining = True
             _stop_listening(s)

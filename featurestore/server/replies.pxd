@@ -23,12 +23,14 @@ ctypedef struct VectorsView:         # n vectors of `width` values, row-major; b
 # batch's, after the sequencer; none for a duplicate batch. `fields` are the event type's and `refused_by` as
 # in an IngestCall: refusals name their field; NULL: they do not.
 cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, bint partly_late, uint8_t ack, uint64_t position,
-                              const VectorsView* vectors, uint64_t fingerprint, double confidence,
+                              uint64_t* ack_back, const VectorsView* vectors, uint64_t fingerprint,
+                              double confidence,
                               const NameTable* keys, uint64_t shed, const FieldTable* fields,
                               const uint16_t* refused_by) noexcept nogil
 cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events,
                              uint32_t partly_late, uint32_t shed, uint8_t ack, uint64_t position,
-                             uint64_t sequence, bint duplicate_batch, uint64_t max_refusals,
+                             uint64_t* ack_back, uint64_t sequence, bint duplicate_batch,
+                             uint64_t max_refusals,
                              const FieldTable* fields, const uint16_t* refused_by) noexcept nogil
 cdef bint wire_encode_read(Buffer* out, bint streamed, const VectorsView* vectors, uint64_t fingerprint,
                            double confidence, const int64_t* now_ms) noexcept nogil

@@ -197,7 +197,8 @@ cdef const Name* refused_field(const FieldTable* fields, uint8_t outcome,
 
 
 cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, bint partly_late, uint8_t ack, uint64_t position,
-                              const VectorsView* vectors, uint64_t fingerprint, double confidence,
+                              uint64_t* ack_back, const VectorsView* vectors, uint64_t fingerprint,
+                              double confidence,
                               const NameTable* keys, uint64_t shed, const FieldTable* fields,
                               const uint16_t* refused_by) noexcept nogil:
     cdef VectorsLayout layout
@@ -218,6 +219,7 @@ cdef bint wire_encode_observe(Buffer* out, uint8_t outcome, bint partly_late, ui
         return False
     at = put_number_field(at, VARINT_1, on_wire(outcome))
     at = put_number_field(at, VARINT_2, ack)
+    ack_back[0] = <uint64_t>(out.data + out.size - at) + 1
     at = put_number_field(at, VARINT_3, position)
     if vectors != NULL:
         at[0] = LENGTH_4
@@ -239,7 +241,8 @@ cdef inline uint64_t refusal_size(uint32_t index, uint8_t outcome, const Name* f
 
 cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes, uint32_t n_events,
                              uint32_t partly_late, uint32_t shed, uint8_t ack, uint64_t position,
-                             uint64_t sequence, bint duplicate_batch, uint64_t max_refusals,
+                             uint64_t* ack_back, uint64_t sequence, bint duplicate_batch,
+                             uint64_t max_refusals,
                              const FieldTable* fields, const uint16_t* refused_by) noexcept nogil:
     cdef uint64_t accepted = 0, late = 0, duplicate = 0, refused = 0, size, refusals_size = 0
     cdef const Name* field
@@ -285,6 +288,7 @@ cdef bint wire_encode_ingest(Buffer* out, bint streamed, const uint8_t* outcomes
         i += 1
     at = put_number_field(at, VARINT_6, position)
     at = put_number_field(at, VARINT_7, ack)
+    ack_back[0] = <uint64_t>(out.data + out.size - at) + 1
     at = put_number_field(at, VARINT_8, duplicate_batch)
     at = put_number_field(at, VARINT_9, sequence)
     at = put_number_field(at, VARINT_10, partly_late)
@@ -402,6 +406,7 @@ def encode_observe(
     cdef Name names[MAX_SHED]
     cdef NameTable keys
     cdef uint32_t n_shed = len(shed), i
+    cdef uint64_t ack_back = 0
     if n_shed > MAX_SHED:
         raise ValueError(f"at most {MAX_SHED} keys here, not {n_shed}")
     memset(&keys, 0, sizeof(NameTable))
@@ -421,6 +426,7 @@ def encode_observe(
             partly_late,
             ack,
             position,
+            &ack_back,
             NULL if values is None else &reply.view,
             fingerprint,
             confidence,
@@ -452,6 +458,7 @@ def encode_ingest(
     cdef FieldTable fields
     cdef uint16_t[::1] refused_by = np.zeros(outcomes.shape[0] + 1, np.uint16)
     cdef uint32_t n_events
+    cdef uint64_t ack_back = 0
     if outcomes.shape[0] > MAX_BATCH_EVENTS:
         raise ValueError(f"a batch has at most {MAX_BATCH_EVENTS} events, not {outcomes.shape[0]}")
     n_events = outcomes.shape[0]
@@ -467,6 +474,7 @@ def encode_ingest(
             shed,
             ack,
             position,
+            &ack_back,
             sequence,
             duplicate_batch,
             max_refusals,

@@ -87,6 +87,7 @@ class Server:
             max_message_bytes=limits.max_message_bytes,
             max_rows=limits.max_batch_events,
             max_call_bytes=limits.max_call_bytes,
+            observe_ack=config.observe_ack,
         )
         self._registry = registry.Registry(engine)
         self.front = transport.front(self.dispatcher, config)

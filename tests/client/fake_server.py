@@ -124,6 +124,7 @@ class FakeServer(
         self.calls: dict[str, int] = {}
         self.refuse: dict[str, int] = {}  # customer_id → Outcome number
         self._applied: dict[tuple[str, int, int], bytes] = {}
+        self._highest: dict[tuple[str, int], int] = {}
         self._lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(16))
         feature_store_service_pb2_grpc.add_FeatureStoreServiceServicer_to_server(self, self._server)
@@ -151,6 +152,10 @@ class FakeServer(
         """True where it is new."""
         if not producer:
             return True
+        highest = self._highest.setdefault((producer, epoch), sequence)
+        if sequence + 1024 < highest:
+            context.abort(Code.FAILED_PRECONDITION, "too far below the producer's highest sequence")
+        self._highest[producer, epoch] = max(sequence, highest)
         seen = self._applied.setdefault((producer, epoch, sequence), content)
         if seen is content:
             return True

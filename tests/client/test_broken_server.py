@@ -212,14 +212,33 @@ def test_a_reply_to_a_write_that_cannot_be_read_says_that_the_event_may_be_in() 
         assert told.value.ticket == Ticket("p", 1, 1)
 
 
-def test_less_than_was_asked_to_survive_is_an_error() -> None:
+def test_a_write_says_when_it_survives_less_than_was_asked_for() -> None:
+    """As one does of which the time was over before the disk had it."""
     call = Calls("p", 1).observe(
         "transaction", {}, None, peek=False, bounds=False, ack=Ack.DURABLE, ticket=None
     )
     next(call)
     applied = service_pb.ObserveResponse(outcome=t.OUTCOME_ACCEPTED, ack=t.ACK_APPLIED, position=7)
-    with pytest.raises(UnavailableError, match="acknowledged as APPLIED, where DURABLE was asked for"):
+    with pytest.raises(StopIteration) as done:
         call.send(Reply(applied.SerializeToString(), 1))
+    assert done.value.value.ack is Ack.APPLIED
+
+
+@pytest.mark.parametrize("ack", [None, Ack.APPLIED, Ack.DURABLE])
+def test_a_batch_is_done_with_the_ack_it_asked_for(ack: Ack | None) -> None:
+    upload = uploading(6, ack=ack)
+    refusals = [service_pb.Refusal(index=index, reason=16) for index in (0, 5)]
+    reply = service_pb.IngestResponse(**SOUND | {"ack": t.ACK_APPLIED}, refusals=refusals)
+    failure = upload.answered(service_pb.IngestStreamResponse(batch=reply).SerializeToString())
+    if ack is not Ack.DURABLE:
+        assert (failure, upload.report.events, upload.report.ack) == (None, 6, Ack.APPLIED)
+        return
+    assert failure is not None
+    assert failure.may_be_retried
+    assert (upload.report.events, len(upload.unanswered())) == (0, 2)
+    again = service_pb.IngestResponse(sequence=1, duplicate_batch=True, position=6, ack=t.ACK_DURABLE)
+    assert upload.answered(service_pb.IngestStreamResponse(batch=again).SerializeToString()) is None
+    assert (upload.report.already_applied, upload.report.ack) == (6, Ack.DURABLE)
 
 
 def changed_schema(change: Callable[[Any], object]) -> bytes:

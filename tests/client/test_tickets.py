@@ -30,7 +30,7 @@ from .fake_server import Abort, Code, FakeServer, schema_reply
 
 T0 = 1_522_540_800_000
 EVENT = {"customer_id": 596, "tx_datetime": T0}
-SLOW = Backoff(first_s=1.0)  # no try is begun that has no time to end as the script says
+ONCE = Backoff(first_s=60.0)  # of a write: longer than a call has, so that it is tried once
 
 
 def failing(method: str, *ends: Abort | None) -> Any:
@@ -127,10 +127,11 @@ def test_an_error_says_what_is_known(
     kind: type[FeatureStoreError],
     applied: bool | None,
 ) -> None:
-    client = make_client(server.target, backoff=SLOW)
-    server.before = failing("observe", *[end] * 1000)
+    client = make_client(server.target, backoff=ONCE)
+    server.before = failing("observe", end)
     with pytest.raises(FeatureStoreError) as told:
-        client.observe("transaction", EVENT, timeout_s=1.5)
+        client.observe("transaction", EVENT)
+    assert server.calls["observe"] == 1
     assert (type(told.value), told.value.applied) == (kind, applied)
     assert told.value.ticket == (Ticket(client.producer, 1, 1) if applied is None else None)
     assert told.value.__cause__ is not told.value
@@ -138,7 +139,7 @@ def test_an_error_says_what_is_known(
 
 def test_no_server_is_nothing_sent(make_client: MakeClient) -> None:
     with pytest.raises(UnavailableError) as told:
-        make_client("localhost:1", timeout_s=0.5).observe("transaction", {"customer_id": 1})
+        make_client("localhost:1", backoff=ONCE).observe("transaction", {"customer_id": 1})
     assert (type(told.value), told.value.applied, told.value.ticket) == (UnavailableError, False, None)
 
 
@@ -208,7 +209,7 @@ def upload_of(*, window: int, n_cut: int) -> Upload:
     plan = event_plan(schema_of(schema_reply()), "transaction")
     upload = Upload(
         plan,
-        Sequences("uploads", 1),
+        Sequences("uploads", 1, holds=True),
         batch_events=1,
         window=window,
         ack=None,
@@ -280,13 +281,59 @@ def test_a_ticket_finishes_a_write_from_wherever(
     assert len(server.events) == 1
 
 
-def test_a_ticket_may_be_had_before_anything_is_sent(server: FakeServer, client: Any) -> None:
+def test_tickets_may_be_had_before_anything_is_sent(server: FakeServer, client: Any) -> None:
+    """However many, and used in any order, no number falls behind its producer's highest by what the store
+    remembers: FakeServer judges as that does."""
     tickets = [client.ticket() for _ in range(3000)]
     assert len(set(tickets)) == 3000
-    assert {ticket.producer for ticket in tickets} == {client.producer}, "they hold nothing back"
-    assert client.observe("transaction", EVENT).outcome is Outcome.ACCEPTED
-    assert client.observe("transaction", EVENT, ticket=tickets[-1]).outcome is Outcome.ACCEPTED
-    assert [one.sequence for one in server.observed] == [3001, 3000]
+    for ticket in [tickets[-1], *tickets[::1000], tickets[999], tickets[500]]:
+        assert client.observe("transaction", EVENT, ticket=ticket).outcome is Outcome.ACCEPTED
+
+
+def overtaken(server: FakeServer, client: Any, ticket: Ticket, n: int) -> None:
+    """So many of the client's writes pass, and then the ticket is used, twice."""
+    for _ in range(n):
+        client.observe("transaction", EVENT)
+    server.events.clear()
+    assert client.observe("transaction", EVENT, ticket=str(ticket)).outcome is Outcome.ACCEPTED
+    assert client.observe("transaction", EVENT, ticket=ticket).outcome is Outcome.DUPLICATE
+    assert len(server.events) == 1
+
+
+def test_a_ticket_may_wait_while_a_thousand_writes_pass(server: FakeServer, client: Any) -> None:
+    ticket = client.ticket()
+    overtaken(server, client, ticket, 1100)
+    assert {one.producer for one in server.observed} == {client.producer, f"{client.producer}/1"}
+    client.observe("transaction", EVENT)
+    assert server.observed[-1].producer == client.producer, "nothing waits any more"
+
+
+def test_a_write_of_unknown_outcome_may_wait_while_a_thousand_pass(
+    server: FakeServer, make_client: MakeClient
+) -> None:
+    client = make_client(server.target, backoff=ONCE)
+    server.before = failing("observe", Abort(Code.UNAVAILABLE))
+    with pytest.raises(OutcomeUnknownError) as told:
+        client.observe("transaction", EVENT)
+    overtaken(server, client, told.value.ticket, 1100)
+
+
+def test_under_a_given_name_numbers_follow_the_order_of_the_writes(
+    server: FakeServer, make_client: MakeClient
+) -> None:
+    """Whatever failed: the program that is run again comes to the same. So a ticket is finished before 1,024
+    more, or refused."""
+    client = make_client(server.target, producer="orders", backoff=ONCE)
+    server.before = failing("observe", Abort(Code.UNAVAILABLE))
+    with pytest.raises(OutcomeUnknownError) as told:
+        client.observe("transaction", EVENT)
+    for _ in range(1025):
+        client.observe("transaction", EVENT)
+    assert [(one.producer, one.sequence) for one in server.observed] == [
+        ("orders", n) for n in range(1, 1027)
+    ]
+    with pytest.raises(SequenceError):
+        client.observe("transaction", EVENT, ticket=told.value.ticket)
 
 
 def test_under_a_callers_ticket_nothing_is_certain_that_was_not_answered(

@@ -193,8 +193,8 @@ def decode_anything(message: bytes) -> None:
     for decode in (
         lambda: wire.decode_read(message, service_of(2), rows=1, bounds=False),
         lambda: wire.decode_read(message, service_of(2), rows=1, bounds=True),
-        lambda: wire.decode_observed(message, service_of(2), 1, peek=False, bounds=True, ack=None),
-        lambda: wire.decode_observed(message, None, 1, peek=True, bounds=False, ack=None),
+        lambda: wire.decode_observed(message, service_of(2), 1, peek=False, bounds=True),
+        lambda: wire.decode_observed(message, None, 1, peek=True, bounds=False),
     ):
         with contextlib.suppress(UnavailableError, SchemaMismatchError):
             decode()

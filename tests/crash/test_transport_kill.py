@@ -173,7 +173,8 @@ class Client:
         self.answered(batch, request, reply, now)
 
     def answered(self, batch: Batch, request: Any, reply: Any, now: Round) -> None:
-        wanted = request.ack or (types.ACK_DURABLE if now.is_group else types.ACK_APPLIED)
+        is_ingest = isinstance(request, pb.IngestRequest)
+        wanted = request.ack or (types.ACK_DURABLE if now.is_group and is_ingest else types.ACK_APPLIED)
         if wanted == types.ACK_DURABLE and not batch.must_be_there:
             assert reply.ack == types.ACK_DURABLE, f"{batch}: answered with {reply.ack}"
         self.n_again += batch.must_be_there

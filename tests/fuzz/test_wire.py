@@ -246,7 +246,7 @@ def same_vectors(read: Vector | Vectors, sent: types.Vectors, n: int) -> None:
 
 
 def check_observed(data: bytes) -> None:
-    asked: dict[str, Any] = {"peek": False, "bounds": True, "ack": None}
+    asked: dict[str, Any] = {"peek": False, "bounds": True}
     observed = wire.decode_observed(data, service(3), 1, **asked)
     sent = pb.ObserveResponse.FromString(data)
     assert (observed.position, observed.ack or 0) == (sent.position, sent.ack)

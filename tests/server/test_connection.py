@@ -101,14 +101,26 @@ class Client:
         """What is said to be known of what the call did."""
         return self.blocks[number][-1].get("featurestore-applied")
 
-    def replies(self, number: int) -> int:
-        """Messages that have come whole."""
+    def messages(self, number: int) -> list[bytes]:
+        """Those that have come whole."""
         body = b"".join(payload for kind, _, stream, payload in self.frames if (kind, stream) == (0, number))
-        n = 0
+        come = []
         while body:
-            body = body[5 + int.from_bytes(body[1:5], "big") :]
-            n += 1
-        return n
+            end = 5 + int.from_bytes(body[1:5], "big")
+            come.append(body[5:end])
+            body = body[end:]
+        return come
+
+    def replies(self, number: int) -> int:
+        """How many."""
+        return len(self.messages(number))
+
+    def acks(self, number: int, method: str = "IngestStream") -> list[int]:
+        """What the replies to writes say that those have survived."""
+        if method == "IngestStream":
+            return [pb.IngestStreamResponse.FromString(one).batch.ack for one in self.messages(number)]
+        made = {"Observe": pb.ObserveResponse, "Ingest": pb.IngestResponse}[method]
+        return [made.FromString(one).ack for one in self.messages(number)]
 
 
 def asked(number: int, method: str, *messages: Any, end: bool = True, **more: str) -> bytes:
@@ -196,6 +208,13 @@ def durable(ip: str = "1.2.3.4") -> pb.IngestRequest:
 
 def streamed(ip: str = "1.2.3.4") -> pb.IngestStreamRequest:
     return pb.IngestStreamRequest(batch=durable(ip))
+
+
+def waiting(method: str) -> Any:
+    """A message of this method that is to be durable."""
+    if method == "Observe":
+        return observe(play(), ack=types.ACK_DURABLE)
+    return durable() if method == "Ingest" else streamed()
 
 
 @pytest.fixture
@@ -433,52 +452,89 @@ def test_a_message_whose_time_is_over_before_a_worker_has_it_is_not_run(
 def test_a_stream_whose_message_is_too_late_while_another_waits_for_the_disk(
     connect: Connect, engine: Engine, dead_disk: Callable[[], None]
 ) -> None:
-    """It ends there and then, with words that tell of the one that was applied."""
+    """It ends there and then, and the one that was applied is answered first."""
     client = connect(durable_wait_s=600)
     dead_disk()
-    client.session.errands_lie_s = 1
     late = pb.IngestStreamRequest(batch=large())
-    client.say(asked(1, "IngestStream", streamed(), late, grpc_timeout="1S"))
-    assert (client.status(1), client.session.n_parked) == (DEADLINE_EXCEEDED, 0)
-    assert client.words(1).startswith(f"applied at position {engine.state.position}, and not on disk")
-    assert client.applied(1) == "unknown"
+    client.say(asked(1, "IngestStream", streamed(), grpc_timeout="1S", end=False))
+    client.session.errands_lie_s = 1
+    body = framed(late)
+    client.say(*(data(1, body[at : at + 16_000]) for at in range(0, len(body), 16_000)))
+    assert (client.acks(1), client.session.n_parked) == ([], 1)
+    client.wait(1)
+    assert (client.acks(1), client.status(1)) == ([types.ACK_APPLIED], DEADLINE_EXCEEDED)
+    assert (client.session.n_parked, client.applied(1)) == (0, "unknown")
 
 
-def test_what_is_given_up_behind_a_refusal_is_unknown(
+def test_a_refusal_waits_for_what_was_applied_before_it(
     connect: Connect, dead_disk: Callable[[], None]
 ) -> None:
-    """The refusal says of its own batch that nothing was applied."""
+    """As long as that waits for the disk, and no longer than its deadline."""
     client = connect(durable_wait_s=30)
     dead_disk()
     wrong = pb.IngestStreamRequest(batch=batch(play(), event_type="plai"))
     client.say(asked(1, "IngestStream", streamed(), wrong))
-    assert (client.status(1), client.session.n_parked) == (None, 1)
-    client.wait(30)
-    assert (client.replies(1), client.status(1), client.applied(1)) == (0, DEADLINE_EXCEEDED, "unknown")
+    client.say(asked(3, "IngestStream", streamed(), wrong, grpc_timeout="10S"))
+    assert (client.status(1), client.status(3), client.session.n_parked) == (None, None, 2)
+    client.wait(9.5)
+    assert (client.status(1), client.acks(3), client.status(3)) == (
+        None, [types.ACK_APPLIED], INVALID_ARGUMENT,
+    )  # fmt: skip
+    client.wait(20.5)
+    assert (client.acks(1), client.status(1)) == ([types.ACK_APPLIED], INVALID_ARGUMENT)
 
 
-def test_a_write_that_does_not_become_durable(connect: Connect, dead_disk: Callable[[], None]) -> None:
+@pytest.mark.parametrize("method", ["Ingest", "Observe", "IngestStream"])
+def test_a_write_that_does_not_become_durable_is_answered_as_applied(
+    connect: Connect, dead_disk: Callable[[], None], method: str
+) -> None:
+    """Without a deadline, when the server lets nothing wait any longer."""
     client = connect(durable_wait_s=30)
     dead_disk()
-    client.say(asked(1, "Ingest", durable()))
+    n = 3 if method == "IngestStream" else 1
+    client.say(asked(1, method, *[waiting(method)] * n))
     assert client.session.n_parked == 1
     client.wait(29.9)
-    assert client.status(1) is None
+    assert (client.status(1), client.replies(1)) == (None, 0)
     client.wait(0.1)
-    assert client.status(1) == DEADLINE_EXCEEDED
-    assert "applied" in client.words(1)
-    assert client.applied(1) == "unknown"
-    assert not client.replies(1)
-    assert client.session.host.dispatcher.counts()["methods"]["Ingest"]["calls"] == 1
+    assert (client.status(1), client.acks(1, method)) == (OK, [types.ACK_APPLIED] * n)
+    assert client.session.host.dispatcher.counts()["methods"][method]["calls"] == n
 
 
-def test_a_stream_whose_writes_do_not_become_durable(connect: Connect, dead_disk: Callable[[], None]) -> None:
-    client = connect(durable_wait_s=30)
+@pytest.mark.parametrize(
+    ("timeout", "answered_ms"),
+    [("1S", 950), ("100m", 95), ("20m", 19), ("5m", 4), ("2m", 1), ("1m", 0), ("500u", 0), ("10S", 9500)],
+)
+@pytest.mark.parametrize("method", ["Ingest", "Observe"])
+def test_a_write_is_answered_before_its_deadline(
+    connect: Connect, dead_disk: Callable[[], None], method: str, timeout: str, answered_ms: int
+) -> None:
+    """By a twentieth of its time, or a millisecond."""
+    client = connect(durable_wait_s=600)
     dead_disk()
-    client.say(asked(1, "IngestStream", *[streamed()] * 3))
-    client.wait(30)
-    assert (client.replies(1), client.status(1)) == (0, DEADLINE_EXCEEDED)
-    assert client.session.host.dispatcher.counts()["methods"]["IngestStream"]["calls"] == 3
+    client.say(asked(1, method, waiting(method), grpc_timeout=timeout))
+    if answered_ms:
+        assert (client.status(1), client.session.n_parked) == (None, 1)
+        client.wait((answered_ms - 0.01) / 1000)
+        assert client.status(1) is None
+        client.wait(0.01 / 1000)
+    assert (client.status(1), client.acks(1, method)) == (OK, [types.ACK_APPLIED])
+
+
+def test_a_stream_goes_on_when_its_writes_are_answered_without_the_disk(
+    connect: Connect, dead_disk: Callable[[], None]
+) -> None:
+    """Until its deadline; what comes so late does not wait at all."""
+    client = connect(durable_wait_s=600, stream_window=2)
+    dead_disk()
+    client.say(asked(1, "IngestStream", *[streamed()] * 5, grpc_timeout="1S", end=False))
+    assert (client.replies(1), client.session.n_parked) == (0, 1)
+    client.wait(0.95)
+    assert client.acks(1) == [types.ACK_APPLIED] * 5
+    client.say(data(1, framed(streamed())))
+    assert (client.acks(1), client.status(1)) == ([types.ACK_APPLIED] * 6, None)
+    client.wait(0.05)
+    assert (client.status(1), client.applied(1)) == (DEADLINE_EXCEEDED, "unknown")
 
 
 @pytest.mark.parametrize("is_behind", [False, True])
@@ -514,10 +570,10 @@ def test_the_disk_may_be_slow_for_a_client_that_was_idle(
 
 
 @pytest.mark.parametrize("drained", [False, True])
-def test_parked_streams_are_ended_even_without_a_call_for_their_words(
+def test_parked_streams_are_answered_even_without_a_call(
     connect: Connect, dead_disk: Callable[[], None], drained: bool
 ) -> None:
-    """With one Call, the second of two finds none. Both have been answered before, and so have HEADERS."""
+    """With one Call, which they have given back: what they are answered is theirs."""
     client = connect(n_work=1, durable_wait_s=30)
     read_only = pb.IngestStreamRequest(batch=batch(play(), ack=types.ACK_APPLIED))
     for number in (1, 3):
@@ -530,9 +586,10 @@ def test_parked_streams_are_ended_even_without_a_call_for_their_words(
     if drained:
         client.drain()
     client.wait(30)
-    assert (client.status(1), client.status(3)) == (DEADLINE_EXCEEDED, DEADLINE_EXCEEDED)
-    assert (client.applied(1), client.applied(3)) == ("unknown", "unknown")
-    assert client.session.n_streams == 0
+    assert (client.status(1), client.status(3), client.session.n_parked) == (
+        (UNAVAILABLE, UNAVAILABLE, 0) if drained else (None, None, 0)
+    )
+    assert client.acks(1) == client.acks(3) == [types.ACK_APPLIED] * 2
 
 
 # ---- the end of a connection

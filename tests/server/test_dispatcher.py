@@ -4,10 +4,11 @@ unharmed.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,23 @@ def test_after_all_that_it_answers_as_ever(dispatcher: Dispatcher) -> None:
     unharmed(dispatcher)
 
 
+def dead_disk(engine: Engine, dispatcher: Dispatcher) -> Callable[[], None]:
+    """No further write becomes durable, until what it returns is called. The journal's thread is held where
+    it tells that one is: by an eventfd that is full.
+    """
+    full = os.eventfd(0, os.EFD_CLOEXEC)
+    os.eventfd_write(full, 2**64 - 2)
+    engine.journal.add_eventfd(full)
+    engine.journal.wait_durable(dispatcher.begin(hot.INGEST, batch(play()).SerializeToString())[1])
+
+    def let_go() -> None:
+        os.eventfd_read(full)
+        engine.journal.remove_eventfd(full)
+        os.close(full)
+
+    return let_go
+
+
 def test_an_unknown_method_is_the_programmers_mistake(dispatcher: Dispatcher) -> None:
     for method in (-1, len(hot.METHODS)):
         with pytest.raises(ValueError, match="method"):
@@ -119,7 +137,7 @@ def test_an_unknown_method_is_the_programmers_mistake(dispatcher: Dispatcher) ->
         with pytest.raises(ValueError, match="method"):
             dispatcher.begin(method, b"")
         with pytest.raises(ValueError, match="method"):
-            dispatcher.end(method, 0, 0)
+            dispatcher.end(method, b"", 0, 0, 0)
     assert dispatcher.n_busy == 0
 
 
@@ -145,9 +163,9 @@ def test_calls_are_counted_by_status_and_time(tmp_path: Path) -> None:
             dispatcher.call(hot.READ, b"\xff")
         for _ in range(2):
             dispatcher.call(hot.READ, WELL[hot.READ])
-        reply, position, began = dispatcher.begin(hot.INGEST_STREAM, WELL[hot.INGEST_STREAM])
+        begun = dispatcher.begin(hot.INGEST_STREAM, WELL[hot.INGEST_STREAM])
         assert dispatcher.counts()["methods"]["IngestStream"]["calls"] == 0
-        dispatcher.end(hot.INGEST_STREAM, position, began)
+        reply = dispatcher.end(hot.INGEST_STREAM, *begun)
         assert pb.IngestStreamResponse.FromString(reply).batch.ack == types.ACK_DURABLE
         dispatcher.count_heaviest(time.monotonic_ns(), 9)
         counts = dispatcher.counts()["methods"]
@@ -178,14 +196,62 @@ def test_a_parked_reply_waits_for_the_disk_and_no_longer_than_asked(tmp_path: Pa
             (types.ACK_DURABLE, True),
         ):
             message = batch(play(), ack=ack).SerializeToString()
-            reply, position, began = dispatcher.begin(hot.INGEST, message)
+            begun = dispatcher.begin(hot.INGEST, message)
+            position = begun[1]
             assert bool(position) == is_parked
-            dispatcher.end(hot.INGEST, position, began, 30.0)
+            reply = dispatcher.end(hot.INGEST, *begun, timeout_s=30.0)
             if is_parked:
                 assert engine.journal.durable_position >= position
             assert pb.IngestResponse.FromString(reply).ack == (
                 types.ACK_DURABLE if is_parked else types.ACK_APPLIED
             )
+        dispatcher.close()
+
+
+@pytest.mark.parametrize("durability", ["group", "process"])
+@pytest.mark.parametrize("observe_ack", ["applied", "durable"])
+def test_an_observe_waits_for_what_it_asks_for_or_what_the_server_was_told(
+    tmp_path: Path, durability: str, observe_ack: str
+) -> None:
+    """Whatever the store's mode, which is for Ingest."""
+    store = tmp_path / "store"
+    with Engine.open(store, schema=SCHEMA, clock="event", durability=durability) as engine:
+        dispatcher = Dispatcher(engine, observe_ack=observe_ack)
+        told = {"applied": types.ACK_APPLIED, "durable": types.ACK_DURABLE}[observe_ack]
+        for asked in (types.ACK_UNSPECIFIED, types.ACK_APPLIED, types.ACK_DURABLE):
+            message = observe(play(), ack=asked).SerializeToString()
+            reply = pb.ObserveResponse.FromString(dispatcher.call(hot.OBSERVE, message))
+            assert reply.ack == (asked or told)
+            if reply.ack == types.ACK_DURABLE:
+                assert engine.journal.durable_position >= reply.position
+        dispatcher.close()
+
+
+@pytest.mark.parametrize("n_refused", [0, 200])
+def test_what_the_disk_has_not_in_time_is_answered_as_applied(tmp_path: Path, n_refused: int) -> None:
+    """In each message that may wait, wherever its ack stands, and nothing else of it changes."""
+    with Engine.open(tmp_path / "store", schema=SCHEMA, clock="event") as engine:
+        dispatcher = Dispatcher(engine)
+        let_go = dead_disk(engine, dispatcher)
+        observed = observe(play(), bounds=True, ack=types.ACK_DURABLE)
+        ingested = batch(play(), *[types.Event()] * n_refused, sequence=2**40)
+        for made, method, message in (
+            (pb.ObserveResponse, hot.OBSERVE, observed),
+            (pb.IngestResponse, hot.INGEST, ingested),
+            (pb.IngestStreamResponse, hot.INGEST_STREAM, pb.IngestStreamRequest(batch=ingested)),
+        ):
+            raw = message.SerializeToString()
+            begun = dispatcher.begin(method, raw)
+            assert begun[1]
+            late = made.FromString(dispatcher.end(method, *begun, timeout_s=0.0))
+            called = made.FromString(dispatcher.call(method, raw, 0.0))
+            said = made.FromString(begun[0])
+            for reply in (said, late, called):
+                inner = reply.batch if made is pb.IngestStreamResponse else reply
+                assert inner.ack == (types.ACK_DURABLE if reply is said else types.ACK_APPLIED)
+                inner.ack = types.ACK_UNSPECIFIED
+            assert said == late
+        let_go()
         dispatcher.close()
 
 

@@ -34,7 +34,7 @@ def test_observe_applies_and_reads_at_the_event(house: House) -> None:
     warmed(house)
     first = house.hot.Observe(observe(play(T0, ms_played=10.0)))
     assert first.outcome == types.OUTCOME_ACCEPTED
-    assert first.ack == types.ACK_DURABLE
+    assert first.ack == types.ACK_APPLIED
     second = house.hot.Observe(observe(play(T0 + 1000, ms_played=20.0)))
     assert second.position == first.position + 1
     values = house.values(second.vectors)
@@ -50,6 +50,14 @@ def test_observe_without_a_service_only_applies(house: House) -> None:
     reply = house.hot.Observe(observe(play(), service=""))
     assert reply.outcome == types.OUTCOME_ACCEPTED
     assert not reply.HasField("vectors")
+
+
+def test_observes_wait_for_the_disk_where_the_server_was_told_so(tmp_path: Path, serving: Serving) -> None:
+    with serving(tmp_path, observe_ack="durable") as house:
+        reply = house.hot.Observe(observe(play()))
+        assert reply.ack == types.ACK_DURABLE
+        assert house.engine.journal.durable_position >= reply.position
+        assert house.hot.Observe(observe(play(), ack=types.ACK_APPLIED)).ack == types.ACK_APPLIED
 
 
 def test_peek_answers_what_observe_then_answers_and_leaves_no_trace(house: House) -> None:
@@ -71,7 +79,8 @@ def test_peek_answers_what_observe_then_answers_and_leaves_no_trace(house: House
 def test_ack_says_what_was_reached(tmp_path: Path, serving: Serving) -> None:
     for durability, by_default in (("group", types.ACK_DURABLE), ("process", types.ACK_APPLIED)):
         with serving(tmp_path / durability, durability=durability) as house:
-            assert house.hot.Observe(observe(play())).ack == by_default
+            assert house.hot.Observe(observe(play())).ack == types.ACK_APPLIED
+            assert house.hot.Ingest(batch(play())).ack == by_default
             for wanted in (types.ACK_APPLIED, types.ACK_DURABLE):
                 reply = house.hot.Observe(observe(play(), ack=wanted))
                 assert reply.ack == wanted
@@ -186,7 +195,7 @@ def test_an_event_that_something_it_matches_has_dropped_already_says_so(
 def test_an_id_counts_once_and_its_duplicate_is_acknowledged(house: House) -> None:
     like = event(T0, ip="a", like_id="l-1")
     first = house.hot.Observe(observe(like, "like", "likes"))
-    again = house.hot.Observe(observe(like, "like", "likes"))
+    again = house.hot.Observe(observe(like, "like", "likes", ack=types.ACK_DURABLE))
     assert (first.outcome, again.outcome) == (types.OUTCOME_ACCEPTED, types.OUTCOME_DUPLICATE)
     assert again.position == first.position
     assert again.ack == types.ACK_DURABLE, "what it repeats is on disk"

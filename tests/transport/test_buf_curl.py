@@ -87,7 +87,7 @@ def test_reflection_lists_what_is_served(curl: Curl) -> None:
 def test_what_is_observed_is_read(curl: Curl) -> None:
     for n in range(2):
         seen = reply_of(curl(OBSERVE, messages=[{"eventType": "play", "event": play("buf", n)}]))
-        assert (seen["outcome"], seen["ack"]) == ("OUTCOME_ACCEPTED", "ACK_DURABLE")
+        assert (seen["outcome"], seen["ack"]) == ("OUTCOME_ACCEPTED", "ACK_APPLIED")
     vectors = reply_of(curl(GET, messages=[read("buf", "nobody")]))["vectors"]
     assert (vectors["rows"], vectors["values"][0], vectors["values"][vectors["width"]]) == (2, 2, 0)
 
