@@ -294,12 +294,7 @@ class Calls:
     ) -> Call[Observed]:
         given = ticket_of(ticket)
         if peek and given is not None:
-            error = ConfigError(
-                "a peek writes nothing, so it has no ticket: leave out one of them",
-                setting="ticket",
-            )
-            error.ticket = given  # what was sent under it before may have been applied, or not
-            raise error
+            raise _peeked(given)
         taken = None if peek or given is not None else self.sequences.take()
         used = given or taken
         is_unknown = given is not None  # what was sent under it before may have been applied
@@ -379,6 +374,13 @@ class Calls:
                     f"{event}.{name}: a datetime; only the event's time, {time.field!r}, may be one"
                 )
         return fields
+
+
+def _peeked(ticket: Ticket) -> ConfigError:
+    """The error for a peek under a ticket. What was sent under it before may have been applied, or not."""
+    error = ConfigError("a peek writes nothing, so it has no ticket: leave out one of them", setting="ticket")
+    error.ticket = ticket
+    return error
 
 
 def _finishable(error: FeatureStoreError, ticket: Ticket) -> FeatureStoreError:
