@@ -11,6 +11,7 @@
         frequency   views without rows: a sketch of each, and reading it
         kept        what a row keeps of one view, whatever its structure
           window    one log per (row, view): exact first, bounded after
+            total     sums that keep what they lost in rounding
         stored    what readers of stored bytes ask of them
       plan        the schema as flat C structs
         program   compiled `where` filters, and the formulas of derived features

@@ -20,7 +20,7 @@ cdef enum:
     WIDE_LAST = 1                # i: time of its newest event, ms
     WIDE_COUNT = 2               # i: events
     WIDE_HEAD = 3
-    MAX_WIDE_WORDS = 1024        # a column has at most 13
+    MAX_WIDE_WORDS = 1024        # a column has at most 14
     MAX_VALUES = 64
     MAX_RAW_WORDS = 2 + MAX_VALUES
     MAX_VIEWS_PER_ENTITY = 120
@@ -75,7 +75,8 @@ ctypedef struct ColumnC:
     int16_t filter               # bit of the entry's filter word; -1: every event
     # Where its partials are in a wide entry, in words; 0 = not kept
     uint16_t n_at                # i: events counted (filter true, value given)
-    uint16_t sum_at              # f, f: sum of the values >= 0, sum of the magnitudes of those < 0
+    uint16_t sum_at              # f, f, f: sum of the values >= 0, sum of the magnitudes of those < 0, and
+                                 # what adding to these has lost (window.pyx)
     uint16_t extremes_at         # f, f: minimum, maximum
     uint16_t moments_at          # f, f: mean, M2 at the scale of the extremes (window.pyx)
     uint16_t first_at            # f, i: value and time of the first
@@ -104,6 +105,7 @@ ctypedef struct ViewC:
     uint16_t n_values
     uint16_t n_filters
     uint16_t n_columns
+    uint16_t n_sums              # columns that keep one
     uint16_t n_weights
     uint16_t raw_words           # of an entry that is one event: time, values, filter word if any
     uint16_t wide_words

@@ -276,7 +276,8 @@ cdef class CompiledPlan:
             n_weights += 1
             if Part.SUM in column_spec.parts:
                 column.sum_at = at
-                at += 2
+                view.n_sums += 1
+                at += 3
                 n_weights += 2
             if Part.EXTREMES in column_spec.parts:
                 column.extremes_at = at

@@ -11,7 +11,7 @@
 #   u16 entity_id, u16 number of logs, u32 0, then the logs by (view_id, kind):
 #   u16 view_id (raw key: the entity's key_epoch; birth: 0), u8 kind (0 RAW, 1 WIDE, 2 lifetime, 3 raw key,
 #   6 birth), u8 layout
-#   (1 of merged entries that keep moments or gaps, else 0; before, 0 of those too), u32 entries,
+#   (of merged entries, bits: LAYOUT_... in window.pyx; RAW: 0), u32 entries,
 #   u32 compact_at, u32 words per entry, then the entries, 8 bytes a word:
 #     RAW    i64 time, f64 per value, u64 filter bits if the view has feature filters
 #     WIDE   i64 first, i64 last, i64 events, then the columns' partials in plan order

@@ -3,10 +3,10 @@
 Three kinds of function below, in this order: partials (what an entry knows of its events), the log (append,
 expire, merge), and the read (one backward scan that ends once per window).
 
-Of the partials, counts, sums, extremes and moments combine associatively and commutatively (floats up to
-rounding); first and last combine in time order only. None is inverted: a window is always built up from its
-newest end, so no error accumulates from subtracting. What is subtracted from a lifetime that is read before
-its newest event is not kept, and has bounds.
+Of the partials, counts, sums (total.pxd), extremes and moments combine associatively and commutatively
+(moments up to rounding); first and last combine in time order only. None is inverted: a window is always
+built up from its newest end, so no error accumulates from subtracting. What is subtracted from a lifetime
+that is read before its newest event is not kept, and has bounds.
 """
 
 from libc.math cimport INFINITY, NAN, fabs, sqrt
@@ -23,10 +23,15 @@ from featurestore.core.plan cimport (
     ItemC, ViewC, Word,
 )
 from featurestore.core.stored cimport all_zero
+from featurestore.core.total cimport (
+    ROUNDED_UP, Sum, Total, signs_most, sum_add, sum_add_some, sum_close, sum_join, sum_open, sum_up,
+    total_add_times, total_least, total_less, total_most, total_of, total_share, total_structs,
+    total_value,
+)
 
 from featurestore.core.structs import same_structs
 
-same_structs(__name__, window_structs())
+same_structs(__name__, window_structs(), total_structs())
 
 cdef enum:
     COMPACT_SLACK = 64           # entries a log may grow by, besides half of itself, before it compacts again
@@ -37,7 +42,10 @@ cdef enum:
     EXPORT_RAW = 0
     EXPORT_WIDE = 1
     EXPORT_LIFETIME = 2
+    # Of merged entries, bits; where a bit is 0 it is an older layout, or there is no such thing:
+    LAYOUT_SPREAD = 1            # what they keep of moments and gaps is as today
     LAYOUT_FED = 2               # of lifetimes: behind the entry is the clock when it was last fed
+    LAYOUT_LOST = 4              # sums have a third word, what they have lost (total.pxd)
 
 ctypedef struct Entries:         # a log's entries, wherever they are kept
     Word* words
@@ -65,7 +73,6 @@ cdef extern from * nogil:
     #define FS_FAR_APART 0x1p400
     #define FS_SCALE_UP 0x1p600
     #define FS_SCALE_DOWN 0x1p-600
-    #define FS_ROUNDED_UP (1.0 + 0x1p-40)
     #define FS_ULP 0x1p-51
     #define FS_MADE_OUT 0x1p-960
     #define FS_ALL_BUT_LITTLE 0x1.fffffep-1f
@@ -77,7 +84,6 @@ cdef extern from * nogil:
     const double ULP "FS_ULP"
     const double MADE_OUT "FS_MADE_OUT"           # a square below lost digits
     const float ALL_BUT_LITTLE "FS_ALL_BUT_LITTLE"     # the greatest float below 1
-    const double ROUNDED_UP "FS_ROUNDED_UP"       # a bound from what was rounded some thousand times
 
 
 cdef inline double _scale(double least, double most) noexcept nogil:
@@ -151,6 +157,7 @@ cdef inline void _column_add(const ColumnC* column, Word* entry, const Word* raw
     cdef int64_t t = raw[0].i, n
     cdef double x = 0.0, delta, scale, was = 1.0
     cdef Word* at
+    cdef Sum sum
     if column.filter >= 0 and not (bits >> column.filter) & 1:
         return
     if column.value >= 0:
@@ -160,10 +167,9 @@ cdef inline void _column_add(const ColumnC* column, Word* entry, const Word* raw
     n = entry[column.n_at].i
     entry[column.n_at].i = n + 1
     if column.sum_at:
-        if x >= 0:
-            entry[column.sum_at].f += x
-        else:
-            entry[column.sum_at + 1].f -= x
+        sum = sum_open(&entry[column.sum_at])
+        sum_add(&sum, x)
+        sum_close(&sum, &entry[column.sum_at])
     if column.extremes_at:
         at = &entry[column.extremes_at]
         if column.moments_at and n:
@@ -215,12 +221,15 @@ cdef inline void _column_merge(const ColumnC* column, Word* into, const Word* ol
     cdef int64_t n = into[column.n_at].i, m = older[column.n_at].i
     cdef double delta, m2, scale, was = 1.0
     cdef uint16_t at
+    cdef Sum sum, other
     if m == 0:
         return
     into[column.n_at].i = n + m
     if column.sum_at:
-        into[column.sum_at].f += older[column.sum_at].f
-        into[column.sum_at + 1].f += older[column.sum_at + 1].f
+        sum = sum_open(&into[column.sum_at])
+        other = sum_open(&older[column.sum_at])
+        sum_join(&sum, &other)
+        sum_close(&sum, &into[column.sum_at])
     if column.extremes_at:
         at = column.extremes_at
         if column.moments_at and n:
@@ -529,7 +538,7 @@ cdef inline uint32_t _count_until(const Entries* entries, int64_t t) noexcept no
 
 cdef inline double _weight(const ViewC* view, const Word* entry, uint16_t k) noexcept nogil:
     cdef const Word* word = &entry[view.weights[k].at]
-    return word.f if view.weights[k].is_float else <double>word.i
+    return fabs(word.f) if view.weights[k].is_float else <double>word.i
 
 
 cdef inline double _pair_cost(const ViewC* view, const Word* a, const Word* b,
@@ -869,13 +878,14 @@ cdef inline void _part(Part* part, const ColumnC* column, const Word* entry,
 cdef inline void _doubt(Uncertain* doubt, const ColumnC* column, const Part* part) noexcept nogil:
     cdef const Word* entry = part.entry
     cdef int64_t n
-    cdef double gap, scale, was = 1.0
+    cdef double gap, scale, above, below, was = 1.0
     if part.most == 0:
         return
     n = entry[column.n_at].i
     if column.sum_at:
-        doubt.above += entry[column.sum_at].f
-        doubt.below += entry[column.sum_at + 1].f
+        signs_most(&entry[column.sum_at], n, &above, &below)
+        doubt.above = sum_up(doubt.above, above)
+        doubt.below = sum_up(doubt.below, below)
     if column.extremes_at:
         if doubt.n:
             was = _scale(doubt.least, doubt.most)
@@ -1074,27 +1084,65 @@ cdef inline void _read_item(const ViewC* view, const ItemC* item, const Word* su
                             const Outputs* out) noexcept nogil:
     """One value from what is surely inside its window and the entries across the window's edges. Most are
     counts and sums, and of keys that are not hot: then nothing is across an edge, and they are exact."""
-    cdef const ColumnC* column
-    cdef double total
+    cdef const ColumnC* column = NULL
+    cdef Total total
     cdef int64_t n
     if item.aggregate > AGG_SUM or edges.left != NULL or edges.right != NULL:
         _read_any(view, item, sure, edges, out)
         return
     if item.column == NO_COLUMN:
         n = sure[WIDE_COUNT].i
-        total = <double>n
     else:
         column = &view.columns[item.column]
         n = sure[column.n_at].i
-        total = <double>n
-        if item.aggregate == AGG_SUM:
-            total = sure[column.sum_at].f - sure[column.sum_at + 1].f
     if n == 0:
         put_nothing(out, item)
     elif item.aggregate == AGG_SUM:
-        put_summed(out, item, total, total, total)
+        total = total_of(&sure[column.sum_at], n)
+        _put_total(out, item, &total)
     else:
-        put_value(out, item, total, total, total)
+        put_value(out, item, <double>n, <double>n, <double>n)
+
+
+cdef inline void _put_total(const Outputs* out, const ItemC* item, const Total* total) noexcept nogil:
+    cdef double lower, upper, value = total_value(total, &lower, &upper)
+    put_summed(out, item, value, lower, upper)
+
+
+cdef inline void _read_mean(const Outputs* out, const ItemC* item, const ColumnC* column, const Word* sure,
+                            const Uncertain* doubt) noexcept nogil:
+    """It lies between the extremes, and that of k doubtful values beside the sure is monotone in k: the ends
+    are where all are at their least, or their greatest, or there are none."""
+    cdef int64_t n = sure[column.n_at].i
+    cdef double least = doubt.least, most = doubt.most, lower = doubt.least, upper = doubt.most, value, end
+    cdef Total total = total_of(&sure[column.sum_at], n), share, joined
+    value = ((total.high + (doubt.above - doubt.below) / 2.0) / (<double>n + <double>doubt.n / 2.0))
+    if n > 0:
+        share = total_share(&total, <double>n)
+        if doubt.n == 0:
+            least = sure[column.extremes_at].f
+            most = sure[column.extremes_at + 1].f
+            value = total_value(&share, &lower, &upper)
+        else:
+            _widen(&least, &most, sure[column.extremes_at].f, sure[column.extremes_at + 1].f)
+            lower = total_least(&share, 0.0)
+            upper = total_most(&share, 0.0)
+            joined = _joined_mean(&total, n, doubt.n, doubt.least)
+            end = total_least(&joined, 0.0)
+            if not end >= lower:             # a sum on the way may be no double
+                lower = end
+            joined = _joined_mean(&total, n, doubt.n, doubt.most)
+            end = total_most(&joined, 0.0)
+            if not end <= upper:
+                upper = end
+    put_summed(out, item, value, lower if lower > least else least, upper if upper < most else most)
+
+
+cdef inline Total _joined_mean(const Total* total, int64_t n, int64_t more, double each) noexcept nogil:
+    """The mean of n values and of so many more."""
+    cdef Total joined = total[0]
+    total_add_times(&joined, <double>more, each)
+    return total_share(&joined, <double>n + <double>more)
 
 
 cdef void _read_any(const ViewC* view, const ItemC* item, const Word* sure, const Edges* edges,
@@ -1102,7 +1150,7 @@ cdef void _read_any(const ViewC* view, const ItemC* item, const Word* sure, cons
     cdef const ColumnC* column = NULL
     cdef Uncertain doubt
     cdef int64_t n_lower, n_upper, n
-    cdef double total, lower, upper, least, most
+    cdef Total total
     doubt.left.least = doubt.left.most = doubt.right.least = doubt.right.most = doubt.n = 0
     doubt.above = doubt.below = doubt.least = doubt.most = doubt.m2 = 0.0
     if item.column != NO_COLUMN:
@@ -1123,25 +1171,16 @@ cdef void _read_any(const ViewC* view, const ItemC* item, const Word* sure, cons
     if item.aggregate == AGG_COUNT:
         put_value(out, item, (<double>n_lower + <double>n_upper) / 2.0, <double>n_lower, <double>n_upper)
     elif item.aggregate == AGG_SUM:
-        total = sure[column.sum_at].f - sure[column.sum_at + 1].f
-        put_summed(out, item, total + (doubt.above - doubt.below) / 2.0, total - doubt.below,
-                   total + doubt.above)
+        total = total_of(&sure[column.sum_at], n)
+        if doubt.above == 0.0 and doubt.below == 0.0:
+            _put_total(out, item, &total)
+        else:
+            put_summed(out, item, total.high + (doubt.above - doubt.below) / 2.0,
+                       total_least(&total, doubt.below), total_most(&total, doubt.above))
     elif n_lower == 0:
         put_unavailable(out, item)           # perhaps there is a number, perhaps there is none
     elif item.aggregate == AGG_MEAN:
-        total = sure[column.sum_at].f - sure[column.sum_at + 1].f
-        if doubt.n == 0:
-            total /= <double>n
-            put_summed(out, item, total, total, total)
-            return
-        # All k doubtful values at their least, or none: the mean is monotone in k.
-        least = (total + <double>doubt.n * doubt.least) / <double>(n + doubt.n)
-        most = (total + <double>doubt.n * doubt.most) / <double>(n + doubt.n)
-        lower = doubt.least if n == 0 else total / <double>n
-        upper = doubt.most if n == 0 else total / <double>n
-        put_summed(out, item,
-                   (total + (doubt.above - doubt.below) / 2.0) / (<double>n + <double>doubt.n / 2.0),
-                   least if least < lower else lower, most if most > upper else upper)
+        _read_mean(out, item, column, sure, &doubt)
     elif item.aggregate == AGG_MIN or item.aggregate == AGG_MAX:
         _read_extreme(out, item, column, sure, &doubt)
     elif item.aggregate == AGG_INTERVAL_MEAN or item.aggregate == AGG_INTERVAL_CV:
@@ -1207,24 +1246,24 @@ cdef inline void _add_entries(const ViewC* view, Word* into, const Entries* entr
 ctypedef struct Rest:            # of one column of a lifetime, less what came later and the entry across
     int64_t n                    # so many events
     int64_t n_all                # of so many of the whole lifetime
-    double above                 # what they sum to
-    double below
-    double off                   # by how much that may be off
+    Total total                  # what they sum to
 
 
 cdef inline void _rest(Rest* rest, const ColumnC* column, const Word* life, const Past* past) noexcept nogil:
     cdef const Word* across = past.edges.right
     cdef size_t at = WIDE_COUNT if column == NULL else column.n_at
+    cdef Total later
     rest.n_all = life[at].i
     rest.n = life[at].i - past.after[at].i - (across[at].i if across != NULL else 0)
-    rest.above = rest.below = rest.off = 0.0
+    rest.total.high = rest.total.low = rest.total.off = 0.0
     if column == NULL or column.sum_at == 0 or rest.n <= 0:
         return
-    at = column.sum_at
-    rest.above = life[at].f - past.after[at].f - (across[at].f if across != NULL else 0.0)
-    rest.below = life[at + 1].f - past.after[at + 1].f - (across[at + 1].f if across != NULL else 0.0)
-    if rest.n < rest.n_all:
-        rest.off = ULP * <double>(rest.n_all + 2) * (life[at].f + life[at + 1].f)
+    rest.total = total_of(&life[column.sum_at], life[at].i)
+    later = total_of(&past.after[column.sum_at], past.after[at].i)
+    total_less(&rest.total, &later)
+    if across != NULL:
+        later = total_of(&across[column.sum_at], across[at].i)
+        total_less(&rest.total, &later)
 
 
 cdef void _read_past(const ViewC* view, const ItemC* item, const Word* life, const Past* past,
@@ -1256,8 +1295,7 @@ cdef void _read_past(const ViewC* view, const ItemC* item, const Word* life, con
         put_value(out, item, (<double>n_lower + <double>n_upper) / 2.0, <double>n_lower, <double>n_upper)
     elif item.aggregate == AGG_SUM or item.aggregate == AGG_MEAN:
         if part.most:
-            least = past.edges.right[column.sum_at + 1].f
-            most = past.edges.right[column.sum_at].f
+            signs_most(&past.edges.right[column.sum_at], past.edges.right[column.n_at].i, &most, &least)
         _read_past_sum(item, column, life, past, &rest, &part, least, most, out)
     elif item.aggregate == AGG_FIRST:
         put_value(out, item, life[column.first_at].f, life[column.first_at].f, life[column.first_at].f)
@@ -1284,32 +1322,33 @@ cdef inline void _read_past_sum(const ItemC* item, const ColumnC* column, const 
                                 const Rest* rest, const Part* part, double below, double above,
                                 const Outputs* out) noexcept nogil:
     """below, above: what the entry across the time takes from the sum, and adds, at most."""
-    cdef double total = rest.above - rest.below, lower = total - rest.off, upper = total + rest.off, n
-    cdef double least, most
-    if life[column.sum_at + 1].f == 0.0 and lower < 0.0:
-        lower = 0.0                          # of what is not below 0
-    if life[column.sum_at].f == 0.0 and upper > 0.0:
-        upper = 0.0
+    cdef Total total = rest.total, joined
+    cdef double value, lower, upper, end
+    cdef double least = life[column.extremes_at].f, most = life[column.extremes_at + 1].f
     if item.aggregate == AGG_SUM:
-        put_summed(out, item, total + (above - below) / 2.0, lower - below, upper + above)
+        value = total_value(&total, &lower, &upper)
+        if part.most:
+            value += (above - below) / 2.0
+            lower = total_least(&total, below)
+            upper = total_most(&total, above)
+        if life[column.sum_at + 1].f == 0.0 and lower < 0.0:
+            lower = 0.0                      # of what is not below 0
+        if life[column.sum_at].f == 0.0 and upper > 0.0:
+            upper = 0.0
+        put_summed(out, item, value, lower, upper)
         return
-    n = <double>rest.n
-    lower /= n
-    upper /= n
-    if part.most:                            # of those all at their least, or none: monotone in their number
-        n += <double>part.most
-        least = past.edges.right[column.extremes_at].f
-        most = past.edges.right[column.extremes_at + 1].f
-        least = (total - rest.off + <double>part.most * least) / n
-        most = (total + rest.off + <double>part.most * most) / n
-        lower = least if least < lower else lower
-        upper = most if most > upper else upper
-    if rest.off > 0.0:                       # else it is as rounded as any mean
-        least = life[column.extremes_at].f
-        most = life[column.extremes_at + 1].f
-        lower = least if least > lower else lower
-        upper = most if most < upper else upper
-    put_summed(out, item, total / <double>rest.n, lower, upper)
+    total = total_share(&total, <double>rest.n)
+    value = total_value(&total, &lower, &upper)
+    if part.most:                            # as _read_mean
+        joined = _joined_mean(&rest.total, rest.n, part.most, past.edges.right[column.extremes_at].f)
+        end = total_least(&joined, 0.0)
+        if not end >= lower:
+            lower = end
+        joined = _joined_mean(&rest.total, rest.n, part.most, past.edges.right[column.extremes_at + 1].f)
+        end = total_most(&joined, 0.0)
+        if not end <= upper:
+            upper = end
+    put_summed(out, item, value, lower if lower > least else least, upper if upper < most else most)
 
 
 cdef inline void _read_past_extreme(const ItemC* item, const ColumnC* column, const Word* life,
@@ -1449,13 +1488,12 @@ cdef inline bint _sums_only(const ColumnC* column) noexcept nogil:
 
 
 cdef void _add_raw(const ViewC* view, Word* sure, const Word* raw, uint32_t n) noexcept nogil:
-    """Adds n > 0 events that all lie before `sure`. Column after column, each from its newest to its oldest,
-    so that the common ones are a tight loop: the sums are those of _wide_add, bit for bit."""
+    """Adds n > 0 events that all lie before `sure`. Column after column, so that the common ones are a tight
+    loop; the others each from their newest to their oldest."""
     cdef size_t stride = view.raw_words
     cdef const ColumnC* column
     cdef const Word* at
-    cdef double x, above, below
-    cdef int64_t counted
+    cdef Sum sum
     cdef uint16_t j
     if sure[WIDE_COUNT].i == 0:
         sure[WIDE_LAST].i = raw[(n - 1) * stride].i
@@ -1465,21 +1503,9 @@ cdef void _add_raw(const ViewC* view, Word* sure, const Word* raw, uint32_t n) n
         column = &view.columns[j]
         at = raw + n * stride
         if column.filter < 0 and column.value >= 0 and _sums_only(column):
-            counted = sure[column.n_at].i
-            above = sure[column.sum_at].f
-            below = sure[column.sum_at + 1].f
-            while at != raw:
-                at -= stride
-                x = at[1 + column.value].f
-                if x >= 0:
-                    above += x
-                    counted += 1
-                elif x < 0:
-                    below -= x
-                    counted += 1
-            sure[column.n_at].i = counted
-            sure[column.sum_at].f = above
-            sure[column.sum_at + 1].f = below
+            sum = sum_open(&sure[column.sum_at])
+            sure[column.n_at].i += sum_add_some(&sum, raw + 1 + column.value, stride, n)
+            sum_close(&sum, &sure[column.sum_at])
             continue
         while at != raw:
             at -= stride
@@ -1491,7 +1517,7 @@ cdef void _add_wide(const ViewC* view, Word* sure, const Word* wide, uint32_t n)
     cdef size_t stride = view.wide_words
     cdef const ColumnC* column
     cdef const Word* at = wide + (n - 1) * stride
-    cdef double above, below
+    cdef Sum sum, other
     cdef int64_t counted
     cdef uint16_t j
     if sure[WIDE_COUNT].i == 0:
@@ -1511,16 +1537,14 @@ cdef void _add_wide(const ViewC* view, Word* sure, const Word* wide, uint32_t n)
         at = wide + n * stride
         if _sums_only(column):
             counted = sure[column.n_at].i
-            above = sure[column.sum_at].f
-            below = sure[column.sum_at + 1].f
+            sum = sum_open(&sure[column.sum_at])
             while at != wide:
                 at -= stride
                 counted += at[column.n_at].i
-                above += at[column.sum_at].f             # of no events: 0, which changes no sum
-                below += at[column.sum_at + 1].f
+                other = sum_open(&at[column.sum_at])
+                sum_join(&sum, &other)       # of no events: 0, which changes no sum
             sure[column.n_at].i = counted
-            sure[column.sum_at].f = above
-            sure[column.sum_at + 1].f = below
+            sum_close(&sum, &sure[column.sum_at])
             continue
         while at != wide:
             at -= stride
@@ -1586,12 +1610,39 @@ cdef void view_read(const Arena* arena, const LogHead* log, const LogHead* lifet
 # -- bytes ---------------------------------------------------------------------------------------------------
 
 cdef uint8_t _layout(const ViewC* view) noexcept nogil:
-    """Of merged entries: 1 where what they keep of spread is not what it was in layout 0."""
+    """Of merged entries, as they are written; of a lifetime's besides LAYOUT_FED."""
+    cdef uint8_t layout = LAYOUT_LOST if view.n_sums else 0
     cdef uint16_t i
     for i in range(view.n_columns):
         if view.columns[i].moments_at or view.columns[i].gaps_at:
-            return 1
-    return 0
+            layout |= LAYOUT_SPREAD
+    return layout
+
+
+cdef inline size_t _written_words(const ViewC* view, uint8_t kind, uint8_t layout) noexcept nogil:
+    """Words per entry."""
+    if kind == EXPORT_RAW:
+        return view.raw_words
+    return (view.wide_words - (0 if layout & LAYOUT_LOST else view.n_sums)
+            + (1 if kind == EXPORT_LIFETIME and layout & LAYOUT_FED else 0))
+
+
+cdef void _entry_in(const ViewC* view, Word* entry, const uint8_t* data, uint8_t layout) noexcept nogil:
+    """A merged entry from its bytes. What a sum of several values had lost is not known where it was not
+    kept."""
+    cdef const ColumnC* column
+    cdef size_t at = 0, until
+    cdef uint16_t i
+    if view.n_sums and not layout & LAYOUT_LOST:
+        for i in range(view.n_columns):
+            column = &view.columns[i]
+            if column.sum_at:
+                until = column.sum_at + 2
+                memcpy(entry + at, data, (until - at) * sizeof(Word))
+                data += (until - at) * sizeof(Word)
+                entry[until].f = NAN if entry[column.n_at].i > 1 else 0.0
+                at = until + 1
+    memcpy(entry + at, data, (view.wide_words - at) * sizeof(Word))
 
 
 cdef inline double _positive(double x) noexcept nogil:
@@ -1702,14 +1753,14 @@ cdef int _import_lifetime(Arena* arena, LogHead* head, const ViewC* view, uint8_
     if head.block == 0:
         return -1
     entry = <Word*>arena_at(arena, head.block)
-    if layout & LAYOUT_FED:
-        memcpy(entry, data, _lifetime_bytes(view))
-    else:                                    # it was fed no earlier than its newest event
-        memcpy(entry, data, view.wide_words * sizeof(Word))
-        entry[view.wide_words].i = entry[WIDE_LAST].i
+    _entry_in(view, entry, data, layout)
+    entry[view.wide_words].i = entry[WIDE_LAST].i
+    if layout & LAYOUT_FED:                  # else it was fed no earlier than its newest event
+        data += (_written_words(view, EXPORT_LIFETIME, layout) - 1) * sizeof(Word)
+        memcpy(&entry[view.wide_words], data, sizeof(Word))
     if not _wide_holds(view, entry) or not -FAR_MS <= entry[view.wide_words].i <= FAR_MS:
         return 1
-    if layout & ~LAYOUT_FED == 0:
+    if not layout & LAYOUT_SPREAD:
         _from_layout_0(view, entry)
     return 0
 
@@ -1740,12 +1791,16 @@ cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t
         large.n_events = n
         large.wide = kind == EXPORT_WIDE
         large.compact_at = compact_at
-        memcpy(large + 1, data, <size_t>n * _stride(view, large.wide) * sizeof(Word))
         if large.wide:
             large.n_events = 0
+        else:
+            memcpy(large + 1, data, <size_t>n * view.raw_words * sizeof(Word))
     entries = _entries(arena, head, view)
     for i in range(n):
         entry = entries.words + <size_t>i * entries.stride
+        if entries.wide:
+            _entry_in(view, entry, data, layout)
+            data += _written_words(view, kind, layout) * sizeof(Word)
         if i and entry[0].i < _last_of(&entries, i - 1) + entries.wide:
             return 1
         if not entries.wide:
@@ -1754,7 +1809,7 @@ cdef int _import_entries(Arena* arena, LogHead* head, const ViewC* view, uint8_t
             continue
         if not _wide_holds(view, entry):
             return 1
-        if layout == 0:
+        if not layout & LAYOUT_SPREAD:
             _from_layout_0(view, entry)
         large.n_events += <uint64_t>entry[WIDE_COUNT].i
         if large.n_events > <uint64_t>MANY_EVENTS:
@@ -1767,7 +1822,6 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
     cdef uint32_t n_entries, compact_at, stride
     cdef size_t n_bytes, i
     cdef uint8_t kind, layout
-    cdef bint fed
     cdef int status
     memset(head, 0, sizeof(LogHead))
     if n < EXPORT_HEAD_BYTES:
@@ -1780,9 +1834,8 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
     memcpy(&stride, data + 12, 4)
     if compact_at and kind != EXPORT_WIDE:
         return 0
-    fed = kind == EXPORT_LIFETIME and layout & LAYOUT_FED
     if layout and (view == NULL or kind == EXPORT_RAW or is_note(kind)
-                   or layout > (_layout(view) | (LAYOUT_FED if fed else 0))):
+                   or layout & ~(_layout(view) | (LAYOUT_FED if kind == EXPORT_LIFETIME else 0))):
         return 0
     if is_note(kind):
         n_bytes = (<size_t>n_entries + 7) & ~<size_t>7
@@ -1802,7 +1855,7 @@ cdef int64_t log_import(Arena* arena, LogHead* head, const ViewC* view, const ui
         return <int64_t>(EXPORT_HEAD_BYTES + n_bytes)
     if view == NULL or kind > EXPORT_LIFETIME or n_entries == 0:
         return 0
-    if stride != _stride(view, kind != EXPORT_RAW) + fed:
+    if stride != _written_words(view, kind, layout):
         return 0
     if kind == EXPORT_LIFETIME and n_entries != 1:
         return 0

@@ -3,11 +3,11 @@
 This is the oracle that the compiled engine is compared with, so it shares no code and no idea with it: no
 log, no merging, no expiry, no filter programs. A view is a list of applied events per key; a window is a list
 comprehension; a filter is a callable that answers True, False or None (unknown, as in SQL). It promises exact
-truth (sums by `math.fsum`) and says, per value, what the engine owes:
+truth (sums and means as fractions, then rounded once) and says, per value, what the engine owes:
 
     exact      lower == upper: the kept span of that (row, view) never held more than `exact_events` events
     error      the relative error promised for a count or a sum of non-negative values; None: none is
-    tolerance  what rounding may cost: 1e-9 of the absolute values added up, nothing where nothing is added
+    tolerance  what rounding may cost what is no sum or mean: nothing where nothing is added up or rooted
     evasive    a value that need not be answered: for all that the engine may know, its window is empty and it
                is no count or sum; or, derived, its inexact divisor may look like 0
 
@@ -24,6 +24,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from itertools import pairwise
 
 Fields = Mapping[str, object]
@@ -598,6 +599,8 @@ class Store:
         if view.plan.sketch is not None:
             events = [e for e in events if (_number(feature, e) or 0.0) > 0]
         value, n, tolerance = _aggregate(feature, events, end)
+        if view.plan.sketch is not None:
+            tolerance = 1e-9 * value  # its cells are plain doubles
         status = WARMING if coverage < 1 else PRESENT if n else NOT_FOUND
         exact, error = self._owed(view, key, feature, log, t - own)
         evasive = not exact and feature.aggregate not in ("count", "sum", "distinct")
@@ -970,20 +973,20 @@ def _aggregate(  # noqa: PLR0911  # an aggregate each
     )
     values = [v for _, _, v in taken]
     n = len(values)
-    scale = math.fsum(abs(v) for v in values)
     if feature.aggregate == "count":
         return float(n), n, 0.0
     if feature.aggregate == "sum":
-        return math.fsum(values), n, 1e-9 * scale
+        return float(sum(map(Fraction, values))), n, 0.0
     if feature.aggregate in ("decayed_count", "decayed_sum") and n == 0:
         return 0.0, 0, 0.0
     if n == 0:
         return math.nan, 0, 0.0
+    if feature.aggregate == "mean":
+        return float(sum(map(Fraction, values)) / n), n, 0.0
     mean = math.fsum(values) / n
     stddev = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / n)
     greatest = max(abs(v) for v in values)
     value, tolerance = {
-        "mean": (mean, 1e-9 * scale / n),
         "min": (min(values), 0.0),
         "max": (max(values), 0.0),
         # What is rounded is the square: near 0 its root moves more.
