@@ -198,6 +198,7 @@ class ServeConfig:
     admin_tls: Tls | None = None
     metrics: str | None = None
     clock: str | None = None  # of a new store: "wall", "event" or "merged"
+    clock_back: bool = False  # set a wall clock back that is ahead of the machine's
     history: str | None = None  # of a new store: "none" or "unknown"
     durability: str = "group"
     observe_ack: str = "applied"  # of an Observe that asks for none: see OBSERVE_ACKS

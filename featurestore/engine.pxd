@@ -6,8 +6,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from featurestore.core.batch cimport Batch, Column, EventBatch
-from featurestore.core.plan cimport ServiceC
-from featurestore.core.state cimport State, StateC, Work, state_structs
+from featurestore.core.plan cimport CompiledPlan, ServiceC
+from featurestore.core.state cimport Reserved, State, StateC, Work, state_structs
 from featurestore.core.window cimport Outputs
 from featurestore.storage.frame cimport ByteBuffer
 from featurestore.storage.journal cimport Journal, JournalState, journal_structs
@@ -98,6 +98,8 @@ cdef class Engine:
     cdef int _check_batch(self, EventBatch batch) except -1
     cdef int _replay_batch(self, object frame, Work* work) except -1
     cdef int _replay_change(self, object frame) except -1
+    cdef int _swap(self, CompiledPlan compiled, Reserved reserved, prepared, int kind, bytes body,
+                   int64_t now_ms, clock) except -1
     cdef object _change_producer(self, int change, str name, uint64_t epoch, uint64_t sequence)
     cdef object _write_error(self, int status, const WriteResult* result, Sender* sender)
 

@@ -52,8 +52,8 @@ from featurestore.core.state cimport (
 )
 from featurestore.core.window cimport Outputs
 from featurestore.storage.failpoint cimport (
-    CHECKPOINT_COMMITTED, CHECKPOINT_MID, CHECKPOINT_PART, IDS_UNREAD, PRODUCER_JOURNALED, SCHEMA_JOURNALED,
-    failpoint,
+    CHECKPOINT_COMMITTED, CHECKPOINT_MID, CHECKPOINT_PART, CLOCK_JOURNALED, IDS_UNREAD, PRODUCER_JOURNALED,
+    SCHEMA_JOURNALED, failpoint,
 )
 from featurestore.storage.frame cimport (
     BODY_OK, BODY_TOO_LARGE, FORGET_BODY_BYTES, MAX_PRODUCER_BODY_BYTES, BatchFrame, BatchHead, ByteBuffer,
@@ -61,34 +61,35 @@ from featurestore.storage.frame cimport (
     encode_batch, encode_forget, encode_producer,
 )
 from featurestore.storage.journal cimport (
-    FRAME_BATCH, FRAME_FORGET, FRAME_PRODUCER, FRAME_SCHEMA, FRAME_SHED, JOURNAL_FULL, JOURNAL_NO_MEMORY,
-    JOURNAL_OK,
+    FRAME_BATCH, FRAME_CLOCK, FRAME_FORGET, FRAME_PRODUCER, FRAME_SCHEMA, FRAME_SHED, JOURNAL_FULL,
+    JOURNAL_NO_MEMORY, JOURNAL_OK,
     Frame, Journal, iovec, journal_append, journal_would_wait,
 )
 
 from featurestore.core.structs import same_structs
 from featurestore.errors import (
-    ConfigError, CorruptRecordError, InvalidEventError, LimitError, StaleVersionError, StorageError,
-    UnavailableError, UnknownNameError,
+    ConfigError, ConsentError, CorruptRecordError, InvalidEventError, LimitError, StaleVersionError,
+    StorageError, UnavailableError, UnknownNameError,
 )
 from featurestore.niceness import UPKEEP, give_way
-from featurestore.plan import CLOCKS, Plan
+from featurestore.plan import CLOCKS, MAX_FUTURE_MS, Plan
 from featurestore.schema import compile_schema
-from featurestore.schema.changes import changes_of, kinds_of, require_consent
+from featurestore.schema.changes import ChangeKind, changes_of, kinds_of, require_consent
+from featurestore.schema.evolution import as_of_wall, set_back
 from featurestore.schema.retired import without_the_past
 from featurestore.storage.checkpoint import (
     HEAD, HOLES, IDS, IDS_SHARD, PLAN, PRODUCERS, PRODUCERS_SHARD, SKETCHES, holes_record, load_rows,
-    mark_behind, mark_shed, parse_plan, stored_plan,
+    mark_behind, mark_other_clock, mark_shed, parse_plan, stored_plan,
 )
 from featurestore.storage.directory import (
-    DataDirectory, is_shortage, refuse_within, require_clock, sync_directory, write_synced,
+    DataDirectory, is_shortage, refuse_within, sync_directory, write_synced,
 )
 from featurestore.storage.failpoint import reach
+from featurestore.storage.frame import clock_body, parse_clock_body
 from featurestore.storage.rows import MapGrownError, RowStore
 
 same_structs(__name__, engine_structs())
 
-_log = logging.getLogger("featurestore.engine")
 
 cdef extern from * nogil:
     """
@@ -115,6 +116,7 @@ cdef enum:
     QUIET_S = 60                 # for so long nothing is shed, or short, before that is said to be over
     MOST_LEAP_MS = 60_000        # that a wall clock may gain on the machine's uptime, and be believed
     MOST_GRACE_MS = 2_592_000_000  # 30 days, that what a schema lets go may be kept
+    MOST_AHEAD_MS = 600_000      # that a wall-clock store may be ahead of the machine's clock, to be opened
     MAKING_MS = 1000             # what there is on the wall clock between making a plan and serving it
 
 cdef extern from * nogil:
@@ -129,6 +131,8 @@ cdef extern from * nogil:
     void fs_trim() noexcept
 
 cdef uint64_t NO_LIMIT = 0xFFFFFFFFFFFFFFFF
+
+_log = logging.getLogger("featurestore.engine")
 
 #: The plan of a store before its first schema.
 EMPTY_PLAN = Plan(0, "", "", (), (), (), (), (), (), 1, 1, 1)
@@ -418,15 +422,17 @@ cdef class Engine:
              uint32_t threads=1, uint32_t n_shards=64, uint64_t max_memory_bytes=0,
              uint64_t dedupe_memory_bytes=DEDUPE_MEMORY_BYTES, uint64_t producer_memory_bytes=64 << 20,
              uint64_t segment_bytes=64 << 20, uint64_t checkpoint_part_bytes=PART_BYTES, bint create=True,
-             allow=()):
+             allow=(), bint clock_back=False):
         """Opens the store in `directory`, creating it where there is none (and `create`).
 
         schema: text of the schema to serve, None for the one it has; allow: what it may take away, see
         apply_schema. clock: "wall" (default of a new store),
         "event" or "merged"; history: "none" states that no event of the schema's types existed before the
         store, "unknown" (default) that nobody knows; n_shards: a power of two. All three are fixed when a
-        store is created. durability: "group" or "process" (design §2.10). threads: that apply one large batch
-        together. max_memory_bytes: of rows, 0 for no limit, else 16 MiB at least. dedupe_memory_bytes: of
+        store is created, but for set_wall_clock. clock_back: sets a wall clock back that is ahead of the
+        machine's, as set_clock_back does; without, more than ten minutes are refused. durability: "group" or
+        "process" (design §2.10). threads: that apply one large batch together. max_memory_bytes: of rows, 0
+        for no limit, else 16 MiB at least. dedupe_memory_bytes: of
         event ids within their horizons, 36 bytes each, and 12 once it is short and a checkpoint has them; at
         it events with new ids are refused. producer_memory_bytes: of what is remembered of producers, half
         for each kind of name; at it batches of new ones are refused. segment_bytes: size of a journal file.
@@ -458,9 +464,11 @@ cdef class Engine:
         else:
             self.directory = DataDirectory.open(path)
         try:
-            require_clock(self.directory.identity, clock)
             self._recover(is_new, durability, threads, max_memory_bytes, dedupe_memory_bytes,
                           producer_memory_bytes)
+            self._require_clock(clock)
+            if not is_new:
+                self._check_start(clock_back)
             if is_new:
                 self._apply_schema(schema, schema_path, False, history == "none", frozenset(), None, 0)
                 self.directory.publish()
@@ -505,7 +513,7 @@ cdef class Engine:
                                segment_bytes=self.segment_bytes)
         frames = events = 0
         for frame in self.journal.read(self.checkpoint_position + 1):
-            if frame.kind == FRAME_SCHEMA and frame.first_position <= furthest:
+            if frame.kind in (FRAME_SCHEMA, FRAME_CLOCK) and frame.first_position <= furthest:
                 raise CorruptRecordError(
                     f"{self.rows.path}: shards are at position {furthest}, past the schema at "
                     f"{frame.first_position} that the plan does not have; restore it from a backup")
@@ -552,6 +560,10 @@ cdef class Engine:
         elif frame.kind == FRAME_SCHEMA:
             plan = parse_plan(body, f"schema frame at position {frame.first_position}")
             self.state.apply_plan(plan)
+        elif frame.kind == FRAME_CLOCK:
+            clock, now_ms, text = parse_clock_body(body)
+            plan = parse_plan(text, f"clock frame at position {frame.first_position}")
+            self.state.apply_plan(plan, clock=clock, now_ms=now_ms)
         elif frame.kind == FRAME_FORGET:
             if decode_forget(body, len(body), &entity_id, <uint8_t*>fp) != BODY_OK:
                 raise CorruptRecordError(f"Forget frame at position {frame.first_position} cannot be read")
@@ -769,10 +781,6 @@ cdef class Engine:
                       int64_t grace_ms):
         cdef CompiledPlan compiled
         cdef Reserved reserved
-        cdef Frame frame
-        cdef iovec piece
-        cdef bytes body
-        cdef int status
         with self.lock:
             self._check_writable()
             previous = self.state.plan if self.state.plan.version else None
@@ -793,8 +801,6 @@ cdef class Engine:
                 return plan
             reserved = self.state.reserve(compiled)
             prepared = [listener.prepare(plan) for listener in self.listeners]
-            body = plan.to_json().encode()
-            status = -1                          # nothing is journaled yet
             with nogil:
                 pthread_rwlock_wrlock(&self.c.state.plan_lock)
                 pthread_mutex_lock(&self.c.state.order)
@@ -805,37 +811,167 @@ cdef class Engine:
                     plan = self._made(text, path, previous, self._nows(), server_ms, grace_ms, from_beginning)
                     compiled = CompiledPlan(plan, self.state.compiled)
                     prepared = [listener.prepare(plan) for listener in self.listeners]
-                    body = plan.to_json().encode()
-                memset(&frame, 0, sizeof(frame))
-                frame.kind = FRAME_SCHEMA
-                frame.n_positions = 1
-                frame.schema_version = plan.version
-                frame.now_ms = _stamp(&self.c)
-                piece.iov_base = <void*><const char*>body
-                piece.iov_len = len(body)
-                with nogil:
-                    status = journal_append(self.c.journal, &frame, &piece, 1)
-                    if status == JOURNAL_OK and failpoint(SCHEMA_JOURNALED):
-                        self.c.failed = 1
-                if status != JOURNAL_OK:
-                    raise self.journal.problem(status)
-                if self.c.failed:
-                    raise write_error(ENGINE_FAILED)
-                self.state.swap_plan(compiled, reserved)
-                self.c.schema_version = plan.version
-                for listener, ready in zip(self.listeners, prepared, strict=True):
-                    listener.adopt(ready)
-                position = self.state.position
-            except BaseException:
-                if status == JOURNAL_OK:
-                    self.c.failed = 1        # journaled and not served: only a restart brings them together
-                raise
+                self._swap(compiled, reserved, prepared, FRAME_SCHEMA, plan.to_json().encode(),
+                           _stamp(&self.c), None)
             finally:
                 pthread_mutex_unlock(&self.c.state.order)
                 pthread_rwlock_unlock(&self.c.state.plan_lock)
-            self.schema_position = position
-            self.journal.wait_durable(position)
+            self.journal.wait_durable(self.schema_position)
             return plan
+
+    cdef int _swap(self, CompiledPlan compiled, Reserved reserved, prepared, int kind, bytes body,
+                   int64_t now_ms, clock) except -1:
+        """Journals a plan, and a clock with it unless that is None, and serves it. Both locks are held."""
+        cdef Frame frame
+        cdef iovec piece
+        cdef int status = -1                 # nothing is journaled yet
+        cdef int point = SCHEMA_JOURNALED if clock is None else CLOCK_JOURNALED
+        memset(&frame, 0, sizeof(frame))
+        frame.kind = kind
+        frame.n_positions = 1
+        frame.schema_version = compiled.plan.version
+        frame.now_ms = now_ms
+        piece.iov_base = <void*><const char*>body
+        piece.iov_len = len(body)
+        try:
+            with nogil:
+                status = journal_append(self.c.journal, &frame, &piece, 1)
+                if status == JOURNAL_OK and failpoint(point):
+                    self.c.failed = 1
+            if status != JOURNAL_OK:
+                raise self.journal.problem(status)
+            if self.c.failed:
+                raise write_error(ENGINE_FAILED)
+            self.state.swap_plan(compiled, reserved)
+            if clock is not None:
+                self.state.set_clock(CLOCKS.index(clock), now_ms)
+            self.c.schema_version = compiled.plan.version
+            for listener, ready in zip(self.listeners, prepared, strict=True):
+                listener.adopt(ready)
+            self.schema_position = self.state.position
+        except BaseException:
+            if status == JOURNAL_OK:
+                self.c.failed = 1            # journaled and not served: only a restart brings them together
+            raise
+        return 0
+
+    @property
+    def clock(self):
+        """The clock that the store has by now: "wall", "event" or "merged"."""
+        return self.state.clock
+
+    def set_wall_clock(self, *, allow=()):
+        """Gives a store whose clock events moved the server's, once and for good: what it has seen stays so,
+        and what is older than its windows by then expires. Returns the position of that, durable; None where
+        it has that clock already, and nothing changes.
+
+        allow: names "clock", or ConsentError. ConfigError: an event type's clock is more than max_future
+        ahead of the server's. UnavailableError: the server's has leapt (`leap_ms`)."""
+        allowed = kinds_of(allow)
+        with self.lock:
+            self._check_writable()
+            if self._is_wall():
+                return None
+            self._require_clock_consent(
+                allowed, f"the store's clock is {self.clock}, and will be the server's for good: now goes on "
+                "without events, and what is older than its windows by then expires")
+            return self._set_clock(as_of_wall(self.state.plan), None)
+
+    def set_clock_back(self, *, allow=()):
+        """Sets a wall clock back that was pulled ahead by a machine's wrong one, once that is right. Nothing
+        counts as seen before then, so that windows are WARMING until they have passed and lifetimes for good;
+        ids and what keeps no log begin anew: schema.evolution.set_back. Returns the position of that,
+        durable; None where the clock is at most a minute ahead, and nothing changes.
+
+        allow: names "clock", or ConsentError. ConfigError: the store has another clock than the server's.
+        UnavailableError: that has leapt (`leap_ms`)."""
+        allowed = kinds_of(allow)
+        with self.lock:
+            self._check_writable()
+            if not self._is_wall():
+                raise ConfigError(
+                    f"the store's clock is {self.clock}, which events move; only the server's is set back")
+            ahead_ms = self._ahead_ms()
+            if ahead_ms <= MOST_LEAP_MS:
+                return None
+            self._require_clock_consent(
+                allowed, f"the store's clock is {ahead_ms / 1000:,.1f} s ahead of the server's, and will be "
+                "set back: windows are WARMING until they have passed, lifetimes for good, and event ids, "
+                "sketches, distinct counts, lists and decayed sums begin anew")
+            now_ms = _server_ms(&self.c)
+            plan = set_back(self.state.plan, now_ms, from_ms=self.state.now_ms,
+                            ahead_ms=self.state.ahead_ms + MAKING_MS)
+            return self._set_clock(plan, now_ms)
+
+    def _require_clock_consent(self, allowed, str what):
+        if ChangeKind.CLOCK not in allowed:
+            raise ConsentError(f"{what}; this needs consent: `--allow clock`; nothing was changed")
+
+    def _set_clock(self, plan, now_ms):
+        """A wall clock from here on, which says now_ms; None: what the server's says, but for what events had
+        ahead of it."""
+        cdef CompiledPlan compiled = CompiledPlan(plan, self.state.compiled)
+        cdef Reserved reserved
+        if _leap_ms(&self.c):
+            raise write_error(ENGINE_LEAPT)
+        self.state.check_memory(compiled)
+        reserved = self.state.reserve(compiled)
+        prepared = [listener.prepare(plan) for listener in self.listeners]
+        text = plan.to_json().encode()
+        with nogil:
+            pthread_rwlock_wrlock(&self.c.state.plan_lock)
+            pthread_mutex_lock(&self.c.state.order)
+        try:
+            if now_ms is None:
+                server_ms = now_ms = _server_ms(&self.c)
+                for event, type_ms in self.state.nows_ms.items():
+                    if type_ms > server_ms + MAX_FUTURE_MS:
+                        raise ConfigError(
+                            f"the clock of event type {event} is {(type_ms - server_ms) / 1000:,.1f} s ahead "
+                            "of the server's: what came since would be late; wait for that, or mend the "
+                            "server's clock")
+                    now_ms = max(now_ms, type_ms)
+            self._swap(compiled, reserved, prepared, FRAME_CLOCK, clock_body("wall", now_ms, text), now_ms,
+                       "wall")
+        finally:
+            pthread_mutex_unlock(&self.c.state.order)
+            pthread_rwlock_unlock(&self.c.state.plan_lock)
+        self.journal.wait_durable(self.schema_position)
+        return self.schema_position
+
+    def _ahead_ms(self):
+        """How far a wall-clock store is ahead of the server's clock; 0 or less where it is not."""
+        return 0 if self.state.now_ms is None else self.state.now_ms - _server_ms(&self.c)
+
+    def _require_clock(self, wanted):
+        if wanted is None or wanted == self.clock:
+            return
+        made = self.directory.identity.clock
+        since = "" if made == self.clock else f" (it was created with the {made} clock)"
+        raise ConfigError(
+            f"this store has the {self.clock} clock{since}; it cannot be opened with the {wanted} clock"
+            + (": give it that with `featurestore clock wall`" if wanted == "wall" else ""))
+
+    def _check_start(self, bint clock_back):
+        """A machine's clock that was ahead when the store was last open pulled the store's ahead for good."""
+        if not self._is_wall():
+            return
+        ahead_ms = self._ahead_ms()
+        if ahead_ms <= MOST_LEAP_MS:
+            return
+        words = (f"{self.directory.path}: the store's clock says {_time_text(self.state.now_ms)}, which is "
+                 f"{ahead_ms / 1000:,.1f} s ahead of this machine's, {_time_text(_server_ms(&self.c))}")
+        if clock_back:
+            self.set_clock_back(allow=["clock"])
+            _log.warning(
+                "%s: it was set back; windows are WARMING until they have passed, lifetimes for good", words)
+        elif ahead_ms > MOST_AHEAD_MS:
+            raise StorageError(
+                f"{words}: one of them is wrong. If it is the machine's, mend that. If that was, when the "
+                "store was last open, set the store's back with `featurestore serve --clock-back`: nothing "
+                "counts as seen before then")
+        else:
+            _log.warning("%s: it stands still until then, and events are late by it", words)
 
     def _now_ms(self):
         if self._is_wall():
@@ -869,7 +1005,7 @@ cdef class Engine:
         return leap_ms
 
     def _is_wall(self):
-        return self.directory.identity.clock == "wall"
+        return self.state.c.sequencer.clock == CLOCK_WALL
 
     @property
     def history(self):
@@ -879,8 +1015,8 @@ cdef class Engine:
     def _require_history(self, wanted):
         if wanted is not None and wanted != self.history:
             raise ConfigError(
-                f"history is {wanted!r}, and this store was created with {self.history!r}; what was before "
-                f"it is stated once, when it is created: leave that out")
+                f"history is {wanted!r}, and this store's is {self.history!r}: what was before it is stated "
+                f"once, when it is created, and no longer known where its clock was set back; leave that out")
 
     def keys(self, parts):
         """Iterates over the raw keys of the entity with these part names, which keeps them (`keep_keys`): a
@@ -1134,6 +1270,8 @@ cdef class Engine:
                      if HOLES + shard in stored or self.state.has_shed(shard)}
             if sheds:
                 head = mark_shed(head)
+            if self.clock != self.directory.identity.clock:
+                head = mark_other_clock(head)
             behind = None
             if self._is_plan_stored():
                 behind = mark_behind(self.rows.get_meta(HEAD), sheds=bool(sheds))
@@ -1459,6 +1597,11 @@ cdef int fail_at(int point) except -1:
     if error:
         raise StorageError(f"checkpoint: {os.strerror(error)}") from OSError(error, os.strerror(error))
     return 0
+
+
+def _time_text(int64_t ms):
+    """Of the years that a machine's clock says."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ms / 1000))
 
 
 def _producer_bytes(stats):

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 from shifted import Shifted
 
-from featurestore.columns import event_columns
+from featurestore.columns import event_columns, text_column
 from featurestore.core.batch import EventBatch
 from featurestore.engine import Engine
+from featurestore.errors import StorageError
 from featurestore.outcome import Outcome
 
 SCHEMA = """
@@ -110,8 +111,9 @@ engine.close()
 class Store:
     """A store in a process with a clock of its own."""
 
-    def __init__(self, directory: Path, clock: str) -> None:
+    def __init__(self, directory: Path, clock: str, *, ahead_ms: int = 0) -> None:
         self.clock = Shifted(directory)
+        self.clock.set_ms(ahead_ms)
         self._process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(directory / "store"), SCHEMA, clock],
             stdin=subprocess.PIPE,
@@ -196,3 +198,25 @@ def test_an_event_clock_does_not_follow_a_server_that_leaps(tmp_path: Path) -> N
     store.ask("accept")
     assert store.ask("observe") == Outcome.ACCEPTED
     assert store.close() == 0
+
+
+@pytest.mark.parametrize("ahead_ms", [20 * 60_000, 400 * DAY_MS])
+def test_a_store_that_a_wrong_clock_pulled_ahead_is_set_back(tmp_path: Path, ahead_ms: int) -> None:
+    """It was wrong from the start, so that nobody could tell."""
+    wrong = Store(tmp_path, "wall", ahead_ms=ahead_ms)
+    assert wrong.ask("observe") == Outcome.ACCEPTED
+    assert wrong.close() == 0
+    store = tmp_path / "store"
+    with pytest.raises(StorageError, match="featurestore serve --clock-back"):
+        Engine.open(store)
+    with Engine.open(store, clock_back=True, durability="process") as engine:
+        now_ms = time.time_ns() // 1_000_000
+        assert sent(engine, [now_ms, now_ms - 3_000_000, now_ms + 5 * YEAR_MS]) == [
+            Outcome.ACCEPTED,
+            Outcome.ACCEPTED,
+            Outcome.REFUSED_FUTURE,
+        ], "no honest event is late"
+        vectors = engine.read(0, {"ip": text_column(["a"])[0]}, 1)
+        assert {int(status) for status in vectors.statuses[0]} == {3}, "WARMING"
+    with Engine.open(store) as engine:
+        assert engine.clock == "wall"

@@ -24,10 +24,10 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     _add_tls_arguments(parser)
 
 
-def add_admin_arguments(parser: argparse.ArgumentParser) -> None:
+def add_admin_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
         "--admin",
-        required=True,
+        required=required,
         metavar="ADDR",
         help="the server's admin listener: unix:DIR/admin.sock of its data directory, or host:port with TLS",
     )

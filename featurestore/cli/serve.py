@@ -62,6 +62,8 @@ what time it is:
                    With both, the same events always say the same
   Whichever it is, an event more than 10 seconds ahead of the server's clock is refused. Where that leaps more
   than a minute further ahead than time has passed, --clock wall takes no writes: `featurestore clock --help`
+  History goes live with `featurestore clock wall`. A wall-clock store that is ahead of this machine's clock
+  by more than 10 minutes is not opened: one of them is wrong. --clock-back sets the store's back
 
 what was before a new store:
   --history none     no event of the schema's types: what it says is certain from the start
@@ -129,7 +131,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clock",
         choices=CLOCKS,
-        help="of a new store, for good: see below (default: wall)",
+        help="of a new store; wall is for good: see below (default: wall)",
+    )
+    parser.add_argument(
+        "--clock-back",
+        action="store_true",
+        help="set the clock of a wall-clock store back where that is ahead of this machine's: see below",
     )
     parser.add_argument(
         "--history",
@@ -415,6 +422,7 @@ def config_of(arguments: argparse.Namespace) -> ServeConfig:
         ),
         metrics=arguments.metrics_listen,
         clock=arguments.clock,
+        clock_back=arguments.clock_back,
         history=arguments.history,
         durability=arguments.durability,
         observe_ack=arguments.observe_ack,
@@ -502,7 +510,7 @@ def as_dict(server: Server, config: ServeConfig) -> dict[str, Any]:
         "data": str(config.data),
         "schema": engine.state.plan.name,
         "schema_version": stats["schema_version"],
-        "clock": engine.directory.identity.clock,
+        "clock": engine.clock,
         "history": engine.history,
         "durability": config.durability,
         "observe_ack": config.observe_ack,

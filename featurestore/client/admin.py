@@ -6,7 +6,7 @@ Nothing is retried: these calls are made by people who see what happened.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -16,7 +16,7 @@ from featurestore.client import forks, wire
 from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Line, Tls, checked_target
 from featurestore.client.failures import Code, Failure
 from featurestore.client.requests import mapped, set_value
-from featurestore.errors import ConfigError, ConsentError, SchemaError, StaleVersionError
+from featurestore.errors import ConfigError, ConsentError, FeatureStoreError, SchemaError, StaleVersionError
 from featurestore.v1 import admin_service_pb2 as admin_pb
 
 M = TypeVar("M", bound=Message)
@@ -24,9 +24,9 @@ M = TypeVar("M", bound=Message)
 SERVICE = "/featurestore.v1.AdminService/"
 MOST_GRACE_S = 30 * 86_400
 
-_OF_SCHEMAS = {
+_OF_CONSENT: dict[grpc.StatusCode, type[FeatureStoreError]] = {Code.FAILED_PRECONDITION: ConsentError}
+_OF_SCHEMAS = _OF_CONSENT | {
     Code.INVALID_ARGUMENT: SchemaError,
-    Code.FAILED_PRECONDITION: ConsentError,
     Code.ABORTED: StaleVersionError,
 }
 
@@ -73,7 +73,7 @@ class AdminClient:
             note=note,
             grace_ms=None if grace_s is None else round(grace_s * 1000),
         )
-        reply = self._call("ApplySchema", request, admin_pb.ApplySchemaResponse, about_schema=True)
+        reply = self._call("ApplySchema", request, admin_pb.ApplySchemaResponse, means=_OF_SCHEMAS)
         if not reply.version:
             raise wire.unreadable("a schema without a version; it may have been applied")
         return reply
@@ -126,6 +126,22 @@ class AdminClient:
         """The server's wall clock, which has leapt ahead, is right: writes go on by it."""
         return self._call("AcceptClock", admin_pb.AcceptClockRequest(), admin_pb.AcceptClockResponse)
 
+    def set_wall_clock(self, *, allow: Iterable[str] = ()) -> admin_pb.ChangeClockResponse:
+        """The store's clock, which events moved, is the server's from here on and for good. ConsentError
+        unless `allow` names "clock"."""
+        return self._change_clock(admin_pb.CLOCK_CHANGE_WALL, allow)
+
+    def set_clock_back(self, *, allow: Iterable[str] = ()) -> admin_pb.ChangeClockResponse:
+        """The store's clock, which went ahead with a server's that was wrong, is set back to what that is
+        now. ConsentError unless `allow` names "clock"."""
+        return self._change_clock(admin_pb.CLOCK_CHANGE_BACK, allow)
+
+    def _change_clock(
+        self, change: admin_pb.ClockChange, allow: Iterable[str]
+    ) -> admin_pb.ChangeClockResponse:
+        request = admin_pb.ChangeClockRequest(change=change, allow=[_change_kind(word) for word in allow])
+        return self._call("ChangeClock", request, admin_pb.ChangeClockResponse, means=_OF_CONSENT)
+
     def backup(self, directory: str) -> admin_pb.BackupResponse:
         """`directory` is on the server's machine and must not exist yet."""
         request = admin_pb.BackupRequest(directory=directory)
@@ -142,15 +158,23 @@ class AdminClient:
     ) -> None:
         self.close()
 
-    def _call(self, method: str, request: Message, reply: type[M], *, about_schema: bool = False) -> M:
+    def _call(
+        self,
+        method: str,
+        request: Message,
+        reply: type[M],
+        *,
+        means: Mapping[grpc.StatusCode, type[FeatureStoreError]] = MappingProxyType({}),
+    ) -> M:
+        """means: the errors of some codes, where a method has other than all have."""
         send = self._line.unary(SERVICE + method)  # bytes: gRPC would log what it cannot read
         try:
             with forks.CALL:
                 answer = send(request.SerializeToString(), timeout=self.timeout_s)
         except grpc.RpcError as error:
             failure = Failure.of(error)
-            if about_schema and failure.code in _OF_SCHEMAS:
-                raise _OF_SCHEMAS[failure.code](failure.details) from error
+            if failure.code in means:
+                raise means[failure.code](failure.details) from error
             raise failure.error(self.target) from error  # whether it changed something, nobody says
         return wire.message_of(reply, answer)
 

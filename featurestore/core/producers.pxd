@@ -121,6 +121,9 @@ cdef bint producers_know(const ProducerTable* table, const Origin* origin, int64
 cdef int producers_change(ProducerTable* table, int change, const Origin* origin,
                           int64_t wall_ms) noexcept nogil
 
+# The store's clock is set back to now_ms: nobody was heard later.
+cdef void producers_set_back(ProducerTable* table, int64_t now_ms) noexcept nogil
+
 # For a checkpoint. Cut: it appends the head, which is of all of them. Then records (format: producers.pyx) of
 # those gone since the last one stored, from number at[0] on; then, bucket after bucket from bucket[0] on, of
 # those that have changed since: each 1 more, 0 done, -1 memory, -2 not a place to go on from. It ends however

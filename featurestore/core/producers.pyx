@@ -454,6 +454,27 @@ cdef void producer_remember(ProducerTable* table, Producer* producer, const Orig
     _heard(table, producer, wall_ms)
 
 
+cdef void producers_set_back(ProducerTable* table, int64_t now_ms) noexcept nogil:
+    """Or all would be remembered until the clock has come to where it was, and fill the table. Those who were
+    forgotten by then stay so: some are gone."""
+    cdef Producer* producer
+    cdef Producer* newer
+    cdef int i
+    for i in range(N_CLASSES):
+        producer = table.classes[i].oldest
+        while producer != NULL:
+            newer = producer.newer
+            if _is_forgotten(producer, table.now_ms):
+                if _free(table, producer) < 0:
+                    return
+            elif producer.last_ms > now_ms:
+                producer.last_ms = now_ms
+                producer.mark = table.round
+            producer = newer
+    if table.now_ms > now_ms:
+        table.now_ms = now_ms
+
+
 cdef bint producers_know(const ProducerTable* table, const Origin* origin, int64_t wall_ms) noexcept nogil:
     cdef const Producer* producer = _find(table, origin.fp0, origin.fp1)
     return producer != NULL and not _is_forgotten(producer, _now(table, wall_ms))

@@ -64,6 +64,11 @@ cdef int sequencer_commit(Sequencer* s, const Batch* batch, const Facts* facts, 
 cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t old_type,
                           bint same_ids) noexcept nogil
 
+# The clock is another from here on, or says now_ms. Set back, it knows no id any more: those seen at the
+# time that is taken back would not expire, and those before it are gone. So the plan's `dedupe_floor_ms` are
+# to be beyond now_ms.
+cdef void sequencer_set_clock(Sequencer* s, uint8_t clock, int64_t now_ms) noexcept nogil
+
 # The state as bytes, in three streams: the head (clocks and position; format: sequencer.pyx), the ids
 # (ids.pyx) and the producers (producers.pyx).
 #

@@ -3,7 +3,7 @@
 What it remembers of producers and of event ids is beneath it: producers.pyx, ids.pyx.
 """
 
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -19,7 +19,7 @@ from featurestore.core.ids cimport (
 )
 from featurestore.core.plan cimport UNSET_MS, EventC, PlanC, TouchC, ViewC
 from featurestore.core.producers cimport (
-    Origin, Producer, producer_remember, producers_clear, producers_init, producers_of,
+    Origin, Producer, producer_remember, producers_clear, producers_init, producers_of, producers_set_back,
 )
 from featurestore.core.stored cimport all_zero, is_clock
 from featurestore.core.window cimport lifetime_takes, view_horizon, window_structs
@@ -254,11 +254,26 @@ cdef void sequencer_adopt(Sequencer* s, uint16_t type_, Sequencer* old, uint16_t
     s.untouched[type_] = old.untouched[old_type]
 
 
+cdef void sequencer_set_clock(Sequencer* s, uint8_t clock, int64_t now_ms) noexcept nogil:
+    cdef bint is_back = s.now_ms != UNSET_MS and now_ms < s.now_ms
+    cdef uint16_t i
+    s.clock = clock
+    s.now_ms = now_ms
+    for i in range(s.n_types):
+        s.type_nows[i] = now_ms
+        if is_back:
+            ids_drop(&s.ids, &s.ids.tables[i], INT64_MAX, UINT32_MAX)
+            s.ids.tables[i].floor_ms = UNSET_MS
+    if is_back:
+        producers_set_back(&s.producers, now_ms)
+
+
 # -- bytes ---------------------------------------------------------------------------------------------------
 #
 # Little-endian: u32 version (3; 4 while shards of rows may be ahead of it; 5 and 6 where keys were shed), u8
-# clock (ClockC), u8[3] 0, i64 now, u64 position, u32 event types, u32 0, then per type: u16 event_id, u8[6]
-# 0, i64 now, i64 now at its first accepted event, and since version 3 i64 floor of its ids
+# clock (ClockC), u8 1 where the store was made with another (the engine's word, for programs that would go by
+# that one: they refuse it), u8[2] 0, i64 now, u64 position, u32 event types, u32 0, then per type: u16
+# event_id, u8[6] 0, i64 now, i64 now at its first accepted event, and since version 3 i64 floor of its ids
 
 cdef enum:
     HEAD_BYTES = 32
@@ -304,7 +319,7 @@ cdef int sequencer_import_head(Sequencer* s, const PlanC* plan, const uint8_t* d
     if version < 1 or version > 6 or n_types > 0xFFFF or n_bytes != HEAD_BYTES + <size_t>n_types * type_bytes:
         return 1
     memcpy(&now_ms, data + 8, 8)
-    if (data[4] > CLOCK_MERGED or not all_zero(data + 5, 3) or not all_zero(data + 28, 4)
+    if (data[4] > CLOCK_MERGED or data[5] > 1 or not all_zero(data + 6, 2) or not all_zero(data + 28, 4)
             or not is_clock(now_ms)):
         return 1
     s.clock = data[4]

@@ -147,6 +147,7 @@ cdef class State:
     cdef uint64_t n_ids_copied
     cdef Reserved reserve(self, CompiledPlan compiled)
     cdef int swap_plan(self, CompiledPlan compiled, Reserved reserved) except -1
+    cdef void set_clock(self, int clock, int64_t now_ms) noexcept
     cdef const ServiceC* _service(self, service) except? NULL
     cdef bint _drop_ids(self, uint32_t* type_) noexcept nogil
     cdef void _settle(self, uint32_t shard, bint shrinks) noexcept nogil

@@ -59,7 +59,7 @@ from featurestore.core.producers cimport (
 )
 from featurestore.core.sequencer cimport (
     CLOCK_EVENT, CLOCK_WALL, Sequencer, sequencer_adopt, sequencer_clear, sequencer_commit, sequencer_decide,
-    sequencer_export_head, sequencer_import_head, sequencer_init,
+    sequencer_export_head, sequencer_import_head, sequencer_init, sequencer_set_clock,
 )
 from featurestore.core.shard cimport (
     Clocks, Job, Part, Shard, shard_apply, shard_clear, shard_copy_end, shard_copy_records, shard_copy_slice,
@@ -1375,9 +1375,15 @@ cdef class State:
             bytes_clear(&out)
         return at_ms, sorted(found, key=lambda each: needed.index(each[0]))
 
-    def apply_plan(self, plan not None):
+    @property
+    def clock(self):
+        """Which clock it has now; one of plan.CLOCKS."""
+        return CLOCKS[self.c.sequencer.clock]
+
+    def apply_plan(self, plan not None, *, clock=None, now_ms=None):
         """Serves another plan from here on. Views that it keeps (by id) keep their state; it takes one
-        position."""
+        position. With clock (one of plan.CLOCKS) and now_ms, its clock is that from here on, and says
+        now_ms."""
         cdef CompiledPlan compiled = CompiledPlan(plan, self.compiled)
         cdef Reserved reserved = self.reserve(compiled)
         with nogil:
@@ -1385,6 +1391,8 @@ cdef class State:
             pthread_mutex_lock(&self.c.order)
         try:
             self.swap_plan(compiled, reserved)
+            if clock is not None:
+                self.set_clock(CLOCKS.index(clock), now_ms)
         finally:
             pthread_mutex_unlock(&self.c.order)
             pthread_rwlock_unlock(&self.c.plan_lock)
@@ -1452,6 +1460,10 @@ cdef class State:
         self.c.plan = compiled.c
         self.compiled = compiled
         return 0
+
+    cdef void set_clock(self, int clock, int64_t now_ms) noexcept:
+        """After swap_plan, with its locks held: see sequencer_set_clock."""
+        sequencer_set_clock(&self.c.sequencer, <uint8_t>clock, now_ms)
 
     def fingerprint(self, size_t entity, parts not None):
         """The 16 bytes that stand for one key (bytes per part, in the entity's order), None where a part is

@@ -28,6 +28,7 @@ Ids are how state finds its view again, so this file decides what survives:
   lists is declared or in its grace. A service that is gone is remembered for that grace.
 - A view keeps its `exact_events` where the text does not say, whatever the default has become since: a store
   goes on with the schema that it was made with.
+- A clock that is set back (`set_back`) takes back what was known by the time that had not come.
 - The schema's name may not change: another name is another schema, given to the wrong store.
 """
 
@@ -60,6 +61,59 @@ class Moment:
 
     def of(self, event: str) -> int | None:
         return self.now_ms.get(event) if isinstance(self.now_ms, Mapping) else self.now_ms
+
+
+def as_of_wall(plan: Plan) -> Plan:
+    """The plan of a store whose clock is the server's from now on. What was seen stays so; the version is
+    another, so that a checkpoint is written whole."""
+    return replace(plan, version=plan.version + 1)
+
+
+def set_back(plan: Plan, now_ms: int, *, from_ms: int, ahead_ms: int) -> Plan:
+    """The plan of a store whose clock is set back to now_ms from from_ms, a time that had not come; an event
+    may be ahead_ms ahead of it.
+
+    Nobody knows what was refused by that time, and what had expired by it may be gone or not. So nothing is
+    known to have been seen before now, event ids that may have been forgotten are refused, and what had
+    expired stays so: a log goes on above a floor, and begins anew where that would be beyond now. What keeps
+    time by the newest event (sketches, sets, lists, decayed sums) begins anew whatever it had.
+    """
+    seen_ms = now_ms + ahead_ms + 1
+    next_view_id = plan.next_view_id
+    views = []
+    for view in plan.views:
+        floor_ms, lifetime_floor_ms, view_id = from_ms - view.keep_ms, None, view.view_id
+        if view.floor_ms is not None:
+            floor_ms = max(floor_ms, view.floor_ms)
+        if view.has_lifetime:
+            lifetime_floor_ms = from_ms - view.lifetime_idle_ms
+            if view.lifetime_floor_ms is not None:
+                lifetime_floor_ms = max(lifetime_floor_ms, view.lifetime_floor_ms)
+        goes_on = view.structure is Structure.LOG and max(floor_ms, lifetime_floor_ms or floor_ms) <= now_ms
+        if not goes_on:
+            view_id, next_view_id = next_view_id, next_view_id + 1
+        views.append(
+            replace(
+                view,
+                view_id=view_id,
+                since_ms=seen_ms,
+                floor_ms=floor_ms if goes_on else None,
+                lifetime_floor_ms=lifetime_floor_ms if goes_on else None,
+            )
+        )
+    if next_view_id > MAX_ID + 1:
+        raise SchemaError(f"this store has given all of its {MAX_ID} ids; start a new store")
+    events = (
+        replace(event, from_beginning=False, dedupe_floor_ms=None if event.id_field is None else seen_ms)
+        for event in plan.events
+    )
+    return replace(
+        plan,
+        version=plan.version + 1,
+        events=tuple(events),
+        views=tuple(views),
+        next_view_id=next_view_id,
+    )
 
 
 def exact_events_of(previous: Plan) -> dict[str, int]:

@@ -100,6 +100,11 @@ class Admin(pb_grpc.AdminServiceServicer):
     ) -> pb.AcceptClockResponse:
         return _answer(context, self._accept_clock)
 
+    def ChangeClock(
+        self, request: pb.ChangeClockRequest, context: grpc.ServicerContext
+    ) -> pb.ChangeClockResponse:
+        return _answer(context, lambda: self._change_clock(request))
+
     def Backup(self, request: pb.BackupRequest, context: grpc.ServicerContext) -> pb.BackupResponse:
         return _answer(context, lambda: nicely(lambda: self._backup(request)))
 
@@ -171,6 +176,19 @@ class Admin(pb_grpc.AdminServiceServicer):
         leap_ms = self._engine.accept_clock()
         _log.info("the wall clock is believed as it is; it had leapt %.1f s ahead", leap_ms / 1000)
         return pb.AcceptClockResponse(leap_ms=leap_ms)
+
+    def _change_clock(self, request: pb.ChangeClockRequest) -> pb.ChangeClockResponse:
+        changes = {
+            pb.CLOCK_CHANGE_WALL: (self._engine.set_wall_clock, "is the server's from here on"),
+            pb.CLOCK_CHANGE_BACK: (self._engine.set_clock_back, "is set back to the server's"),
+        }
+        if request.change not in changes:
+            raise ConfigError(f"change is {request.change}, which is no change of a clock")
+        change, words = changes[request.change]
+        position = change(allow=[_words(kind) for kind in request.allow])
+        if position is not None:
+            _log.warning("the store's clock %s; position %d", words, position)
+        return pb.ChangeClockResponse(position=position or 0)
 
     def _checkpoint(self) -> pb.CheckpointResponse:
         began = time.monotonic()

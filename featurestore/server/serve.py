@@ -214,6 +214,7 @@ def open_store(config: ServeConfig) -> Engine:
         schema=config.schema,
         schema_path=config.schema_path,
         clock=config.clock,
+        clock_back=config.clock_back,
         history=config.history,
         durability=config.durability,
         threads=config.engine_threads,
@@ -344,7 +345,7 @@ def _log_leap(leap_ms: int, engine: Engine) -> None:
         "the wall clock has leapt %.1f s further ahead than time has passed%s, until it is set right or "
         "`featurestore clock accept`",
         leap_ms / 1000,
-        ": no event is taken" if engine.directory.identity.clock == "wall" else "",
+        ": no event is taken" if engine.clock == "wall" else "",
     )
 
 

@@ -18,9 +18,17 @@ from typing import Any
 from featurestore.core.frequency import summaries
 from featurestore.core.state import State
 from featurestore.errors import CorruptRecordError, FeatureStoreError, StorageError
-from featurestore.plan import Plan, Structure
+from featurestore.plan import CLOCKS, Plan, Structure
 from featurestore.stdio import fill_standard_descriptors
-from featurestore.storage.checkpoint import HOLES, SKETCHES, load_rows, parse_plan, stored_ids, stored_plan
+from featurestore.storage.checkpoint import (
+    HEAD,
+    HOLES,
+    SKETCHES,
+    load_rows,
+    parse_plan,
+    stored_ids,
+    stored_plan,
+)
 from featurestore.storage.directory import (
     NEW_FILE,
     STORE_JSON,
@@ -30,8 +38,22 @@ from featurestore.storage.directory import (
     sync_directory,
     write_synced,
 )
-from featurestore.storage.frame import parse_batch_body, parse_forget_body, parse_producer_body
-from featurestore.storage.journal import BATCH, FORGET, PRODUCER, SCHEMA, SHED, JournalFrame, JournalReader
+from featurestore.storage.frame import (
+    parse_batch_body,
+    parse_clock_body,
+    parse_forget_body,
+    parse_producer_body,
+)
+from featurestore.storage.journal import (
+    BATCH,
+    CLOCK,
+    FORGET,
+    PRODUCER,
+    SCHEMA,
+    SHED,
+    JournalFrame,
+    JournalReader,
+)
 from featurestore.storage.rows import RowStore
 
 KIND_NAMES = {
@@ -40,6 +62,7 @@ KIND_NAMES = {
     FORGET: "forgets",
     PRODUCER: "producer_changes",
     SHED: "batches_shed",
+    CLOCK: "clocks",
 }
 
 
@@ -58,7 +81,7 @@ def inspect(directory: str | os.PathLike[str]) -> dict[str, Any]:
             "directory": str(store.path),
             "version": identity.version,
             "store_id": identity.store_id,
-            "clock": identity.clock,
+            "clock": _last_clock(store, rows),
             "schema": None if served is None else {"name": served.name, "version": served.version},
             "rows": {
                 "position": min(positions.values(), default=0),
@@ -80,6 +103,17 @@ def inspect(directory: str | os.PathLike[str]) -> dict[str, Any]:
             "sketches": _sketches(rows, plan, identity.n_shards),
             "journal": journal,
         }
+
+
+def _last_clock(store: DataDirectory, rows: RowStore) -> str:
+    """The clock that a store has by now: that which it was made with, unless the journal gave it another, or
+    did before the last checkpoint."""
+    head = rows.get_meta(HEAD)
+    clock = store.identity.clock if head is None else CLOCKS[head[4]]
+    for frame in JournalReader(store.journal, 0, store.identity.id_bytes):
+        if frame.kind == CLOCK:
+            clock = parse_clock_body(frame.body)[0]
+    return clock
 
 
 def _sketches(rows: RowStore, plan: Plan | None, n_shards: int) -> list[dict[str, Any]]:
@@ -135,8 +169,9 @@ def _journal_summary(store: DataDirectory) -> tuple[dict[str, Any], Plan | None]
         counts[KIND_NAMES[frame.kind]] += 1
         if frame.kind in (BATCH, SHED):
             n_events += frame.n_positions
-        elif frame.kind == SCHEMA:
-            plan = parse_plan(frame.body, f"schema frame at position {frame.first_position}")
+        elif frame.kind in (SCHEMA, CLOCK):
+            body = frame.body if frame.kind == SCHEMA else parse_clock_body(frame.body)[2]
+            plan = parse_plan(body, f"schema of the frame at position {frame.first_position}")
     return {
         "first_position": firsts[0],
         "last_position": reader.next_position - 1,
@@ -199,8 +234,9 @@ def _verify_journal(
     for frame in reader:
         try:
             # What is older than the rows was written under a plan that is gone.
-            if frame.kind == SCHEMA:
-                newer = parse_plan(frame.body, "schema")
+            if frame.kind in (SCHEMA, CLOCK):
+                body = frame.body if frame.kind == SCHEMA else parse_clock_body(frame.body)[2]
+                newer = parse_plan(body, "schema")
                 plan = newer if position is None or frame.first_position > position else plan
             else:
                 _check_body(frame, plan if position is not None and frame.first_position > position else None)

@@ -80,6 +80,12 @@ def mark_shed(head: bytes) -> bytes:
     return SHED.to_bytes(4, "little") + head[4:]
 
 
+def mark_other_clock(head: bytes) -> bytes:
+    """A head as one of a store that was made with another clock than it has: programs that go by what it was
+    made with refuse it."""
+    return head[:5] + b"\1" + head[6:]
+
+
 def load_rows(rows: RowStore, state: State, n_shards: int) -> tuple[int, int]:
     """Puts the last checkpoint into a new State; returns its position, and the latest of a shard of it: as
     far, at least, the journal must go.

@@ -1,7 +1,7 @@
 """The data directory: who owns it, which store it is, and where each kind of file lives.
 
     DIR/LOCK          flock'ed while a process has the store open
-    DIR/store.json    what is fixed when a store is created: format, id, clock, number of shards
+    DIR/store.json    what is fixed when a store is created: format, id, number of shards; and its clock then
     DIR/secret        16 random bytes that key every fingerprint, mode 0600
     DIR/journal/      segments (journal.pyx)
     DIR/rows/         checkpoints in LMDB (rows.pyx)
@@ -68,7 +68,7 @@ class Identity:
     format: str
     version: int
     store_id: str  # 32 hex digits
-    clock: str  # one of CLOCKS
+    clock: str  # one of CLOCKS; it may be `wall` since, see Engine.set_wall_clock
     n_shards: int
     secret_check: str  # first 16 hex digits of the SHA-256 of the secret
 
@@ -343,12 +343,3 @@ def _flocked(fd: int, path: Path) -> int:
             f"{path} is in use by another process; stop it first, or give another directory"
         ) from error
     return fd
-
-
-def require_clock(identity: Identity, wanted: str | None) -> None:
-    """A store's clock is fixed for its life."""
-    if wanted is not None and wanted != identity.clock:
-        raise ConfigError(
-            f"this store was created with the {identity.clock} clock; "
-            f"it cannot be opened with the {wanted} clock"
-        )

@@ -23,7 +23,8 @@ cdef enum Failpoint:
     PRODUCER_JOURNALED = 15       # a producer's change is written, the producer as it was
     CHECKPOINT_PART = 16          # some of its shards are committed, the others and its head are not
     IDS_UNREAD = 17               # ids are to be read; instead of failing, all that may become cold does so
-    N_FAILPOINTS = 18
+    CLOCK_JOURNALED = 18          # a clock is written, the store still has the one before
+    N_FAILPOINTS = 19
 
 cdef bint failpoints_armed        # any rule is set; read without a lock, written under the GIL
 

@@ -67,6 +67,7 @@ NAMES = (
     "producer.journaled",
     "checkpoint.part",
     "ids.unread",
+    "clock.journaled",
 )
 ACTIONS = {"kill": ACTION_KILL, "eio": ACTION_EIO, "enospc": ACTION_ENOSPC, "emfile": ACTION_EMFILE}
 

@@ -1,5 +1,5 @@
-"""Bodies of journal frames: a batch in columns, a schema's JSON, a Forget, a change of a producer. FORMAT.md
-gives them byte by byte.
+"""Bodies of journal frames: a batch in columns, a schema's JSON, a Forget, a change of a producer, a
+clock. FORMAT.md gives them byte by byte.
 
 A batch is stored as it is used: the arrays of a `Batch`, each 8-byte aligned, so that replay decodes a body
 by setting pointers into it.
@@ -22,6 +22,7 @@ is left before it is used, offsets ascend, codes are known and padding is zero, 
 status, never a read outside the body. It does not judge what the events mean: whether a time is in range or a
 text too long was decided before the batch was journaled, and the frame's checksum vouches for it since.
 """
+import struct
 import sys
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ from featurestore.core.change cimport CHANGE_DROP, CHANGE_RESET, LAST_NUMBER
 
 from featurestore.core.structs import same_structs
 from featurestore.errors import CorruptRecordError, InvalidEventError, LimitError
+from featurestore.plan import CLOCKS
 
 same_structs(__name__, frame_structs())
 
@@ -49,6 +51,8 @@ if sys.byteorder != "little":
 
 cdef enum:
     COLUMN_HEAD_BYTES = 8
+
+EARLIEST_MS, LATEST_MS = -62_135_596_800_000, 253_402_300_799_999      # the years 1 to 9999
 
 PROBLEMS = {
     BODY_SHORT: "ends before what its lengths announce",
@@ -598,6 +602,27 @@ def parse_forget_body(bytes body not None):
     if status:
         raise body_error(status, "forget body")
     return entity_id, PyBytes_FromStringAndSize(<char*> fingerprint, 16)
+
+
+CLOCK_HEAD = struct.Struct("<B7xq")
+
+
+def clock_body(str clock not None, int64_t now_ms, bytes plan not None):
+    """The CLOCK body: which clock the store has from there on (of plan.CLOCKS), what it says, and the plan
+    that is served then."""
+    return CLOCK_HEAD.pack(CLOCKS.index(clock), now_ms) + plan
+
+
+def parse_clock_body(bytes body not None):
+    """(clock, now_ms, plan) of a CLOCK body; CorruptRecordError says what is wrong with other bytes."""
+    if len(body) < CLOCK_HEAD.size:
+        raise body_error(BODY_SHORT, "clock body")
+    number, now_ms = CLOCK_HEAD.unpack_from(body)
+    if any(body[1:8]):
+        raise body_error(BODY_PADDING, "clock body")
+    if number >= len(CLOCKS) or not EARLIEST_MS <= now_ms <= LATEST_MS:
+        raise CorruptRecordError(f"clock body: clock {number}, which says {now_ms}")
+    return CLOCKS[number], now_ms, body[CLOCK_HEAD.size:]
 
 
 def producer_body(uint8_t change, bytes name not None, uint64_t epoch=0, uint64_t sequence=0):

@@ -25,7 +25,8 @@ cdef enum FrameKind:
     FRAME_FORGET = 3
     FRAME_PRODUCER = 4
     FRAME_SHED = 5                # a batch with what found no room
-    LAST_KIND = FRAME_SHED
+    FRAME_CLOCK = 6               # a clock that is another, or set back
+    LAST_KIND = FRAME_CLOCK
 
 cdef enum JournalMode:
     MODE_GROUP = 0                # acknowledged when synced

@@ -17,6 +17,12 @@ class ChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CHANGE_KIND_ORDER: _ClassVar[ChangeKind]
     CHANGE_KIND_ERASE: _ClassVar[ChangeKind]
     CHANGE_KIND_CLOCK: _ClassVar[ChangeKind]
+
+class ClockChange(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CLOCK_CHANGE_UNSPECIFIED: _ClassVar[ClockChange]
+    CLOCK_CHANGE_WALL: _ClassVar[ClockChange]
+    CLOCK_CHANGE_BACK: _ClassVar[ClockChange]
 CHANGE_KIND_UNSPECIFIED: ChangeKind
 CHANGE_KIND_FREE: ChangeKind
 CHANGE_KIND_DROP: ChangeKind
@@ -25,6 +31,9 @@ CHANGE_KIND_NARROW: ChangeKind
 CHANGE_KIND_ORDER: ChangeKind
 CHANGE_KIND_ERASE: ChangeKind
 CHANGE_KIND_CLOCK: ChangeKind
+CLOCK_CHANGE_UNSPECIFIED: ClockChange
+CLOCK_CHANGE_WALL: ClockChange
+CLOCK_CHANGE_BACK: ClockChange
 
 class ApplySchemaRequest(_message.Message):
     __slots__ = ("source", "path", "dry_run", "allow", "expect_version", "note", "grace_ms")
@@ -310,6 +319,20 @@ class AcceptClockResponse(_message.Message):
     LEAP_MS_FIELD_NUMBER: _ClassVar[int]
     leap_ms: int
     def __init__(self, leap_ms: _Optional[int] = ...) -> None: ...
+
+class ChangeClockRequest(_message.Message):
+    __slots__ = ("change", "allow")
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_FIELD_NUMBER: _ClassVar[int]
+    change: ClockChange
+    allow: _containers.RepeatedScalarFieldContainer[ChangeKind]
+    def __init__(self, change: _Optional[_Union[ClockChange, str]] = ..., allow: _Optional[_Iterable[_Union[ChangeKind, str]]] = ...) -> None: ...
+
+class ChangeClockResponse(_message.Message):
+    __slots__ = ("position",)
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    def __init__(self, position: _Optional[int] = ...) -> None: ...
 
 class BackupRequest(_message.Message):
     __slots__ = ("directory",)

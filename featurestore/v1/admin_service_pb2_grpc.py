@@ -60,6 +60,11 @@ class AdminServiceStub(object):
                 request_serializer=featurestore_dot_v1_dot_admin__service__pb2.AcceptClockRequest.SerializeToString,
                 response_deserializer=featurestore_dot_v1_dot_admin__service__pb2.AcceptClockResponse.FromString,
                 )
+        self.ChangeClock = channel.unary_unary(
+                '/featurestore.v1.AdminService/ChangeClock',
+                request_serializer=featurestore_dot_v1_dot_admin__service__pb2.ChangeClockRequest.SerializeToString,
+                response_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ChangeClockResponse.FromString,
+                )
         self.Backup = channel.unary_unary(
                 '/featurestore.v1.AdminService/Backup',
                 request_serializer=featurestore_dot_v1_dot_admin__service__pb2.BackupRequest.SerializeToString,
@@ -138,6 +143,13 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ChangeClock(self, request, context):
+        """Gives the store another clock, or sets the one it has back. Needs consent: CHANGE_KIND_CLOCK.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Backup(self, request, context):
         """Copies the live store to a directory on the server's machine, consistent at one position.
         """
@@ -192,6 +204,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.AcceptClock,
                     request_deserializer=featurestore_dot_v1_dot_admin__service__pb2.AcceptClockRequest.FromString,
                     response_serializer=featurestore_dot_v1_dot_admin__service__pb2.AcceptClockResponse.SerializeToString,
+            ),
+            'ChangeClock': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeClock,
+                    request_deserializer=featurestore_dot_v1_dot_admin__service__pb2.ChangeClockRequest.FromString,
+                    response_serializer=featurestore_dot_v1_dot_admin__service__pb2.ChangeClockResponse.SerializeToString,
             ),
             'Backup': grpc.unary_unary_rpc_method_handler(
                     servicer.Backup,
@@ -359,6 +376,23 @@ class AdminService(object):
         return grpc.experimental.unary_unary(request, target, '/featurestore.v1.AdminService/AcceptClock',
             featurestore_dot_v1_dot_admin__service__pb2.AcceptClockRequest.SerializeToString,
             featurestore_dot_v1_dot_admin__service__pb2.AcceptClockResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ChangeClock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/featurestore.v1.AdminService/ChangeClock',
+            featurestore_dot_v1_dot_admin__service__pb2.ChangeClockRequest.SerializeToString,
+            featurestore_dot_v1_dot_admin__service__pb2.ChangeClockResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

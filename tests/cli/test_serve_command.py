@@ -155,13 +155,13 @@ def test_a_second_process_on_the_directory_is_turned_away_and_the_first_goes_on(
         assert client.ingest("click", {"at": [1], "user": ["a"]}).accepted == 1
 
 
-def test_the_clock_of_a_store_cannot_be_changed(serve, schema, tmp_path):
+def test_a_store_is_not_served_with_a_clock_that_it_has_not(serve, schema, tmp_path):
     child, _ = serve("--schema", str(schema), "--data", str(tmp_path / "store"), "--clock", "event")
     child.terminate()
     child.wait(30)
     done = run("--data", tmp_path / "store", "--clock", "wall")
     assert done.returncode == Exit.USAGE
-    assert "created with the event clock" in done.stderr
+    assert "this store has the event clock" in done.stderr
 
 
 def test_a_changed_schema_is_applied_at_start(serve, schema, tmp_path):

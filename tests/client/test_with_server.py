@@ -748,6 +748,31 @@ def test_the_clocks_are_told_and_one_that_has_not_leapt_is_left(
     assert (code, "cannot reach" in err) == (4, True), err
 
 
+def test_history_goes_live_while_it_is_served(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    def clock(*words: str) -> tuple[int, str, str]:
+        return run("clock", *words, "--admin", house.admin, capsys=capsys)
+
+    with Client(house.target) as client:
+        client.ingest("transaction", rows(10))
+    code, _, err = clock("back", "--allow", "clock")
+    assert (code, "the store's clock is event" in err) == (2, True), err
+    for words in ((), ("--allow", "drop")):
+        code, _, err = clock("wall", *words)
+        assert (code, "--allow clock" in err, house.engine.clock) == (1, True, "event"), err
+    code, _, err = clock("wall", "--allow", "clocks")
+    assert (code, "allow is 'clocks'" in err) == (2, True), err
+    code, out, _ = clock("wall", "--allow", "clock", "-o", "json")
+    assert (code, json.loads(out)) == (0, {"position": house.engine.state.position})
+    assert house.engine.clock == "wall"
+    for words in (("wall",), ("back",)):
+        code, out, _ = clock(*words)
+        assert (code, out) == (0, "the store's clock was so already; nothing has changed\n")
+    code, out, _ = clock("show", "-o", "json")
+    told = json.loads(out)
+    assert abs(told["now_ms"] - time.time_ns() // 1_000_000) < 60_000
+    assert all(told["now_ms"] - 60_000 < ms <= told["now_ms"] for ms in told["clocks_ms"].values())
+
+
 def test_forget_stats_checkpoint_and_backup(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     with Client(house.target) as client:
         client.ingest("transaction", rows(100))

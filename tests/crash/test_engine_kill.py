@@ -179,8 +179,9 @@ def test_kills_at_every_failpoint_lose_and_double_nothing(
 ) -> None:
     store = rounds()
     names = [place.partition(":")[0] for place in FAILPOINTS]
-    # The second in test_producers_kill.py, the third in tests/test_ids_on_disk.py; nothing is written there.
-    elsewhere = ["recovery.mid", "producer.journaled", "ids.unread"]
+    # The second in test_producers_kill.py, the third in tests/test_ids_on_disk.py, where nothing is written;
+    # the last in tests/test_clock_store.py.
+    elsewhere = ["recovery.mid", "producer.journaled", "ids.unread", "clock.journaled"]
     assert sorted([*names, *elsewhere]) == sorted(failpoint.NAMES)
     for place in FAILPOINTS:
         ended = store.go(f"killed at {place}", armed=f"{place}=kill")

@@ -8,6 +8,7 @@ from typing import Any
 
 from featurestore.errors import InvalidEventError, SequenceError
 from featurestore.plan import Plan
+from featurestore.schema.evolution import as_of_wall, set_back
 from reference.compare import derived_disagreement, disagreement
 from reference.engine import Engine, Vectors
 from reference.naive import (
@@ -52,7 +53,15 @@ class Changed:
     numbers: tuple[int, ...]
 
 
-Step = Submitted | Applied | Forgotten | Changed
+@dataclass(frozen=True)
+class Clocked:
+    """A wall clock from here on, which says now_ms, and the plan with it."""
+
+    plan: Plan
+    now_ms: int
+
+
+Step = Submitted | Applied | Forgotten | Changed | Clocked
 
 
 class Both:
@@ -145,6 +154,24 @@ class Both:
         if self.engine.plan != before:
             self.journal.append(Applied(self.engine.plan))
 
+    def follow_wall(self, now_ms: int) -> None:
+        """The clock is the server's from here on."""
+        self.naive.follow_wall(now_ms)
+        assert self.naive.wall_now is not None
+        self._set_clock(as_of_wall(self.engine.plan), self.naive.wall_now)
+
+    def set_back(self, now_ms: int) -> None:
+        """The server's clock, which was wrong, is set back."""
+        seen_ms, from_ms = now_ms + self.naive.schema.max_future_ms + 1, self.naive.wall_now
+        assert from_ms is not None
+        self.naive.set_back(now_ms, seen_ms)
+        ahead_ms = self.naive.schema.max_future_ms
+        self._set_clock(set_back(self.engine.plan, now_ms, from_ms=from_ms, ahead_ms=ahead_ms), now_ms)
+
+    def _set_clock(self, plan: Plan, now_ms: int) -> None:
+        self.engine.set_clock(plan, now_ms)
+        self.journal.append(Clocked(plan, now_ms))
+
     def restart(self, *, threads: int) -> None:
         before = self.engine.state.digest()
         self.engine.restart(threads=threads)
@@ -163,6 +190,8 @@ class Both:
                 engine.submit(step.event, self._data(step.event, step.rows), **step.options)
             elif isinstance(step, Applied):
                 engine.apply_plan(step.plan)
+            elif isinstance(step, Clocked):
+                engine.set_clock(step.plan, step.now_ms)
             elif isinstance(step, Changed):
                 engine.change_producer(step.name, *step.numbers)
             else:

@@ -153,6 +153,11 @@ class Engine:
         self.plan = plan
         self.state.apply_plan(plan)
 
+    def set_clock(self, plan: Plan, now_ms: int) -> None:
+        """A wall clock, which says now_ms."""
+        self.plan = plan
+        self.state.apply_plan(plan, clock="wall", now_ms=now_ms)
+
     def limit(self, max_memory_bytes: int) -> None:
         """Goes on with another memory limit; 0: none."""
         self.is_limited = max_memory_bytes > 0

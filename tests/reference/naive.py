@@ -45,6 +45,7 @@ ALL_BUT_LITTLE = 1 - 2.0**-24  # the greatest float of 32 bits below 1
 MAX_HOLES = 8  # of one entity and event type: past that the two nearest become one
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
+KEEP_NO_LOG = ("distinct", "top_share", "top_entropy", "hour_entropy")
 WARM, GONE = 7, 64  # half-lives that a decayed feature warms for, and that it is kept for
 
 
@@ -196,6 +197,7 @@ class Store:
         self.event_now: dict[str, int] = {}
         self.first_now: dict[str, int] = {}  # event type → the clock when its first event was accepted
         self.ids: dict[tuple[str, str], int] = {}  # (event type, id) → seen_at
+        self.ids_from: int | None = None  # an id of an event before it may have been forgotten
         self.producers: dict[bytes, Producer] = {}
         self.views = {name: LiveView(view) for name, view in schema.views.items()}
         self.holes: dict[tuple[Key, str], list[Hole]] = {}  # (key parts, event type) → what was shed, by time
@@ -297,6 +299,33 @@ class Store:
             self.views[name] = LiveView(plan, view.since, floor, view.logs)
         self.schema = schema
 
+    def follow_wall(self, now_ms: int) -> None:
+        """From here on the clock is the server's, which says now_ms; that of a type may be a little ahead."""
+        self.position += 1
+        self.wall_now = max([now_ms, *self.event_now.values()])
+        self.clock = "wall"
+
+    def set_back(self, now_ms: int, seen_ms: int) -> None:
+        """The server's clock was wrong, and says now_ms from here on. What had expired stays so; what came
+        before seen_ms may not be known, of windows, lifetimes and ids."""
+        self.position += 1
+        was, self.wall_now = self.wall_now, now_ms
+        assert was is not None
+        self.ids_from, self.ids = seen_ms, {}
+        kinds = {name: replace(kind, from_beginning=False) for name, kind in self.schema.events.items()}
+        self.schema = replace(self.schema, events=kinds)
+        for name, view in list(self.views.items()):
+            kept_from = self._kept_from(view, was)
+            has_lifetime = any(not f.window_ms and not f.half_life_ms for f in view.plan.features)
+            if has_lifetime:
+                kept_from = max(kept_from, was - view.plan.lifetime_idle_ms)
+            keeps_logs = {not f.half_life_ms and f.aggregate not in KEEP_NO_LOG for f in view.plan.features}
+            assert len(keeps_logs) == 1, "what keeps a log goes on, and the rest does not: views of their own"
+            goes_on = kept_from <= now_ms and view.plan.sketch is None and keeps_logs == {True}
+            floor = int(self._kept_from(view, was)) if goes_on else None
+            logs = view.logs if goes_on else {}
+            self.views[name] = replace(view, since=seen_ms, floor=floor, logs=logs)
+
     def copy(self) -> Store:
         """An independent store in the same state: what is done to it leaves no trace here."""
         other = Store(self.schema, clock=self.clock)
@@ -304,7 +333,7 @@ class Store:
         other.first_now = dict(self.first_now)
         other.holes = {of: [replace(hole) for hole in holes] for of, holes in self.holes.items()}
         other.born = dict(self.born)
-        other.ids = dict(self.ids)
+        other.ids, other.ids_from = dict(self.ids), self.ids_from
         other.producers = {name: replace(p, seen=dict(p.seen)) for name, p in self.producers.items()}
         other.views = {
             name: replace(
@@ -465,7 +494,7 @@ class Store:
         event_id = fields.get(kind.id_field)
         if event_id is None:
             return NO_ID
-        if time < now - kind.dedupe_ms:
+        if time < now - kind.dedupe_ms or (self.ids_from is not None and time < self.ids_from):
             return BEYOND_DEDUPE
         seen_at = self.ids.get((event, str(event_id)))
         return DUPLICATE if seen_at is not None and seen_at >= now - kind.dedupe_ms else 0

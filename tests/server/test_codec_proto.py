@@ -59,7 +59,7 @@ def test_names_follow_the_buf_standard(files: Any) -> None:
                 assert rpc.input_type == f".featurestore.v1.{rpc.name}Request"
                 assert rpc.output_type == f".featurestore.v1.{rpc.name}Response"
                 requests.append(rpc.input_type)
-    assert len(requests) == len(set(requests)) == 18
+    assert len(requests) == len(set(requests)) == 19
 
 
 def test_outcomes_have_the_numbers_of_the_core_but_for_accepted() -> None:

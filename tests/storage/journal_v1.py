@@ -13,7 +13,7 @@ from pathlib import Path
 
 SEGMENT_HEADER = struct.Struct("<4sHH16sQQQQQI")  # then the checksum, u32
 FRAME_HEADER = struct.Struct("<BBHIQIIqQQ")  # after the magic and the checksum, u32 each
-BATCH, SCHEMA, FORGET, SHED = 1, 2, 3, 5
+BATCH, SCHEMA, FORGET, SHED, CLOCK = 1, 2, 3, 5, 6
 
 Column = Sequence[float | bytes | None]  # all float, or all text with None where it is absent
 

@@ -527,7 +527,7 @@ def test_what_is_not_a_frame_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         Journal(tmp_path, b"short", create=True)
     with create(tmp_path) as journal:
-        for kind, pieces, n in ((0, (), 1), (6, (), 1), (BATCH, (), 0), (BATCH, (b"",) * 17, 1)):
+        for kind, pieces, n in ((0, (), 1), (7, (), 1), (BATCH, (), 0), (BATCH, (b"",) * 17, 1)):
             with pytest.raises(ValueError, match="frame"):
                 journal.append(kind, *pieces, n_positions=n)
         for wrong in (None, "text", 3):
