@@ -5,6 +5,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 PROBLEMS: Final[dict[int, str]]
+EARLIEST_MS: Final[int]
+LATEST_MS: Final[int]
 
 class _Text(Protocol):
     @property

@@ -22,8 +22,8 @@ ALLOWED = r"""
 .*\.__(pyx_capi|reduce_cython|setstate_cython|test)__    # Cython's own
 featurestore\.engine\.(HEAD|HOLES|IDS|IDS_SHARD|PLAN|PRODUCERS|PRODUCERS_SHARD|SKETCHES)  # storage.checkpoint
 featurestore\.engine\.UPKEEP                             # a name of niceness.py
-featurestore\.core\.(plan|state)\.MAX_FUTURE_MS           # a name of plan.py
-featurestore\.(engine|core\.state)\.CLOCKS               # another
+featurestore\.(engine|core\.(plan|state))\.MAX_FUTURE_MS  # a name of plan.py
+featurestore\.(engine|core\.state|storage\.frame)\.CLOCKS  # another
 featurestore\.core\.state\.Reserved                       # has nothing that Python could use
 featurestore\.core\.program\.Compiled                    # has C fields: the one base of its kind
 featurestore\.core\.bytes\.Block\.__buffer__            # in C until Python 3.12

@@ -174,7 +174,7 @@ def test_a_newer_segment_version_is_refused(tmp_path: Path) -> None:
     assert path.read_bytes()[72:] == bytes(4024)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"kind": 6}, {"kind": 0}])
+@pytest.mark.parametrize("change", [{"version": 2}, {"kind": 7}, {"kind": 0}])
 def test_an_intact_frame_of_a_newer_version_or_kind_is_refused(
     tmp_path: Path, change: dict[str, int]
 ) -> None:
