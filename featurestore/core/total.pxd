@@ -18,7 +18,7 @@
 from libc.math cimport INFINITY, NAN, fabs, fma, nextafter
 from libc.stdint cimport int64_t, uint64_t
 
-from featurestore.core.plan cimport Word
+from featurestore.core.plan cimport Word, plan_structs
 
 cdef enum:
     MANY = 16                    # values at which it pays to sum them in two lanes
@@ -266,4 +266,4 @@ cdef inline void signs_most(const Word* at, int64_t n, double* above, double* be
 
 # Compared at import: see core/structs.py.
 cdef inline dict total_structs():
-    return {"core/total.pxd": (sizeof(Total),)}
+    return plan_structs() | {"core/total.pxd": (sizeof(Total),)}
