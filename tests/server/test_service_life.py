@@ -410,7 +410,7 @@ def test_a_failed_store_ends_it_with_exit_1_and_keeps_what_was_acknowledged(
         hot = pb_grpc.FeatureStoreServiceStub(channel)
         with pytest.raises(grpc.RpcError) as failure:
             for _ in range(100):
-                acknowledged = hot.Observe(observe(play())).position
+                acknowledged = hot.Observe(observe(play(), ack=types.ACK_DURABLE)).position
     assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
     assert child.wait(30) == 1
     with Engine.open(tmp_path / "store") as engine:

@@ -270,7 +270,7 @@ class Served:
 
     def apply(self, schema: str, now_ms: object) -> None:
         allow = admin_pb.ChangeKind.values()[2:]  # whatever the step takes away
-        request = admin_pb.ApplySchemaRequest(source=schema, allow=allow)
+        request = admin_pb.ApplySchemaRequest(source=schema, allow=allow, grace_ms=0)
         self._admin.ApplySchema(request, timeout=PATIENCE_S)
         self._look_up_names()
 

@@ -263,7 +263,7 @@ def test_more_streams_than_allowed_are_refused_and_unary_calls_go_on(
 def test_a_failed_sync_is_unavailable_and_acknowledges_nothing(house: House) -> None:
     house.hot.Observe(observe(play()))
     failpoint.arm("journal.before_sync=eio")
-    code, words = status_of(lambda: house.hot.Observe(observe(play())))
+    code, words = status_of(lambda: house.hot.Observe(observe(play(), ack=types.ACK_DURABLE)))
     assert code is UNAVAILABLE
     assert "restart" in words
     code, words = status_of(lambda: house.hot.Ingest(batch(play())))
