@@ -171,7 +171,7 @@ class TestStore:
         with Engine.open(path, history="none") as engine:
             engine.apply_schema(store_since.YOUNGER)
             assert engine.history == "none"
-        with pytest.raises(ConfigError, match="history is 'unknown', and this store was created with 'none'"):
+        with pytest.raises(ConfigError, match="history is 'unknown', and this store's is 'none'"):
             Engine.open(path, history="unknown")
         with Engine.open(path) as engine:
             assert all(event.from_beginning for event in engine.state.plan.events)
@@ -180,7 +180,7 @@ class TestStore:
         path = tmp_path / "store"
         Engine.open(path, schema=store_since.SCHEMA).close()
         with pytest.raises(
-            ConfigError, match="was created with 'unknown'; what was before it is stated once"
+            ConfigError, match="store's is 'unknown': what was before it is stated once"
         ):
             Engine.open(path, history="none")
         with Engine.open(path, history="unknown") as engine:
