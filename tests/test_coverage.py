@@ -179,9 +179,7 @@ class TestStore:
     def test_it_cannot_be_stated_later_by_mere_statement(self, tmp_path: Path) -> None:
         path = tmp_path / "store"
         Engine.open(path, schema=store_since.SCHEMA).close()
-        with pytest.raises(
-            ConfigError, match="store's is 'unknown': what was before it is stated once"
-        ):
+        with pytest.raises(ConfigError, match="store's is 'unknown': what was before it is stated once"):
             Engine.open(path, history="none")
         with Engine.open(path, history="unknown") as engine:
             assert engine.history == "unknown"
