@@ -1471,7 +1471,6 @@ cdef class Engine:
                     checked = now
                     self.checkpoint()
                 self.state.cool_ids()
-                self.let_go()
                 # Full, rows that have expired are in the way of new ones; a tenth of the time goes into it.
                 sweep_after_s = min(sweep_every_s, 10 * sweep_took) if self.c.state.full else sweep_every_s
                 if now - swept >= sweep_after_s:
@@ -1495,6 +1494,7 @@ cdef class Engine:
                     elif used * 5 >= cap * 4 and what not in told and on_filling is not None:
                         told.add(what)
                         on_filling(what, used, cap)
+                self.let_go()                    # last: while the journal is full it cannot
             except (LimitError, MemoryError):
                 self.stop.wait(1.0)
             except Exception as error:
