@@ -72,7 +72,7 @@ from featurestore.errors import (
     StorageError, UnavailableError, UnknownNameError,
 )
 from featurestore.niceness import UPKEEP, give_way
-from featurestore.plan import CLOCKS, MAX_FUTURE_MS, Plan
+from featurestore.plan import CLOCKS, MAX_FUTURE_MS, MAX_GRACE_MS, Plan
 from featurestore.schema import compile_schema
 from featurestore.schema.changes import ChangeKind, changes_of, kinds_of, require_consent
 from featurestore.schema.evolution import as_of_wall, set_back
@@ -115,7 +115,6 @@ cdef enum:
     MIN_MEMORY_BYTES = 16 << 20  # of rows: less holds nothing useful, and is a number without its unit
     QUIET_S = 60                 # for so long nothing is shed, or short, before that is said to be over
     MOST_LEAP_MS = 60_000        # that a wall clock may gain on the machine's uptime, and be believed
-    MOST_GRACE_MS = 2_592_000_000  # 30 days, that what a schema lets go may be kept
     MOST_AHEAD_MS = 600_000      # that a wall-clock store may be ahead of the machine's clock, to be opened
     MAKING_MS = 1000             # what there is on the wall clock between making a plan and serving it
 
@@ -750,7 +749,7 @@ cdef class Engine:
         serves another version. grace_ms: for how long what is not declared any more is kept as it was, fed,
         and served to who asks for a vector by its fingerprint (at most 30 days); so long the schema before
         takes back everything. Upkeep lets it go then (`let_go`)."""
-        if not 0 <= grace_ms <= MOST_GRACE_MS:
+        if not 0 <= grace_ms <= MAX_GRACE_MS:
             raise ConfigError(f"grace is {grace_ms} ms; it is from 0 to 30 days", setting="grace")
         return self._apply_schema(text, path, dry_run, False, kinds_of(allow), expect_version, grace_ms)
 

@@ -27,6 +27,7 @@ CONFIDENCE = 0.95  # with which the bounds of an estimate hold; core/plan.pyx ha
 # What *now* is (design §2.2): the server's time, the greatest time accepted of an event type, or of any.
 # Their order is that of ClockC in core/sequencer.pxd.
 CLOCKS = ("wall", "event", "merged")
+MAX_GRACE_MS = 30 * 86_400_000  # that what a schema does not declare any more may be kept
 MAX_FUTURE_MS = 10_000  # how far ahead of a wall clock an event may be; so long the more a sketch keeps
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from reference import schema_pairs
+from reference.pairs_store import read, send
 from storage import store_pins, store_since
 
-from featurestore.columns import event_columns, text_column
-from featurestore.core.batch import EventBatch
+from featurestore.columns import text_column
 from featurestore.engine import Engine
 from featurestore.errors import SchemaError
 from featurestore.plan import Plan
@@ -27,7 +27,6 @@ from featurestore.schema import compile_schema
 ALL = ("drop", "reset", "narrow", "order", "erase", "clock")
 KNOWN = (1, 2)  # PRESENT, NOT_FOUND
 GOLDEN = Path(__file__).parent / "golden"
-START_MS = 1_700_000_000_000
 
 
 def names_of(plan: Plan, number: int) -> tuple[str, ...]:
@@ -71,28 +70,6 @@ def test_what_is_remembered_and_served_is_what_a_list_of_vectors_says(seed: int)
         assert Plan.from_json(plan.to_json()) == plan
     different = {vector for _, vector in fingerprints}
     assert len(different) == len(set(fingerprints.values())), "another vector has another fingerprint"
-
-
-def send(engine: Engine, rng: random.Random, n: int) -> None:
-    for index, event in enumerate(engine.state.plan.events):
-        columns = {
-            event.time.field: [START_MS, *(START_MS - rng.randrange(600_000) for _ in range(1, n))],
-            "account": [rng.choice("ab") for _ in range(n)],
-            "ip": [rng.choice("xyz") for _ in range(n)],
-            "city": ["c"] * n,
-            "note": [str(rng.random()) for _ in range(n)],
-            "amount": [float(rng.randrange(10)) for _ in range(n)],
-            "score": [float(rng.randrange(5)) for _ in range(n)],
-        }
-        engine.observe(EventBatch(event, index, *event_columns(event, columns)), producer=b"", sequence=0)
-
-
-def read(engine: Engine, number: int) -> tuple[Any, Any]:
-    known = {part for entity in engine.state.plan.entities for part in entity.parts}
-    keys = {part: text for part, text in {"account": "a", "ip": "x"}.items() if part in known}
-    parts = {part: text_column([text])[0] for part, text in keys.items()}
-    vectors = engine.read(number, parts, 1, as_of=np.array([START_MS], np.int64))
-    return vectors.values[0], vectors.statuses[0]
 
 
 def test_fifty_applies_leave_every_pinned_vector_as_it_was(tmp_path: Path) -> None:

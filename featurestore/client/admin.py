@@ -17,12 +17,12 @@ from featurestore.client.channel import MAX_MESSAGE_BYTES, MAX_REPLY_BYTES, Line
 from featurestore.client.failures import Code, Failure
 from featurestore.client.requests import mapped, set_value
 from featurestore.errors import ConfigError, ConsentError, FeatureStoreError, SchemaError, StaleVersionError
+from featurestore.plan import MAX_GRACE_MS
 from featurestore.v1 import admin_service_pb2 as admin_pb
 
 M = TypeVar("M", bound=Message)
 
 SERVICE = "/featurestore.v1.AdminService/"
-MOST_GRACE_S = 30 * 86_400
 
 _OF_CONSENT: dict[grpc.StatusCode, type[FeatureStoreError]] = {Code.FAILED_PRECONDITION: ConsentError}
 _OF_SCHEMAS = _OF_CONSENT | {
@@ -62,7 +62,7 @@ class AdminClient:
         grace_s   for so long what it does not declare any more is kept as it was, fed, and served to who asks
                   for a vector by its fingerprint; the schema before takes it back. At most 30 days; None: 1 h
         """
-        if grace_s is not None and not 0 <= grace_s <= MOST_GRACE_S:
+        if grace_s is not None and not 0 <= grace_s * 1000 <= MAX_GRACE_MS:
             raise ConfigError(f"grace is {grace_s:g} s; it is from 0 to 30 days", setting="grace")
         request = admin_pb.ApplySchemaRequest(
             source=source,

@@ -152,11 +152,11 @@ def edited(schema: Schema, rng: random.Random) -> Schema:
     after = copy.deepcopy(schema)
     for _ in range(rng.randint(1, 3)):
         rng.choice(_EDITS)(after, rng)
-    _mend(after)
+    mend(after)
     return after
 
 
-def _mend(schema: Schema) -> None:
+def mend(schema: Schema) -> None:
     """Services list what there is; keys are kept of what is there."""
     known = [*columns(schema), *schema["derived"]]
     for name, members in schema["services"].items():

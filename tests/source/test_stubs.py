@@ -22,7 +22,7 @@ ALLOWED = r"""
 .*\.__(pyx_capi|reduce_cython|setstate_cython|test)__    # Cython's own
 featurestore\.engine\.(HEAD|HOLES|IDS|IDS_SHARD|PLAN|PRODUCERS|PRODUCERS_SHARD|SKETCHES)  # storage.checkpoint
 featurestore\.engine\.UPKEEP                             # a name of niceness.py
-featurestore\.(engine|core\.(plan|state))\.MAX_FUTURE_MS  # a name of plan.py
+featurestore\.(engine|core\.(plan|state))\.MAX_(FUTURE|GRACE)_MS  # a name of plan.py
 featurestore\.(engine|core\.state|storage\.frame)\.CLOCKS  # another
 featurestore\.core\.state\.Reserved                       # has nothing that Python could use
 featurestore\.core\.program\.Compiled                    # has C fields: the one base of its kind
