@@ -21,6 +21,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 import logging
+import math
 import os
 import shutil
 import threading
@@ -755,18 +756,21 @@ cdef class Engine:
 
     def let_go(self):
         """Lets what is retired go where its time has come. Returns whether there was any."""
-        if not self._is_over():
+        if self._kept_ms() > 0:              # mostly, and then whoever holds the lock holds nothing up
             return False
         with self.lock:
+            if self._kept_ms() > 0:
+                return False                 # taken back meanwhile
             previous = self.state.plan
             plan = self._apply_schema(None, None, False, False, (), None, 0)
         _log.info("schema version %d: %d features that were kept for their grace are gone", plan.version,
                   len(previous.all_features) - len(plan.all_features))
         return True
 
-    def _is_over(self):
+    def _kept_ms(self):
+        """For how long all that is retired is still kept; without end where nothing is."""
         ends_ms = self.state.plan.retired_ms
-        return ends_ms is not None and ends_ms <= _server_ms(&self.c)
+        return math.inf if ends_ms is None else ends_ms - _server_ms(&self.c)
 
     def _made(self, str text, path, previous, nows, int64_t server_ms, int64_t grace_ms, bint from_beginning):
         """The plan of a schema; of None that which is left of the one before."""
