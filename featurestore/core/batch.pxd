@@ -49,6 +49,14 @@ ctypedef struct Batch:
 # Are the time, the numbers and the texts of every event that is still accepted in range, as an EventBatch has
 # them?
 cdef bint batch_holds(const Batch* batch) noexcept nogil
+# Events lo..hi-1 of a batch, as one that shares its columns and its outcomes; columns: room for descriptions
+# of n_columns of them.
+cdef void batch_part(const Batch* whole, uint32_t lo, uint32_t hi, Column* columns, Batch* part) noexcept nogil
+
+# The array itself, or a contiguous copy where it is strided; InvalidEventError where it is no 1-d array of n
+# such numbers.
+cdef object checked_array(object array, object dtype, Py_ssize_t n, str what)
+cdef const void* address(object array) except? NULL    # of the first byte of a numpy array
 
 
 # Owns (or keeps alive) everything its `batch` points to; made and checked once, then passed on under nogil.

@@ -78,6 +78,23 @@ cdef bint batch_holds(const Batch* batch) noexcept nogil:
     return True
 
 
+cdef void batch_part(const Batch* whole, uint32_t lo, uint32_t hi, Column* columns, Batch* part) noexcept nogil:
+    cdef uint16_t k
+    part[0] = whole[0]
+    part.n_events = hi - lo
+    part.times += lo
+    part.outcomes += lo
+    part.columns = columns
+    for k in range(whole.n_columns):
+        columns[k] = whole.columns[k]
+        if columns[k].kind == COLUMN_NUMBER:
+            columns[k].numbers += lo
+        else:
+            columns[k].offsets += lo
+            if columns[k].present != NULL:
+                columns[k].present += lo
+
+
 cdef uint32_t first_descent(const uint32_t* offsets, uint32_t n) noexcept nogil:
     """The first i with offsets[i + 1] < offsets[i], or n."""
     cdef uint32_t i
@@ -234,25 +251,15 @@ cdef class EventBatch:
         cdef EventBatch other = EventBatch.__new__(
             EventBatch, self.event, self.batch.event, np.empty(0, dtype=np.int64), self._no_columns()
         )
-        cdef uint32_t k
+        batch_part(&self.batch, <uint32_t>lo, <uint32_t>hi, other._columns, &other.batch)
         other.outcomes = self._refused[lo:hi].copy()
         other._refused = self._refused[lo:hi]
         other._memory = (self,)
-        other.batch.n_events = <uint32_t>(hi - lo)
-        other.batch.times = self.batch.times + lo
         other.batch.outcomes = <uint8_t*>address(other.outcomes)
         other.partly_late = np.zeros(hi - lo, dtype=np.uint8)
         other.partly = <uint8_t*>address(other.partly_late)
         other.shed = np.zeros(hi - lo, dtype=np.uint64)
         other.shed_bits = <uint64_t*>address(other.shed)
-        for k in range(self.batch.n_columns):
-            other._columns[k] = self._columns[k]
-            if self._columns[k].kind == COLUMN_NUMBER:
-                other._columns[k].numbers += lo
-            else:
-                other._columns[k].offsets += lo
-                if self._columns[k].present != NULL:
-                    other._columns[k].present += lo
         return other
 
     cdef list _no_columns(self):

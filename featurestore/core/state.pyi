@@ -91,6 +91,16 @@ class State:
         epoch: int = 0,
         sequence: int = 0,
     ) -> Vectors | None: ...
+    def observe_merged(
+        self,
+        batches: Sequence[tuple[EventBatch, int, bool]],
+        which: NDArray[np.uint32],
+        service: int | None = None,
+        *,
+        wanted: NDArray[np.uint8] | None = None,
+        nows_ms: NDArray[np.int64] | None = None,
+        bounds: bool = False,
+    ) -> Vectors | None: ...
     def read(
         self,
         service: int,

@@ -20,7 +20,8 @@ from featurestore.core.batch cimport (
     COLUMN_NUMBER, MAX_PRODUCER_BYTES, MAX_TEXT_BYTES, OUTCOME_ACCEPTED, OUTCOME_DUPLICATE,
     REFUSED_BEYOND_DEDUPE, REFUSED_FUTURE,
     REFUSED_MEMORY, REFUSED_KEY, REFUSED_KEY_TOO_LONG, REFUSED_NO_ID, REFUSED_NO_TIME,
-    REFUSED_NOT_FINITE, REFUSED_TIME_RANGE, REFUSED_TYPE, Batch, Column, EventBatch,
+    REFUSED_NOT_FINITE, REFUSED_TIME_RANGE, REFUSED_TYPE, Batch, Column, EventBatch, address,
+    batch_part, checked_array,
 )
 from featurestore.core.bytes cimport Bytes, block_of, bytes_append, bytes_clear, bytes_reserve
 from featurestore.core.derived cimport derive
@@ -643,6 +644,80 @@ cdef int state_apply(StateC* state, const Batch* batch, Work* work, uint64_t fir
     return status
 
 
+cdef int _observe(StateC* state, const Batch* batch, const Origin* origin, int64_t wall_ms, bint peek,
+                  const ServiceC* service, Work* work, const Outputs* outputs, uint8_t* partly,
+                  uint64_t* shed) noexcept nogil:
+    """A batch from its columns to its vectors, with the plan lock held: a Verdict, or -1 when out of memory.
+    partly, shed: [n_events] of EventBatch."""
+    cdef uint64_t first
+    cdef int status = work_prepare(state, batch, service, work), verdict
+    while True:
+        pthread_mutex_lock(&state.order)
+        first = state.sequencer.position + 1
+        verdict = state_judge(state, batch, origin, wall_ms)
+        if status == 0 and verdict <= VERDICT_DUPLICATE:
+            if verdict == VERDICT_DUPLICATE:
+                state_repeat(state, batch, work, wall_ms)
+            else:
+                status = state_decide(state, batch, work, wall_ms)
+                if status == 0 and not peek:
+                    status = state_commit(state, batch, work, origin, wall_ms)
+            if status == 0:      # of a duplicate, at no position, nothing is applied
+                status = state_apply(state, batch, work, first, service, outputs,
+                                     peek or verdict == VERDICT_DUPLICATE)
+        pthread_mutex_unlock(&state.order)
+        if status != 1:
+            break
+        status = state_fetch(state, batch, work)
+    if status < 0:
+        return -1
+    memcpy(partly, work.partly, batch.n_events)
+    memset(shed, 0, batch.n_events * sizeof(uint64_t))
+    if work.shed != NULL:
+        memcpy(shed, work.shed, batch.n_events * sizeof(uint64_t))
+    return verdict
+
+
+ctypedef struct Merged:          # a batch whose events come between those of others
+    Batch* batch
+    uint8_t* partly
+    uint64_t* shed
+    uint32_t next                # the first that has not come yet
+    bint peek
+
+
+cdef int _observe_merged(StateC* state, Merged* parts, const uint32_t* which, const uint8_t* wanted,
+                         const int64_t* nows_ms, uint32_t n, const ServiceC* service, Work* work,
+                         Column* columns, const Outputs* outputs) noexcept nogil:
+    """Row i is the next event of parts[which[i]]: run by run, each as long as neither the batch, nor now, nor
+    whether vectors are wanted changes. 0, or -1 when out of memory."""
+    cdef Origin origin
+    cdef Outputs out
+    cdef Merged* part
+    cdef Batch batch
+    cdef uint32_t begin = 0, end
+    cdef uint64_t n_read = 0
+    memset(&origin, 0, sizeof(Origin))
+    memset(&out, 0, sizeof(Outputs))
+    while begin < n:
+        end = begin + 1
+        while (end < n and which[end] == which[begin] and wanted[end] == wanted[begin]
+                and nows_ms[end] == nows_ms[begin]):
+            end += 1
+        part = &parts[which[begin]]
+        batch_part(part.batch, part.next, part.next + end - begin, columns, &batch)
+        if service != NULL:
+            _at_event(outputs, n_read * service.width, &out)
+        if _observe(state, &batch, &origin, nows_ms[begin], part.peek, service if wanted[begin] else NULL, work,
+                    &out, part.partly + part.next, part.shed + part.next) < 0:
+            return -1
+        part.next += end - begin
+        if wanted[begin]:
+            n_read += end - begin
+        begin = end
+    return 0
+
+
 # -- read ----------------------------------------------------------------------------------------------------
 
 cdef void _find_keys(const StateC* state, const SlotC* slot, const Column* const* parts, uint32_t first,
@@ -1214,8 +1289,8 @@ cdef class State:
         cdef Outputs outputs
         cdef CompiledPlan _read_with = self.compiled     # what `target` is of lives until this returns
         cdef const ServiceC* target = self._service(service)
-        cdef uint64_t content = 0, first
-        cdef int status = 0, verdict
+        cdef uint64_t content = 0
+        cdef int verdict
         self._check_batch(batch)
         memset(&work, 0, sizeof(work))
         vectors = vectors_for(target, b.n_events, bounds, &outputs)
@@ -1224,36 +1299,85 @@ cdef class State:
         state_origin(&self.c, producer, len(producer), epoch, sequence, content, &origin)
         with nogil:
             pthread_rwlock_rdlock(&self.c.plan_lock)
-            status = work_prepare(&self.c, b, target, &work)
-            while True:
-                pthread_mutex_lock(&self.c.order)
-                first = self.c.sequencer.position + 1
-                verdict = state_judge(&self.c, b, &origin, now_ms)
-                if status == 0 and verdict <= VERDICT_DUPLICATE:
-                    if verdict == VERDICT_DUPLICATE:
-                        state_repeat(&self.c, b, &work, now_ms)
-                    else:
-                        status = state_decide(&self.c, b, &work, now_ms)
-                        if status == 0 and not peek:
-                            status = state_commit(&self.c, b, &work, &origin, now_ms)
-                    if status == 0:      # of a duplicate, at no position, nothing is applied
-                        status = state_apply(&self.c, b, &work, first, target, &outputs,
-                                             peek or verdict == VERDICT_DUPLICATE)
-                pthread_mutex_unlock(&self.c.order)
-                if status != 1:
-                    break
-                status = state_fetch(&self.c, b, &work)
+            verdict = _observe(&self.c, b, &origin, now_ms, peek, target, &work, &outputs, batch.partly,
+                               batch.shed_bits)
             pthread_rwlock_unlock(&self.c.plan_lock)
-            if status == 0:
-                memcpy(batch.partly, work.partly, b.n_events)
-                memset(batch.shed_bits, 0, b.n_events * sizeof(uint64_t))
-                if work.shed != NULL:
-                    memcpy(batch.shed_bits, work.shed, b.n_events * sizeof(uint64_t))
             work_clear(&work)
-        if status < 0:
+        if verdict < 0:
             raise MemoryError
         if verdict > VERDICT_DUPLICATE:
             raise verdict_error(verdict, producer, epoch, sequence)
+        return vectors
+
+    def observe_merged(self, batches not None, which not None, service=None, *, wanted=None, nows_ms=None,
+                       bint bounds=False):
+        """Applies events of several batches in turn, as `observe` would one after the other, in one call.
+
+        batches: (EventBatch, the first of its events that has not come yet, whether they are only looked
+        through). which: uint32 (n), row by row the batch whose next event comes. wanted: uint8 (n), 1 where
+        `service` is to be read; None: everywhere. nows_ms: int64 (n), the server's clock at each; None: not
+        known. Returns Vectors with one row per event that is wanted, or None without a service; outcomes
+        stand in their batches.
+        """
+        cdef CompiledPlan _read_with = self.compiled     # as above
+        cdef const ServiceC* target = self._service(service)
+        cdef const uint32_t* places
+        cdef const uint8_t* reads
+        cdef const int64_t* nows
+        cdef Merged* parts = NULL
+        cdef Column* columns = NULL
+        cdef EventBatch batch
+        cdef Outputs outputs
+        cdef Work work
+        cdef uint32_t n = len(which), n_batches = len(batches), i
+        cdef uint16_t n_columns = 1
+        cdef int status = 0
+        # Each is kept by its name until this returns.
+        which = checked_array(which, np.dtype(np.uint32), n, "which")
+        wanted = np.ones(n, np.uint8) if wanted is None else wanted
+        wanted = checked_array(wanted, np.dtype(np.uint8), n, "wanted")
+        nows_ms = np.zeros(n, np.int64) if nows_ms is None else nows_ms
+        nows_ms = checked_array(nows_ms, np.dtype(np.int64), n, "nows_ms")
+        counts = np.bincount(which, minlength=n_batches)
+        if len(counts) > n_batches:
+            raise InvalidEventError(f"which names batch {len(counts) - 1}; there are {n_batches}")
+        if wanted.max(initial=0) > 1:
+            raise InvalidEventError("wanted has other numbers than 0 and 1")
+        places = <const uint32_t*>address(which)
+        reads = <const uint8_t*>address(wanted)
+        nows = <const int64_t*>address(nows_ms)
+        vectors = vectors_for(target, np.count_nonzero(wanted), bounds, &outputs)
+        memset(&work, 0, sizeof(work))
+        try:
+            parts = <Merged*>calloc(max(n_batches, 1), sizeof(Merged))
+            if parts == NULL:
+                raise MemoryError
+            for i in range(n_batches):
+                batch, first, peek = batches[i]
+                self._check_batch(batch)
+                if not 0 <= first <= first + counts[i] <= batch.batch.n_events:
+                    raise InvalidEventError(f"batch {i} has {batch.batch.n_events} events; {counts[i]} from "
+                                            f"{first} on are to come")
+                parts[i].batch = &batch.batch
+                parts[i].partly = batch.partly
+                parts[i].shed = batch.shed_bits
+                parts[i].next = first
+                parts[i].peek = peek
+                n_columns = max(n_columns, batch.batch.n_columns)
+            columns = <Column*>calloc(n_columns, sizeof(Column))
+            if columns == NULL:
+                raise MemoryError
+            with nogil:
+                pthread_rwlock_rdlock(&self.c.plan_lock)
+                status = _observe_merged(&self.c, parts, places, reads, nows, n, target, &work, columns,
+                                         &outputs)
+                pthread_rwlock_unlock(&self.c.plan_lock)
+                work_clear(&work)
+        finally:
+            free(parts)
+            free(columns)
+        if status < 0:
+            raise MemoryError
         return vectors
 
     def read(self, service, parts not None, uint32_t n, *, as_of=None, int64_t now_ms=0, bint bounds=False):

@@ -8,9 +8,9 @@ thousands of short files that overlap are not gone through once for each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,17 +47,47 @@ class Stream(Protocol[R_co]):
 
 @dataclass
 class Block(Generic[R]):
-    """Rows that come before all that are still to come: `pieces` are (run, begin, end), and `which` and `at`
-    say of each row, in order, its piece and its place in the run. None: the one piece as it stands."""
+    """Rows in order, which come before all that are still to come: of each of `pieces`, which are (run, begin,
+    end), all or some. `which` and `at` say of each row its piece and its place in the run."""
 
     pieces: list[tuple[R, int, int]]
-    which: NDArray[np.int64] | None = None
-    at: NDArray[np.int64] | None = None
+    which: NDArray[np.int64]
+    at: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.which)
 
     @property
-    def keys(self) -> NDArray[np.int64]:
-        keys = np.concatenate([run.keys[begin:end] for run, begin, end in self.pieces])
-        return keys if self.which is None else np.sort(keys, kind="stable")
+    def order(self) -> NDArray[np.int64]:
+        """The place of each row among those of the pieces, one piece after the other."""
+        begins = np.array([begin for _, begin, _ in self.pieces])
+        starts = np.cumsum([0, *(end - begin for _, begin, end in self.pieces[:-1])])
+        return (starts - begins)[self.which] + self.at
+
+    def column(self, get: Callable[[R, slice], NDArray[Any]]) -> NDArray[Any]:
+        """Of each row, where `get` gives an array for the rows of a piece."""
+        found = [get(run, slice(begin, end)) for run, begin, end in self.pieces]
+        if len(found) == 1 and len(found[0]) == len(self):
+            return found[0]
+        return np.concatenate(found)[self.order]
+
+    def part(self, rows: slice | NDArray[np.bool_]) -> Block[R]:
+        """Those rows, and the pieces that have any of them."""
+        which, at = self.which[rows], self.at[rows]
+        begins, ends = np.zeros(len(self.pieces), np.int64), np.zeros(len(self.pieces), np.int64)
+        begins[which[::-1]] = at[::-1]  # of several the last stays, and places ascend in each run
+        ends[which] = at + 1
+        some = np.flatnonzero(ends)
+        pieces = [
+            (self.pieces[i][0], begin, end)
+            for i, begin, end in zip(some.tolist(), begins[some].tolist(), ends[some].tolist(), strict=True)
+        ]
+        return Block(pieces, (np.cumsum(ends > 0) - 1)[which], at)
+
+    def cut(self, n_rows: int) -> Iterator[Block[R]]:
+        """The same in blocks of so many rows at most."""
+        for begin in range(0, len(self), n_rows):
+            yield self if len(self) <= n_rows else self.part(slice(begin, begin + n_rows))
 
 
 class _Head(Generic[R]):
@@ -145,11 +175,10 @@ def _further(bound: int, heads: Sequence[_Head[R]], next_key: int | None) -> int
 
 
 def _block(pieces: list[tuple[R, int, int]]) -> Block[R]:
-    if len(pieces) == 1:
-        return Block(pieces)
-    sizes = [end - begin for _, begin, end in pieces]
-    which = np.repeat(np.arange(len(pieces)), sizes)
+    which = np.repeat(np.arange(len(pieces)), [end - begin for _, begin, end in pieces])
     at = np.concatenate([np.arange(begin, end) for _, begin, end in pieces])
-    keys = np.concatenate([run.keys[begin:end] for run, begin, end in pieces])
-    order = np.argsort(keys, kind="stable")
-    return Block(pieces, which[order], at[order])
+    if len(pieces) > 1:
+        keys = np.concatenate([run.keys[begin:end] for run, begin, end in pieces])
+        order = np.argsort(keys, kind="stable")
+        which, at = which[order], at[order]
+    return Block(pieces, which, at)

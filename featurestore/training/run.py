@@ -149,6 +149,7 @@ class Replay:
         )
         self.schema = self.shape.schema
         self._spill = spill
+        self._n_batch = n_rows
         self._collector = Collector(self.shape, sorted(missing), n_rows)
         self._state = self._made_state(threads)
         self._bounds = bounds
@@ -306,15 +307,17 @@ class Replay:
 
     def _vectors(self) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
         for block in merged(self._streams):
-            for rows, begin, stop, now_ms in self._runs(block):
-                end = stop
-                if self._limit is not None and not rows.input.is_points:
-                    end = min(end, begin + self._limit - self._n_events)
-                    if end <= begin:
-                        self._follow_clock(block)
-                        yield from self._rest()
-                        return
-                yield from self._feed(rows, begin, end, now_ms)
+            for rows in block.cut(self._n_batch):
+                if self._limit is None:
+                    yield from self._feed(rows)
+                    continue
+                n_left = self._limit - self._n_events
+                if n_left:
+                    yield from self._feed(rows.part(slice(n_left)))
+                if n_left < len(rows):
+                    self._follow_clock(block)
+                    yield from self._rest()
+                    return
             self._follow_clock(block)
             self._progress(sum(source.stored_bytes for source in self.sources), self._n_events)
             self._sweep()
@@ -335,80 +338,42 @@ class Replay:
             self._n_rows += self._collector.n
             yield self._collector.take()
 
-    def _runs(self, block: Block[Rows]) -> Iterator[tuple[Rows, int, int, int]]:
-        """The runs of rows of one input in a block, each at one now where that is the wall's."""
-        n = sum(end - begin for _, begin, end in block.pieces)
-        cuts = np.zeros(n, np.bool_)
-        cuts[0] = True
-        keys = block.keys
-        if self._is_wall:
-            cuts[1:] |= keys[1:] != keys[:-1]
-        if block.which is None or block.at is None:
-            which, at = np.zeros(n, np.int64), np.arange(block.pieces[0][1], block.pieces[0][2])
-        else:
-            which, at = block.which, block.at
-            cuts[1:] |= which[1:] != which[:-1]
-        starts = np.flatnonzero(cuts)
-        sizes = np.diff(np.append(starts, n)).tolist()
-        for place, begin, size, now_ms in zip(
-            which[starts].tolist(), at[starts].tolist(), sizes, keys[starts].tolist(), strict=True
-        ):
-            yield block.pieces[place][0], begin, begin + size, now_ms
-
-    def _feed(
-        self, rows: Rows, begin: int, end: int, now_ms: int
-    ) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
-        is_points = rows.input.is_points
-        first = begin
-        if rows.input.emitted and self._emit_from is not None:
-            first += int(np.searchsorted(rows.keys[begin:end], self._emit_from))
-        last = end
+    def _feed(self, rows: Block[Rows]) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
+        """At once, whatever inputs alternate in them."""
+        keys = rows.column(lambda run, own: run.keys[own])
+        wanted = np.array([run.input.emitted for run, _, _ in rows.pieces])[rows.which]
+        if self._emit_from is not None:
+            wanted &= keys >= self._emit_from
         if self._emit_until is not None:
-            last = begin + int(np.searchsorted(rows.keys[begin:end], self._emit_until))
-        service = self.service if rows.input.emitted and first < last else None
-        batch = rows.batch(begin, end)
-        vectors = self._state.observe(
-            batch,
-            service,
-            now_ms=now_ms if self._is_wall else 0,
+            wanted &= keys < self._emit_until
+        vectors = self._state.observe_merged(
+            [(run.batch, begin, run.input.is_points) for run, begin, _ in rows.pieces],
+            rows.which.astype(np.uint32),
+            self.service,
+            wanted=wanted.view(np.uint8),
+            nows_ms=keys if self._is_wall else None,
             bounds=self._bounds,
-            peek=is_points,
         )
-        rows.decided(begin, end, batch)
-        self._begun[id(rows)] = rows
-        if not is_points:
-            self._n_events += end - begin
-        while vectors is not None and first < last:
-            first += self._collector.add(rows, first, last, vectors, first - begin)
-            if self._collector.is_full:
-                self._n_rows += self._collector.n
-                yield self._collector.take()
-        if end == len(rows.keys):
-            rows.settle()
-            del self._begun[id(rows)]
+        for run, begin, end in rows.pieces:
+            run.decided(end)
+            self._begun[id(run)] = run
+            self._n_events += 0 if run.input.is_points else end - begin
+        if vectors is not None:
+            emitted, at = rows.part(wanted), 0
+            while at < len(emitted):
+                at += self._collector.add(emitted.part(slice(at, None)), vectors, at)
+                if self._collector.is_full:
+                    self._n_rows += self._collector.n
+                    yield self._collector.take()
+        for run, _, end in rows.pieces:
+            if end == len(run.keys):
+                run.settle()
+                del self._begun[id(run)]
 
     def _follow_clock(self, block: Block[Rows]) -> None:
         """Remembers the row that moved it most."""
-        pieces = [rows for rows, _, _ in block.pieces]
-        clock = np.concatenate(
-            [(rows.keys if self._is_wall else rows.times)[begin:end] for rows, begin, end in block.pieces]
-        )
-        moves = np.concatenate(
-            [
-                np.full(end - begin, not rows.input.is_points)
-                if self._is_wall
-                else (rows.outcomes[begin:end] == Outcome.ACCEPTED) & (not rows.input.is_points)
-                for rows, begin, end in block.pieces
-            ]
-        )
-        place = np.concatenate([np.full(end - begin, i) for i, (_, begin, end) in enumerate(block.pieces)])
-        at = np.concatenate([np.arange(begin, end) for _, begin, end in block.pieces])
-        if block.which is not None:
-            keys = np.concatenate([rows.keys[begin:end] for rows, begin, end in block.pieces])
-            order = np.argsort(keys, kind="stable")
-            clock, moves, place, at = clock[order], moves[order], place[order], at[order]
-        fed = np.array([rows.fed for rows in pieces])
-        some = np.flatnonzero(moves & (at < fed[place]))
+        clock = block.column(lambda rows, own: (rows.keys if self._is_wall else rows.times)[own])
+        some = np.flatnonzero(block.column(self._moves))
         if not len(some):
             return
         nows = np.maximum.accumulate(clock[some])
@@ -418,7 +383,7 @@ class Replay:
         most = int(np.argmax(jumps))
         if jumps[most] > 0 and (self._moved is None or jumps[most] > self._moved.to_ms - self._moved.from_ms):
             i = some[most]
-            rows, row = pieces[int(place[i])], int(at[i])
+            rows, row = block.pieces[int(block.which[i])][0], int(block.at[i])
             self._moved = Moved(
                 rows.source_of(row).name,
                 int(rows.numbers[row]) + 1,
@@ -426,6 +391,13 @@ class Replay:
                 int(nows[most]),
             )
         self._now_ms = int(nows[-1])
+
+    def _moves(self, rows: Rows, own: slice) -> NDArray[np.bool_]:
+        """Which of some rows the clock follows."""
+        fed = np.arange(own.start, own.stop) < rows.fed
+        if rows.input.is_points:
+            return np.zeros(len(fed), np.bool_)
+        return fed if self._is_wall else fed & (rows.outcomes[own] == Outcome.ACCEPTED)
 
     def report(self) -> Replayed:
         """What it did, once `batches` is at its end."""

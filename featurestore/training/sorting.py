@@ -149,12 +149,10 @@ def _explained(folder: Path) -> Iterator[None]:
 def _merged(files: Sequence[_File]) -> Iterator[SortedRows]:
     for block in merged(files):
         rows = [run.batch.slice(begin, end - begin) for run, begin, end in block.pieces]
-        keys = np.concatenate([run.keys[begin:end] for run, begin, end in block.pieces])
         whole = rows[0] if len(rows) == 1 else pa.concat_batches(rows)
-        if block.which is not None:
-            order = np.argsort(keys, kind="stable")
-            keys, whole = keys[order], whole.take(pa.array(order))
-        yield SortedRows(keys, whole)
+        if len(rows) > 1:
+            whole = whole.take(pa.array(block.order))
+        yield SortedRows(block.column(lambda run, own: run.keys[own]), whole)
 
 
 def _with_column(rows: SortedRows, schema: pa.Schema) -> pa.RecordBatch:

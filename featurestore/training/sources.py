@@ -107,21 +107,24 @@ class Rows:
         self.partly_late = np.zeros(len(self.keys), np.uint8)
         self._is_ahead = self.outcomes == Outcome.REFUSED_FUTURE
 
-    def decided(self, begin: int, end: int, batch: EventBatch) -> None:
-        """What became of some of them."""
-        self.outcomes[begin:end] = batch.outcomes
-        self.outcomes[begin:end][self._is_ahead[begin:end]] = Outcome.REFUSED_FUTURE
-        self.partly_late[begin:end] = batch.partly_late
-        self.fed = end
-
-    def batch(self, begin: int, end: int) -> EventBatch:
+    @property
+    def batch(self) -> EventBatch:
+        """All of them, as the engine takes them."""
         if self._batch is None:
             # Refused before the engine sees it, which takes a given REFUSED_FUTURE for one to judge itself.
             outcomes = np.where(self._is_ahead, np.uint8(Outcome.REFUSED_TYPE), self.outcomes)
             self._batch = EventBatch(
                 self.input.event, self.input.event_index, self.times, self.columns, outcomes
             )
-        return self._batch if end - begin == len(self.keys) else self._batch.part(begin, end)
+        return self._batch
+
+    def decided(self, end: int) -> None:
+        """The engine has had them up to there, and says in the batch what became of them."""
+        own = slice(self.fed, end)
+        self.outcomes[own] = self.batch.outcomes[own]
+        self.outcomes[own][self._is_ahead[own]] = Outcome.REFUSED_FUTURE
+        self.partly_late[own] = self.batch.partly_late[own]
+        self.fed = end
 
     def source_of(self, i: int) -> Source:
         return self.input.sources[self.place if self.places is None else int(self.places[i])]

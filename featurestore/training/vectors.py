@@ -26,6 +26,7 @@ from featurestore.columns import EARLIEST_MS
 from featurestore.core.state import Vectors
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.outcome import Outcome
+from featurestore.training.merging import Block
 from featurestore.training.sources import Rows
 
 MAX_BATCH_EVENTS = 65536
@@ -107,10 +108,11 @@ class Collector:
     def is_full(self) -> bool:
         return self.n == self._n_rows
 
-    def add(self, rows: Rows, begin: int, end: int, vectors: Vectors, at: int) -> int:
-        """Takes rows begin.. of a run, whose vectors stand from `at` on; says how many had room."""
-        n = min(end - begin, self._n_rows - self.n)
-        mine, theirs, own = slice(self.n, self.n + n), slice(at, at + n), slice(begin, begin + n)
+    def add(self, rows: Block[Rows], vectors: Vectors, at: int) -> int:
+        """Takes rows whose vectors stand from `at` on; says how many, from the first, had room."""
+        n = min(len(rows), self._n_rows - self.n)
+        rows = rows.part(slice(n))
+        mine, theirs = slice(self.n, self.n + n), slice(at, at + n)
         self._values[mine] = vectors.values[theirs]
         coverage = vectors.coverage[theirs]
         if self._bounds is not None and vectors.lower is not None and vectors.upper is not None:
@@ -125,16 +127,14 @@ class Collector:
                 self._bounds[:, mine, self._unfed] = np.nan
             if self._statuses is not None:
                 self._statuses[mine, self._unfed] = UNAVAILABLE
-        self._times[mine] = rows.times[own]
-        self._outcomes[mine] = rows.outcomes[own]
-        self._timed[mine] = rows.timed[own]
-        if rows.input.is_points:
+        self._times[mine] = rows.column(lambda run, own: run.times[own])
+        self._outcomes[mine] = rows.column(lambda run, own: run.outcomes[own])
+        self._timed[mine] = rows.column(lambda run, own: run.timed[own])
+        if not self.shape.events:  # they are points
             self._empty(np.flatnonzero(~self._timed[mine]) + self.n)
-        self._events[mine] = rows.input.event_index
-        self._numbers[mine] = rows.numbers[own]
-        if rows.places is not None:
-            self._numbers[mine] += rows.places[own] << FILES_APART
-        self._keep(rows, begin, begin + n)
+        self._events[mine] = np.array([run.input.event_index for run, _, _ in rows.pieces])[rows.which]
+        self._numbers[mine] = rows.column(_numbers)
+        self._keep(rows)
         self.n += n
         return n
 
@@ -147,13 +147,16 @@ class Collector:
         if self._statuses is not None:
             self._statuses[places] = UNAVAILABLE
 
-    def _keep(self, rows: Rows, begin: int, end: int) -> None:
+    def _keep(self, rows: Block[Rows]) -> None:
         if not len(self.shape.kept):
             return
-        place = self._place_of.setdefault(id(rows), len(self._runs))
-        first = begin if place == len(self._runs) else self._runs[place][1]
-        self._runs[place : place + 1] = [(rows, first, end)]
-        self._places[self.n : self.n + end - begin] = (place << 32) + np.arange(begin - first, end - first)
+        begins = []
+        for run, begin, end in rows.pieces:
+            place = self._place_of.setdefault(id(run), len(self._runs))
+            first = begin if place == len(self._runs) else self._runs[place][1]
+            self._runs[place : place + 1] = [(run, first, end)]
+            begins.append((place << 32) - first)
+        self._places[self.n : self.n + len(rows)] = np.array(begins)[rows.which] + rows.at
 
     def take(self) -> tuple[NDArray[np.int64], pa.RecordBatch]:
         """The rows that are here, with their numbers in the input; none are, then."""
@@ -193,6 +196,12 @@ class Collector:
         return [
             column.combine_chunks() if column.num_chunks != 1 else column.chunk(0) for column in table.columns
         ]
+
+
+def _numbers(rows: Rows, own: slice) -> NDArray[np.int64]:
+    """Of rows, each in its file; of sorted ones, among those of all files of the input."""
+    numbers = rows.numbers[own]
+    return numbers if rows.places is None else numbers + (rows.places[own] << FILES_APART)
 
 
 def _as_wanted(rows: Rows, first: int, end: int, wanted: pa.Schema) -> pa.RecordBatch:

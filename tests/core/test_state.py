@@ -70,6 +70,51 @@ def counts(state: State, accounts: list[str], as_of: int) -> list[float]:
     return list(vectors.values[:, 1])
 
 
+def test_batches_whose_events_alternate_are_applied_as_one_by_one() -> None:
+    ones = [plays(5, start=1_000_000 + i, step=10, prefix=f"{i}i") for i in range(2)]
+    which = np.array([0, 1, 1, 0, 0, 0, 1], np.uint32)  # of each but the first, or not the last
+    wanted = np.array([1, 1, 0, 1, 1, 0, 0], np.uint8)
+    merged, plain = State(PLAN, clock="wall"), State(PLAN, clock="wall")
+    nows = np.array([1_000_000, 1_000_000, 1_000_002, 1_000_002, 1_000_030, 1_000_030, 1_000_050])
+    found = merged.observe_merged(
+        [(ones[0], 1, False), (ones[1], 0, False)], which, 0, wanted=wanted, nows_ms=nows, bounds=True
+    )
+    nexts, row = [1, 0], 0
+    for place, is_wanted, now in zip(which.tolist(), wanted.tolist(), nows.tolist(), strict=True):
+        one = ones[place].part(nexts[place], nexts[place] + 1)
+        expected = plain.observe(one, 0, now_ms=now, bounds=True)
+        assert ones[place].outcomes[nexts[place]] == one.outcomes[0] == Outcome.ACCEPTED
+        nexts[place] += 1
+        if is_wanted:
+            for name in ("values", "lower", "upper", "statuses", "coverage"):
+                np.testing.assert_array_equal(getattr(found, name)[row], getattr(expected, name)[0])
+            row += 1
+    assert row == len(found.values) == 4
+    assert merged.snapshot() == plain.snapshot()
+    assert merged.observe_merged([(ones[0], 0, True)], np.zeros(5, np.uint32)) is None
+    assert merged.snapshot() == plain.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("which", "first", "options", "says"),
+    [
+        ([0, 0], 4, {}, "batch 0 has 5 events; 2 from 4 on are to come"),
+        ([0], -1, {}, "batch 0 has 5 events; 1 from -1 on are to come"),
+        ([0, 1], 0, {}, "which names batch 1; there are 1"),
+        ([0, 0], 0, {"wanted": np.ones(1, np.uint8)}, "wanted: 1 entries where 2 are needed"),
+        ([0, 0], 0, {"wanted": np.array([1, 2], np.uint8)}, "other numbers than 0 and 1"),
+        ([0, 0], 0, {"nows_ms": np.zeros(2)}, "nows_ms: expected a 1-d int64 array"),
+    ],
+)
+def test_what_does_not_fit_the_batches_that_alternate_is_an_error(
+    which: list[int], first: int, options: dict[str, Any], says: str
+) -> None:
+    state = State(PLAN)
+    with pytest.raises(InvalidEventError, match=says):
+        state.observe_merged([(plays(5), first, False)], np.array(which, np.uint32), 0, **options)
+    assert state.position == 0
+
+
 @pytest.mark.parametrize("n_shards", [1, 2, 64])
 def test_every_row_is_found_again_however_often_its_index_grew(n_shards: int) -> None:
     state = State(PLAN, n_shards=n_shards)

@@ -20,6 +20,7 @@ from reference.compare import Got, disagreement
 from reference.engine import Engine
 from reference.naive import Store
 
+from featurestore.core.state import State
 from featurestore.errors import ConfigError, InvalidEventError
 from featurestore.outcome import Outcome
 from featurestore.schema import compile_schema
@@ -171,6 +172,65 @@ def test_cuts_batches_threads_and_sorting_change_no_byte(
     assert not list(tmp_path.glob("featurestore-sort-*"))
 
 
+class RowByRow:
+    """A State that is given the merged rows one at a time, each as a batch of its own."""
+
+    def __init__(self, *given: object, **options: object) -> None:
+        self.state = State(*given, **options)
+
+    def observe_merged(self, batches, which, service, *, wanted, nows_ms, bounds) -> SimpleNamespace:
+        nexts = [first for _, first, _ in batches]
+        nows_ms = [0] * len(which) if nows_ms is None else nows_ms.tolist()
+        found = [self.state.observe(batches[0][0].part(0, 0), service, bounds=bounds, peek=True)]
+        for place, is_wanted, now_ms in zip(which.tolist(), wanted.tolist(), nows_ms, strict=True):
+            batch, _, peek = batches[place]
+            i = nexts[place]
+            nexts[place] += 1
+            one = batch.part(i, i + 1)
+            vectors = self.state.observe(
+                one, service if is_wanted else None, now_ms=now_ms, bounds=bounds, peek=peek
+            )
+            batch.outcomes[i], batch.partly_late[i] = one.outcomes[0], one.partly_late[0]
+            found += [] if vectors is None else [vectors]
+        names = ["values", "statuses", "coverage", *(["lower", "upper"] if bounds else [])]
+        joined = {name: np.concatenate([getattr(one, name) for one in found]) for name in names}
+        return SimpleNamespace(**{"lower": None, "upper": None, **joined})
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("arrival", [None, "arrived:ms"])
+def test_rows_that_alternate_are_answered_as_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, arrival: str | None, seed: int
+) -> None:
+    draw = random.Random(seed)
+    n_types = draw.choice([2, 3, 7])
+    events = made.made(seed, n_types, 300)
+    if arrival is None:
+        events = made.by_time(events)
+    times = sorted(row["ts"] for rows in events.values() for row in rows)
+    options = {"arrival": arrival, "bounds": draw.random() < 0.7, "statuses": True}
+    if draw.random() < 0.5:
+        options |= {"emit_from": times[60], "emit_until": times[240]}
+    if seed % 3 == 0:
+        options["points"] = pa.table(
+            {
+                "time": [draw.choice([*times, None]) for _ in range(150)],
+                "user": [draw.choice(["ann", "bob", "nobody", None]) for _ in range(150)],
+            }
+        )
+        options["points_time"] = "time:ms"
+    else:
+        options |= {"emit": draw.sample(list(events), 2), "keep": ["label"]}
+    monkeypatch.setattr(run, "batch_events", lambda n_features, bounds, n=draw.choice([10, 65536]): n)
+    inputs = {name: made.table(rows) for name, rows in events.items()}
+    found = replay(inputs, plan_of(n_types), "s", **options)
+    monkeypatch.setattr(run, "State", RowByRow)
+    expected = replay(inputs, plan_of(n_types), "s", **options)
+    assert written(found) == written(expected)
+    assert found.schema.metadata == expected.schema.metadata
+    assert found.num_rows > 20
+
+
 def test_what_is_out_of_order_is_named_or_sorted(tmp_path: Path) -> None:
     events = made.by_time(made.made(4, 2, 200))
     expected = replay({name: made.table(rows) for name, rows in events.items()}, plan_of(2), "s", emit="e1")
@@ -279,13 +339,19 @@ def test_streams_are_merged_as_sorted_would(monkeypatch: pytest.MonkeyPatch, see
     ]
     found = []
     for block in merging.merged(streams):
-        rows = [(key, streams.index(one.of)) for one, a, z in block.pieces for key in one.keys[a:z].tolist()]
-        if block.which is not None:
-            starts = np.cumsum([0, *(z - a for _, a, z in block.pieces)])
-            begins = np.array([a for _, a, _ in block.pieces])
-            places = starts[block.which] + block.at - begins[block.which]
-            rows = [rows[i] for i in places.tolist()]
-        assert [key for key, _ in rows] == block.keys.tolist()
+        pieces = [(one, one.keys.tolist()) for one, _, _ in block.pieces]
+        rows = [
+            (pieces[which][1][at], streams.index(pieces[which][0].of))
+            for which, at in zip(block.which.tolist(), block.at.tolist(), strict=True)
+        ]
+        assert [key for key, _ in rows] == block.column(lambda one, own: one.keys[own]).tolist()
+        some = np.array([draw.random() < 0.5 for _ in rows])
+        part = block.part(some)
+        kept = [row[0] for row, is_kept in zip(rows, some.tolist(), strict=True) if is_kept]
+        if kept:
+            assert part.column(lambda one, own: one.keys[own]).tolist() == kept
+        cut = [row for one in block.cut(3) for row in one.column(lambda one, own: one.keys[own]).tolist()]
+        assert cut == [row[0] for row in rows]
         found += rows
     assert found == sorted((key, place) for place, keys in enumerate(parts) for key in keys)
 
