@@ -425,4 +425,4 @@ cdef inline void signs_most(const Word* at, int64_t n, double* above, double* be
 
 # Compared at import: see core/structs.py.
 cdef inline dict total_structs():
-    return plan_structs() | {"core/total.pxd": (sizeof(Total),)}
+    return plan_structs() | {"core/total.pxd": (sizeof(Sum), sizeof(Total))}
