@@ -44,7 +44,7 @@ PARTS, EACH = (3, 20), (200, 500)  # small and full: kills, and events before ea
 
 
 @contextlib.contextmanager
-def killed_at_the_end(directory: Path, port: int, transport: str) -> Iterator[None]:
+def killed_at_the_end(directory: Path, transport: str) -> Iterator[None]:
     command = [
         sys.executable,
         "-m",
@@ -56,7 +56,7 @@ def killed_at_the_end(directory: Path, port: int, transport: str) -> Iterator[No
         "json",
     ]
     command += ["--schema", str(directory / "schema.yaml"), "--clock", "event", "--transport", transport]
-    command += ["--listen", f"127.0.0.1:{port}", "--admin", f"unix:{directory}/a.sock"]
+    command += ["--listen", f"unix:{directory}/s.sock", "--admin", f"unix:{directory}/a.sock"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdout is not None
         assert child.stdout.readline(), "it has not begun"
@@ -66,16 +66,11 @@ def killed_at_the_end(directory: Path, port: int, transport: str) -> Iterator[No
             child.send_signal(signal.SIGKILL)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @contextlib.contextmanager
-def late_answers(server_port: int) -> Iterator[str]:
+def late_answers(directory: Path) -> Iterator[str]:
     """The address of what is between clients and the server and carries what the server says 0 to 20 ms late,
-    so that on a fast machine too many events are applied whose answer comes after their time."""
+    so that on a fast machine too many events are applied whose answer comes after their time. The server has
+    no port, which a connection could have taken while there is no server."""
     coin = random.Random(7)
 
     def carry(come: socket.socket, go: socket.socket, longest_s: float) -> None:
@@ -89,9 +84,11 @@ def late_answers(server_port: int) -> Iterator[str]:
         with contextlib.suppress(OSError):  # it is over
             while True:
                 client, _ = listening.accept()
+                server = socket.socket(socket.AF_UNIX)
                 try:
-                    server = socket.create_connection(("127.0.0.1", server_port))
-                except ConnectionRefusedError:
+                    server.connect(f"{directory}/s.sock")
+                except OSError:  # there is none
+                    server.close()
                     client.close()
                     continue
                 for come, go, longest_s in ((client, server, 0.0), (server, client, 0.02)):
@@ -165,13 +162,12 @@ def test_from_python_each_counts_once(
     """Some at once, so that the kills come amid calls; they go on by themselves while there is no server."""
     n_parts, n_each = drill_size(*PARTS), drill_size(*EACH)
     (tmp_path / "schema.yaml").write_text(SCHEMA)
-    port = free_port()
-    with late_answers(port) as address, Client(address, timeout_s=60.0) as client:
+    with late_answers(tmp_path) as address, Client(address, timeout_s=60.0) as client:
         observing = Observing(client, n_parts * n_each, n_each)
         for n in range(1, n_parts + 1):
-            with killed_at_the_end(tmp_path, port, transport):
+            with killed_at_the_end(tmp_path, transport):
                 assert observing.begun.get(timeout=60) == n * n_each
-        with killed_at_the_end(tmp_path, port, transport):
+        with killed_at_the_end(tmp_path, transport):
             observing.finish()
             counted = client.get("all", {"ip": "a"})["ip.count_1h"]
     measured(f"unknown outcomes from Python, {transport}: {observing.seen} of {n_parts * n_each} events")
@@ -188,9 +184,8 @@ def test_from_node_each_counts_once(
     """As from Python."""
     n_parts, n_each = drill_size(*PARTS), drill_size(*EACH)
     (tmp_path / "schema.yaml").write_text(SCHEMA)
-    port = free_port()
     with contextlib.ExitStack() as whatever:
-        address = whatever.enter_context(late_answers(port))
+        address = whatever.enter_context(late_answers(tmp_path))
         sizes = str(n_parts * n_each), str(n_each)
         command, environment = npm.node("tickets.js", address, str(REPOSITORY / "proto"), *sizes)
         child = whatever.enter_context(
@@ -199,12 +194,12 @@ def test_from_node_each_counts_once(
         whatever.callback(child.kill)
         assert child.stdout is not None
         for n in range(1, n_parts + 1):
-            with killed_at_the_end(tmp_path, port, transport):
+            with killed_at_the_end(tmp_path, transport):
                 assert json.loads(child.stdout.readline()) == {"begun": n * n_each}
-        with killed_at_the_end(tmp_path, port, transport):
+        with killed_at_the_end(tmp_path, transport):
             seen = json.loads(child.stdout.readline())
             assert child.wait(60) == 0
-            with Client(f"127.0.0.1:{port}") as client:
+            with Client(f"unix:{tmp_path}/s.sock") as client:
                 counted = client.get("all", {"ip": "a"})["ip.count_1h"]
     measured(f"unknown outcomes from Node, {transport}: {seen} of {n_parts * n_each} events")
     assert counted == n_parts * n_each
