@@ -96,7 +96,7 @@ class UnavailableError(FeatureStoreError):
 
 class OutcomeUnknownError(UnavailableError):
     """A write was sent, and whether it was applied is not known. `client.observe(..., ticket=error.ticket)`
-    with the same event finishes it: applied once, whether it was before or not, within 15 minutes of its
-    client's last write, or 7 days if that has a name. An `ingest` is finished by the same `source`. A read
-    never raises it.
+    with the same event finishes it: applied once, whether it was before or not, within 15 minutes after it
+    was sent, or 7 days if its client has a name. An `ingest` is finished by the same `source`. A read never
+    raises it.
     """

@@ -164,6 +164,37 @@ class Program:
     ops: tuple[Op, ...]
 
 
+def needs_field(program: Program, field: int) -> bool:
+    """Whether no event without that field can match: what its filter may be is followed step by step, as all
+    that it may be (0 false, 1 unknown, 2 true) wherever it depends on other fields."""
+    absent: list[
+        bool
+    ] = []  # of each number or text on the stack: whether it is unknown for want of the field
+    truths: list[set[int]] = []
+    for op in program.ops:
+        if op.code in ("true", "false"):
+            truths.append({2 if op.code == "true" else 0})
+        elif op.code == "not":
+            truths.append({2 - each for each in truths.pop()})
+        elif op.code in ("and", "or"):
+            right, left = truths.pop(), truths.pop()
+            joined = min if op.code == "and" else max
+            truths.append({joined(one, other) for one in left for other in right})
+        elif op.code in ("number", "text", "load_number", "load_text"):
+            absent.append(op.code.startswith("load") and op.field == field)
+        elif op.code == "is_null":
+            truths.append({2} if absent.pop() else {0, 2})
+        elif op.code in ("in_numbers", "in_texts"):
+            truths.append({1} if absent.pop() else {0, 1, 2})
+        elif op.code != "neg":
+            unknown = absent.pop() | absent.pop()
+            if op.code in ("add", "sub", "mul", "div", "min", "max"):
+                absent.append(unknown)
+            else:
+                truths.append({1} if unknown else {0, 1, 2})
+    return 2 not in truths.pop()
+
+
 @dataclass(frozen=True)
 class ColumnPlan:
     """What a view keeps of one (field, filter) pair; value None means the event itself (counts and times)."""

@@ -116,6 +116,15 @@ def refunded(rng: random.Random) -> list[float]:
     return values
 
 
+def whole(rng: random.Random) -> list[float]:
+    """What is summed without asking what it loses; at times but for one, or beyond where that holds."""
+    most = rng.choice([1 << 10, 1 << 40, 1 << 44, 1 << 52])
+    values = [float(rng.randint(0, most)) / rng.choice([1, 1, 256]) for _ in range(rng.randint(1, 300))]
+    if rng.random() < 0.3:
+        values[rng.randrange(len(values))] *= rng.choice([-1, 0.1, 2**-9])
+    return values
+
+
 def wild(rng: random.Random) -> list[float]:
     """Further apart than two doubles are long, and cancelling one another."""
     values = [math.ldexp(rng.uniform(-1, 1), rng.randint(-300, 300)) for _ in range(rng.randint(2, 40))]
@@ -123,7 +132,7 @@ def wild(rng: random.Random) -> list[float]:
 
 
 @pytest.mark.parametrize("options", [RAW, MERGED])
-@pytest.mark.parametrize("kind", [prices, likely, refunded, wild])
+@pytest.mark.parametrize("kind", [prices, likely, refunded, whole, wild])
 def test_whatever_comes_in_whatever_order_lies_within_the_bounds(
     kind: Callable[[random.Random], list[float]], options: str
 ) -> None:

@@ -17,6 +17,16 @@ from reference.written import Filter, features
 START_MS = 1_700_000_000_000
 KIND = EventType({"k": "key", "user": "key", "x": "number"}, lateness_ms=HOUR_MS, from_beginning=True)
 UP = Filter("x > 0", lambda f: None if f["x"] is None else f["x"] > 0)  # type: ignore[operator]
+NAMED = Filter("user is not null", lambda f: f["user"] is not None)
+NO_BOT = Filter("user != 'bot' or x > 0 and user in ('a', 'b')", lambda f: f["user"] and f["user"] != "bot")
+COUNTED = (
+    features("count", "60s 3600s")
+    + features("count", "60s 3600s", where=NAMED, name="named")
+    + features("count", "60s 3600s", where=UP, name="ups")
+    + features("distinct", "60s 3600s", value="user")
+    + features("distinct", "60s 3600s", value="user", where=NAMED, name="users_named")
+    + features("distinct", "60s 3600s", value="user", where=UP, name="users_up")
+)
 FEATURES = (
     features("distinct", "60s 3600s", value="user")
     + features("distinct", "3600s", value="user", where=UP, name="ups")
@@ -31,6 +41,11 @@ def store_of(clock: str = "event", lateness_ms: int = HOUR_MS) -> Both:
     kind = EventType(KIND.fields, lateness_ms=lateness_ms, from_beginning=True)
     schema = Schema({"e": kind}, {"v": View("e", {"k": "k"}, FEATURES)}, {"s": NAMES})
     return Both(schema, clock=clock)
+
+
+def store_counting(where: Filter | None = None, exact_events: int = 256) -> Both:
+    view = View("e", {"k": "k"}, COUNTED, where=where, exact_events=exact_events)
+    return Both(Schema({"e": KIND}, {"v": view}, {"s": [f"v.{f.name}" for f in COUNTED]}))
 
 
 def row(time_ms: int, user: str | None = "u", x: float | None = 1.0) -> Row:
@@ -77,6 +92,49 @@ def test_a_peek_counts_its_own_event_as_observe_does() -> None:
     peeked = store.peek("e", row(START_MS - 1), "s")
     got = observed(store, row(START_MS - 1))
     assert dict(peeked.got(0)) == {f"v.{name}": each for name, each in got.items()}
+
+
+def test_where_an_event_is_counted_there_is_a_value_unless_it_may_have_none() -> None:
+    store = store_counting()
+    store.submit("e", [row(START_MS, "a"), row(START_MS + 60_000, "a")])
+    got = read(store, START_MS)
+    assert (got["count_60s"].value, got["users_named_60s"].value) == (1, 1)
+    assert (got["users_named_60s"].lower, got["users_named_60s"].upper) == (1, 1)
+    plain = got["distinct_user_60s"]
+    assert (plain.lower, plain.value, plain.upper) == (0, 1, 1), "for all it knows, that event was without"
+    got = read(store, START_MS - 1)
+    assert {each.value for each in got.values()} == {0}
+    assert {each.upper for each in got.values()} == {0}, "no event, no value"
+
+
+def test_there_are_no_more_values_than_events() -> None:
+    store = store_counting()
+    store.submit("e", [row(START_MS, "u0"), *(row(START_MS + 60_000, f"u{j}") for j in range(10))])
+    got = read(store, START_MS)["distinct_user_3600s"]
+    assert (got.value, got.upper) == (1, 1), "it was 10 at most"
+
+
+@pytest.mark.parametrize(("exact_events", "where"), [(256, None), (256, NO_BOT), (8, None), (8, NO_BOT)])
+@pytest.mark.parametrize("seed", range(5))
+def test_values_agree_with_counts_at_any_time(seed: int, exact_events: int, where: Filter | None) -> None:
+    random_ = random.Random(seed)
+    store = store_counting(where, exact_events)
+    times = []
+    for _ in range(40):
+        times += [START_MS + random_.randint(0, 4_000_000) for _ in range(3)]
+        users = random_.choice([["a"], ["a", "b", None], [str(i) for i in range(600)]])
+        store.submit(
+            "e", [row(t, random_.choice(users), random_.choice([1.0, -1.0, None])) for t in times[-3:]]
+        )
+        for _ in range(3):
+            got = read(store, random_.choice(times) + random_.choice([0, 0, 1, 30_000]))
+            for counts, values in (("count", "distinct_user"), ("named", "users_named"), ("ups", "users_up")):
+                for window in ("60s", "3600s"):
+                    count, value = got[f"{counts}_{window}"], got[f"{values}_{window}"]
+                    if math.isnan(value.value):
+                        continue
+                    assert value.upper <= max(count.upper, value.lower)
+                    assert value.value >= 1 or value.upper < 1 or count.lower < 1
 
 
 def test_decayed_sums_of_before_are_at_most_what_is_left_of_everything() -> None:

@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--as-of",
         metavar="T",
-        help="the time to read at: ISO 8601 (UTC unless it says otherwise) or ms since 1970 (default: now)",
+        help="the time to read at: ISO 8601 (UTC unless it says otherwise) or ms, not seconds, since 1970 "
+        "(default: now)",
     )
     parser.add_argument("--bounds", action="store_true", help="also read lower and upper bounds")
     parser.add_argument(

@@ -17,7 +17,8 @@ the one that they first read, is answered in its order for as long as every feat
 what it meant.
 
 The list has of each service the current vector first. It says how many features each has, whether it is
-served (or the first feature that is gone), how often it was read since the server started, and when last. The
+served (or the first feature that is gone), how often it was read since the server started, how often a second
+over the last minute, and how long ago last: an old pin that is still read has a client that runs on it. The
 answer of `featurestore apply F --dry-run` says which vectors a change of schema breaks."""
 
 EPILOG = """\
@@ -48,8 +49,8 @@ def run(arguments: argparse.Namespace) -> Exit:
     if arguments.output == "json":
         print_json({"pins": [_as_dict(each) for each in found]})
         return Exit.OK
-    rows = [["service", "pin", "features", "served", "calls", "last"], *map(_row, found)]
-    print("\n".join(columns(rows, right=[2, 4])))
+    rows = [["service", "pin", "features", "served", "calls", "calls/s", "last"], *map(_row, found)]
+    print("\n".join(columns(rows, right=[2, 4, 5])))
     return Exit.OK
 
 
@@ -76,6 +77,7 @@ def _as_dict(each: Any) -> dict[str, object]:
         "served": not each.missing,
         "missing": each.missing or None,
         "calls": each.calls,
+        "calls_per_s": each.calls_per_s,
         "asked_ms_ago": each.asked_ms_ago if each.HasField("asked_ms_ago") else None,
     }
 
@@ -84,4 +86,5 @@ def _row(each: Any) -> list[str]:
     served = f"no: {each.missing}" if each.missing else "current" if each.current else "yes"
     last = f"{each.asked_ms_ago / 1000:.0f} s ago" if each.HasField("asked_ms_ago") else "-"
     pin = f"{each.fingerprint:016x}"
-    return [each.service, pin, str(len(each.features)), served, str(each.calls), last]
+    rate = f"{each.calls_per_s:.2f}"
+    return [each.service, pin, str(len(each.features)), served, str(each.calls), rate, last]

@@ -28,6 +28,7 @@ KeySets = Sequence[Mapping[str, Any]] | Mapping[str, Any] | Any
 
 MOST_BITS = 13_600  # 4094 digits: Python prints no more than 4300
 _INT64 = range(-(2**63), 2**63)
+_SECONDS = range(631_152_000, 4_102_444_800)  # since the epoch, of 1990 to 2099; in ms: 8 Jan to 17 Feb 1970
 
 
 def set_value(target: types_pb2.Field, value: Any, what: str) -> None:
@@ -87,7 +88,17 @@ def time_ms(when: Time, what: str) -> int:
         elif codes[0] == Outcome.REFUSED_NO_TIME:
             reason = "it is no time"
         raise InvalidEventError(f"{what}: {when!r} cannot be used: {reason}")
+    _refuse_seconds(when, what)
     return int(ms[0])
+
+
+def _refuse_seconds(when: Any, what: str) -> None:
+    """A number is of milliseconds: what is a time of these days only in seconds was meant so."""
+    if isinstance(when, int | float | np.number) and int(when) in _SECONDS:
+        raise InvalidEventError(
+            f"{what}: {when!r} looks like seconds, and is read as milliseconds since 1970: write "
+            f"{int(when)}000, or a datetime or ISO text if early 1970 is meant"
+        )
 
 
 def is_datetime(value: Any) -> bool:
@@ -256,6 +267,9 @@ def _times_of_each(as_of: Any, n: int) -> NDArray[np.int64]:
     if codes.any():
         row = int(np.flatnonzero(codes)[0])
         raise InvalidEventError(f"as_of of row {row} cannot be used: {Outcome(codes[row]).reason}")
+    if ((ms >= _SECONDS.start) & (ms < _SECONDS.stop)).any():
+        for row, when in enumerate(as_of):
+            _refuse_seconds(when.as_py() if hasattr(when, "as_py") else when, f"as_of of row {row}")
     return ms
 
 

@@ -38,10 +38,10 @@ class Ticket:
     it counts again.
 
     The store judges a number while it is at most 1,024 below its producer's highest, and refuses it after
-    (SequenceError). A client without a name of its own sees to that, however many writes come between: it
-    holds the numbers of tickets that it has given out and nobody has finished, up to a thousand times a
-    thousand later writes. Under a name numbers follow the order of the program's writes, and such a ticket is
-    to be finished before 1,024 more.
+    (SequenceError). A client without a name of its own sees to that, as long as the store knows the ticket
+    and however many writes come between: it holds the numbers of tickets that it has given out and nobody has
+    finished, up to a thousand times a thousand later writes. Under a name numbers follow the order of the
+    program's writes, and such a ticket is to be finished before 1,024 more.
     """
 
     producer: str

@@ -179,7 +179,8 @@ class Client:
     ) -> Vector:
         """One vector. A part that is not given makes the features that need it UNAVAILABLE.
 
-        as_of   ms since the epoch, a datetime or ISO 8601 text; None: the store's now
+        as_of   ms since the epoch, a datetime or ISO 8601 text; None: the store's now. A number that is a
+                time of these days in seconds is an InvalidEventError
         pin     read this vector of the service, whatever it is by now
         """
         return self._run(self._calls.get(service, keys, as_of, bounds, pin), timeout_s)

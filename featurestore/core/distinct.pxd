@@ -50,6 +50,7 @@ ctypedef struct DistinctValue:   # of one window
     double lower
     double upper
     uint8_t certain              # 1: the truth is within the bounds; 0: with the confidence of z
+    uint8_t past                 # something seen later may have been seen in it too
 
 # The constants of a view; the arguments are within the limits above.
 cdef DistinctC distinct_c(uint32_t exact_values, uint8_t log2_registers, double z,

@@ -986,6 +986,7 @@ cdef void _read_set(const Values* values, int64_t at, const int64_t* lo, uint32_
         out[j].upper = <double>sure[j] + <double>later[j]
         out[j].estimate = <double>sure[j] + some[j]
         out[j].certain = 1
+        out[j].past = later[j] != 0
 
 
 cdef inline uint32_t _n_after(const int32_t* cells, uint32_t m, int32_t tick) noexcept nogil:
@@ -1039,7 +1040,8 @@ cdef void _read_matrix(Matrix* matrix, const DistinctC* c, int64_t at, const int
                 beyond = counts[n_after - 1][rank]
                 sure[rank] -= beyond if beyond < sure[rank] else sure[rank]
         _judge(sure, perhaps, _share(lo[j], at, matrix.newest_ms) if past and lo[j] < at else 0.5, c, &out[j])
-        if own_hash != 0 and past and lo[j] < at:
+        out[j].past = past and lo[j] < at
+        if own_hash != 0 and out[j].past:
             out[j].lower = max(out[j].lower, 1.0)
             out[j].estimate = max(out[j].estimate, 1.0)
             out[j].upper = max(out[j].upper, 1.0)

@@ -45,9 +45,11 @@ ctypedef struct ListedValue:
 cdef uint8_t sketch_kind(const ViewC* view) noexcept nogil
 # Adds one event to such a structure. 0, or -1 when out of memory.
 cdef int sketch_add(Arena* arena, LogHead* head, const ViewC* view, const Given* given) noexcept nogil
-# Reads `items` (sorted by window) of such a view; head may be NULL: no event yet.
-cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
-                      const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil
+# Reads `items` (sorted by window) of such a view; head may be NULL: no event yet. log: of the view `logged`,
+# view.counted_by; NULL where there is none.
+cdef void sketch_read(const Arena* arena, const LogHead* head, const LogHead* log, const ViewC* logged,
+                      const ViewC* view, const ReadAt* when, const ItemC* items, uint32_t n_items,
+                      const Outputs* out) noexcept nogil
 # The lists behind `items` of a view of heaviest values. 0, or -1 when out of memory.
 cdef int sketch_list(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
                      const ItemC* items, uint32_t n_items, Bytes* out) noexcept nogil

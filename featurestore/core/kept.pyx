@@ -19,8 +19,8 @@ from featurestore.core.head cimport (
     LOG_DECAYED, LOG_DISTINCT, LOG_KEY, LOG_LARGE, LOG_SMALL, TOP_LARGE, TOP_SMALL, LogHead,
 )
 from featurestore.core.plan cimport (
-    AGG_DECAYED_COUNT, AGG_DECAYED_SUM, AGG_TOP_SHARE, MAX_WIDE_WORDS, STRUCTURE_DECAYED, STRUCTURE_DISTINCT,
-    STRUCTURE_LOG, STRUCTURE_TOP,
+    AGG_COUNT, AGG_DECAYED_COUNT, AGG_DECAYED_SUM, AGG_TOP_SHARE, MAX_WIDE_WORDS, STRUCTURE_DECAYED,
+    STRUCTURE_DISTINCT, STRUCTURE_LOG, STRUCTURE_TOP,
 )
 from featurestore.core.top cimport (
     TOP_MAX_K, TopValue, TopWindow, top_add, top_clone, top_expired, top_export, top_export_bytes, top_free,
@@ -29,7 +29,7 @@ from featurestore.core.top cimport (
 from featurestore.core.window cimport (
     STATUS_NOT_FOUND, STATUS_PRESENT, STATUS_UNAVAILABLE, judge, judge_fading, log_clone, log_expired,
     log_export, log_export_bytes, log_fetch_ends, log_free, log_import, put_nothing, put_summed,
-    put_unavailable, put_value, view_horizon,
+    put_unavailable, put_value, view_horizon, view_read,
 )
 
 from featurestore.core.structs import same_structs
@@ -179,11 +179,50 @@ cdef void _read_top(const Arena* arena, const LogHead* head, const ViewC* view, 
         lo = hi
 
 
-cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view, const ReadAt* when,
-                      const ItemC* items, uint32_t n_items, const Outputs* out) noexcept nogil:
+cdef void _hold_to_counts(const Arena* arena, const LogHead* log, const ViewC* logged, const ViewC* view,
+                          const ReadAt* when, const ItemC* items, uint32_t n,
+                          DistinctValue* values) noexcept nogil:
+    """Before the newest value: there are no more values than events, as their log counts them, and where
+    there surely is an event there is a value, unless events come without."""
+    cdef ItemC counts[N_AT_ONCE]
+    cdef double counted[N_AT_ONCE]
+    cdef double least[N_AT_ONCE]
+    cdef double most[N_AT_ONCE]
+    cdef uint8_t statuses[N_AT_ONCE]
+    cdef float coverage[N_AT_ONCE]
+    cdef Outputs out
+    cdef uint32_t i
+    out.values = counted
+    out.lower = least
+    out.upper = most
+    out.statuses = statuses
+    out.coverage = coverage
+    for i in range(n):
+        counts[i].window_ms = items[i].window_ms
+        counts[i].out = i
+        counts[i].column = view.counted_column
+        counts[i].aggregate = AGG_COUNT
+    view_read(arena, log, NULL, logged, when, counts, n, &out)
+    for i in range(n):
+        if not values[i].past:
+            continue
+        if values[i].upper > most[i]:        # NaN where the count cannot be told
+            values[i].upper = most[i]
+        if least[i] >= 1.0 and values[i].upper >= 1.0:
+            if values[i].estimate < 1.0:
+                values[i].estimate = 1.0
+            if values[i].lower < 1.0 and view.needs_value:
+                values[i].lower = 1.0
+        if values[i].lower > values[i].upper:        # it was an estimate
+            values[i].lower = values[i].upper
+
+
+cdef void sketch_read(const Arena* arena, const LogHead* head, const LogHead* log, const ViewC* logged,
+                      const ViewC* view, const ReadAt* when, const ItemC* items, uint32_t n_items,
+                      const Outputs* out) noexcept nogil:
     cdef DistinctValue values[N_AT_ONCE]
     cdef int64_t windows_ms[N_AT_ONCE]   # up to last_ms
-    cdef uint32_t lo = 0, n, i
+    cdef uint32_t lo = 0, n, i, n_past
     if view.structure == STRUCTURE_DECAYED:
         for i in range(n_items):
             _read_decayed(arena, head, view, when, &items[i], out)
@@ -198,6 +237,11 @@ cdef void sketch_read(const Arena* arena, const LogHead* head, const ViewC* view
         if head != NULL:
             distinct_read(arena, head, &view.distinct, when.last_ms, view_horizon(view, when.now_ms),
                           when.own_hash if when.own else 0, windows_ms, n, values)
+            n_past = 0
+            for i in range(n):
+                n_past += values[i].past
+            if n_past and log != NULL:
+                _hold_to_counts(arena, log, logged, view, when, items + lo, n, values)
         for i in range(n):
             judge(view, when, &items[lo + i], when.last_ms - windows_ms[i], when.at_ms, out)
             if out.statuses[items[lo + i].out] == STATUS_UNAVAILABLE:

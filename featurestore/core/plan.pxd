@@ -113,6 +113,9 @@ ctypedef struct ViewC:
     uint8_t has_windows          # that features read
     uint8_t structure            # StructureC; all but LOG have no columns, and one value or none
     uint16_t hashed              # index among the event type's hashed fields: DISTINCT, TOP of a field
+    int32_t counted_by           # DISTINCT: index of a log of the same events and windows; -1: none
+    uint16_t counted_column      # and its column; NO_COLUMN: all of them
+    uint8_t needs_value          # DISTINCT: its filter lets no event without the value pass
     DistinctC distinct
     DecayedC decayed
     CountminC* countmin          # COUNTMIN, else NULL

@@ -21,7 +21,7 @@ from featurestore.core.program cimport CompiledFormula, CompiledProgram, Program
 from featurestore.core.top cimport top_plan_ok
 
 from featurestore.core.structs import same_structs
-from featurestore.plan import MAX_FUTURE_MS, Aggregate, Kind, Part, Structure
+from featurestore.plan import MAX_FUTURE_MS, Aggregate, Kind, Op, Part, Structure, needs_field
 
 same_structs(__name__, plan_structs())
 
@@ -29,6 +29,11 @@ cdef enum:
     HOURS = 24                   # of the day
 
 cdef double CONFIDENCE_Z = 1.959963984540054     # standard errors: bounds that are not certain hold at 95 %
+
+
+def _span(view):
+    """Views of one span have taken and kept the same events, as far as their filters let them pass."""
+    return view.event, view.entity, view.offset_ms, view.keep_ms, view.floor_ms, view.since_ms
 
 
 def _check(bint holds, str what):
@@ -86,6 +91,7 @@ cdef class CompiledPlan:
         for i in range(len(plan.views)):
             self._view(i, local_programs)
             self.c.views[i].has_windows = i in windowed
+        self._counted()
         self._sketched()
         self._touches(previous)
         self._formulas()
@@ -303,6 +309,42 @@ cdef class CompiledPlan:
         self.c.max_view_id = max(self.c.max_view_id, view.view_id)
         self.c.max_raw_words = max(self.c.max_raw_words, view.raw_words)
         self.c.max_wide_words = max(self.c.max_wide_words, view.wide_words)
+
+    def _counted(self):
+        """Finds, for each view of distinct values, a log of the events that these are values of: how many
+        they are says something of how many values there are."""
+        cdef ViewC* view
+        for index, spec in enumerate(self.plan.views):
+            view = &self.c.views[<size_t>index]
+            view.counted_by = -1
+            if spec.structure != Structure.DISTINCT:
+                continue
+            filtered = None if spec.where is None else self.plan.programs[spec.where]
+            view.needs_value = filtered is not None and needs_field(filtered, spec.values[0])
+            for other, log in enumerate(self.plan.views):
+                if (log.structure != Structure.LOG or not self.c.views[<size_t>other].has_windows
+                        or _span(log) != _span(spec)):
+                    continue
+                column = self._column_of(log, spec.where)
+                if column is not None:
+                    view.counted_by = other
+                    view.counted_column = column
+                    break
+
+    def _column_of(self, log, where):
+        """The column of a log that counts what the filter lets pass; None: it has none."""
+        if log.where == where:
+            return NO_COLUMN
+        if where is None:
+            return None
+        programs = self.plan.programs
+        before = () if log.where is None else programs[log.where].ops
+        for i, column in enumerate(log.columns):
+            if column.value is None and column.filter is not None:
+                ops = programs[log.filters[column.filter]].ops
+                if programs[where].ops == ((*before, *ops, Op("and")) if before else ops):
+                    return i
+        return None
 
     cdef int _weights(self, ViewC* view, size_t n) except -1:
         cdef size_t i

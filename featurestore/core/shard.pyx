@@ -24,8 +24,8 @@ from featurestore.core.kept cimport (
     kept_prefetch_value, kept_skip_bytes, kept_structs, sketch_add, sketch_kind, sketch_list, sketch_read,
 )
 from featurestore.core.plan cimport (
-    FAR_MS, MAX_RAW_WORDS, STRUCTURE_DECAYED, STRUCTURE_LOG, STRUCTURE_TOP, UNSET_MS, EntityC, GroupC,
-    ItemC, PlanC, SlotC, TouchC, ViewC, Word,
+    FAR_MS, MAX_RAW_WORDS, STRUCTURE_DECAYED, STRUCTURE_DISTINCT, STRUCTURE_LOG, STRUCTURE_TOP, UNSET_MS,
+    EntityC, GroupC, ItemC, PlanC, SlotC, TouchC, ViewC, Word,
 )
 from featurestore.core.pthread cimport (
     pthread_mutex_destroy, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_trylock,
@@ -370,6 +370,8 @@ cdef inline void _read_groups(const Shard* shard, const PlanC* plan, const SlotC
     cdef const ViewC* view
     cdef const LogHead* log
     cdef const LogHead* lifetime
+    cdef const LogHead* counts
+    cdef const ViewC* counting
     cdef const ItemC* items
     cdef ReadAt when
     cdef uint16_t i
@@ -400,7 +402,12 @@ cdef inline void _read_groups(const Shard* shard, const PlanC* plan, const SlotC
                 when.own = False
                 when.own_hash = 0
                 _ask_own(job, part, group, &when)
-            sketch_read(arena, log, view, &when, items, n, out)
+            counts = NULL
+            counting = NULL
+            if row != NULL and view.structure == STRUCTURE_DISTINCT and view.counted_by >= 0:
+                counting = &plan.views[view.counted_by]
+                counts = _find_head(row, counting.view_id, False)
+            sketch_read(arena, log, counts, counting, view, &when, items, n, out)
 
 
 cdef inline bint _is_counted(const Job* job, const ViewC* view, uint32_t event,

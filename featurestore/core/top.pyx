@@ -1475,6 +1475,8 @@ cdef void _read_window(const View* view, const TopC* top, const Tally* tallies, 
         out.share_lower = out.share_upper = out.share
         out.entropy_lower = out.entropy_upper = out.entropy
         return
+    if lowers[0] == 0 and sums.lower:
+        lowers[0] = 1                    # whatever the heaviest value is, it has an event
     out.share_lower = <double>lowers[0] / <double>sums.upper
     if out.share < out.share_lower:
         out.share = out.share_lower
@@ -1483,6 +1485,8 @@ cdef void _read_window(const View* view, const TopC* top, const Tally* tallies, 
     # Outwards by more than the logarithms round, or the halving stops short of the peak.
     out.entropy_lower = _entropy_lower(lowers, uppers, k) - 1e-9
     out.entropy_upper = _entropy_upper(lowers, uppers, k) + 1e-9
+    if sums.upper < k and out.entropy_upper > _log2(<double>sums.upper):
+        out.entropy_upper = _log2(<double>sums.upper)        # there are no more values than events
     if out.entropy_lower < 0.0:
         out.entropy_lower = 0.0
     if out.entropy < out.entropy_lower:

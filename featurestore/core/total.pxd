@@ -25,6 +25,8 @@ cdef enum:
 
 cdef extern from * nogil:
     """
+    #include <string.h>
+
     #define FS_ROUNDED_UP (1.0 + 0x1p-40)
     #define FS_ROUNDED_ONCE 0x1p-52
     #define FS_ROUNDED_TWICE 0x1p-103
@@ -32,7 +34,6 @@ cdef extern from * nogil:
     #define FS_PRODUCT_EXACT 0x1p-900
     #define FS_ROUNDED_BIT 0x8000000000000000ULL
 
-    typedef struct { double above, below, low, lost; } fs_sum;
     typedef double fs_two __attribute__((vector_size(16)));
     typedef int64_t fs_bits __attribute__((vector_size(16)));
 
@@ -42,30 +43,93 @@ cdef extern from * nogil:
         return total;
     }
 
-    static inline fs_two fs_magnitudes(fs_two x) {
-        const fs_bits but_sign = {INT64_MAX, INT64_MAX};
-        return (fs_two)((fs_bits)x & but_sign);
+    typedef struct { double high[2], low[2]; int64_t n; int below, rounded; } fs_lanes;
+    enum { FS_ABOVE, FS_BELOW, FS_ALL };
+
+    /* Most of what is summed are whole numbers, of seconds, bytes or points. Values >= 0 that are multiples
+       of one unit lose nothing as long as they sum to less than 2^53 units, and asking for that costs less
+       than asking each addition what it lost: adding 1.5 * 2^52 units rounds a value to a multiple of the
+       unit (a great one, of several), so what that changes is no multiple. The first such value is seldom
+       far: it is looked for block by block. */
+    #define FS_UNIT 0x1p-8
+    #define FS_MOST (0x1p52 * FS_UNIT)
+    enum { FS_BLOCK = 32 };
+
+    static inline fs_bits fs_no_units(fs_two x) {
+        const fs_two units = {0x1.8p52 * FS_UNIT, 0x1.8p52 * FS_UNIT};
+        return (x + units) - units != x;
     }
 
-    /* Values `stride` words apart, the even ones summed in one lane and the odd ones in the other. Returns
-       how many are not NaN. */
-    static inline int64_t fs_sum_pairs(const void *first, size_t stride, size_t n_pairs, fs_sum *even,
-                                       fs_sum *odd) {
-        const double *at = first;
-        fs_two above = {0, 0}, below = above, low = above, lost = above, up, down, again;
-        fs_bits counted = {0, 0};
+    static inline int fs_any(fs_bits x) {
+        return (x[0] | x[1]) != 0;
+    }
+
+    /* As fs_pairs of FS_ABOVE, without asking what was lost; rounded: not all are multiples of the unit. */
+    static inline fs_lanes fs_unit_pairs(const void *first, size_t stride, size_t n_pairs) {
         const fs_two zero = {0, 0};
+        const double *at = first;
+        fs_bits n = {0, 0}, signs = n, other = n;
+        fs_two high = zero;
+        for (size_t i = 0, end; i < n_pairs && !fs_any(other);) {
+            end = n_pairs - i < FS_BLOCK ? n_pairs : i + FS_BLOCK;
+            for (; i < end; i++, at += 2 * stride) {
+                fs_two x = {at[0], at[stride]};
+                n -= x == x;
+                signs |= (fs_bits)x;
+                x = (fs_two)((fs_bits)x & (x > zero));
+                high += x;
+                other |= fs_no_units(x);
+            }
+        }
+        return (fs_lanes){{high[0], high[1]}, {0, 0}, n[0] + n[1], (signs[0] | signs[1]) < 0,
+                          fs_any(other) || !(high[0] + high[1] < FS_MOST)};
+    }
+
+    /* The same of sums as they are kept, `first` the first's `above`, that lost nothing and have nothing
+       below 0; `counts`, as far apart, are of how many values they are. */
+    static inline fs_lanes fs_unit_sums(const void *first, const void *counts, size_t stride,
+                                        size_t n_pairs) {
+        const double *at = first;
+        const int64_t *count = counts;
+        fs_bits n = {0, 0}, other = n, rest[2];
+        fs_two high = {0, 0};
+        for (size_t i = 0, end; i < n_pairs && !fs_any(other);) {
+            end = n_pairs - i < FS_BLOCK ? n_pairs : i + FS_BLOCK;
+            for (; i < end; i++, at += 2 * stride, count += 2 * stride) {
+                fs_two x = {at[0], at[stride]};
+                n += (fs_bits){count[0], count[stride]};
+                memcpy(&rest[0], at + 1, sizeof(fs_bits));
+                memcpy(&rest[1], at + 1 + stride, sizeof(fs_bits));
+                high += x;
+                other |= fs_no_units(x) | rest[0] | rest[1];
+            }
+        }
+        return (fs_lanes){{high[0], high[1]}, {0, 0}, n[0] + n[1], 0,
+                          fs_any(other) || !(high[0] + high[1] < FS_MOST)};
+    }
+
+    /* Of 2 n_pairs words, `stride` apart: the values above 0, the magnitudes of those below, or all. */
+    static inline __attribute__((always_inline)) fs_lanes fs_pairs(const void *first, size_t stride,
+                                                                   size_t n_pairs, int which) {
+        const fs_bits sign = {INT64_MIN, INT64_MIN};
+        const fs_two zero = {0, 0};
+        const double *at = first;
+        fs_bits n = {0, 0}, signs = n, rounded = n;
+        fs_two high = zero, low = zero, lost, left;
         for (size_t i = 0; i < n_pairs; i++, at += 2 * stride) {
             fs_two x = {at[0], at[stride]};
-            counted -= x == x;
-            above = fs_two_sums(above, (fs_two)((fs_bits)x & (x > zero)), &up);
-            below = fs_two_sums(below, (fs_two)((fs_bits)-x & (x < zero)), &down);
-            low = fs_two_sums(low, up - down, &again);    /* one of these is 0 */
-            lost += fs_magnitudes(again);
+            n -= x == x;
+            signs |= (fs_bits)x;
+            if (which == FS_BELOW)
+                x = (fs_two)((fs_bits)x ^ sign);
+            if (which != FS_ALL)
+                x = (fs_two)((fs_bits)x & (x > zero));
+            high = fs_two_sums(high, x, &lost);
+            low = fs_two_sums(low, lost, &left);
+            rounded |= (fs_bits)left;
         }
-        *even = (fs_sum){above[0], below[0], low[0], lost[0]};
-        *odd = (fs_sum){above[1], below[1], low[1], lost[1]};
-        return counted[0] + counted[1];
+        return (fs_lanes){{high[0], high[1]}, {low[0], low[1]}, n[0] + n[1], (signs[0] | signs[1]) < 0,
+                          fs_any(rounded)};
     }
     """
     const double ROUNDED_UP "FS_ROUNDED_UP"            # a bound from what was rounded some thousand times
@@ -75,14 +139,28 @@ cdef extern from * nogil:
     const double PRODUCT_EXACT "FS_PRODUCT_EXACT"      # what rounds a lesser product may be no double
     const uint64_t ROUNDED_BIT "FS_ROUNDED_BIT"
 
-    ctypedef struct Sum "fs_sum":          # as it is added to: lost is not 0 where `low` was rounded
-        double above
-        double below
-        double low
-        double lost
+    enum:
+        ABOVE "FS_ABOVE"         # the values above 0
+        BELOW "FS_BELOW"         # the magnitudes of those below
+        ALL "FS_ALL"
 
-    int64_t sum_pairs "fs_sum_pairs"(const void* first, size_t stride, size_t n_pairs, Sum* even,
-                                     Sum* odd) noexcept
+    ctypedef struct Lanes "fs_lanes":      # what the even ones of some words sum to, and the odd ones
+        double high[2]           # high + low is that exactly, unless rounded
+        double low[2]
+        int64_t n                # how many are not NaN
+        bint below               # whether any may be below 0
+        bint rounded             # then none of this means anything, and there is a slower way
+
+    Lanes unit_pairs "fs_unit_pairs"(const void* first, size_t stride, size_t n_pairs) noexcept
+    Lanes unit_sums "fs_unit_sums"(const void* first, const void* counts, size_t stride,
+                                   size_t n_pairs) noexcept
+    Lanes pairs "fs_pairs"(const void* first, size_t stride, size_t n_pairs, int which) noexcept
+
+ctypedef struct Sum:             # as it is added to: lost is not 0 where `low` was rounded
+    double above
+    double below
+    double low
+    double lost
 
 ctypedef struct Total:           # as it is read: high + low, give or take `off`
     double high
@@ -130,8 +208,9 @@ cdef inline void sum_close(const Sum* sum, Word* at) noexcept nogil:
 
 cdef inline void _lose(Sum* sum, double lost) noexcept nogil:
     cdef double again
-    sum.low = two_sum(sum.low, lost, &again)
-    sum.lost += fabs(again)
+    if lost != 0.0 or sum.low != sum.low:    # whole numbers lose nothing below 2^53
+        sum.low = two_sum(sum.low, lost, &again)
+        sum.lost += fabs(again)
 
 
 cdef inline void sum_add(Sum* sum, double x) noexcept nogil:
@@ -155,24 +234,101 @@ cdef inline void sum_join(Sum* sum, const Sum* other) noexcept nogil:
     sum.lost += other.lost
 
 
-cdef inline int64_t sum_add_some(Sum* sum, const Word* first, size_t stride, size_t n) noexcept nogil:
-    """Adds n values, `stride` words apart. Returns how many are not NaN."""
-    cdef Sum even, odd
-    cdef int64_t counted = 0
+cdef inline void _add_above(Sum* sum, const Lanes* lanes) noexcept nogil:
+    cdef double lost
+    cdef int i
+    for i in range(2):
+        sum.above = two_sum(sum.above, lanes.high[i], &lost)
+        _lose(sum, lost)
+        _lose(sum, lanes.low[i])
+
+
+cdef inline void _add_below(Sum* sum, const Lanes* lanes) noexcept nogil:
+    cdef double lost
+    cdef int i
+    for i in range(2):
+        sum.below = two_sum(sum.below, lanes.high[i], &lost)
+        _lose(sum, -lost)
+        _lose(sum, -lanes.low[i])
+
+
+cdef inline void _add_low(Sum* sum, const Lanes* lanes) noexcept nogil:
+    cdef int i
+    for i in range(2):
+        _lose(sum, lanes.high[i])
+        _lose(sum, lanes.low[i])
+
+
+cdef inline size_t _add_pairs(Sum* sum, const Word* first, size_t stride, size_t n,
+                              int64_t* counted) noexcept nogil:
+    """sum_add_some of those of n values that make pairs. Returns of how many: 0 where lanes do not hold what
+    they sum to."""
+    cdef Lanes above = unit_pairs(first, stride, n // 2), below
+    if above.rounded:
+        above = pairs(first, stride, n // 2, ABOVE)
+    below.rounded = False
+    if above.below:
+        below = pairs(first, stride, n // 2, BELOW)
+    if above.rounded or below.rounded:
+        return 0
+    counted[0] += above.n
+    _add_above(sum, &above)
+    if above.below:
+        _add_below(sum, &below)
+    return n - n % 2
+
+
+cdef inline void sum_add_some(Sum* sum, const Word* first, size_t stride, size_t n,
+                              int64_t* counted) noexcept nogil:
+    """Adds n values, `stride` words apart, and to `counted` how many are not NaN."""
+    cdef size_t i = _add_pairs(sum, first, stride, n, counted) if n >= MANY else 0
     cdef double x
-    if n >= MANY:
-        counted = sum_pairs(first, stride, n // 2, &even, &odd)
-        sum_join(sum, &even)
-        sum_join(sum, &odd)
-        first += 2 * (n // 2) * stride
-        n %= 2
-    while n:
-        x = first.f
-        counted += x == x
+    while i < n:
+        x = first[i * stride].f
+        counted[0] += x == x
         sum_add(sum, x)
-        first += stride
-        n -= 1
-    return counted
+        i += 1
+
+
+cdef inline size_t _join_pairs(Sum* sum, const Word* first, const Word* counts, size_t stride, size_t n,
+                               int64_t* counted) noexcept nogil:
+    """As _add_pairs, of sum_join_some."""
+    cdef Lanes above = unit_sums(first, counts, stride, n // 2), below, low
+    cdef uint64_t any_below = 0
+    cdef int64_t n_values = above.n
+    cdef size_t i
+    n -= n % 2
+    if above.rounded:
+        n_values = 0
+        for i in range(n):
+            n_values += counts[i * stride].i
+            any_below |= first[i * stride + 1].u
+        above = pairs(first, stride, n // 2, ALL)
+        low = pairs(first + 2, stride, n // 2, ALL)
+        if above.rounded or low.rounded or any_below & ROUNDED_BIT:
+            return 0
+        if any_below:
+            below = pairs(first + 1, stride, n // 2, ALL)
+            if below.rounded:
+                return 0
+            _add_below(sum, &below)
+        _add_low(sum, &low)
+    _add_above(sum, &above)
+    counted[0] += n_values
+    return n
+
+
+cdef inline void sum_join_some(Sum* sum, const Word* first, const Word* counts, size_t stride, size_t n,
+                               int64_t* counted) noexcept nogil:
+    """Joins n sums as they are kept, `stride` words apart, and adds to `counted` of how many values they are:
+    `counts`, as far apart."""
+    cdef size_t i = _join_pairs(sum, first, counts, stride, n, counted) if n >= MANY else 0
+    cdef Sum other
+    while i < n:
+        counted[0] += counts[i * stride].i
+        other = sum_open(&first[i * stride])
+        sum_join(sum, &other)
+        i += 1
 
 
 # -- as it is read -------------------------------------------------------------------------------------------
@@ -188,8 +344,11 @@ cdef inline Total total_of(const Word* at, int64_t n) noexcept nogil:
     """The sum of n values."""
     cdef double above = at[0].f, below = fabs(at[1].f), rounded
     cdef Total total
+    total.high = above
+    total.low = total.off = 0.0
+    if at[1].u == 0 and at[2].u == 0:
+        return total
     total.high = two_sum(above, -below, &total.low)
-    total.off = 0.0
     if at[2].f != at[2].f:
         rounded = ROUNDED_ONCE * <double>n
         total.off = rounded * above + rounded * below
@@ -266,4 +425,4 @@ cdef inline void signs_most(const Word* at, int64_t n, double* above, double* be
 
 # Compared at import: see core/structs.py.
 cdef inline dict total_structs():
-    return plan_structs() | {"core/total.pxd": (sizeof(Total),)}
+    return plan_structs() | {"core/total.pxd": (sizeof(Sum), sizeof(Total))}

@@ -24,9 +24,9 @@ from featurestore.core.plan cimport (
 )
 from featurestore.core.stored cimport all_zero
 from featurestore.core.total cimport (
-    ROUNDED_UP, Sum, Total, signs_most, sum_add, sum_add_some, sum_close, sum_join, sum_open, sum_up,
-    total_add_times, total_least, total_less, total_most, total_of, total_share, total_structs,
-    total_value,
+    ROUNDED_UP, Sum, Total, signs_most, sum_add, sum_add_some, sum_close, sum_join, sum_join_some,
+    sum_open, sum_up, total_add_times, total_least, total_less, total_most, total_of, total_share,
+    total_structs, total_value,
 )
 
 from featurestore.core.structs import same_structs
@@ -1504,7 +1504,7 @@ cdef void _add_raw(const ViewC* view, Word* sure, const Word* raw, uint32_t n) n
         at = raw + n * stride
         if column.filter < 0 and column.value >= 0 and _sums_only(column):
             sum = sum_open(&sure[column.sum_at])
-            sure[column.n_at].i += sum_add_some(&sum, raw + 1 + column.value, stride, n)
+            sum_add_some(&sum, raw + 1 + column.value, stride, n, &sure[column.n_at].i)
             sum_close(&sum, &sure[column.sum_at])
             continue
         while at != raw:
@@ -1517,7 +1517,7 @@ cdef void _add_wide(const ViewC* view, Word* sure, const Word* wide, uint32_t n)
     cdef size_t stride = view.wide_words
     cdef const ColumnC* column
     cdef const Word* at = wide + (n - 1) * stride
-    cdef Sum sum, other
+    cdef Sum sum
     cdef int64_t counted
     cdef uint16_t j
     if sure[WIDE_COUNT].i == 0:
@@ -1536,14 +1536,8 @@ cdef void _add_wide(const ViewC* view, Word* sure, const Word* wide, uint32_t n)
         column = &view.columns[j]
         at = wide + n * stride
         if _sums_only(column):
-            counted = sure[column.n_at].i
             sum = sum_open(&sure[column.sum_at])
-            while at != wide:
-                at -= stride
-                counted += at[column.n_at].i
-                other = sum_open(&at[column.sum_at])
-                sum_join(&sum, &other)       # of no events: 0, which changes no sum
-            sure[column.n_at].i = counted
+            sum_join_some(&sum, wide + column.sum_at, wide + column.n_at, stride, n, &sure[column.n_at].i)
             sum_close(&sum, &sure[column.sum_at])
             continue
         while at != wide:

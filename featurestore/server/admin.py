@@ -151,7 +151,7 @@ class Admin(pb_grpc.AdminServiceServicer):
             for pin in (now, *(each for each in plan.pins if each.service == name)):
                 if pin is None:
                     continue
-                calls, ago_s = self._dispatcher.asked_of(pin.service, pin.fingerprint)
+                calls, per_s, ago_s = self._dispatcher.asked_of(pin.service, pin.fingerprint)
                 response.pins.add(
                     service=pin.service,
                     fingerprint=int(pin.fingerprint, 16),
@@ -159,6 +159,7 @@ class Admin(pb_grpc.AdminServiceServicer):
                     current=pin is now,
                     missing="" if pin is now else plan.missing(pin) or "",
                     calls=calls,
+                    calls_per_s=per_s,
                     asked_ms_ago=None if ago_s is None else int(ago_s * 1000),
                 )
         return response

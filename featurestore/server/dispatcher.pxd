@@ -58,10 +58,12 @@ cdef enum:
     N_LATENCIES = 24                 # the last one is open
     N_REASONS = 16                   # refusals: Outcome 16 to 31
     N_STATUSES = 17                  # gRPC status codes, 0 to 16
+    N_PERIODS = 16                   # of 2^32 ns, 4.3 s, by which calls of one vector are told apart
 
-ctypedef struct AskedC:              # how often one vector was asked for; only ever added to, atomically
+ctypedef struct AskedC:              # how often one vector was asked for; atomic, each of its own
     uint64_t calls
     uint64_t last_ns                 # CLOCK_MONOTONIC, of the last of them
+    uint64_t periods[N_PERIODS]      # [p % N_PERIODS]: p << 32 | calls in the period p, the last that had one
 
 ctypedef struct Edition:             # the names of one plan; alive while it is served or has users
     const WireTables* tables

@@ -19,7 +19,7 @@ Words are made outside: `Dispatcher.exception` takes the GIL after every lock ha
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -66,12 +66,15 @@ cdef extern from * nogil:
     #define fs_sub(counter, n) ((void)__atomic_fetch_sub((counter), (n), __ATOMIC_RELEASE))
     #define fs_store(counter, n) __atomic_store_n((counter), (n), __ATOMIC_RELAXED)
     #define fs_load(counter) __atomic_load_n((counter), __ATOMIC_ACQUIRE)
+    #define fs_swap(place, was, to) __atomic_compare_exchange_n((place), (was), (to), 0, __ATOMIC_RELAXED, \
+                                                                __ATOMIC_RELAXED)
     #define fs_bits(x) (64 - __builtin_clzll((x) | 1))
     """
     void fs_add(uint64_t* counter, uint64_t n) noexcept
     void fs_sub(uint64_t* counter, uint64_t n) noexcept
     void fs_store(uint64_t* counter, uint64_t n) noexcept
     uint64_t fs_load(const uint64_t* counter) noexcept
+    bint fs_swap(uint64_t* place, uint64_t* was, uint64_t to) noexcept
     int fs_bits(uint64_t x) noexcept
 
 cdef enum:
@@ -153,10 +156,28 @@ cdef void dispatcher_give(DispatcherC* d, Call* call) noexcept nogil:
 # -- one call
 # -------------------------------------------------------------------------------------------------
 
-cdef void _count_asked(const Edition* edition, int32_t service, uint64_t now_ns) noexcept nogil:
-    cdef AskedC* asked = edition.asked[service]
+cdef void _count_asked(AskedC* asked, uint64_t now_ns) noexcept nogil:
+    cdef uint64_t period = now_ns >> 32
+    cdef uint64_t* place = &asked.periods[period % N_PERIODS]
+    cdef uint64_t was = fs_load(place)
     fs_add(&asked.calls, 1)
     fs_store(&asked.last_ns, now_ns)
+    # Whoever comes first in a period begins its count; who loses that race finds it begun.
+    if was >> 32 >= period or not fs_swap(place, &was, period << 32 | 1):
+        fs_add(place, 1)
+
+
+cdef double _calls_per_s(const AskedC* asked, uint64_t now_ns, uint64_t began_ns) noexcept nogil:
+    """Over the last periods, of which the newest is under way; since began_ns, and over a second at least."""
+    cdef uint64_t period = now_ns >> 32, calls = 0, found, since_ns
+    cdef uint64_t oldest = period - min(period, <uint64_t>(N_PERIODS - 1))
+    cdef uint32_t i
+    for i in range(<uint32_t>N_PERIODS):
+        found = fs_load(&asked.periods[i])
+        if oldest <= found >> 32 and found >> 32 <= period:
+            calls += <uint32_t>found
+    since_ns = min(max(oldest << 32, began_ns), now_ns)
+    return calls * 1e9 / <double>max(now_ns - since_ns, <uint64_t>1000000000)
 
 
 cdef int _failed(Call* call, int fault) noexcept nogil:
@@ -336,7 +357,7 @@ cdef int _run_observe(DispatcherC* d, Call* call, const uint8_t* message, size_t
         if answer == ANSWER_ERROR:
             return answer
     if service != NULL:
-        _count_asked(edition, request.service, call.began_ns)
+        _count_asked(edition.asked[request.service], call.began_ns)
         view = _view(&outputs, 1, service.width, request.coverage)
     if not wire_encode_observe(&call.reply, request.write.batch.outcomes[0], call.result.partly_late != 0,
                                ack, call.result.position, &call.ack_back,
@@ -422,7 +443,7 @@ cdef int _run_read(DispatcherC* d, Call* call, const uint8_t* message, size_t si
                                      &outputs, &read_at)
     if call.engine_status != ENGINE_OK:
         return _untaken(call)
-    _count_asked(edition, request.service, call.began_ns)
+    _count_asked(edition.asked[request.service], call.began_ns)
     view = _view(&outputs, request.n, service.width, request.coverage)
     if not wire_encode_read(&call.reply, streamed, &view,
                             edition.tables.services[request.service].fingerprint, service.confidence,
@@ -512,8 +533,20 @@ cdef int check_method(int method) except -1:
 
 @cython.final
 cdef class Asked:
-    """How often one vector was asked for, and when last."""
+    """How often one vector was asked for, and when last, since began_ns; times are of CLOCK_MONOTONIC."""
     cdef AskedC c
+    cdef uint64_t began_ns
+
+    def __init__(self, uint64_t began_ns):
+        self.began_ns = began_ns
+
+    def count(self, uint64_t now_ns):
+        """One call more."""
+        _count_asked(&self.c, now_ns)
+
+    def calls_per_s(self, uint64_t now_ns):
+        """Over the last 64 to 69 seconds, or since began_ns where that is less; over one second at least."""
+        return _calls_per_s(&self.c, now_ns, self.began_ns)
 
 
 @cython.final
@@ -591,7 +624,8 @@ cdef class Dispatcher:
 
     def prepare(self, plan):
         """The tables of a coming plan."""
-        asked = [self.asked.get((each.name, each.fingerprint)) or Asked() for each in plan.served]
+        now_ns = clock_monotonic_ns()
+        asked = [self.asked.get((each.name, each.fingerprint)) or Asked(now_ns) for each in plan.served]
         return Served(WireSchema(plan, **self.limits), asked)
 
     def adopt(self, Served served not None):
@@ -753,12 +787,16 @@ cdef class Dispatcher:
         return {"methods": methods, "refused": refused}
 
     def asked_of(self, str service, str fingerprint):
-        """How often a vector was asked for by Observe and GetFeatures since it is served here, and how long
-        ago last, seconds; (0, None) where it never was."""
+        """How often a vector was asked for by Observe and GetFeatures since it is served here, how often a
+        second of late (Asked.calls_per_s), and how many seconds ago last: (0, 0.0, None) where it never was.
+        """
         cdef Asked asked = self.asked.get((service, fingerprint))
+        cdef int64_t now_ns
         if asked is None or not fs_load(&asked.c.calls):
-            return 0, None
-        return fs_load(&asked.c.calls), (clock_monotonic_ns() - <int64_t>fs_load(&asked.c.last_ns)) / 1e9
+            return 0, 0.0, None
+        now_ns = clock_monotonic_ns()
+        ago_s = (now_ns - <int64_t>fs_load(&asked.c.last_ns)) / 1e9
+        return fs_load(&asked.c.calls), asked.calls_per_s(now_ns), ago_s
 
     @property
     def n_calls(self):

@@ -91,9 +91,7 @@ def _listening(hosts: dict[int, str], address: Address, n: int, setting: str) ->
     try:
         return _of_every_family(hosts, address.port, n)
     except OSError as error:
-        in_use = error.errno == errno.EADDRINUSE
-        why = "the port is in use" if in_use else error.strerror or str(error)
-        raise _cannot(address, setting, f" ({why})") from error
+        raise _cannot(address, setting, f" ({_not_bound(error, address.port)})") from error
 
 
 def _hosts(address: Address, setting: str) -> dict[int, str]:
@@ -190,9 +188,10 @@ def _unix_sockets(path: Path, mode: int, n: int, setting: str) -> list[socket.so
 
 
 def _cannot(address: Address, setting: str, why: str) -> ConfigError:
+    any_port = address.path is None and address.port == 0  # where nothing can be stopped
+    stop = "" if any_port else "stop what listens there, or "
     return ConfigError(
-        f"{setting}: cannot listen on {address}{why}; stop what listens there, or give another address",
-        setting=setting,
+        f"{setting}: cannot listen on {address}{why}; {stop}give another address", setting=setting
     )
 
 
@@ -323,12 +322,15 @@ def _why(address: Address) -> str:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address.host, address.port))
         except OSError as error:
-            return (
-                " (the port is in use)"
-                if error.errno == errno.EADDRINUSE
-                else f" ({error.strerror or error})"
-            )
+            return f" ({_not_bound(error, address.port)})"
     return ""
+
+
+def _not_bound(error: OSError, port: int) -> str:
+    """Port 0 is any that is free: that it is in use means that none is."""
+    if error.errno != errno.EADDRINUSE:
+        return error.strerror or str(error)
+    return "the port is in use" if port else "no port is free until some connections have ended"
 
 
 def _clear(path: Path, setting: str) -> None:

@@ -213,6 +213,16 @@ class StoreCollector(Collector):
         for code, n in counts["refused"].items():
             refused.add_metric([Outcome(code).name.removeprefix("REFUSED_").lower()], n)
         yield refused
+        asked = CounterMetricFamily(
+            "featurestore_vector_calls",
+            "Observe and GetFeatures that read this vector; `featurestore pins` says which is current.",
+            labels=["service", "fingerprint"],
+        )
+        for each in self._engine.state.plan.served:
+            asked.add_metric(
+                [each.name, each.fingerprint], self._dispatcher.asked_of(each.name, each.fingerprint)[0]
+            )
+        yield asked
         yield GaugeMetricFamily(
             "featurestore_requests_in_work", "Requests being answered now.", self._dispatcher.n_busy
         )

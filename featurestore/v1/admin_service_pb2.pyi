@@ -108,7 +108,7 @@ class ListPinsResponse(_message.Message):
     def __init__(self, pins: _Optional[_Iterable[_Union[PinnedVector, _Mapping]]] = ...) -> None: ...
 
 class PinnedVector(_message.Message):
-    __slots__ = ("service", "fingerprint", "features", "current", "missing", "calls", "asked_ms_ago")
+    __slots__ = ("service", "fingerprint", "features", "current", "missing", "calls", "asked_ms_ago", "calls_per_s")
     SERVICE_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +116,7 @@ class PinnedVector(_message.Message):
     MISSING_FIELD_NUMBER: _ClassVar[int]
     CALLS_FIELD_NUMBER: _ClassVar[int]
     ASKED_MS_AGO_FIELD_NUMBER: _ClassVar[int]
+    CALLS_PER_S_FIELD_NUMBER: _ClassVar[int]
     service: str
     fingerprint: int
     features: _containers.RepeatedScalarFieldContainer[str]
@@ -123,7 +124,8 @@ class PinnedVector(_message.Message):
     missing: str
     calls: int
     asked_ms_ago: int
-    def __init__(self, service: _Optional[str] = ..., fingerprint: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., current: bool = ..., missing: _Optional[str] = ..., calls: _Optional[int] = ..., asked_ms_ago: _Optional[int] = ...) -> None: ...
+    calls_per_s: float
+    def __init__(self, service: _Optional[str] = ..., fingerprint: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., current: bool = ..., missing: _Optional[str] = ..., calls: _Optional[int] = ..., asked_ms_ago: _Optional[int] = ..., calls_per_s: _Optional[float] = ...) -> None: ...
 
 class StatsRequest(_message.Message):
     __slots__ = ()

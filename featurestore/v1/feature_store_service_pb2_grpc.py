@@ -14,6 +14,22 @@ class FeatureStoreServiceStub(object):
     `featurestore-applied: no`. A proxy may be told to retry what only reads, and nothing else, with a ticket or without:
     its client would be told "no" of the second try, where the first was applied.
 
+    A ticket, made by a client in any language:
+    - Its producer is a name that nobody else writes under. For one process, until it ends: `client-` and 16 hexadecimal
+    digits at random, others in a child that it forks. For a program that comes to the same numbers again when it is run
+    again: a lasting one. How long each is remembered says IngestRequest.producer.
+    - Its epoch is 1. Under a lasting name, a program that begins anew and cannot know its numbers takes a higher one: its
+    sequences begin anew, and whoever still writes under a lower one is fenced off.
+    - Its sequence counts from 1: one for each event or batch, taken before it is sent first, and its own until it is
+    answered. Many may be under way at once, in any order, while none is more than 1,024 below the highest: nearer to
+    that, let others wait for the one that lags, or take another name for what comes next.
+    - An answer with status OK ends it, whatever the outcome, even of a refused event (but see IngestRequest.ack). After a
+    failure with UNAVAILABLE, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (but for a message that is too large), ABORTED,
+    CANCELLED, INTERNAL or UNKNOWN send the very same again, time and all, after a wait and with more time, until it is
+    answered. With another status the same would fail again.
+    - `featurestore-applied: no` is of one try. Nothing was applied where every try under the ticket ended so; else whoever
+    gives up keeps the ticket and the event, and finishes them later, from anywhere.
+
     A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint or a sequence that
     cannot be judged is FAILED_PRECONDITION; in each case this message has applied nothing.
     """
@@ -64,6 +80,22 @@ class FeatureStoreServiceServicer(object):
     events whose type declares ids. Without, a repeated write counts again unless the failure said
     `featurestore-applied: no`. A proxy may be told to retry what only reads, and nothing else, with a ticket or without:
     its client would be told "no" of the second try, where the first was applied.
+
+    A ticket, made by a client in any language:
+    - Its producer is a name that nobody else writes under. For one process, until it ends: `client-` and 16 hexadecimal
+    digits at random, others in a child that it forks. For a program that comes to the same numbers again when it is run
+    again: a lasting one. How long each is remembered says IngestRequest.producer.
+    - Its epoch is 1. Under a lasting name, a program that begins anew and cannot know its numbers takes a higher one: its
+    sequences begin anew, and whoever still writes under a lower one is fenced off.
+    - Its sequence counts from 1: one for each event or batch, taken before it is sent first, and its own until it is
+    answered. Many may be under way at once, in any order, while none is more than 1,024 below the highest: nearer to
+    that, let others wait for the one that lags, or take another name for what comes next.
+    - An answer with status OK ends it, whatever the outcome, even of a refused event (but see IngestRequest.ack). After a
+    failure with UNAVAILABLE, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (but for a message that is too large), ABORTED,
+    CANCELLED, INTERNAL or UNKNOWN send the very same again, time and all, after a wait and with more time, until it is
+    answered. With another status the same would fail again.
+    - `featurestore-applied: no` is of one try. Nothing was applied where every try under the ticket ended so; else whoever
+    gives up keeps the ticket and the event, and finishes them later, from anywhere.
 
     A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint or a sequence that
     cannot be judged is FAILED_PRECONDITION; in each case this message has applied nothing.
@@ -160,6 +192,22 @@ class FeatureStoreService(object):
     events whose type declares ids. Without, a repeated write counts again unless the failure said
     `featurestore-applied: no`. A proxy may be told to retry what only reads, and nothing else, with a ticket or without:
     its client would be told "no" of the second try, where the first was applied.
+
+    A ticket, made by a client in any language:
+    - Its producer is a name that nobody else writes under. For one process, until it ends: `client-` and 16 hexadecimal
+    digits at random, others in a child that it forks. For a program that comes to the same numbers again when it is run
+    again: a lasting one. How long each is remembered says IngestRequest.producer.
+    - Its epoch is 1. Under a lasting name, a program that begins anew and cannot know its numbers takes a higher one: its
+    sequences begin anew, and whoever still writes under a lower one is fenced off.
+    - Its sequence counts from 1: one for each event or batch, taken before it is sent first, and its own until it is
+    answered. Many may be under way at once, in any order, while none is more than 1,024 below the highest: nearer to
+    that, let others wait for the one that lags, or take another name for what comes next.
+    - An answer with status OK ends it, whatever the outcome, even of a refused event (but see IngestRequest.ack). After a
+    failure with UNAVAILABLE, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED (but for a message that is too large), ABORTED,
+    CANCELLED, INTERNAL or UNKNOWN send the very same again, time and all, after a wait and with more time, until it is
+    answered. With another status the same would fail again.
+    - `featurestore-applied: no` is of one try. Nothing was applied where every try under the ticket ended so; else whoever
+    gives up keeps the ticket and the event, and finishes them later, from anywhere.
 
     A malformed request is INVALID_ARGUMENT, a limit is RESOURCE_EXHAUSTED, a stale fingerprint or a sequence that
     cannot be judged is FAILED_PRECONDITION; in each case this message has applied nothing.

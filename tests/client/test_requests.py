@@ -45,6 +45,20 @@ def test_what_is_no_time_is_said(when: Any) -> None:
         time_ms(when, "as_of")
 
 
+@pytest.mark.parametrize("when", [1_700_000_000, np.int64(631_152_000), 4_102_444_799])
+def test_a_number_of_seconds_is_not_read_as_january_1970(when: Any) -> None:
+    with pytest.raises(InvalidEventError, match=r"as_of: .* looks like seconds") as raised:
+        time_ms(when, "as_of")
+    assert f"write {int(when)}000" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "when", [0, 1, 1_000_000, -1_700_000_000, 631_151_999, 4_102_444_800, np.datetime64(1_700_000_000, "ms")]
+)
+def test_a_time_that_is_of_these_days_in_no_unit_is_one_in_ms(when: Any) -> None:
+    assert time_ms(when, "as_of") == int(np.datetime64(when, "ms").astype(np.int64))
+
+
 @pytest.mark.parametrize("when", ["yesterday", "", "10000-01-01", "2018-02-30"])
 def test_a_text_that_is_no_time_is_told_how_to_write_one(when: str) -> None:
     with pytest.raises(InvalidEventError, match="write ISO 8601 such as 2018-04-01T00:07:56Z"):
@@ -169,6 +183,15 @@ def test_many_key_sets_in_any_shape(server: FakeServer, client: Any, keys: Any) 
 def test_one_time_for_many_key_sets(server: FakeServer, client: Any) -> None:
     client.get_many("fraud", [{"customer_id": 1}, {"customer_id": 2}], as_of="2018-04-01T12:00:00Z")
     assert (server.reads[0].as_of_ms, len(server.reads[0].as_of_each_ms)) == (NOON_MS, 0)
+
+
+@pytest.mark.parametrize("made", [list, np.array, pd.Series, pa.array])
+def test_seconds_among_many_times_are_named(server: FakeServer, client: Any, made: Any) -> None:
+    keys = {"customer_id": [1, 2]}
+    with pytest.raises(InvalidEventError, match=r"as_of of row 1: .*1700000000.* looks like seconds"):
+        client.get_many("fraud", keys, as_of=made([NOON_MS, 1_700_000_000]))
+    client.get_many("fraud", keys, as_of=np.array([NOON_MS, 1_700_000_000]).astype("datetime64[ms]"))
+    assert list(server.reads[0].as_of_each_ms) == [NOON_MS, 1_700_000_000], "a datetime knows its unit"
 
 
 def test_key_sets_that_cannot_be_read_are_named(client: Any) -> None:

@@ -604,6 +604,7 @@ def test_get_reads_many_key_sets(house: House, capsys: pytest.CaptureFixture[str
         (["get", "--service", "fraudx", "customer_id=1"], 1, "unknown service 'fraudx'"),
         (["get", "--service", "fraud", "customr=1"], 1, "customr"),
         (["get", "--service", "fraud", "customer_id=1", "--as-of", "noon"], 1, "write ISO 8601"),
+        (["get", "--service", "fraud", "customer_id=1", "--as-of", "1700000000"], 1, "looks like seconds"),
         (["get", "--service", "fraud", "customer_id=\udcff"], 1, "key customer_id: it is not text"),
         (["get", "--service", "fraud", "customer_id=1", "--keys-from", "-"], 2, "not both"),
         (["get", "--service", "fraud", "customer_id=1", "--timeout", "0"], 2, "--timeout"),

@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from featurestore.core.plan import CompiledPlan
-from featurestore.plan import EntityPlan, EventPlan, Plan, TouchPlan, ViewPlan
+from featurestore.plan import EntityPlan, EventPlan, Plan, Program, TouchPlan, ViewPlan, needs_field
 from featurestore.schema import compile_schema
+from featurestore.schema.expression import FieldType, compile_condition
 
 PLAN = compile_schema("""
 version: 1
@@ -68,3 +69,34 @@ def test_it_is_refused(plan: Plan, says: str) -> None:
 def test_one_that_leads_nowhere_wrong_is_taken() -> None:
     CompiledPlan(PLAN)
     CompiledPlan(with_key_of(256))
+
+
+@pytest.mark.parametrize(
+    ("where", "needs"),
+    [
+        ("u is not null", True),
+        ("not u is null", True),
+        ("u != 'x'", True),
+        ("u not in ('x')", True),
+        ("not (u == 'x' or n > 0)", True),
+        ("n > 0 and u == 'x'", True),
+        ("u == 'x' or u == v and n > 1", True),
+        ("n * 2 > 1", False),
+        ("u == 'x' or n > 0", False),
+        ("u is null", False),
+        ("u is null or u == 'x'", False),
+        ("not (u is null and n > 0)", False),
+        ("v is not null", False),
+        ("true", False),
+    ],
+)
+def test_whether_an_event_without_a_field_can_pass_a_filter(where: str, needs: bool) -> None:
+    fields = {"u": FieldType.KEY, "v": FieldType.STRING, "n": FieldType.NUMBER}
+    assert needs_field(Program(0, where, compile_condition(where, fields).ops), 0) == needs
+
+
+@pytest.mark.parametrize("where", ["n + 1 > m", "min(n, m) > 0", "-n < m / 2", "n in (1, 2)", "n == n"])
+def test_a_filter_needs_whatever_it_computes_from(where: str) -> None:
+    condition = compile_condition(where, {"n": FieldType.NUMBER, "m": FieldType.NUMBER})
+    program = Program(0, where, condition.ops)
+    assert [needs_field(program, field) for field in (0, 1)] == [True, "m" in where]

@@ -434,6 +434,18 @@ def test_silence_is_judged_by_the_servers_clock_and_not_by_the_times_of_events()
     assert state.position == position
 
 
+def test_a_ticket_is_known_for_15_minutes_after_it_was_sent_whatever_its_client_sends_meanwhile() -> None:
+    """A client's lanes are producers of their own: writes of one keep no other in mind."""
+    state, lane, next_lane = State(PLAN), made_up(1), made_up(1) + b"/1"
+    sent_ms, minutes_15 = NOW_MS, 15 * 60_000
+    assert write(state, lane, now_ms=sent_ms) == Outcome.ACCEPTED
+    for i in range(1, 15):
+        write(state, next_lane, i, now_ms=sent_ms + i * 60_000)
+    assert state.producer(lane, now_ms=sent_ms + minutes_15) is not None
+    assert state.producer(lane, now_ms=sent_ms + minutes_15 + 1) is None
+    assert state.producer(next_lane, now_ms=sent_ms + minutes_15 + 1) is not None
+
+
 @pytest.mark.parametrize("clock", ["event", "wall"])
 def test_ids_past_their_cap_refuse_events_and_expire_with_the_horizon(clock: str) -> None:
     state = State(PLAN, dedupe_memory_bytes=3 * 36, clock=clock)

@@ -111,6 +111,9 @@ def check(window: Window, truth: Counter[int], k: int) -> None:
     for hash_, value in listed.items():
         assert value.lower <= truth[hash_] <= value.upper, (value, truth[hash_])
         assert value.lower <= value.estimate <= value.upper and value.upper > 0
+    if lower:  # there is an event, so the heaviest value has one; and no more values than events
+        assert window.share[1] >= 1 / upper
+        assert window.entropy[2] <= math.log2(min(k, upper)) + 2e-9
     assert all(count <= window.rest_upper for hash_, count in truth.items() if hash_ not in listed)
     order = [(-value.estimate, -value.lower, value.hash) for value in window.listed]
     assert order == sorted(order)

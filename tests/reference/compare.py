@@ -105,6 +105,10 @@ def _bounded_disagreement(truth: Truth, got: Got) -> str | None:
         return f"value {got.value} outside its bounds {got.lower}, {got.upper}"
     if not got.lower - truth.tolerance <= truth.value <= got.upper + truth.tolerance:
         return f"truth {truth.value} outside the bounds {got.lower}, {got.upper}"
+    if got.upper > truth.most:
+        return f"upper bound {got.upper} where there are {truth.most} events"
+    if got.upper >= truth.least > (got.lower if truth.surely else got.value):
+        return f"{got.value} with lower bound {got.lower} where there is an event"
     if truth.error is not None and abs(got.value - truth.value) > truth.error * truth.value + truth.tolerance:
         return f"{got.value} is further than {truth.error} from {truth.value}"
     return None

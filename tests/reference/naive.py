@@ -7,6 +7,9 @@ truth (sums and means as fractions, then rounded once) and says, per value, what
 
     exact      lower == upper: the kept span of that (row, view) never held more than `exact_events` events
     error      the relative error promised for a count or a sum of non-negative values; None: none is
+    least      a value is not below it, unless the engine knows that there is none at all; nor is its lower
+               bound where `surely`
+    most       its upper bound is not above it
     tolerance  what rounding may cost what is no sum or mean: nothing where nothing is added up or rooted
     evasive    a value that need not be answered: for all that the engine may know, its window is empty and it
                is no count or sum; or, derived, its inexact divisor may look like 0
@@ -123,6 +126,9 @@ class Truth:
     error: float | None = None
     tolerance: float = 0.0
     evasive: bool = False
+    least: float = -math.inf
+    surely: bool = False
+    most: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -633,7 +639,28 @@ class Store:
         status = WARMING if coverage < 1 else PRESENT if n else NOT_FOUND
         exact, error = self._owed(view, key, feature, log, t - own)
         evasive = not exact and feature.aggregate not in ("count", "sum", "distinct")
-        return Truth(status, value, n, coverage, exact, error, tolerance, evasive)
+        truth = Truth(status, value, n, coverage, exact, error, tolerance, evasive)
+        if feature.aggregate == "distinct" and not exact and self._counts_beside(view, feature, log):
+            counted = [e for e in events if _matches(feature.where, e.fields)]
+            without = ({**e.fields, str(feature.value): None} for e in log.events)
+            if counted:
+                needed = not any(
+                    _matches(view.plan.where, fields) and _matches(feature.where, fields)
+                    for fields in without
+                )
+                truth = replace(truth, least=1.0, surely=needed)
+            truth = replace(truth, most=float(len(counted)))
+        return truth
+
+    def _counts_beside(self, view: LiveView, feature: Feature, log: Log) -> bool:
+        """Whether the same view counts, exactly, the events that the values of this feature come with."""
+        return not log.overflowed and any(
+            f.window_ms
+            and not f.half_life_ms
+            and f.aggregate not in KEEP_NO_LOG
+            and (feature.where is None or (f.where == feature.where and f.value is None))
+            for f in view.plan.features
+        )
 
     def _ahead_ms(self) -> int:
         """How far ahead of the clock an event may be."""

@@ -9,7 +9,9 @@ import socket
 import stat
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -34,6 +36,18 @@ def is_answered(target: str) -> bool:
         except grpc.RpcError as error:
             assert error.code() is grpc.StatusCode.UNAVAILABLE
             return False
+
+
+class NoPort:
+    """What gRPC's server does where it cannot bind: it does not say why."""
+
+    def add_insecure_port(self, at: str) -> int:
+        raise RuntimeError(f"Failed to bind to address {at}")
+
+
+def bound_by_grpc(at: Address) -> object:
+    server: Any = NoPort()
+    return listener._add(server, at, None, "listen")
 
 
 def port_of(house: House) -> int:
@@ -157,6 +171,24 @@ def test_any_free_port_is_looked_for_until_both_families_have_it(monkeypatch: py
     with pytest.raises(ConfigError, match="the port is in use"):
         listener.sockets(Address("localhost", bound.port), 1, "listen")
     assert tried == [bound.port], "one that was named is asked for once"
+
+
+@pytest.mark.parametrize("ask", [lambda at: listener.sockets(at, 1, "listen"), bound_by_grpc])
+def test_where_no_port_is_free_none_is_said_to_be_in_use(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[Address], object]
+) -> None:
+    """The system has one word for both."""
+
+    def none_free(*_: object) -> None:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    monkeypatch.setattr(socket.socket, "bind", none_free)
+    with pytest.raises(ConfigError) as raised:
+        ask(Address("127.0.0.1", 0))
+    assert str(raised.value) == (
+        "listen: cannot listen on 127.0.0.1:0 (no port is free until some connections have ended); "
+        "give another address"
+    )
 
 
 @pytest.mark.parametrize("number", [errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT])

@@ -344,3 +344,50 @@ def test_a_busy_store_does_not_keep_a_schema_change_waiting(tmp_path: Path) -> N
             thread.join()
         assert max(waited) < 1000, waited
         dispatcher.close()
+
+
+PERIOD_NS, N_PERIODS = 1 << 32, 16  # as the dispatcher counts calls: some 4 s, and some 64 s of them
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_rate_is_of_the_calls_of_the_last_minute(seed: int) -> None:
+    """Against all times of calls, kept: those of the period under way and of fifteen before."""
+    rng = random.Random(seed)
+    began_ns = now_ns = rng.randrange(1 << 62)
+    asked, times = hot.Asked(began_ns), []
+    assert asked.calls_per_s(now_ns) == 0
+    for _ in range(400):
+        now_ns += rng.choice((0, 1, 10**6, 10**9, PERIOD_NS - now_ns % PERIOD_NS, 20 * 10**9))
+        now_ns += rng.random() < 0.01 and 17 * PERIOD_NS * rng.randrange(1, 1000)
+        for _ in range(rng.randrange(4)):
+            asked.count(now_ns)
+            times.append(now_ns)
+        since_ns = max((now_ns // PERIOD_NS - N_PERIODS + 1) * PERIOD_NS, began_ns)
+        seconds = max(1.0, (now_ns - since_ns) / 1e9)
+        counted = sum(time_ns >= since_ns for time_ns in times)
+        assert asked.calls_per_s(now_ns) == pytest.approx(counted / seconds)
+
+
+def test_a_steady_rate_is_told_from_the_first_second_and_forgotten_in_a_minute() -> None:
+    asked = hot.Asked(10**18)
+    for call in range(1000):
+        asked.count(10**18 + call * 10**7)  # 100 a second, ten seconds long
+        if call >= 100:
+            assert asked.calls_per_s(10**18 + call * 10**7) == pytest.approx(100, rel=0.02)
+    assert asked.calls_per_s(10**18 + 70 * 10**9) < 17
+    assert asked.calls_per_s(10**18 + 80 * 10**9) == 0
+
+
+def test_a_rate_loses_no_call_to_another_thread() -> None:
+    asked, n = hot.Asked(0), 20_000
+    now_ns = 1000 * PERIOD_NS
+    threads = [
+        threading.Thread(target=lambda: [asked.count(now_ns + i * 10**6) for i in range(n)]) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    end_ns = now_ns + n * 10**6
+    seconds = (end_ns % PERIOD_NS + (N_PERIODS - 1) * PERIOD_NS) / 1e9
+    assert asked.calls_per_s(end_ns) == pytest.approx(4 * n / seconds)

@@ -5,11 +5,12 @@ refused with the name of what is gone; and a running client keeps what it first 
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 
 import grpc
 import pytest
-from house import SCHEMA, T0, House, batch, event, field, keys, observe, play, read, status_of
+from house import SCHEMA, T0, House, Serving, batch, event, field, keys, observe, play, read, status_of
 
 from featurestore.cli import main
 from featurestore.client import AdminClient, Client, Pin
@@ -150,16 +151,23 @@ def test_who_asks_for_which_is_counted_across_changes(
     assert pins["abuse", False].fingerprint == first.fingerprint
     assert list(pins["abuse", False].features) == [feature.name for feature in first.features]
     assert pins["abuse", True].HasField("asked_ms_ago") and not pins["likes", True].HasField("asked_ms_ago")
+    rates = {key: each.calls_per_s for key, each in pins.items()}
+    assert rates["abuse", True] > 0 and rates["likes", True] == 0
+    # Served together; the one has been counted for as long as the house stands, the other since the change.
+    assert 4 / 60 < rates["abuse", False] <= 4 and rates["abuse", True] <= 1
     path = tmp_path / "abuse.pin.json"
     words = ["pins", "--admin", str(house.server.admin_address)]
     assert main([*words, "--save", f"abuse={path}"]) == 0
     table = capsys.readouterr().out.splitlines()
     assert [line.split()[3] for line in table] == ["served", "current", "yes", "current"]
+    assert [line.split()[4:6] for line in table[:1]] == [["calls", "calls/s"]]
+    assert [float(line.split()[5]) > 0 for line in table[1:]] == [True, True, False]
     assert Pin.load(path).fingerprint == pins["abuse", True].fingerprint
     assert main([*words, "--save", f"abuses={path}"]) == 1
     assert main([*words, "--save", "abuse"]) == 2
     assert main([*words, "-o", "json"]) == 0
-    assert len(json.loads(capsys.readouterr().out)["pins"]) == 3
+    listed = json.loads(capsys.readouterr().out)["pins"]
+    assert [each["calls_per_s"] > 0 for each in listed] == [True, True, False]
     house.engine.apply_schema(SCHEMA, allow=["order"])
     capsys.readouterr()
     get = ["get", "--server", str(house.server.address), "ip=a", "-o", "json"]
@@ -167,6 +175,20 @@ def test_who_asks_for_which_is_counted_across_changes(
     names = [feature["name"] for feature in json.loads(capsys.readouterr().out)["features"]]
     assert names == list(Pin.load(path).features)
     assert main(get) == 2, "neither a service nor a pin"
+
+
+def test_the_metrics_count_the_calls_of_each_vector(tmp_path: Path, serving: Serving) -> None:
+    with serving(tmp_path, metrics="localhost:0") as house:
+        first = get_schema(house)
+        house.engine.apply_schema(TURNED, allow=["order"])
+        second = get_schema(house)
+        for _ in range(2):
+            house.hot.GetFeatures(read(keys(ip="a"), fingerprint=first.fingerprint))
+        house.hot.Observe(observe(play()))
+        text = urllib.request.urlopen(f"http://{house.server.metrics_address}/metrics").read().decode()
+    for service, calls in ((first, 2.0), (second, 1.0)):
+        labels = f'fingerprint="{service.fingerprint:016x}",service="abuse"'
+        assert f"featurestore_vector_calls_total{{{labels}}} {calls}" in text
 
 
 def test_lists_are_of_a_vector_too(house: House) -> None:

@@ -1,11 +1,6 @@
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +11,6 @@ from transport.process import Process
 
 # Whoever is not named here has none but the best.
 MANNERS = {"grpcio": Manners(hangs_up=True, words_for_reset=True)}
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-NODE = Path(__file__).with_name("node")
 
 Connect = Callable[..., Wire]
 Start = Callable[..., Process]
@@ -79,31 +71,3 @@ def connect(server: Process) -> Iterator[Connect]:
 @pytest.fixture
 def wire(connect: Connect) -> Wire:
     return connect()
-
-
-def missing(why: str) -> None:
-    if os.environ.get("FEATURESTORE_TEST_NODE") == "required":
-        pytest.fail(why)
-    pytest.skip(why)
-
-
-@pytest.fixture(scope="session")
-def node_modules() -> Path:
-    """What clients of other makers come in, as node/package-lock.json has it: installed by npm into build/,
-    once for each lock file. Where that cannot be done the tests skip and say so; with
-    FEATURESTORE_TEST_NODE=required they fail.
-    """
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        missing("needs node and npm (Debian: apt-get install nodejs npm)")
-    lock = (NODE / "package-lock.json").read_bytes()
-    directory = REPOSITORY / "build" / f"node-{hashlib.sha256(lock).hexdigest()[:12]}"
-    if not (directory / "installed").exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(NODE / name, directory)
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=1"]
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            missing(f"npm cannot install the packages of {NODE}: {done.stderr.strip()[-500:]}")
-        (directory / "installed").touch()
-    return directory / "node_modules"

@@ -1,7 +1,7 @@
 """The service as `buf curl` reaches it, which knows nothing of it but what the server's reflection says: the
 gRPC and HTTP/2 of Connect and Go.
 
-It comes in npm's @bufbuild/buf, a program for each platform: see the fixture `node_modules`.
+It comes in npm's @bufbuild/buf, a program for each platform: see npm.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import npm
 import pytest
 
 from transport.calls import GET, GET_SCHEMA, GET_STREAM, HEALTH, INGEST_STREAM, OBSERVE, T0
-from transport.conftest import missing
 from transport.process import Process
 
 CODE_SHIFT = 3  # its exit code is the status's number times eight
@@ -26,11 +26,11 @@ Curl = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def buf(node_modules: Path) -> Path:
-    program = node_modules / ".bin" / "buf"
+def buf() -> Path:
+    program = npm.node_modules() / ".bin" / "buf"
     done = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        missing(f"buf does not run on this platform: {done.stderr.strip()[-500:]}")
+        npm.missing(f"buf does not run on this platform: {done.stderr.strip()[-500:]}")
     return program
 
 

@@ -1,25 +1,24 @@
 """The service as it is called from Node with `@grpc/grpc-js`, an HTTP/2 and gRPC of other makers than ours.
 
-Its packages come from npm: see the fixture `node_modules`.
+Its packages come from npm: see npm.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import npm
 import pytest
 
 from transport.calls import T0
 from transport.process import Process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = Path(__file__).with_name("node")
 PROTO = REPOSITORY / "proto"
 HOT, REGISTRY = "FeatureStoreService", "RegistryService"
 
@@ -27,15 +26,12 @@ Ask = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def ask(server: Process, node_modules: Path) -> Iterator[Ask]:
+def ask(server: Process) -> Iterator[Ask]:
     """ask(**command) → what one client in Node, on one connection, says of it: see node/client.js."""
     files = sorted(str(path) for path in PROTO.rglob("*_service.proto"))
+    command, environment = npm.node("client.js", server.address, str(PROTO), *files)
     child = subprocess.Popen(
-        ["node", str(SOURCES / "client.js"), server.address, str(PROTO), *files],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "NODE_MODULES": str(node_modules)},
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
     assert child.stdin is not None
     assert child.stdout is not None
