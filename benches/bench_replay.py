@@ -83,7 +83,7 @@ def bench_replay(
     ratio = median(a / b for a, b in zip(seconds[kind], seconds["apart"], strict=True))
     benchmark.extra_info.update(times_apart=ratio, events_per_s=n_events / median(seconds[kind]))
     found(
-        f"{n_events / median(seconds[kind]):,.0f} events/s {kind}, {n_events / median(seconds['apart']):,.0f} "
-        f"one behind the other: {ratio:.2f} times the time; checksum "
-        + ", ".join(f"{one:08x}" for one in sorted(sums))
+        f"{n_events / median(seconds[kind]):,.0f} events/s {kind}, "
+        f"{n_events / median(seconds['apart']):,.0f} one behind the other: {ratio:.2f} times the time; "
+        "checksum " + ", ".join(f"{one:08x}" for one in sorted(sums))
     )

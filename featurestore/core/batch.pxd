@@ -51,7 +51,8 @@ ctypedef struct Batch:
 cdef bint batch_holds(const Batch* batch) noexcept nogil
 # Events lo..hi-1 of a batch, as one that shares its columns and its outcomes; columns: room for descriptions
 # of n_columns of them.
-cdef void batch_part(const Batch* whole, uint32_t lo, uint32_t hi, Column* columns, Batch* part) noexcept nogil
+cdef void batch_part(const Batch* whole, uint32_t lo, uint32_t hi, Column* columns,
+                     Batch* part) noexcept nogil
 
 # The array itself, or a contiguous copy where it is strided; InvalidEventError where it is no 1-d array of n
 # such numbers.

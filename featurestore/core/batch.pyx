@@ -78,7 +78,8 @@ cdef bint batch_holds(const Batch* batch) noexcept nogil:
     return True
 
 
-cdef void batch_part(const Batch* whole, uint32_t lo, uint32_t hi, Column* columns, Batch* part) noexcept nogil:
+cdef void batch_part(const Batch* whole, uint32_t lo, uint32_t hi, Column* columns,
+                     Batch* part) noexcept nogil:
     cdef uint16_t k
     part[0] = whole[0]
     part.n_events = hi - lo

@@ -708,8 +708,8 @@ cdef int _observe_merged(StateC* state, Merged* parts, const uint32_t* which, co
         batch_part(part.batch, part.next, part.next + end - begin, columns, &batch)
         if service != NULL:
             _at_event(outputs, n_read * service.width, &out)
-        if _observe(state, &batch, &origin, nows_ms[begin], part.peek, service if wanted[begin] else NULL, work,
-                    &out, part.partly + part.next, part.shed + part.next) < 0:
+        if _observe(state, &batch, &origin, nows_ms[begin], part.peek, service if wanted[begin] else NULL,
+                    work, &out, part.partly + part.next, part.shed + part.next) < 0:
             return -1
         part.next += end - begin
         if wanted[begin]:

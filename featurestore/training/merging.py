@@ -47,8 +47,8 @@ class Stream(Protocol[R_co]):
 
 @dataclass
 class Block(Generic[R]):
-    """Rows in order, which come before all that are still to come: of each of `pieces`, which are (run, begin,
-    end), all or some. `which` and `at` say of each row its piece and its place in the run."""
+    """Rows in order, which come before all that are still to come: of each of `pieces`, (run, begin, end),
+    all or some. `which` and `at` say of each row its piece and its place in the run."""
 
     pieces: list[tuple[R, int, int]]
     which: NDArray[np.int64]
@@ -62,7 +62,8 @@ class Block(Generic[R]):
         """The place of each row among those of the pieces, one piece after the other."""
         begins = np.array([begin for _, begin, _ in self.pieces])
         starts = np.cumsum([0, *(end - begin for _, begin, end in self.pieces[:-1])])
-        return (starts - begins)[self.which] + self.at
+        places: NDArray[np.int64] = (starts - begins)[self.which] + self.at
+        return places
 
     def column(self, get: Callable[[R, slice], NDArray[Any]]) -> NDArray[Any]:
         """Of each row, where `get` gives an array for the rows of a piece."""

@@ -221,7 +221,8 @@ def test_rows_that_alternate_are_answered_as_one_by_one(
         options["points_time"] = "time:ms"
     else:
         options |= {"emit": draw.sample(list(events), 2), "keep": ["label"]}
-    monkeypatch.setattr(run, "batch_events", lambda n_features, bounds, n=draw.choice([10, 65536]): n)
+    n_batch = draw.choice([10, 65536])
+    monkeypatch.setattr(run, "batch_events", lambda n_features, bounds: n_batch)
     inputs = {name: made.table(rows) for name, rows in events.items()}
     found = replay(inputs, plan_of(n_types), "s", **options)
     monkeypatch.setattr(run, "State", RowByRow)
