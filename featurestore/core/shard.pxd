@@ -102,7 +102,7 @@ ctypedef struct Job:             # one batch being applied and read; everything 
     bint peek
 
 cdef int shard_init(Shard* shard, Pool* pool) noexcept nogil     # 0, or -1. The pool is borrowed
-cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil
+cdef void shard_clear(Shard* shard) noexcept nogil
 
 # Applies and reads parts, which are all of this shard and in position order. 0, or -1 when out of memory.
 cdef int shard_apply(Shard* shard, const Job* job, const Part* parts, uint32_t n_parts) noexcept nogil

@@ -131,7 +131,7 @@ cdef int shard_init(Shard* shard, Pool* pool) noexcept nogil:
     return 0
 
 
-cdef void shard_clear(Shard* shard, const PlanC* plan) noexcept nogil:
+cdef void shard_clear(Shard* shard) noexcept nogil:
     pthread_mutex_destroy(&shard.lock)
     table_clear(&shard.table)
     arena_clear(&shard.arena)

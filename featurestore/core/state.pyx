@@ -1180,7 +1180,7 @@ cdef class State:
     def __dealloc__(self):
         cdef uint32_t i
         for i in range(self.c.n_shards):
-            shard_clear(&self.c.shards[i], self.c.plan)
+            shard_clear(&self.c.shards[i])
         free(self.c.shards)
         pool_clear(&self.c.pool)
         free(self.cut_nows)

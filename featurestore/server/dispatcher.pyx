@@ -573,6 +573,7 @@ cdef class Served:
 
 
 @cython.final
+@cython.no_gc_clear              # hosts that are freed give their calls back to it, and those ask its engine
 cdef class Dispatcher:
     """Answers the hot methods of one store.
 

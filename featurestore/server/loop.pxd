@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from featurestore.server.connection cimport Connection, LoopC
 from featurestore.server.host cimport Host, host_structs
 from featurestore.server.tls cimport TlsC, TlsContext, tls_structs
+from featurestore.storage.journal cimport Journal
 
 ctypedef struct Listener:
     int fd
@@ -28,6 +29,7 @@ ctypedef struct Sockets:             # of one loop; belongs to the thread that r
 cdef class Loop:
     cdef Sockets s
     cdef readonly Host host
+    cdef Journal journal             # that tells it what is durable; a collector may empty the engine before
     cdef TlsContext tls
     cdef object sockets              # keeps the listening sockets open
     cdef bint made

@@ -565,7 +565,6 @@ cdef class Loop:
 
     def __init__(self, Host host not None, list sockets not None, TlsContext tls=None):
         cdef epoll_event event
-        cdef JournalState* journal = host.dispatcher.engine.journal.state
         cdef int i
         if self.made:
             raise ValueError("a Loop is made once")
@@ -573,6 +572,7 @@ cdef class Loop:
             raise MemoryError
         self.made = True
         self.host = host
+        self.journal = host.dispatcher.engine.journal
         self.sockets = sockets
         self.tls = tls
         self.s.tls = NULL if tls is None else &tls.c
@@ -593,14 +593,14 @@ cdef class Loop:
         for i in range(self.s.n_listeners):
             self.s.listeners[i].fd = sockets[i].fileno()
             _pause(&self.s, &self.s.listeners[i], False)
-        if journal_add_hook(journal, _on_durable, &self.s.loop) != 0:
+        if journal_add_hook(self.journal.state, _on_durable, &self.s.loop) != 0:
             raise LimitError(
                 "the store's journal tells no more loops what is durable; run fewer loop threads")
         self.hooked = True
 
     def __dealloc__(self):
         if self.hooked:
-            journal_remove_hook(self.host.dispatcher.engine.journal.state, _on_durable, &self.s.loop)
+            journal_remove_hook(self.journal.state, _on_durable, &self.s.loop)
         if self.made:
             loop_free(&self.s.loop)
         if self.s.epoll_fd >= 0:
@@ -628,9 +628,10 @@ cdef class Loop:
 
     def close(self):
         """When `run` has returned and nobody has errands of it: hears of the journal no more."""
-        cdef JournalState* journal = self.host.dispatcher.engine.journal.state
+        cdef JournalState* journal
         if self.hooked:
             self.hooked = False
+            journal = self.journal.state
             with nogil:
                 journal_remove_hook(journal, _on_durable, &self.s.loop)
 

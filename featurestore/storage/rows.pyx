@@ -149,6 +149,7 @@ cdef struct Pages:                # of the last commit
 
 
 @cython.final
+@cython.no_gc_clear              # of what it holds, its end needs `ids`, which a collector may clear before
 cdef class RowStore:
     """One store of rows in a directory of its own (data.mdb and LMDB's lock.mdb). Made by `open`.
 
