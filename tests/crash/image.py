@@ -705,8 +705,12 @@ def check_images(
     scratch: Path,
     *,
     timeout_s: float = 60.0,
+    until_failure: bool = False,
 ) -> CutReport:
     """Builds an image for each cut and calls `check` on it in a forked child; to raise or to die is to fail.
+
+    `until_failure` ends at the first that fails: for what must be noticed, but by no one cut for certain,
+    hundreds of cuts may be given and a few are made.
 
     A child of its own each: a broken database may be a SIGBUS or an endless loop in the code that reads it, a
     store's background threads end with it, and forking after the imports makes it cheap.
@@ -721,6 +725,8 @@ def check_images(
         report.uncertain += bool(image.blocks_unsynced or image.names_unsynced)
         if why:
             report.failures.append((cut, why))
+            if until_failure:
+                break
     return report
 
 

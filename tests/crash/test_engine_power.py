@@ -149,4 +149,5 @@ class TestPowerCuts:
     def test_the_checker_would_notice_syncs_that_do_nothing(self, root: Path, calls: str) -> None:
         run_program(root, 25)
         trace = Trace.load(root.parent / "trace", ignore_syncs=[calls])
-        assert check_images(trace, trace.cuts(16, seed=1, after=created(trace)), check, root.parent).failures
+        cuts = trace.cuts(200, seed=1, after=created(trace))
+        assert check_images(trace, cuts, check, root.parent, until_failure=True).failures

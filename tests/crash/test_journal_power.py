@@ -150,7 +150,8 @@ class TestPowerCuts:
     def test_the_checker_would_notice_syncs_that_do_nothing(self, root: Path, calls: str) -> None:
         run_program(root, "group", 2, 30)
         trace = Trace.load(root.parent / "trace", ignore_syncs=[calls])
-        assert check_images(trace, trace.cuts(20, seed=1), check, root.parent).failures
+        cuts = trace.cuts(200, seed=1)
+        assert check_images(trace, cuts, check, root.parent, until_failure=True).failures
 
 
 class TestFailingDisk:
